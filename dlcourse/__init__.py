@@ -1,0 +1,1 @@
+"""Distributed training in notebooks: every concept runs in real processes."""
