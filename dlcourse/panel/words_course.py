@@ -1,0 +1,216 @@
+"""Words of the course tools: lesson titles, predictions, claims, exercises, headless runs.
+
+Key → (Korean, English), like `words.py`, which takes them in.
+"""
+
+from __future__ import annotations
+
+COURSE_WORDS: dict[str, tuple[str, str]] = {
+    # The start page
+    "course.index.lesson": ("레슨", "Lesson"),
+    "course.index.question": ("이 레슨이 답하는 질문", "The question it answers"),
+    "course.index.planned": ("준비 중", "not written yet"),
+    "lesson.00_start.title": ("시작하기", "Start here"),
+    "lesson.00_start.question": (
+        "랭크란 무엇이고, 이 컴퓨터에서는 무엇을 해 볼 수 있을까요?",
+        "What is a rank, and what can this machine show?",
+    ),
+    "lesson.01_collectives.title": ("집합 통신", "Collectives"),
+    "lesson.01_collectives.question": (
+        "랭크 네 개가 숫자를 합치려면 바이트가 얼마나 오가야 할까요?",
+        "How many bytes must move for four ranks to add up their numbers?",
+    ),
+    "lesson.02_backends.title": ("통신 백엔드", "Communication backends"),
+    "lesson.02_backends.question": (
+        "같은 올리듀스인데 NCCL, Gloo, MPI는 왜 속도가 다를까요?",
+        "Why is the same all-reduce fast in one library and slow in another?",
+    ),
+    "lesson.03_data_parallel.title": ("데이터 병렬화", "Data parallelism"),
+    "lesson.03_data_parallel.question": (
+        "GPU 여덟 개로 나누어 학습해도 한 개로 학습한 것과 같을까요?",
+        "Does training on eight GPUs give what one GPU gives?",
+    ),
+    "lesson.04_tensor_parallel.title": ("텐서 병렬화", "Tensor parallelism"),
+    "lesson.04_tensor_parallel.question": (
+        "행렬 하나가 GPU 한 개에 다 들어가지 않으면 어떻게 할까요?",
+        "What if one matrix does not fit on one GPU?",
+    ),
+    "lesson.05_pipeline_parallel.title": ("파이프라인 병렬화", "Pipeline parallelism"),
+    "lesson.05_pipeline_parallel.question": (
+        "층을 나누어 맡기면 왜 노는 시간이 생기고, 어떻게 줄일까요?",
+        "Why do stages stand idle, and how is that made less?",
+    ),
+    "lesson.06_zero.title": ("ZeRO와 FSDP", "ZeRO and FSDP"),
+    "lesson.06_zero.question": (
+        "복제본마다 똑같이 들고 있는 메모리를 없앨 수 있을까요?",
+        "Must every replica hold the same memory?",
+    ),
+    "lesson.07_moe.title": ("전문가 혼합 (MoE)", "Mixture of experts"),
+    "lesson.07_moe.question": (
+        "계산량은 그대로 두고 파라미터만 늘리면 더 잘 배울까요?",
+        "Do more parameters help when the compute stays the same?",
+    ),
+    "lesson.08_expert_parallel.title": ("전문가 병렬화", "Expert parallelism"),
+    "lesson.08_expert_parallel.question": (
+        "토큰을 다른 랭크의 전문가에게 보내고 받는 데 얼마가 들까요?",
+        "What does it cost to send tokens to experts elsewhere and back?",
+    ),
+    "lesson.09_accumulation.title": ("그래디언트 누적", "Gradient accumulation"),
+    "lesson.09_accumulation.question": (
+        "16개씩 네 번은 64개 한 번과 정말 같을까요?",
+        "Are four batches of 16 really one batch of 64?",
+    ),
+    "lesson.10_mixed_precision.title": ("혼합 정밀도", "Mixed precision"),
+    "lesson.10_mixed_precision.question": (
+        "16비트로 바꾸면 메모리가 정말 절반이 될까요?",
+        "Does memory really halve with 16 bits?",
+    ),
+    "lesson.11_checkpointing.title": ("활성화 체크포인팅", "Activation checkpointing"),
+    "lesson.11_checkpointing.question": (
+        "버렸다가 다시 계산하면 무엇을 얻고 무엇을 잃을까요?",
+        "What is won and lost by throwing away and computing again?",
+    ),
+    "lesson.12_sharding_offload.title": ("샤딩과 오프로드", "Sharding and offload"),
+    "lesson.12_sharding_offload.question": (
+        "모델을 GPU와 CPU에 나누어 두면 어디가 병목이 될까요?",
+        "Where is the bottleneck of a model spread over GPU and CPU?",
+    ),
+    "lesson.13_memory_anatomy.title": ("메모리 해부", "Anatomy of memory"),
+    "lesson.13_memory_anatomy.question": (
+        "메모리는 어디에 쓰이고, 무엇부터 줄여야 할까요?",
+        "Where does memory go, and which saving comes first?",
+    ),
+    "lesson.14_deepspeed_vs_mps.title": ("DeepSpeed와 맥 MPS", "DeepSpeed and Mac MPS"),
+    "lesson.14_deepspeed_vs_mps.question": (
+        "같은 학습을 설정 파일로 할 때와 손으로 짤 때 무엇이 다를까요?",
+        "What differs between one job by configuration and by hand?",
+    ),
+    "lesson.15_choosing.title": ("전략 고르기", "Choosing a strategy"),
+    "lesson.15_choosing.question": (
+        "내 모델과 내 클러스터에는 어떤 전략이 맞을까요?",
+        "Which strategy fits my model on my cluster?",
+    ),
+    # predict and compare
+    "predict.yours": ("내 예측: {guess}", "Your prediction: {guess}"),
+    "predict.left_open": (
+        "비워 두었으므로 공식의 답을 씁니다: {formula}",
+        "Left open, so the formula's answer is used: {formula}",
+    ),
+    "compare.quantity": ("값", "quantity"),
+    "compare.guess": ("내 예측값", "your prediction"),
+    "compare.formula": ("공식의 예측값", "the formula's prediction"),
+    "compare.measured": ("측정값", "measured"),
+    "compare.ratio": ("측정값 / 예측값", "measured / predicted"),
+    "compare.no_prediction": (
+        "{id}: 예측이 없습니다. 예측 셀을 먼저 실행하면 나란히 보여 줍니다.",
+        "{id}: no prediction yet. Run the cell that predicts, and both are shown.",
+    ),
+    "compare.same": ("같음", "equal"),
+    "compare.different": ("다름", "different"),
+    # show
+    "show.where": ("{path}, {first}-{last}행", "{path}, lines {first}-{last}"),
+    # claims
+    "claim.verdict": ("판정", "verdict"),
+    "claim.statement": ("주장", "claim"),
+    "claim.lesson": ("레슨", "lesson"),
+    "claim.how": ("확인 방법", "how it is tested"),
+    "claim.figure": ("수치", "figure"),
+    "claim.recorded": ("기록된 값", "recorded"),
+    "claim.here": ("여기에서 잰 값", "measured here"),
+    "claim.origin": ("어디에서", "where"),
+    "claim.verdict.holds": ("맞습니다", "holds"),
+    "claim.verdict.holds_when": ("조건이 맞을 때만 맞습니다", "holds when …"),
+    "claim.verdict.does_not_hold": ("맞지 않습니다", "does not hold"),
+    "claim.verdict.not_tested_yet": ("아직 확인하지 않았습니다", "not tested yet"),
+    "claim.tested_in": (
+        "레슨 {lesson}에서 확인합니다",
+        "lesson {lesson} will test it",
+    ),
+    "claim.kind.measured": ("{machine}, {date}", "{machine}, {date}"),
+    "claim.kind.derived": ("계산한 값", "derived"),
+    "claim.kind.documented": ("출처: {source}", "source: {source}"),
+    # exercises
+    "check.passed": ("{id}: 통과했습니다.", "{id}: passed."),
+    "check.failed": (
+        "{id}: 아직 아닙니다. {total}개 가운데 {good}개가 맞았습니다.",
+        "{id}: not yet. {good} of {total} cases are right.",
+    ),
+    "check.not_run": ("{id}: 아직 아닙니다.", "{id}: not yet."),
+    "check.no_ranks": (
+        "랭크가 없습니다. Ranks(...) 셀을 먼저 실행하세요.",
+        "There are no ranks. Run the cell with Ranks(...) first.",
+    ),
+    "check.no_name": (
+        "{place}에 {name} 이름이 없습니다. 연습 문제 셀을 먼저 실행하세요.",
+        "{place} has no {name}. Run the exercise's cell first.",
+    ),
+    "check.place.ranks": ("랭크", "The ranks"),
+    "check.place.kernel": ("노트북", "The notebook"),
+    "check.not_callable": (
+        "{name}: 함수나 클래스여야 하는데 지금은 {kind}입니다.",
+        "{name} must be a function or a class, and is {kind}.",
+    ),
+    "check.not_sendable": (
+        "{name}: 새 랭크로 보낼 수 없습니다. {error}",
+        "{name} cannot be sent to fresh ranks: {error}",
+    ),
+    "check.stub": (
+        "아직 채우지 않은 부분(NotImplementedError)이 있습니다.",
+        "A part is not filled in yet (NotImplementedError).",
+    ),
+    "check.hang": (
+        "{seconds:g}초 안에 끝나지 않았습니다. 어떤 랭크가 다른 랭크를 끝없이 기다리거나 반복문이 "
+        "끝나지 않습니다. 모든 랭크가 같은 집합 통신을 같은 순서로 부르는지 보세요.",
+        "It did not end within {seconds:g} seconds: a rank waits for another without end, or a "
+        "loop never stops. Does every rank call the same collectives in the same order?",
+    ),
+    "check.raised": ("코드가 예외를 냈습니다.\n{error}", "The code raised an error.\n{error}"),
+    "check.rank": ("랭크 {rank}", "rank {rank}"),
+    "check.ranks": ("랭크 {ranks}", "ranks {ranks}"),
+    "check.unmet": ("조건을 만족하지 못했습니다", "the condition is not met"),
+    "check.none": (
+        "None을 돌려주었습니다. return이 빠졌나요?",
+        "returned None: is a return missing?",
+    ),
+    "check.value": (
+        "돌려준 값 {got}, 정답 {want}",
+        "returned {got}, and should be {want}",
+    ),
+    "check.shape": (
+        "모양 {got}, 정답 {want}",
+        "the shape is {got}, and should be {want}",
+    ),
+    "check.dtype": (
+        "자료형 {got}, 정답 {want}",
+        "the dtype is {got}, and should be {want}",
+    ),
+    "check.type": (
+        "돌려준 값의 종류 {got}, 필요한 종류 {want}",
+        "returned a {got}, and should return a {want}",
+    ),
+    "check.far": (
+        "값이 최대 {error:.3g}만큼 다릅니다 (허용 {atol:.3g}). 예: {got}, 정답 {want}",
+        "values are off by up to {error:.3g} (allowed: {atol:.3g}), as {got} for {want}",
+    ),
+    "check.bytes": (
+        "보낸 양 {got}: 최소 {minimum}의 {ratio:.3g}배 (허용 {allowed:.3g}배)",
+        "sent {got}: {ratio:.3g} times the minimum of {minimum} (allowed: {allowed:.3g} times)",
+    ),
+    "check.calls": (
+        "{op} 호출 {got}번, 필요한 횟수 {want}번",
+        "called {op} {got} times, and should call it {want} times",
+    ),
+    "check.at_most": (
+        "{name}: {got}. {limit} 이하여야 합니다",
+        "{name} is {got}, and may be {limit} at most",
+    ),
+    "check.at_least": (
+        "{name}: {got}. {limit} 이상이어야 합니다",
+        "{name} is {got}, and must be {limit} at least",
+    ),
+    "hint.one": ("힌트 {number}/{total}: {text}", "Hint {number} of {total}: {text}"),
+    "hint.last": (
+        "마지막 힌트입니다. 다음은 {solution}입니다.",
+        "That was the last hint; next is {solution}.",
+    ),
+}
