@@ -1,0 +1,88 @@
+"""The sixteen lessons: their names, where their files are, and how a user may name one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+LANGUAGES = ("ko", "en")
+INDEX = "index"
+
+# A lesson's source, notebooks, module and tests carry the same name.
+LESSONS = (
+    "00_start",
+    "01_collectives",
+    "02_backends",
+    "03_data_parallel",
+    "04_tensor_parallel",
+    "05_pipeline_parallel",
+    "06_zero",
+    "07_moe",
+    "08_expert_parallel",
+    "09_accumulation",
+    "10_mixed_precision",
+    "11_checkpointing",
+    "12_sharding_offload",
+    "13_memory_anatomy",
+    "14_deepspeed_vs_mps",
+    "15_choosing",
+)
+
+
+def course_root() -> Path:
+    """Folder that holds ``notebooks/`` and ``data/``: the repository, or ``DLCOURSE_ROOT``."""
+    chosen = os.environ.get("DLCOURSE_ROOT")
+    return Path(chosen) if chosen else Path(__file__).resolve().parents[2]
+
+
+def sources(root: Path) -> list[Path]:
+    """Lesson sources that exist, in lesson order."""
+    return sorted((root / "notebooks" / "source").glob("[0-9][0-9]_*.py"))
+
+
+def source_path(root: Path, name: str) -> Path:
+    return root / "notebooks" / "source" / f"{name}.py"
+
+
+def notebook_path(root: Path, lang: str, name: str) -> Path:
+    return root / "notebooks" / lang / f"{name}.ipynb"
+
+
+def written_lessons(root: Path) -> list[str]:
+    """Names of the lessons that have a source."""
+    return [path.stem for path in sources(root)]
+
+
+def all_lessons(root: Path) -> list[str]:
+    """Every lesson of the course, written or not, in order."""
+    return sorted({*LESSONS, *written_lessons(root)}) if _is_course(root) else written_lessons(root)
+
+
+def find_lesson(text: str | int, root: Path) -> str:
+    """Return the full name of a written lesson given as ``3``, ``"03"``, ``"data_parallel"`` …
+
+    Raises:
+        ValueError: no such lesson, or one that is not written yet; says which there are.
+    """
+    wanted = str(text).strip().removesuffix(".ipynb").removesuffix(".py")
+    written = written_lessons(root)
+    for name in written:
+        number, _, words = name.partition("_")
+        if wanted in (name, words) or (wanted.isdecimal() and int(wanted) == int(number)):
+            return name
+    planned = [n for n in all_lessons(root) if n not in written]
+    state = "is not written yet" if wanted in planned else "is unknown"
+    choices = ", ".join(written) if written else "none is written yet"
+    raise ValueError(f"lesson {wanted!r} {state}; choose one of: {choices}")
+
+
+def check_language(lang: str) -> str:
+    """Return ``lang``, or raise ``ValueError`` naming the two that exist."""
+    if lang not in LANGUAGES:
+        raise ValueError(f"lang={lang!r} is unknown; choose one of: {', '.join(LANGUAGES)}")
+    return lang
+
+
+def _is_course(root: Path) -> bool:
+    """True for the course itself, False for a small tree of a test."""
+    return root == Path(__file__).resolve().parents[2]
