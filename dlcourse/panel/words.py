@@ -4,9 +4,12 @@ To add words, put `"key": ("한국어", "English")` into the dict of its area, i
 `t("area.key")` finds them. Fields in braces must be the same in both languages. Korean particles
 that depend on the sound before them (을/를, 이/가) do not follow a field: rephrase.
 Terms: one Korean word for one English word in the whole course.
+The words of lessons, exercises and claims are in `words_course.py`.
 """
 
 from __future__ import annotations
+
+from dlcourse.panel.words_course import COURSE_WORDS
 
 _Area = dict[str, tuple[str, str]]
 
@@ -18,12 +21,6 @@ _CATEGORY: _Area = {
     "other": ("기타", "other"),
     "parameters": ("파라미터", "parameters"),
 }
-
-_CLAIM: _Area = {}
-
-_COURSE: _Area = {}
-
-_EXERCISE: _Area = {}
 
 _FIGURE: _Area = {}
 
@@ -97,12 +94,12 @@ _TABLE: _Area = {
 
 AREAS: dict[str, _Area] = {
     "category": _CATEGORY,
-    "claim": _CLAIM,
-    "course": _COURSE,
-    "exercise": _EXERCISE,
     "figure": _FIGURE,
     "panel": _PANEL,
     "ranks": _RANKS,
     "table": _TABLE,
 }
-WORDS = {f"{area}.{key}": words for area, table in AREAS.items() for key, words in table.items()}
+WORDS = COURSE_WORDS | {
+    f"{area}.{key}": words for area, table in AREAS.items() for key, words in table.items()
+}
+WORDS |= COURSE_WORDS  # lesson titles, predictions, claims, exercises
