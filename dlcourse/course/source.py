@@ -147,9 +147,9 @@ def _check_translation(shown: Path, block: Block, given: Any) -> list[Problem]:
             Problem(
                 shown,
                 line,
-                f'stale translation: the English cell at line {block.line} has changed (en="{given}",'
+                f'stale translation: the English at line {block.line} has changed (en="{given}",'
                 f' now "{expected}"): revise the Korean, then `dlcourse build --accept '
-                f"{shown.stem[:2]}`",
+                f"{shown.stem}`",
             )
         ]
     return []
