@@ -1,0 +1,174 @@
+"""Text to train on that every machine has: the Python standard library's own sources, as bytes.
+
+Nothing is downloaded. A byte is a token, so the vocabulary has 256 entries and there is no
+tokenizer to explain. ``data="my.txt"`` takes a file of yours instead.
+
+This module imports torch only where it hands out a batch, so that the notebook kernel can check a
+path with ``check_corpus`` before any rank starts.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sysconfig
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_LIMIT = 4 * 1024 * 1024
+# Not the standard library itself, or hardly Python that anyone would want to read
+SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib"}
+
+
+def check_corpus(data: str | os.PathLike[str] | None = None, *, block: int = 128) -> None:
+    """Raise a ``ValueError`` of one sentence where ``data`` cannot be trained on.
+
+    Reads ``block + 1`` bytes and imports no torch.
+
+    Args:
+        data: a file; ``None`` is the standard library's sources.
+        block: tokens in a sequence; a sequence and its targets need one byte more.
+    """
+    if data is None:
+        if next(_standard_library_files(), None) is None:
+            raise ValueError(
+                "this Python has no standard-library sources to train on: "
+                "give a text file of your own with data='path/to/file.txt'"
+            )
+        return
+    try:
+        path = Path(data).expanduser()
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ValueError(
+                f"data={str(data)!r} is a directory: give the path of one file inside it"
+            )
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for a writer
+            raise ValueError(f"data={str(data)!r} is not a regular file: copy its text into one")
+        with path.open("rb") as file:
+            size = len(file.read(block + 1))
+    except (TypeError, RuntimeError):
+        raise ValueError(
+            f"data={data!r} is not a path: give the path of a text file, or None for the default"
+        ) from None
+    except FileNotFoundError:
+        raise ValueError(
+            f"data={str(data)!r} does not exist: check the path "
+            f"(relative paths start at {os.getcwd()!r})"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"data={str(data)!r} cannot be read ({error.strerror}): check its permissions, "
+            "or give another file"
+        ) from None
+    if size == 0:
+        raise ValueError(f"data={str(data)!r} is empty: give a file with text in it")
+    if size <= block:
+        raise ValueError(
+            f"data={str(data)!r} has only {size} bytes: one sequence of block={block} tokens "
+            f"needs {block + 1}, so give a longer text or a smaller block"
+        )
+
+
+class Corpus:
+    """Bytes of text, and the batches of every training step.
+
+    Args:
+        data: a file; ``None`` is the standard library's sources.
+        limit: use at most this many bytes.
+        seed: which sequences the steps get.
+
+    Raises:
+        ValueError: the file is missing, empty, too short, unreadable, or a directory.
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | None = None,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        seed: int = 0,
+    ) -> None:
+        if type(limit) is not int or limit < 2:
+            raise ValueError(f"limit={limit!r} is not allowed: give a number of bytes, 2 or more")
+        check_corpus(data, block=1)
+        self.seed = seed
+        if data is None:
+            self.bytes = _standard_library(limit)
+        else:  # mapped, not read: a file may be larger than memory
+            self.bytes = np.memmap(Path(data).expanduser(), dtype=np.uint8, mode="r")[:limit]
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+    def batch(
+        self,
+        step: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch: int = 4,
+        block: int = 128,
+    ) -> tuple[Tensor, Tensor]:
+        """One rank's part of the batch of a training step, and what comes next at each position.
+
+        The whole batch of a step has ``world_size * micro_batch`` sequences. They depend on
+        ``step``, ``seed`` and that product alone: 4 ranks with 8 sequences each get the rows of
+        1 process with 32, in order, so both must compute the same update.
+
+        Returns:
+            tokens and targets, int64, each of shape (micro_batch, block).
+        """
+        for name, value in (("world_size", world_size), ("micro_batch", micro_batch)):
+            if value < 1:
+                raise ValueError(f"{name}={value} is not allowed: give 1 or more")
+        if not 0 <= rank < world_size:
+            raise ValueError(
+                f"rank={rank} is not one of world_size={world_size} ranks: "
+                f"give 0 to {world_size - 1}"
+            )
+        if step < 0:
+            raise ValueError(f"step={step} is not allowed: steps count from 0")
+        if not 1 <= block < len(self):
+            raise ValueError(
+                f"block={block} does not fit a text of {len(self)} bytes: "
+                f"give 1 to {len(self) - 1}, or a longer text"
+            )
+        import torch  # here, because the kernel imports this module and must stay small
+
+        random = np.random.default_rng((self.seed, step))
+        starts = random.integers(0, len(self) - block, size=world_size * micro_batch)
+        mine = starts[rank * micro_batch : (rank + 1) * micro_batch]
+        rows = self.bytes[mine[:, None] + np.arange(block + 1)]
+        sequences = torch.from_numpy(rows.astype(np.int64))
+        return sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
+
+
+def _standard_library_files() -> Iterator[Path]:
+    """The sources in an order that does not depend on the file system."""
+    for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
+        subfolders[:] = sorted(set(subfolders) - SKIPPED_FOLDERS)
+        for name in sorted(names):
+            if name.endswith(".py"):
+                yield Path(folder, name)
+
+
+@lru_cache(maxsize=4)
+def _standard_library(limit: int) -> np.ndarray:
+    parts, size = [], 0
+    for path in _standard_library_files():
+        try:
+            parts.append(path.read_bytes())
+        except OSError:  # a broken link in a distribution's packaging
+            continue
+        size += len(parts[-1])
+        if size >= limit:
+            break
+    return np.frombuffer(b"".join(parts)[:limit], dtype=np.uint8)
