@@ -1,0 +1,75 @@
+"""Buckets: many gradients in one buffer, because one large message costs less than many small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+class Bucket:
+    """The gradients of some parameters side by side in one flat buffer.
+
+    Attributes:
+        flat: the message, one dimension, in the parameters' dtype.
+        views: for each parameter its part of ``flat``, in the parameter's shape.
+        users: the end of ``flat`` where asked for: for each parameter, how many ranks used it.
+        num_missing: gradients that backward has not finished yet.
+        work: the all-reduce under way, or None.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], *, count_users: bool = False) -> None:
+        self.parameters = parameters
+        sizes = [parameter.numel() for parameter in parameters]
+        num_flags = len(parameters) if count_users else 0
+        self.flat = torch.zeros(
+            sum(sizes) + num_flags, dtype=parameters[0].dtype, device=parameters[0].device
+        )
+        *pieces, self.users = self.flat.split([*sizes, num_flags])
+        self.views = [
+            piece.view_as(parameter) for piece, parameter in zip(pieces, parameters, strict=True)
+        ]
+        self.num_missing = len(parameters)
+        self.work: dist.Work | None = None
+
+
+def make_buckets(
+    parameters: Iterable[nn.Parameter],
+    *,
+    bucket_cap_mb: float,
+    first_bucket_mb: float,
+    count_users: bool = False,
+) -> list[Bucket]:
+    """Fill buckets in reverse order: backward finishes the last layer's gradients first.
+
+    Args:
+        parameters: in the order of the forward pass; frozen ones are left out.
+        bucket_cap_mb: a bucket is closed as soon as it holds this many MiB.
+        first_bucket_mb: the same for the first one: small, so that communication starts early.
+        count_users: append one number for each parameter, see ``Bucket.users``.
+
+    Returns:
+        Buckets in the order in which backward fills them.
+    """
+    for name, cap_mb in (("bucket_cap_mb", bucket_cap_mb), ("first_bucket_mb", first_bucket_mb)):
+        if not cap_mb >= 0:
+            raise ValueError(
+                f"{name}={cap_mb} is not allowed: give MiB, 0 or more (0: one parameter a bucket)"
+            )
+    order = {p: position for position, p in enumerate(reversed([*parameters])) if p.requires_grad}
+    groups: list[list[nn.Parameter]] = []
+    still_open: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for parameter in order:
+        key = (parameter.dtype, parameter.device)  # one message holds one dtype
+        if key not in still_open:
+            groups.append([])
+            still_open[key] = groups[-1]
+        group = still_open[key]
+        group.append(parameter)
+        cap_mb = first_bucket_mb if group is groups[0] else bucket_cap_mb
+        if sum(p.numel() * p.element_size() for p in group) >= cap_mb * 2**20:
+            del still_open[key]
+    groups.sort(key=lambda group: order[group[-1]])
+    return [Bucket(group, count_users=count_users) for group in groups]

@@ -1,0 +1,220 @@
+"""Data parallelism: a whole copy of the model in every rank, a different part of the batch each.
+
+Three classes, one idea each. All of them start from rank 0's parameters and make every rank's
+gradient the mean over the ranks, so that equal optimizers keep the copies equal for ever:
+
+    model = OverlappedDataParallel(GPT())
+    model(tokens, targets).backward()
+    model.sync_gradients()                  # from here on, .grad is the mean over all ranks
+    optimizer.step()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dlcourse.parallel.buckets import Bucket, make_buckets
+from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.training.corpus import Corpus
+
+try:
+    from dlcourse.measure import mark_step
+except ImportError:  # until the recorder is there
+
+    def mark_step(**_: object) -> None: ...
+
+
+class NaiveDataParallel(nn.Module):
+    """After backward, one all-reduce for each parameter's gradient.
+
+    Args:
+        module: the model; after this call it equals rank 0's in every rank.
+        process_group: the ranks that share the batch; all of them by default.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, process_group: dist.ProcessGroup | None = None
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.process_group = process_group
+        self.world_size = dist.get_world_size(process_group)
+        broadcast_module(module, process_group=process_group)
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Accumulate without communication. Here, nothing is sent before ``sync_gradients``."""
+        return nullcontext()
+
+    @torch.no_grad()
+    def sync_gradients(self) -> None:
+        """Make every gradient the mean over the ranks. Call it after backward, before the step."""
+        for parameter in self.module.parameters():
+            if not parameter.requires_grad:
+                continue  # frozen
+            if parameter.grad is None:  # unused here, but another rank may be waiting for it
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad, group=self.process_group)
+            parameter.grad /= self.world_size
+
+
+class BucketedDataParallel(NaiveDataParallel):
+    """After backward, one all-reduce for each bucket: few large messages instead of many small.
+
+    A gradient becomes a view into its bucket, so the sum arrives in place. Freeze parameters
+    before this call, as with DDP. Gradients must be dense.
+
+    Args:
+        module, process_group: as above.
+        bucket_cap_mb, first_bucket_mb: see ``make_buckets``; these are what DDP uses.
+        find_unused_parameters: keep ``grad = None`` where no rank used a parameter, as one process
+            does. Without it such a gradient becomes zero. Costs one number for each parameter.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        bucket_cap_mb: float = 25.0,
+        first_bucket_mb: float = 1.0,
+        find_unused_parameters: bool = False,
+    ) -> None:
+        super().__init__(module, process_group=process_group)
+        self.find_unused_parameters = find_unused_parameters
+        self.buckets = make_buckets(
+            module.parameters(),
+            bucket_cap_mb=bucket_cap_mb,
+            first_bucket_mb=first_bucket_mb,
+            count_users=find_unused_parameters,
+        )
+
+    @torch.no_grad()
+    def launch(self, bucket: Bucket) -> None:
+        """Copy the gradients in, already divided, and start the all-reduce without waiting."""
+        for i, (parameter, view) in enumerate(zip(bucket.parameters, bucket.views, strict=True)):
+            if self.find_unused_parameters:
+                bucket.users[i] = parameter.grad is not None
+            if parameter.grad is None:
+                view.zero_()
+            else:
+                torch.mul(parameter.grad, 1 / self.world_size, out=view)
+            parameter.grad = view
+        bucket.work = dist.all_reduce(bucket.flat, group=self.process_group, async_op=True)
+
+    def sync_gradients(self) -> None:
+        """Send what has not been sent yet, then wait for all of it."""
+        for bucket in self.buckets:
+            if bucket.work is None:
+                self.launch(bucket)
+        for bucket in self.buckets:
+            bucket.work.wait()
+            bucket.work, bucket.num_missing = None, len(bucket.parameters)
+            if self.find_unused_parameters:
+                num_users = bucket.users.tolist()
+                for parameter, count in zip(bucket.parameters, num_users, strict=True):
+                    if count == 0:
+                        parameter.grad = None
+
+
+class OverlappedDataParallel(BucketedDataParallel):
+    """A bucket leaves as soon as backward has filled it, while backward goes on computing."""
+
+    def __init__(self, module: nn.Module, **options) -> None:
+        super().__init__(module, **options)
+        self.syncing = True
+        self.bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
+        for parameter in self.bucket_of:
+            parameter.register_post_accumulate_grad_hook(self.gradient_is_ready)
+
+    def gradient_is_ready(self, parameter: nn.Parameter) -> None:
+        """Backward calls this for each parameter, last layers first."""
+        if not self.syncing:
+            return
+        bucket = self.bucket_of[parameter]
+        if bucket.work is not None:
+            raise RuntimeError(
+                "backward ran twice without sync_gradients() in between: "
+                "put all but the last backward of a step into no_sync()"
+            )
+        bucket.num_missing -= 1
+        # In the buckets' order, whatever order they fill in: the ranks' messages must match
+        for next_bucket in self.buckets:
+            if next_bucket.work is None:
+                if next_bucket.num_missing > 0:
+                    break
+                self.launch(next_bucket)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Accumulate without communication. Put forward and backward inside: DDP needs both."""
+        before, self.syncing = self.syncing, False
+        try:
+            yield
+        finally:
+            self.syncing = before
+
+
+def train(
+    model: NaiveDataParallel,
+    corpus: Corpus,
+    *,
+    steps: int,
+    batch_size: int = 16,
+    block: int = 128,
+    accumulate: int = 1,
+    lr: float = 1e-3,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> list[float]:
+    """Train in every rank, on ``batch_size`` sequences a step over all ranks together.
+
+    Args:
+        model: a ``GPT`` in one of the classes above.
+        accumulate: split a rank's part of the batch into this many micro-batches.
+        optimizer: AdamW with learning rate ``lr`` by default.
+
+    Returns:
+        The loss of each step over the whole batch: the same numbers in every rank.
+
+    Raises:
+        ValueError: ranks and micro-batches do not divide ``batch_size``.
+    """
+    rank, world_size = dist.get_rank(model.process_group), model.world_size
+    if batch_size < 1 or batch_size % (world_size * accumulate):
+        raise ValueError(
+            f"batch_size={batch_size} cannot be split over {world_size} ranks with "
+            f"accumulate={accumulate}: give a multiple of {world_size * accumulate}"
+        )
+    device = next(model.parameters()).device
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
+    losses = torch.zeros(steps, dtype=torch.float64, device=device)
+    for step in range(steps):
+        optimizer.zero_grad()
+        tokens_BT, targets_BT = corpus.batch(
+            step,
+            rank=rank,
+            world_size=world_size,
+            micro_batch=batch_size // world_size,
+            block=block,
+        )
+        for i in range(accumulate):
+            x_BT = tokens_BT.chunk(accumulate)[i].to(device)
+            y_BT = targets_BT.chunk(accumulate)[i].to(device)
+            last = i == accumulate - 1
+            with nullcontext() if last else model.no_sync():
+                loss = model(x_BT, y_BT) / accumulate
+                loss.backward()
+            losses[step] += loss.detach()
+        model.sync_gradients()
+        optimizer.step()
+        mark_step(tokens=tokens_BT.numel(), loss=losses[step].item())
+    of_all_ranks = [torch.empty_like(losses) for _ in range(world_size)]
+    dist.all_gather(of_all_ranks, losses, group=model.process_group)
+    return torch.stack(of_all_ranks).mean(dim=0).tolist()
