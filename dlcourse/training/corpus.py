@@ -46,18 +46,8 @@ def check_corpus(data: str | os.PathLike[str] | None = None, *, block: int = 128
     try:
         path = Path(data).expanduser()
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise ValueError(
-                f"data={str(data)!r} is a directory: give the path of one file inside it"
-            )
-        if not stat.S_ISREG(mode):  # opening a pipe would wait for a writer
-            raise ValueError(f"data={str(data)!r} is not a regular file: copy its text into one")
-        with path.open("rb") as file:
-            size = len(file.read(block + 1))
-    except (TypeError, RuntimeError):
-        raise ValueError(
-            f"data={data!r} is not a path: give the path of a text file, or None for the default"
-        ) from None
+        # Opening a pipe would wait for a writer, so only a regular file is opened
+        size = len(_first_bytes(path, block + 1)) if stat.S_ISREG(mode) else 0
     except FileNotFoundError:
         raise ValueError(
             f"data={str(data)!r} does not exist: check the path "
@@ -68,6 +58,14 @@ def check_corpus(data: str | os.PathLike[str] | None = None, *, block: int = 128
             f"data={str(data)!r} cannot be read ({error.strerror}): check its permissions, "
             "or give another file"
         ) from None
+    except (TypeError, ValueError, RuntimeError):  # not a string, a zero byte, an unknown ~user
+        raise ValueError(
+            f"data={data!r} is not a path: give the path of a text file, or None for the default"
+        ) from None
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"data={str(data)!r} is a directory: give the path of one file inside it")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"data={str(data)!r} is not a regular file: copy its text into one")
     if size == 0:
         raise ValueError(f"data={str(data)!r} is empty: give a file with text in it")
     if size <= block:
@@ -149,6 +147,11 @@ class Corpus:
         rows = self.bytes[mine[:, None] + np.arange(block + 1)]
         sequences = torch.from_numpy(rows.astype(np.int64))
         return sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
 
 
 def _standard_library_files() -> Iterator[Path]:

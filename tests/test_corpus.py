@@ -1,0 +1,215 @@
+"""The text: the same batches whoever asks, and one clear sentence for a bad file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dlcourse.training.corpus import DEFAULT_LIMIT, Corpus, check_corpus
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "numbers.bin"
+    path.write_bytes(bytes(i * 7 % 251 for i in range(5000)))
+    return path
+
+
+def test_default_is_the_standard_library():
+    corpus = Corpus()
+    assert len(corpus) == DEFAULT_LIMIT
+    text = bytes(corpus.bytes)
+    first = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[0].read_bytes()
+    assert text.startswith(first)
+    assert text.count(b"import ") > 1000
+    check_corpus()
+
+
+def test_default_is_read_once():
+    assert Corpus(limit=5000).bytes is Corpus(limit=5000).bytes
+
+
+def test_default_does_not_depend_on_the_order_of_the_file_system(tmp_path, monkeypatch):
+    names = ["b.py", "a.py", "z/c.py", "m/d.py", "site-packages/x.py", "test/y.py", "e.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "aa.py").symlink_to(tmp_path / "missing.py")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    walk = os.walk
+
+    def shuffled(top):
+        for folder, subfolders, files in walk(top):
+            subfolders.reverse()
+            files.reverse()
+            yield folder, subfolders, files
+
+    for listing in (walk, shuffled):
+        monkeypatch.setattr(os, "walk", listing)
+        assert bytes(Corpus(limit=99 + (listing is walk)).bytes) == b"a.pyb.pym/d.pyz/c.py"
+
+
+def test_no_standard_library_sources(tmp_path, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match=r"no standard-library sources.*data="):
+        Corpus(limit=77)
+
+
+def test_targets_are_the_next_tokens(text):
+    corpus = Corpus(text)
+    tokens, targets = corpus.batch(3, micro_batch=5, block=32)
+    assert tokens.shape == targets.shape == (5, 32)
+    assert tokens.dtype == targets.dtype == torch.int64
+    assert torch.equal(tokens[:, 1:], targets[:, :-1])
+    assert torch.equal((tokens + 7) % 251, targets)  # the file counts in sevens
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 12])
+def test_the_batch_of_a_step_is_the_same_for_any_number_of_ranks(text, world_size):
+    corpus = Corpus(text)
+    for step in (0, 1, 17):
+        whole = corpus.batch(step, micro_batch=12, block=16)
+        parts = [
+            corpus.batch(
+                step, rank=rank, world_size=world_size, micro_batch=12 // world_size, block=16
+            )
+            for rank in range(world_size)
+        ]
+        for i in (0, 1):
+            assert torch.equal(torch.cat([part[i] for part in parts]), whole[i])
+
+
+def test_steps_and_seeds_read_different_text(text):
+    def tokens(step, seed):
+        return Corpus(text, seed=seed).batch(step, micro_batch=8, block=16)[0]
+
+    assert torch.equal(tokens(0, 0), tokens(0, 0))
+    assert not torch.equal(tokens(0, 0), tokens(1, 0))
+    assert not torch.equal(tokens(0, 0), tokens(0, 1))
+    assert not torch.equal(tokens(1, 0), tokens(0, 1))
+
+
+def test_every_position_can_be_drawn(tmp_path):
+    path = tmp_path / "short"
+    path.write_bytes(bytes(range(10)))
+    starts = {int(row[0]) for step in range(20) for row in Corpus(path).batch(step, block=4)[0]}
+    assert starts == {0, 1, 2, 3, 4, 5}  # a start at 5 uses bytes 5 to 9
+    tokens, targets = Corpus(path).batch(0, block=9)
+    assert tokens[0].tolist() == list(range(9))
+    assert targets[0, -1] == 9
+
+
+def test_a_limit_keeps_the_beginning(text):
+    assert len(Corpus(text, limit=100)) == 100
+    assert np.array_equal(Corpus(text, limit=100).bytes, Corpus(text).bytes[:100])
+
+
+def test_home_directory(tmp_path, text, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(Corpus(f"~/{text.name}")) == 5000
+
+
+def bad_files(tmp_path: Path) -> dict[str, tuple[object, str]]:
+    (tmp_path / "empty").touch()
+    (tmp_path / "short").write_text("x" * 128)
+    os.mkfifo(tmp_path / "pipe")
+    return {
+        "missing": (tmp_path / "nowhere.txt", r"nowhere.txt' does not exist"),
+        "under a file": (tmp_path / "short" / "x", r"cannot be read \(Not a directory\)"),
+        "directory": (tmp_path, r"is a directory: give the path of one file"),
+        "empty": (tmp_path / "empty", r"empty' is empty"),
+        "short": (tmp_path / "short", r"has only 128 bytes: .*block=128 tokens needs 129"),
+        "pipe": (tmp_path / "pipe", r"is not a regular file"),
+        "number": (7, r"data=7 is not a path"),
+        "unknown home": ("~nobody-here/x", r"is not a path"),
+        "zero byte": ("a\0b", r"is not a path"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "missing",
+        "under a file",
+        "directory",
+        "empty",
+        "short",
+        "pipe",
+        "number",
+        "unknown home",
+        "zero byte",
+    ],
+)
+def test_bad_file(tmp_path, case):
+    data, message = bad_files(tmp_path)[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        check_corpus(data)
+    assert "\n" not in str(caught.value)
+    if case != "short":  # too short for the default block, but not for a smaller one
+        with pytest.raises(ValueError, match=message):
+            Corpus(data)
+
+
+def test_a_file_that_fails_while_it_is_read():
+    if not Path("/proc/self/mem").exists():
+        pytest.skip("needs Linux")
+    with pytest.raises(ValueError, match=r"'/proc/self/mem' cannot be read \(Input/output error\)"):
+        check_corpus("/proc/self/mem")
+
+
+def test_a_file_without_permission(tmp_path):
+    """In a child that gives up root, which may read everything."""
+    path = tmp_path / "secret"
+    path.write_text("x" * 1000)
+    path.chmod(0)
+    code = (
+        "import os, sys\n"
+        "from dlcourse.training.corpus import check_corpus\n"
+        "os.geteuid() or os.seteuid(65534)\n"
+        "try: check_corpus(sys.argv[1])\n"
+        "except ValueError as error: print(error)\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert "cannot be read (Permission denied)" in out.stdout, out.stderr
+
+
+def test_checking_needs_no_torch():
+    code = (
+        "import sys\n"
+        "from dlcourse.training.corpus import Corpus, check_corpus\n"
+        "check_corpus(); Corpus()\n"
+        "print('torch' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 4, "world_size": 4}, r"rank=4 is not one of world_size=4 ranks: give 0 to 3"),
+        ({"rank": -1}, r"rank=-1 is not one of"),
+        ({"world_size": 0}, r"world_size=0 is not allowed"),
+        ({"micro_batch": 0}, r"micro_batch=0 is not allowed"),
+        ({"block": 0}, r"block=0 does not fit"),
+        ({"block": 5000}, r"block=5000 does not fit a text of 5000 bytes: give 1 to 4999"),
+    ],
+)
+def test_bad_batch(text, options, message):
+    with pytest.raises(ValueError, match=message):
+        Corpus(text).batch(0, **options)
+    with pytest.raises(ValueError, match=r"step=-1 is not allowed"):
+        Corpus(text).batch(-1)
+
+
+def test_bad_limit():
+    for limit in (0, 1, "4 MB"):
+        with pytest.raises(ValueError, match="limit="):
+            Corpus(limit=limit)

@@ -1,0 +1,145 @@
+"""The model: its size, its weights, what it may look at, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dlcourse.models.gpt import GPT, GPTConfig
+
+SMALL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
+
+
+def parameter_formula(config: GPTConfig) -> int:
+    """Counted by hand from the layers, independently of the module."""
+    C = config.n_embd
+    attention = 4 * C * C + C  # q, k, v, proj; a bias on proj alone
+    mlp = 2 * 4 * C * C + 4 * C + C
+    norms = 2 * 2 * C
+    embeddings = (config.vocab_size + config.block_size) * C
+    head = 0 if config.tie_embeddings else config.vocab_size * C
+    return config.n_layer * (attention + mlp + norms) + 2 * C + embeddings + head
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_number_of_parameters(tie_embeddings):
+    for config in (
+        GPTConfig(tie_embeddings=tie_embeddings),
+        GPTConfig(n_layer=1, n_embd=24, n_head=3, tie_embeddings=tie_embeddings),
+    ):
+        assert GPT(config).num_parameters() == parameter_formula(config)
+
+
+def test_default_size_is_what_the_docstring_says():
+    assert GPT().num_parameters() == 873_728
+    assert f"{873_728:,}" in GPTConfig.__doc__
+
+
+def test_tied_embeddings_are_one_parameter():
+    model = GPT(GPTConfig(tie_embeddings=True))
+    assert model.head.weight is model.token_embedding.weight
+    assert GPT().head.weight is not GPT().token_embedding.weight
+
+
+def test_weights_depend_on_the_seed_alone():
+    torch.manual_seed(1)
+    first = GPT(SMALL, seed=3).state_dict()
+    torch.manual_seed(2)
+    second = GPT(SMALL, seed=3).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = GPT(SMALL, seed=4).state_dict()
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_float64_model_starts_from_the_same_numbers():
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = GPT(SMALL, seed=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    single = GPT(SMALL, seed=3)
+    for a, b in zip(double.parameters(), single.parameters(), strict=True):
+        assert a.dtype == torch.float64
+        assert torch.equal(a.float(), b)
+
+
+def test_initial_spread_of_the_weights():
+    model = GPT()
+    assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.blocks[0].mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    shrunk = 0.02 / math.sqrt(2 * model.config.n_layer)
+    for block in model.blocks:
+        assert block.mlp.down.weight.std().item() == pytest.approx(shrunk, rel=0.05)
+        assert block.attention.proj.weight.std().item() == pytest.approx(shrunk, rel=0.05)
+        assert torch.equal(block.mlp_norm.weight, torch.ones(128))
+        assert not block.mlp.up.bias.any()
+
+
+def test_first_loss_is_that_of_guessing():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(256, (4, 128), generator=generator)
+    assert GPT()(tokens, tokens).item() == pytest.approx(math.log(256), abs=0.1)
+
+
+def test_a_position_sees_only_the_past():
+    model = GPT(SMALL).eval()
+    tokens = torch.arange(16)[None]
+    changed = tokens.clone()
+    changed[0, 10] = 200
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :10], after[:, :10])
+    assert not torch.allclose(before[:, 10:], after[:, 10:])
+
+
+def test_a_position_sees_all_of_the_past_and_where_it_stands():
+    model = GPT(SMALL).eval()
+    tokens = torch.arange(16)[None]
+    changed = tokens.clone()
+    changed[0, 0] = 200
+    assert not torch.allclose(model(tokens)[:, 15], model(changed)[:, 15], atol=1e-7)
+    same = model(torch.full((1, 16), 7))
+    assert not torch.allclose(same[:, 3], same[:, 12], atol=1e-4)
+
+
+def test_loss_is_the_mean_over_all_positions():
+    model = GPT(SMALL)
+    tokens = torch.arange(32).reshape(2, 16)
+    targets = tokens + 1
+    log_p = torch.log_softmax(model(tokens), dim=-1)
+    by_hand = -log_p.gather(-1, targets[..., None]).mean()
+    torch.testing.assert_close(model(tokens, targets), by_hand)
+
+
+def test_every_parameter_is_trained():
+    model = GPT(SMALL)
+    tokens = torch.arange(32).reshape(2, 16)
+    model(tokens, tokens + 1).backward()
+    assert [name for name, p in model.named_parameters() if not p.grad.any()] == []
+
+
+def test_a_model_without_storage():
+    with torch.device("meta"):
+        model = GPT(GPTConfig(n_layer=32, n_embd=4096, n_head=32, block_size=2048))
+    assert model.num_parameters() > 6e9
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_head": 3}, r"n_head=3 does not divide n_embd=128"),
+        ({"n_layer": 0}, r"n_layer=0 is not allowed"),
+        ({"n_embd": 12.5}, r"n_embd=12.5 is not allowed"),
+        ({"vocab_size": -1}, r"vocab_size=-1 is not allowed"),
+    ],
+)
+def test_bad_sizes(options, message):
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(**options)
+
+
+def test_too_long_a_sequence():
+    with pytest.raises(ValueError, match=r"17 tokens does not fit block_size=16"):
+        GPT(SMALL)(torch.zeros(1, 17, dtype=torch.long))
