@@ -1,0 +1,207 @@
+"""The command ``dlcourse``: build the lessons, run them headless, open them, show the claims."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from dlcourse.course import catalog
+
+USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence instead of the whole usage: it says what is wrong and what is allowed."""
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status (2: bad input, 1: something failed)."""
+    args, extra = _parser().parse_known_args(argv)
+    if extra and args.command != "lab":
+        print(f"dlcourse {args.command}: unknown argument {extra[0]!r}", file=sys.stderr)
+        return USAGE_ERROR
+    args.extra = extra
+    try:
+        return args.run(args)
+    except ValueError as error:
+        print(f"dlcourse {args.command}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except KeyboardInterrupt:
+        print(f"dlcourse {args.command}: interrupted; nothing is left running", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="dlcourse", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    build = commands.add_parser("build", help="make the notebooks from their sources")
+    build.add_argument("lessons", nargs="*", help="numbers or names; all by default")
+    mode = build.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="write nothing; fail on any problem")
+    mode.add_argument("--execute", action="store_true", help="renew the stored outputs, then build")
+    mode.add_argument(
+        "--accept",
+        "--hash",
+        action="store_true",
+        help="mark the Korean text of these lessons as up to date, then build",
+    )
+    build.set_defaults(run=_build)
+
+    run = commands.add_parser("run", help="run lessons without a browser")
+    run.add_argument("lesson", nargs="?", help="number or name")
+    run.add_argument("--all", action="store_true", help="run every lesson")
+    run.add_argument("--lang", default="ko", help="ko or en (default: ko)")
+    run.add_argument("--ranks", type=int, help="number of ranks (default: the lesson's)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    run.add_argument("--steps", type=int, help="training steps, where a lesson has them")
+    run.add_argument("--out", type=Path, default=Path("results"), help="folder for the results")
+    run.add_argument("--no-progress", action="store_true", help="no progress bar")
+    run.set_defaults(run=_run)
+
+    lessons = commands.add_parser("lessons", help="list the lessons")
+    lessons.add_argument("--lang", default="ko", help="ko or en (default: ko)")
+    lessons.set_defaults(run=_lessons)
+
+    claims = commands.add_parser("claims", help="list the claims and their verdicts")
+    claims.add_argument("--lang", default="ko", help="ko or en (default: ko)")
+    claims.set_defaults(run=_claims)
+
+    bench = commands.add_parser("bench", help="measure the course's own speed and size")
+    bench.add_argument("names", nargs="*", help="which measurements; all by default")
+    bench.set_defaults(run=_bench)
+
+    lab = commands.add_parser("lab", help="open JupyterLab on the start page")
+    lab.add_argument("--lang", default="ko", help="ko or en (default: ko)")
+    lab.set_defaults(run=_lab)
+    return parser
+
+
+def _build(args: argparse.Namespace) -> int:
+    from dlcourse.course import build
+    from dlcourse.course.source import accept_translations
+
+    root = catalog.course_root()
+    names = [_lesson_or_index(text, root) for text in args.lessons] or None
+    if args.check:
+        problems = build.check(root, names)
+        for problem in problems:
+            print(problem)
+        return FAILED if problems else 0
+    if args.accept:
+        if names is None:
+            raise ValueError("--accept needs the lessons whose Korean text you have revised")
+        for name in names:
+            path = catalog.source_path(root, name)
+            for line in accept_translations(path):
+                print(f"accepted: {path.relative_to(root)}:{line}")
+    if args.execute:
+        for name in names or catalog.written_lessons(root):
+            for lang in catalog.LANGUAGES:
+                for path in build.execute(root, name, lang):
+                    print(f"outputs renewed: {path.relative_to(root)}")
+    written, problems = build.build(root, names)
+    for path in written:
+        print(f"written: {path.relative_to(root)}")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return FAILED if problems else 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from dlcourse.course import run
+
+    root = catalog.course_root()
+    if args.all == bool(args.lesson):
+        raise ValueError("give one lesson, or --all")
+    catalog.check_language(args.lang)
+    names = catalog.written_lessons(root) if args.all else [catalog.find_lesson(args.lesson, root)]
+    run.check_device(args.device)
+    run.check_ranks(args.ranks)
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"steps={args.steps}: give a number from 1 on")
+    if not args.all:
+        declared = run.declared_parameters(run.read_built(names[0], args.lang, root))
+        for option, name in (("ranks", "num_ranks"), ("steps", "steps")):
+            if getattr(args, option) is not None and name not in declared:
+                raise ValueError(f"lesson {names[0]} has no parameter for --{option}: leave it out")
+    failed = 0
+    for name in names:
+        result = run.run_lesson(
+            name,
+            lang=args.lang,
+            ranks=args.ranks,
+            device=args.device,
+            steps=args.steps,
+            out=args.out,
+            root=root,
+            progress=not args.no_progress,
+        )
+        if result.passed:
+            print(f"{name} ({args.lang}): {result.wall_s:.1f} s, {result.notebook}")
+        else:
+            failed += 1
+            print(f"{name} ({args.lang}): {result.error}", file=sys.stderr)
+            print(f"the notebook up to there: {result.notebook}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def _lessons(args: argparse.Namespace) -> int:
+    from dlcourse.panel.strings import t
+
+    catalog.check_language(args.lang)
+    root = catalog.course_root()
+    written = catalog.written_lessons(root)
+    for name in catalog.all_lessons(root):
+        state = "" if name in written else f" ({t('course.index.planned', args.lang)})"
+        print(f"{name:<24}{t(f'lesson.{name}.title', args.lang)}{state}")
+    return 0
+
+
+def _claims(args: argparse.Namespace) -> int:
+    from dlcourse.course.claims import claims_table
+
+    print(claims_table(catalog.course_root(), catalog.check_language(args.lang)))
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("dlcourse.bench") is None:
+        raise ValueError("the measurements are not part of this installation")
+    from dlcourse.bench import main as bench
+
+    return bench(args.names)
+
+
+def _lab(args: argparse.Namespace) -> int:
+    catalog.check_language(args.lang)
+    root = catalog.course_root()
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise ValueError("JupyterLab is not installed: pip install 'dlcourse[lab]'")
+    command = [sys.executable, "-m", "jupyterlab", *lab_arguments(root, args.lang), *args.extra]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def lab_arguments(root: Path, lang: str) -> list[str]:
+    """JupyterLab's options: the course's folder, opened on the start page, rendered."""
+    page = f"/lab/tree/notebooks/{lang}/{catalog.INDEX}.md?factory=Markdown%20Preview"
+    return [f"--ServerApp.root_dir={root}", f"--LabApp.default_url={page}"]
+
+
+def _lesson_or_index(text: str, root: Path) -> str:
+    return text if text == catalog.INDEX else catalog.find_lesson(text, root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

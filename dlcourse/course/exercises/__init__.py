@@ -1,0 +1,51 @@
+"""Exercises: a stub to fill in, a check in fresh ranks, hints and a solution.
+
+``check("03.mean")`` takes what the learner defined from the ranks (rank 0's copy), sends it by
+value to a fresh pool, and runs the exercise's checker there with a time limit. So a check depends
+on nothing that earlier cells left in the ranks but what the learner's code itself refers to.
+
+The exercises of a lesson are in ``lesson_NN_name.py`` beside this file, in a list ``EXERCISES``.
+"""
+
+from __future__ import annotations
+
+from dlcourse.course.exercises.checking import CheckResult, check, hint, solution
+from dlcourse.course.exercises.judging import (
+    Finding,
+    Measured,
+    expect,
+    expect_at_least,
+    expect_at_most,
+    expect_calls,
+    expect_close,
+    expect_equal,
+    expect_sent,
+    measured,
+)
+from dlcourse.course.exercises.registry import (
+    Exercise,
+    all_exercises,
+    find_exercise,
+    lesson_exercises,
+)
+
+__all__ = [
+    "CheckResult",
+    "Exercise",
+    "Finding",
+    "Measured",
+    "all_exercises",
+    "check",
+    "expect",
+    "expect_at_least",
+    "expect_at_most",
+    "expect_calls",
+    "expect_close",
+    "expect_equal",
+    "expect_sent",
+    "find_exercise",
+    "hint",
+    "lesson_exercises",
+    "measured",
+    "solution",
+]

@@ -1,0 +1,288 @@
+"""Run built lessons headless: papermill with parameters, metrics as JSON, nothing left behind.
+
+The notebook's kernel is told through its environment: ``DLCOURSE_PANEL=off`` (no widgets) and
+``DLCOURSE_METRICS`` (the file to which the lesson's helpers append what they measured).
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import json
+import os
+import platform
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from dlcourse.course import catalog, metrics
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+CELL_TIMEOUT = 600  # seconds; a lesson's own limits are far shorter, this one is against hangs
+
+
+@dataclass(frozen=True)
+class LessonRun:
+    """What a headless run left: two files, and the failure if there was one."""
+
+    lesson: str
+    lang: str
+    notebook: Path
+    results: Path
+    wall_s: float
+    error: str | None
+
+    @property
+    def passed(self) -> bool:
+        return self.error is None
+
+
+def declared_parameters(notebook: Any) -> dict[str, Any]:
+    """Names and values that the notebook's parameters cell assigns."""
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            values = {}
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    values[node.targets[0].id] = ast.literal_eval(node.value)
+            return values
+    return {}
+
+
+def read_built(name: str, lang: str, root: Path) -> Any:
+    """The built notebook of a lesson; ``ValueError`` if it is not built."""
+    path = catalog.notebook_path(root, catalog.check_language(lang), name)
+    if not path.exists():
+        raise ValueError(f"{path} is not built: run `dlcourse build`")
+    return nbformat.read(path, as_version=4)
+
+
+def check_device(device: str) -> str:
+    """Return ``device`` if this machine has it.
+
+    Raises:
+        ValueError: an unknown device, or one that is not here; says which are.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device={device!r} is unknown; choose one of: {', '.join(DEVICES)}")
+    if device in ("cuda", "mps"):
+        import torch  # only here: it takes a second, and the other devices need no question
+
+        here = torch.cuda.is_available() if device == "cuda" else torch.mps.is_available()
+        if not here:
+            raise ValueError(f"device={device!r}: this machine has none; use auto or cpu")
+    return device
+
+
+def check_ranks(ranks: int | None) -> int | None:
+    """Return ``ranks`` if this machine can hold them, else ``ValueError`` with what would fit."""
+    from dlcourse.ranks.limits import fitting_ranks
+
+    if ranks is not None:
+        fit = fitting_ranks()
+        if ranks < 1:
+            raise ValueError(f"ranks={ranks}: give a number from 1 to {fit}")
+        if ranks > fit:
+            raise ValueError(f"ranks={ranks} do not fit into this machine's memory; at most {fit}")
+    return ranks
+
+
+def run_lesson(
+    name: str,
+    *,
+    lang: str = "ko",
+    ranks: int | None = None,
+    device: str = "auto",
+    steps: int | None = None,
+    out: Path = Path("results"),
+    root: Path | None = None,
+    progress: bool = True,
+) -> LessonRun:
+    """Run one lesson's notebook and write ``out/<name>.<lang>.ipynb`` and ``.json``.
+
+    Parameters that the notebook does not declare are left out. A failing cell ends the run: the
+    notebook is kept up to there, with the error in it.
+
+    Raises:
+        ValueError: an unknown lesson, language or device, before anything starts.
+        KeyboardInterrupt: interrupted; kernel and ranks have ended.
+    """
+    import papermill
+
+    root = root or catalog.course_root()
+    name = catalog.find_lesson(name, root)
+    notebook = read_built(name, lang, root)
+    check_device(device)
+    check_ranks(ranks)
+    wanted = {"lang": lang, "num_ranks": ranks, "device": device, "steps": steps}
+    declared = declared_parameters(notebook)
+    parameters = {k: v for k, v in wanted.items() if k in declared and v is not None}
+    out.mkdir(parents=True, exist_ok=True)
+    target, results = out / f"{name}.{lang}.ipynb", out / f"{name}.{lang}.json"
+    error = None
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="dlcourse-") as scratch:
+        collected = Path(scratch) / "metrics.jsonl"
+        variables = {**_headless(lang), metrics.VARIABLE: str(collected)}
+        with _environment(variables), interruptible():
+            try:
+                papermill.execute_notebook(
+                    str(catalog.notebook_path(root, lang, name)),
+                    str(target),
+                    parameters=parameters,
+                    kernel_name="python3",
+                    cwd=str(catalog.notebook_path(root, lang, name).parent),
+                    progress_bar={"desc": f"{name}.{lang}"} if progress else False,
+                    execution_timeout=CELL_TIMEOUT,
+                    store_widget_state=False,
+                )
+            except KeyboardInterrupt:
+                raise
+            except Exception as failure:  # a failed cell, a dead kernel, a time-out
+                error = _describe(failure)
+            finally:
+                _strip_widgets(target)
+                entries = metrics.read(collected)
+        wall = time.perf_counter() - start
+        used = {**declared, **parameters}
+        report = _report(name, lang, used, wall, error, entries)
+    results.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return LessonRun(name, lang, target, results, wall, error)
+
+
+def run_cells(notebook: Any, *, cwd: Path) -> None:
+    """Execute a notebook in place, headless; raises nbclient's error at the first failing cell."""
+    from nbclient import NotebookClient
+
+    lang = declared_parameters(notebook).get("lang", "ko")
+    with _environment(_headless(lang)), interruptible():
+        cwd.mkdir(parents=True, exist_ok=True)
+        NotebookClient(
+            notebook,
+            timeout=CELL_TIMEOUT,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(cwd)}},
+            store_widget_state=False,
+        ).execute()
+
+
+def machine() -> dict[str, Any]:
+    """This machine, as results describe it: what may be used, not what the host has."""
+    from dlcourse.ranks.limits import cores, memory_bytes
+
+    return {
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        "dlcourse": metadata.version("dlcourse"),
+    }
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise ``KeyboardInterrupt`` once; later ones cannot break the cleaning."""
+    told = False
+
+    def interrupt(*_: Any) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            raise KeyboardInterrupt
+
+    try:
+        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever owns it handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _headless(lang: str) -> dict[str, str]:
+    return {"DLCOURSE_PANEL": "off", "DLCOURSE_LANG": lang}
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _describe(failure: Exception) -> str:
+    """One line, for a user: which cell failed, and why."""
+    if hasattr(failure, "ename"):  # papermill's error of a cell
+        first = next((line for line in failure.source.splitlines() if line.strip()), "")
+        reason = f"{failure.ename}: {failure.evalue}" if failure.evalue else failure.ename
+        return f"cell {failure.exec_count} (`{first.strip()}`) failed: {reason}"
+    return f"{type(failure).__name__}: {failure}"
+
+
+def _strip_widgets(path: Path) -> None:
+    """No widget state in what a headless run leaves; papermill's client writes an empty one."""
+    if not path.exists():
+        return
+    notebook = nbformat.read(path, as_version=4)
+    if notebook.metadata.pop("widgets", None) is not None:
+        nbformat.write(notebook, path)
+
+
+def _report(
+    name: str,
+    lang: str,
+    parameters: dict[str, Any],
+    wall: float,
+    error: str | None,
+    entries: list[dict[str, Any]],
+) -> dict[str, Any]:
+    def of(kind: str) -> list[dict[str, Any]]:
+        return [{k: v for k, v in e.items() if k != "kind"} for e in entries if e["kind"] == kind]
+
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "lesson": name,
+        "lang": lang,
+        "passed": error is None,
+        "error": error,
+        "date": now.isoformat(timespec="seconds"),
+        "machine": machine(),
+        "parameters": parameters,
+        "wall_s": round(wall, 3),
+        "predictions": of("prediction"),
+        "comparisons": of("comparison"),
+        "claims": of("claim"),
+        "checks": of("check"),
+        "metrics": of("metric"),
+        "runs": of("run"),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,28 @@
+"""Fixtures shared by the tests: a small course tree with one demo lesson."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+# No test process, nor any kernel that it starts, has a browser to draw widgets for.
+os.environ.setdefault("DLCOURSE_PANEL", "off")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def demo_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the demo course, accepted but not built, which the tools take as the course."""
+    from dlcourse.course.source import accept_translations
+
+    root = tmp_path / "course"
+    shutil.copytree(REPOSITORY / "tests" / "demo", root)
+    (root / "data").mkdir()
+    shutil.copy(REPOSITORY / "data" / "claims.json", root / "data")
+    accept_translations(root / "notebooks" / "source" / "97_demo.py")
+    monkeypatch.setenv("DLCOURSE_ROOT", str(root))
+    return root
