@@ -55,3 +55,11 @@ GRID = "rgba(128,128,128,0.25)"
 def rank_color(rank: int) -> str:
     """Colour of a rank, `#rrggbb`; ranks above 7 take the eight colours again in turn."""
     return RANKS[rank % len(RANKS)]
+
+
+def text_on(color: str) -> str:
+    """Black or white, whichever reads better on `color` (`#rrggbb`)."""
+    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    # Relative luminance by WCAG, with the plain power 2.2; the contrasts meet at 0.18.
+    luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+    return "#000000" if luminance > 0.18 else "#ffffff"

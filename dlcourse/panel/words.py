@@ -22,7 +22,113 @@ _CATEGORY: _Area = {
     "parameters": ("파라미터", "parameters"),
 }
 
-_FIGURE: _Area = {}
+_FIGURE: _Area = {
+    "axis.buffer": ("버퍼 크기", "buffer size"),
+    "axis.memory": ("메모리 ({unit})", "memory ({unit})"),
+    "axis.peak_memory": ("최대 메모리 ({unit})", "peak memory ({unit})"),
+    "axis.ratio": (
+        "측정값 ÷ 예측값 (1이면 예측이 맞음)",
+        "measured ÷ predicted (1: the prediction is right)",
+    ),
+    "axis.sent": (
+        "랭크 하나가 보내는 양, 이론값 ({unit})",
+        "sent by one rank, in theory ({unit})",
+    ),
+    "axis.step": ("스텝", "step"),
+    "axis.step_time": ("스텝 시간 ({unit})", "time of a step ({unit})"),
+    "axis.time": ("시간 ({unit})", "time ({unit})"),
+    "axis.time_plain": ("시간", "time"),
+    "bars": ("{high}: {low}의 {ratio}배", "{high}: {ratio} times {low}"),
+    "best": ("가장 좋은 값", "best"),
+    "calls": ("호출 {calls}번, 버퍼 {bytes}", "{calls} calls, buffers {bytes}"),
+    "comm.empty": (
+        "집합 통신을 {calls}번 호출했지만 보낸 바이트는 없습니다",
+        "{calls} collective calls that send no bytes",
+    ),
+    "comm.even": (
+        "랭크마다 {bytes}씩 보냅니다. 그중 {op}: {share}",
+        "Every rank sends {bytes}; {op} is {share} of it",
+    ),
+    "comm.none": ("집합 통신이 없습니다", "No collective was called"),
+    "comm.uneven": (
+        "가장 많이 보내는 {top}번 랭크: {high}, {bottom}번 랭크: {low} (주로 {op})",
+        "Rank {top} sends most, {high}; rank {bottom} sends {low} (mostly {op})",
+    ),
+    "comm.wire": (
+        "시스템 카운터로 측정한 값: 랭크당 {bytes}",
+        "measured by the system's counters: {bytes} a rank",
+    ),
+    "cost": (
+        "α-β 모델: 지연 시간 {latency}, 대역폭 {bandwidth}/s",
+        "α-β model: latency {latency}, bandwidth {bandwidth}/s",
+    ),
+    "cost.best": (
+        "큰 버퍼에서 가장 빠른 방법: {name} (지연 시간 {latency}, 대역폭 {bandwidth}/s)",
+        "Fastest for large buffers: {name} (latency {latency}, bandwidth {bandwidth}/s)",
+    ),
+    "cost.fitted": ("α-β 모델", "α-β model"),
+    "cost.fitted_name": ("{name}: 모델", "{name}: model"),
+    "every_rank": ("모든 랭크 ({ranks})", "every rank ({ranks})"),
+    "measured": ("측정값", "measured"),
+    "memory.even": (
+        "랭크마다 최대 {bytes}. 가장 큰 몫은 {category}: {share}",
+        "Every rank peaks at {bytes}; the largest part, {category}, is {share}",
+    ),
+    "memory.none": ("살아 있는 텐서가 없습니다", "No live tensors"),
+    "memory.uneven": (
+        "{top}번 랭크 최대 {high}, {bottom}번 랭크 {low}. 가장 큰 몫은 {category}: {share}",
+        "Rank {top} peaks at {high}, rank {bottom} at {low}; "
+        "the largest part, {category}, is {share}",
+    ),
+    "memory_over_time": (
+        "{rank}번 랭크: {time}에 최대 {bytes}. 가장 큰 몫은 {category}: {share}",
+        "Rank {rank} peaks at {bytes} after {time}; the largest part, {category}, is {share}",
+    ),
+    "predicted.close": (
+        "예측이 맞았습니다. 차이는 {gap} 이내",
+        "The predictions hold: the largest gap is {gap}",
+    ),
+    "predicted.far": (
+        "예측이 가장 크게 빗나간 것: {label}, 예측의 {ratio}배",
+        "Furthest from its prediction: {label}, {ratio} times as much",
+    ),
+    "predicted.text": (
+        "측정 {measured} · 예측 {predicted}",
+        "measured {measured} · predicted {predicted}",
+    ),
+    "rank": ("랭크 {rank}", "rank {rank}"),
+    "slowest_rank": ("가장 느린 랭크", "slowest rank"),
+    "span.backward": ("역전파", "backward"),
+    "span.communication": ("통신", "communication"),
+    "span.compute": ("그 밖의 계산", "other compute"),
+    "span.forward": ("순전파", "forward"),
+    "span.optimizer": ("옵티마이저", "optimizer"),
+    "span.waiting": ("다른 랭크를 기다림", "waiting for other ranks"),
+    "sweep.many": ("가장 좋은 값: {name}, {x}에서 {y}", "Best: {name} at {x}, {y}"),
+    "sweep.one": ("{x}에서 가장 좋습니다: {y}", "Best at {x}: {y}"),
+    "throughput": (
+        "초당 {rate} 토큰: 스텝 하나에 {time} (스텝 {steps}개의 중앙값)",
+        "{rate} tokens a second: a step takes {time} (median of {steps})",
+    ),
+    "throughput.none": ("기록된 스텝이 없습니다", "No steps were marked"),
+    "throughput.time": (
+        "스텝 하나에 {time} (스텝 {steps}개의 중앙값)",
+        "A step takes {time} (median of {steps})",
+    ),
+    "timeline.alone": (
+        "통신 없음: 랭크는 시간의 {share} 동안 계산합니다",
+        "No communication: ranks compute {share} of the time",
+    ),
+    "timeline.hidden": (
+        "통신의 {hidden}가 계산 뒤에 숨습니다 (랭크당 통신 {time})",
+        "{hidden} of communication is hidden behind computation ({time} of it a rank)",
+    ),
+    "timeline.waiting": (
+        "랭크는 시간의 {share}를 기다리는 데 씁니다. 가장 늦는 것은 {rank}번 랭크",
+        "Ranks wait {share} of the time, mostly for rank {rank}",
+    ),
+    "window": (" · 스텝 {steps} / {count}", " · steps {steps} of {count}"),
+}
 
 _PANEL: _Area = {
     "alert.absent": (
@@ -41,7 +147,7 @@ _PANEL: _Area = {
         "{ranks}번 랭크가 응답하지 않습니다.",
         "No answer from rank {ranks}.",
     ),
-    "bytes": ("통신량", "bytes moved"),
+    "bytes": ("통신량", "moved"),
     "bytes.help": (
         "이 셀에서 랭크가 집합 통신에 넘긴 버퍼 크기의 합",
         "buffers that this rank gave to collectives in this cell",
@@ -86,9 +192,9 @@ _PANEL: _Area = {
 _RANKS: _Area = {}
 
 _TABLE: _Area = {
-    "bytes": ("바이트", "bytes"),
+    "one_rank": ("랭크 {ranks}", "rank {ranks}"),
     "rank": ("랭크", "rank"),
-    "ranks": ("랭크", "ranks"),
+    "ranks": ("랭크 {ranks}", "ranks {ranks}"),
     "value": ("값", "value"),
 }
 

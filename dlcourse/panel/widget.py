@@ -1,0 +1,317 @@
+"""The live panel: what each rank is doing, drawn in the notebook at most ten times a second.
+
+`Panel` is a plain object. Only `display()` in front of a person makes a widget (and only then are
+anywidget and ipywidgets imported); everywhere else every method does nothing and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from dlcourse.panel.colors import CATEGORIES, STATES, rank_color, text_on
+from dlcourse.panel.strings import language, t
+from dlcourse.panel.units import human_bytes, human_count, human_seconds, rank_ranges
+
+INTERVAL_S = 0.1  # between two messages to the browser
+SHOWN_RANKS = 16  # more would not fit a screen, nor the 4 KB of one message
+ALERT_AFTER_S = 2.0  # a collective that takes longer than this deserves a sentence
+RATE_WINDOW_S = 3.0  # tokens per second are counted over the last seconds
+
+_AWAY = ("dead", "lost")
+
+
+def front_end_present() -> bool:
+    """Whether a person's notebook is in front of this kernel, and so a widget would be seen.
+
+    JupyterLab, Notebook 7 and VS Code send the id of the cell with each request to run it, Colab
+    has its own module; papermill, nbclient and nbval do neither. The environment variable
+    DLCOURSE_PANEL, "on" or "off", overrides.
+    """
+    wish = os.environ.get("DLCOURSE_PANEL", "").strip().lower()
+    if wish not in ("", "on", "off"):
+        raise ValueError(f'DLCOURSE_PANEL={wish!r}: use "on" or "off", or leave it unset.')
+    if wish:
+        return wish == "on"
+    if "IPython" not in sys.modules:
+        return False
+    shell = sys.modules["IPython"].get_ipython()
+    kernel = getattr(shell, "kernel", None)
+    if kernel is None:
+        return False
+    if "google.colab" in sys.modules:
+        return True
+    try:
+        request = kernel.get_parent("shell")
+    except Exception:  # a kernel that is not ipykernel may not know its requests
+        return False
+    return bool((request or {}).get("metadata", {}).get("cellId"))
+
+
+@cache
+def _widget_class() -> type:
+    """The anywidget class, made at the first display: importing it costs 0.1 s and 20 MB."""
+    import anywidget
+    import traitlets
+
+    here = files("dlcourse.panel")
+
+    class DlcoursePanel(anywidget.AnyWidget):
+        _esm = (here / "panel.js").read_text("utf-8")
+        _css = (here / "panel.css").read_text("utf-8")
+        words = traitlets.Dict().tag(sync=True)
+        look = traitlets.Dict().tag(sync=True)
+        now = traitlets.Dict().tag(sync=True)
+
+    return DlcoursePanel
+
+
+class Panel:
+    """The panel of one pool of `size` ranks, in `lang` ("ko", "en"; None is the one in use)."""
+
+    def __init__(self, size: int, lang: str | None = None) -> None:
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"size={size!r}: a panel shows a whole number of ranks, at least 1.")
+        self.size = size
+        self.lang = lang or language()
+        t("panel.title", self.lang, size=size)  # refuses an unknown language here, not later
+        self._widget: Any = None
+        self._lock = threading.Lock()
+        self._pending: dict | None = None
+        self._timer: threading.Timer | None = None
+        self._sent_at = 0.0
+        self._summary = _Summary(size, self.lang)
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a widget to update."""
+        return self._widget is not None
+
+    def display(self) -> None:
+        """Show the panel below the running cell, if somebody is there to see it."""
+        if not front_end_present():
+            return
+        from IPython.display import display
+
+        if self._widget is None:
+            first = self._summary.message({"cell": 0, "busy": False, "elapsed_s": 0.0, "ranks": []})
+            look = _LOOK | {"size": self.size}
+            self._widget = _widget_class()(words=_words(self.lang), look=look, now=first)
+        display(self._widget)
+
+    def update(self, state: dict) -> None:
+        """Show `state` (see the module `dlcourse.ranks.pool`); thread-safe, returns at once.
+
+        A state that comes less than 0.1 s after the last one waits, and only the newest waiting
+        one is drawn. A state with `busy` false is the end of a cell and is drawn right away.
+        """
+        if self._widget is None:
+            return
+        with self._lock:
+            self._pending = state
+            wait = self._sent_at + INTERVAL_S - time.monotonic()
+            if wait <= 0 or not state.get("busy"):
+                self._send()
+            elif self._timer is None:
+                self._timer = threading.Timer(wait, self.flush)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def flush(self) -> None:
+        """Draw the newest state now, if one is waiting."""
+        with self._lock:
+            self._send()
+
+    def close(self) -> None:
+        """Take the widget away from the page; the object can be displayed again."""
+        with self._lock:
+            self._pending = None
+            self._send()
+            if self._widget is not None:
+                self._widget.close()
+                self._widget = None
+
+    def _send(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        state, self._pending = self._pending, None
+        if state is not None and self._widget is not None:
+            self._sent_at = time.monotonic()
+            self._widget.now = self._summary.message(state)
+
+
+class _Summary:
+    """Turns states of the pool into the small messages that the browser draws.
+
+    It remembers what one state alone does not tell: peaks, how long a rank has waited, and
+    how many tokens went by in the last seconds.
+    """
+
+    def __init__(self, size: int, lang: str) -> None:
+        self.size, self.lang = size, lang
+        self.cell: int | None = None
+        self._new_cell(None)
+
+    def _new_cell(self, cell: int | None) -> None:
+        self.cell = cell
+        self.peaks: dict[int, int] = {}
+        self.waiting_since: dict[int, tuple[str, float]] = {}
+        self.tokens_at: deque[tuple[float, int]] = deque([(0.0, 0)])
+
+    def message(self, state: dict) -> dict:
+        if state.get("cell") != self.cell:
+            self._new_cell(state.get("cell"))
+        busy, elapsed = bool(state.get("busy")), float(state.get("elapsed_s") or 0.0)
+        ranks = sorted(state.get("ranks") or [], key=lambda r: r["rank"])
+        waits = {r["rank"]: self._waited(r) for r in ranks}
+        # A pool of hundreds still shows each rank that stands out.
+        shown = [r for r in ranks if r.get("state") in _AWAY][:SHOWN_RANKS]
+        shown += [r for r in ranks if r not in shown][: SHOWN_RANKS - len(shown)]
+        more = len(ranks) - len(shown)
+        return {
+            "cell": self.cell or 0,
+            "busy": busy,
+            "t": round(elapsed, 2),
+            "status": self._status(busy, elapsed),
+            "alert": self._alert(ranks, waits),
+            "facts": self._facts(ranks, busy, elapsed),
+            "comm": self._comm(ranks),
+            "more": t("panel.more", self.lang, count=more) if more else "",
+            "ranks": [
+                self._row(r, waits[r["rank"]]) for r in sorted(shown, key=lambda r: r["rank"])
+            ],
+        }
+
+    def _status(self, busy: bool, elapsed: float) -> str:
+        if not busy and not elapsed:
+            return t("panel.status.idle", self.lang)
+        # One decimal while it counts up: a text that changes its length flickers.
+        time_ = f"{elapsed:.1f} s" if busy else human_seconds(elapsed)
+        return t("panel.status.busy" if busy else "panel.status.done", self.lang, time=time_)
+
+    def _waited(self, rank: dict) -> tuple[str, float] | None:
+        """The collective that the rank is in and the seconds it has been there."""
+        where, number = rank.get("collective"), rank["rank"]
+        if not where or rank.get("state") != "waiting":
+            self.waiting_since.pop(number, None)
+            return None
+        now, began = time.monotonic(), None
+        if isinstance(where, dict):
+            began = where.get("since_ns")
+            began = began / 1e9 if began is not None else None
+            where = f"{where['op']} #{where['seq']}"
+        if began is None or not 0 <= now - began < 86_400:  # another machine, another clock
+            known = self.waiting_since.get(number)
+            began = known[1] if known and known[0] == where else now
+        self.waiting_since[number] = (where, began)
+        return where, now - began
+
+    def _alert(self, ranks: list[dict], waits: dict[int, tuple[str, float] | None]) -> str:
+        """One sentence when something is wrong or takes long, else nothing."""
+        for state in _AWAY:
+            gone = [r["rank"] for r in ranks if r.get("state") == state]
+            if gone:
+                return t(f"panel.alert.{state}", self.lang, ranks=rank_ranges(gone))
+        late = {n: w for n, w in waits.items() if w and w[1] >= ALERT_AFTER_S}
+        if not late:
+            return ""
+        longest = _clock(max(w[1] for w in late.values()))
+        absent = [r["rank"] for r in ranks if r["rank"] not in late]
+        where = sorted({w[0] for w in late.values()})
+        if absent:
+            return t(
+                "panel.alert.absent",
+                self.lang,
+                waiting=rank_ranges(list(late)),
+                op=", ".join(where[:3]),
+                time=longest,
+                absent=rank_ranges(absent),
+            )
+        return t("panel.alert.all_wait", self.lang, time=longest, ops=", ".join(where[:3]))
+
+    def _facts(self, ranks: list[dict], busy: bool, elapsed: float) -> list[list[str]]:
+        """[field, label, text] of throughput, steps and loss, as far as a rank reported them."""
+        facts = []
+        tokens = sum(r.get("tokens") or 0 for r in ranks)
+        if tokens:
+            while len(self.tokens_at) > 1 and self.tokens_at[1][0] <= elapsed - RATE_WINDOW_S:
+                self.tokens_at.popleft()
+            began, before = self.tokens_at[0] if busy else (0.0, 0)
+            if elapsed > self.tokens_at[-1][0]:
+                self.tokens_at.append((elapsed, tokens))
+            if elapsed > began:
+                rate = (tokens - before) / (elapsed - began)
+                facts.append(["rate", t("panel.rate", self.lang), human_count(round(rate))])
+        steps = max((r.get("steps") or 0 for r in ranks), default=0)
+        if steps:
+            facts.append(["steps", t("panel.steps", self.lang), f"{steps:,}"])
+        losses = [r["loss"] for r in ranks if r.get("loss") is not None]
+        if losses:
+            facts.append(["loss", t("panel.loss", self.lang), f"{sum(losses) / len(losses):.4g}"])
+        return facts
+
+    def _comm(self, ranks: list[dict]) -> list[list]:
+        """[collective, bytes, calls, text], of the rank that moved most, most bytes first."""
+        most: dict[str, tuple[int, int]] = {}
+        for rank in ranks:
+            calls = rank.get("comm_calls") or {}
+            for op, count in (rank.get("comm_bytes") or {}).items():
+                most[op] = max(most.get(op, (0, 0)), (count, calls.get(op, 0)))
+        rows = sorted(most.items(), key=lambda item: (-item[1][0], item[0]))
+        return [[op, *pair, f"{human_bytes(pair[0])} · {pair[1]:,}×"] for op, pair in rows[:8]]
+
+    def _row(self, rank: dict, waited: tuple[str, float] | None) -> dict:
+        number, state = rank["rank"], rank.get("state", "idle")
+        memory = [int((rank.get("memory") or {}).get(name, 0)) for name in CATEGORIES]
+        total = sum(memory)
+        peak = self.peaks[number] = max(self.peaks.get(number, 0), total)
+        if waited:
+            text = t("panel.waiting", self.lang, op=waited[0], time=_clock(waited[1]))
+        else:
+            text = t(f"panel.state.{state}", self.lang)
+        moved = sum((rank.get("comm_bytes") or {}).values())
+        notes = [t("panel.peak", self.lang, bytes=human_bytes(peak))]
+        if rank.get("pss_bytes"):
+            notes.append(t("panel.process", self.lang, bytes=human_bytes(rank["pss_bytes"])))
+        return {
+            "r": number,
+            "s": state,
+            "text": text,
+            "m": memory,
+            "mt": human_bytes(total),
+            "p": peak,
+            "note": " · ".join(notes),
+            "b": moved,
+            "bt": human_bytes(moved),
+        }
+
+
+def _clock(seconds: float) -> str:
+    """A running clock: no more digits than can be read while it runs."""
+    return human_seconds(seconds) if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _words(lang: str) -> dict[str, str]:
+    fixed = "bytes bytes.help close collapse comm comm.none memory memory.help timeline"
+    fixed += " timeline.help state.dead state.idle state.lost state.running state.waiting"
+    words = {name: t(f"panel.{name}", lang) for name in fixed.split()}
+    words |= {f"category.{name}": t(f"category.{name}", lang) for name in CATEGORIES}
+    # The browser writes the number of a rank and of the ranks into these two.
+    words["rank"] = t("panel.rank", lang, rank="{}")
+    words["title"] = t("panel.title", lang, size="{}")
+    words["label"] = t("panel.label", lang, size="{}")
+    return words
+
+
+_LOOK = {
+    "categories": [[name, color, text_on(color)] for name, color in CATEGORIES.items()],
+    "states": STATES,
+    "ranks": [rank_color(rank) for rank in range(8)],
+}
