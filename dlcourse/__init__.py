@@ -1,1 +1,43 @@
-"""Distributed training in notebooks: every concept runs in real processes."""
+"""Distributed training in notebooks: every concept runs in real processes.
+
+Importing the package in a notebook makes `%%ranks` cells known. It does not import torch: that
+happens in the ranks.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from dlcourse.ranks.magic import register
+
+__version__ = "0.1.0"
+
+# Loaded at first use, so that a rank or a script takes only what it needs.
+_HOME = {
+    "RankError": "dlcourse.ranks",
+    "Ranks": "dlcourse.ranks",
+    "RanksInterrupted": "dlcourse.ranks",
+    "default_pool": "dlcourse.ranks",
+    "expect_failure": "dlcourse.ranks",
+    "check": "dlcourse.course",
+    "claim": "dlcourse.course",
+    "compare": "dlcourse.course",
+    "hint": "dlcourse.course",
+    "lesson": "dlcourse.course",
+    "predict": "dlcourse.course",
+    "record_metric": "dlcourse.course",
+    "show": "dlcourse.course",
+    "solution": "dlcourse.course",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'dlcourse' has no attribute {name!r}")
+
+
+register()

@@ -1,0 +1,87 @@
+"""What this machine, or the container around it, lets us use."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import psutil
+
+MIB = 1024**2
+# Proportional set size of forked ranks, measured on Linux with torch 2.13 (CPU): what all of them
+# share (torch's code and data, the agent, the launcher), and what each adds once it has trained a
+# small model. Only used to refuse what cannot fit.
+SHARED_BYTES = 260 * MIB
+RANK_BYTES = 45 * MIB
+
+
+def _cgroup_value(v2: str, v1: str) -> str | None:
+    """One limit of our own control group, version 2 or 1; None where there is none."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    groups = {name: path for _, names, path in (x.split(":", 2) for x in lines)
+              for name in names.split(",")}  # fmt: skip
+    controller = v1.split("/")[0]
+    own = groups.get(controller, "/")
+    candidates = [
+        Path("/sys/fs/cgroup") / groups.get("", "/").lstrip("/") / v2,
+        Path("/sys/fs/cgroup") / v2,
+        Path("/sys/fs/cgroup") / controller / own.lstrip("/") / v1.split("/")[1],
+        Path("/sys/fs/cgroup") / v1,
+    ]
+    for file in candidates:
+        try:
+            return file.read_text().strip()
+        except OSError:
+            continue
+    return None
+
+
+def cores() -> int:
+    """CPU cores we may use: the smallest of affinity and control-group quota, at least 1."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = _cgroup_value("cpu.max", "cpu/cpu.cfs_quota_us")
+    if quota and " " in quota:  # version 2: "quota period"
+        limit, period = quota.split()
+        if limit != "max":
+            available = min(available or 1, math.ceil(int(limit) / int(period)))
+    elif quota and quota != "-1" and quota.isdigit():
+        period = _cgroup_value("cpu.max", "cpu/cpu.cfs_period_us") or "100000"
+        available = min(available or 1, math.ceil(int(quota) / int(period)))
+    return max(1, available or 1)
+
+
+def memory_bytes() -> int:
+    """Memory we may use in bytes: the machine's, or the control group's limit if smaller."""
+    total = psutil.virtual_memory().total
+    limit = _cgroup_value("memory.max", "memory/memory.limit_in_bytes")
+    if limit and limit.isdigit():
+        total = min(total, int(limit))
+    return total
+
+
+def out_of_memory_kills() -> int:
+    """How many processes of our control group the kernel has killed for lack of memory."""
+    text = _cgroup_value("memory.events", "memory/memory.oom_control") or ""
+    for line in text.splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
+def default_ranks() -> int:
+    """Four ranks, or two where there is under 1.5 GB."""
+    return 4 if memory_bytes() >= 1.5e9 else 2
+
+
+def fitting_ranks() -> int:
+    """How many ranks fit into this machine's memory, leaving a quarter of it to others."""
+    return max(1, int((0.75 * memory_bytes() - SHARED_BYTES) // RANK_BYTES))
+
+
+def threads_per_rank(n: int) -> int:
+    """OpenMP threads for each of n ranks: the cores divided among them, at least 1."""
+    return max(1, cores() // n)

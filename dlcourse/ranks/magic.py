@@ -1,0 +1,68 @@
+"""The `%%ranks` cell magic."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from typing import Any, NoReturn
+
+from dlcourse.ranks.failure import expect_failure
+from dlcourse.ranks.pool import Ranks, default_pool
+
+USAGE = "%%ranks [0,2] [--fast] [--fails TEXT]"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"%%ranks: {message}. Write {USAGE}")
+
+
+def _arguments(line: str) -> argparse.Namespace:
+    parser = _Parser(prog="%%ranks", add_help=False)
+    parser.add_argument("ranks", nargs="?")
+    parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--fails", metavar="TEXT")
+    return parser.parse_args(shlex.split(line))
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    """ "0,2" → [0, 2]; "0-2" → [0, 1, 2]."""
+    if text is None:
+        return None
+    try:
+        numbers: list[int] = []
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+        return numbers
+    except ValueError:
+        raise ValueError(f"%%ranks: {text!r} names no ranks. Write {USAGE}") from None
+
+
+def ranks_magic(line: str, source: str) -> Any:
+    """Run a cell in every rank.
+
+    %%ranks              in all ranks, recorded (`ranks.last` holds what was measured)
+    %%ranks 0,2          in some of them
+    %%ranks --fast       without the recorder, for honest times
+    %%ranks --fails X    the cell must fail with a message that says X
+    """
+    arguments = _arguments(line)
+    pool: Ranks = default_pool()
+    chosen = _numbers(arguments.ranks)
+    if arguments.fails is None:
+        return pool.cell(source, chosen, record=not arguments.fast)
+    with expect_failure(arguments.fails):
+        pool.cell(source, chosen, record=not arguments.fast)
+    return None
+
+
+def register() -> None:
+    """Make `%%ranks` known to the notebook, if this runs in one."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
+    shell = get_ipython()
+    if shell is not None:
+        shell.register_magic_function(ranks_magic, "cell", "ranks")

@@ -1,0 +1,401 @@
+"""A rank: runs cells and functions in its main thread, while a second thread answers the notebook.
+
+The second thread is what makes hangs explain themselves: Python cannot interrupt a collective that
+waits in C++, but another thread can still tell where the main thread stands, which collectives it
+has started, and cut the connections so that the wait ends in an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+import linecache
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+import traceback
+import types
+from collections import deque
+from datetime import timedelta
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import cloudpickle
+import torch
+import torch.distributed as dist
+import zmq
+
+from dlcourse.measure.process import pss_bytes
+
+try:
+    from dlcourse.measure.recorder import Recorder
+except ImportError:
+
+    class Recorder:
+        def __init__(self, *a):
+            pass
+
+        def start(self):
+            pass
+
+        def stop(self):
+            return None
+
+        def sample(self):
+            return {}
+
+
+import contextlib
+
+from dlcourse.ranks.agent import STREAMS, end_with_parent
+from dlcourse.ranks.channel import Link, Wakeup, dumps_result, name_of
+from dlcourse.ranks.display import describe
+
+_DISTRIBUTED = dist.distributed_c10d.__file__
+
+
+def main(request: dict) -> None:
+    """The entry point that torch elastic calls in each rank."""
+    Rank(request).serve()
+
+
+class Rank:
+    """One rank of a pool: its namespace, its process group and its link to the notebook."""
+
+    def __init__(self, request: dict) -> None:
+        self.launcher = os.getppid()
+        end_with_parent()
+        self.rank = int(os.environ["RANK"])
+        self.size = int(os.environ["WORLD_SIZE"])
+        self.request = request
+        self._redirect_output(Path(request["directory"]))
+        self.main_thread = threading.get_ident()
+        self.running: int | None = None  # the number of the cell that runs now
+        self.cut = False  # connections were cut to end a wait
+        self.interrupted_at = 0.0
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the agent ends ranks with SIGKILL
+        _prefer_as_victim()
+        torch.set_num_threads(request["threads"])
+        self.generation = 0
+        self.store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=60),
+        )
+        self.device = self._device()
+        self.recorder = Recorder(self.rank, self.size)
+        self.inbox: SimpleQueue[dict] = SimpleQueue()
+        self.outbox: deque[dict] = deque()
+        self.wakeup = Wakeup()
+        self.namespace = self._namespace()
+
+    # -- set-up ---------------------------------------------------------------------------------
+
+    def _redirect_output(self, directory: Path) -> None:
+        """Send descriptors 1 and 2 to the agent; C++ and subprocesses included."""
+        for target, stream in enumerate(STREAMS, start=1):
+            pipe = os.open(directory / f"{self.rank}.{stream}", os.O_WRONLY)
+            os.dup2(pipe, target)
+            os.close(pipe)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the launcher made it empty
+        sys.stdout = open(  # noqa: SIM115
+            1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+        )
+        sys.stderr = open(  # noqa: SIM115
+            2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+        )
+
+    def _device(self) -> torch.device:
+        kind = self.request["device"]
+        if kind == "cuda":
+            device = torch.device("cuda", self.rank % torch.cuda.device_count())
+            torch.cuda.set_device(device)
+            return device
+        return torch.device(kind)
+
+    def _namespace(self) -> dict[str, Any]:
+        """The names a cell finds; a fresh `__main__`, so that its classes pickle by value."""
+        module = types.ModuleType("__main__")
+        module.__dict__.update(
+            __builtins__=builtins,
+            rank=self.rank,
+            world_size=self.size,
+            device=self.device,
+            torch=torch,
+            dist=dist,
+            nn=torch.nn,
+            F=torch.nn.functional,
+        )
+        sys.modules["__main__"] = module
+        return module.__dict__
+
+    def join(self) -> None:
+        """Make the default process group, or make it anew after its connections were cut."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        self.generation += 1
+        self.cut = False
+        dist.init_process_group(
+            self.request["backend"],
+            store=dist.PrefixStore(f"group{self.generation}", self.store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=self.request["timeout"]),
+        )
+
+    # -- the main thread ------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Connect, then run what the notebook asks for until it says stop."""
+        threading.Thread(target=self._control, name="control", daemon=True).start()
+        try:
+            self.join()
+        except Exception:
+            self._send("failed", text=traceback.format_exc())
+            time.sleep(60)
+            return
+        self._send("ready", pid=os.getpid(), device=str(self.device), now_ns=time.monotonic_ns())
+        while True:
+            message = self.inbox.get()
+            kind = message["kind"]
+            if kind == "join":
+                self._answer(message, self.join)
+            elif kind == "value":
+                self._answer(message, lambda name=message["name"]: self.namespace[name])
+            else:
+                self._run(message)
+
+    def _answer(self, message: dict, action: Any) -> None:
+        try:
+            self._send("answer", id=message["id"], value=dumps_result(action()))
+        except BaseException as error:
+            self._send("answer", id=message["id"], error=f"{type(error).__name__}: {error}")
+
+    def _run(self, message: dict) -> None:
+        """Run one cell or function and report how it ended."""
+        record, self.interrupted_at = message["record"], 0.0
+        outcome: dict[str, Any] = {"id": message["id"]}
+        self.running = message["id"]
+        started = time.monotonic()
+        try:
+            if record:
+                self.recorder.start()
+            if message["kind"] == "cell":
+                outcome |= self._cell(message["source"], message["filename"])
+            else:
+                function, args, kwargs = cloudpickle.loads(message["call"])
+                outcome["value"] = dumps_result(function(*args, **kwargs))
+        except BaseException as error:
+            outcome["error"] = self._failure(error)
+        finally:
+            self.running = None
+        outcome["wall_s"] = time.monotonic() - started
+        try:
+            if record:
+                outcome["record"] = self.recorder.stop()
+        except KeyboardInterrupt:
+            pass
+        outcome["collectives"] = collectives()
+        self._flush(message["marker"])
+        self._send("done", **outcome)
+
+    def _cell(self, source: str, filename: str) -> dict[str, Any]:
+        """Execute a cell; the value of its last expression is its result, as in a notebook."""
+        linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+        tree = ast.parse(source, filename)
+        last = None
+        silent = source.rstrip().endswith(";")
+        if tree.body and isinstance(tree.body[-1], ast.Expr):
+            last = ast.Expression(tree.body.pop().value)
+        exec(compile(tree, filename, "exec"), self.namespace)
+        if last is None:
+            return {}
+        value = eval(compile(last, filename, "eval"), self.namespace)
+        if value is None or silent:
+            return {}
+        self.namespace["_"] = value
+        return describe(value)
+
+    def _failure(self, error: BaseException) -> dict[str, Any]:
+        """What the notebook needs to explain an exception, its own frames left out."""
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if not f.filename.startswith(os.path.dirname(__file__))]
+        in_cell = [f for f in own if f.filename.startswith("<ranks cell")]
+        place = (in_cell or own or frames)[-1]
+        text = traceback.format_list(own) + traceback.format_exception_only(error)
+        in_collective = any(f.filename == _DISTRIBUTED for f in frames)
+        return {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(text),
+            "file": place.filename,
+            "line": place.lineno,
+            "code": place.line or "",
+            "interrupted": isinstance(error, KeyboardInterrupt),
+            "cut": self.cut and isinstance(error, RuntimeError),
+            "collective": _collective_call(error.__traceback__) if in_collective else None,
+            "group_broken": self.cut or (in_collective and _from_transport(error)),
+        }
+
+    def _flush(self, marker: bytes) -> None:
+        """End the cell's output with a mark, so that the notebook knows it has all of it."""
+        for number, stream in enumerate((sys.stdout, sys.stderr), start=1):
+            try:
+                stream.flush()
+                os.write(number, marker)
+            except (OSError, ValueError):
+                pass  # the cell closed it; the notebook does not wait for long
+
+    def _on_interrupt(self, *_: Any) -> None:
+        """Raise KeyboardInterrupt in the cell that runs, at most twice a second."""
+        now = time.monotonic()
+        if self.running is not None and now - self.interrupted_at > 0.5:
+            self.interrupted_at = now
+            raise KeyboardInterrupt
+
+    # -- the second thread ----------------------------------------------------------------------
+
+    def _send(self, kind: str, **fields: Any) -> None:
+        """Hand a message to the second thread, which owns the socket."""
+        self.outbox.append({"kind": kind, **fields})
+        self.wakeup.set()
+
+    def _control(self) -> None:
+        """Answer the notebook at any time, whatever the main thread does."""
+        link = Link(self.request["address"], name_of(self.request["pool"], self.rank))
+        poller = zmq.Poller()
+        poller.register(link.socket, zmq.POLLIN)
+        poller.register(self.wakeup.reader, zmq.POLLIN)
+        while True:
+            poller.poll(1000)
+            if os.getppid() != self.launcher:
+                os._exit(1)  # where Linux's death signal does not exist, this ends orphans
+            self.wakeup.clear()
+            while self.outbox:
+                link.send(**self.outbox.popleft())
+            while message := link.receive():
+                kind = message["kind"]
+                if kind == "where":
+                    link.send("where", id=message["id"], where=self.where())
+                elif kind == "sample":
+                    link.send("sample", sample=self.sample())
+                elif kind == "interrupt" and self.running == message["id"]:
+                    signal.pthread_kill(self.main_thread, signal.SIGINT)
+                elif kind == "cut" and self.running == message["id"]:
+                    self._cut_connections()
+                elif kind == "exit":
+                    os._exit(0)
+                elif kind in ("cell", "call", "value", "join"):
+                    self.inbox.put(message)
+
+    def sample(self) -> dict[str, Any]:
+        """What the live panel shows of this rank now."""
+        return {**self.recorder.sample(), "busy": self.running is not None, "pss": pss_bytes()}
+
+    def where(self) -> dict[str, Any]:
+        """Where the main thread stands: line of the cell, collective, what it started last."""
+        frame = sys._current_frames().get(self.main_thread)
+        line = collective = None
+        stack = traceback.extract_stack(frame) if frame else []
+        for entry in stack:
+            if entry.filename.startswith("<ranks cell"):
+                line = {"line": entry.lineno, "code": entry.line or "", "file": entry.filename}
+        if frame is not None:
+            collective = _collective_of(frame)
+        return {
+            "running": self.running is not None,
+            "line": line,
+            "call": collective,
+            "innermost": f"{stack[-1].filename}:{stack[-1].lineno}" if stack else None,
+            "collectives": collectives(),
+        }
+
+    def _cut_connections(self) -> None:
+        """End a wait in Gloo: shut the connections to the other ranks down, so that it fails."""
+        self.cut = True
+        store = int(os.environ["MASTER_PORT"])
+        for descriptor in range(3, 4096):
+            try:
+                if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                    continue
+                with socket.socket(fileno=os.dup(descriptor)) as connection:
+                    if connection.family in (socket.AF_INET, socket.AF_INET6):
+                        if connection.getpeername()[1] != store:
+                            connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+
+def collectives() -> dict[str, list[dict[str, Any]]]:
+    """The last collectives of each process group, from torch's flight recorder.
+
+    The recorder is private to torch; this is the only place that reads it. On Gloo it knows the
+    collectives, not the point-to-point calls.
+    """
+    from torch._C._distributed_c10d import _dump_fr_trace_json
+
+    groups: dict[str, list[dict[str, Any]]] = {}
+    try:
+        entries = json.loads(_dump_fr_trace_json(True, False)).get("entries", [])
+    except Exception:
+        return groups
+    for entry in entries:
+        if entry["is_p2p"]:
+            continue
+        groups.setdefault(entry["process_group"][0], []).append(
+            {
+                "seq": entry["collective_seq_id"],
+                "op": entry["profiling_name"].rpartition(":")[2],
+                "shapes": entry["input_sizes"],
+                "dtypes": entry["input_dtypes"],
+                "done": bool(entry["retired"]),
+            }
+        )
+    return {group: found[-8:] for group, found in groups.items()}
+
+
+def _collective_of(frame: types.FrameType | None) -> dict[str, Any] | None:
+    """The torch.distributed call that a stack stands in: its name, peer and tensor."""
+    found = None
+    while frame is not None:
+        if frame.f_code.co_filename == _DISTRIBUTED and frame.f_code.co_name != "wrapper":
+            values = frame.f_locals
+            tensor = values.get("tensor")
+            found = {"op": frame.f_code.co_name}
+            if isinstance(tensor, torch.Tensor):
+                found |= {"shape": list(tensor.shape), "dtype": str(tensor.dtype)[6:]}
+            for peer in ("src", "dst"):
+                if isinstance(values.get(peer), int):
+                    found["peer"] = values[peer]
+        frame = frame.f_back
+    return found
+
+
+def _collective_call(tb: types.TracebackType | None) -> dict[str, Any] | None:
+    """The same for an exception: the torch.distributed call that raised it."""
+    last = None
+    while tb is not None:
+        last, tb = tb.tb_frame, tb.tb_next
+    return _collective_of(last)
+
+
+def _from_transport(error: BaseException) -> bool:
+    """Whether an error in a collective means that connections are lost, not a wrong argument."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("gloo", "NCCL", "Connection", "Timed out", "timed out")
+    )
+
+
+def _prefer_as_victim() -> None:
+    """If memory runs out, have Linux end a rank, never the notebook or its server."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800")
