@@ -49,6 +49,7 @@ STATES = {
 # A grey with the same contrast (4.3) on white and on #111111: text and lines of figures, which
 # cannot see which theme they are shown in.
 INK = "#787878"
+PLAIN = "#6b84a8"  # bars that stand for no category and no rank
 GRID = "rgba(128,128,128,0.25)"
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlcourse.panel.colors import CATEGORIES, GRID, INK, RANKS, SPANS, rank_color, text_on
+from dlcourse.panel.colors import CATEGORIES, GRID, INK, PLAIN, RANKS, SPANS, rank_color, text_on
 from dlcourse.panel.strings import t
 from dlcourse.panel.units import (
     byte_scale,
@@ -131,7 +131,7 @@ def memory_over_time_figure(
         bytes=human_bytes(one["peak_bytes"]),
         time=human_seconds(max(0.0, top[0])),
         category=t(f"category.{biggest}", lang),
-        share=f"{share:.0%}",
+        share=_percent(share),
     )
     layout = _layout(
         title,
@@ -161,7 +161,8 @@ def timeline_figure(
     least = (end - start) / 1500  # less than a pixel
     kinds: dict[str, list[tuple[int, float, float, str]]] = {}
     for lane, rank in enumerate(ranks):
-        for kind in SPANS:
+        # Where one collective is under way while another waits, the one under way is on top.
+        for kind in sorted(SPANS, key=("waiting", *SPANS).index):
             spans = [s for s in rank["spans"] if s[2] == kind and s[1] > start and s[0] < end]
             kinds.setdefault(kind, []).extend(
                 (lane, max(s[0], start), min(s[1], end), s[3]) for s in spans
@@ -189,6 +190,7 @@ def timeline_figure(
                 hovertext=[f"{name or label}<br>{human_seconds(e - s)}" for _, s, e, name in spans],
             )
         )
+        traces[-1]["legendrank"] = 1000 + list(SPANS).index(kind)
     layout = _layout(
         _timeline_title(ranks, data, lang),
         height=_rows_height(len(ranks), row=46),
@@ -253,13 +255,16 @@ def comm_figure(data: Mapping[str, Any], lang: str | None = None) -> go.Figure:
             )
         )
     rows = len(ops) * (1 if alike else 0.55 * len(shown))
+    wire = (data.get("wire") or {}).get("sent_per_rank")
     layout = _layout(
-        _comm_title(data, ranks, ops, lang),
+        _comm_title(ranks, ops, lang),
+        subtitle=t("figure.comm.wire", lang, bytes=human_bytes(wire)) if wire else "",
         height=_rows_height(max(1, math.ceil(rows))) + (0 if alike else 20),
         # Room for the text beside the longest bar.
         xaxis=_axis(
             t("figure.axis.sent", lang, unit=unit),
             range=[0, _round((most or 1) / divisor * (1.45 if alike else 1.15))],
+            showticklabels=most > 0,
         ),
         yaxis=_rows_axis(ops),
         barmode="group",
@@ -399,8 +404,9 @@ def sweep_figure(
                 x=x_text(x[i]),
                 y=y_text(series[name][i]),
             )
-    layout = _layout(title or "", height=360, xaxis=x_axis, yaxis=y_axis)
-    layout["showlegend"] = len(traces) > 1
+    layout = _layout(
+        title or "", height=360, xaxis=x_axis, yaxis=y_axis, showlegend=len(traces) > 1
+    )
     return _figure(traces, layout)
 
 
@@ -451,7 +457,7 @@ def predicted_vs_measured_figure(
     trace["marker"]["pattern"] = {"shape": ["" if ok else "/" for ok in near], "size": 6}
     layout = _layout(
         title or "",
-        height=_rows_height(len(usable)) - 20,
+        height=_rows_height(len(usable)),
         xaxis=_axis(t("figure.axis.ratio", lang), range=[0, _round(max(*ratios, 1.0) * 1.6)]),
         yaxis=_rows_axis(labels),
         shapes=[
@@ -557,7 +563,7 @@ def bars_figure(
     traces: list[dict] = []
     for n, (name, numbers) in enumerate(groups.items()):
         several = isinstance(values, Mapping)
-        color = (colors[n] if colors else RANKS[n % len(RANKS)]) if several else RANKS[0]
+        color = (colors[n] if colors else RANKS[n % len(RANKS)]) if several else PLAIN
         trace = _bar(
             y=rows,
             x=[_round(v / div) for v in numbers],
@@ -581,8 +587,7 @@ def bars_figure(
         )
     layout = _layout(
         title or "",
-        height=_rows_height(math.ceil(len(labels) * (1 if len(groups) == 1 else 0.7 * len(groups))))
-        - (20 if len(groups) == 1 else 0),
+        height=_rows_height(math.ceil(len(labels) * max(1, 0.7 * len(groups)))),
         xaxis=x_axis,
         yaxis=_rows_axis(rows),
         barmode="group",
@@ -610,7 +615,7 @@ def _memory_title(ranks: Sequence[Mapping], totals: Sequence[int], lang: str | N
     low, high = min(totals), max(totals)
     top = ranks[totals.index(high)]
     biggest, share = _biggest(top["at_peak"])
-    found = {"category": t(f"category.{biggest}", lang), "share": f"{share:.0%}"}
+    found = {"category": t(f"category.{biggest}", lang), "share": _percent(share)}
     if not high:
         return t("figure.memory.none", lang)
     if len(ranks) > 1 and high > 1.05 * low:
@@ -634,22 +639,20 @@ def _timeline_title(ranks: Sequence[Mapping], data: Mapping, lang: str | None) -
     share = sum(waits) / len(waits) / wall
     if share > 0.2 and max(waits) > 1.5 * min(waits):
         late = ranks[waits.index(min(waits))]["rank"]
-        return t("figure.timeline.waiting", lang, share=f"{share:.0%}", rank=late)
+        return t("figure.timeline.waiting", lang, share=_percent(share), rank=late)
     if data["hidden_fraction"] is None:
         busy = sum(work) / len(work) / wall
-        return t("figure.timeline.alone", lang, share=f"{min(busy, 1.0):.0%}")
+        return t("figure.timeline.alone", lang, share=_percent(min(busy, 1.0)))
     comm = sum(r["totals"].get("communication", 0.0) for r in ranks) / len(ranks)
     return t(
         "figure.timeline.hidden",
         lang,
-        hidden=f"{data['hidden_fraction']:.0%}",
+        hidden=_percent(data["hidden_fraction"]),
         time=human_seconds(comm),
     )
 
 
-def _comm_title(
-    data: Mapping, ranks: Sequence[Mapping], ops: Sequence[str], lang: str | None
-) -> str:
+def _comm_title(ranks: Sequence[Mapping], ops: Sequence[str], lang: str | None) -> str:
     sent = [r["wire_bytes"] for r in ranks]
     if not ops:
         return t("figure.comm.none", lang)
@@ -658,7 +661,7 @@ def _comm_title(
     high, low = max(sent), min(sent)
     top = ranks[sent.index(high)]
     main = max(top["ops"], key=lambda op: top["ops"][op]["wire_bytes"])
-    share = f"{top['ops'][main]['wire_bytes'] / high:.0%}"
+    share = _percent(top["ops"][main]["wire_bytes"] / high)
     if _close(high, low):
         found = t("figure.comm.even", lang, bytes=human_bytes(high), op=main, share=share)
     else:
@@ -671,15 +674,17 @@ def _comm_title(
             low=human_bytes(low),
             op=main,
         )
-    wire = data.get("wire")
-    if wire and wire.get("sent_per_rank"):
-        found += "<br>" + t("figure.comm.wire", lang, bytes=human_bytes(wire["sent_per_rank"]))
     return found
 
 
 def _biggest(at_peak: Mapping[str, int]) -> tuple[str, float]:
     name = max(at_peak, key=lambda key: at_peak[key])
     return name, at_peak[name] / (sum(at_peak.values()) or 1)
+
+
+def _percent(share: float) -> str:
+    """A part that is not the whole is never "100%"."""
+    return ">99%" if 0.995 <= share < 1 - 1e-9 else f"{share:.0%}"
 
 
 def _calls(row: Mapping[str, Any], lang: str | None) -> str:
@@ -792,7 +797,13 @@ def _bar(
         "cliponaxis": False,
     }
     if hatch:
-        trace["marker"]["pattern"] = {"shape": "/", "size": 5, "fgcolor": INK}
+        trace["marker"]["pattern"] = {
+            "shape": "/",
+            "size": 6,
+            "solidity": 0.25,
+            "fillmode": "overlay",
+            "fgcolor": "#404858",
+        }
     if text is not None:
         trace["text"] = list(text)
     if base is not None:
@@ -911,27 +922,30 @@ def _wrapped(labels: Sequence[str], width: int = 28) -> list[str]:
     return out
 
 
-def _layout(title: str, *, height: int, **more: Any) -> dict:
-    extra = 20 if "<br>" in title else 0
+def _layout(title: str, *, height: int, subtitle: str = "", **more: Any) -> dict:
+    lines = _title_lines(title)
+    extra = 20 * (len(lines) - 1) + (24 if subtitle else 0)
+    below = 84 if more.get("showlegend", True) else 62
     return {
         # Without a template of its own a figure carries 6 KB of plotly's.
         "template": {},
         "title": {
-            "text": title,
+            "text": "<br>".join(lines),
             "x": 0,
-            "xref": "paper",
+            "xref": "container",
             "xanchor": "left",
             "y": 1,
             "yref": "container",
             "yanchor": "top",
-            "pad": {"t": 12},
+            "pad": {"t": 12 + 10 * (len(lines) - 1), "l": 12},
             "font": {"size": 16},
+            **({"subtitle": {"text": subtitle, "font": {"size": 13}}} if subtitle else {}),
         },
         "font": {"family": _FONT, "size": 13, "color": INK},
         "paper_bgcolor": _NO_COLOR,
         "plot_bgcolor": _NO_COLOR,
-        "height": height + extra,
-        "margin": {"l": 60, "r": 60, "t": 48 + extra, "b": 84},
+        "height": height + extra - 84 + below,
+        "margin": {"l": 60, "r": 60, "t": 46 + extra, "b": below},
         "legend": {
             "orientation": "h",
             "x": 0,
@@ -947,6 +961,18 @@ def _layout(title: str, *, height: int, **more: Any) -> dict:
         "hoverlabel": {"font": {"family": _FONT}},
         **more,
     }
+
+
+def _title_lines(title: str, columns: int = 96) -> list[str]:
+    """A title in lines that fit 900 pixels; Korean letters are two columns wide."""
+    lines = [""]
+    for word in title.split(" "):
+        candidate = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and sum(2 if ord(c) > 0x1100 else 1 for c in candidate) > columns:
+            lines.append(word)
+        else:
+            lines[-1] = candidate
+    return lines
 
 
 def _figure(traces: Sequence[dict], layout: dict) -> go.Figure:

@@ -2,7 +2,8 @@
 
 To add words, put `"key": ("한국어", "English")` into the dict of its area, in alphabetical order;
 `t("area.key")` finds them. Fields in braces must be the same in both languages. Korean particles
-that depend on the sound before them (을/를, 이/가) do not follow a field: rephrase.
+that depend on the sound before them (을/를, 이/가) do not follow a field, but for one that always
+ends in "%" (퍼센트): rephrase.
 Terms: one Korean word for one English word in the whole course.
 The words of lessons, exercises and claims are in `words_course.py`.
 """
@@ -40,7 +41,7 @@ _FIGURE: _Area = {
     "axis.time_plain": ("시간", "time"),
     "bars": ("{high}: {low}의 {ratio}배", "{high}: {ratio} times {low}"),
     "best": ("가장 좋은 값", "best"),
-    "calls": ("호출 {calls}번, 버퍼 {bytes}", "{calls} calls, buffers {bytes}"),
+    "calls": ("호출 {calls}×, 버퍼 {bytes}", "{calls}×, buffers {bytes}"),
     "comm.empty": (
         "집합 통신을 {calls}번 호출했지만 보낸 바이트는 없습니다",
         "{calls} collective calls that send no bytes",
@@ -120,14 +121,14 @@ _FIGURE: _Area = {
         "No communication: ranks compute {share} of the time",
     ),
     "timeline.hidden": (
-        "통신의 {hidden}가 계산 뒤에 숨습니다 (랭크당 통신 {time})",
-        "{hidden} of communication is hidden behind computation ({time} of it a rank)",
+        "통신의 {hidden}가 계산 뒤에 숨습니다 (랭크당 통신 시간 {time})",
+        "{hidden} of communication is hidden behind computation ({time} on each rank)",
     ),
     "timeline.waiting": (
         "랭크는 시간의 {share}를 기다리는 데 씁니다. 가장 늦는 것은 {rank}번 랭크",
         "Ranks wait {share} of the time, mostly for rank {rank}",
     ),
-    "window": (" · 스텝 {steps} / {count}", " · steps {steps} of {count}"),
+    "window": (" · 스텝 {steps} / {count}", " · step {steps} of {count}"),
 }
 
 _PANEL: _Area = {
@@ -208,4 +209,3 @@ AREAS: dict[str, _Area] = {
 WORDS = COURSE_WORDS | {
     f"{area}.{key}": words for area, table in AREAS.items() for key, words in table.items()
 }
-WORDS |= COURSE_WORDS  # lesson titles, predictions, claims, exercises
