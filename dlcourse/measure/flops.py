@@ -1,0 +1,98 @@
+"""Floating-point operations of one dispatched operator.
+
+torch keeps the formulas in `torch.utils.flop_counter`. Two things are added here:
+
+- CPU attention. The default SDPA on CPU runs `_scaled_dot_product_flash_attention_for_cpu`,
+  for which torch 2.13 has no formula, so that its own counter silently leaves attention out.
+- A memory of shapes. A training step runs the same operators on the same shapes again and
+  again, and a formula in Python costs more than a dictionary look-up.
+
+A multiply-add counts as two operations. Causal masking is not subtracted (torch does not
+either). The backward pass of flash attention computes the scores again: 2.5 times its
+forward, where the unfused one is 2 times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+_MAX_SHAPES = 4096
+
+
+def attention_flops(query: Any, key: Any, value: Any) -> int:
+    """Forward: scores and weighted sum. Shapes (batch, heads, length, head dim).
+
+    Takes the number of heads from the query, so grouped queries are right too.
+    """
+    *batch, s_q, d = query
+    s_k, d_v = key[-2], value[-1]
+    n = 1
+    for b in batch:
+        n *= b
+    return 2 * n * s_q * s_k * (d + d_v)
+
+
+def attention_backward_flops(query: Any, key: Any, value: Any) -> int:
+    """Backward: scores again, then gradients of value, scores, query and key."""
+    *batch, s_q, d = query
+    s_k, d_v = key[-2], value[-1]
+    n = 1
+    for b in batch:
+        n *= b
+    return 2 * n * s_q * s_k * (3 * d + 2 * d_v)
+
+
+def _cpu_attention(args: tuple, kwargs: dict, out: Any) -> int:
+    return attention_flops(*(t.shape for t in args[:3]))
+
+
+def _cpu_attention_backward(args: tuple, kwargs: dict, out: Any) -> int:
+    return attention_backward_flops(*(t.shape for t in args[1:4]))
+
+
+_EXTRA: dict[Any, Callable[[tuple, dict, Any], int]] = {}
+for _name, _formula in (
+    ("_scaled_dot_product_flash_attention_for_cpu", _cpu_attention),
+    ("_scaled_dot_product_flash_attention_for_cpu_backward", _cpu_attention_backward),
+):
+    if hasattr(aten, _name):
+        _EXTRA[getattr(aten, _name)] = _formula
+
+
+def flops_of(func: Any) -> Callable[[tuple, dict, Any], int] | None:
+    """The counter for an operator, called with (args, kwargs, result); None: counts nothing."""
+    packet = getattr(func, "overloadpacket", None)
+    formula = flop_registry.get(packet)
+    extra = _EXTRA.get(packet)
+    if formula is None and extra is None:
+        return None
+    seen: dict[Any, int] = {}
+
+    def count(args: tuple, kwargs: dict, out: Any) -> int:
+        key = None
+        try:
+            key = (
+                *[a.shape if isinstance(a, torch.Tensor) else _hashable(a) for a in args],
+                *kwargs.items(),
+            )
+            known = seen.get(key)
+        except TypeError:  # unhashable argument: ask the formula each time
+            known = None
+        if known is not None:
+            return known
+        # torch's own formula where there is one: a later version may bring it
+        n = formula(*args, **kwargs, out_val=out) if formula else extra(args, kwargs, out)
+        if key is not None and len(seen) < _MAX_SHAPES:
+            seen[key] = n
+        return n
+
+    return count
+
+
+def _hashable(a: Any) -> Any:
+    return tuple(a) if isinstance(a, list) else a

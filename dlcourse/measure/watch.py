@@ -1,0 +1,221 @@
+"""The dispatch mode of the recorder: looks at every operator that torch runs.
+
+For each it asks three things, in as little Python as possible: does it make a new storage
+(then the ledger counts it), does it cost FLOPs, and when was the rank at work. What is known
+about an operator beforehand is worked out once and kept in a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _python_dispatch as modes
+
+from dlcourse.measure.collectives import Collectives
+from dlcourse.measure.flops import flops_of
+from dlcourse.measure.ledger import ACTIVATIONS, COMMUNICATION, OTHER, PARAMETERS, Ledger
+from dlcourse.measure.timeline import Timeline, clock
+
+Parameter = nn.Parameter
+_PLAIN = frozenset({Tensor, nn.Parameter, nn.Buffer})
+_COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
+
+# What to do with an operator.
+_PASS, _NEW, _RESIZE, _COLLECTIVE, _COMPOSITE, _HIGHER_ORDER = range(6)
+
+
+class Watch(modes.TorchDispatchMode):
+    """Feeds a ledger, a FLOP count and a timeline. One a recorder.
+
+    Attributes:
+        flops: floating-point operations since the cell began.
+        busy: an operator is running.
+        stepping: an optimizer steps.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, ledger: Ledger, timeline: Timeline, collectives: Collectives) -> None:
+        super().__init__()
+        self.flops = 0
+        self.busy = False
+        self.stepping = False
+        self._paused = False
+        self._ledger, self._timeline, self._collectives = ledger, timeline, collectives
+        self._plans: dict[Any, tuple[int, Any, Any]] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True wraps every call once more
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # torch.compile may compile; what it leaves is seen when it runs
+
+    # ------------------------------------------------------------------ on and off
+
+    def __enter__(self) -> Watch:
+        self.flops, self.busy, self.stepping, self._paused = 0, False, False, False
+        super().__enter__()
+        return self
+
+    def remove(self) -> None:
+        """Take the mode off the stack, wherever a failed cell has left it."""
+        self.resume()
+        above = []
+        if self in modes._get_current_dispatch_mode_stack():
+            while modes._get_current_dispatch_mode() is not self:
+                above.append(modes._pop_mode())
+            self.__exit__(None, None, None)
+            for mode in reversed(above):
+                modes._push_mode(mode)
+
+    def pause(self) -> bool:
+        """Step aside until `resume`; only if no other mode is on top."""
+        if not self._paused and modes._get_current_dispatch_mode() is self:
+            modes._pop_mode()
+            self._paused = True
+        return self._paused
+
+    def resume(self) -> None:
+        """Look again."""
+        if self._paused:
+            self._paused = False
+            modes._push_mode(self)
+            self._timeline.end = clock()  # the rank was at work meanwhile
+
+    # ------------------------------------------------------------------ every operator
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        plan = self._plans.get(func)
+        if plan is None:
+            plan = self._plans[func] = self._plan(func)
+        kind, op, count = plan
+        if types and not _PLAIN.issuperset(types):
+            if FakeTensor not in types:
+                return NotImplemented  # DTensor and its like: come back with what is inside
+            if self._ledger.fake_mode is None:
+                return func(*args, **kwargs) if kwargs else func(*args)
+        timeline = self._timeline
+        now = clock()
+        if now - timeline.end > timeline.gap and timeline.by_operation:
+            timeline.split(now)
+        self.busy = True
+        if kind == _PASS:
+            if args and args[0].__class__ is Parameter:
+                self._ledger.see_parameter(args[0])
+            result = op(*args, **kwargs) if kwargs else op(*args)
+        elif kind == _NEW:
+            result = op(*args, **kwargs) if kwargs else op(*args)
+            if count is not None:
+                self.flops += count(args, kwargs or {}, result)
+            self._count(result, *self._category(args))
+            self._ledger.tick(now)
+        else:
+            result = self._unusual(kind, func, args, kwargs or {})
+        self.busy = False
+        timeline.end = clock()
+        return result
+
+    def _category(self, args: Any) -> tuple[int, int | None]:
+        """The category of what an operator makes from these arguments."""
+        ledger = self._ledger
+        if ledger.in_backward:
+            return ACTIVATIONS, OTHER
+        if self.stepping:
+            return OTHER, None
+        tracked = False
+        tensors = []
+        for a in args:
+            cls = a.__class__
+            if cls is Tensor:
+                tensors.append(a)
+                tracked = tracked or a.requires_grad
+            elif cls is Parameter or (cls is FakeTensor and getattr(a, "_is_param", False)):
+                ledger.see_parameter(a)
+                tensors.append(a)
+                tracked = tracked or a.requires_grad
+            elif cls is list or cls is FakeTensor:
+                for b in a if cls is list else (a,):
+                    if isinstance(b, Tensor):
+                        tensors.append(b)
+                        tracked = tracked or b.requires_grad
+        if tracked:
+            if self._timeline.phase != "forward":
+                self._timeline.enter("forward")
+            return ACTIVATIONS, None
+        # Not tracked, as under no_grad or inside an autograd.Function or a DTensor: still an
+        # activation if it comes from one, or from a weight and something that is no weight.
+        weights = others = 0
+        for tensor in tensors:
+            category = ledger.category(tensor)
+            if category == ACTIVATIONS:
+                return ACTIVATIONS, None
+            if category == PARAMETERS:
+                weights += 1
+            elif category in (OTHER, COMMUNICATION):
+                others += 1
+        return (ACTIVATIONS if weights and others else OTHER), None
+
+    def _count(self, result: Any, category: int, kept: int | None) -> None:
+        if isinstance(result, Tensor):
+            self._ledger.track(result, category, kept)
+        elif isinstance(result, (list, tuple)):
+            for r in result:
+                self._count(r, category, kept)
+
+    # ------------------------------------------------------------------ the rare ones
+
+    def _unusual(self, kind: int, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        ledger = self._ledger
+        if kind == _COMPOSITE:
+            # Arrives whole under inference_mode only: take it apart, and look at the parts.
+            modes._push_mode(self)
+            try:
+                return func.decompose(*args, **kwargs)
+            finally:
+                modes._pop_mode()
+        if kind == _COLLECTIVE:
+            if ledger.fake_mode is None:  # its c10d operator reports to `Collectives`
+                category, kept = self._category(args)
+                result = func(*args, **kwargs)
+                self._count(result, COMMUNICATION, None)
+                if category == ACTIVATIONS and kept is None:
+                    ledger.activate(result)  # tensor parallelism: still the model's activation
+                return result
+            if func._opname == "wait_tensor":
+                return args[0]  # fake mode would make a second tensor of it
+            self._collectives.fake(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if kind == _RESIZE:
+            for tensor in (*args[:1], *kwargs.values()):
+                if isinstance(tensor, Tensor):
+                    ledger.track(tensor, *self._category(args))
+                    ledger.resized(tensor.untyped_storage())
+        else:
+            self._count(result, COMMUNICATION if kind == _COLLECTIVE else ACTIVATIONS, None)
+        return result
+
+    def _plan(self, func: Any) -> tuple[int, Callable[..., Any], Any]:
+        if not isinstance(func, OpOverload):
+            return _HIGHER_ORDER, func, None
+        if func.namespace in _COLLECTIVES:
+            return _COLLECTIVE, func, None
+        name = func.name()
+        if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"):
+            return _COMPOSITE, func, None
+        schema = func._schema
+        if func._opname in ("resize_", "resize_as_") or any(
+            a.kwarg_only and a.alias_info is not None for a in schema.arguments
+        ):
+            return _RESIZE, func, None
+        count = flops_of(func)
+        makes = any("Tensor" in str(r.type) and r.alias_info is None for r in schema.returns)
+        return (_NEW if makes or count else _PASS), func._op, count
