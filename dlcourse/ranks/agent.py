@@ -20,6 +20,7 @@ import select
 import shutil
 import signal
 import sys
+import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,7 @@ class Agent:
         """Answer requests until the notebook is gone."""
         self.link.send("agent", pid=os.getpid())
         while True:
+            printed = False
             for source, _ in self.poller.poll(1000 if self.pools else None):
                 if source == 0 and not os.read(0, 1):
                     return
@@ -106,7 +108,9 @@ class Agent:
                     while message := self.link.receive():
                         getattr(self, message.pop("kind"))(**message)
                 else:
-                    self._on_descriptor(source)
+                    printed |= self._on_descriptor(source)
+            if printed:
+                time.sleep(0.001)  # let a flood gather, or each of its lines is a message
             self._reap()
 
     def start(self, **request) -> None:
@@ -161,11 +165,12 @@ class Agent:
             self._reap()
         self.link.send("ended", pool=pool)
 
-    def _on_descriptor(self, descriptor: int) -> None:
+    def _on_descriptor(self, descriptor: int) -> bool:
+        """Handle a pipe or a sentinel that has something to tell; whether it was output."""
         for pool in self.pools.values():
             if descriptor in pool.pipes:
                 self._forward(pool, descriptor)
-                return
+                return True
             if descriptor in pool.sentinels:
                 rank = pool.sentinels.pop(descriptor)
                 status = _exit_status(pool.pids[rank])
@@ -174,7 +179,8 @@ class Agent:
                     if owner == rank:
                         self._forward(pool, pipe)
                 self.link.send("dead", pool=pool.number, rank=rank, status=status)
-                return
+                return False
+        return False
 
     def _forward(self, pool: Pool, pipe: int) -> None:
         rank, stream = pool.pipes[pipe]
@@ -266,6 +272,7 @@ def _exit_status(pid: int) -> int | None:
 def _preload() -> None:
     """Import what every rank needs, once; pages stay shared by all ranks that are forked."""
 
+    import dlcourse.measure.recorder
     import dlcourse.ranks.worker  # noqa: F401
 
     gc.collect()

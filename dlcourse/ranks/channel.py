@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,13 @@ class Wakeup:
         self.writer.setblocking(False)
 
     def set(self) -> None:
-        try:
+        with suppress(OSError):  # already awake, or closed
             self.writer.send(b"x")
-        except (BlockingIOError, OSError):
-            pass  # already awake, or closed
 
     def clear(self) -> None:
-        try:
+        with suppress(OSError):
             while self.reader.recv(4096):
                 pass
-        except (BlockingIOError, OSError):
-            pass
 
     def close(self) -> None:
         self.reader.close()

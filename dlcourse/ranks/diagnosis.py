@@ -27,7 +27,7 @@ _DTYPES = {
 }
 
 
-_WORLD = ("0", "default_pg")  # what torch calls the group of all ranks
+WORLD = "world"  # the group of all ranks
 
 
 @dataclass
@@ -48,10 +48,10 @@ class State:
         return entries[-1]["seq"] if entries else (0 if self.kind != "dead" else None)
 
     def waiting(self) -> tuple[str, dict[str, Any]] | None:
-        """The group and the collective that a running rank waits in."""
-        if self.kind != "running" or not self.where:
+        """The group and the collective that a rank waits in, or waited in when it was looked at."""
+        if not self.where:
             return None
-        for group, entries in (self.collectives or {}).items():
+        for group, entries in self.where["collectives"].items():
             for entry in entries:
                 if not entry["done"]:
                     return group, entry
@@ -95,6 +95,18 @@ def exit_reason(status: int | None, *, out_of_memory: bool = False) -> str:
     return f"left with exit code {status >> 8}"
 
 
+def find_mismatch(states: list[State]) -> str | None:
+    """A sentence if a rank waits, or failed, in a collective that others called differently."""
+    for state in states:
+        waits = state.waiting()
+        if waits is None and state.kind == "failed":
+            last = [(g, e[-1]) for g, e in (state.collectives or {}).items() if not e[-1]["done"]]
+            waits = last[0] if last else None
+        if waits is not None and (sentence := _mismatch_sentence(states, *waits)) is not None:
+            return sentence
+    return None
+
+
 def find_deadlock(states: list[State]) -> str | None:
     """A sentence if the running ranks can never go on, whatever time they are given; else None.
 
@@ -104,6 +116,8 @@ def find_deadlock(states: list[State]) -> str | None:
     running = [s for s in states if s.kind == "running"]
     if not running or any(s.where is None for s in running):
         return None
+    if (mismatch := find_mismatch(states)) is not None:
+        return mismatch
     if not all(s.blocked() for s in running):
         for state in running:
             waits = state.waiting()
@@ -117,7 +131,7 @@ def find_deadlock(states: list[State]) -> str | None:
     waits = [(s, s.waiting()) for s in running]
     known = [(s, w) for s, w in waits if w is not None]
     if not known:  # point-to-point calls only
-        if len(running) < len(states) or len({_call_key(s) for s in running}) == 1:
+        if len(running) < len(states) or len({_call_name(s) for s in running}) == 1:
             return _point_to_point_sentence(running)
         return None if _may_match(running) else _point_to_point_sentence(running)
     group, entry = known[0][1]
@@ -125,25 +139,20 @@ def find_deadlock(states: list[State]) -> str | None:
     present = all(not _missed(s, group, entry) for s in states if s.kind in ("done", "failed"))
     if len(same) == len(running) and present:
         return None  # all in the same collective: it is moving data, or its time-out will tell
-    if any(w[0] != group for _, w in known):  # different groups: they may still resolve in turn
-        if all(not _stuck_elsewhere(s, w, states) for s, w in known):
-            return None
-    mismatch = _mismatch_sentence(states, group, entry)
-    return mismatch or _missing_sentence(states, *max((w for _, w in known), key=_seq))
+    several = any(w[0] != group for _, w in known)  # different groups may still resolve in turn
+    if several and not any(_left_behind(w, states) for _, w in known):
+        return None
+    return _missing_sentence(states, *max((w for _, w in known), key=lambda wait: wait[1]["seq"]))
 
 
-def _seq(wait: tuple[str, dict[str, Any]]) -> int:
-    return wait[1]["seq"]
-
-
-def _stuck_elsewhere(state: State, wait: tuple[str, dict[str, Any]], states: list[State]) -> bool:
-    group, entry = wait
-    return any(s.kind != "running" and _missed(s, group, entry) for s in states if s is not state)
+def _left_behind(wait: tuple[str, dict[str, Any]], states: list[State]) -> bool:
+    """Whether a rank that has left the cell is missing from a collective that others wait in."""
+    return any(s.kind in ("done", "failed") and _missed(s, *wait) for s in states)
 
 
 def _missed(state: State, group: str, entry: dict[str, Any]) -> bool:
     """Whether a rank that knows this group has not started a collective that others wait in."""
-    if group not in (state.collectives or {}) and group not in _WORLD:
+    if group not in (state.collectives or {}) and group != WORLD:
         return False  # not a member of that group
     progress = state.progress(group)
     return progress is not None and progress < entry["seq"]
@@ -153,15 +162,14 @@ def _same_call(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(a[k] == b[k] for k in ("seq", "op", "shapes", "dtypes"))
 
 
-def _call_key(state: State) -> str:
-    return (
-        (state.where or {}).get("call", {}).get("op", "") if (state.where or {}).get("call") else ""
-    )
+def _call_name(state: State) -> str:
+    """The torch.distributed function that a running rank stands in."""
+    return ((state.where or {}).get("call") or {}).get("op", "")
 
 
 def _may_match(running: list[State]) -> bool:
     """Whether a send and a receive among these could be on their way to each other."""
-    calls = [((s.where or {}).get("call") or {}).get("op", "") for s in running]
+    calls = [_call_name(s) for s in running]
     return any("send" in c for c in calls) and any("recv" in c for c in calls)
 
 
@@ -215,23 +223,24 @@ def _line(state: State) -> str:
     if state.kind == "dead":
         words = "".join(f"\n      {x}" for x in state.last_words)
         return exit_reason(state.status) + (f"; its last words:{words}" if words else "")
-    if state.kind == "failed":
-        failure = state.failure or {}
-        if failure.get("interrupted"):
-            return f"was interrupted{_at(failure)}"
-        if failure.get("cut"):
-            return f"waited{_in(failure.get('collective'))}{_at(failure)}; the wait was ended"
-        return f"{failure.get('type')}: {failure.get('message')}{_at(failure)}"
     where = state.where or {}
+    failure = state.failure or {}
+    ended = failure.get("interrupted") or failure.get("cut")
+    if state.kind == "failed" and failure.get("transport") and not ended:
+        return f"lost its connection{_in(failure.get('collective'))}{_at(failure)}"
+    if state.kind == "failed" and not ended:
+        return f"{failure.get('type')}: {failure.get('message')}{_at(failure)}"
+    if ended and not where:
+        return f"interrupted{_at(failure)}"
     waits, call = state.waiting(), where.get("call")
     if waits is not None:
-        text = f"waits in {describe_entry(waits[1])}"
+        text = f"waiting in {describe_entry(waits[1])}"
     elif call is not None:
-        text = "waits" + _in(call)
+        text = "waiting" + _in(call)
     elif not where:
-        text = "does not answer (it holds Python's lock in C code)"
+        text = "no answer (it holds Python's lock in C code)"
     else:
-        text = "computes"
+        text = "computing"
     return text + (_at({**where["line"]}) if where.get("line") else "")
 
 
@@ -258,7 +267,7 @@ def _at(place: dict[str, Any]) -> str:
 def uneven_progress(states: list[State]) -> str | None:
     """A sentence if ranks that ended a cell have not made the same number of collectives."""
     for group in sorted({g for s in states for g in s.collectives or {}}):
-        members = [s for s in states if group in (s.collectives or {}) or group in _WORLD]
+        members = [s for s in states if group in (s.collectives or {}) or group == WORLD]
         counts = {s.rank: s.progress(group) for s in members}
         if len(set(counts.values())) > 1:
             parts = [f"{label(ranks)} made {count}" for ranks, count in fold(counts)]

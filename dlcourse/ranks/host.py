@@ -31,7 +31,7 @@ class Host:
         self.hub = Hub(self._on_message)
         self.directory = new_directory()
         address = self.hub.bind(self.directory)
-        self.log: IO[bytes] = tempfile.TemporaryFile()  # has no name, so nothing is left of it
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - has no name, so nothing is left of it
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dlcourse.ranks.agent", address],
             stdin=subprocess.PIPE,
@@ -52,7 +52,7 @@ class Host:
         return host
 
     def wait_until_ready(self) -> None:
-        """Wait for the agent to have imported torch; raises RuntimeError with its log if it ends."""
+        """Wait until the agent has imported torch; RuntimeError with its log if it ends."""
         for _ in range(int(START_LIMIT / 0.05)):
             if self._ready.wait(0.05):
                 remove(self.directory)
@@ -132,7 +132,7 @@ def _environment() -> dict[str, str]:
     """Settings that must be there before the agent imports torch."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     return {
-        "TORCH_FR_BUFFER_SIZE": "400",  # the flight recorder: what each rank has called
+        "TORCH_FR_BUFFER_SIZE": "200",  # the flight recorder: what each rank has called
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", loopback),
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),

@@ -26,6 +26,7 @@ from dlcourse.ranks.diagnosis import (
     State,
     exit_reason,
     find_deadlock,
+    find_mismatch,
     report,
     uneven_progress,
 )
@@ -40,6 +41,10 @@ AFTER_FAILURE = 1.0  # seconds the others have to end after one rank failed
 CHECK = 1.0  # seconds between looks at ranks that do not end
 TICK = 0.1  # seconds between updates of the panel
 START_LIMIT = 90.0
+ADVICE = (
+    "All ranks of a group must make the same calls, in the same order, with tensors of the same "
+    "shape and type; every send needs a receive."
+)
 
 _default: Ranks | None = None
 
@@ -271,7 +276,7 @@ class Ranks:
     def _ask(
         self, kind: str, ranks: Iterable[int] | None = None, *, limit: float = 10.0, **fields: Any
     ) -> dict[int, dict]:
-        """Send a request to ranks and collect their answers; those that stay silent are left out."""
+        """Send a request to ranks and collect the answers of those that do not stay silent."""
         number = next(self._cells)
         waiting = set(range(self.size) if ranks is None else ranks) - set(self._dead)
         for rank in waiting:
@@ -285,7 +290,7 @@ class Ranks:
         return answers
 
     def _next(self, timeout: float) -> list[tuple[int | None, dict]]:
-        """The messages that have arrived, after waiting for the first; the running cell sees all."""
+        """The messages that have arrived, after a wait for the first; a running cell sees all."""
         found: list[tuple[int | None, dict]] = []
         try:
             item = self._events.get(timeout=timeout)
@@ -390,9 +395,12 @@ class _Cell:
         next_tick = self.started + TICK
         failed_at: float | None = None
         suspicion: str | None = None
-        while self.pending() and not self.pool._dead:
+        while self.pending():
             self.pool._next(0.05)
             now = time.monotonic()
+            if self.pool._dead:
+                self.look()
+                return
             if now >= next_tick:
                 next_tick = now + TICK
                 self.show()
@@ -453,7 +461,7 @@ class _Cell:
         """Ask the ranks that still run where they stand."""
         pending = self.pending()
         answers = self.pool._ask("where", pending, limit=0.5) if pending else {}
-        self.where = {rank: answer["where"] for rank, answer in answers.items()}
+        self.where |= {rank: answer["where"] for rank, answer in answers.items()}
 
     def states(self) -> list[State]:
         self.look()
@@ -468,12 +476,12 @@ class _Cell:
                 words = tuple(self.output.last_words(rank))
                 state = State(rank, "dead", status=self.pool._dead[rank], last_words=words)
             elif done is None:
-                state = State(rank, "running", where=where)
+                state = State(rank, "running")
             else:
                 state = State(rank, "failed" if "error" in done else "done")
                 state.failure = done.get("error")
-            source = done or where or {}
-            state.collectives = source.get("collectives")
+            state.where = where
+            state.collectives = (done or where or {}).get("collectives")
             states.append(state)
         return states
 
@@ -515,19 +523,24 @@ class _Cell:
         if not self.pool.regroup():
             self.pool._end("lost")
         raise RankError(
-            f"{sentence}.\n" + "\n".join(report(self.known_states())) + "\n"
-            "Every rank of a group must call the same collectives in the same order. "
-            "The process group was made anew; variables are kept."
+            f"{sentence}\n" + "\n".join(report(self.known_states())) + f"\n{ADVICE}\n"
+            "The ranks keep their variables; their process group was made anew."
         )
 
     def _message(self, errors: dict[int, dict[str, Any]]) -> list[str]:
         """The headline, a line for each rank, and the traceback of the first that failed."""
         pool = self.pool
-        own = {r: e for r, e in errors.items() if not (e["interrupted"] or e["cut"])}
+        raised = {r: e for r, e in errors.items() if not (e["interrupted"] or e["cut"])}
+        # A lost connection is the consequence of another rank's end, where there is one.
+        own = {r: e for r, e in raised.items() if not e["transport"]}
+        if not own and not pool._dead:
+            own = raised
         if pool._dead:
             rank = min(pool._dead)
             oom = limits.out_of_memory_kills() > pool._oom_kills
             headline = f"rank {rank} {exit_reason(pool._dead[rank], out_of_memory=oom)}"
+            if (mismatch := find_mismatch(self.known_states())) is not None:
+                headline += f" after {mismatch}"
         elif self.headline is not None and not own:
             headline = self.headline
         elif own:
@@ -542,6 +555,8 @@ class _Cell:
         if self.interrupted and headline != "interrupted":
             headline = f"interrupted: {headline}"
         lines = [headline, *report(self.known_states())]
+        if self.headline is not None and not own and not self.interrupted:
+            lines.append(ADVICE)
         if own:
             first = min(own)
             lines += ["", f"Traceback of rank {first}:", own[first]["traceback"].rstrip()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import faulthandler
 import json
 import linecache
 import os
@@ -33,26 +34,7 @@ import zmq
 
 from dlcourse.measure.process import pss_bytes
 
-try:
-    from dlcourse.measure.recorder import Recorder
-except ImportError:
-
-    class Recorder:
-        def __init__(self, *a):
-            pass
-
-        def start(self):
-            pass
-
-        def stop(self):
-            return None
-
-        def sample(self):
-            return {}
-
-
-import contextlib
-
+from dlcourse.measure.recorder import Recorder
 from dlcourse.ranks.agent import STREAMS, end_with_parent
 from dlcourse.ranks.channel import Link, Wakeup, dumps_result, name_of
 from dlcourse.ranks.display import describe
@@ -84,6 +66,8 @@ class Rank:
         _prefer_as_victim()
         torch.set_num_threads(request["threads"])
         self.generation = 0
+        self.history = History()
+        faulthandler.disable()  # elastic enables it; a crash is explained by the notebook's side
         self.store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
@@ -143,6 +127,7 @@ class Rank:
             dist.destroy_process_group()
         self.generation += 1
         self.cut = False
+        self.history.forget()
         dist.init_process_group(
             self.request["backend"],
             store=dist.PrefixStore(f"group{self.generation}", self.store),
@@ -150,6 +135,7 @@ class Rank:
             world_size=self.size,
             timeout=timedelta(seconds=self.request["timeout"]),
         )
+        self.history.world = dist.group.WORLD.group_name
 
     # -- the main thread ------------------------------------------------------------------------
 
@@ -203,7 +189,7 @@ class Rank:
                 outcome["record"] = self.recorder.stop()
         except KeyboardInterrupt:
             pass
-        outcome["collectives"] = collectives()
+        outcome["collectives"] = self.history.collectives()
         self._flush(message["marker"])
         self._send("done", **outcome)
 
@@ -242,6 +228,7 @@ class Rank:
             "interrupted": isinstance(error, KeyboardInterrupt),
             "cut": self.cut and isinstance(error, RuntimeError),
             "collective": _collective_call(error.__traceback__) if in_collective else None,
+            "transport": in_collective and _from_transport(error),
             "group_broken": self.cut or (in_collective and _from_transport(error)),
         }
 
@@ -315,7 +302,7 @@ class Rank:
             "line": line,
             "call": collective,
             "innermost": f"{stack[-1].filename}:{stack[-1].lineno}" if stack else None,
-            "collectives": collectives(),
+            "collectives": self.history.collectives(),
         }
 
     def _cut_connections(self) -> None:
@@ -327,39 +314,56 @@ class Rank:
                 if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                     continue
                 with socket.socket(fileno=os.dup(descriptor)) as connection:
-                    if connection.family in (socket.AF_INET, socket.AF_INET6):
-                        if connection.getpeername()[1] != store:
-                            connection.shutdown(socket.SHUT_RDWR)
+                    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                        continue
+                    # Both ends of the store's connections may be here, inherited by the fork.
+                    ends = connection.getpeername()[1], connection.getsockname()[1]
+                    if store not in ends:
+                        connection.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue
 
 
-def collectives() -> dict[str, list[dict[str, Any]]]:
+class History:
     """The last collectives of each process group, from torch's flight recorder.
 
     The recorder is private to torch; this is the only place that reads it. On Gloo it knows the
     collectives, not the point-to-point calls.
     """
-    from torch._C._distributed_c10d import _dump_fr_trace_json
 
-    groups: dict[str, list[dict[str, Any]]] = {}
-    try:
-        entries = json.loads(_dump_fr_trace_json(True, False)).get("entries", [])
-    except Exception:
-        return groups
-    for entry in entries:
-        if entry["is_p2p"]:
-            continue
-        groups.setdefault(entry["process_group"][0], []).append(
-            {
-                "seq": entry["collective_seq_id"],
-                "op": entry["profiling_name"].rpartition(":")[2],
-                "shapes": entry["input_sizes"],
-                "dtypes": entry["input_dtypes"],
-                "done": bool(entry["retired"]),
-            }
-        )
-    return {group: found[-8:] for group, found in groups.items()}
+    def __init__(self) -> None:
+        self.world = "0"  # torch's name of the group of all ranks
+        self._forgotten = -1  # entries up to this one belong to a group that is gone
+
+    def _entries(self) -> list[dict[str, Any]]:
+        from torch._C._distributed_c10d import _dump_fr_trace_json
+
+        try:
+            return json.loads(_dump_fr_trace_json(True, False)).get("entries", [])
+        except (RuntimeError, ValueError):
+            return []
+
+    def forget(self) -> None:
+        """Start anew, with a new process group."""
+        self._forgotten = max((e["record_id"] for e in self._entries()), default=self._forgotten)
+
+    def collectives(self) -> dict[str, list[dict[str, Any]]]:
+        """group name -> up to 8 entries: number, kind, shapes, types, and whether it is done."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for entry in self._entries():
+            if entry["is_p2p"] or entry["record_id"] <= self._forgotten:
+                continue
+            name = entry["process_group"][0]
+            groups.setdefault("world" if name == self.world else name, []).append(
+                {
+                    "seq": entry["collective_seq_id"],
+                    "op": entry["profiling_name"].rpartition(":")[2],
+                    "shapes": entry["input_sizes"],
+                    "dtypes": entry["input_dtypes"],
+                    "done": bool(entry["retired"]),
+                }
+            )
+        return {name: found[-8:] for name, found in groups.items()}
 
 
 def _collective_of(frame: types.FrameType | None) -> dict[str, Any] | None:
