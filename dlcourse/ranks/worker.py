@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import faulthandler
 import json
 import linecache
@@ -33,7 +34,6 @@ import torch.distributed as dist
 import zmq
 
 from dlcourse.measure.process import pss_bytes
-
 from dlcourse.measure.recorder import Recorder
 from dlcourse.ranks.agent import STREAMS, end_with_parent
 from dlcourse.ranks.channel import Link, Wakeup, dumps_result, name_of
