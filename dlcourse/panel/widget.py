@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -83,7 +84,7 @@ class Panel:
         t("panel.title", self.lang, size=size)  # refuses an unknown language here, not later
         self._widget: Any = None
         self._lock = threading.Lock()
-        self._pending: dict | None = None
+        self._pending = False
         self._timer: threading.Timer | None = None
         self._sent_at = 0.0
         self._summary = _Summary(size, self.lang)
@@ -100,13 +101,20 @@ class Panel:
         from IPython.display import display
 
         if self._widget is None:
-            first = self._summary.message({"cell": 0, "busy": False, "elapsed_s": 0.0, "ranks": []})
             look = _LOOK | {"size": self.size}
-            self._widget = _widget_class()(words=_words(self.lang), look=look, now=first)
+            self._widget = _widget_class()(
+                words=_words(self.lang), look=look, now=self._summary.message()
+            )
         display(self._widget)
 
     def update(self, state: dict) -> None:
-        """Show `state` (see the module `dlcourse.ranks.pool`); thread-safe, returns at once.
+        """Show `state`; thread-safe, returns at once.
+
+        state: {"cell": int, "busy": bool, "elapsed_s": float, "ranks": [{"rank": int,
+            "state": "idle"|"running"|"waiting"|"dead"|"lost", "collective": "all_reduce #3"|None,
+            and what a recorder's `sample()` gives: "memory", "comm_bytes", "comm_calls",
+            "pss_bytes", "tokens", "steps", "loss"}, ...]}
+            What a rank leaves out stays as it was in the same cell; a new cell starts at zero.
 
         A state that comes less than 0.1 s after the last one waits, and only the newest waiting
         one is drawn. A state with `busy` false is the end of a cell and is drawn right away.
@@ -114,7 +122,8 @@ class Panel:
         if self._widget is None:
             return
         with self._lock:
-            self._pending = state
+            self._summary.note(state)
+            self._pending = True
             wait = self._sent_at + INTERVAL_S - time.monotonic()
             if wait <= 0 or not state.get("busy"):
                 self._send()
@@ -131,7 +140,7 @@ class Panel:
     def close(self) -> None:
         """Take the widget away from the page; the object can be displayed again."""
         with self._lock:
-            self._pending = None
+            self._pending = False
             self._send()
             if self._widget is not None:
                 self._widget.close()
@@ -141,10 +150,41 @@ class Panel:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        state, self._pending = self._pending, None
-        if state is not None and self._widget is not None:
+        if self._pending and self._widget is not None:
             self._sent_at = time.monotonic()
-            self._widget.now = self._summary.message(state)
+            self._widget.now = self._summary.message()
+        self._pending = False
+
+
+def last_state(cell: int, elapsed_s: float, records: Iterable[Mapping[str, Any]]) -> dict:
+    """The state at the end of a cell, from what its ranks recorded.
+
+    A short cell is over before the first sample; its records still tell its bytes and peaks.
+    """
+    ranks = []
+    for record in records:
+        moved: dict[str, int] = {}
+        calls: dict[str, int] = {}
+        for call in record["comm"]:
+            moved[call["op"]] = moved.get(call["op"], 0) + call["bytes"]
+            calls[call["op"]] = calls.get(call["op"], 0) + 1
+        steps = record["steps"]
+        ranks.append(
+            {
+                "rank": record["rank"],
+                "state": "idle",
+                "collective": None,
+                "memory": record["memory"]["end"],
+                "peak_bytes": record["memory"]["peak_bytes"],
+                "pss_bytes": record.get("pss_bytes"),
+                "comm_bytes": moved,
+                "comm_calls": calls,
+                "tokens": sum(step["tokens"] or 0 for step in steps),
+                "steps": len(steps),
+                "loss": steps[-1]["loss"] if steps else None,
+            }
+        )
+    return {"cell": cell, "busy": False, "elapsed_s": elapsed_s, "ranks": ranks}
 
 
 class _Summary:
@@ -161,15 +201,26 @@ class _Summary:
 
     def _new_cell(self, cell: int | None) -> None:
         self.cell = cell
+        self.busy, self.elapsed = False, 0.0
+        self.known: dict[int, dict] = {}
         self.peaks: dict[int, int] = {}
         self.waiting_since: dict[int, tuple[str, float]] = {}
         self.tokens_at: deque[tuple[float, int]] = deque([(0.0, 0)])
 
-    def message(self, state: dict) -> dict:
+    def note(self, state: dict) -> None:
+        """Take in a state, whether or not it will be drawn."""
         if state.get("cell") != self.cell:
             self._new_cell(state.get("cell"))
-        busy, elapsed = bool(state.get("busy")), float(state.get("elapsed_s") or 0.0)
-        ranks = sorted(state.get("ranks") or [], key=lambda r: r["rank"])
+        self.busy = bool(state.get("busy"))
+        self.elapsed = float(state.get("elapsed_s") or self.elapsed)
+        # A rank that says nothing new about itself still has what it had.
+        for rank in state.get("ranks") or []:
+            self.known[rank["rank"]] = {**self.known.get(rank["rank"], {}), **rank}
+
+    def message(self) -> dict:
+        """What the browser is to draw now; below 4 KB."""
+        busy, elapsed = self.busy, self.elapsed
+        ranks = [self.known[number] for number in sorted(self.known)]
         waits = {r["rank"]: self._waited(r) for r in ranks}
         # A pool of hundreds still shows each rank that stands out.
         shown = [r for r in ranks if r.get("state") in _AWAY][:SHOWN_RANKS]
@@ -271,7 +322,8 @@ class _Summary:
         number, state = rank["rank"], rank.get("state", "idle")
         memory = [int((rank.get("memory") or {}).get(name, 0)) for name in CATEGORIES]
         total = sum(memory)
-        peak = self.peaks[number] = max(self.peaks.get(number, 0), total)
+        peak = max(self.peaks.get(number, 0), total, rank.get("peak_bytes") or 0)
+        self.peaks[number] = peak
         if waited:
             text = t("panel.waiting", self.lang, op=waited[0], time=_clock(waited[1]))
         else:
