@@ -1,0 +1,120 @@
+"""Point to point: what every collective in this folder is built from.
+
+A message is posted first and waited for later, so that several can travel at once. Three
+things that torch's Gloo expects are kept here, so that the collectives can be read without them:
+
+- Receive before send. A send whose receiver is ready goes out at once; any other must first
+  ask the receiver and wait for its answer.
+- Wait once. A second ``wait()`` on the same Gloo message never returns.
+- Use memory again. The first touch of fresh memory costs more than adding the numbers in it.
+
+NCCL expects something else: a send and the receive that goes with it are posted together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+
+Message = tuple[torch.Tensor, int]  # (buffer, the other rank's number in the group)
+
+_REDUCERS: dict[dist.ReduceOp, Callable[..., torch.Tensor]] = {
+    dist.ReduceOp.SUM: torch.add,
+    dist.ReduceOp.MAX: torch.maximum,
+}
+_scratch: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+
+def exchange(
+    *, sends: Sequence[Message], receives: Sequence[Message], group: dist.ProcessGroup | None
+) -> None:
+    """Send and receive all of these at once, in any order of arrival, and wait for all."""
+    ops = [dist.P2POp(dist.irecv, buffer, group=group, group_peer=r) for buffer, r in receives]
+    ops += [dist.P2POp(dist.isend, buffer, group=group, group_peer=r) for buffer, r in sends]
+    for work in dist.batch_isend_irecv(ops) if ops else ():
+        work.wait()
+
+
+class Link:
+    """Two one-way pipes: one to the rank `to`, one from the rank `source`.
+
+    Messages arrive in the order in which they were sent. Each `expect` goes with the `send` at
+    the same position: on NCCL the two are posted together, as one operation.
+
+    Args:
+        to, source: numbers of ranks in the group.
+        device: where the buffers live.
+        group: the process group; the default one if None.
+    """
+
+    def __init__(
+        self, *, to: int, source: int, device: torch.device, group: dist.ProcessGroup | None
+    ) -> None:
+        self.to, self.source, self.group = to, source, group
+        self.post_at_once = device.type == "cpu"
+        self.unposted: deque[torch.Tensor] = deque()
+        self.arriving: deque[dist.Work] = deque()
+        self.leaving: list[dist.Work] = []
+
+    def expect(self, buffer: torch.Tensor) -> None:
+        """The next message goes into `buffer`. Leave that alone until `arrive` returns."""
+        if self.post_at_once:
+            self.arriving.append(dist.irecv(buffer, group=self.group, group_src=self.source))
+        else:
+            self.unposted.append(buffer)
+
+    def send(self, tensor: torch.Tensor) -> None:
+        """Start to send. Do not change `tensor` before `close`."""
+        if self.post_at_once:
+            self.leaving.append(dist.isend(tensor, group=self.group, group_dst=self.to))
+        else:
+            buffer = self.unposted.popleft()
+            receive = dist.P2POp(dist.irecv, buffer, group=self.group, group_peer=self.source)
+            send = dist.P2POp(dist.isend, tensor, group=self.group, group_peer=self.to)
+            self.arriving.extend(dist.batch_isend_irecv([receive, send]))
+
+    def arrive(self) -> None:
+        """Wait until the oldest expected message is in its buffer."""
+        self.arriving.popleft().wait()
+
+    def close(self) -> None:
+        """Wait until everything sent has left."""
+        for work in self.leaving:
+            work.wait()
+
+
+def flat(
+    tensor: torch.Tensor, group: dist.ProcessGroup | None, name: str = "tensor"
+) -> torch.Tensor:
+    """`tensor` as one row that shares its memory. Shape: any -> (numel,)."""
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} is not contiguous (shape {tuple(tensor.shape)}, strides {tensor.stride()}): "
+            "a collective that works in place needs a tensor that lies in memory as one piece. "
+            f"Call {name}.contiguous() first"
+        )
+    device = tensor.device.type
+    if device != "cpu" and f"{device}:gloo" in dist.get_backend_config(group):
+        raise ValueError(
+            f"{name} is on {device}, but the group talks over Gloo, which sends from CPU memory "
+            f"only. Pass {name}.cpu(), or make the ranks with a GPU each, so that they use NCCL"
+        )
+    return tensor.detach().view(-1)
+
+
+def reducer(op: dist.ReduceOp) -> Callable[..., torch.Tensor]:
+    """The function for `op`; call it as ``reduce(a, b, out=c)``."""
+    if op not in _REDUCERS:
+        raise ValueError(f"op is {op}: use ReduceOp.SUM or ReduceOp.MAX")
+    return _REDUCERS[op]
+
+
+def scratch(rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:
+    """Uninitialised memory that stays allocated for the next call. Shape: (rows, columns)."""
+    key, numel = (like.device, like.dtype), rows * columns
+    if key not in _scratch or _scratch[key].numel() < numel:
+        _scratch[key] = torch.empty(numel, dtype=like.dtype, device=like.device)
+    return _scratch[key][:numel].view(rows, columns)
