@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from typing import Any, NoReturn
 
 from dlcourse.ranks.failure import expect_failure
@@ -59,10 +60,10 @@ def ranks_magic(line: str, source: str) -> Any:
 
 def register() -> None:
     """Make `%%ranks` known to the notebook, if this runs in one."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
+    if "IPython" not in sys.modules:  # a script, the agent or a rank
         return
+    from IPython import get_ipython
+
     shell = get_ipython()
     if shell is not None:
         shell.register_magic_function(ranks_magic, "cell", "ranks")
