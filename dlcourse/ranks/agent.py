@@ -23,6 +23,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import zmq
@@ -269,12 +270,21 @@ def _exit_status(pid: int) -> int | None:
     return int(text.rsplit(")", 1)[1].split()[-1])
 
 
+PRELOADED = (
+    "torch.distributed.launcher.api",
+    "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+    # Every optimizer step and DDP import torch's compiler: 70 MB and seconds in each rank, if it
+    # is not here already.
+    "torch._dynamo",
+    "dlcourse.measure.recorder",
+    "dlcourse.ranks.worker",
+)
+
+
 def _preload() -> None:
-    """Import what every rank needs, once; pages stay shared by all ranks that are forked."""
-
-    import dlcourse.measure.recorder
-    import dlcourse.ranks.worker  # noqa: F401
-
+    """Import what every rank needs, once; its pages stay shared by all ranks that are forked."""
+    for name in PRELOADED:
+        import_module(name)
     gc.collect()
     gc.freeze()  # the collector of a rank then leaves the shared pages untouched
 
