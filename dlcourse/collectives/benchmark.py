@@ -1,0 +1,184 @@
+"""Times and bytes of collectives, measured inside ranks.
+
+    rows = ranks.run(measure, ["torch_all_reduce", "ring_all_reduce"], [4096, 16 << 20])[0]
+
+One row for each algorithm and size: a plain dict, for a table, a figure or `cost.fit`.
+
+Machines are noisy, so: everything runs a few times before the clock counts; the algorithms take
+turns (A B A B ...), so that a slow moment hits all of them; and the median counts. The time of
+one call is that of the slowest rank.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dlcourse.collectives import cost, direct
+from dlcourse.collectives.naive import naive_all_reduce
+from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
+from dlcourse.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
+from dlcourse.collectives.wire import wire_counters
+
+WARM_UP = 2
+SHORT = 0.003  # seconds: several short calls share one reading of the clock
+
+# torch 2.13 has new names for these two and warns about the old ones.
+_torch_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_torch_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+# Called with (x, y, part, group). x and y have the whole size; part is this rank's part of x.
+CALLS: dict[str, Callable[..., Any]] = {
+    "torch_all_reduce": lambda x, y, part, group: dist.all_reduce(x, group=group),
+    "torch_reduce_scatter": lambda x, y, part, group: _torch_reduce_scatter(part, x, group=group),
+    "torch_all_gather": lambda x, y, part, group: _torch_all_gather(x, part, group=group),
+    "torch_all_to_all": lambda x, y, part, group: dist.all_to_all_single(y, x, group=group),
+    "torch_broadcast": lambda x, y, part, group: dist.broadcast(x, group=group, group_src=0),
+    "ring_all_reduce": lambda x, y, part, group: ring_all_reduce(x, group=group),
+    "ring_reduce_scatter": lambda x, y, part, group: ring_reduce_scatter(x, group=group),
+    "ring_all_gather": lambda x, y, part, group: ring_all_gather(x, group=group),
+    "direct_all_reduce": lambda x, y, part, group: direct.all_reduce(x, group=group),
+    "direct_reduce_scatter": lambda x, y, part, group: direct.reduce_scatter(part, x, group=group),
+    "direct_all_gather": lambda x, y, part, group: direct.all_gather(x, part, group=group),
+    "direct_all_to_all": lambda x, y, part, group: direct.all_to_all(y, x, group=group),
+    "tree_all_reduce": lambda x, y, part, group: tree_all_reduce(x, group=group),
+    "tree_broadcast": lambda x, y, part, group: tree_broadcast(x, group=group),
+    "tree_reduce": lambda x, y, part, group: tree_reduce(x, group=group),
+    "naive_all_reduce": lambda x, y, part, group: naive_all_reduce(x, group=group),
+}
+
+
+def measure(
+    names: Sequence[str],
+    sizes: Sequence[int],
+    *,
+    repeats: int = 10,
+    device: torch.device | str = "cpu",
+    group: dist.ProcessGroup | None = None,
+) -> list[dict[str, Any]]:
+    """Median time and bytes on the wire. Call it in every rank; every rank gets the same rows.
+
+    Args:
+        names: keys of `CALLS`.
+        sizes: bytes of the whole float32 tensor, as `cost` counts them. Rounded up, so that the
+            elements divide by the number of ranks.
+        repeats: timed turns of each algorithm.
+        device: where the tensors live.
+        group: the ranks that take part; all by default.
+
+    Returns:
+        Rows with "algorithm", "collective", "ranks", "bytes"; "seconds" (median), "low" and
+        "high" (quartiles), "samples" (all turns, in order, so that two algorithms can be
+        compared turn by turn); "busbw" (bytes per second, as nccl-tests); "wire" (bytes that a
+        rank sent, on average; None where the system does not count them), "wire_theory".
+    """
+    for name in names:
+        if name not in CALLS:
+            raise ValueError(f"names contains {name!r}: known are {', '.join(sorted(CALLS))}")
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}: at least one timed turn is needed")
+    rows = []
+    for nbytes in sizes:
+        p = dist.get_world_size(group)
+        numel = -(-nbytes // (4 * p)) * p
+        x, y = torch.zeros(numel, device=device), torch.zeros(numel, device=device)  # (n,)
+        part = x.view(p, -1)[dist.get_rank(group)]  # (n / p,)
+        calls = {name: _bind(CALLS[name], x, y, part, group) for name in names}
+        samples = _take_turns(calls, repeats, x.device, group)
+        for name, call in calls.items():
+            rows.append(_row(name, 4 * numel, p, samples[name], _wire(call, x.device, group)))
+    return rows
+
+
+def _bind(call: Callable[..., Any], *args: Any) -> Callable[[], None]:
+    return lambda: call(*args)
+
+
+def _take_turns(
+    calls: dict[str, Callable[[], None]],
+    repeats: int,
+    device: torch.device,
+    group: dist.ProcessGroup | None,
+) -> dict[str, list[float]]:
+    """Seconds for each turn of each call: those of the slowest rank."""
+    times = torch.zeros(len(calls), repeats, dtype=torch.float64, device=device)
+    inner = [1] * len(calls)  # calls for each reading of the clock
+    for turn in range(-WARM_UP, repeats):
+        for row, call in enumerate(calls.values()):
+            seconds = _time(call, inner[row], device, group)
+            if turn >= 0:
+                times[row, turn] = seconds
+        if turn == -1 and repeats:
+            inner = _how_many(calls, device, group)
+    dist.all_reduce(times, op=dist.ReduceOp.MAX, group=group)
+    return dict(zip(calls, times.tolist(), strict=True))
+
+
+def _how_many(
+    calls: dict[str, Callable[[], None]], device: torch.device, group: dist.ProcessGroup | None
+) -> list[int]:
+    """How many calls take `SHORT` seconds; at most 20. The same number in every rank."""
+    once = [_time(call, 1, device, group) for call in calls.values()]
+    slowest = torch.tensor(once, dtype=torch.float64, device=device)
+    dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=group)
+    return [max(1, min(20, int(SHORT / seconds))) for seconds in slowest.tolist()]
+
+
+def _time(
+    call: Callable[[], None], inner: int, device: torch.device, group: dist.ProcessGroup | None
+) -> float:
+    dist.barrier(group=group)
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(inner):
+        call()
+    _synchronize(device)
+    return (time.perf_counter() - start) / inner
+
+
+def _wire(
+    call: Callable[[], None], device: torch.device, group: dist.ProcessGroup | None
+) -> float | None:
+    """Bytes that a rank sends in one call, on average over the ranks."""
+    before = wire_counters()
+    call()
+    after = wire_counters()
+    if before is None or after is None or device.type != "cpu":
+        return None
+    sent = torch.tensor([after[0] - before[0]], dtype=torch.float64)
+    dist.all_reduce(sent, group=group)
+    return sent.item() / dist.get_world_size(group)
+
+
+def _row(
+    name: str, nbytes: int, p: int, samples: list[float], wire: float | None
+) -> dict[str, Any]:
+    seconds = median(samples)
+    low, _, high = quantiles(samples, n=4) if len(samples) > 1 else samples * 3
+    collective = name.partition("_")[2]
+    twin = name if name in cost.ALGORITHMS else f"direct_{collective}"  # the least any can send
+    return {
+        "algorithm": name,
+        "collective": collective,
+        "ranks": p,
+        "bytes": nbytes,
+        "seconds": seconds,
+        "low": low,
+        "high": high,
+        "samples": samples,
+        "busbw": cost.bus_bandwidth(collective, nbytes, p, seconds),
+        "wire": wire,
+        "wire_theory": cost.wire_bytes(
+            twin if twin in cost.ALGORITHMS else f"tree_{collective}", nbytes, p
+        ),
+    }
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
