@@ -18,15 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dlcourse.measure import mark_step
 from dlcourse.parallel.buckets import Bucket, make_buckets
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.training.corpus import Corpus
-
-try:
-    from dlcourse.measure import mark_step
-except ImportError:  # until the recorder is there
-
-    def mark_step(**_: object) -> None: ...
 
 
 class NaiveDataParallel(nn.Module):

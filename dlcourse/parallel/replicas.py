@@ -38,13 +38,11 @@ def replica_drift(module: nn.Module, *, process_group: dist.ProcessGroup | None 
 
     Ranks that drift raise no error. The loss only gets a little worse, so look now and then.
     """
-    drift = 0.0
-    for parameter in module.parameters():
-        largest, smallest = parameter.clone(), parameter.clone()
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=process_group)
-        dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=process_group)
-        drift = max(drift, (largest - smallest).max().item())
-    return drift
+    largest = torch.cat([parameter.flatten() for parameter in module.parameters()])
+    smallest = largest.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=process_group)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=process_group)
+    return (largest - smallest).max().item()
 
 
 def loss_weight(

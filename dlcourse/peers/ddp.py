@@ -38,7 +38,8 @@ def train(
     ddp = DistributedDataParallel(model, **ddp_options)
     messages: list[int] = []
 
-    def counting_hook(group: dist.ProcessGroup | None, bucket: dist.GradBucket):
+    # Without annotations: DDP checks them, and takes a postponed one for a wrong one
+    def counting_hook(group, bucket):
         messages.append(bucket.buffer().nbytes)
         return allreduce_hook(group, bucket)  # what DDP does without a hook
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dlcourse.measure import mark_step
 from dlcourse.training.corpus import Corpus
-
-try:
-    from dlcourse.measure import mark_step
-except ImportError:  # until the recorder is there
-
-    def mark_step(**_: object) -> None: ...
 
 
 def train(
