@@ -6,10 +6,13 @@ const MARKS = { idle: "○", running: "●", waiting: "◐", dead: "✕", lost: 
 const RUNS = 300; // pieces of one rank's timeline that are kept
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
+// As human_bytes() in units.py writes them.
 const human = (bytes) => {
   let unit = 0;
   while (bytes >= (unit ? 1000 : 1024) && unit < UNITS.length - 1) (bytes /= 1024), unit++;
-  return `${Number.isInteger(bytes) ? bytes : bytes.toPrecision(3)} ${UNITS[unit]}`;
+  const places = bytes >= 99.95 ? 0 : bytes >= 9.995 ? 1 : bytes >= 0.9995 ? 2 : 3;
+  const exact = Number.isInteger(bytes);
+  return `${exact ? bytes.toLocaleString("en") : bytes.toFixed(places)} ${UNITS[unit]}`;
 };
 
 const make = (tag, cls, parent, data = {}) => {
@@ -173,7 +176,7 @@ function render({ model, el }, past) {
       }
     }
     now.facts.forEach(([, , text], i) => write(facts.children[i].lastChild, text));
-    const widest = Math.max(1, ...now.ranks.map((rank) => rank.p));
+    const widest = Math.max(1, ...now.ranks.map((rank) => rank.peak));
     const end = Math.max(1, now.t);
     write(span, now.t ? ` 0–${end < 100 ? end.toFixed(1) : Math.round(end)} s` : "");
     for (const rank of now.ranks) {
@@ -204,13 +207,16 @@ function render({ model, el }, past) {
         write(piece, share * room > 58 ? size : "");
       });
       row.bar.setAttribute("aria-label", parts.join(", ") || human(0));
-      row.peak.style.left = `${(100 * rank.p) / widest}%`;
-      row.peak.dataset.value = rank.p;
-      hide(row.peak, !rank.p);
-      row.total.title = [rank.note, ...parts].join("\n");
-      write(row.total, rank.mt);
-      row.total.dataset.value = rank.m.reduce((a, b) => a + b, 0);
-      write(row.moved, rank.bt);
+      row.peak.style.left = `${(100 * rank.peak) / widest}%`;
+      row.peak.dataset.value = rank.peak;
+      hide(row.peak, !rank.peak);
+      const notes = [words.peak.replace("{}", human(rank.peak))];
+      if (rank.pss) notes.push(words.process.replace("{}", human(rank.pss)));
+      row.total.title = [...notes, ...parts].join("\n");
+      const total = rank.m.reduce((a, b) => a + b, 0);
+      write(row.total, human(total));
+      row.total.dataset.value = total;
+      write(row.moved, human(rank.b));
       row.moved.dataset.value = rank.b;
       draw(row.canvas, past.rows[rank.r], end, states);
     }
@@ -232,10 +238,10 @@ function render({ model, el }, past) {
       }
       if (!now.comm.length) commList.textContent = words["comm.none"];
     }
-    for (const [op, bytes, calls, text] of now.comm) {
+    for (const [op, bytes, calls] of now.comm) {
       const item = commList.querySelector(`[data-op="${op}"]`);
       Object.assign(item.dataset, { value: bytes, calls });
-      write(item, text);
+      write(item, `${human(bytes)} · ${calls.toLocaleString("en")}×`);
     }
   }
 

@@ -31,8 +31,8 @@ def second_scale(largest: float) -> tuple[float, str]:
 def digits(value: float) -> str:
     """Three significant digits without an exponent: 1234.5 is "1,234", 0.01234 is "0.0123"."""
     size = abs(value)
-    if value == int(value) and size < 1e15:
-        return f"{int(value):,}"
+    if abs(value - round(value)) <= 1e-9 * size and size < 1e15:
+        return f"{round(value):,}"
     decimals = 0 if size >= 99.95 else 1 if size >= 9.995 else 2 if size >= 0.9995 else 3
     if size >= 0.00995:
         return f"{value:,.{decimals if size >= 0.0995 else 4}f}"

@@ -18,7 +18,7 @@ from typing import Any
 
 from dlcourse.panel.colors import CATEGORIES, STATES, rank_color, text_on
 from dlcourse.panel.strings import language, t
-from dlcourse.panel.units import human_bytes, human_count, human_seconds, rank_ranges
+from dlcourse.panel.units import human_count, human_seconds, rank_ranges
 
 INTERVAL_S = 0.1  # between two messages to the browser
 SHOWN_RANKS = 16  # more would not fit a screen, nor the 4 KB of one message
@@ -309,39 +309,33 @@ class _Summary:
         return facts
 
     def _comm(self, ranks: list[dict]) -> list[list]:
-        """[collective, bytes, calls, text], of the rank that moved most, most bytes first."""
+        """[collective, bytes, calls] of the rank that moved most, most bytes first."""
         most: dict[str, tuple[int, int]] = {}
         for rank in ranks:
             calls = rank.get("comm_calls") or {}
             for op, count in (rank.get("comm_bytes") or {}).items():
                 most[op] = max(most.get(op, (0, 0)), (count, calls.get(op, 0)))
         rows = sorted(most.items(), key=lambda item: (-item[1][0], item[0]))
-        return [[op, *pair, f"{human_bytes(pair[0])} · {pair[1]:,}×"] for op, pair in rows[:8]]
+        return [[op, *pair] for op, pair in rows[:8]]
 
     def _row(self, rank: dict, waited: tuple[str, float] | None) -> dict:
         number, state = rank["rank"], rank.get("state", "idle")
         memory = [int((rank.get("memory") or {}).get(name, 0)) for name in CATEGORIES]
-        total = sum(memory)
-        peak = max(self.peaks.get(number, 0), total, rank.get("peak_bytes") or 0)
+        peak = max(self.peaks.get(number, 0), sum(memory), rank.get("peak_bytes") or 0)
         self.peaks[number] = peak
         if waited:
             text = t("panel.waiting", self.lang, op=waited[0], time=_clock(waited[1]))
         else:
             text = t(f"panel.state.{state}", self.lang)
         moved = sum((rank.get("comm_bytes") or {}).values())
-        notes = [t("panel.peak", self.lang, bytes=human_bytes(peak))]
-        if rank.get("pss_bytes"):
-            notes.append(t("panel.process", self.lang, bytes=human_bytes(rank["pss_bytes"])))
         return {
             "r": number,
             "s": state,
             "text": text,
             "m": memory,
-            "mt": human_bytes(total),
-            "p": peak,
-            "note": " · ".join(notes),
+            "peak": peak,
+            "pss": rank.get("pss_bytes") or 0,
             "b": moved,
-            "bt": human_bytes(moved),
         }
 
 
@@ -355,7 +349,9 @@ def _words(lang: str) -> dict[str, str]:
     fixed += " timeline.help state.dead state.idle state.lost state.running state.waiting"
     words = {name: t(f"panel.{name}", lang) for name in fixed.split()}
     words |= {f"category.{name}": t(f"category.{name}", lang) for name in CATEGORIES}
-    # The browser writes the number of a rank and of the ranks into these two.
+    # The browser writes a number into these.
+    words["peak"] = t("panel.peak", lang, bytes="{}")
+    words["process"] = t("panel.process", lang, bytes="{}")
     words["rank"] = t("panel.rank", lang, rank="{}")
     words["title"] = t("panel.title", lang, size="{}")
     words["label"] = t("panel.label", lang, size="{}")

@@ -1,0 +1,486 @@
+"""The live panel: who sees it, what it tells, what it costs, and how a browser draws it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from dlcourse.panel import widget
+from dlcourse.panel.colors import CATEGORIES
+from dlcourse.panel.widget import Panel, front_end_present, last_state
+
+IN_LAB = {"cellId": "5f0c", "deletedCells": [], "recordTiming": False}
+MIB = 2**20
+
+
+def rank_state(rank: int, state: str = "running", where=None, **sample) -> dict:
+    memory = dict.fromkeys(CATEGORIES, 0) | sample.pop("memory", {})
+    return {"rank": rank, "state": state, "collective": where, "memory": memory, **sample}
+
+
+def state(ranks: list[dict], *, cell: int = 1, busy: bool = True, elapsed: float = 1.0) -> dict:
+    return {"cell": cell, "busy": busy, "elapsed_s": elapsed, "ranks": ranks}
+
+
+def message(*states: dict, size: int = 4, lang: str = "en") -> dict:
+    summary = widget._Summary(size, lang)
+    for one in states:
+        summary.note(one)
+        drawn = summary.message()
+    return drawn
+
+
+# ------------------------------------------------------------------ what it tells
+
+
+def test_a_rank_row_tells_state_memory_peak_and_bytes():
+    busy = rank_state(
+        0,
+        "waiting",
+        "all_reduce #3",
+        memory={"parameters": 3 * MIB, "activations": 5 * MIB},
+        comm_bytes={"all_reduce": 2 * MIB, "broadcast": MIB},
+        comm_calls={"all_reduce": 2, "broadcast": 1},
+        pss_bytes=90 * MIB,
+    )
+    later = rank_state(0, "idle", memory={"parameters": 3 * MIB})
+    drawn = message(state([busy]), state([later], busy=False, elapsed=2.5))
+    row = drawn["ranks"][0]
+    assert (row["s"], row["text"]) == ("idle", "idle")
+    assert row["m"] == [3 * MIB, 0, 0, 0, 0, 0]
+    assert (row["peak"], row["pss"]) == (8 * MIB, 90 * MIB)
+    assert row["b"] == 3 * MIB, "what a state leaves out stays"
+    assert drawn["comm"] == [["all_reduce", 2 * MIB, 2], ["broadcast", MIB, 1]]
+    assert drawn["status"] == "done in 2.50 s"
+
+
+def test_a_new_cell_starts_at_zero():
+    first = rank_state(0, memory={"other": 9 * MIB}, comm_bytes={"send": 5}, tokens=10)
+    drawn = message(state([first]), state([{"rank": 0, "state": "running"}], cell=2, elapsed=0.1))
+    assert drawn["ranks"][0]["peak"] == 0
+    assert drawn["comm"] == [] and drawn["facts"] == []
+
+
+def test_how_long_a_rank_waits_is_told_from_its_clock_or_from_the_first_sight(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    summary = widget._Summary(2, "en")
+    inside = {"op": "all_reduce", "seq": 3, "since_ns": 99_500_000_000}
+    ranks = [rank_state(0, "waiting", inside), rank_state(1, "waiting", "broadcast #1")]
+    summary.note(state(ranks))
+    texts = [row["text"] for row in summary.message()["ranks"]]
+    assert texts == ["in all_reduce #3 500 ms", "in broadcast #1 0 s"]
+    clock[0] = 101.0
+    summary.note(state(ranks))
+    texts = [row["text"] for row in summary.message()["ranks"]]
+    assert texts == ["in all_reduce #3 1.5 s", "in broadcast #1 1.0 s"]
+
+
+@pytest.mark.parametrize("lang", ["ko", "en"])
+def test_a_hang_a_death_and_a_loss_are_one_sentence(lang, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    waiting = [rank_state(r, "waiting", "all_reduce #3") for r in (0, 2, 3)]
+    summary = widget._Summary(4, lang)
+    summary.note(state([*waiting, rank_state(1)]))
+    assert summary.message()["alert"] == ""
+    clock[0] = 105.0
+    alert = summary.message()["alert"]
+    assert "0, 2-3" in alert and "all_reduce #3" in alert and "5.0 s" in alert
+    summary.note(state([rank_state(1, "waiting", "broadcast #1")]))
+    summary.message()
+    clock[0] = 110.0
+    assert "broadcast #1" in summary.message()["alert"]
+    summary.note(state([rank_state(2, "dead")]))
+    assert "2" in summary.message()["alert"] and "5.0" not in summary.message()["alert"]
+    words = {"ko": "응답", "en": "No answer"}
+    lost = message(state([rank_state(0, "lost"), rank_state(1, "lost")]), size=2, lang=lang)
+    assert "0-1" in lost["alert"] and words[lang] in lost["alert"]
+
+
+def test_throughput_is_of_the_last_seconds_and_at_the_end_of_the_whole_cell():
+    def at(elapsed, tokens, busy=True):
+        ranks = [rank_state(r, tokens=tokens // 2, steps=3, loss=2.0 + r) for r in range(2)]
+        return state(ranks, elapsed=elapsed, busy=busy)
+
+    # 1,000 tokens a second for ten seconds, then 5,000 a second.
+    states = [at(s, 1_000 * s) for s in range(1, 11)]
+    states += [at(s, 10_000 + 5_000 * (s - 10)) for s in range(11, 21)]
+    facts = {field: text for field, _, text in message(*states, size=2)["facts"]}
+    assert facts == {"rate": "5,000", "steps": "3", "loss": "2.5"}
+    end = message(*states, at(20, 60_000, busy=False), size=2)
+    assert end["facts"][0] == ["rate", "tokens/s", "3,000"]
+
+
+def test_the_records_of_a_short_cell_make_its_last_state():
+    call = {"op": "all_reduce", "bytes": 4096}
+    record = {
+        "rank": 1,
+        "comm": [call, call],
+        "memory": {"end": {"parameters": MIB}, "peak_bytes": 3 * MIB},
+        "steps": [{"tokens": 8, "loss": 1.5}, {"tokens": 8, "loss": 1.25}],
+        "pss_bytes": None,
+    }
+    drawn = message(last_state(7, 0.004, [record]), size=2)
+    row = drawn["ranks"][0]
+    assert (row["m"][0], row["peak"], row["b"]) == (MIB, 3 * MIB, 8192)
+    assert drawn["comm"] == [["all_reduce", 8192, 2]]
+    assert [text for _, _, text in drawn["facts"]] == ["4,000", "2", "1.25"]
+    assert (drawn["cell"], drawn["busy"], drawn["status"]) == (7, False, "done in 4 ms")
+
+
+@pytest.mark.parametrize("size", [4, 16, 300])
+def test_a_message_stays_below_4_kb_and_shows_who_stands_out(size):
+    ops = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single")
+    ranks = [
+        rank_state(
+            r,
+            "waiting",
+            f"all_gather_into_tensor #{123456 + r}",
+            memory=dict.fromkeys(CATEGORIES, 7_654_321_987 + r),
+            comm_bytes=dict.fromkeys(ops, 987_654_321_123),
+            comm_calls=dict.fromkeys(ops, 123_456),
+            pss_bytes=98_765_432,
+            tokens=10**9,
+            steps=12_345,
+            loss=1.23456789,
+        )
+        for r in range(size)
+    ]
+    ranks[-1]["state"] = "dead"
+    drawn = message(state(ranks), size=size, lang="ko")
+    assert len(json.dumps(drawn, ensure_ascii=False).encode()) < 4096
+    assert drawn["ranks"][-1]["r"] == size - 1
+    assert bool(drawn["more"]) == (size > widget.SHOWN_RANKS)
+
+
+def test_bad_sizes_and_languages_are_refused_at_once():
+    with pytest.raises(ValueError, match="size=0"):
+        Panel(0)
+    with pytest.raises(ValueError, match="lang='fr'"):
+        Panel(4, "fr")
+
+
+# ------------------------------------------------------------------ who sees it
+
+
+def test_the_variable_decides_where_it_is_set(monkeypatch):
+    for value, present in (("on", True), ("OFF", False), ("", False)):
+        monkeypatch.setenv("DLCOURSE_PANEL", value)
+        assert front_end_present() is present
+    monkeypatch.setenv("DLCOURSE_PANEL", "maybe")
+    with pytest.raises(ValueError, match="DLCOURSE_PANEL='maybe'"):
+        front_end_present()
+
+
+HEADLESS = """
+import sys
+from dlcourse.panel.widget import Panel, front_end_present
+assert not front_end_present()
+panel = Panel(4)
+panel.display()
+panel.update({"cell": 1, "busy": True, "elapsed_s": 1.0, "ranks": [{"rank": 0}]})
+panel.flush(); panel.close()
+assert not panel.shown
+assert not panel._summary.known, "nobody sees it: nothing is kept"
+loaded = [m for m in ("anywidget", "ipywidgets", "torch") if m in sys.modules]
+assert not loaded, loaded
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if k != "DLCOURSE_PANEL"}
+    return env | more
+
+
+def test_plain_python_is_silent():
+    out = subprocess.run(
+        [sys.executable, "-c", HEADLESS], env=environment(), capture_output=True, text=True
+    )
+    assert (out.returncode, out.stdout, out.stderr) == (0, "", "")
+
+
+def test_a_headless_notebook_is_silent_and_stores_nothing(monkeypatch):
+    import nbclient
+    import nbformat
+
+    monkeypatch.delenv("DLCOURSE_PANEL")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(HEADLESS)])
+    done = nbclient.NotebookClient(notebook, timeout=60).execute()
+    assert done.cells[0].outputs == []
+    assert "widgets" not in done.metadata
+
+
+class Kernel:
+    """A real kernel, asked the way a front end asks."""
+
+    def __init__(self) -> None:
+        from jupyter_client.manager import start_new_kernel
+
+        self.manager, self.client = start_new_kernel(env=environment(DLCOURSE_LANG="en"))
+
+    def run(self, code: str, **metadata) -> tuple[str, list[dict]]:
+        """Printed text, and every message of the cell."""
+        session, channel = self.client.session, self.client.shell_channel
+        content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
+        request = session.msg("execute_request", content, metadata=metadata)
+        channel.send(request)
+        heard: list[dict] = []
+        while True:
+            answer = self.client.get_iopub_msg(timeout=60)
+            if answer["parent_header"].get("msg_id") != request["header"]["msg_id"]:
+                heard.append(answer)  # from a thread: it belongs to no cell
+                continue
+            heard.append(answer)
+            if answer["msg_type"] == "status" and answer["content"]["execution_state"] == "idle":
+                break
+        errors = [m["content"]["traceback"] for m in heard if m["msg_type"] == "error"]
+        assert not errors, "\n".join(errors[0])
+        return "".join(m["content"]["text"] for m in heard if m["msg_type"] == "stream"), heard
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    kernel = Kernel()
+    yield kernel
+    kernel.client.stop_channels()
+    kernel.manager.shutdown_kernel(now=True)
+
+
+def test_a_kernel_knows_whether_a_person_ran_the_cell(kernel):
+    code = "from dlcourse.panel.widget import front_end_present; print(front_end_present())"
+    assert kernel.run(code, **IN_LAB)[0] == "True\n"
+    assert kernel.run(code)[0] == "False\n"
+    # A thread belongs to the cell that runs now, too.
+    thread = "import threading; w = threading.Thread(target=lambda: print(front_end_present()))"
+    assert kernel.run(f"{thread}; w.start(); w.join()", **IN_LAB)[0] == "True\n"
+
+
+SHOW = """
+import time
+from dlcourse.panel.colors import CATEGORIES
+from dlcourse.panel.widget import Panel
+panel = Panel(4)
+panel.display()
+def state(n, busy=True):
+    memory = {name: n * 1000 + i for i, name in enumerate(CATEGORIES)}
+    ranks = [dict(rank=r, state="running", collective=None, memory=memory, tokens=n,
+                  comm_bytes={"all_reduce": n}, comm_calls={"all_reduce": n}) for r in range(4)]
+    return dict(cell=1, busy=busy, elapsed_s=n / 300, ranks=ranks)
+"""
+
+
+def test_ten_messages_a_second_and_the_last_state_always(kernel):
+    _, shown = kernel.run(SHOW, **IN_LAB)
+    assert [m["msg_type"] for m in shown].count("comm_open") >= 1
+    views = [m for m in shown if m["msg_type"] == "display_data"]
+    assert "application/vnd.jupyter.widget-view+json" in views[0]["content"]["data"]
+    loop = """
+for n in range(1, 301):
+    panel.update(state(n)); time.sleep(1 / 300)
+panel.update(state(301, busy=False))
+"""
+    began = time.monotonic()
+    _, heard = kernel.run(loop, **IN_LAB)
+    took = time.monotonic() - began
+    states = [
+        m["content"]["data"]["state"]["now"]
+        for m in heard
+        if m["msg_type"] == "comm_msg" and "now" in m["content"]["data"].get("state", {})
+    ]
+    assert 5 < len(states) <= 10 * took + 2, (len(states), took)
+    assert max(len(json.dumps(s, ensure_ascii=False).encode()) for s in states) < 4096
+    assert states[-1]["ranks"][0]["b"] == 301 and states[-1]["busy"] is False
+    # Two quick states and then silence: the second one comes by itself.
+    quiet = "panel.update(state(400)); panel.update(state(401)); time.sleep(0.3)\n"
+    said, _ = kernel.run(quiet + "print(panel._widget.now['ranks'][0]['b'])", **IN_LAB)
+    assert said == "401\n"
+
+
+def test_an_update_costs_next_to_nothing(kernel):
+    code = """
+def cpu(calls, action):
+    start = time.process_time()
+    for n in range(calls): action(n)
+    return (time.process_time() - start) / calls
+panel.update(state(1))
+held = cpu(2000, lambda n: panel.update(state(2)))
+drawn = cpu(100, lambda n: panel.update(state(n, busy=False)))
+print(held, drawn)
+"""
+    held, drawn = map(float, kernel.run(code, **IN_LAB)[0].split())
+    # Ten drawn a second: 3% of one core would be 3 ms for each.
+    assert held < 0.0005 and drawn < 0.003, (held, drawn)
+
+
+def test_a_panel_can_be_closed_and_shown_again(kernel):
+    said, heard = kernel.run("panel.close(); print(panel.shown); panel.update(state(1))", **IN_LAB)
+    assert said == "False\n"
+    assert "comm_close" in [m["msg_type"] for m in heard]
+    _, heard = kernel.run("panel.display()", **IN_LAB)
+    assert "comm_open" in [m["msg_type"] for m in heard]
+
+
+# ------------------------------------------------------------------ in the browser
+
+
+def test_the_page_needs_no_network_and_little_code():
+    here = Path(widget.__file__).parent
+    script, style = ((here / f"panel.{kind}").read_text("utf-8") for kind in ("js", "css"))
+    assert len(script) < 14_000 and len(style) < 6_000
+    for text in (script, style):
+        assert "http" not in text and "import" not in text.replace("!important", "")
+    assert not [char for char in script if 0xAC00 <= ord(char) < 0xD7A4], "words come from Python"
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --no-first-run "
+    "--disable-component-update --disable-sync"
+)
+LAB_CELLS = [
+    SHOW.replace("Panel(4)", "Panel(4, 'ko')"),
+    "panel.update(state(5))",
+    "s = state(900, busy=False); s['ranks'][2]['state'] = 'dead'; panel.update(s)",
+    "from dlcourse.panel.figures import bars_figure, show_defaults\nshow_defaults()\n"
+    "bars_figure(['DDP', 'ours'], [1.0, 2.0], axis='s', lang='ko')",
+]
+
+
+@contextlib.contextmanager
+def jupyterlab(root: Path):
+    import nbformat
+
+    cells = [nbformat.v4.new_code_cell(code) for code in LAB_CELLS]
+    kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec})
+    (root / "files").mkdir()
+    nbformat.write(notebook, root / "files" / "panel.ipynb")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    places = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+    }
+    settings = root / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    log = (root / "lab.log").open("w")
+    server = subprocess.Popen(
+        [
+            sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--allow-root",
+            f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}/files",
+            "--IdentityProvider.token=", "--ServerApp.password=",
+        ],
+        env=environment(**{name: str(root / place) for name, place in places.items()}),
+        cwd=root,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5)
+                break
+            assert server.poll() is None, (root / "lab.log").read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        # The server ends its kernels on SIGTERM; it is asked twice only if it does not.
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+        log.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to look at the panel")
+def test_jupyterlab_draws_the_panel_and_a_figure_with_no_network(tmp_path):
+    from playwright.sync_api import expect, sync_playwright
+
+    outside: list[str] = []
+    problems: list[str] = []
+    with jupyterlab(tmp_path) as base, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        page = browser.new_page(viewport={"width": 1100, "height": 1200})
+        page.set_default_timeout(60_000)
+        expect.set_options(timeout=30_000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on(
+            "request",
+            lambda r: (
+                outside.append(r.url) if not r.url.startswith((base, "data:", "blob:")) else 0
+            ),
+        )
+        page.goto(f"{base}/lab/tree/panel.ipynb")
+        page.wait_for_selector("[data-status='idle']")
+        cells = page.locator(".jp-CodeCell")
+
+        def run(index: int) -> None:
+            prompt = cells.nth(index).locator(".jp-InputPrompt")
+            for _ in range(5):  # a key that comes before the kernel is connected is lost
+                cells.nth(index).locator(".cm-content").click()
+                page.keyboard.press("Control+Enter")
+                with contextlib.suppress(AssertionError):
+                    expect(prompt).not_to_have_text("[ ]:", timeout=3_000)
+                    return
+
+        run(0)
+        panel = page.locator(".dlc-panel")
+        expect(panel.locator("[data-field=title]")).to_have_text("랭크 4개")
+        expect(panel.locator("[data-field=status]")).to_have_text("준비됨")
+        run(1)
+        rows = panel.locator("tr[data-rank]")
+        expect(rows).to_have_count(4)
+        part = panel.locator("[data-rank='2'][data-field='memory.gradients']")
+        expect(part).to_have_attribute("data-value", "5001")
+        total = panel.locator("[data-rank='2'][data-field=memory]")
+        expect(total).to_have_text("29.3 KiB")
+        expect(panel.locator("[data-op=all_reduce]")).to_have_text("5 B · 5×")
+        run(2)
+        expect(part).to_have_attribute("data-value", "900001")
+        expect(panel.locator("[data-rank='2'][data-field=state]")).to_contain_text("종료됨")
+        expect(panel.locator("[data-field=alert]")).to_contain_text("2번 랭크")
+        expect(rows.nth(2)).to_have_attribute("data-state", "dead")
+        assert panel.bounding_box()["height"] < 225
+        painted = "c => c.getContext('2d').getImageData(1, 5, 1, 1).data[3]"
+        assert panel.locator("canvas").first.evaluate(painted) == 255, "the timeline is empty"
+        # Folded away, and back.
+        fold = panel.locator("[data-field=fold]")
+        fold.click()
+        expect(rows.first).to_be_hidden()
+        assert fold.get_attribute("aria-expanded") == "false"
+        fold.click()
+        expect(rows.first).to_be_visible()
+        run(3)
+        figure = page.locator(".jp-RenderedPlotly")
+        expect(figure.locator(".gtitle")).to_have_text("ours: DDP의 2배")
+        expect(figure.locator(".bars path")).to_have_count(2)
+        # With the panel's cell out of sight, a strip at the foot of the notebook stays.
+        cells.nth(3).evaluate("cell => cell.style.marginTop = '1500px'")
+        figure.scroll_into_view_if_needed()
+        strip = page.locator(".jp-NotebookPanel > .dlc-docked")
+        expect(strip.locator("[data-field=status]")).to_be_visible()
+        assert strip.bounding_box()["height"] < 60
+        strip.locator("[data-field=close]").click()
+        expect(strip).to_have_count(0)
+        browser.close()
+    assert outside == []
+    assert problems == []
