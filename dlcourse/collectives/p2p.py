@@ -56,13 +56,13 @@ class Link:
         self.to, self.source, self.group = to, source, group
         self.post_at_once = device.type == "cpu"
         self.unposted: deque[torch.Tensor] = deque()
-        self.arriving: deque[dist.Work] = deque()
+        self.arriving: deque[list[dist.Work]] = deque()
         self.leaving: list[dist.Work] = []
 
     def expect(self, buffer: torch.Tensor) -> None:
         """The next message goes into `buffer`. Leave that alone until `arrive` returns."""
         if self.post_at_once:
-            self.arriving.append(dist.irecv(buffer, group=self.group, group_src=self.source))
+            self.arriving.append([dist.irecv(buffer, group=self.group, group_src=self.source)])
         else:
             self.unposted.append(buffer)
 
@@ -74,11 +74,12 @@ class Link:
             buffer = self.unposted.popleft()
             receive = dist.P2POp(dist.irecv, buffer, group=self.group, group_peer=self.source)
             send = dist.P2POp(dist.isend, tensor, group=self.group, group_peer=self.to)
-            self.arriving.extend(dist.batch_isend_irecv([receive, send]))
+            self.arriving.append(dist.batch_isend_irecv([receive, send]))
 
     def arrive(self) -> None:
         """Wait until the oldest expected message is in its buffer."""
-        self.arriving.popleft().wait()
+        for work in self.arriving.popleft():
+            work.wait()
 
     def close(self) -> None:
         """Wait until everything sent has left."""

@@ -1,0 +1,416 @@
+"""Collectives from point-to-point must do what torch's own do, in real ranks.
+
+Tolerances. Integers, and float sums whose order of addition is known, are compared bit for bit:
+each algorithm's order is played again in one process. Gloo adds in an order of its own, so beside
+it a float sum of p numbers may differ by (p - 1) roundings of the sum of magnitudes, on each side.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import cloudpickle
+import pytest
+import torch
+import torch.distributed as dist
+
+from dlcourse import RankError, Ranks
+from dlcourse.collectives import cost, direct, p2p
+from dlcourse.collectives.benchmark import CALLS, measure
+from dlcourse.collectives.naive import naive_all_reduce
+from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
+from dlcourse.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
+from dlcourse.collectives.wire import wire_counters
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
+
+ALL_REDUCE = {
+    "ring": ring_all_reduce,
+    "tree": tree_all_reduce,
+    "naive": naive_all_reduce,
+    "direct": direct.all_reduce,
+}
+SUM, MAX = "SUM", "MAX"  # ReduceOp itself cannot be sent to a rank
+DTYPES = [torch.float32, torch.bfloat16, torch.int64]
+
+
+@pytest.fixture(scope="module")
+def run(num_ranks):
+    with Ranks(num_ranks, default=False) as pool:
+        yield pool.run
+
+
+def on_ranks(*numbers):
+    """Run a test in this many ranks; pytest groups the tests by number, one pool for each."""
+    return pytest.mark.parametrize("num_ranks", numbers, scope="module")
+
+
+def sizes(p):
+    return sorted({0, 1, p - 1, p, p + 1, 1001, 65_537})
+
+
+def part_of(rank, n, dtype):
+    """What `rank` brings along: the same wherever it is computed."""
+    generator = torch.Generator().manual_seed(1000 * n + rank)
+    if dtype.is_floating_point:
+        return torch.randn(n, generator=generator).to(dtype)
+    return torch.randint(-(10**12), 10**12, (n,), generator=generator)
+
+
+def in_ring_order(parts):
+    """Chunk c: x_{c+1} + x_{c+2} + ... + x_c."""
+    p, chunks = len(parts), []
+    for c in range(p):
+        total = parts[(c + 1) % p].tensor_split(p)[c].clone()
+        for k in range(2, p + 1):
+            total += parts[(c + k) % p].tensor_split(p)[c]
+        chunks.append(total)
+    return torch.cat(chunks)
+
+
+def in_tree_order(parts):
+    parts = [part.clone() for part in parts]
+    keep = 1 << (len(parts) - 1).bit_length()
+    while keep := keep >> 1:
+        for place in range(keep):
+            if place + keep < len(parts):
+                parts[place] += parts[place + keep]
+    return parts[0]
+
+
+def in_rank_order(parts):
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+ORDER = {
+    "ring": in_ring_order,
+    "tree": in_tree_order,
+    "naive": in_rank_order,
+    "direct": in_rank_order,
+}
+
+
+def same_in_all_ranks(tensor):
+    everyone = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, tensor)
+    return all(torch.equal(tensor, other) for other in everyone)
+
+
+def all_reduce_problems(name, op_name):
+    """What is wrong with an all-reduce in this rank; an empty list if nothing is."""
+    rank, p = dist.get_rank(), dist.get_world_size()
+    op, problems = getattr(dist.ReduceOp, op_name), []
+    for dtype in DTYPES:
+        for n in sizes(p):
+            parts = [part_of(r, n, dtype) for r in range(p)]
+            ours, theirs = parts[rank].clone(), parts[rank].clone()
+            returned = ALL_REDUCE[name](ours, op)
+            dist.all_reduce(theirs, op=op)
+            case = f"{dtype} n={n}"
+            if returned is not ours:
+                problems.append(f"{case}: not in place")
+            if not same_in_all_ranks(ours):
+                problems.append(f"{case}: ranks differ")
+            if dtype == torch.int64 or op_name == MAX:
+                if not torch.equal(ours, theirs):
+                    problems.append(f"{case}: not torch's")
+                continue
+            if not torch.equal(ours, ORDER[name](parts)):
+                problems.append(f"{case}: not the sum in its own order")
+            magnitude = torch.stack(parts).double().abs().sum(0)
+            allowed = 2 * (p - 1) * torch.finfo(dtype).eps * magnitude
+            if not ((ours.double() - theirs.double()).abs() <= allowed).all():
+                problems.append(f"{case}: too far from torch's")
+    return problems
+
+
+@on_ranks(1, 2, 3, 4, 5)
+@pytest.mark.parametrize("op", [SUM, MAX])
+@pytest.mark.parametrize("name", ALL_REDUCE)
+def test_all_reduce(run, num_ranks, name, op):
+    assert run(all_reduce_problems, name, op) == [[]] * num_ranks
+
+
+def parts_problems():
+    """Reduce-scatter and all-gather, ring and direct, and that they leave the input alone."""
+    rank, p = dist.get_rank(), dist.get_world_size()
+    problems = []
+    for dtype in DTYPES:
+        for n in sizes(p):
+            parts = [part_of(r, n, dtype) for r in range(p)]
+            whole = part_of(77, n, dtype)
+            mine = whole.tensor_split(p)[rank].clone()
+            case = f"{dtype} n={n}"
+
+            x = parts[rank].clone()
+            if not torch.equal(ring_reduce_scatter(x), in_ring_order(parts).tensor_split(p)[rank]):
+                problems.append(f"{case}: ring_reduce_scatter")
+            expected = in_rank_order(parts).tensor_split(p)[rank]
+            x, out = parts[rank].clone(), torch.empty_like(mine)
+            if direct.reduce_scatter(out, x) is not out or not torch.equal(out, expected):
+                problems.append(f"{case}: direct.reduce_scatter")
+            if not torch.equal(x, parts[rank]):
+                problems.append(f"{case}: direct.reduce_scatter changed its input")
+            x = parts[rank].clone()
+            out = x.tensor_split(p)[rank]
+            direct.reduce_scatter(out, x)
+            if not torch.equal(out, expected):
+                problems.append(f"{case}: direct.reduce_scatter in place")
+            if n % p == 0 and n:
+                out = [torch.empty_like(c) for c in whole.chunk(p)]
+                theirs = torch.empty_like(mine)
+                dist.reduce_scatter(theirs, list(parts[rank].chunk(p)))
+                if dtype == torch.int64 and not torch.equal(theirs, expected):
+                    problems.append(f"{case}: direct.reduce_scatter is not torch's")
+                dist.all_gather(out, mine)
+                if not torch.equal(torch.cat(out), whole):
+                    problems.append(f"{case}: the test's own idea of all-gather is wrong")
+
+            x = torch.zeros_like(whole)
+            x.tensor_split(p)[rank].copy_(mine)
+            if not torch.equal(ring_all_gather(x), whole):
+                problems.append(f"{case}: ring_all_gather")
+            x = torch.zeros_like(whole)
+            if not torch.equal(direct.all_gather(x, mine), whole):
+                problems.append(f"{case}: direct.all_gather")
+    return problems
+
+
+@on_ranks(1, 2, 3, 4, 5)
+def test_reduce_scatter_and_all_gather(run, num_ranks):
+    assert run(parts_problems) == [[]] * num_ranks
+
+
+def all_to_all_problems():
+    rank, p = dist.get_rank(), dist.get_world_size()
+    problems = []
+    for row in [(), (3,), (2, 3)]:
+        x = torch.arange(2 * p).view(-1, *[1] * len(row)).expand(2 * p, *row) + 1000 * rank
+        ours, theirs = (
+            torch.empty(2 * p, *row, dtype=torch.int64),
+            torch.empty(2 * p, *row, dtype=torch.int64),
+        )
+        direct.all_to_all(ours, x.contiguous())
+        dist.all_to_all_single(theirs, x.contiguous())
+        if not torch.equal(ours, theirs):
+            problems.append(f"equal rows of {row}")
+        # Rank r sends r + k rows to rank k, and nothing from rank 0 to itself.
+        sends, receives = [rank + k for k in range(p)], [k + rank for k in range(p)]
+        x = torch.randn(sum(sends), *row)
+        ours, theirs = torch.empty(sum(receives), *row), torch.empty(sum(receives), *row)
+        direct.all_to_all(ours, x, receives, sends)
+        dist.all_to_all_single(theirs, x, receives, sends)
+        if not torch.equal(ours, theirs):
+            problems.append(f"unequal rows of {row}")
+    return problems
+
+
+@on_ranks(1, 2, 3, 4, 5)
+def test_all_to_all(run, num_ranks):
+    assert run(all_to_all_problems) == [[]] * num_ranks
+
+
+def tree_problems():
+    rank, p = dist.get_rank(), dist.get_world_size()
+    problems = []
+    for root in range(p):
+        for n in (0, 1, 1001):
+            x = part_of(rank, n, torch.int64)
+            tree_broadcast(x, src=root)
+            if not torch.equal(x, part_of(root, n, torch.int64)):
+                problems.append(f"broadcast from {root}, n={n}")
+            x = part_of(rank, n, torch.int64)
+            tree_reduce(x, dst=root)
+            if rank == root and not torch.equal(
+                x, sum(part_of(r, n, torch.int64) for r in range(p))
+            ):
+                problems.append(f"reduce to {root}, n={n}")
+    return problems
+
+
+@on_ranks(1, 2, 3, 4, 5)
+def test_tree_from_every_root(run, num_ranks):
+    assert run(tree_problems) == [[]] * num_ranks
+
+
+def shape_problems():
+    """Any shape, a parameter that requires a gradient, and memory that is used again."""
+    rank, p = dist.get_rank(), dist.get_world_size()
+    problems = []
+    for name, all_reduce in ALL_REDUCE.items():
+        for shape, dtype in [((64, 9), torch.float32), ((5, 7, 3), torch.int64), ((), torch.int64)]:
+            x = torch.full(shape, rank + 1, dtype=dtype)
+            parameter = torch.nn.Parameter(x, requires_grad=dtype.is_floating_point)
+            all_reduce(parameter)
+            if not torch.equal(parameter, torch.full(shape, p * (p + 1) // 2, dtype=dtype)):
+                problems.append(f"{name} {shape}")
+        # A view from the middle of a tensor: its neighbours stay as they are.
+        x = torch.full((30,), float(rank))
+        all_reduce(x[10:20])
+        expected = torch.full((30,), float(rank))
+        expected[10:20] = p * (p - 1) / 2
+        if not torch.equal(x, expected):
+            problems.append(f"{name} touches what is beside its tensor")
+    return problems
+
+
+@on_ranks(2, 3)
+def test_shapes_parameters_and_views(run, num_ranks):
+    assert run(shape_problems) == [[]] * num_ranks
+
+
+def group_problems():
+    """In a group of ranks 1 to p - 1, where a rank's number in the group is another one."""
+    p, problems = dist.get_world_size(), []
+    members = list(range(1, p))
+    group = dist.new_group(members)
+    if dist.get_rank() in members:
+        for name, all_reduce in ALL_REDUCE.items():
+            x = torch.full((7,), float(dist.get_rank()))
+            all_reduce(x, group=group)
+            if not torch.equal(x, torch.full((7,), float(sum(members)))):
+                problems.append(name)
+        x = torch.full((7,), float(dist.get_rank()))
+        tree_broadcast(x, src=len(members) - 1, group=group)
+        if x[0] != p - 1:
+            problems.append("tree_broadcast")
+        out = torch.empty(len(members))
+        direct.all_gather(out, torch.tensor([float(dist.get_rank())]), group=group)
+        if out.tolist() != [float(r) for r in members]:
+            problems.append("direct.all_gather")
+    dist.barrier()
+    return problems
+
+
+@on_ranks(3, 4)
+def test_a_group_of_some_ranks(run, num_ranks):
+    assert run(group_problems) == [[]] * num_ranks
+
+
+def grouped_posting_problems():
+    """The way messages are posted on NCCL, in pairs, over Gloo here."""
+    plain = p2p.Link.__init__
+
+    def grouped(self, **kwargs):
+        plain(self, **kwargs)
+        self.post_at_once = False
+
+    p2p.Link.__init__ = grouped
+    try:
+        return all_reduce_problems("ring", "SUM")
+    finally:
+        p2p.Link.__init__ = plain
+
+
+@on_ranks(2, 3)
+def test_the_ring_when_send_and_receive_are_posted_together(run, num_ranks):
+    assert run(grouped_posting_problems) == [[]] * num_ranks
+
+
+def wire_of(name, n):
+    """Bytes that this rank sends when it calls the collective `name` on n bytes."""
+    p = dist.get_world_size()
+    x, y = torch.zeros(n // 4), torch.zeros(n // 4)
+    part = x.view(p, -1)[dist.get_rank()]
+    CALLS[name](x, y, part, None)  # the first call may make connections
+    dist.barrier()
+    before = wire_counters()
+    CALLS[name](x, y, part, None)
+    return wire_counters()[0] - before[0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counters of Linux")
+@on_ranks(2, 3, 4, 5)
+@pytest.mark.parametrize("name", cost.ALGORITHMS)
+def test_bytes_on_the_wire_are_those_of_theory(run, num_ranks, name):
+    n = 1 << 18
+    n -= n % (4 * num_ranks)
+    sent = run(wire_of, name, n)
+    # Gloo adds a message header of under 100 bytes to each message and two short notes.
+    assert sum(sent) / num_ranks == pytest.approx(cost.wire_bytes(name, n, num_ranks), rel=0.02)
+    assert max(sent) == pytest.approx(cost.busiest_wire_bytes(name, n, num_ranks), rel=0.02)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counters of Linux")
+@on_ranks(2, 4)
+def test_gloos_reduce_scatter_sends_an_all_reduce_and_ours_half_of_it(run, num_ranks):
+    n = 1 << 18
+    theirs = sum(run(wire_of, "torch_reduce_scatter", n))
+    all_reduce = sum(run(wire_of, "torch_all_reduce", n))
+    for name in ("ring_reduce_scatter", "direct_reduce_scatter"):
+        assert sum(run(wire_of, name, n)) == pytest.approx(all_reduce / 2, rel=0.02)
+    assert theirs == pytest.approx(all_reduce, rel=0.02)
+
+
+@on_ranks(2)
+def test_measure_gives_the_same_plain_rows_in_every_rank(run):
+    first, second = run(measure, ["torch_all_reduce", "ring_all_reduce"], [10, 4096], repeats=3)
+    assert first == second
+    assert [(row["algorithm"], row["bytes"]) for row in first] == [
+        ("torch_all_reduce", 16),
+        ("ring_all_reduce", 16),
+        ("torch_all_reduce", 4096),
+        ("ring_all_reduce", 4096),
+    ]
+    for row in first:
+        assert 0 < row["low"] <= row["seconds"] <= row["high"]
+        assert len(row["samples"]) == 3
+        assert row["busbw"] == pytest.approx(row["bytes"] / row["seconds"])  # 2 (p - 1) / p is 1
+        assert row["wire_theory"] == row["bytes"]
+        assert row["wire"] is None or row["wire"] >= row["wire_theory"]
+
+
+@on_ranks(2)
+def test_every_collective_can_be_measured(run):
+    rows = run(measure, list(CALLS), [4096], repeats=1)[0]
+    assert {row["algorithm"] for row in rows} == set(CALLS)
+
+
+def call(module_name, function_name, *args, **kwargs):
+    module = sys.modules[f"dlcourse.collectives.{module_name}"]
+    getattr(module, function_name)(*args, **kwargs)
+
+
+TURNED = torch.zeros(4, 6).t()
+
+
+@on_ranks(2)
+@pytest.mark.parametrize(
+    ("message", "module", "function", "args"),
+    [
+        ("tensor is not contiguous", "ring", "ring_all_reduce", [TURNED]),
+        ("tensor is not contiguous", "tree", "tree_all_reduce", [TURNED]),
+        ("tensor is not contiguous", "naive", "naive_all_reduce", [TURNED]),
+        ("tensor is not contiguous", "direct", "all_reduce", [TURNED]),
+        ("input is not contiguous", "direct", "all_to_all", [torch.zeros(6, 4), TURNED]),
+        ("src is 2: the group has the ranks 0 to 1", "tree", "tree_broadcast", [TURNED.t(), 2]),
+        ("output has 3 elements", "direct", "reduce_scatter", [torch.zeros(3), torch.zeros(4)]),
+        ("input has 3 elements", "direct", "all_gather", [torch.zeros(4), torch.zeros(3)]),
+        ("pass input_split_sizes", "direct", "all_to_all", [torch.zeros(4), torch.zeros(5)]),
+        (
+            "output_split_sizes is [1, 2]",
+            "direct",
+            "all_to_all",
+            [torch.zeros(4), torch.zeros(4), [1, 2], [2, 2]],
+        ),
+        ("names contains 'rings'", "benchmark", "measure", [["rings"], [4]]),
+    ],
+)
+def test_bad_input_is_named(run, message, module, function, args):
+    with pytest.raises(RankError) as caught:
+        run(call, module, function, *args)
+    assert "ValueError" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def multiply():
+    ring_all_reduce(torch.zeros(4), dist.ReduceOp.PRODUCT)
+
+
+@on_ranks(2)
+def test_an_operation_that_is_not_there(run):
+    with pytest.raises(RankError, match=r"PRODUCT: use ReduceOp\.SUM or ReduceOp\.MAX"):
+        run(multiply)

@@ -1,0 +1,176 @@
+"""The cost model's arithmetic; that its bytes are real ones is tested in test_collectives.py."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+
+import pytest
+
+from dlcourse.collectives.cost import (
+    ALGORITHMS,
+    CostModel,
+    bus_bandwidth,
+    busiest_wire_bytes,
+    fit,
+    wire_bytes,
+)
+
+MB = 1 << 20
+NET = CostModel(alpha=100e-6, beta=1e-9)  # 0.1 ms and 1 GB/s
+
+
+def rows_of(model, algorithms, sizes=(64, 4096, MB, 16 * MB), ranks=(4,), noise=0.0):
+    generator = random.Random(1)
+    return [
+        {
+            "algorithm": name,
+            "bytes": n,
+            "ranks": p,
+            "seconds": model.predict(name, n, p) * (1 + generator.uniform(-noise, noise)),
+        }
+        for name in algorithms
+        for n in sizes
+        for p in ranks
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        ("ring_all_reduce", 6 * 100e-6 + 1.5 * 8e-3),
+        ("ring_reduce_scatter", 3 * 100e-6 + 0.75 * 8e-3),
+        ("ring_all_gather", 3 * 100e-6 + 0.75 * 8e-3),
+        ("direct_all_reduce", 2 * 100e-6 + 1.5 * 8e-3),
+        ("direct_all_to_all", 100e-6 + 0.75 * 8e-3),
+        ("tree_broadcast", 2 * 100e-6 + 2 * 8e-3),
+        ("tree_all_reduce", 4 * 100e-6 + 4 * 8e-3),
+        ("naive_all_reduce", 6 * 100e-6 + 6 * 8e-3),
+    ],
+)
+def test_prediction_for_8_mb_on_4_ranks(name, seconds):
+    assert NET.predict(name, 8_000_000, 4) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_world_of_one_costs_nothing(name):
+    assert NET.predict(name, MB, 1) == 0
+    assert wire_bytes(name, MB, 1) == 0
+    assert busiest_wire_bytes(name, MB, 1) == 0
+
+
+def test_all_all_reduces_send_the_same_bytes_together_but_not_from_the_same_rank():
+    for name in ("ring", "direct", "tree", "naive"):
+        assert wire_bytes(f"{name}_all_reduce", 800, 8) == pytest.approx(2 * 7 / 8 * 800)
+    assert busiest_wire_bytes("ring_all_reduce", 800, 8) == pytest.approx(2 * 7 / 8 * 800)
+    assert busiest_wire_bytes("tree_all_reduce", 800, 8) == 3 * 800
+    assert busiest_wire_bytes("naive_all_reduce", 800, 8) == 7 * 800
+
+
+@pytest.mark.parametrize(
+    ("collective", "factor"),
+    [
+        ("all_reduce", 2 * 7 / 8),
+        ("all_gather", 7 / 8),
+        ("reduce_scatter", 7 / 8),
+        ("all_to_all", 7 / 8),
+        ("broadcast", 1),
+        ("reduce", 1),
+    ],
+)
+def test_bus_bandwidth_is_that_of_nccl_tests(collective, factor):
+    assert bus_bandwidth(collective, 4e9, 8, 2.0) == pytest.approx(2e9 * factor)
+
+
+@pytest.mark.parametrize("p", [2, 3, 4, 8, 64])
+def test_a_perfect_ring_has_the_wires_bandwidth_as_its_bus_bandwidth(p):
+    wire = CostModel(alpha=0.0, beta=1e-9)
+    for collective in ("all_reduce", "all_gather", "reduce_scatter"):
+        seconds = wire.predict(f"ring_{collective}", 1e9, p)
+        assert bus_bandwidth(collective, 1e9, p, seconds) == pytest.approx(1e9)
+
+
+def test_fit_finds_what_made_the_measurements():
+    model = fit(rows_of(NET, ALGORITHMS, ranks=(2, 3, 4, 8)))
+    assert model.alpha == pytest.approx(NET.alpha)
+    assert model.beta == pytest.approx(NET.beta)
+    assert model.error < 1e-9
+
+
+def test_fit_stands_noise_and_reports_it():
+    model = fit(rows_of(NET, ALGORITHMS, ranks=(2, 4), noise=0.2))
+    assert model.alpha == pytest.approx(NET.alpha, rel=0.1)
+    assert model.beta == pytest.approx(NET.beta, rel=0.1)
+    assert 0.05 < model.error < 0.15  # the mean of |uniform(-0.2, 0.2)| is 0.1
+
+
+def test_fit_weighs_errors_relative_to_the_time_measured():
+    # 5 ms too much on 24 ms is 20%; an absolute fit would bury the 0.3 ms of small tensors in it.
+    rows = rows_of(NET, ["ring_reduce_scatter"], sizes=(64, 256, 1024, 32 * MB))
+    rows[-1]["seconds"] += 5e-3
+    assert fit(rows).alpha == pytest.approx(NET.alpha, rel=0.01)
+
+
+def test_fit_never_finds_a_negative_cost():
+    quick_start = [
+        {"algorithm": "ring_all_gather", "bytes": n, "ranks": 2, "seconds": s}
+        for n, s in [(1000, 0.1e-6), (2000, 1e-6), (4000, 3e-6)]
+    ]
+    assert fit(quick_start).alpha == 0 < fit(quick_start).beta
+    quick_bytes = [
+        {"algorithm": "ring_all_gather", "bytes": n, "ranks": 2, "seconds": s}
+        for n, s in [(1000, 3e-6), (2000, 2e-6), (4000, 1e-6)]
+    ]
+    assert fit(quick_bytes).beta == 0 < fit(quick_bytes).alpha
+
+
+def test_fit_leaves_out_what_the_model_does_not_know():
+    rows = rows_of(NET, ["ring_all_reduce"])
+    foreign = [{"algorithm": "torch_all_reduce", "bytes": 4, "ranks": 4, "seconds": 9.0}]
+    alone = [{"algorithm": "ring_all_reduce", "bytes": 4, "ranks": 1, "seconds": 9.0}]
+    assert fit(rows + foreign + alone) == fit(rows)
+
+
+@pytest.mark.parametrize("sizes", [(), (MB,), (MB, MB)])
+def test_fit_says_what_is_missing(sizes):
+    with pytest.raises(ValueError, match="measure a small and a large tensor"):
+        fit(rows_of(NET, ["ring_all_reduce"], sizes=sizes))
+
+
+@pytest.mark.parametrize("p", [3, 4, 5, 8, 64])
+def test_crossover_is_where_tree_and_ring_take_equally_long(p):
+    n = NET.crossover("tree_all_reduce", "ring_all_reduce", p)
+    if p == 3:  # a tree over 3 ranks takes as many rounds as the ring
+        assert n is None
+        return
+    tree, ring = (NET.predict(f"{a}_all_reduce", n, p) for a in ("tree", "ring"))
+    assert tree == pytest.approx(ring)
+    assert NET.predict("tree_all_reduce", n / 2, p) < NET.predict("ring_all_reduce", n / 2, p)
+    assert NET.predict("tree_all_reduce", n * 2, p) > NET.predict("ring_all_reduce", n * 2, p)
+
+
+def test_crossover_is_none_where_one_is_always_faster():
+    assert NET.crossover("naive_all_reduce", "ring_all_reduce", 8) is None
+    assert NET.crossover("ring_all_reduce", "ring_all_reduce", 8) is None
+    assert CostModel(1e-4, 0.0).crossover("tree_all_reduce", "ring_all_reduce", 8) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: NET.predict("rings", 1, 2), "algorithm is 'rings': known are direct_all_gather"),
+        (lambda: NET.predict("ring_all_reduce", 1, 0), "p is 0: it is the number of ranks"),
+        (lambda: NET.crossover("ring_all_reduce", "x", 2), "algorithm is 'x'"),
+        (lambda: wire_bytes("ring_all_reduce", 1, -1), "p is -1"),
+        (lambda: bus_bandwidth("all_redduce", 1, 2, 1.0), "collective is 'all_redduce'"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_model_needs_no_torch():
+    code = "import sys, dlcourse.collectives.cost; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
