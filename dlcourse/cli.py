@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except KeyboardInterrupt:
+        # asyncio would report the cell that was cut off when its task is collected, at exit.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print(f"dlcourse {args.command}: interrupted; nothing is left running", file=sys.stderr)
         return INTERRUPTED
 

@@ -103,12 +103,12 @@ def verdict_problems(claim: Claim, root: Path) -> list[str]:
         problems.append(f"{claim.id} has a verdict, but none of its lessons is written")
     if not claim.figures:
         problems.append(f"{claim.id} has a verdict without a figure")
-    if claim.test is None or not test_exists(claim.test, root):
+    if claim.test is None or not has_test(claim.test, root):
         problems.append(f"{claim.id}: there is no test {claim.test}")
     return problems
 
 
-def test_exists(node: str, root: Path) -> bool:
+def has_test(node: str, root: Path) -> bool:
     """Is there a test function ``tests/file.py::test_name``?"""
     file, _, name = node.partition("::")
     path = root / file

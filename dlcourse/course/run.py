@@ -28,6 +28,12 @@ from dlcourse.course import catalog, metrics
 DEVICES = ("auto", "cpu", "cuda", "mps")
 CELL_TIMEOUT = 600  # seconds; a lesson's own limits are far shorter, this one is against hangs
 
+# For nbclient: no widget state in the notebook, no warnings of the kernel's own among our lines.
+_CLIENT: dict[str, Any] = {
+    "store_widget_state": False,
+    "extra_arguments": ["--IPKernelApp.log_level=ERROR"],
+}
+
 
 @dataclass(frozen=True)
 class LessonRun:
@@ -142,7 +148,7 @@ def run_lesson(
                     cwd=str(catalog.notebook_path(root, lang, name).parent),
                     progress_bar={"desc": f"{name}.{lang}"} if progress else False,
                     execution_timeout=CELL_TIMEOUT,
-                    store_widget_state=False,
+                    **_CLIENT,
                 )
             except KeyboardInterrupt:
                 raise
@@ -170,7 +176,7 @@ def run_cells(notebook: Any, *, cwd: Path) -> None:
             timeout=CELL_TIMEOUT,
             kernel_name="python3",
             resources={"metadata": {"path": str(cwd)}},
-            store_widget_state=False,
+            **_CLIENT,
         ).execute()
 
 
@@ -235,7 +241,7 @@ def _describe(failure: Exception) -> str:
     if hasattr(failure, "ename"):  # papermill's error of a cell
         first = next((line for line in failure.source.splitlines() if line.strip()), "")
         reason = f"{failure.ename}: {failure.evalue}" if failure.evalue else failure.ename
-        return f"cell {failure.exec_count} (`{first.strip()}`) failed: {reason}"
+        return f"cell [{failure.exec_count}] (`{first.strip()}`) failed: {reason}"
     return f"{type(failure).__name__}: {failure}"
 
 

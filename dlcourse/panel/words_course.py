@@ -142,10 +142,10 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
     ),
     "check.no_name": (
         "{place}에 {name} 이름이 없습니다. 연습 문제 셀을 먼저 실행하세요.",
-        "{place} has no {name}. Run the exercise's cell first.",
+        "{name} is not defined in {place}. Run the exercise's cell first.",
     ),
-    "check.place.ranks": ("랭크", "The ranks"),
-    "check.place.kernel": ("노트북", "The notebook"),
+    "check.place.ranks": ("랭크", "the ranks"),
+    "check.place.kernel": ("노트북", "the notebook"),
     "check.not_callable": (
         "{name}: 함수나 클래스여야 하는데 지금은 {kind}입니다.",
         "{name} must be a function or a class, and is {kind}.",
@@ -189,16 +189,16 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
         "returned a {got}, and should return a {want}",
     ),
     "check.far": (
-        "값이 최대 {error:.3g}만큼 다릅니다 (허용 {atol:.3g}). 예: {got}, 정답 {want}",
-        "values are off by up to {error:.3g} (allowed: {atol:.3g}), as {got} for {want}",
+        "값이 최대 {error}만큼 다릅니다 (허용 {atol}). 예: {got}, 정답 {want}",
+        "values are off by up to {error} (allowed: {atol}), as {got} for {want}",
     ),
     "check.bytes": (
         "보낸 양 {got}: 최소 {minimum}의 {ratio:.3g}배 (허용 {allowed:.3g}배)",
         "sent {got}: {ratio:.3g} times the minimum of {minimum} (allowed: {allowed:.3g} times)",
     ),
     "check.calls": (
-        "{op} 호출 {got}번, 필요한 횟수 {want}번",
-        "called {op} {got} times, and should call it {want} times",
+        "{op} 호출 {got}번, 정답 {want}번",
+        "calls of {op}: {got}, and should be {want}",
     ),
     "check.at_most": (
         "{name}: {got}. {limit} 이하여야 합니다",

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlcourse.measure.run import wire_bytes
+from dlcourse.measure.run import Run
 from dlcourse.panel.units import digits, human_bytes, human_seconds
 
 Finding = dict[str, Any]  # {"case": str, "ok": bool, "key": str, "values": {str: str | number}}
@@ -44,8 +44,8 @@ class Measured:
         return sum(op is None or event["op"] == op for event in self.comm)
 
     def sent(self) -> float:
-        """Bytes that these collectives must send from one rank, by theory."""
-        return sum(wire_bytes(e["op"], e["bytes"], e["group_size"]) for e in self.comm)
+        """Bytes that this rank's collectives send, by theory (see ``measure.run.wire_bytes``)."""
+        return Run([self.record]).comm.ranks[0]["wire_bytes"] if self.record else 0.0
 
     def peak(self) -> int:
         """Largest number of bytes of live storages at one moment."""
@@ -147,8 +147,8 @@ def _compare_tensors(case: str, got: Any, want: Any, atol: float) -> Finding:
         case,
         False,
         "far",
-        error=float(off[worst]),
-        atol=atol,
+        error=_short(float(off[worst])),
+        atol=_short(atol),
         got=_short(float(a[worst])),
         want=_short(float(b[worst])),
     )
@@ -167,5 +167,5 @@ def _human(value: float, unit: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else repr(value)
+    text = f"{value:.5g}" if isinstance(value, float) else repr(value)
     return text if len(text) <= 80 else text[:77] + "…"

@@ -12,8 +12,16 @@ num_ranks = 2
 device = "auto"
 steps = 3
 # %%
-from dlcourse import Ranks
-from dlcourse.course.lesson import check, claim, compare, lesson, predict, record_metric, show
+from dlcourse import (
+    Ranks,
+    check,
+    claim,
+    compare,
+    lesson,
+    predict,
+    record_metric,
+    show,
+)
 
 lesson(lang=lang, name="97_demo")
 ranks = Ranks(num_ranks, device=device)
@@ -37,10 +45,14 @@ sorted(set(ranks["total"])) == [num_ranks * (num_ranks - 1) / 2]
 show("dlcourse.measure.run:wire_bytes")
 record_metric("ratio", 1.5, "S")
 claim("C2")
+
+
 # %% exercise="97.mean"
 # %%ranks
 def mean(x):
     raise NotImplementedError
+
+
 # %%
 check("97.mean")
 # %%

@@ -16,6 +16,7 @@ from dlcourse.course import catalog, metrics
 from dlcourse.course.claims import Claim, find_claim, next_lesson, origin, quantity
 from dlcourse.course.exercises import check, hint, solution
 from dlcourse.course.fill import find_source, split_reference
+from dlcourse.course.showing import Shown, display, html_table, say, shell, show_code
 from dlcourse.panel.strings import language, set_language, t
 
 __all__ = [
@@ -35,15 +36,8 @@ _predictions: dict[str, Prediction] = {}
 _hooked: list[Any] = []  # shells that report recorded cells already
 
 
-class _Shown:
-    """Base of results that have shown themselves: Jupyter adds nothing at the end of a cell."""
-
-    def _ipython_display_(self) -> None:
-        pass
-
-
 @dataclass(frozen=True)
-class Prediction(_Shown):
+class Prediction(Shown):
     """A number (or an answer) given before measuring. ``value`` is the guess, or the formula's."""
 
     id: str
@@ -59,7 +53,7 @@ class Prediction(_Shown):
 
 
 @dataclass(frozen=True)
-class Comparison(_Shown):
+class Comparison(Shown):
     """Measured beside predicted. ``ratio`` is measured / predicted, None for words or zero."""
 
     id: str
@@ -69,7 +63,7 @@ class Comparison(_Shown):
 
 
 @dataclass(frozen=True)
-class Verdict(_Shown):
+class Verdict(Shown):
     """A claim as it was shown, with what this lesson measured for it."""
 
     claim: Claim
@@ -115,9 +109,9 @@ def predict(
     prediction = Prediction(id, None if guess is ... else guess, answer, unit)
     _predictions[id] = prediction
     if guess is ...:
-        _say(t("predict.left_open", formula=quantity(prediction.value, unit)))
+        say(t("predict.left_open", formula=quantity(prediction.value, unit)))
     else:
-        _say(t("predict.yours", guess=quantity(guess, unit)))
+        say(t("predict.yours", guess=quantity(guess, unit)))
     metrics.append("prediction", id=id, guess=prediction.guess, formula=answer, unit=unit)
     return prediction
 
@@ -159,21 +153,18 @@ def show(reference: str) -> None:
     """Show the real source of ``"module:Name[,Name2]"``, read-only, without importing it."""
     module, names = split_reference(reference)
     found = [find_source(module, name) for name in names]
-    parts = []
+    titles = []
     for source in found:
         package = source.path.parents[source.module.count(".")]
-        where = t(
-            "show.where",
-            path=source.path.relative_to(package.parent).as_posix()
-            if package.name == source.module.partition(".")[0]
-            else source.path.name,
-            first=source.line,
-            last=source.line + source.code.count("\n"),
+        titles.append(
+            t(
+                "show.where",
+                path=source.path.relative_to(package).as_posix(),
+                first=source.line,
+                last=source.line + source.code.count("\n"),
+            )
         )
-        parts.append((where, source.code))
-    text = "\n\n".join(f"# {where}\n{code}" for where, code in parts)
-    marked = "\n\n".join(f"`{where}`\n\n````python\n{code}\n````" for where, code in parts)
-    _display({"text/plain": text, "text/markdown": marked})
+    show_code(*(source.code for source in found), titles=titles)
 
 
 def claim(id: str, **measured: float) -> Verdict:
@@ -229,48 +220,17 @@ def _show_claim(found: Claim, measured: dict[str, Any]) -> None:
     first, *rest = (html.escape(line) for line in lines)
     page = f"<p><strong>{first}</strong></p>" + "".join(f"<p>{line}</p>" for line in rest)
     if rows:
-        page += _html_table(head, rows)
-    _display({"text/plain": text, "text/html": page})
+        page += html_table(head, rows)
+    display({"text/plain": text, "text/html": page})
 
 
 def _table(title: str, rows: Sequence[tuple[str, str]], note: str) -> None:
     lines = [title, *(f"  {name}: {value}" if name else f"  {value}" for name, value in rows)]
-    page = _html_table([title, ""], [list(row) for row in rows])
+    page = html_table([title, ""], [list(row) for row in rows])
     if note:
         lines.append(f"  {note}")
         page += f"<p>{html.escape(note)}</p>"
-    _display({"text/plain": "\n".join(lines), "text/html": page})
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table without a style of its own: JupyterLab's looks right in light and dark."""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _say(text: str) -> None:
-    _display({"text/plain": text, "text/markdown": text.replace("\n", "\n\n")})
-
-
-def _display(bundle: dict[str, str]) -> None:
-    shell = _shell()
-    if shell is None or not hasattr(shell, "kernel"):
-        print(bundle["text/plain"])
-        return
-    from IPython.display import display
-
-    display(bundle, raw=True)
-
-
-def _shell() -> Any:
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return None
-    return get_ipython()
+    display({"text/plain": "\n".join(lines), "text/html": page})
 
 
 def _number(value: Any) -> Any:
@@ -294,17 +254,26 @@ def _one_value(measured: Any) -> Number | str:
 
 def _report_recorded_cells() -> None:
     """After each cell, put the ranks' new recorded run into the metrics of a headless run."""
-    shell = _shell()
-    if shell is None or shell in _hooked or not os.environ.get(metrics.VARIABLE):
+    notebook = shell()
+    if notebook is None or notebook in _hooked or not os.environ.get(metrics.VARIABLE):
         return
-    seen: list[Any] = []
+    reported: list[Any] = [None]
 
     def report(*_: Any) -> None:
         last = _last_run()
-        if last is None or any(last is run for run in seen):
-            return
-        seen[:] = [last]
-        metrics.append("run", ranks=metrics.run_summary(last.records))
+        if last is not None and last is not reported[0]:
+            reported[0] = last
+            metrics.append("run", ranks=metrics.run_summary(last.records))
 
-    shell.events.register("post_run_cell", report)
-    _hooked.append(shell)
+    notebook.events.register("post_run_cell", report)
+    _hooked.append(notebook)
+
+
+def _last_run() -> Any:
+    """The last recorded run of the notebook's ranks, or None."""
+    from dlcourse.ranks import default_pool
+
+    try:
+        return default_pool().last
+    except ValueError:  # no ranks yet
+        return None

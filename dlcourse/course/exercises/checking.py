@@ -1,0 +1,230 @@
+"""``check``, ``hint`` and ``solution``: what a learner calls in the notebook."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlcourse.course import metrics
+from dlcourse.course.exercises.registry import Exercise, find_exercise
+from dlcourse.course.exercises.sending import judge, pack
+from dlcourse.course.showing import Shown, say, show_code
+from dlcourse.panel.strings import language, t
+from dlcourse.panel.units import rank_ranges
+
+GOOD, BAD, OPEN = "✓", "✗", "–"  # a case that is right, wrong, or was not reached
+
+
+@dataclass(frozen=True)
+class CheckResult(Shown):
+    """How a check went. ``cases`` tells for each case whether all ranks found it right."""
+
+    id: str
+    passed: bool
+    text: str
+    cases: dict[str, bool | None] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def check(id: str, *, pool: Any = None) -> CheckResult:
+    """Judge what the learner defined for an exercise; prints what is right and what is wrong.
+
+    Args:
+        id: the exercise, such as ``"03.mean"``.
+        pool: the ranks that hold the learner's code; the notebook's own by default.
+
+    Raises:
+        ValueError: no such exercise.
+        KeyboardInterrupt: the learner pressed stop.
+    """
+    exercise = find_exercise(id)
+    packed = _fetch(exercise, pool)
+    if "problem" in packed:
+        result = _not_run(exercise, _problem_text(exercise, packed))
+    else:
+        result = _judge(exercise, packed)
+    print(result.text)
+    metrics.append("check", id=id, passed=result.passed, cases=result.cases)
+    return result
+
+
+def hint(id: str) -> None:
+    """Show the next hint of an exercise; after the last one, all there is to say is said."""
+    exercise = find_exercise(id)
+    hints = exercise.hints[language()]
+    number = min(_hints_given.get(id, 0) + 1, len(hints))
+    _hints_given[id] = number
+    text = t("hint.one", number=number, total=len(hints), text=hints[number - 1])
+    if number == len(hints):
+        text += "\n" + t("hint.last", solution=f'solution("{id}")')
+    say(text)
+
+
+def solution(id: str) -> None:
+    """Show source that passes the exercise's check, as a cell that can be pasted and run."""
+    exercise = find_exercise(id)
+    magic = "%%ranks\n" if exercise.where == "ranks" else ""
+    show_code(magic + exercise.solution.strip())
+
+
+_hints_given: dict[str, int] = {}
+
+
+def kernel_names() -> dict[str, Any]:
+    """What the notebook's ordinary cells have defined."""
+    return vars(sys.modules["__main__"])
+
+
+def _fetch(exercise: Exercise, pool: Any) -> dict[str, Any]:
+    """The learner's definitions, pickled by value."""
+    if exercise.where == "kernel":
+        return pack(exercise.names, kernel_names())
+    from dlcourse.ranks import default_pool
+
+    try:
+        return (pool or default_pool()).run(pack, exercise.names, ranks=[0])[0]
+    except ValueError:  # there is no pool, or it is stopped
+        return {"problem": "no_ranks"}
+
+
+def _judge(exercise: Exercise, packed: dict[str, Any]) -> CheckResult:
+    """Run the checker in fresh ranks, and put its findings, or its failure, into words."""
+    from dlcourse.ranks import RankError, Ranks
+
+    with _no_panel(), _time_limit(exercise.time_limit) as clock:
+        try:
+            with Ranks(exercise.num_ranks, default=False, timeout=exercise.time_limit) as fresh:
+                clock.start()
+                findings = fresh.run(judge, packed["payload"], packed["sources"], exercise.checker)
+                clock.stop()
+        except RankError as error:
+            return _not_run(exercise, _failure_text(str(error)))
+        except KeyboardInterrupt as stopped:
+            if not clock.expired:
+                raise
+            text = t("check.hang", seconds=exercise.time_limit)
+            return _not_run(exercise, f"{text}\n{_for_learner(str(stopped))}".rstrip())
+    return _verdict(exercise, findings)
+
+
+def _verdict(exercise: Exercise, findings: Sequence[Sequence[dict[str, Any]]]) -> CheckResult:
+    """Findings of all ranks → one line a case, with what is wrong in which ranks."""
+    lang = language()
+    cases: dict[str, bool | None] = {}
+    lines = []
+    for case, words in exercise.cases.items():
+        found = [(rank, f) for rank, own in enumerate(findings) for f in own if f["case"] == case]
+        cases[case] = all(f["ok"] for _, f in found) if found else None
+        mark = {True: GOOD, False: BAD, None: OPEN}[cases[case]]
+        wrong: dict[str, list[int]] = {}
+        for rank, finding in found:
+            if not finding["ok"]:
+                ranks = wrong.setdefault(_finding_text(exercise, finding, lang), [])
+                ranks += [rank] if rank not in ranks else []
+        told = [
+            text if len(ranks) == len(findings) else f"{_ranks_text(ranks)}: {text}"
+            for text, ranks in wrong.items()
+        ]
+        lines += [f"{mark} {words[lang]}" + (f": {text}" if text else "") for text in told or [""]]
+    unknown = {f["case"] for own in findings for f in own} - set(exercise.cases)
+    if unknown:
+        raise ValueError(f"the checker of {exercise.id} names unknown cases: {sorted(unknown)}")
+    good, total = sum(ok is True for ok in cases.values()), len(cases)
+    passed = good == total
+    head = t("check.passed" if passed else "check.failed", id=exercise.id, good=good, total=total)
+    return CheckResult(exercise.id, passed, "\n".join([*lines, head]), cases)
+
+
+def _not_run(exercise: Exercise, text: str) -> CheckResult:
+    head = t("check.not_run", id=exercise.id)
+    return CheckResult(exercise.id, False, f"{text}\n{head}", dict.fromkeys(exercise.cases))
+
+
+def _problem_text(exercise: Exercise, packed: dict[str, Any]) -> str:
+    values = {k: v for k, v in packed.items() if k != "problem"}
+    if packed["problem"] == "no_name":
+        values["place"] = t(f"check.place.{exercise.where}")
+    return t(f"check.{packed['problem']}", **values)
+
+
+def _failure_text(message: str) -> str:
+    if "NotImplementedError" in message.partition("\n")[0]:
+        return t("check.stub")
+    return t("check.raised", error=_for_learner(message))
+
+
+def _for_learner(message: str) -> str:
+    """The ranks' message without what concerns only the fresh ranks, or our own frame."""
+    message = re.sub(r'  File "[^"]*sending\.py".*\n(?:    .*\n)+', "", message)
+    gone = ("The ranks keep their variables", "The next cell starts")
+    return "\n".join(line for line in message.splitlines() if not line.startswith(gone))
+
+
+def _finding_text(exercise: Exercise, finding: dict[str, Any], lang: str) -> str:
+    key, values = finding["key"], finding["values"]
+    if key in exercise.messages:
+        return exercise.messages[key][lang].format(**values)
+    return t(f"check.{key}", lang, **values)
+
+
+def _ranks_text(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return t("check.rank", rank=ranks[0])
+    return t("check.ranks", ranks=rank_ranges(ranks))
+
+
+class _Clock:
+    """Interrupts the main thread when the time is up, unless it was stopped before."""
+
+    def __init__(self, seconds: float) -> None:
+        self.expired = False
+        self._over = False
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+
+    def start(self) -> None:
+        self._timer.start()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._over = True
+        self._timer.cancel()
+
+    def _expire(self) -> None:
+        with self._lock:
+            if not self._over:
+                self.expired = True
+                _thread.interrupt_main()
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[_Clock]:
+    clock = _Clock(seconds)
+    try:
+        yield clock
+    finally:
+        clock.stop()
+
+
+@contextmanager
+def _no_panel() -> Iterator[None]:
+    """The fresh ranks of a check come without a panel of their own."""
+    before = os.environ.get("DLCOURSE_PANEL")
+    os.environ["DLCOURSE_PANEL"] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DLCOURSE_PANEL"]
+        else:
+            os.environ["DLCOURSE_PANEL"] = before

@@ -1,0 +1,179 @@
+"""Headless runs of real notebooks in real kernels: results, failures, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from dlcourse.cli import main
+from dlcourse.course import build, catalog, run
+
+PLAIN = """\
+# %% tags=["parameters"]
+lang = "ko"
+# %%
+{code}
+"""
+
+
+def add_lesson(root: Path, name: str, code: str) -> None:
+    catalog.source_path(root, name).write_text(PLAIN.format(code=code), encoding="utf-8")
+    build.build(root, [name])
+
+
+def only_lesson(root: Path, name: str, code: str) -> None:
+    catalog.source_path(root, "97_demo").unlink()
+    add_lesson(root, name, code)
+
+
+def test_a_run_leaves_the_notebook_and_its_metrics(demo_root, tmp_path, capsys):
+    build.build(demo_root)
+    out = tmp_path / "results"
+    arguments = ["run", "97_demo", "--lang", "en", "--ranks", "3", "--out", str(out)]
+    assert main([*arguments, "--steps", "2"]) == 0
+    said = capsys.readouterr()
+    assert "97_demo (en):" in said.out and "97_demo.en" in said.err  # the progress bar
+    notebook = nbformat.read(out / "97_demo.en.ipynb", as_version=4)
+    assert "widgets" not in notebook.metadata
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    report = json.loads((out / "97_demo.en.json").read_text(encoding="utf-8"))
+    assert report["passed"] and report["error"] is None and report["lesson"] == "97_demo"
+    assert report["parameters"] == {"lang": "en", "num_ranks": 3, "device": "auto", "steps": 2}
+    assert report["predictions"] == [{"id": "97.sum", "guess": None, "formula": 3.0, "unit": ""}]
+    assert [(c["id"], c["measured"], c["ratio"]) for c in report["comparisons"]] == [
+        ("97.sum", 3.0, 1.0)
+    ]
+    assert report["metrics"] == [{"name": "ratio", "value": 1.5, "unit": "S"}]
+    assert [c["id"] for c in report["claims"]] == ["C2"]
+    assert [(c["id"], c["passed"]) for c in report["checks"]] == [("97.mean", False)]
+    first = report["runs"][0]["ranks"]
+    assert [r["rank"] for r in first] == [0, 1, 2]
+    assert all(r["comm"]["all_reduce"] == {"calls": 1, "bytes": 16} for r in first)
+    assert report["machine"]["cores"] >= 1 and report["machine"]["torch"][0].isdigit()
+    assert report["wall_s"] > 0 and report["date"].startswith("20")
+
+
+def test_executing_stores_the_checked_outputs_in_both_languages(demo_root, capsys):
+    assert main(["build", "--execute", "97"]) == 0
+    assert "outputs renewed: notebooks/en/97_demo.ipynb" in capsys.readouterr().out
+    assert build.check(demo_root) == []
+    for lang in catalog.LANGUAGES:
+        cells = nbformat.read(catalog.notebook_path(demo_root, lang, "97_demo"), 4).cells
+        stored = {
+            tuple(cell.metadata.get("tags", [])): cell for cell in cells if cell.get("outputs")
+        }
+        assert list(stored) == [(build.CHECKED,)]
+        assert stored[(build.CHECKED,)].outputs[0].data["text/plain"] == "True"
+        assert stored[(build.CHECKED,)].execution_count == 6
+    assert main(["build"]) == 0 and build.check(demo_root) == []
+
+
+def test_a_failing_cell_is_named_and_the_other_lessons_still_run(demo_root, tmp_path, capsys):
+    only_lesson(demo_root, "98_bad", 'kept = 1\n# %%\nraise ValueError("no such batch")')
+    add_lesson(demo_root, "99_good", "1 + 1")
+    assert main(["run", "--all", "--out", str(tmp_path), "--no-progress"]) == 1
+    said = capsys.readouterr()
+    assert "99_good (ko):" in said.out
+    line = 'cell [4] (`raise ValueError("no such batch")`) failed: ValueError: no such batch'
+    assert f"98_bad (ko): {line}\n" in said.err and "98_bad.ko.ipynb" in said.err
+    report = json.loads((tmp_path / "98_bad.ko.json").read_text(encoding="utf-8"))
+    assert not report["passed"] and report["error"] == line
+    partial = nbformat.read(tmp_path / "98_bad.ko.ipynb", as_version=4)
+    assert any("kept = 1" in cell.source and cell.execution_count for cell in partial.cells)
+    assert json.loads((tmp_path / "99_good.ko.json").read_text())["passed"]
+
+
+def test_a_kernel_that_dies_is_a_failure_not_a_hang(demo_root, tmp_path, capsys):
+    only_lesson(demo_root, "98_dies", "import os\n# %%\nos._exit(7)")
+    assert main(["run", "98", "--out", str(tmp_path), "--no-progress"]) == 1
+    assert "DeadKernelError" in capsys.readouterr().err
+
+
+SLEEP = """\
+from pathlib import Path
+from dlcourse import Ranks
+ranks = Ranks(2)
+# %%
+# %%ranks
+import time
+time.sleep(0 if rank else 600)
+# %%
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_running(demo_root, tmp_path, number):
+    only_lesson(demo_root, "98_long", SLEEP)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dlcourse.cli", "run", "98", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        started = wait_for_ranks(process.pid)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert error.rstrip().splitlines()[-1] == ("dlcourse run: interrupted; nothing is left running")
+    limit = time.monotonic() + 3
+    while (left := [p for p in started if alive(p)]) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not left
+    partial = nbformat.read(tmp_path / "98_long.ko.ipynb", as_version=4)
+    assert any(cell.get("execution_count") for cell in partial.cells)
+
+
+def wait_for_ranks(pid: int) -> list[psutil.Process]:
+    """All processes below ``pid``, once the kernel's agent has its two ranks and runs the cell."""
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        below = psutil.Process(pid).children(recursive=True)
+        if len(below) >= 5:  # kernel, agent, launcher, two ranks
+            time.sleep(1.5)
+            return psutil.Process(pid).children(recursive=True)
+        time.sleep(0.2)
+    raise AssertionError("the ranks did not start")
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_only_declared_parameters_are_passed(demo_root):
+    build.build(demo_root)
+    notebook = run.read_built("97_demo", "ko", demo_root)
+    assert run.declared_parameters(notebook) == {
+        "lang": "ko",
+        "num_ranks": 2,
+        "device": "auto",
+        "steps": 3,
+    }
+
+
+def test_the_environment_of_the_caller_stays(demo_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("DLCOURSE_PANEL", "on")
+    monkeypatch.delenv("DLCOURSE_METRICS", raising=False)
+    only_lesson(demo_root, "98_env", 'import os\nassert os.environ["DLCOURSE_PANEL"] == "off"')
+    assert run.run_lesson("98", out=tmp_path, progress=False).passed
+    assert os.environ["DLCOURSE_PANEL"] == "on" and "DLCOURSE_METRICS" not in os.environ
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_starts(demo_root):
+    import torch
+
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="this machine has none; use auto or cpu"):
+            run.check_device("cuda")
+    assert run.check_device("cpu") == "cpu"

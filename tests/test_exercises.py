@@ -1,0 +1,250 @@
+"""Exercises: stubs fail, solutions pass, plausible wrong answers are caught, in real ranks."""
+
+from __future__ import annotations
+
+import ast
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from dlcourse.course import catalog
+from dlcourse.course.exercises import (
+    Exercise,
+    all_exercises,
+    check,
+    find_exercise,
+    hint,
+    lesson_exercises,
+    solution,
+)
+from dlcourse.panel import strings
+from dlcourse.ranks import Ranks
+
+ROOT = catalog.course_root()
+DEMO = Path(__file__).parent / "demo"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def demo_exercises() -> Iterator[None]:
+    """The demo's exercise stands beside the course's own."""
+    os.environ["DLCOURSE_ROOT"] = str(DEMO)
+    yield
+    del os.environ["DLCOURSE_ROOT"]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Ranks]:
+    """The learner's ranks, into which the cells of exercises go."""
+    with Ranks(2, default=False) as ranks:
+        yield ranks
+
+
+@pytest.fixture(autouse=True)
+def english() -> Iterator[None]:
+    strings.set_language("en")
+    yield
+
+
+def ids() -> list[str]:
+    return ["97.mean", *(exercise.id for exercise in all_exercises())]
+
+
+def define(exercise: Exercise, source: str, pool: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What running the exercise's cell does."""
+    names = ", ".join(repr(name) for name in exercise.names)
+    pool.cell(f"for _n in ({names},): globals().pop(_n, None)", record=False)
+    if exercise.where == "ranks":
+        pool.cell(source, record=False)
+        return
+    scope: dict = {"__name__": "__main__"}
+    exec(source, scope)
+    monkeypatch.setattr("dlcourse.course.exercises.checking.kernel_names", lambda: scope)
+
+
+def stub_of(exercise: Exercise) -> str:
+    """The exercise's cell in the built notebook (or, for the demo, in its source)."""
+    for root in (ROOT, DEMO):
+        for path in sorted((root / "notebooks").glob(f"en/{exercise.lesson}_*.ipynb")):
+            for cell in nbformat.read(path, as_version=4).cells:
+                if cell.metadata.get("exercise") == exercise.id:
+                    return cell.source.partition("\n")[2] if "%%" in cell.source else cell.source
+    assert exercise.lesson == "97", f"no cell has exercise={exercise.id!r}"
+    return "def mean(x):\n    raise NotImplementedError\n"
+
+
+@pytest.mark.parametrize("id", ids())
+def test_the_stub_fails_and_the_solution_passes(id, pool, monkeypatch, capsys):
+    exercise = find_exercise(id)
+    define(exercise, stub_of(exercise), pool, monkeypatch)
+    assert not check(id, pool=pool).passed
+    define(exercise, exercise.solution, pool, monkeypatch)
+    result = check(id, pool=pool)
+    assert result.passed, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("id,number", [(id, i) for id in ids() for i in range(
+    len(find_exercise(id).wrong) if id != "97.mean" else 4)])  # fmt: skip
+def test_a_wrong_answer_is_caught(id, number, pool, monkeypatch, capsys):
+    exercise = find_exercise(id)
+    define(exercise, exercise.wrong[number], pool, monkeypatch)
+    result = check(id, pool=pool)
+    assert not result.passed, capsys.readouterr().out
+    assert result.text.strip()
+
+
+@pytest.mark.parametrize("name", catalog.written_lessons(ROOT))
+def test_a_lesson_has_three_exercises_each_with_a_cell_and_a_check(name):
+    exercises = lesson_exercises(name[:2])
+    assert len(exercises) >= 3
+    cells = nbformat.read(catalog.notebook_path(ROOT, "en", name), as_version=4).cells
+    stubs = [c.metadata["exercise"] for c in cells if "exercise" in c.metadata]
+    assert sorted(stubs) == sorted(e.id for e in exercises)
+    code = "\n".join(c.source for c in cells if c.cell_type == "code")
+    for exercise in exercises:
+        assert f'check("{exercise.id}")' in code
+
+
+@pytest.mark.parametrize("id", ids())
+def test_an_exercise_has_all_its_words(id):
+    exercise = find_exercise(id)
+    for source in (exercise.solution, *exercise.wrong):
+        defined = {n.name for n in ast.walk(ast.parse(source)) if hasattr(n, "name")}
+        assert set(exercise.names) <= defined
+    for hints in exercise.hints.values():
+        assert all(text.strip() for text in hints)
+
+
+# -- what a learner is told ---------------------------------------------------------------------
+
+
+def told(pool: Ranks, source: str, monkeypatch) -> str:
+    define(find_exercise("97.mean"), source, pool, monkeypatch)
+    result = check("97.mean", pool=pool)
+    assert not result.passed
+    return result.text
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def mean(x):\n    dist.all_reduce(x)\n    return x", "the mean: values are off by"),
+        ("def mean(x):\n    dist.all_reduce(x)", "the mean: returned None: is a return missing?"),
+        ("def mean(x):\n    return x[:5]", "the shape is (5,), and should be (1000,)"),
+        ("def mean(x):\n    return x.double()", "torch.float64, and should be torch.float32"),
+        ("def mean(x):\n    return 3", "returned a int, and should return a Tensor"),
+        (
+            "def mean(x):\n    for _ in range(3): dist.all_reduce(x)\n    return x",
+            "sent 11.7 KiB: 3 times the minimum of 3.91 KiB (allowed: 1.05 times)",
+        ),
+        ("def mean(x):\n    return x", "calls of all_reduce: 0, and should be 1"),
+        ("def mean(x):\n    return x + (rank == 1)", "✗ the mean: rank 1: values are off by"),
+        ("def mean(x):\n    return x.flatten()[:0]", "✗ the shape: the shape has changed"),
+        ("def mean(x):\n    raise NotImplementedError", "not filled in yet"),
+        ("def mean(x):\n    return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("mean = 3", "mean must be a function or a class, and is int"),
+        ("other = 3", "mean is not defined in the ranks"),
+        (
+            "import threading\nlock = threading.Lock()\ndef mean(x):\n    with lock: return x",
+            "cannot be sent to fresh ranks",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(source, said, pool, monkeypatch):
+    assert said in told(pool, source, monkeypatch)
+
+
+def test_it_is_said_in_korean_too(pool, monkeypatch):
+    strings.set_language("ko")
+    assert "평균값: 랭크 1: 값이 최대 1.5만큼 다릅니다" in told(
+        pool, "def mean(x):\n    return x + 1", monkeypatch
+    )
+
+
+def test_the_learners_own_line_is_shown(pool, monkeypatch):
+    source = "def mean(x):\n    y = x * 2\n    return y / undefined_name"
+    text = told(pool, source, monkeypatch)
+    assert "return y / undefined_name" in text and "sending.py" not in text
+
+
+def test_a_rank_that_skips_a_collective_is_named(pool, monkeypatch):
+    source = "def mean(x):\n    if rank:\n        dist.all_reduce(x)\n    return x / 2"
+    text = told(pool, source, monkeypatch)
+    assert "all_reduce" in text and "rank 1" in text
+    assert "next cell" not in text and "keep their variables" not in text
+
+
+def test_an_endless_loop_ends_at_the_time_limit(pool, monkeypatch):
+    text = told(pool, "def mean(x):\n    while True:\n        pass", monkeypatch)
+    assert "It did not end within 8 seconds" in text
+    assert pool.run(len, "abc") == [3, 3], "the learner's own ranks go on"
+
+
+def test_rank_and_helpers_are_each_ranks_own(pool, monkeypatch):
+    helper = "def share():\n    return world_size + 0 * rank\n"
+    source = f"{helper}def mean(x):\n    dist.all_reduce(x)\n    x = x / share()\n    return x"
+    define(find_exercise("97.mean"), source, pool, monkeypatch)
+    assert check("97.mean", pool=pool).passed
+    mine = (
+        "def mean(x):\n    assert rank == dist.get_rank()\n    dist.all_reduce(x)\n    return x / 2"
+    )
+    define(find_exercise("97.mean"), mine, pool, monkeypatch)
+    assert check("97.mean", pool=pool).passed
+
+
+def test_a_check_leaves_the_learners_ranks_alone(pool, monkeypatch):
+    pool.cell("kept = 41 + rank", record=False)
+    before = pool.pids
+    define(find_exercise("97.mean"), find_exercise("97.mean").solution, pool, monkeypatch)
+    children = {p.pid for p in psutil.Process().children(recursive=True)}
+    check("97.mean", pool=pool)
+    assert pool["kept"] == [41, 42] and pool.pids == before
+    limit = time.monotonic() + 3
+    while time.monotonic() < limit:
+        left = {p.pid for p in psutil.Process().children(recursive=True)} - children
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left, "the fresh ranks have not ended"
+
+
+def test_without_ranks_a_check_says_what_to_run():
+    result = check("97.mean")
+    assert not result.passed and "Ranks(...)" in result.text
+
+
+def test_unknown_exercises_name_the_known():
+    with pytest.raises(ValueError, match=r"'97.gone' is unknown; choose one of: 97.mean"):
+        check("97.gone")
+    with pytest.raises(ValueError, match="unknown"):
+        hint("nothing")
+
+
+def test_hints_come_one_by_one_and_the_solution_is_a_cell(capsys, monkeypatch):
+    monkeypatch.setattr("dlcourse.course.exercises.checking._hints_given", {})
+    hint("97.mean")
+    assert capsys.readouterr().out == "Hint 1 of 2: Start with the sum.\n"
+    hint("97.mean")
+    assert 'solution("97.mean")' in capsys.readouterr().out
+    solution("97.mean")
+    assert capsys.readouterr().out.startswith("%%ranks\ndef mean(x):\n    dist.all_reduce(x)")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"id": "3.mean"}, "two digits"),
+        ({"where": "browser"}, "ranks or kernel"),
+        ({"wrong": ()}, "at least one wrong answer"),
+        ({"hints": {"ko": ("하나",), "en": ()}}, "as many in ko as in en"),
+        ({"cases": {"values": {"en": "only"}}}, "in ko and in en"),
+    ],
+)
+def test_an_incomplete_exercise_is_refused(change, said):
+    whole = {f: getattr(find_exercise("97.mean"), f) for f in Exercise.__dataclass_fields__}
+    with pytest.raises(ValueError, match=said):
+        Exercise(**{**whole, **change})
