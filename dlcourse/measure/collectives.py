@@ -108,8 +108,12 @@ class _Signature:
 
     def __init__(self, overload: Any, op: str, buffer: str | None) -> None:
         self.op, self.buffer = op, buffer
-        self.names = [a.name for a in overload._schema.arguments]
-        self.tensor_names = [a.name for a in overload._schema.arguments if "Tensor" in str(a.type)]
+        arguments = overload._schema.arguments
+        self.names = [a.name for a in arguments]
+        self.tensor_names = [a.name for a in arguments if "Tensor" in str(a.type)]
+        # A value equal to the default is left out of a call; for async_op that is True.
+        self.asynchronous = next((n for n in self.names if n in ("async_op", "asyncOp")), "")
+        self.default = any(a.name == self.asynchronous and a.default_value for a in arguments)
 
     def bind(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**dict(zip(self.names, args, strict=False)), **kwargs}
@@ -146,6 +150,7 @@ class Collectives:
         self.last_end: int | None = None
         self._works: dict[int, tuple[Any, Event, bool]] = {}  # Work, its event, has a future
         self._sequence: dict[Any, int] = {}
+        self._outputs: dict[int, Event] = {}  # storage -> event whose Work has no future
 
     # ------------------------------------------------------------------ on and off
 
@@ -171,6 +176,7 @@ class Collectives:
             if not _recording:
                 _unregister_kernels()
         self._works.clear()
+        self._outputs.clear()
         self.waiting = None
 
     def call(self, signature: _Signature, run: Callable[..., Any], args: tuple, kwargs: Any) -> Any:
@@ -189,8 +195,25 @@ class Collectives:
         finally:
             if own:
                 self.waiting = None
-        self._follow(event, result)
+        self._follow(event, result, args)
         return result
+
+    def wait_tensor(self, run: Callable[..., Any], tensor: Tensor) -> Any:
+        """Functional collectives wait for their result with an operator, not with a Work."""
+        own = threading.get_ident() == self._thread
+        event = self._outputs.pop(tensor.untyped_storage()._cdata, None)
+        since = self._marks.now()
+        if own:
+            self.waiting = event
+        try:
+            result = run(tensor)
+            if event is not None:
+                self.ended(event)
+            return result
+        finally:
+            if own:
+                self.waiting = None
+                self._blocked(since, self._marks.now())
 
     # ------------------------------------------------------------------ one collective
 
@@ -209,7 +232,7 @@ class Collectives:
         event.dtype = str(buffers[0].dtype).removeprefix("torch.") if buffers else ""
         if op in _PER_RANK:
             event.nbytes *= event.group_size
-        event.asynchronous = bool(given.get("async_op", given.get("asyncOp", False)))
+        event.asynchronous = bool(given.get(signature.asynchronous, signature.default))
         event.peer, event.sent = None, None
         if op in ("send", "recv"):
             peer = given.get("dst", given.get("src"))
@@ -277,7 +300,7 @@ class Collectives:
         event.issued_ns = clock()
         event.start = self._marks.now() if self._marks.cuda else event.issued_ns
 
-    def _follow(self, event: Event, result: Any) -> None:
+    def _follow(self, event: Event, result: Any, args: tuple) -> None:
         """Find out when the collective will have ended."""
         work = result[-1] if isinstance(result, tuple) else result
         if work is None:  # a blocking call, such as monitored_barrier
@@ -292,7 +315,10 @@ class Collectives:
         except RuntimeError:  # "getFuture not implemented": ends in wait()
             future = None
         self._works[id(work)] = (work, event, future is not None)
-        if future is not None:
+        if future is None:
+            for tensor in _flat(args):
+                self._outputs[tensor.untyped_storage()._cdata] = event
+        else:
             future.add_done_callback(partial(self._done, event, id(work)))
 
     def _done(self, event: Event, work: int, future: Any) -> None:
@@ -331,27 +357,34 @@ class Collectives:
 
 
 _recording: list[Collectives] = []  # the last one records: a recorder inside another
-_library: torch.library.Library | None = None
+_libraries: list[torch.library.Library] = []
 _signatures: dict[Any, _Signature] = {}
 
 
 def _register_kernels() -> None:
-    global _library
     after = torch._C._dispatch_keyset_full_after(DispatchKey.BackendSelect)
-    _library = torch.library.Library("c10d", "IMPL")
+    library = torch.library.Library("c10d", "IMPL")
     for name, (op, buffer) in _OPERATORS.items():
         packet = getattr(torch.ops.c10d, name, None)
         if packet is not None:
             overload = packet.default
             kernel = _kernel(overload, after, _signature(overload, op, buffer))
-            _library.impl(name, kernel, "BackendSelect", with_keyset=True)
+            library.impl(name, kernel, "BackendSelect", with_keyset=True)
+    _libraries.append(library)
+    wait = torch.ops._c10d_functional.wait_tensor.default
+
+    def wait_tensor(keyset: Any, tensor: Tensor) -> Any:
+        run = partial(wait.redispatch, keyset & after)
+        return _recording[-1].wait_tensor(run, tensor) if _recording else run(tensor)
+
+    library = torch.library.Library("_c10d_functional", "IMPL")
+    library.impl("wait_tensor", wait_tensor, "BackendSelect", with_keyset=True)
+    _libraries.append(library)
 
 
 def _unregister_kernels() -> None:
-    global _library
-    library, _library = _library, None
-    if library is not None:
-        library._destroy()
+    while _libraries:
+        _libraries.pop()._destroy()
 
 
 def _kernel(overload: Any, after: Any, signature: _Signature) -> Callable[..., Any]:

@@ -171,6 +171,15 @@ class Ledger:
 
         The lower category wins: a storage that is a parameter stays one.
         """
+        if self._dead:
+            self._bury()
+        cls = tensor.__class__
+        if (cls is Tensor or cls is nn.Parameter) and not self._asking:
+            try:
+                if tensor.untyped_storage()._cdata in self._owned[category]:
+                    return  # nearly always
+            except (NotImplementedError, RuntimeError):  # sparse
+                return
         for key, storage in self._storages(tensor):
             entry = self._live.get(key)
             if entry is None or entry() is None:
@@ -300,12 +309,14 @@ class Ledger:
 
     def see_optimizer(self, optimizer: optim.Optimizer) -> None:
         """An optimizer steps: what it updates are parameters, what it keeps is its state."""
-        self._optimizers.add(optimizer)
+        if optimizer not in self._optimizers:
+            self._optimizers.add(optimizer)
+            self.see_state(optimizer)
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 self.see_parameter(parameter)
-                self.claim(parameter.grad, GRADIENTS)
-        self.see_state(optimizer)
+                if parameter.grad is not None:
+                    self.claim(parameter.grad, GRADIENTS)
         self._states_seen = len(optimizer.state)
 
     def see_state(self, optimizer: optim.Optimizer) -> None:
@@ -320,7 +331,7 @@ class Ledger:
                     for tensor in _tensors(value):
                         self.claim(tensor, OPTIMIZER_STATE)
 
-    def resolve(self) -> None:
+    def resolve(self, optimizers: bool = True) -> None:
         """Ask all owners what they own now, and release what they no longer own.
 
         Needed because `p.data = ...`, `p.grad = ...` and `state[...] = ...` do not pass the
@@ -341,11 +352,13 @@ class Ledger:
                 self.claim(parameter.grad, GRADIENTS)
                 owned.update(key for key, _ in self._storages(parameter.grad))
         for category in (PARAMETERS, GRADIENTS):
-            for key, entry in list(self._owned[category].items()):
-                if key not in owned:
-                    self._move(entry, entry.kept)  # a gradient bucket, a gathered weight
-        for optimizer in list(self._optimizers):
-            self.see_state(optimizer)
+            if not owned.issuperset(self._owned[category]):
+                for key, entry in list(self._owned[category].items()):
+                    if key not in owned:  # a gradient bucket, a gathered weight
+                        self._move(entry, entry.kept)
+        if optimizers:
+            for optimizer in list(self._optimizers):
+                self.see_state(optimizer)
 
     def sweep(self) -> None:
         """Adopt storages that came to be where nobody looked: in cells that were not recorded.
@@ -398,11 +411,13 @@ class Ledger:
             self._asking = False
 
     def _newest_state(self, optimizer: optim.Optimizer) -> None:
-        """The state that an optimizer's first step is just making: the last two entries."""
-        if len(optimizer.state) > self._states_seen:
-            for key in islice(reversed(optimizer.state), 2):
+        """The state that an optimizer's first step is just making: the newest entries."""
+        new = len(optimizer.state) - self._states_seen
+        if new > 0:  # the last one may have been incomplete when it was looked at before
+            for key in islice(reversed(optimizer.state), new + 1):
                 for tensor in _tensors(optimizer.state[key]):
                     self.claim(tensor, OPTIMIZER_STATE)
+            self._states_seen += new - 1
 
     def _resolve_gradients(self) -> None:
         for known in list(self._parameters.values()):

@@ -245,7 +245,7 @@ class Recorder:
         if self._timeline.phase == "forward":
             self._timeline.enter("compute")
         if self.ledger is not None:
-            self.ledger.resolve()
+            self.ledger.resolve(optimizers=False)
         if not self._timeline.by_operation:
             self._expect_forward(True)
 
