@@ -7,7 +7,7 @@ about an operator beforehand is worked out once and kept in a plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -188,7 +188,8 @@ class Watch(modes.TorchDispatchMode):
                 result = func(*args, **kwargs)
                 self._count(result, COMMUNICATION, None)
                 if category == ACTIVATIONS and kept is None:
-                    ledger.activate(result)  # tensor parallelism: still the model's activation
+                    for tensor in _tensors(result):  # tensor parallelism: the model's activation
+                        ledger.activate(tensor)
                 return result
             if func._opname == "wait_tensor":
                 return args[0]  # fake mode would make a second tensor of it
@@ -219,3 +220,12 @@ class Watch(modes.TorchDispatchMode):
         count = flops_of(func)
         makes = any("Tensor" in str(r.type) and r.alias_info is None for r in schema.returns)
         return (_NEW if makes or count else _PASS), func._op, count
+
+
+def _tensors(result: Any) -> Iterator[Tensor]:
+    """The tensors of a result; c10d's own operators give lists of them, with a Work."""
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, (list, tuple)):
+        for part in result:
+            yield from _tensors(part)
