@@ -506,7 +506,9 @@ def _inner(tensor: Tensor) -> Iterator[Tensor]:
     if _is_wrapper(tensor):
         names, _ = tensor.__tensor_flatten__()
         for name in names:
-            yield getattr(tensor, name)
+            part = getattr(tensor, name)
+            if isinstance(part, Tensor):  # a DTensor names its device mesh, too
+                yield part
     elif type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:
         yield tensor.as_subclass(Tensor)
 
