@@ -12,7 +12,6 @@ rank wrote before it crashed still arrives.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import os
@@ -22,6 +21,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -157,13 +157,17 @@ class Agent:
         """End a pool's processes now and take back all that it used."""
         state = self.pools.pop(pool, None)
         if state:
-            for process in [state.launcher, *state.pids.values()]:
-                with contextlib.suppress(ProcessLookupError):
+            processes = [state.launcher, *state.pids.values()]
+            for process in processes:
+                with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
+            limit = time.monotonic() + 1.0
+            while time.monotonic() < limit and any(map(_exists, processes)):
+                time.sleep(0.002)
+                self._reap()
             for descriptor in [*state.pipes, *state.sentinels]:
                 self._close(descriptor)
             shutil.rmtree(state.directory, ignore_errors=True)
-            self._reap()
         self.link.send("ended", pool=pool)
 
     def _on_descriptor(self, descriptor: int) -> bool:
@@ -199,7 +203,7 @@ class Agent:
             self.link.send("dead", pool=pool.number, rank=rank, status=None)
 
     def _close(self, descriptor: int) -> None:
-        with contextlib.suppress(KeyError):
+        with suppress(KeyError):
             self.poller.unregister(descriptor)
         os.close(descriptor)
 
@@ -220,6 +224,14 @@ class Agent:
         """End everything."""
         for number in list(self.pools):
             self.end(number)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _start_method(request: dict) -> tuple[str, str | None]:
