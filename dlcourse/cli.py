@@ -193,13 +193,23 @@ def _lab(args: argparse.Namespace) -> int:
         raise ValueError("JupyterLab is not installed: pip install 'dlcourse[lab]'")
     command = [sys.executable, "-m", "jupyterlab", *lab_arguments(root, args.lang), *args.extra]
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    os.execve(sys.executable, command, {**os.environ, **lab_environment()})
 
 
 def lab_arguments(root: Path, lang: str) -> list[str]:
-    """JupyterLab's options: the course's folder, opened on the start page, rendered."""
-    page = f"/lab/tree/notebooks/{lang}/{catalog.INDEX}.md?factory=Markdown%20Preview"
+    """JupyterLab's options: the course's folder, opened on the start page."""
+    page = f"/lab/tree/notebooks/{lang}/{catalog.INDEX}.md"
     return [f"--ServerApp.root_dir={root}", f"--LabApp.default_url={page}"]
+
+
+def lab_environment() -> dict[str, str]:
+    """Adds a folder of settings, by which Lab shows Markdown files rendered, as pages.
+
+    A setting and not ``?factory=`` in the address: the server prints its address with the token
+    behind a second question mark then, and whoever copies it gets an error.
+    """
+    folders = [str(Path(__file__).parent / "course" / "lab"), os.environ.get("JUPYTER_CONFIG_PATH")]
+    return {"JUPYTER_CONFIG_PATH": os.pathsep.join(folder for folder in folders if folder)}
 
 
 def _lesson_or_index(text: str, root: Path) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-import urllib.parse
 from pathlib import Path
 
 import pytest
 
-from dlcourse.cli import lab_arguments, main
+from dlcourse.cli import lab_arguments, lab_environment, main
 from dlcourse.course import catalog
 
 
@@ -127,10 +127,13 @@ def test_a_planned_lesson_is_said_to_be_planned():
 
 
 @pytest.mark.parametrize("lang", catalog.LANGUAGES)
-def test_lab_opens_on_a_start_page_that_is_there(lang):
+def test_lab_opens_on_a_start_page_that_is_there(lang, monkeypatch):
     root = catalog.course_root()
     options = dict(option.removeprefix("--").split("=", 1) for option in lab_arguments(root, lang))
-    url = urllib.parse.urlsplit(options["LabApp.default_url"])
-    page = Path(options["ServerApp.root_dir"], url.path.removeprefix("/lab/tree/"))
-    assert page.read_text(encoding="utf-8").startswith("# ")
-    assert urllib.parse.parse_qs(url.query) == {"factory": ["Markdown Preview"]}
+    page = options["LabApp.default_url"].removeprefix("/lab/tree/")
+    text = Path(options["ServerApp.root_dir"], page).read_text(encoding="utf-8")
+    assert text.startswith("# ") and "?" not in page
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/mine")
+    ours, theirs = lab_environment()["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    overrides = json.loads(Path(ours, "labconfig/default_setting_overrides.json").read_text())
+    assert "Markdown Preview" in str(overrides) and theirs == "/mine"
