@@ -80,7 +80,7 @@ def test_how_long_a_rank_waits_is_told_from_its_clock_or_from_the_first_sight(mo
     ranks = [rank_state(0, "waiting", inside), rank_state(1, "waiting", "broadcast #1")]
     summary.note(state(ranks))
     texts = [row["text"] for row in summary.message()["ranks"]]
-    assert texts == ["in all_reduce #3 500 ms", "in broadcast #1 0 s"]
+    assert texts == ["in all_reduce #3 500 ms", "in broadcast #1"]
     clock[0] = 101.0
     summary.note(state(ranks))
     texts = [row["text"] for row in summary.message()["ranks"]]

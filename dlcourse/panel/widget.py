@@ -324,7 +324,9 @@ class _Summary:
         peak = max(self.peaks.get(number, 0), sum(memory), rank.get("peak_bytes") or 0)
         self.peaks[number] = peak
         if waited:
-            text = t("panel.waiting", self.lang, op=waited[0], time=_clock(waited[1]))
+            # Below a tenth of a second the clock would only flicker.
+            time_ = _clock(waited[1]) if waited[1] >= 0.1 else ""
+            text = t("panel.waiting", self.lang, op=waited[0], time=time_).rstrip()
         else:
             text = t(f"panel.state.{state}", self.lang)
         moved = sum((rank.get("comm_bytes") or {}).values())
