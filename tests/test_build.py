@@ -263,6 +263,7 @@ import math
 import torch
 from os import path as ospath, sep
 from .other import helper
+from .other import second, third
 
 raise RuntimeError("imported")
 
@@ -270,7 +271,7 @@ SCALE = 2
 
 
 def used(x):
-    return helper(x) * SCALE
+    return helper(x) * SCALE + second
 
 
 def plain(x: float) -> float:
@@ -281,6 +282,8 @@ def plain(x: float) -> float:
 @used
 class Thing:
     size = SCALE
+
+    def same(self) -> Thing: ...
 '''
 
 
@@ -295,21 +298,22 @@ def package(tmp_path, monkeypatch):
 
 
 def test_a_source_cell_has_the_real_source_and_the_imports_it_needs(package):
-    lines = filled_cell(f"{package}:plain,Thing").splitlines()
-    assert lines[0] == "%%ranks"
-    assert lines[1:5] == [
-        "from __future__ import annotations",
-        "from fillpackage.module import SCALE, used",
+    lines = filled_cell(f"{package}:plain,used").splitlines()
+    assert lines[:6] == [
+        "%%ranks",
         "import math",
-        "",
-    ]
-    assert lines[5:8] == ["def plain(x: float) -> float:", '    """Doc."""', lines[7]]
-    assert lines[-3:] == ["@used", "class Thing:", "    size = SCALE"]
-    assert "helper" not in "\n".join(lines) and "ospath" not in "\n".join(lines)
-    assert filled_cell(f"{package}:used", kernel=True).splitlines()[:2] == [
-        "from __future__ import annotations",
+        "from fillpackage.other import helper, second",
         "from fillpackage.module import SCALE",
+        "",
+        "def plain(x: float) -> float:",
     ]
+    assert lines[6] == '    """Doc."""'
+    assert lines[-2:] == ["def used(x):", "    return helper(x) * SCALE + second"]
+    kernel = filled_cell(f"{package}:used", kernel=True)
+    assert kernel.startswith("from fillpackage.other import helper, second\n")
+    itself = filled_cell(f"{package}:Thing").splitlines()
+    assert itself[4:6] == ["@used", "class Thing:"]
+    assert itself[1] == "from __future__ import annotations" and "Thing" in itself[-1]
 
 
 def test_a_module_is_never_imported_and_an_unknown_name_lists_the_known(package):

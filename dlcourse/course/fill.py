@@ -105,18 +105,24 @@ def _imports_for(module: str, code: str, own: set[str]) -> list[str]:
     """Import lines that make ``code`` run outside its module, in a rank's namespace."""
     tree = ast.parse(module_path(module).read_text(encoding="utf-8"))
     used = {n.id for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Name)}
-    used |= _names_in_quoted_annotations(code)
-    local = sorted((used & set(_definitions(tree))) - own)
-    lines = [f"from {module} import {', '.join(local)}"] if local else []
+    used |= _annotation_names(code)
+    lines: dict[str, list[str]] = {}  # "from module import" → names; "import module" → none
     for node in _module_imports(tree):
         for alias in node.names:
             bound = alias.asname or alias.name.partition(".")[0]
-            line = _import_line(module, node, alias)
-            if line.startswith("from __future__"):
-                lines.insert(0, line)
-            elif bound in used and READY.get(bound) != line:
-                lines.append(line)
-    return list(dict.fromkeys(lines))
+            start, what = _import_parts(module, node, alias)
+            if start == "from __future__ import":
+                # Without it, annotations are evaluated when the cell runs; that fails only for
+                # a class that mentions itself, or one that stands further down.
+                wanted = bool(own & _annotation_names(code))
+            else:
+                wanted = bound in used and READY.get(bound) != f"{start} {what}".strip()
+            if wanted:
+                lines.setdefault(start, []).extend([what] if what else [])
+    local = sorted((used & set(_definitions(tree))) - own)
+    if local:
+        lines.setdefault(f"from {module} import", []).extend(local)
+    return [f"{start} {', '.join(dict.fromkeys(what))}".strip() for start, what in lines.items()]
 
 
 def _module_imports(tree: ast.Module) -> list[ast.Import | ast.ImportFrom]:
@@ -128,21 +134,27 @@ def _module_imports(tree: ast.Module) -> list[ast.Import | ast.ImportFrom]:
     return found
 
 
-def _import_line(module: str, node: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:
+def _import_parts(
+    module: str, node: ast.Import | ast.ImportFrom, alias: ast.alias
+) -> tuple[str, str]:
+    """An import as ``("from origin import", "name")`` or ``("import name", "")``, absolute."""
     renamed = f" as {alias.asname}" if alias.asname else ""
     if isinstance(node, ast.Import):
-        return f"import {alias.name}{renamed}"
+        return f"import {alias.name}{renamed}", ""
     origin = node.module or ""
     if node.level:
         base = module.split(".")[: -node.level]
         origin = ".".join([*base, origin] if origin else base)
-    return f"from {origin} import {alias.name}{renamed}"
+    return f"from {origin} import", f"{alias.name}{renamed}"
 
 
-def _names_in_quoted_annotations(code: str) -> set[str]:
+def _annotation_names(code: str) -> set[str]:
+    """Names in annotations, also in those that are written as strings."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         for note in (getattr(node, "annotation", None), getattr(node, "returns", None)):
             if isinstance(note, ast.Constant) and isinstance(note.value, str):
-                names |= {n.id for n in ast.walk(ast.parse(note.value)) if isinstance(n, ast.Name)}
+                note = ast.parse(note.value)
+            if isinstance(note, ast.AST):
+                names |= {n.id for n in ast.walk(note) if isinstance(n, ast.Name)}
     return names
