@@ -60,7 +60,7 @@ class Rank:
         self.main_thread = threading.get_ident()
         self.running: int | None = None  # the number of the cell that runs now
         self.cut = False  # connections were cut to end a wait
-        self.interrupted_at = 0.0
+        self.interrupt: int | None = None  # the cell that the notebook wants interrupted
         signal.signal(signal.SIGINT, self._on_interrupt)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the agent ends ranks with SIGKILL
         _prefer_as_victim()
@@ -167,7 +167,7 @@ class Rank:
 
     def _run(self, message: dict) -> None:
         """Run one cell or function and report how it ended."""
-        record, self.interrupted_at = message["record"], 0.0
+        record = message["record"]
         outcome: dict[str, Any] = {"id": message["id"]}
         self.running = message["id"]
         started = time.monotonic()
@@ -242,10 +242,12 @@ class Rank:
                 pass  # the cell closed it; the notebook does not wait for long
 
     def _on_interrupt(self, *_: Any) -> None:
-        """Raise KeyboardInterrupt in the cell that runs, at most twice a second."""
-        now = time.monotonic()
-        if self.running is not None and now - self.interrupted_at > 0.5:
-            self.interrupted_at = now
+        """Raise KeyboardInterrupt in the cell that runs, if the notebook asked for it.
+
+        Jupyter signals the whole process group; the notebook first looks where each rank stands.
+        """
+        if self.interrupt == self.running is not None:
+            self.interrupt = None
             raise KeyboardInterrupt
 
     # -- the second thread ----------------------------------------------------------------------
@@ -275,6 +277,7 @@ class Rank:
                 elif kind == "sample":
                     link.send("sample", sample=self.sample())
                 elif kind == "interrupt" and self.running == message["id"]:
+                    self.interrupt = message["id"]
                     signal.pthread_kill(self.main_thread, signal.SIGINT)
                 elif kind == "cut" and self.running == message["id"]:
                     self._cut_connections()

@@ -1,0 +1,148 @@
+"""The ranks in a real Jupyter kernel: cells, messages, interrupt, restart, death."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+
+import psutil
+import pytest
+from jupyter_client.manager import KernelManager
+
+SET_UP = "from dlcourse import Ranks, expect_failure\nranks = Ranks(2)"
+PIDS = "import os; print([os.getpid(), *ranks.pids, ranks._host.process.pid])"
+
+
+class Kernel:
+    """A kernel and what its cells print."""
+
+    def __init__(self) -> None:
+        self.manager = KernelManager()
+        self.manager.start_kernel()
+        self.client = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=60)
+
+    def start(self, code: str) -> str:
+        return self.client.execute(code)
+
+    def finish(self, message_id: str, timeout: float = 120) -> str:
+        """All that a cell shows: streams, results, errors; display data by its types."""
+        text, limit = "", time.monotonic() + timeout
+        while time.monotonic() < limit:
+            message = self.client.get_iopub_msg(timeout=timeout)
+            if message["parent_header"].get("msg_id") != message_id:
+                continue
+            kind, content = message["msg_type"], message["content"]
+            if kind == "stream":
+                text += content["text"]
+            elif kind == "error":
+                text += "\n".join(content["traceback"])
+            elif kind in ("execute_result", "display_data"):
+                text += content["data"].get("text/plain", "") + "\n"
+                text += "".join(f"<{t}>" for t in content["data"] if "widget" in t)
+            elif kind == "comm_open":
+                text += "<comm>"
+            elif kind == "status" and content["execution_state"] == "idle":
+                return text
+        raise TimeoutError(text)
+
+    def run(self, code: str, timeout: float = 120) -> str:
+        return self.finish(self.start(code), timeout)
+
+    def pids(self) -> list[int]:
+        return [int(x) for x in re.findall(r"\d+", self.run(PIDS))]
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    kernel = Kernel()
+    assert "Traceback" not in kernel.run(SET_UP)
+    yield kernel
+    kernel.client.stop_channels()
+    kernel.manager.shutdown_kernel(now=True)
+
+
+def runs(pid: int) -> bool:
+    try:  # a zombie has ended; whoever is its parent now only has to collect it
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone(pids: list[int], seconds: float = 3.0) -> bool:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if not any(map(runs, pids)):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_cells_run_in_the_ranks(kernel):
+    assert kernel.run("%%ranks\nprint('hello')\nrank * 2") == (
+        "[rank 0] hello\n[rank 1] hello\nrank 0: 0\nrank 1: 2\n"
+    )
+    assert kernel.run("%%ranks 1\nrank") == "rank 1: 1\n"
+    assert kernel.run("import sys; print('torch' in sys.modules)") == "False\n"
+
+
+def test_a_failure_is_one_message_without_the_engine(kernel):
+    text = kernel.run("%%ranks\nx = 1\nif rank == 1:\n    x / 0")
+    assert text.startswith("rank 1 raised ZeroDivisionError")
+    assert "line 3: x / 0" in text and "pool.py" not in text
+    text = kernel.run("%%ranks --fails ZeroDivisionError\n1 / 0")
+    assert text.startswith("ranks 0-1 raised ZeroDivisionError")
+
+
+def test_wrong_arguments_of_the_magic(kernel):
+    assert "there are ranks 0-1" in kernel.run("%%ranks 7\n1")
+    assert "names no ranks" in kernel.run("%%ranks all\n1")
+    assert "unrecognized arguments" in kernel.run("%%ranks --quick\n1")
+    assert kernel.run("%%ranks\n1") == "ranks 0-1: 1\n"
+
+
+def test_no_panel_without_a_front_end(kernel):
+    assert kernel.run("with Ranks(2, default=False) as other: print(other)") == (
+        "Ranks(2, cpu, ready)\n"
+    )
+
+
+def test_interrupt_of_a_stuck_collective(kernel):
+    kernel.run("%%ranks\nkept = rank")
+    stuck = "%%ranks\nimport time\nif rank == 0:\n    time.sleep(1000)\ndist.barrier()"
+    message = kernel.start(stuck)
+    time.sleep(1.5)
+    started = time.monotonic()
+    kernel.manager.interrupt_kernel()
+    text = kernel.finish(message)
+    assert "interrupted" in text and "rank 1  waiting in barrier" in text
+    assert "rank 0  computing, line 3: time.sleep(1000)" in text
+    assert time.monotonic() - started < 10
+    assert kernel.run("%%ranks\ndist.barrier(); kept") == "rank 0: 0\nrank 1: 1\n"
+
+
+def test_a_second_pool_replaces_the_first(kernel):
+    old = kernel.pids()[1:-1]
+    assert kernel.run("ranks = Ranks(3)\nprint(ranks)") == "Ranks(3, cpu, ready)\n"
+    assert gone(old)
+    assert kernel.run("%%ranks\nworld_size") == "ranks 0-2: 3\n"
+
+
+def test_restart_leaves_nothing(kernel):
+    pids = kernel.pids()[1:]
+    kernel.manager.restart_kernel(now=False)
+    kernel.client.wait_for_ready(timeout=60)
+    assert gone(pids)
+    assert "there are no ranks yet" in kernel.run("import dlcourse\n") + kernel.run("%%ranks\n1")
+    kernel.run(SET_UP)
+    assert kernel.run("%%ranks\n1 + 1") == "ranks 0-1: 2\n"
+
+
+def test_killed_kernel_leaves_nothing(kernel):
+    pids = kernel.pids()
+    kernel.start("%%ranks\nwhile True: pass")
+    time.sleep(0.5)
+    psutil.Process(pids[0]).send_signal(signal.SIGKILL)
+    assert gone(pids[1:])
