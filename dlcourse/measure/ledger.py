@@ -82,6 +82,7 @@ class Ledger:
         self._dead: deque[Entry] = deque()  # filled by finalizers, in any thread
         self._owned: tuple[dict[int, Entry], ...] = ({}, {}, {})
         self._parameters: dict[int, _Known] = {}
+        self._tenants: dict[int, int] = {}  # storage -> number of parameters in it
         self._optimizers: weakref.WeakSet[optim.Optimizer] = weakref.WeakSet()
         self.stepping: optim.Optimizer | None = None  # its state is looked up at each new peak
         self._hooking = False
@@ -268,11 +269,10 @@ class Ledger:
 
     def see_parameter(self, parameter: Tensor) -> None:
         """A parameter is in use: remember it, and notice when its data has moved."""
-        known = self._parameters.get(id(parameter))
+        number = id(parameter)
+        known = self._parameters.get(number)
         if known is None:
-            number = id(parameter)
-            forget = self._parameters.pop
-            known = _Known(weakref.ref(parameter, lambda _: forget(number, None)))
+            known = _Known(weakref.ref(parameter, lambda _: self._forget(number)))
             self._parameters[number] = known
         elif parameter.__class__ is nn.Parameter and (
             parameter.untyped_storage()._cdata == known.key
@@ -280,13 +280,41 @@ class Ledger:
             return
         if self._hooking and known.hook is None and parameter.requires_grad:
             self._hook(known, parameter)
+        self._place(known, parameter)
+
+    def _place(self, known: _Known, parameter: Tensor) -> None:
+        """Note where a parameter's data is; what it left is no parameter any more."""
         for key, _ in self._storages(parameter):
-            known.key = key
+            if key != known.key:
+                self._leave(known.key)
+                known.key = key
+                self._tenants[key] = self._tenants.get(key, 0) + 1
         self.claim(parameter, PARAMETERS)
+
+    def _leave(self, key: int) -> None:
+        tenants = self._tenants.pop(key, 0) - 1
+        if tenants > 0:
+            self._tenants[key] = tenants
+        else:
+            entry = self._owned[PARAMETERS].get(key)
+            if entry is not None and entry() is not None:
+                self._move(entry, entry.kept)
+
+    def _forget(self, number: int) -> None:
+        known = self._parameters.pop(number, None)
+        if known is not None:
+            self._leave(known.key)
 
     def _hook(self, known: _Known, parameter: Tensor) -> None:
         if parameter.is_leaf:
             known.hook = parameter.register_post_accumulate_grad_hook(self.see_gradient)
+            # Before the learner's own hooks, which may free the gradient. (Not move_to_end: C++
+            # goes through the underlying dict, in the order of insertion.)
+            hooks = parameter._post_accumulate_grad_hooks
+            theirs = [item for item in hooks.items() if item[0] != known.hook.id]
+            for number, _ in theirs:
+                del hooks[number]
+            hooks.update(theirs)
 
     def see_gradient(self, parameter: Tensor) -> None:
         """autograd has just added to `parameter.grad`."""
@@ -344,10 +372,8 @@ class Ledger:
             parameter = known.ref()
             if parameter is None:
                 continue
-            for key, _ in self._storages(parameter):
-                known.key = key
-                owned.add(key)
-            self.claim(parameter, PARAMETERS)
+            self._place(known, parameter)
+            owned.add(known.key)
             if parameter.is_leaf and parameter.grad is not None:
                 self.claim(parameter.grad, GRADIENTS)
                 owned.update(key for key, _ in self._storages(parameter.grad))

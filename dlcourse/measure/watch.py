@@ -209,6 +209,8 @@ class Watch(modes.TorchDispatchMode):
             return _HIGHER_ORDER, func, None
         if func.namespace in _COLLECTIVES:
             return _COLLECTIVE, func, None
+        if func.namespace == "prim":  # prim::device and the like, which fake tensors ask for
+            return _PASS, func, None
         name = func.name()
         if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"):
             return _COMPOSITE, func, None
