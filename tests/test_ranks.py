@@ -270,6 +270,29 @@ def test_rank_that_dies_between_cells(ranks, capsys):
     assert "started afresh" in capsys.readouterr().out
 
 
+def test_messages_in_a_loop_are_no_deadlock_and_the_launcher_survives_a_cut(ranks):
+    # After connections were cut, elastic's own must live on: it would give up after 15 seconds.
+    fails(ranks, "if rank: dist.barrier()")
+    pids = ranks.pids
+    cell(
+        ranks,
+        """
+        import time
+        end, y = time.time() + 18, torch.zeros(1)
+        while y[0] == 0:
+            for _ in range(50):
+                if rank % 2:
+                    dist.send(y, (rank + 1) % 4); dist.recv(y, rank - 1)
+                else:
+                    dist.recv(y, (rank - 1) % 4); dist.send(y, rank + 1)
+            y[0] = float(rank == 0 and time.time() > end)
+            dist.all_reduce(y)
+        """,
+    )
+    works(ranks)
+    assert ranks.pids == pids
+
+
 def test_time_out_of_a_collective():
     with Ranks(2, timeout=3, default=False) as pool:
         message, seconds = fails(

@@ -19,7 +19,7 @@ from typing import Any
 import cloudpickle
 
 from dlcourse.measure.run import Run
-from dlcourse.panel.widget import Panel, front_end_present
+from dlcourse.panel.widget import Panel, front_end_present, last_state
 from dlcourse.ranks import limits
 from dlcourse.ranks.channel import name_of
 from dlcourse.ranks.diagnosis import (
@@ -39,6 +39,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 GRACE = 2.0  # seconds a rank has to end after an interrupt
 AFTER_FAILURE = 1.0  # seconds the others have to end after one rank failed
 CHECK = 1.0  # seconds between looks at ranks that do not end
+LOOKS = 3  # looks that must find the same deadlock
+IDLE_CPU = 0.05  # a rank that waits for ever uses less than this share of a core
 TICK = 0.1  # seconds between updates of the panel
 START_LIMIT = 90.0
 ADVICE = (
@@ -199,7 +201,7 @@ class Ranks:
         if self._panel is None and front_end_present():
             self._panel = Panel(self.size)
             self._panel.display()
-        self._show(busy=False)
+        self._show()
 
     def _wait_for_ranks(self) -> None:
         limit = time.monotonic() + START_LIMIT
@@ -253,7 +255,7 @@ class Ranks:
         self._host.remove(self._number)
         self._pids, self._dead = {}, {}
         self.state = state
-        self._show(busy=False)
+        self._show()
 
     # -- running --------------------------------------------------------------------------------
 
@@ -334,7 +336,7 @@ class Ranks:
             records = [cell.done[r]["record"] for r in chosen if cell.done.get(r, {}).get("record")]
             if records:
                 self.last = Run(records)
-            self._show(busy=False, cell=number)
+            self._show_end(number, time.monotonic() - cell.started, records)
         cell.judge()
         return cell.done
 
@@ -351,15 +353,45 @@ class Ranks:
             for rank in ranks:
                 self._send(rank, "sample")
 
-    def _show(self, *, busy: bool, cell: int = 0, states: list[dict] | None = None) -> None:
-        if self._panel is None:
-            return
-        if states is None:
-            kind = {"ready": "idle", "lost": "lost", "stopped": "dead"}.get(self.state, "running")
+    def _show(self) -> None:
+        """Show the state of the ranks while no cell runs."""
+        if self._panel is not None:
+            kind = {"ready": "idle", "lost": "lost", "stopped": "lost"}.get(self.state, "running")
             states = [
                 {"rank": r, "state": "dead" if r in self._dead else kind} for r in range(self.size)
             ]
-        self._panel.update({"cell": cell, "busy": busy, "ranks": states})
+            self._panel.update({"busy": False, "ranks": states})
+
+    def _show_end(self, cell: int, elapsed_s: float, records: list[dict]) -> None:
+        """Show what a cell moved and used; a short one is over before its first sample."""
+        if self._panel is not None:
+            self._panel.update(last_state(cell, elapsed_s, records))
+
+
+class _Suspicion:
+    """A deadlock is believed when several looks find the same one and the ranks did nothing since.
+
+    On a busy machine a rank may stand at one place for seconds, and a loop of messages looks the
+    same at each look; but then it uses processor time.
+    """
+
+    def __init__(self) -> None:
+        self.sentence: str | None = None
+        self.since = 0.0
+        self.looks = 0
+        self.cpu_s: dict[int, float] = {}
+
+    def confirmed(self, sentence: str | None, cpu_s: dict[int, float]) -> bool:
+        now = time.monotonic()
+        idle = all(
+            cpu_s[rank] - self.cpu_s.get(rank, -1.0) < IDLE_CPU * max(now - self.since, CHECK)
+            for rank in cpu_s
+        )
+        if sentence is None or sentence != self.sentence or not idle:
+            self.sentence, self.since, self.looks, self.cpu_s = sentence, now, 1, cpu_s
+            return False
+        self.looks += 1
+        return self.looks >= LOOKS
 
 
 class _Cell:
@@ -394,7 +426,7 @@ class _Cell:
         next_check = self.started + CHECK
         next_tick = self.started + TICK
         failed_at: float | None = None
-        suspicion: str | None = None
+        suspicion = _Suspicion()
         while self.pending():
             self.pool._next(0.05)
             now = time.monotonic()
@@ -415,11 +447,10 @@ class _Cell:
             if now >= next_check and self.pending():
                 next_check = now + CHECK
                 found = find_deadlock(self.states())
-                if found and found == suspicion:  # the same at two looks: it is no passing state
+                if suspicion.confirmed(found, {r: w["cpu_s"] for r, w in self.where.items()}):
                     self.headline = found
                     self.release()
                     return
-                suspicion = found
 
     def wait_for_output(self) -> None:
         """What a rank printed may arrive after its result; wait for it, but not for long."""
@@ -579,8 +610,7 @@ class _Cell:
                 state = "dead"
             elif waiting:
                 state = "waiting"
-            name = f"{waiting['op']} #{waiting['seq']}" if waiting else None
-            states.append({**sample, "rank": rank, "state": state, "collective": name})
+            states.append({**sample, "rank": rank, "state": state, "collective": waiting})
         elapsed = time.monotonic() - self.started
         pool._panel.update(
             {"cell": self.number, "busy": True, "elapsed_s": elapsed, "ranks": states}

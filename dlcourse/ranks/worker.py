@@ -33,7 +33,6 @@ import torch
 import torch.distributed as dist
 import zmq
 
-from dlcourse.measure.process import pss_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.ranks.agent import STREAMS, end_with_parent
 from dlcourse.ranks.channel import Link, Wakeup, dumps_result, name_of
@@ -74,6 +73,7 @@ class Rank:
             is_master=False,
             timeout=timedelta(seconds=60),
         )
+        self.foreign = {inode for _, inode in _sockets()}  # not to be cut with the group's
         self.device = self._device()
         self.recorder = Recorder(self.rank, self.size)
         self.inbox: SimpleQueue[dict] = SimpleQueue()
@@ -288,7 +288,7 @@ class Rank:
 
     def sample(self) -> dict[str, Any]:
         """What the live panel shows of this rank now."""
-        return {**self.recorder.sample(), "busy": self.running is not None, "pss": pss_bytes()}
+        return self.recorder.sample()
 
     def where(self) -> dict[str, Any]:
         """Where the main thread stands: line of the cell, collective, what it started last."""
@@ -302,6 +302,7 @@ class Rank:
             collective = _collective_of(frame)
         return {
             "running": self.running is not None,
+            "cpu_s": time.process_time(),
             "line": line,
             "call": collective,
             "innermost": f"{stack[-1].filename}:{stack[-1].lineno}" if stack else None,
@@ -309,22 +310,29 @@ class Rank:
         }
 
     def _cut_connections(self) -> None:
-        """End a wait in Gloo: shut the connections to the other ranks down, so that it fails."""
+        """End a wait in Gloo: shut the connections to the other ranks down, so that it fails.
+
+        Not the connection to the store, and none that the fork inherited: those are the launcher's.
+        """
         self.cut = True
-        store = int(os.environ["MASTER_PORT"])
-        for descriptor in range(3, 4096):
-            try:
-                if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                    continue
-                with socket.socket(fileno=os.dup(descriptor)) as connection:
-                    if connection.family not in (socket.AF_INET, socket.AF_INET6):
-                        continue
-                    # Both ends of the store's connections may be here, inherited by the fork.
-                    ends = connection.getpeername()[1], connection.getsockname()[1]
-                    if store not in ends:
-                        connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
+        for descriptor, inode in _sockets():
+            if inode in self.foreign:
                 continue
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as found:
+                if found.family in (socket.AF_INET, socket.AF_INET6):
+                    found.getpeername()  # fails for a socket that listens; Gloo needs that one
+                    found.shutdown(socket.SHUT_RDWR)
+
+
+def _sockets() -> list[tuple[int, int]]:
+    """The open sockets of this process: descriptor and inode."""
+    found = []
+    for descriptor in range(3, 4096):
+        with contextlib.suppress(OSError):
+            status = os.fstat(descriptor)
+            if stat.S_ISSOCK(status.st_mode):
+                found.append((descriptor, status.st_ino))
+    return found
 
 
 class History:
