@@ -325,6 +325,44 @@ def test_nothing_is_lost_where_all_backwards_are_in_no_sync(run):
     assert max(run(last_one_too)) < FLOAT32["gradients"]
 
 
+@on_ranks(2)
+def test_a_module_wrapped_again(run):
+    """A cell that wraps the same model is run twice; the first wrapper's hooks are still there."""
+
+    def wrapped_again(first, second):
+        rank, corpus = dist.get_rank(), Corpus(limit=9999)
+        gpt, alone = GPT(GPTConfig(**SMALL)).double(), GPT(GPTConfig(**SMALL)).double()
+        apart = []
+        for wrapper in (first, second):
+            model = wrap(wrapper, gpt)
+            for step in range(2):
+                for module in (gpt, alone):
+                    module.zero_grad()
+                model(*corpus.batch(step, rank=rank, world_size=2, block=16)).backward()
+                model.sync_gradients()
+                alone(*corpus.batch(step, micro_batch=8, block=16)).backward()
+                apart.append(largest_difference(gradients(gpt), gradients(alone)))
+        return max(apart)
+
+    for second in WRAPPERS:
+        assert max(run(wrapped_again, OverlappedDataParallel, second)) < FLOAT64["gradients"]
+
+
+@on_ranks(2)
+def test_evaluation_between_forward_and_backward_changes_nothing(run):
+    def evaluate_between():
+        model = wrap(OverlappedDataParallel, GPT(GPTConfig(**SMALL)))
+        batch = Corpus(limit=9999).batch(0, block=16)
+        with Events() as log:
+            loss = model(*batch)
+            with torch.no_grad(), model.no_sync():
+                model(*batch)
+            loss.backward()
+        return len(log)
+
+    assert min(run(evaluate_between)) > 4
+
+
 # --- Parameters that a step does not use, uses twice, or holds in other types ------------------
 
 

@@ -83,6 +83,40 @@ def test_first_loss_is_that_of_guessing():
     assert GPT()(tokens, tokens).item() == pytest.approx(math.log(256), abs=0.1)
 
 
+def test_forward_is_the_transformer_written_out():
+    """Without modules, one head after the other, with the mask and the softmax spelled out."""
+    model = GPT(SMALL, seed=1).double()
+    with torch.no_grad():  # the initial values of norms and biases would hide mistakes
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.rand_like(parameter)
+    w = dict(model.named_parameters())
+    tokens = torch.arange(24).reshape(2, 12) * 7
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    x = w["token_embedding.weight"][tokens] + w["position_embedding.weight"][:12]
+    future = torch.ones(12, 12).triu(1).bool()
+    for layer in ("blocks.0", "blocks.1"):
+        h = norm(x, f"{layer}.attention_norm")
+        q, k, v = (h @ w[f"{layer}.attention.{name}.weight"].T for name in "qkv")
+        heads = []
+        for columns in (slice(0, 8), slice(8, 16)):
+            scores = q[..., columns] @ k[..., columns].mT / math.sqrt(8)
+            weights = scores.masked_fill(future, -math.inf).softmax(-1)
+            heads.append(weights @ v[..., columns])
+        proj = f"{layer}.attention.proj"
+        x = x + torch.cat(heads, -1) @ w[f"{proj}.weight"].T + w[f"{proj}.bias"]
+        h = norm(x, f"{layer}.mlp_norm")
+        h = h @ w[f"{layer}.mlp.up.weight"].T + w[f"{layer}.mlp.up.bias"]
+        h = h * (1 + torch.erf(h / math.sqrt(2))) / 2
+        x = x + h @ w[f"{layer}.mlp.down.weight"].T + w[f"{layer}.mlp.down.bias"]
+    expected = norm(x, "norm") @ w["head.weight"].T
+    torch.testing.assert_close(model(tokens), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_a_position_sees_only_the_past():
     model = GPT(SMALL).eval()
     tokens = torch.arange(16)[None]

@@ -120,24 +120,33 @@ class BucketedDataParallel(NaiveDataParallel):
 
 
 class OverlappedDataParallel(BucketedDataParallel):
-    """A bucket leaves as soon as backward has filled it, while backward goes on computing."""
+    """A bucket leaves as soon as backward has filled it, while backward goes on computing.
+
+    As in DDP, the forward pass decides whether the backward pass that follows sends anything.
+    """
 
     def __init__(self, module: nn.Module, **options) -> None:
         super().__init__(module, **options)
-        self.syncing = True
+        self.syncing = True  # not inside no_sync
+        self.sends_in_backward = False
         self.bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
         for parameter in self.bucket_of:
             parameter.register_post_accumulate_grad_hook(self.gradient_is_ready)
 
+    def forward(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            self.sends_in_backward = self.syncing
+        return super().forward(*args, **kwargs)
+
     def gradient_is_ready(self, parameter: nn.Parameter) -> None:
         """Backward calls this for each parameter, last layers first."""
-        if not self.syncing:
+        if not self.sends_in_backward:
             return
         bucket = self.bucket_of[parameter]
         if bucket.work is not None:
             raise RuntimeError(
                 "backward ran twice without sync_gradients() in between: "
-                "put all but the last backward of a step into no_sync()"
+                "put forward and backward of all but a step's last micro-batch into no_sync()"
             )
         bucket.num_missing -= 1
         # In the buckets' order, whatever order they fill in: the ranks' messages must match
@@ -147,9 +156,13 @@ class OverlappedDataParallel(BucketedDataParallel):
                     break
                 self.launch(next_bucket)
 
+    def sync_gradients(self) -> None:
+        super().sync_gradients()
+        self.sends_in_backward = False  # also where another wrapper trains the same module next
+
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Accumulate without communication. Put forward and backward inside: DDP needs both."""
+        """Accumulate without communication: run forward and backward inside."""
         before, self.syncing = self.syncing, False
         try:
             yield
@@ -199,11 +212,10 @@ def train(
             micro_batch=batch_size // world_size,
             block=block,
         )
-        for i in range(accumulate):
-            x_BT = tokens_BT.chunk(accumulate)[i].to(device)
-            y_BT = targets_BT.chunk(accumulate)[i].to(device)
-            last = i == accumulate - 1
-            with nullcontext() if last else model.no_sync():
+        xs = tokens_BT.to(device).chunk(accumulate)
+        ys = targets_BT.to(device).chunk(accumulate)
+        for i, (x_BT, y_BT) in enumerate(zip(xs, ys, strict=True), start=1):
+            with nullcontext() if i == accumulate else model.no_sync():
                 loss = model(x_BT, y_BT) / accumulate
                 loss.backward()
             losses[step] += loss.detach()
