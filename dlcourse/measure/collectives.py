@@ -126,7 +126,7 @@ class Collectives:
         marks: the clock.
         blocked: called with (since, until) when the recorded thread was blocked in a wait.
         handed: called with the tensors of each collective (the ledger); may be None.
-        busy: called with True/False when collectives come to be under way or none is left.
+        starting: called when a collective is about to start.
     """
 
     def __init__(
@@ -134,9 +134,9 @@ class Collectives:
         marks: Marks,
         blocked: Callable[[Mark, Mark], None],
         handed: Callable[[Iterator[Tensor]], None] | None,
-        busy: Callable[[bool], None],
+        starting: Callable[[], None],
     ) -> None:
-        self._marks, self._blocked, self._handed, self._busy = marks, blocked, handed, busy
+        self._marks, self._blocked, self._handed, self._starting = marks, blocked, handed, starting
         self._restore: list[tuple[type, Any]] = []
         self.reset()
 
@@ -147,7 +147,6 @@ class Collectives:
         self.calls: dict[str, int] = {}
         self.waiting: Event | None = None  # the call that the recorded thread is blocked in
         self.pending: dict[int, Event] = {}  # id(event) -> event, started and not ended
-        self.last_end: int | None = None
         self._works: dict[int, tuple[Any, Event, bool]] = {}  # Work, its event, has a future
         self._sequence: dict[Any, int] = {}
         self._outputs: dict[int, Event] = {}  # storage -> event whose Work has no future
@@ -195,6 +194,7 @@ class Collectives:
         finally:
             if own:
                 self.waiting = None
+                self._blocked(event.start, self._marks.now())
         self._follow(event, result, args)
         return result
 
@@ -295,8 +295,7 @@ class Collectives:
             self.events.append(event)
         event.end = None
         self.pending[id(event)] = event
-        if len(self.pending) == 1:
-            self._busy(True)
+        self._starting()
         event.issued_ns = clock()
         event.start = self._marks.now() if self._marks.cuda else event.issued_ns
 
@@ -329,9 +328,7 @@ class Collectives:
         """The collective is complete (called from any thread; the first call counts)."""
         if event.end is None:
             event.end = self._marks.now()
-            self.last_end = clock()
-        if self.pending.pop(id(event), None) is not None and not self.pending:
-            self._busy(False)
+        self.pending.pop(id(event), None)
 
     def _waiting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:

@@ -92,7 +92,7 @@ class Recorder:
             self._marks,
             blocked=self._timeline.blocked,
             handed=self.ledger.communicate if self.ledger else None,
-            busy=self._network,
+            starting=self._starting,
         )
         self._watch = Watch(self.ledger, self._timeline, self.collectives) if ledger else None
         self._learnt: weakref.WeakKeyDictionary[optim.Optimizer, _StepMemory]
@@ -305,10 +305,9 @@ class Recorder:
             self.ledger.in_backward = False
         self._timeline.enter("optimizer" if self._optimizers else "compute")
 
-    def _network(self, busy: bool) -> None:
-        """A collective is under way, or the last one has ended."""
-        self._timeline.busy_network(busy)
-        if busy and self._backwards and not self._asked_engine and not self._timeline.by_operation:
+    def _starting(self) -> None:
+        """A collective is about to start."""
+        if self._backwards and not self._asked_engine:
             # DDP waits for its collectives in C++ when all gradients are there. The engine
             # runs callbacks in the order in which they were queued, so this comes before it.
             self._asked_engine = True

@@ -8,9 +8,9 @@ The phases come from three places that a training step cannot avoid:
 - forward: outside those two, from the first operation that autograd tracks (with the ledger)
   or the first call of an `nn.Module` (without it).
 
-Time in which the rank is blocked in `Work.wait()` is not its own work and is cut out. Where
-C++ code waits (DDP at the end of backward) no such call is seen; there the gap between two
-operations tells, while communication is under way.
+Time in which the rank is blocked in `Work.wait()` is not its own work and is cut out. DDP waits
+in C++ when all gradients are there, where no such call is seen: a callback that the autograd
+engine runs just before tells when that begins.
 
 On a GPU, Python only queues work. So there the edges are CUDA events on the current stream,
 and are turned into times when the cell has ended.
@@ -26,8 +26,9 @@ import torch
 clock = time.monotonic_ns
 Mark = Any  # int (ns), or a torch.cuda.Event until `Marks.resolve`
 
-_GAP_NS = 1_000_000  # a rank that runs Python for this long between operations is idle
-_GAP_BUSY_NS = 100_000  # the same while a collective is under way: it waits for that
+# No operation for this long: the rank sleeps, or reads data. Not less: where ranks outnumber
+# cores, the system takes the core away from a working rank for several milliseconds.
+GAP_NS = 20_000_000
 _MAX_SPANS = 6_000
 
 
@@ -72,7 +73,6 @@ class Timeline:
     Attributes:
         phase: "forward", "backward", "optimizer" or "compute".
         end: ns at which the last operation ended.
-        gap: ns between two operations after which a new span begins.
     """
 
     def __init__(self, marks: Marks) -> None:
@@ -85,13 +85,8 @@ class Timeline:
         self._spans: list[tuple[Mark, Mark, str]] = []
         self.phase = "compute"
         self.end = 0
-        self.gap = _GAP_NS
         self._start: Mark = None  # None: nothing to do yet, so no span
         self.first_forward: Mark = None
-
-    def busy_network(self, busy: bool) -> None:
-        """Whether a collective is under way."""
-        self.gap = _GAP_BUSY_NS if busy else _GAP_NS
 
     def enter(self, phase: str) -> None:
         """The rank's work is now of another kind."""

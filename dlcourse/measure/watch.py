@@ -19,7 +19,7 @@ from torch.utils import _python_dispatch as modes
 from dlcourse.measure.collectives import Collectives
 from dlcourse.measure.flops import flops_of
 from dlcourse.measure.ledger import ACTIVATIONS, COMMUNICATION, OTHER, PARAMETERS, Ledger
-from dlcourse.measure.timeline import Timeline, clock
+from dlcourse.measure.timeline import GAP_NS, Timeline, clock
 
 Parameter = nn.Parameter
 _PLAIN = frozenset({Tensor, nn.Parameter, nn.Buffer})
@@ -105,7 +105,7 @@ class Watch(modes.TorchDispatchMode):
                 return func(*args, **kwargs) if kwargs else func(*args)
         timeline = self._timeline
         now = clock()
-        if now - timeline.end > timeline.gap and timeline.by_operation:
+        if now - timeline.end > GAP_NS and timeline.by_operation:
             timeline.split(now)
         self.busy = True
         if kind == _PASS:
