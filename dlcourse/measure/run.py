@@ -388,10 +388,10 @@ class Run:
 
     def __repr__(self) -> str:
         peak = human_bytes(self.memory.peak_bytes)
-        calls = sum(r["calls"] for r in self.comm.ranks)
+        calls = max((r["calls"] for r in self.comm.ranks), default=0)
         return (
             f"Run(ranks={len(self.records)}, wall={self.timeline.wall_s:.3g} s, "
-            f"collectives={calls}, peak={peak}, steps={self.throughput.steps})"
+            f"collectives={calls} a rank, peak={peak} a rank, steps={self.throughput.steps})"
         )
 
     # ------------------------------------------------------------------ parts
