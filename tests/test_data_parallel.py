@@ -10,7 +10,9 @@ learning rate. Hence parameters are compared to 5% of one step's length, lr = 1e
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 
 import cloudpickle
 import pytest
@@ -589,6 +591,23 @@ def test_two_backwards_without_sync(run):
 
     for message in run(twice):
         assert "backward ran twice without sync_gradients()" in message
+
+
+def freed_after_a_step(wrapper):
+    model = wrap(wrapper, GPT(GPTConfig(**SMALL)))
+    model(*Corpus(limit=9999).batch(0, block=16)).backward()
+    model.sync_gradients()
+    weight = weakref.ref(model.module.head.weight)
+    del model
+    gc.collect()
+    return weight() is None
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_model_that_nobody_holds_is_freed(run, wrapper):
+    """In a notebook a cell that is run again makes another one."""
+    assert run(freed_after_a_step, wrapper) == [True, True]
 
 
 # --- The training loops -------------------------------------------------------------------------

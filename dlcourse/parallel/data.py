@@ -11,6 +11,7 @@ gradient the mean over the ranks, so that equal optimizers keep the copies equal
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -130,8 +131,10 @@ class OverlappedDataParallel(BucketedDataParallel):
         self.syncing = True  # not inside no_sync
         self.sends_in_backward = False
         self.bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
+        # Torch hides hooks from the garbage collector: one that holds self would never be freed
+        ready = weakref.WeakMethod(self.gradient_is_ready)
         for parameter in self.bucket_of:
-            parameter.register_post_accumulate_grad_hook(self.gradient_is_ready)
+            parameter.register_post_accumulate_grad_hook(lambda p: ready() and ready()(p))
 
     def forward(self, *args, **kwargs):
         if torch.is_grad_enabled():
