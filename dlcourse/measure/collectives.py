@@ -14,7 +14,6 @@ and reduce_scatter have no future: they end when `Work.wait()` returns.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -75,6 +74,7 @@ class Event:
         "group_size",
         "issued_ns",
         "nbytes",
+        "on_gpu",
         "op",
         "peer",
         "sent",
@@ -127,6 +127,7 @@ class Collectives:
         blocked: called with (since, until) when the recorded thread was blocked in a wait.
         handed: called with the tensors of each collective (the ledger); may be None.
         starting: called when a collective is about to start.
+        mine: whether the calling thread does the rank's work (others are not "the rank waits").
     """
 
     def __init__(
@@ -135,8 +136,10 @@ class Collectives:
         blocked: Callable[[Mark, Mark], None],
         handed: Callable[[Iterator[Tensor]], None] | None,
         starting: Callable[[], None],
+        mine: Callable[[], bool],
     ) -> None:
         self._marks, self._blocked, self._handed, self._starting = marks, blocked, handed, starting
+        self._mine = mine
         self._restore: list[tuple[type, Any]] = []
         self.reset()
 
@@ -155,7 +158,6 @@ class Collectives:
 
     def start(self) -> None:
         """Register the kernels and watch `Work.wait`."""
-        self._thread = threading.get_ident()
         if not dist.is_available():
             return
         if not _recording:
@@ -183,7 +185,7 @@ class Collectives:
         event = self.begin(signature, args, kwargs)
         if event is None:
             return run(*args, **kwargs)
-        own = threading.get_ident() == self._thread
+        own = self._mine()
         if own:
             self.waiting = event
         try:
@@ -200,7 +202,7 @@ class Collectives:
 
     def wait_tensor(self, run: Callable[..., Any], tensor: Tensor) -> Any:
         """Functional collectives wait for their result with an operator, not with a Work."""
-        own = threading.get_ident() == self._thread
+        own = self._mine()
         event = self._outputs.pop(tensor.untyped_storage()._cdata, None)
         since = self._marks.now()
         if own:
@@ -233,6 +235,7 @@ class Collectives:
         if op in _PER_RANK:
             event.nbytes *= event.group_size
         event.asynchronous = bool(given.get(signature.asynchronous, signature.default))
+        event.on_gpu = self._marks.cuda and _queued_on_gpu(group, tensors)
         event.peer, event.sent = None, None
         if op in ("send", "recv"):
             peer = given.get("dst", given.get("src"))
@@ -273,7 +276,7 @@ class Collectives:
         event = Event()
         event.op, event.group, event.group_size, event.nbytes = op, group_name, size, int(nbytes)
         event.dtype = str(buffers[0].dtype).removeprefix("torch.") if buffers else ""
-        event.asynchronous, event.peer, event.sent = False, None, None
+        event.asynchronous, event.on_gpu, event.peer, event.sent = False, False, None, None
         self._number(event)
         if self._handed is not None and op != "barrier":
             self._handed(buffers)
@@ -297,7 +300,7 @@ class Collectives:
         self.pending[id(event)] = event
         self._starting()
         event.issued_ns = clock()
-        event.start = self._marks.now() if self._marks.cuda else event.issued_ns
+        event.start = self._marks.now() if event.on_gpu else event.issued_ns
 
     def _follow(self, event: Event, result: Any, args: tuple) -> None:
         """Find out when the collective will have ended."""
@@ -327,12 +330,12 @@ class Collectives:
     def ended(self, event: Event) -> None:
         """The collective is complete (called from any thread; the first call counts)."""
         if event.end is None:
-            event.end = self._marks.now()
+            event.end = self._marks.now() if event.on_gpu else clock()
         self.pending.pop(id(event), None)
 
     def _waiting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
-            own = threading.get_ident() == self._thread
+            own = self._mine()
             known = self._works.get(id(work))
             event = known[1] if known else None
             since = self._marks.now()
@@ -341,7 +344,7 @@ class Collectives:
             try:
                 result = original(work, *args, **kwargs)
                 # On a GPU wait() only orders streams: the future tells the end, if there is one.
-                if event is not None and not (self._marks.cuda and known[2]):
+                if event is not None and not (event.on_gpu and known[2]):
                     self.ended(event)
                     self._works.pop(id(work), None)
                 return result
@@ -407,6 +410,16 @@ def _flat(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _flat(value)
+
+
+def _queued_on_gpu(group: ProcessGroup, tensors: list[Tensor]) -> bool:
+    """Whether the collective runs in a stream (NCCL), and not in a thread (Gloo)."""
+    if not tensors or not tensors[0].is_cuda:
+        return False
+    try:
+        return group._get_backend(tensors[0].device).name() != "gloo"
+    except RuntimeError:
+        return True
 
 
 def _global_rank(group: ProcessGroup, peer: int) -> int:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import threading
 import weakref
 from collections.abc import Callable
 from types import TracebackType
@@ -93,6 +94,7 @@ class Recorder:
             blocked=self._timeline.blocked,
             handed=self.ledger.communicate if self.ledger else None,
             starting=self._starting,
+            mine=self._is_worker,
         )
         self._watch = Watch(self.ledger, self._timeline, self.collectives) if ledger else None
         self._learnt: weakref.WeakKeyDictionary[optim.Optimizer, _StepMemory]
@@ -123,6 +125,8 @@ class Recorder:
         self._reset()
         self._outer, _current = _current, self
         self.active = True
+        self._thread = threading.get_ident()
+        self._start_ns, self._wire = clock(), None
         self._marks.start()
         self._timeline.reset(by_operation=self.ledger is not None and not self._marks.cuda)
         self.collectives.reset()
@@ -153,12 +157,12 @@ class Recorder:
         if not self.active:
             raise ValueError("stop() without start(): the recorder is not on; call start() first.")
         end = clock()
-        self.active = False
         if self._watch is not None:
             self._watch.remove()
         self._expect_forward(False)
         while self._undo:
             self._undo.pop()()
+        self.active = False
         _current, self._outer, self._stepping = self._outer, None, None
         memory, flops = _NO_MEMORY, 0
         if self.ledger is not None:
@@ -304,6 +308,10 @@ class Recorder:
         if self.ledger is not None:
             self.ledger.in_backward = False
         self._timeline.enter("optimizer" if self._optimizers else "compute")
+
+    def _is_worker(self) -> bool:
+        # On a GPU the autograd engine runs hooks in a thread of its own.
+        return self._backwards > 0 or threading.get_ident() == self._thread
 
     def _starting(self) -> None:
         """A collective is about to start."""

@@ -40,7 +40,7 @@ class Marks:
 
     def start(self) -> None:
         """Use CUDA events if this process has a CUDA context; tie them to the host's clock."""
-        self.cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+        self.cuda = torch.cuda.is_initialized()
         if self.cuda:
             self._base = torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize()
