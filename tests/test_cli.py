@@ -45,6 +45,7 @@ def dlcourse(*arguments: str, root: Path | None = None) -> subprocess.CompletedP
         (["claims", "--lang", "fr"], "choose one of: ko, en"),
         (["lessons", "--lang", "fr"], "choose one of: ko, en"),
         (["lab", "--lang", "fr"], "choose one of: ko, en"),
+        (["bench", "nothing"], "nothing named 'nothing' to measure: choose from"),
         (["teach"], "invalid choice: 'teach'"),
         ([], "the following arguments are required: command"),
     ],

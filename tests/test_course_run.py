@@ -162,11 +162,16 @@ def test_only_declared_parameters_are_passed(demo_root):
     }
 
 
-def test_the_environment_of_the_caller_stays(demo_root, tmp_path, monkeypatch):
+def test_a_lesson_gets_what_it_declares_and_the_caller_keeps_its_environment(
+    demo_root, tmp_path, monkeypatch
+):
     monkeypatch.setenv("DLCOURSE_PANEL", "on")
     monkeypatch.delenv("DLCOURSE_METRICS", raising=False)
     only_lesson(demo_root, "98_env", 'import os\nassert os.environ["DLCOURSE_PANEL"] == "off"')
-    assert run.run_lesson("98", out=tmp_path, progress=False).passed
+    result = run.run_lesson("98", ranks=2, device="cpu", steps=4, out=tmp_path, progress=False)
+    assert result.passed, result.error
+    # What the lesson does not declare is not given to it.
+    assert json.loads(result.results.read_text())["parameters"] == {"lang": "ko"}
     assert os.environ["DLCOURSE_PANEL"] == "on" and "DLCOURSE_METRICS" not in os.environ
 
 

@@ -37,14 +37,18 @@ Outputs = dict[str, list[dict[str, Any]]]  # cell id → stored outputs
 
 
 def build(root: Path, names: list[str] | None = None) -> tuple[list[Path], list[Problem]]:
-    """Write the notebooks of the lessons (all by default) and the start pages.
+    """Write the notebooks of the lessons (all by default), and the start pages.
 
     Returns the files that changed, and the problems of the sources; a lesson whose source has a
     structural problem (a missing translation, an unknown name) is not written.
     """
     written: list[Path] = []
     problems: list[Problem] = []
-    for path in _chosen(root, names):
+    paths = _chosen(root, names)
+    index = catalog.source_path(root, catalog.INDEX)
+    if index.exists() and index not in paths:
+        paths.append(index)  # the start page links the lessons that are written
+    for path in paths:
         expected, found = expected_files(root, path)
         problems += found
         for target, text in expected.items():
@@ -114,7 +118,7 @@ def notebook_of(lesson: Lesson, lang: str, outputs: Outputs | None = None) -> An
         source = set_language(block.code, lang) if "parameters" in block.tags else block.code
         cell = nbformat.v4.new_code_cell(source, id=cell_id)
         cell.metadata.update({k: block.metadata[k] for k in _KEPT_METADATA if k in block.metadata})
-        if CHECKED in block.tags and outputs.get(cell_id):
+        if outputs.get(cell_id):
             cell.outputs = nbformat.from_dict(clean_outputs(outputs[cell_id], code_cells))
             cell.execution_count = code_cells  # nbval compares only a cell that has a number
         cells.append(cell)

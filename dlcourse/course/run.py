@@ -11,7 +11,9 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -189,6 +191,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": memory_bytes(),
         "platform": platform.platform(terse=True),
         "processor": _processor(),
+        "gpus": _gpus(),
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
         "dlcourse": metadata.version("dlcourse"),
@@ -282,6 +285,18 @@ def _report(
         "metrics": of("metric"),
         "runs": of("run"),
     }
+
+
+def _gpus() -> list[str]:
+    """Names of the NVIDIA GPUs; asked of the driver, for this process has no torch."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 def _processor() -> str:
