@@ -11,6 +11,7 @@ The words of lessons, exercises and claims are in `words_course.py`.
 from __future__ import annotations
 
 from dlcourse.panel.words_course import COURSE_WORDS
+from dlcourse.panel.words_data_parallel import DATA_PARALLEL_WORDS
 
 _Area = dict[str, tuple[str, str]]
 
@@ -201,6 +202,7 @@ _TABLE: _Area = {
 
 AREAS: dict[str, _Area] = {
     "category": _CATEGORY,
+    "data_parallel": DATA_PARALLEL_WORDS,
     "figure": _FIGURE,
     "panel": _PANEL,
     "ranks": _RANKS,
