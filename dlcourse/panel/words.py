@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dlcourse.panel.words_course import COURSE_WORDS
 from dlcourse.panel.words_data_parallel import DATA_PARALLEL_WORDS
+from dlcourse.panel.words_start import START_WORDS
 
 _Area = dict[str, tuple[str, str]]
 
@@ -206,6 +207,7 @@ AREAS: dict[str, _Area] = {
     "figure": _FIGURE,
     "panel": _PANEL,
     "ranks": _RANKS,
+    "start": START_WORDS,
     "table": _TABLE,
 }
 WORDS = COURSE_WORDS | {

@@ -1,0 +1,137 @@
+"""Claims A1-A4: each verdict of lesson 00 is recomputed, in four real ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+
+import cloudpickle
+import pytest
+
+from dlcourse.course import start
+from dlcourse.course.claims import Claim, find_claim
+from dlcourse.models.tiny import ARCHITECTURES
+from dlcourse.ranks import Ranks
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
+
+NUM_RANKS = 4
+STRATEGIES = ("alone", "data", "zero1", "zero3", "tensor")
+# Float32 sums in another order differ by about 1e-7 of the value at each addition.
+TOLERANCE = 1e-5
+
+Results = list[dict[tuple[str, str], dict]]
+
+
+def train_all() -> dict[tuple[str, str], dict]:
+    from dlcourse.models.tiny import TinyLM
+    from dlcourse.peers.start import train
+
+    return {(a, s): train(TinyLM(a), s) for a in ("dense", "moe") for s in STRATEGIES}
+
+
+def sizes() -> dict[str, tuple[int, int]]:
+    from dlcourse.models.tiny import TinyLM
+
+    models = {name: TinyLM(name) for name in ARCHITECTURES}
+    return {name: (m.num_parameters(), m.num_active_parameters()) for name, m in models.items()}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Ranks]:
+    with Ranks(NUM_RANKS, default=False, timeout=120) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def results(pool: Ranks) -> Results:
+    return pool.run(train_all)
+
+
+def recorded(claim: Claim) -> dict[str, float]:
+    return {figure.name: figure.value for figure in claim.figures}
+
+
+def test_a1_every_architecture_trains_under_every_strategy(results):
+    claim = find_claim("A1")
+    assert claim.verdict == "holds"
+    gap = start.largest_gap(results[0])
+    assert gap < TOLERANCE
+    assert recorded(claim)["pairs"] == len(results[0]) == len(ARCHITECTURES) * len(STRATEGIES)
+    assert recorded(claim)["gap"] < TOLERANCE
+    for of_rank in results[1:]:
+        assert {k: r["losses"] for k, r in of_rank.items()} == {
+            k: r["losses"] for k, r in results[0].items()
+        }
+    # The architectures are different ones: equal losses would prove nothing.
+    assert results[0]["dense", "alone"]["losses"] != results[0]["moe", "alone"]["losses"]
+
+
+def test_a2_an_moe_is_sparse_so_compute_or_parameters_must_be_fixed(pool):
+    claim = find_claim("A2")
+    assert claim.verdict == "holds_when"
+    (dense, dense_active), (moe, moe_active) = pool.run(sizes, ranks=[0])[0].values()
+    assert dense == dense_active, "a token uses all of a dense model"
+    assert moe_active < moe, "and only a part of an MoE: it is sparse"
+    assert moe / dense == pytest.approx(recorded(claim)["parameters"], rel=0.01)
+    assert moe_active / dense_active == pytest.approx(recorded(claim)["active"], rel=0.01)
+
+
+def test_a3_libraries_can_be_compared_strategy_by_strategy(results):
+    claim = find_claim("A3")
+    assert claim.verdict == "holds_when"
+    for architecture in ARCHITECTURES:
+        ddp, fsdp = (results[0][architecture, s]["losses"] for s in ("data", "zero3"))
+        assert ddp == pytest.approx(fsdp, abs=TOLERANCE)
+    assert recorded(claim)["same_loss"] < TOLERANCE
+    cells = {
+        library["name"]: set(library["cells"]) for library in start.load_libraries()["libraries"]
+    }
+    assert cells["Horovod"] == {"data"}
+    for toolbox in ("Megatron-Core", "DeepSpeed"):
+        assert cells[toolbox] > {"data", "tensor", "pipeline"}, "more than what DDP is"
+
+
+def test_a4_zero_tensor_and_pipeline_parallelism_are_in_torch(results):
+    claim = find_claim("A4")
+    assert claim.verdict == "does_not_hold"
+
+    def fullest(strategy: str) -> int:
+        return max(of_rank["dense", strategy]["optimizer_state"] for of_rank in results)
+
+    zero1, zero3 = (100 * fullest(s) / fullest("data") for s in ("zero1", "zero3"))
+    assert zero1 == pytest.approx(recorded(claim)["zero1"], rel=0.02)
+    assert zero3 == pytest.approx(recorded(claim)["zero3"], rel=0.02)
+    assert zero3 < 26 and zero1 < 40
+    whole = results[0]["dense", "data"]["parameters"]
+    assert results[0]["dense", "zero3"]["parameters"] == whole / NUM_RANKS
+    assert results[0]["dense", "zero1"]["parameters"] == whole, "stage 1 keeps the parameters"
+    assert results[0]["dense", "tensor"]["parameters"] < whole
+    pipelining = import_module("torch.distributed.pipelining")
+    assert all(hasattr(pipelining, name) for name in ("PipelineStage", "ScheduleGPipe"))
+    assert recorded(claim)["left_out"] == len(start.boxes_left_out(start.load_libraries()))
+
+
+def test_the_library_map_has_a_source_for_every_library():
+    data = start.load_libraries()
+    for library in data["libraries"]:
+        assert library["sources"] and all(s.startswith("https://") for s in library["sources"])
+        assert set(library["cells"]) <= set(data["strategies"])
+        assert set(library["claimed"]) <= set(data["strategies"])
+
+
+def test_wrong_names_and_sizes_are_refused(pool):
+    def refused(architecture, strategy, batch_size):
+        from dlcourse.models.tiny import TinyLM
+        from dlcourse.peers.start import train
+
+        try:
+            train(TinyLM(architecture), strategy, batch_size=batch_size)
+        except ValueError as error:
+            return str(error)
+
+    said = pool.run(refused, "dense", "ddp", 24)[0]
+    assert "strategy='ddp' is unknown: give one of alone, data" in said
+    assert "architecture='mamba'" in pool.run(refused, "mamba", "data", 24)[0]
+    assert "batch_size=10 cannot be split over 4" in pool.run(refused, "dense", "data", 10)[0]
