@@ -437,6 +437,34 @@ def test_stop_and_restart(ranks):
         cell(pool, "1")
 
 
+def test_spawned_ranks_where_a_fork_is_not_safe(tmp_path):
+    # What macOS uses; a process of its own, because the agent reads the setting when it starts.
+    script = """
+from dlcourse import RankError, Ranks
+if __name__ == "__main__":
+    with Ranks(2) as ranks:
+        ranks.cell("x = torch.ones(1); dist.all_reduce(x); print('here')")
+        print(ranks["x"])
+        try:
+            ranks.cell("import os\\nif rank == 1: os.kill(os.getpid(), 9)\\ndist.barrier()")
+        except RankError as error:
+            print(error)
+        print(ranks.cell("rank"))
+"""
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DLCOURSE_START_METHOD": "spawn"},
+        timeout=170,
+    )
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["[rank 0] here", "[rank 1] here"], done.stdout + done.stderr
+    assert "2." in lines[2] and any(x.startswith("rank 1 was killed") for x in lines)
+    assert lines[-2:] == ["rank 0: 0", "rank 1: 1"]
+
+
 SCRIPT = """
 import sys, time
 from dlcourse import Ranks

@@ -15,9 +15,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import pickle
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -115,7 +117,7 @@ class Agent:
             self._reap()
 
     def start(self, **request) -> None:
-        """Fork a launcher for a pool, with a pipe for each output of each rank."""
+        """Start a launcher for a pool, with a pipe for each output of each rank."""
         number, directory = request["pool"], Path(request["directory"])
         request["start_method"], problem = _start_method(request)
         if problem:
@@ -128,19 +130,16 @@ class Agent:
                 os.mkfifo(path, 0o600)
                 pipe = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
                 pool.pipes[pipe] = (rank, stream)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        parent = os.getpid()
-        pool.launcher = os.fork()
-        if pool.launcher == 0:
-            _in_launcher(request, parent, pool)
+        pool.launcher = _start_launcher(request, pool)
         self.pools[number] = pool
         for pipe in pool.pipes:
             self.poller.register(pipe, zmq.POLLIN)
 
     def watch(self, pool: int, pids: dict[int, int]) -> None:
         """All ranks are connected: note their processes; the files are needed no longer."""
-        state = self.pools[pool]
+        state = self.pools.get(pool)
+        if state is None:  # ended meanwhile
+            return
         state.pids = pids
         if hasattr(os, "pidfd_open"):
             for rank, pid in pids.items():
@@ -248,18 +247,36 @@ def _start_method(request: dict) -> tuple[str, str | None]:
         request["device"] = "cuda" if gpus >= size else "cpu"
     request["backend"] = "nccl" if request["device"] == "cuda" and gpus >= size else "gloo"
     forking = sys.platform == "linux" and not torch.cuda.is_initialized()
-    return ("fork" if forking else "spawn"), None
+    method = os.environ.get("DLCOURSE_START_METHOD") or ("fork" if forking else "spawn")
+    return method, None
 
 
-def _in_launcher(request: dict, parent: int, pool: Pool) -> None:
-    """The launcher's whole life, after the fork."""
+def _start_launcher(request: dict, pool: Pool) -> int:
+    """Fork the launcher, or start it as a new Python where a fork is not safe; its process id."""
+    parent = os.getpid()
+    if request["start_method"] != "fork":
+        code = "import sys, pickle; from dlcourse.ranks.agent import in_launcher; "
+        code += "in_launcher(*pickle.loads(bytes.fromhex(sys.argv[1])))"
+        arguments = pickle.dumps((request, parent, [])).hex()
+        return subprocess.Popen([sys.executable, "-c", code, arguments], stdin=subprocess.PIPE).pid
+    sys.stdout.flush()
+    sys.stderr.flush()
+    launcher = os.fork()
+    if launcher == 0:
+        in_launcher(request, parent, list(pool.pipes))
+    return launcher
+
+
+def in_launcher(request: dict, parent: int, pipes: list[int]) -> None:
+    """The launcher's whole life; `pipes` are the agent's, inherited and not ours."""
     status = 1
     try:
         end_with_parent()
         if os.getppid() != parent:
             os._exit(1)
-        for pipe in pool.pipes:
+        for pipe in pipes:
             os.close(pipe)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)  # input() in a rank ends at once instead of waiting for ever
         os.environ["OMP_NUM_THREADS"] = str(request["threads"])

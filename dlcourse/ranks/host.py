@@ -137,4 +137,5 @@ def _environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         "PYTHONUNBUFFERED": "1",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # count GPUs without starting CUDA before a fork
     }
