@@ -42,7 +42,7 @@ CHECK = 1.0  # seconds between looks at ranks that do not end
 LOOKS = 3  # looks that must find the same deadlock
 IDLE_CPU = 0.05  # a rank that waits for ever uses less than this share of a core
 TICK = 0.1  # seconds between updates of the panel
-START_LIMIT = 90.0
+START_LIMIT = 180.0
 ADVICE = (
     "All ranks of a group must make the same calls, in the same order, with tensors of the same "
     "shape and type; every send needs a receive."
