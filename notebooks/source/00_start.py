@@ -20,8 +20,8 @@
 # 하나하나를 랭크(rank)라고 하고, 랭크마다 GPU를 하나씩 맡습니다. 그런데 이대로라면 서로 모르는
 # 여덟 프로세스가 모델 여덟 개를 따로 학습할 뿐입니다. 어떻게 *하나*를 함께 학습할까요?
 #
-# 이 레슨에서는 랭크 네 개를 이 컴퓨터에서 직접 띄웁니다. 랭크끼리 무엇을 나눠 쓰고(아무것도 나눠 쓰지
-# 않습니다) 어떻게 주고받는지, 이 컴퓨터로 무엇을 볼 수 있는지 알아봅니다.
+# 이 레슨에서는 랭크 네 개를 이 컴퓨터에서 직접 띄웁니다. 랭크끼리 무엇을 함께 쓰는지(아무것도
+# 함께 쓰지 않습니다), 어떻게 주고받는지, 이 컴퓨터로 무엇을 볼 수 있는지 알아봅니다.
 # %% tags=["parameters"]
 lang = "ko"
 num_ranks = 4
@@ -101,11 +101,11 @@ y
 #
 # `ranks["x"]` brings a name's value from every rank into the notebook.
 # %% [markdown] lang="ko" en="bb9550e9"
-# `%%ranks 1`은 1번 랭크에서만 실행됩니다. 두 개를 고르려면 `%%ranks 0,2`처럼 씁니다. 앞 셀의 `x`를
-# 그대로 썼죠? 변수는 그 랭크에 계속 남습니다. 그리고 `y`는 1번 랭크에만 있습니다.
+# `%%ranks 1`은 1번 랭크에서만 실행됩니다. 두 개를 고르려면 `%%ranks 0,2`처럼 씁니다. 앞 셀에서
+# 만든 `x`를 그대로 쓸 수 있었습니다. 변수는 랭크 안에 계속 남습니다. 그리고 `y`는 1번 랭크에만 있습니다.
 #
 # `ranks["x"]`라고 쓰면 모든 랭크의 `x` 값을 노트북으로 가져옵니다.
-# %%
+# %% tags=["nbval-check-output"]
 print(ranks["x"])
 assert ranks["x"] == [10 * r for r in range(num_ranks)]
 # %% [markdown] lang="en"
@@ -141,7 +141,7 @@ assert ranks["x"] == [10 * r for r in range(num_ranks)]
 #   S --> B3["랭크 3: 60"]
 # ```
 # 모든 랭크가 자기 텐서를 내놓고, 모든 랭크가 합을 받습니다. 원래 텐서는 **합으로 덮어쓰입니다.**
-# %%
+# %% tags=["nbval-check-output"]
 # %%ranks
 total = torch.tensor(float(x), device=device)
 dist.all_reduce(total)
@@ -250,9 +250,9 @@ start.memory_figure(one, together, num_ranks)
 # imported torch already. Pages that nobody has written to exist once. RSS counts such a page in
 # full in every rank; **PSS** divides it among those who use it, so PSS adds up. The panel shows PSS.
 #
-# It is a gift for code, not for tensors: what each rank computes is its own. On GPUs each rank also
-# has its own CUDA context.
-# %% [markdown] lang="ko" en="99f72b9d"
+# This saves code, not tensors: what a rank computes is its own. On GPUs each rank also has its own
+# CUDA context.
+# %% [markdown] lang="ko" en="085ee1f1"
 # 단순한 공식은 크게 빗나갑니다. 리눅스에서 랭크는 torch를 이미 불러온 프로세스 하나를 복제(fork)한
 # 것입니다. 아무도 고쳐 쓰지 않은 메모리 페이지는 실제로 하나뿐입니다. RSS는 그 페이지를 랭크마다 다
 # 세고, **PSS**는 함께 쓰는 프로세스 수로 나누어 셉니다. 그래서 더해도 되는 값은 PSS이고, 패널도 PSS를
@@ -306,7 +306,7 @@ start.machine_table(ranks)
 #   J["학습 한 건"] --> S["전략<br/>학습을 여러 장치에 어떻게 나눌까?"]
 #   J --> A["모델 구조<br/>모델을 어떻게 만들까?"]
 #   S --> S1["데이터 · 텐서 · 파이프라인<br/>ZeRO · 전문가"]
-#   A --> A1["밀집 · MoE<br/>희소 · 혼합"]
+#   A --> A1["밀집 · MoE<br/>희소(sparse) · 혼합(hybrid)"]
 #   S1 -.- L["DDP, FSDP, Megatron,<br/>DeepSpeed, Horovod"]
 # ```
 # 학습할 때는 양쪽에서 하나씩 고릅니다. 두 쪽이 정말 서로 독립인지 실행해서 확인합시다.
@@ -324,7 +324,7 @@ start.machine_table(ranks)
 # %% [markdown] lang="ko" en="98346297"
 # `TinyLM`은 밀집 층이나 MoE를 넣은 한 층짜리 언어 모델입니다. 전체 파라미터 수와, 그중 토큰 하나가 쓰는
 # 수를 봅시다.
-# %%
+# %% tags=["nbval-check-output"]
 # %%ranks
 from dlcourse.models.tiny import ARCHITECTURES, TinyLM
 
@@ -438,7 +438,7 @@ start.optimizer_figure(fullest)
 # 자르므로 예측과 맞습니다. 조금 남는 바이트는 AdamW의 스텝 카운터입니다.
 #
 # 텐서 병렬화도 위에서 돌았습니다. torch에 파이프라인도 있을까요?
-# %%
+# %% tags=["nbval-check-output"]
 # %%ranks 0
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
