@@ -7,6 +7,7 @@ it a float sum of p numbers may differ by (p - 1) roundings of the sum of magnit
 
 from __future__ import annotations
 
+import os
 import sys
 
 import cloudpickle
@@ -19,6 +20,7 @@ from dlcourse.collectives import cost, direct, p2p
 from dlcourse.collectives.benchmark import CALLS, measure
 from dlcourse.collectives.naive import naive_all_reduce
 from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
+from dlcourse.collectives.shared import shared_all_reduce
 from dlcourse.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
 from dlcourse.collectives.wire import wire_counters
 
@@ -30,6 +32,8 @@ ALL_REDUCE = {
     "naive": naive_all_reduce,
     "direct": direct.all_reduce,
 }
+if hasattr(os, "memfd_create"):
+    ALL_REDUCE["shared"] = shared_all_reduce
 SUM, MAX = "SUM", "MAX"  # ReduceOp itself cannot be sent to a rank
 DTYPES = [torch.float32, torch.bfloat16, torch.int64]
 
@@ -90,6 +94,7 @@ ORDER = {
     "tree": in_tree_order,
     "naive": in_rank_order,
     "direct": in_rank_order,
+    "shared": in_rank_order,
 }
 
 
@@ -343,6 +348,32 @@ def test_gloos_reduce_scatter_sends_an_all_reduce_and_ours_half_of_it(run, num_r
     for name in ("ring_reduce_scatter", "direct_reduce_scatter"):
         assert sum(run(wire_of, name, n)) == pytest.approx(all_reduce / 2, rel=0.02)
     assert theirs == pytest.approx(all_reduce, rel=0.02)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counters of Linux")
+@on_ranks(2, 4)
+def test_through_shared_memory_no_data_is_sent(run):
+    sent = run(wire_of, "shared_all_reduce", 1 << 18)
+    assert max(sent) < 2000  # two barriers
+
+
+def on_another_machine():
+    """As if rank 1 could not see rank 0's memory."""
+    if dist.get_rank() == 1:
+        os_open = os.open
+        os.open = lambda *args, **kwargs: os_open("/proc/none/fd/0", os.O_RDWR)
+    try:
+        shared_all_reduce(torch.zeros(3, dtype=torch.int16))
+    finally:
+        if dist.get_rank() == 1:
+            os.open = os_open
+
+
+@pytest.mark.skipif("shared" not in ALL_REDUCE, reason="memfd_create of Linux")
+@on_ranks(2)
+def test_shared_memory_says_in_every_rank_that_there_is_none(run):
+    with pytest.raises(RankError, match="ranks 0-1 raised ValueError: the ranks of the group do"):
+        run(on_another_machine)
 
 
 @on_ranks(2)

@@ -98,6 +98,22 @@ def test_fit_finds_what_made_the_measurements():
     assert model.error < 1e-9
 
 
+def test_one_wire_for_all_makes_every_all_reduce_take_equally_long_for_large_tensors():
+    shared = CostModel(alpha=0.0, beta=1e-9, one_wire=True)
+    for name in ("ring", "direct", "tree", "naive"):
+        assert shared.predict(f"{name}_all_reduce", 1e9, 8) == pytest.approx(14)
+    assert shared.crossover("direct_all_reduce", "ring_all_reduce", 8) is None
+
+
+def test_the_error_of_the_fit_tells_which_machine_it_is():
+    one = CostModel(alpha=100e-6, beta=1e-9, one_wire=True)
+    for truth in (NET, one):
+        rows = rows_of(truth, ALGORITHMS, ranks=(2, 4))
+        assert fit(rows, one_wire=truth.one_wire).error < 1e-9
+        assert fit(rows, one_wire=truth.one_wire).one_wire == truth.one_wire
+        assert fit(rows, one_wire=not truth.one_wire).error > 0.1
+
+
 def test_fit_stands_noise_and_reports_it():
     model = fit(rows_of(NET, ALGORITHMS, ranks=(2, 4), noise=0.2))
     assert model.alpha == pytest.approx(NET.alpha, rel=0.1)

@@ -16,7 +16,12 @@ from dlcourse import Ranks
 # (label, ours: the best of these counts, torch's, at most)
 TARGETS: list[tuple[str, tuple[str, ...], str, float]] = [
     ("ring all-reduce", ("ring_all_reduce",), "torch_all_reduce", 1.10),
-    ("best all-reduce", ("ring_all_reduce", "direct_all_reduce"), "torch_all_reduce", 0.95),
+    (
+        "best all-reduce",
+        ("ring_all_reduce", "direct_all_reduce", "shared_all_reduce"),
+        "torch_all_reduce",
+        0.95,
+    ),
     (
         "reduce-scatter",
         ("direct_reduce_scatter", "ring_reduce_scatter"),
@@ -81,13 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     missed = 0
     for label, ours, theirs, limit in TARGETS:
         found = {name: ratio(by_name[name], by_name[theirs]) for name in ours}
-        best = min(found, key=lambda name: found[name][1])
-        low, middle, high = found[best]
-        missed += middle > limit
-        print(
-            f"{label}: {best} takes {middle:.3f} times {theirs} "
-            f"(half of the turns {low:.3f} to {high:.3f}), target at most {limit}"
-        )
+        for name, (low, middle, high) in found.items():
+            print(
+                f"{name}: {middle:.3f} times {theirs} (half of the turns {low:.3f} to {high:.3f})"
+            )
+        best = min(middle for _, middle, _ in found.values())
+        missed += best > limit
+        print(f"{label}: {best:.3f}, target at most {limit}")
     return 1 if missed else 0
 
 

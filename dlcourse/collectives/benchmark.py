@@ -22,6 +22,7 @@ import torch.distributed as dist
 from dlcourse.collectives import cost, direct
 from dlcourse.collectives.naive import naive_all_reduce
 from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
+from dlcourse.collectives.shared import shared_all_reduce
 from dlcourse.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
 from dlcourse.collectives.wire import wire_counters
 
@@ -49,6 +50,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "tree_all_reduce": lambda x, y, part, group: tree_all_reduce(x, group=group),
     "tree_broadcast": lambda x, y, part, group: tree_broadcast(x, group=group),
     "tree_reduce": lambda x, y, part, group: tree_reduce(x, group=group),
+    "shared_all_reduce": lambda x, y, part, group: shared_all_reduce(x, group=group),
     "naive_all_reduce": lambda x, y, part, group: naive_all_reduce(x, group=group),
 }
 
@@ -161,7 +163,6 @@ def _row(
     seconds = median(samples)
     low, _, high = quantiles(samples, n=4) if len(samples) > 1 else samples * 3
     collective = name.partition("_")[2]
-    twin = name if name in cost.ALGORITHMS else f"direct_{collective}"  # the least any can send
     return {
         "algorithm": name,
         "collective": collective,
@@ -173,10 +174,18 @@ def _row(
         "samples": samples,
         "busbw": cost.bus_bandwidth(collective, nbytes, p, seconds),
         "wire": wire,
-        "wire_theory": cost.wire_bytes(
-            twin if twin in cost.ALGORITHMS else f"tree_{collective}", nbytes, p
-        ),
+        "wire_theory": _wire_theory(name, nbytes, p),
     }
+
+
+def _wire_theory(name: str, nbytes: int, p: int) -> float:
+    """By `cost`; for torch's own, the least that any algorithm can send."""
+    maker, _, collective = name.partition("_")
+    if maker == "shared":
+        return 0.0
+    if maker == "torch":
+        name = f"{'tree' if collective == 'broadcast' else 'direct'}_{collective}"
+    return cost.wire_bytes(name, nbytes, p)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -118,17 +118,22 @@ class CostModel:
     Attributes:
         alpha: seconds to start a message.
         beta: seconds for each byte; 1 / beta is the bandwidth.
+        one_wire: all ranks share one wire, so that their bytes queue behind one another. So it is
+            on one machine, where every message goes through the same cores and memory. In a
+            cluster each rank has a wire of its own.
         error: mean relative error on the measurements that it was fitted to, 0.1 for 10%.
     """
 
     alpha: float
     beta: float
+    one_wire: bool = False
     error: float = 0.0
 
     def predict(self, name: str, n: float, p: int) -> float:
         """Seconds that the algorithm `name` takes for n bytes on p ranks."""
         entry = algorithm(name)
-        return entry.rounds(_checked(p)) * self.alpha + entry.volume(p) * n * self.beta
+        queue = _queue(entry, self.one_wire)
+        return entry.rounds(_checked(p)) * self.alpha + queue(p) * n * self.beta
 
     def crossover(self, first: str, second: str, p: int) -> float | None:
         """Bytes at which both take equally long; None where one is faster at every size.
@@ -137,12 +142,17 @@ class CostModel:
         """
         one, other = algorithm(first), algorithm(second)
         rounds = one.rounds(_checked(p)) - other.rounds(p)
-        volume = other.volume(p) - one.volume(p)
-        n = rounds * self.alpha / (volume * self.beta) if volume * self.beta else 0.0
+        queue = _queue(other, self.one_wire)(p) - _queue(one, self.one_wire)(p)
+        n = rounds * self.alpha / (queue * self.beta) if queue * self.beta else 0.0
         return n if n > 0 else None
 
 
-def fit(rows: Iterable[Mapping[str, Any]]) -> CostModel:
+def _queue(entry: Algorithm, one_wire: bool) -> Count:
+    """Bytes that go over a wire one after the other, divided by n."""
+    return entry.total if one_wire else entry.volume
+
+
+def fit(rows: Iterable[Mapping[str, Any]], *, one_wire: bool = False) -> CostModel:
     """Alpha and beta from measurements, by least squares on the *relative* error.
 
     On the absolute error the largest tensor would decide alone, and alpha would be noise.
@@ -150,13 +160,15 @@ def fit(rows: Iterable[Mapping[str, Any]]) -> CostModel:
     Args:
         rows: each with "algorithm", "bytes", "ranks" and "seconds", as `benchmark.measure` makes
             them. Rows of algorithms that the model does not know (torch's own) are left out.
+        one_wire: which machine to assume; see `CostModel`. Try both: the error tells.
     """
     # Each row asks for alpha * x + beta * y = 1, where x and y are divided by the time measured.
     points = []
     for row in rows:
         if row["algorithm"] in ALGORITHMS and row["ranks"] > 1:
             entry, p, seconds = ALGORITHMS[row["algorithm"]], row["ranks"], row["seconds"]
-            points.append((entry.rounds(p) / seconds, entry.volume(p) * row["bytes"] / seconds))
+            queue = _queue(entry, one_wire)(p) * row["bytes"]
+            points.append((entry.rounds(p) / seconds, queue / seconds))
     xx, yy = sum(x * x for x, _ in points), sum(y * y for _, y in points)
     xy = sum(x * y for x, y in points)
     x, y = sum(x for x, _ in points), sum(y for _, y in points)
@@ -172,7 +184,7 @@ def fit(rows: Iterable[Mapping[str, Any]]) -> CostModel:
     elif beta < 0:
         alpha, beta = x / xx, 0.0
     error = sum(abs(alpha * x + beta * y - 1) for x, y in points) / len(points)
-    return CostModel(alpha, beta, error)
+    return CostModel(alpha, beta, one_wire, error)
 
 
 def _checked(p: int) -> int:
