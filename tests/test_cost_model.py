@@ -98,20 +98,25 @@ def test_fit_finds_what_made_the_measurements():
     assert model.error < 1e-9
 
 
-def test_one_wire_for_all_makes_every_all_reduce_take_equally_long_for_large_tensors():
-    shared = CostModel(alpha=0.0, beta=1e-9, one_wire=True)
-    for name in ("ring", "direct", "tree", "naive"):
-        assert shared.predict(f"{name}_all_reduce", 1e9, 8) == pytest.approx(14)
-    assert shared.crossover("direct_all_reduce", "ring_all_reduce", 8) is None
+def test_on_one_machine_every_message_counts():
+    one = CostModel(alpha=100e-6, beta=1e-9, one_machine=True)
+    assert one.predict("ring_all_reduce", 8e6, 4) == pytest.approx(24 * 100e-6 + 6 * 8e-3)
+    assert one.predict("direct_all_reduce", 8e6, 4) == one.predict("ring_all_reduce", 8e6, 4)
+    assert one.predict("tree_all_reduce", 8e6, 4) == pytest.approx(6 * 100e-6 + 6 * 8e-3)
+    assert one.predict("naive_all_reduce", 8e6, 4) == one.predict("tree_all_reduce", 8e6, 4)
+    assert one.predict("tree_broadcast", 8e6, 4) == pytest.approx(3 * 100e-6 + 3 * 8e-3)
+    assert one.crossover("tree_all_reduce", "ring_all_reduce", 4) is None
 
 
-def test_the_error_of_the_fit_tells_which_machine_it_is():
-    one = CostModel(alpha=100e-6, beta=1e-9, one_wire=True)
+def test_the_error_of_the_fit_tells_what_messages_queue_for():
+    one = CostModel(alpha=100e-6, beta=1e-9, one_machine=True)
     for truth in (NET, one):
         rows = rows_of(truth, ALGORITHMS, ranks=(2, 4))
-        assert fit(rows, one_wire=truth.one_wire).error < 1e-9
-        assert fit(rows, one_wire=truth.one_wire).one_wire == truth.one_wire
-        assert fit(rows, one_wire=not truth.one_wire).error > 0.1
+        right = fit(rows, one_machine=truth.one_machine)
+        assert right.error < 1e-9
+        assert right.one_machine == truth.one_machine
+        assert right.beta == pytest.approx(truth.beta)
+        assert fit(rows, one_machine=not truth.one_machine).error > 0.2
 
 
 def test_fit_stands_noise_and_reports_it():

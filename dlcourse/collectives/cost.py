@@ -1,9 +1,12 @@
 """Alpha-beta: what a collective costs, before it is run.
 
 A message of b bytes takes alpha + b * beta seconds: alpha to get going, beta for each byte.
-So an algorithm costs rounds * alpha + (bytes one after the other) * beta, and the whole table of
-algorithms is four columns of numbers. Two more are needed to compare machines: what all wires
-carry together, and what the busiest rank sends.
+Which messages have to be added up depends on what they queue for:
+
+- In a cluster each rank has a wire of its own. Only messages that wait for one another count:
+  `rounds` * alpha + `volume` * n * beta.
+- On one machine all ranks share the cores and the memory that carry every message, so all of
+  them count: `messages` * alpha + `total` * n * beta.
 
 `n` is always the size in bytes of the whole tensor, as nccl-tests counts: the input of an
 all-reduce or reduce-scatter, the *output* of an all-gather, what one rank sends in an
@@ -29,6 +32,7 @@ class Algorithm:
         collective: what it does, as torch.distributed names it.
         rounds: messages that wait for one another.
         volume: bytes in those, divided by n.
+        messages: messages that all ranks send together.
         total: bytes that all ranks send together, divided by n.
         busiest: bytes that the rank which sends most sends, divided by n.
     """
@@ -36,6 +40,7 @@ class Algorithm:
     collective: str
     rounds: Count
     volume: Count
+    messages: Count
     total: Count
     busiest: Count
 
@@ -45,38 +50,43 @@ def _log2(p: int) -> int:
     return (p - 1).bit_length()
 
 
-def _shared(collective: str, times: int, rounds: Count) -> Algorithm:
+def _others(times: float = 1) -> Count:
+    return lambda p: times * (p - 1)
+
+
+def _any(times: float = 1) -> Count:
+    return lambda p: times * (p > 1)
+
+
+def _even(collective: str, times: int, rounds: Count) -> Algorithm:
     """All ranks send the same: a p-th part of n to each other rank, `times` times."""
 
     def each(p: int) -> float:
         return times * (p - 1) / p
 
-    return Algorithm(collective, rounds, volume=each, total=lambda p: p * each(p), busiest=each)
+    def messages(p: int) -> float:
+        return times * p * (p - 1)
+
+    return Algorithm(collective, rounds, each, messages, _others(times), each)
 
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "ring_all_reduce": _shared("all_reduce", 2, lambda p: 2 * (p - 1)),
-    "ring_reduce_scatter": _shared("reduce_scatter", 1, lambda p: p - 1),
-    "ring_all_gather": _shared("all_gather", 1, lambda p: p - 1),
-    "direct_all_reduce": _shared("all_reduce", 2, lambda p: 2 * (p > 1)),
-    "direct_reduce_scatter": _shared("reduce_scatter", 1, lambda p: p > 1),
-    "direct_all_gather": _shared("all_gather", 1, lambda p: p > 1),
-    "direct_all_to_all": _shared("all_to_all", 1, lambda p: p > 1),
-    "tree_broadcast": Algorithm("broadcast", _log2, _log2, lambda p: p - 1, _log2),
-    "tree_reduce": Algorithm("reduce", _log2, _log2, lambda p: p - 1, lambda p: p > 1),
+    "ring_all_reduce": _even("all_reduce", 2, rounds=_others(2)),
+    "ring_reduce_scatter": _even("reduce_scatter", 1, rounds=_others()),
+    "ring_all_gather": _even("all_gather", 1, rounds=_others()),
+    "direct_all_reduce": _even("all_reduce", 2, rounds=_any(2)),
+    "direct_reduce_scatter": _even("reduce_scatter", 1, rounds=_any()),
+    "direct_all_gather": _even("all_gather", 1, rounds=_any()),
+    "direct_all_to_all": _even("all_to_all", 1, rounds=_any()),
+    # In the order of the attributes: rounds, volume, messages, total, busiest.
+    "tree_broadcast": Algorithm("broadcast", _log2, _log2, _others(), _others(), _log2),
+    "tree_reduce": Algorithm("reduce", _log2, _log2, _others(), _others(), _any()),
     "tree_all_reduce": Algorithm(
-        "all_reduce",
-        rounds=lambda p: 2 * _log2(p),
-        volume=lambda p: 2 * _log2(p),
-        total=lambda p: 2 * (p - 1),
-        busiest=_log2,
+        "all_reduce", lambda p: 2 * _log2(p), lambda p: 2 * _log2(p), _others(2), _others(2), _log2
     ),
+    # Rank 0 serves one after the other.
     "naive_all_reduce": Algorithm(
-        "all_reduce",
-        rounds=lambda p: 2 * (p - 1),  # rank 0 serves one after the other
-        volume=lambda p: 2 * (p - 1),
-        total=lambda p: 2 * (p - 1),
-        busiest=lambda p: p - 1,
+        "all_reduce", _others(2), _others(2), _others(2), _others(2), _others()
     ),
 }
 
@@ -113,46 +123,45 @@ def bus_bandwidth(collective: str, n: float, p: int, seconds: float) -> float:
 
 @dataclass(frozen=True)
 class CostModel:
-    """What a message costs on one machine.
+    """What a message costs.
 
     Attributes:
         alpha: seconds to start a message.
         beta: seconds for each byte; 1 / beta is the bandwidth.
-        one_wire: all ranks share one wire, so that their bytes queue behind one another. So it is
-            on one machine, where every message goes through the same cores and memory. In a
-            cluster each rank has a wire of its own.
+        one_machine: all messages queue for the same cores and memory; else each rank has its wire.
         error: mean relative error on the measurements that it was fitted to, 0.1 for 10%.
     """
 
     alpha: float
     beta: float
-    one_wire: bool = False
+    one_machine: bool = False
     error: float = 0.0
 
     def predict(self, name: str, n: float, p: int) -> float:
         """Seconds that the algorithm `name` takes for n bytes on p ranks."""
-        entry = algorithm(name)
-        queue = _queue(entry, self.one_wire)
-        return entry.rounds(_checked(p)) * self.alpha + queue(p) * n * self.beta
+        starts, volume = _queue(algorithm(name), _checked(p), self.one_machine)
+        return starts * self.alpha + volume * n * self.beta
 
     def crossover(self, first: str, second: str, p: int) -> float | None:
-        """Bytes at which both take equally long; None where one is faster at every size.
+        """Bytes at which both take equally long; None where one is never slower.
 
         ``crossover("tree_all_reduce", "ring_all_reduce", 8)``: below it, take the tree.
         """
-        one, other = algorithm(first), algorithm(second)
-        rounds = one.rounds(_checked(p)) - other.rounds(p)
-        queue = _queue(other, self.one_wire)(p) - _queue(one, self.one_wire)(p)
-        n = rounds * self.alpha / (queue * self.beta) if queue * self.beta else 0.0
+        starts, volume = _queue(algorithm(first), _checked(p), self.one_machine)
+        other_starts, other_volume = _queue(algorithm(second), p, self.one_machine)
+        slope = (other_volume - volume) * self.beta
+        n = (starts - other_starts) * self.alpha / slope if slope else 0.0
         return n if n > 0 else None
 
 
-def _queue(entry: Algorithm, one_wire: bool) -> Count:
-    """Bytes that go over a wire one after the other, divided by n."""
-    return entry.total if one_wire else entry.volume
+def _queue(entry: Algorithm, p: int, one_machine: bool) -> tuple[float, float]:
+    """(messages, bytes / n) that are paid for one after the other."""
+    if one_machine:
+        return entry.messages(p), entry.total(p)
+    return entry.rounds(p), entry.volume(p)
 
 
-def fit(rows: Iterable[Mapping[str, Any]], *, one_wire: bool = False) -> CostModel:
+def fit(rows: Iterable[Mapping[str, Any]], *, one_machine: bool = False) -> CostModel:
     """Alpha and beta from measurements, by least squares on the *relative* error.
 
     On the absolute error the largest tensor would decide alone, and alpha would be noise.
@@ -160,15 +169,15 @@ def fit(rows: Iterable[Mapping[str, Any]], *, one_wire: bool = False) -> CostMod
     Args:
         rows: each with "algorithm", "bytes", "ranks" and "seconds", as `benchmark.measure` makes
             them. Rows of algorithms that the model does not know (torch's own) are left out.
-        one_wire: which machine to assume; see `CostModel`. Try both: the error tells.
+        one_machine: what messages queue for; see `CostModel`. Try both: the error tells.
     """
     # Each row asks for alpha * x + beta * y = 1, where x and y are divided by the time measured.
     points = []
     for row in rows:
         if row["algorithm"] in ALGORITHMS and row["ranks"] > 1:
-            entry, p, seconds = ALGORITHMS[row["algorithm"]], row["ranks"], row["seconds"]
-            queue = _queue(entry, one_wire)(p) * row["bytes"]
-            points.append((entry.rounds(p) / seconds, queue / seconds))
+            p, seconds = row["ranks"], row["seconds"]
+            starts, volume = _queue(ALGORITHMS[row["algorithm"]], p, one_machine)
+            points.append((starts / seconds, volume * row["bytes"] / seconds))
     xx, yy = sum(x * x for x, _ in points), sum(y * y for _, y in points)
     xy = sum(x * y for x, y in points)
     x, y = sum(x for x, _ in points), sum(y for _, y in points)
@@ -184,7 +193,7 @@ def fit(rows: Iterable[Mapping[str, Any]], *, one_wire: bool = False) -> CostMod
     elif beta < 0:
         alpha, beta = x / xx, 0.0
     error = sum(abs(alpha * x + beta * y - 1) for x, y in points) / len(points)
-    return CostModel(alpha, beta, one_wire, error)
+    return CostModel(alpha, beta, one_machine, error)
 
 
 def _checked(p: int) -> int:
