@@ -342,7 +342,7 @@ class Ranks:
 
     def regroup(self) -> bool:
         """Make the process group anew in living ranks, so that their variables are kept."""
-        answers = self._ask("join", limit=5.0)
+        answers = self._ask("join", limit=15.0)
         return len(answers) == self.size and not any("error" in a for a in answers.values())
 
     # -- the panel ------------------------------------------------------------------------------
