@@ -7,8 +7,8 @@ START_WORDS: dict[str, tuple[str, str]] = {
     "architecture.moe": ("MoE", "MoE"),
     "axes.caption": ("두 번째 스텝의 손실", "loss at the second step"),
     "backend.gloo": (
-        "CPU끼리 TCP로 주고받습니다: 바이트는 진짜지만, 속도는 네트워크의 속도가 아닙니다",
-        "CPUs talk over TCP: the bytes are real, the speed is not a network's",
+        "CPU끼리 TCP로 주고받습니다. 바이트는 진짜지만\n속도는 네트워크의 속도가 아닙니다",
+        "CPUs talk over TCP: the bytes are real,\nthe speed is not a network's",
     ),
     "backend.nccl": ("GPU끼리 직접 주고받습니다", "GPUs talk to each other"),
     "column.data": ("데이터", "data"),
@@ -21,8 +21,8 @@ START_WORDS: dict[str, tuple[str, str]] = {
         "each of {ranks} ranks has a core or more",
     ),
     "cores.shared": (
-        "랭크 {ranks}개가 코어 {cores}개를 나눠 씁니다: 느리지만 결과와 바이트는 같습니다",
-        "{ranks} ranks share {cores} cores: slower, with the same results and bytes",
+        "랭크 {ranks}개가 코어 {cores}개를 나눠 씁니다.\n느리지만 결과와 바이트는 같습니다",
+        "{ranks} ranks share {cores} cores: slower,\nwith the same results and bytes",
     ),
     "gpus.few": (
         "랭크 수보다 적어서 랭크는 CPU에서 돕니다",
