@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dlcourse.training.corpus import DEFAULT_LIMIT, Corpus, check_corpus
+from dlcourse.training.corpus import DEFAULT_LIMIT, Corpus, check_corpus, sequences_per_rank
 
 
 @pytest.fixture
@@ -213,3 +213,12 @@ def test_bad_limit():
     for limit in (0, 1, "4 MB"):
         with pytest.raises(ValueError, match="limit="):
             Corpus(limit=limit)
+
+
+def test_sequences_per_rank():
+    assert sequences_per_rank(24, world_size=4, accumulate=3) == 6
+    for batch_size, accumulate in ((10, 1), (4, 3), (0, 1), (-4, 1)):
+        with pytest.raises(ValueError, match=f"batch_size={batch_size} cannot be split over 4"):
+            sequences_per_rank(batch_size, world_size=4, accumulate=accumulate)
+    with pytest.raises(ValueError, match=r"accumulate=0 is not allowed"):
+        sequences_per_rank(4, accumulate=0)

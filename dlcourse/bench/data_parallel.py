@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dlcourse bench data_parallel", description=__doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch-size", type=int, default=16, help="sequences over all ranks")
+    parser.add_argument("--batch-size", type=int, default=8, help="sequences over all ranks")
     parser.add_argument("--block", type=int, default=128, help="tokens in a sequence")
     args = parser.parse_args(argv)
     if args.steps < 2 or args.batch_size < args.ranks:

@@ -22,7 +22,7 @@ from torch import nn
 from dlcourse.measure import mark_step
 from dlcourse.parallel.buckets import Bucket, make_buckets
 from dlcourse.parallel.replicas import broadcast_module
-from dlcourse.training.corpus import Corpus
+from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 
 class NaiveDataParallel(nn.Module):
@@ -198,22 +198,14 @@ def train(
         ValueError: ranks and micro-batches do not divide ``batch_size``.
     """
     rank, world_size = dist.get_rank(model.process_group), model.world_size
-    if batch_size < 1 or batch_size % (world_size * accumulate):
-        raise ValueError(
-            f"batch_size={batch_size} cannot be split over {world_size} ranks with "
-            f"accumulate={accumulate}: give a multiple of {world_size * accumulate}"
-        )
+    micro_batch = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
     device = next(model.parameters()).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
     losses = torch.zeros(steps, dtype=torch.float64, device=device)
     for step in range(steps):
         optimizer.zero_grad()
         tokens_BT, targets_BT = corpus.batch(
-            step,
-            rank=rank,
-            world_size=world_size,
-            micro_batch=batch_size // world_size,
-            block=block,
+            step, rank=rank, world_size=world_size, micro_batch=micro_batch, block=block
         )
         xs = tokens_BT.to(device).chunk(accumulate)
         ys = targets_BT.to(device).chunk(accumulate)

@@ -12,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from dlcourse.measure import mark_step
-from dlcourse.training.corpus import Corpus
+from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 
 def train(
@@ -46,25 +46,21 @@ def train(
     ddp.register_comm_hook(ddp_options.get("process_group"), counting_hook)
     optimizer = torch.optim.AdamW(ddp.parameters(), lr=lr)
     rank, world_size = dist.get_rank(ddp.process_group), dist.get_world_size(ddp.process_group)
+    micro_batch = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
     device = next(model.parameters()).device
     result: dict[str, list] = {"losses": [], "step_seconds": [], "bytes": []}
     for step in range(steps):
         tokens_BT, targets_BT = corpus.batch(
-            step,
-            rank=rank,
-            world_size=world_size,
-            micro_batch=batch_size // world_size,
-            block=block,
+            step, rank=rank, world_size=world_size, micro_batch=micro_batch, block=block
         )
         messages.clear()
         start = time.perf_counter()
         optimizer.zero_grad()
         mean_loss = 0.0
-        for i in range(accumulate):
-            x_BT = tokens_BT.chunk(accumulate)[i].to(device)
-            y_BT = targets_BT.chunk(accumulate)[i].to(device)
-            last = i == accumulate - 1
-            with nullcontext() if last else ddp.no_sync():
+        xs = tokens_BT.to(device).chunk(accumulate)
+        ys = targets_BT.to(device).chunk(accumulate)
+        for i, (x_BT, y_BT) in enumerate(zip(xs, ys, strict=True), start=1):
+            with nullcontext() if i == accumulate else ddp.no_sync():
                 loss = ddp(x_BT, y_BT) / accumulate
                 loss.backward()
             mean_loss += loss.item()

@@ -149,6 +149,22 @@ class Corpus:
         return sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
 
 
+def sequences_per_rank(batch_size: int, *, world_size: int = 1, accumulate: int = 1) -> int:
+    """What ``micro_batch`` of ``Corpus.batch`` has to be for ``batch_size`` over all ranks.
+
+    Raises:
+        ValueError: ranks and micro-batches cannot have equal parts of the batch.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate} is not allowed: give 1 or more micro-batches")
+    if batch_size < 1 or batch_size % (world_size * accumulate):
+        raise ValueError(
+            f"batch_size={batch_size} cannot be split over {world_size} ranks with "
+            f"accumulate={accumulate}: give a multiple of {world_size * accumulate}"
+        )
+    return batch_size // world_size
+
+
 def _first_bytes(path: Path, count: int) -> bytes:
     with path.open("rb") as file:
         return file.read(count)
