@@ -2,7 +2,7 @@
 // One call of the default export for each pool: initialize() keeps its history, render() makes a
 // view of it.
 
-const MARKS = { idle: "○", running: "●", waiting: "◐", dead: "✕", lost: "?" };
+const MARKS = { idle: "○", running: "●", waiting: "◐", dead: "✕", lost: "?", stopped: "–" };
 const RUNS = 300; // pieces of one rank's timeline that are kept
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 

@@ -111,8 +111,8 @@ class Panel:
         """Show `state`; thread-safe, returns at once.
 
         state: {"cell": int, "busy": bool, "elapsed_s": float, "ranks": [{"rank": int,
-            "state": "idle"|"running"|"waiting"|"dead"|"lost", "collective": "all_reduce #3"|None,
-            and what a recorder's `sample()` gives: "memory", "comm_bytes", "comm_calls",
+            "state": "idle"|"running"|"waiting"|"dead"|"lost"|"stopped",
+            "collective": {"op", "seq", "since_ns"}|"all_reduce #3"|None, and what a recorder's `sample()` gives: "memory", "comm_bytes", "comm_calls",
             "pss_bytes", "tokens", "steps", "loss"}, ...]}
             What a rank leaves out stays as it was in the same cell; a new cell starts at zero.
 
@@ -348,7 +348,8 @@ def _clock(seconds: float) -> str:
 
 def _words(lang: str) -> dict[str, str]:
     fixed = "bytes bytes.help close collapse comm comm.none memory memory.help timeline"
-    fixed += " timeline.help state.dead state.idle state.lost state.running state.waiting"
+    fixed += " timeline.help state.dead state.idle state.lost state.running"
+    fixed += " state.stopped state.waiting"
     words = {name: t(f"panel.{name}", lang) for name in fixed.split()}
     words |= {f"category.{name}": t(f"category.{name}", lang) for name in CATEGORIES}
     # The browser writes a number into these.
@@ -362,6 +363,6 @@ def _words(lang: str) -> dict[str, str]:
 
 _LOOK = {
     "categories": [[name, color, text_on(color)] for name, color in CATEGORIES.items()],
-    "states": STATES,
+    "states": STATES | {"stopped": STATES["idle"]},
     "ranks": [rank_color(rank) for rank in range(8)],
 }

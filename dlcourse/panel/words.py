@@ -10,6 +10,7 @@ The words of lessons, exercises and claims are in `words_course.py`.
 
 from __future__ import annotations
 
+from dlcourse.panel.words_collectives import COLLECTIVES_WORDS
 from dlcourse.panel.words_course import COURSE_WORDS
 from dlcourse.panel.words_data_parallel import DATA_PARALLEL_WORDS
 from dlcourse.panel.words_start import START_WORDS
@@ -178,6 +179,7 @@ _PANEL: _Area = {
     "state.idle": ("쉬는 중", "idle"),
     "state.lost": ("응답 없음", "lost"),
     "state.running": ("실행 중", "running"),
+    "state.stopped": ("정지됨", "stopped"),
     "state.waiting": ("대기 중", "waiting"),
     "status.busy": ("실행 중 {time}", "running {time}"),
     "status.done": ("끝남 {time}", "done in {time}"),
@@ -203,6 +205,7 @@ _TABLE: _Area = {
 
 AREAS: dict[str, _Area] = {
     "category": _CATEGORY,
+    "collectives": COLLECTIVES_WORDS,
     "data_parallel": DATA_PARALLEL_WORDS,
     "figure": _FIGURE,
     "panel": _PANEL,

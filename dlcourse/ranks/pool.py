@@ -356,7 +356,7 @@ class Ranks:
     def _show(self) -> None:
         """Show the state of the ranks while no cell runs."""
         if self._panel is not None:
-            kind = {"ready": "idle", "lost": "lost", "stopped": "lost"}.get(self.state, "running")
+            kind = {"ready": "idle"}.get(self.state, self.state)
             states = [
                 {"rank": r, "state": "dead" if r in self._dead else kind} for r in range(self.size)
             ]
