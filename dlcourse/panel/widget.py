@@ -112,8 +112,9 @@ class Panel:
 
         state: {"cell": int, "busy": bool, "elapsed_s": float, "ranks": [{"rank": int,
             "state": "idle"|"running"|"waiting"|"dead"|"lost"|"stopped",
-            "collective": {"op", "seq", "since_ns"}|"all_reduce #3"|None, and what a recorder's `sample()` gives: "memory", "comm_bytes", "comm_calls",
-            "pss_bytes", "tokens", "steps", "loss"}, ...]}
+            "collective": {"op", "seq", "since_ns"}|"all_reduce #3"|None, and what a recorder's
+            `sample()` gives: "memory", "comm_bytes", "comm_calls", "pss_bytes", "tokens",
+            "steps", "loss"}, ...]}
             What a rank leaves out stays as it was in the same cell; a new cell starts at zero.
 
         A state that comes less than 0.1 s after the last one waits, and only the newest waiting
