@@ -32,19 +32,19 @@ steps = 5
 #
 # ```mermaid
 # flowchart LR
-#   B[one batch] --> R0[rank 0<br>copy, part 0] & R1[rank 1<br>copy, part 1]
-#   B --> R2[rank 2<br>copy, part 2] & R3[rank 3<br>copy, part 3]
+#   B[one batch] --> R0[rank 0: copy, part 0] & R1[rank 1: copy, part 1]
+#   B --> R2[rank 2: copy, part 2] & R3[rank 3: copy, part 3]
 #   R0 & R1 & R2 & R3 --> M((mean of the<br>gradients))
 #   M --> S[same step in<br>all copies]
 # ```
-# %% [markdown] lang="ko" en="b4e0a93d"
+# %% [markdown] lang="ko" en="aece91f6"
 # 계획은 이렇습니다. 랭크(rank)마다 모델의 **복제본**과 배치의 **한 부분**을 갖습니다. 역전파가 끝나면
 # 그래디언트(gradient)를 모아 평균을 냅니다. 그다음 모두 똑같이 한 스텝을 내딛습니다.
 #
 # ```mermaid
 # flowchart LR
-#   B[배치 하나] --> R0[랭크 0<br>복제본, 0번 부분] & R1[랭크 1<br>복제본, 1번 부분]
-#   B --> R2[랭크 2<br>복제본, 2번 부분] & R3[랭크 3<br>복제본, 3번 부분]
+#   B[배치 하나] --> R0[랭크 0: 복제본, 0번 부분] & R1[랭크 1: 복제본, 1번 부분]
+#   B --> R2[랭크 2: 복제본, 2번 부분] & R3[랭크 3: 복제본, 3번 부분]
 #   R0 & R1 & R2 & R3 --> M((그래디언트의<br>평균))
 #   M --> S[모든 복제본이<br>같은 스텝]
 # ```
@@ -144,24 +144,35 @@ losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 # %%
 naive = ranks.last
 naive.comm.figure()
+# %% [markdown] lang="en"
+# The bar shows what theory says for the buffers that were handed over. What has really left this
+# process? Linux counts the bytes of each TCP connection. One step's exchange once more, between two
+# readings:
+# %% [markdown] lang="ko" en="697d2f47"
+# 막대는 넘긴 버퍼로 계산한 이론값입니다. 이 프로세스에서 실제로 나간 것은 얼마일까요? 리눅스는 TCP 연결마다
+# 바이트를 셉니다. 한 스텝의 교환을 한 번 더 하면서 앞뒤로 값을 읽어 봅니다.
 # %%
-wire = naive.wire or {"sent_per_rank": naive.comm.ranks[0]["wire_bytes"]}
-compare("03.bytes", wire["sent_per_rank"] / steps)
+# %%ranks --fast
+from dlcourse.collectives.wire import wire_counters
+
+before = wire_counters()
+model.sync_gradients()
+sent = wire_counters()[0] - before[0] if before else None
+# %%
+sent = [count for count in ranks["sent"] if count is not None] or [to_send]
+compare("03.bytes", sum(sent) / len(sent))
 assert naive.comm.ranks[0]["ops"]["all_reduce"]["bytes"] == steps * parameter_bytes
 # %% [markdown] lang="en"
-# The measured number comes from the system's network counters, so it holds more than gradients:
-# packet headers, acknowledgements, and whatever else on this machine talks over the same interface
-# meanwhile. The buffers themselves are exactly the parameters' bytes in each step; the assert
-# checks that.
-# %% [markdown] lang="ko" en="24370e5f"
-# 측정값은 시스템의 네트워크 카운터에서 읽었습니다. 그래서 그래디언트 말고도 패킷 헤더와 수신 확인, 그리고
-# 그동안 이 컴퓨터에서 같은 인터페이스로 오간 다른 데이터가 섞여 있습니다. 버퍼만 보면 스텝마다 정확히
-# 파라미터의 바이트와 같습니다. assert가 그것을 확인합니다.
-# %% [markdown] lang="en"
-# Is it the same training? The same steps once more, and beside them one process that reads the
+# The prediction holds. The small rest is headers that Gloo puts in front of each message, as many
+# bytes for a tiny message as for a large one. Remember that.
+#
+# But is it the same training? The same steps once more, and beside them one process that reads the
 # whole batch alone.
-# %% [markdown] lang="ko" en="8eeea51e"
-# 정말 같은 학습일까요? 같은 스텝을 한 번 더 하고, 배치 전체를 혼자 읽는 단일 프로세스와 견줘 봅니다.
+# %% [markdown] lang="ko" en="9a00a649"
+# 예측이 맞았습니다. 조금 남는 것은 Gloo가 메시지마다 앞에 붙이는 헤더이고, 작은 메시지에도 큰 메시지와 똑같이
+# 붙습니다. 기억해 두세요.
+#
+# 그런데 정말 같은 학습일까요? 같은 스텝을 한 번 더 하고, 배치 전체를 혼자 읽는 단일 프로세스와 견줘 봅니다.
 # %%
 # %%ranks --fast
 from dlcourse.training import loop
@@ -228,28 +239,22 @@ losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 #
 # ```mermaid
 # flowchart LR
-#   subgraph compute
-#     direction LR
-#     A[backward<br>block 3] --> B[backward<br>block 2] --> C[backward<br>block 1] --> D[…]
-#   end
-#   A -. bucket 0 .-> X[all-reduce] ~~~ Y
-#   B -. bucket 1 .-> Y[all-reduce] ~~~ Z
-#   C -. bucket 2 .-> Z[all-reduce]
+#   A[backward<br>block 3] --> B[backward<br>block 2] --> C[backward<br>block 1] --> D[…]
+#   A -. bucket 0 .-> X([all-reduce])
+#   B -. bucket 1 .-> Y([all-reduce])
+#   C -. bucket 2 .-> Z([all-reduce])
 # ```
-# %% [markdown] lang="ko" en="9cc3f6ac"
+# %% [markdown] lang="ko" en="3d8458b0"
 # 57개가 7개로 줄었습니다. 이제 빈틈을 메울 차례입니다. 역전파는 마지막 층에서 첫 층으로 갑니다. 그래서
 # *마지막* 층의 그래디언트는 역전파가 끝나기 한참 전에 준비됩니다. 기다릴 이유가 있을까요? 버킷이 차는 대로
 # 보내고, 역전파는 다음 층을 계속 계산하면 됩니다.
 #
 # ```mermaid
 # flowchart LR
-#   subgraph 계산
-#     direction LR
-#     A[역전파<br>블록 3] --> B[역전파<br>블록 2] --> C[역전파<br>블록 1] --> D[…]
-#   end
-#   A -. 버킷 0 .-> X[올리듀스] ~~~ Y
-#   B -. 버킷 1 .-> Y[올리듀스] ~~~ Z
-#   C -. 버킷 2 .-> Z[올리듀스]
+#   A[역전파<br>블록 3] --> B[역전파<br>블록 2] --> C[역전파<br>블록 1] --> D[…]
+#   A -. 버킷 0 .-> X([올리듀스])
+#   B -. 버킷 1 .-> Y([올리듀스])
+#   C -. 버킷 2 .-> Z([올리듀스])
 # ```
 # %%
 bucketed = ranks.last
@@ -313,7 +318,6 @@ predict("03.bucket", ..., formula=best_size, unit="bytes")
 # %%
 # %%ranks --fast
 import time
-from statistics import median
 
 
 def sweep(caps, turns=5):
@@ -326,7 +330,7 @@ def sweep(caps, turns=5):
         model(*batch).backward()
         model.sync_gradients()
         seconds[cap].append(time.perf_counter() - start)
-    return [median(times[1:]) for times in seconds.values()]
+    return [min(times[1:]) for times in seconds.values()]
 
 
 # %%
@@ -344,14 +348,18 @@ sweep_figure(
 )
 # %% [markdown] lang="en"
 # Left: many messages, and latency wins. Right: 4 MiB holds the whole model, so everything leaves at
-# the end and nothing is hidden. Between them the curve is flat, and a busy machine moves its lowest
-# point from run to run: do not trust the third digit. The formula is a guide of the right order of
-# magnitude, since it forgets that most latencies can be hidden too.
-# %% [markdown] lang="ko" en="b672d119"
+# the end and nothing is hidden. Between them the curve is flat.
+#
+# Two reasons why your best point may lie elsewhere. The machine is noisy: do not trust the third
+# digit. And here the same cores compute *and* send, so hiding gains little, and even the right end
+# may win; the formula knows nothing of that.
+# %% [markdown] lang="ko" en="312bb17c"
 # 왼쪽 끝은 메시지가 많아 지연 시간이 지배합니다. 오른쪽 끝의 4 MiB에는 모델 전체가 들어가므로, 모두 맨
-# 끝에 떠나고 아무것도 숨지 않습니다. 그 사이는 평평해서, 컴퓨터가 바쁘면 가장 낮은 점이 실행할 때마다
-# 옮겨 다닙니다. 끝자리까지 믿지는 마세요. 공식은 지연 시간도 대부분 숨을 수 있다는 점을 빠뜨렸으므로
-# 자릿수를 가늠하는 데 씁니다.
+# 끝에 떠나고 아무것도 숨지 않습니다. 그 사이는 평평합니다.
+#
+# 가장 좋은 점이 예측과 다를 수 있는 이유는 둘입니다. 우선 잰 시간이 들쭉날쭉합니다. 끝자리까지 믿지는
+# 마세요. 그리고 여기서는 같은 코어가 계산도 하고 *보내기도* 하므로 숨겨서 얻는 것이 적고, 오른쪽 끝이 이길
+# 수도 있습니다. 공식은 그런 사정을 모릅니다.
 # %% [markdown] lang="en"
 # ## Breaking it on purpose
 #
@@ -504,7 +512,7 @@ def race(turns=8):
         model(*batch).backward()
         getattr(model, "sync_gradients", lambda: None)()
         seconds[turn % 2].append(time.perf_counter() - start)
-    return [median(times[3:]) for times in seconds]
+    return [min(times[2:]) for times in seconds]
 
 
 race_seconds = race()
@@ -648,8 +656,6 @@ check("03.find_the_bug")
 # %% [markdown] lang="en"
 # ## On a GPU cluster
 #
-# The classes stay; what carries the bytes changes.
-#
 # | | here | DGX H100 cluster |
 # |---|---|---|
 # | backend | Gloo, TCP | NCCL |
@@ -658,13 +664,13 @@ check("03.find_the_bug")
 # | bucket | sweep above | DDP: 25 MiB, the first 1 MiB [3] |
 #
 # The network is 9 times slower than NVLink. So NCCL's tree all-reduce is hierarchical: sum inside
-# each node, then between nodes, then back [4]. A GPU computes while cards move bytes; here the same
-# cores do both, so overlap gains less. DDP's authors report near-linear scaling to 256 GPUs [5].
-# This course has no recorded GPU run of this lesson yet.
-# %% [markdown] lang="ko" en="9de96b00"
-# ## GPU 클러스터에서는
+# each node, then between nodes, then back [4]. A GPU computes while cards move bytes, so overlap
+# gains more there. DDP's authors report near-linear scaling to 256 GPUs [5].
 #
-# 클래스는 그대로이고 바이트를 나르는 길이 바뀝니다.
+# No GPU run of this lesson is recorded yet. Derived only: seconds for the gradients of 7 billion
+# bf16 parameters, 8 GPUs over NVLink, 64 over the network.
+# %% [markdown] lang="ko" en="cea7320c"
+# ## GPU 클러스터에서는
 #
 # | | 여기 | DGX H100 클러스터 |
 # |---|---|---|
@@ -674,11 +680,14 @@ check("03.find_the_bug")
 # | 버킷 | 위에서 잰 값 | DDP: 25 MiB, 첫 버킷 1 MiB [3] |
 #
 # 네트워크는 NVLink보다 9배 느립니다. 그래서 NCCL의 트리 올리듀스는 노드 안에서 더하고, 노드끼리 더한 뒤,
-# 다시 안으로 퍼뜨립니다[4]. GPU는 카드가 나르는 동안 계산하지만, 여기서는 같은 코어가 둘 다 하므로
-# 중첩(overlap)의 이득이 작습니다. DDP 논문은 GPU 256개까지 거의 선형이라고 합니다[5]. GPU 실행 기록은
-# 아직 없습니다.
-# %%
-ranks.stop()
+# 안으로 퍼뜨립니다[4]. GPU는 카드가 나르는 동안 계산하므로 중첩(overlap)이 더 이롭습니다. DDP 논문은
+# GPU 256개까지 거의 선형이라고 합니다[5].
+#
+# GPU 실행 기록은 아직 없어 계산만 합니다. bf16 파라미터 70억 개의 그래디언트는 NVLink로 GPU 8개, 네트워크로
+# 64개에서 몇 초일까요?
+# %% tags=["nbval-check-output"]
+links = {8: 450e9, 64: 50e9}
+{gpus: f"{2 * (gpus - 1) / gpus * 14e9 / speed:.3f} s" for gpus, speed in links.items()}
 # %% [markdown] lang="en"
 # ## In five lines
 #
