@@ -324,6 +324,51 @@ def test_fake_tensors_give_the_same_books_without_the_memory(recorder: Recorder)
     assert imagined.record["memory"]["peak_bytes"] == 4 * (100_000 * 1_000_000 + 1_000_000)
 
 
+def test_one_rank_of_a_thousand_on_fake_tensors() -> None:
+    """FSDP2 as torch has it, meta device and fake process group: exact, and no memory."""
+    with get_context("spawn").Pool(1) as pool:
+        record = pool.apply(one_rank_of_a_thousand)
+    layer, layers, world = 4096 * 4096 * 4, 4, 1024
+    memory = record["memory"]
+    assert memory["end"]["parameters"] == layers * layer // world
+    assert memory["end"]["gradients"] == layers * layer // world
+    state = 2 * layers * layer / world
+    assert memory["at_peak"]["optimizer_state"] == pytest.approx(state, rel=1e-3)
+    assert layer <= memory["peaks"]["parameters"] <= 3 * layer
+    moved: dict[str, int] = {}
+    for e in record["comm"]:
+        moved[e["op"]] = moved.get(e["op"], 0) + e["bytes"]
+    gathers = 2 * layers - 1  # forward and backward; the last layer stays gathered in between
+    assert moved["reduce_scatter"] == 2 * layers * layer
+    assert 2 * gathers * layer <= moved["all_gather"] <= 2 * 2 * layers * layer
+    assert record["flops"] == 2 * (3 * layers - 1) * 2 * 16 * 4096 * 4096
+
+
+def one_rank_of_a_thousand() -> dict[str, Any]:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=1024)
+    mesh = init_device_mesh("cpu", (1024,))
+    with torch.device("meta"):
+        model = nn.Sequential(*[nn.Linear(4096, 4096, bias=False) for _ in range(4)])
+    for module in (*model, model):
+        fully_shard(module, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    outer = Recorder(3, 1024)
+    with outer, FakeTensorMode(allow_non_fake_inputs=True), Recorder(3, 1024) as recorder:
+        model.to_empty(device="cpu")  # swaps tensors, which weak references would forbid
+        x = torch.randn(16, 4096)
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).sum().backward()
+            optimizer.step()
+    assert outer.record["comm"] == [] and outer.record["memory"]["peak_bytes"] < 1_000_000
+    return recorder.record
+
+
 def test_fake_tensors_do_not_get_into_the_books_of_real_ones(recorder: Recorder) -> None:
     recorder.start()
     with FakeTensorMode():

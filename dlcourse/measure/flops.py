@@ -55,6 +55,18 @@ def _cpu_attention_backward(args: tuple, kwargs: dict, out: Any) -> int:
     return attention_backward_flops(*(t.shape for t in args[1:4]))
 
 
+def _mm(args: tuple, kwargs: dict, out: Any) -> int:
+    n, k = args[0].shape
+    return 2 * n * k * args[1].shape[1]
+
+
+def _addmm(args: tuple, kwargs: dict, out: Any) -> int:
+    n, k = args[1].shape
+    return 2 * n * k * args[2].shape[1]
+
+
+# Most of a model's FLOPs, and quicker without a look-up.
+_PRODUCTS = {aten.mm.default: _mm, aten.addmm.default: _addmm}
 _EXTRA: dict[Any, Callable[[tuple, dict, Any], int]] = {}
 for _name, _formula in (
     ("_scaled_dot_product_flash_attention_for_cpu", _cpu_attention),
@@ -66,6 +78,8 @@ for _name, _formula in (
 
 def flops_of(func: Any) -> Callable[[tuple, dict, Any], int] | None:
     """The counter for an operator, called with (args, kwargs, result); None: counts nothing."""
+    if func in _PRODUCTS:
+        return _PRODUCTS[func]
     packet = getattr(func, "overloadpacket", None)
     formula = flop_registry.get(packet)
     extra = _EXTRA.get(packet)

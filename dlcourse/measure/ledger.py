@@ -28,6 +28,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from itertools import islice
 from typing import Any
 
@@ -70,6 +71,7 @@ class Ledger:
     Attributes:
         totals: live bytes, one number a category, in the order of `CATEGORIES`.
         total: their sum.
+        window_end: ns at which the next point of the series is due.
         peak: largest total since `reset`; `at_peak` its categories; `peaks` each one's own.
     """
 
@@ -90,6 +92,8 @@ class Ledger:
         self._states_seen = 0
         self._swept_at, self._sweep_cost = -1e9, 0.0
         self.reset(time.monotonic_ns())
+        _ledgers.add(self)
+        _let_tensors_be_swapped()
 
     # ------------------------------------------------------------------ storages
 
@@ -235,6 +239,12 @@ class Ledger:
 
     def category(self, tensor: Tensor) -> int | None:
         """The category that the tensor's storage is in; None if it is not in the books."""
+        if tensor.__class__ is Tensor and self.fake_mode is None:
+            try:
+                entry = self._live.get(tensor.untyped_storage()._cdata)
+            except (NotImplementedError, RuntimeError):  # sparse
+                return None
+            return None if entry is None else entry.category
         for key, _ in self._storages(tensor):
             entry = self._live.get(key)
             return None if entry is None else entry.category
@@ -304,6 +314,16 @@ class Ledger:
         known = self._parameters.pop(number, None)
         if known is not None:
             self._leave(known.key)
+
+    def release(self, parameter: Tensor) -> bool:
+        """Hold no reference to a parameter any more. False: there was none."""
+        known = self._parameters.get(id(parameter))
+        if known is None or known.ref() is not parameter:
+            return False
+        if known.hook is not None:
+            known.hook.remove()
+        self._forget(id(parameter))
+        return True
 
     def _hook(self, known: _Known, parameter: Tensor) -> None:
         if parameter.is_leaf:
@@ -466,12 +486,8 @@ class Ledger:
         high, self._high = self._high, self.total
         return high
 
-    def tick(self, now_ns: int) -> None:
-        """Close the current window of the series if it is over."""
-        if now_ns >= self._window_end:
-            self._close_window(now_ns)
-
-    def _close_window(self, now_ns: int) -> None:
+    def close_window(self, now_ns: int) -> None:
+        """Add a point to the series (called when `window_end` has passed)."""
         # The highest moment of each window is kept, so no peak gets lost by thinning.
         self._window_point[0] = now_ns
         self._series.append(self._window_point)
@@ -479,7 +495,7 @@ class Ledger:
             self._window_ns *= 2
             pairs = zip(self._series[::2], self._series[1::2], strict=True)
             self._series = [max(pair, key=lambda p: sum(p[1:])) for pair in pairs]
-        self._window_end = now_ns + self._window_ns
+        self.window_end = now_ns + self._window_ns
         self._window_high = self.total
         self._window_point = [0, *self.totals]
 
@@ -493,7 +509,7 @@ class Ledger:
         self._high = self.total
         self._series: list[list[int]] = [[now_ns, *self.totals]]
         self._window_ns = 1_000_000
-        self._window_end = now_ns + self._window_ns
+        self.window_end = now_ns + self._window_ns
         self._window_high = self.total
         self._window_point = [0, *self.totals]
 
@@ -504,7 +520,7 @@ class Ledger:
         if self.total > self.peak:
             self._new_peak()
         if self._window_high > self.total:
-            self._close_window(now_ns)
+            self.close_window(now_ns)
         series = [*self._series, [now_ns, *self.totals]]
         return {
             "peak_bytes": self.peak,
@@ -517,6 +533,31 @@ class Ledger:
     def snapshot(self) -> dict[str, int]:
         """Live bytes by category, from any thread (may lag by one operation)."""
         return _named(self.totals)
+
+
+_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def _let_tensors_be_swapped() -> None:
+    """Step aside for `torch.utils.swap_tensors`, which refuses tensors with weak references.
+
+    `Module._apply` uses it (`to_empty`, `cuda`, ...) where parameters are DTensors. Stays for the
+    life of the process: the ledger keeps its references between cells too.
+    """
+    swap = torch.utils.swap_tensors
+    if hasattr(swap, "__wrapped__"):
+        return
+
+    @wraps(swap)
+    def swap_tensors(t1: Tensor, t2: Tensor) -> None:
+        held = [(ledger, t) for ledger in list(_ledgers) for t in (t1, t2) if ledger.release(t)]
+        try:
+            swap(t1, t2)
+        finally:
+            for ledger, tensor in held:
+                ledger.see_parameter(tensor)
+
+    torch.utils.swap_tensors = swap_tensors
 
 
 def _named(totals: list[int]) -> dict[str, int]:

@@ -26,7 +26,7 @@ _PLAIN = frozenset({Tensor, nn.Parameter, nn.Buffer})
 _COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 
 # What to do with an operator.
-_PASS, _NEW, _RESIZE, _COLLECTIVE, _COMPOSITE, _HIGHER_ORDER = range(6)
+_VIEW, _NEW, _IN_PLACE, _RESIZE, _COLLECTIVE, _COMPOSITE, _HIGHER_ORDER = range(7)
 
 
 class Watch(modes.TorchDispatchMode):
@@ -103,21 +103,34 @@ class Watch(modes.TorchDispatchMode):
                 return NotImplemented  # DTensor and its like: come back with what is inside
             if self._ledger.fake_mode is None:
                 return func(*args, **kwargs) if kwargs else func(*args)
+        if kind == _VIEW:
+            if args and (args[0].__class__ is Parameter or (types and _is_parameter(args[0]))):
+                self._ledger.see_parameter(args[0])
+            return op(*args, **kwargs) if kwargs else op(*args)
         timeline = self._timeline
         now = clock()
         if now - timeline.end > GAP_NS and timeline.by_operation:
             timeline.split(now)
         self.busy = True
-        if kind == _PASS:
-            if args and args[0].__class__ is Parameter:
-                self._ledger.see_parameter(args[0])
-            result = op(*args, **kwargs) if kwargs else op(*args)
-        elif kind == _NEW:
+        if kind == _NEW:
             result = op(*args, **kwargs) if kwargs else op(*args)
             if count is not None:
                 self.flops += count(args, kwargs or {}, result)
-            self._count(result, *self._category(args))
-            self._ledger.tick(now)
+            ledger = self._ledger
+            if ledger.in_backward:
+                category, kept = ACTIVATIONS, OTHER
+            else:
+                category, kept = self._category(args)
+            if result.__class__ is Tensor:
+                ledger.track(result, category, kept)
+            else:
+                self._count(result, category, kept)
+            if now > ledger.window_end:
+                ledger.close_window(now)
+        elif kind == _IN_PLACE:
+            if args and (args[0].__class__ is Parameter or (types and _is_parameter(args[0]))):
+                self._ledger.see_parameter(args[0])
+            result = op(*args, **kwargs) if kwargs else op(*args)
         else:
             result = self._unusual(kind, func, args, kwargs or {})
         self.busy = False
@@ -138,7 +151,7 @@ class Watch(modes.TorchDispatchMode):
             if cls is Tensor:
                 tensors.append(a)
                 tracked = tracked or a.requires_grad
-            elif cls is Parameter or (cls is FakeTensor and getattr(a, "_is_param", False)):
+            elif cls is Parameter or (cls is FakeTensor and _is_parameter(a)):
                 ledger.see_parameter(a)
                 tensors.append(a)
                 tracked = tracked or a.requires_grad
@@ -210,7 +223,7 @@ class Watch(modes.TorchDispatchMode):
         if func.namespace in _COLLECTIVES:
             return _COLLECTIVE, func, None
         if func.namespace == "prim":  # prim::device and the like, which fake tensors ask for
-            return _PASS, func, None
+            return _VIEW, func, None
         name = func.name()
         if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"):
             return _COMPOSITE, func, None
@@ -221,7 +234,9 @@ class Watch(modes.TorchDispatchMode):
             return _RESIZE, func, None
         count = flops_of(func)
         makes = any("Tensor" in str(r.type) and r.alias_info is None for r in schema.returns)
-        return (_NEW if makes or count else _PASS), func._op, count
+        if makes or count is not None:
+            return _NEW, func._op, count
+        return (_IN_PLACE if schema.is_mutable else _VIEW), func._op, None
 
 
 def _tensors(result: Any) -> Iterator[Tensor]:
@@ -231,3 +246,8 @@ def _tensors(result: Any) -> Iterator[Tensor]:
     elif isinstance(result, (list, tuple)):
         for part in result:
             yield from _tensors(part)
+
+
+def _is_parameter(value: Any) -> bool:
+    """A fake parameter is a FakeTensor that says so."""
+    return getattr(value, "_is_param", False)
