@@ -16,7 +16,7 @@ DATA_PARALLEL_WORDS: dict[str, tuple[str, str]] = {
         "to a part of one step ({lr}). Hence 5% of a step.",
     ),
     "axis.bucket": ("버킷 크기", "bucket size"),
-    "axis.step": ("순전파 + 역전파 + 통신", "forward + backward + communication"),
+    "axis.step": ("스텝 시간", "time of a step"),
     "early": ("역전파가 끝나기 전에 출발", "sent before backward ended"),
     "hidden": ("계산 뒤에 숨은 통신 시간", "communication time hidden"),
     "implementation": ("구현", "implementation"),

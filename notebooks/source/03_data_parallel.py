@@ -347,13 +347,13 @@ sweep_figure(
     **{"x_unit": "bytes", "y_unit": "seconds", "log_x": True, "best": "min"},
 )
 # %% [markdown] lang="en"
-# Left: many messages, and latency wins. Right: 4 MiB holds the whole model, so everything leaves at
+# Left: many messages, latency dominates. Right: 4 MiB holds the whole model, so everything leaves at
 # the end and nothing is hidden. Between them the curve is flat.
 #
 # Two reasons why your best point may lie elsewhere. The machine is noisy: do not trust the third
 # digit. And here the same cores compute *and* send, so hiding gains little, and even the right end
 # may win; the formula knows nothing of that.
-# %% [markdown] lang="ko" en="312bb17c"
+# %% [markdown] lang="ko" en="729430e6"
 # 왼쪽 끝은 메시지가 많아 지연 시간이 지배합니다. 오른쪽 끝의 4 MiB에는 모델 전체가 들어가므로, 모두 맨
 # 끝에 떠나고 아무것도 숨지 않습니다. 그 사이는 평평합니다.
 #
