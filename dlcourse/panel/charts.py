@@ -196,11 +196,13 @@ def cost_model_figure(
     lang: str | None = None,
     *,
     title: str | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> go.Figure:
     """Seconds over bytes, both axes logarithmic: points measured, lines from the alpha-beta model.
 
     sizes:  bytes, in ascending order.
     measured, fitted: seconds for each size; dicts of the same names for several algorithms.
+    colors: for some of the names; the others take the next free one.
     """
     points = measured if isinstance(measured, Mapping) else {"": measured}
     lines = fitted if isinstance(fitted, Mapping) else {"": fitted}
@@ -216,7 +218,7 @@ def cost_model_figure(
     x = [rounded(s / x_div, 6) for s in sizes]
     traces: list[dict] = []
     for n, name in enumerate(points):
-        color = RANKS[n % len(RANKS)]
+        color = (colors or {}).get(name) or RANKS[n % len(RANKS)]
         labels = (
             (name, t("figure.cost.fitted_name", lang, name=name))
             if name

@@ -52,6 +52,16 @@ INK = "#787878"
 PLAIN = "#6b84a8"  # bars that stand for no category and no rank
 GRID = "rgba(128,128,128,0.25)"
 
+# Ways to do an all-reduce: the colours of ranks that the lessons on them do not use.
+ALGORITHMS = {
+    "tree": RANKS[4],
+    "ring": RANKS[6],
+    "direct": RANKS[7],
+    "torch": RANKS[5],
+    "naive": CATEGORIES["other"],
+    "shared": PLAIN,
+}
+
 
 def rank_color(rank: int) -> str:
     """Colour of a rank, `#rrggbb`; ranks above 7 take the eight colours again in turn."""

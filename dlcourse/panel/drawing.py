@@ -175,8 +175,9 @@ def unit_axis(
     axis = axis_of(f"{title} ({shown})" if shown else title)
     if log:
         axis["type"] = "log"
-        axis["dtick"] = 1
         axis["exponentformat"] = "none"
+        axis["tickvals"] = _log_ticks([abs(v) / divisor for v in values if v])
+        axis["ticktext"] = [digits(v) for v in axis["tickvals"]]
     elif min(values, default=0) >= 0:
         axis["rangemode"] = "tozero"
     if ticks and unit == "bytes":
@@ -186,12 +187,19 @@ def unit_axis(
         step = max(1, math.ceil((high - low) / 9))
         axis["tickvals"] = [2**p for p in range(low, high + 1, step)]
         axis["ticktext"] = [human_bytes(v) for v in axis["tickvals"]]
-        axis.pop("dtick")
     elif ticks and len(values) <= 12:
         axis["tickvals"] = [rounded(v / divisor, 6) for v in values]
         axis["ticktext"] = [digits(v / divisor) for v in values]
-        axis.pop("dtick", None)
     return axis, divisor, lambda v: with_unit(v, unit)
+
+
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """Powers of ten; below two decades 2 and 5 times them as well, or there would be one tick."""
+    low, high = min(values, default=1.0), max(values, default=1.0)
+    steps = (1, 2, 5) if high < 100 * low else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    return [rounded(v) for v in ticks if low / 3 <= v <= high * 3]
 
 
 def with_unit(value: float, unit: str) -> str:

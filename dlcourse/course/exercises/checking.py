@@ -100,9 +100,11 @@ def _judge(exercise: Exercise, packed: dict[str, Any]) -> CheckResult:
     """Run the checker in fresh ranks, and put its findings, or its failure, into words."""
     from dlcourse.ranks import RankError, Ranks
 
+    # The group's own time-out holds for its start as well, which is slow on a busy machine.
+    patience = max(30.0, exercise.time_limit)
     with _no_panel(), _time_limit(exercise.time_limit) as clock:
         try:
-            with Ranks(exercise.num_ranks, default=False, timeout=exercise.time_limit) as fresh:
+            with Ranks(exercise.num_ranks, default=False, timeout=patience) as fresh:
                 clock.start()
                 findings = fresh.run(judge, packed["payload"], packed["sources"], exercise.checker)
                 clock.stop()
