@@ -234,6 +234,12 @@ def test_collective_that_returns_early_is_noticed_before_it_mixes_two_calls(rank
     works(ranks)
 
 
+def test_traceback_shows_the_cell_and_the_course_not_torch(ranks):
+    message, _ = fails(ranks, "from dlcourse.models.gpt import GPT\nGPT()(torch.ones(1, 4))")
+    assert 'File "<ranks cell' in message and 'File "dlcourse/models/gpt.py"' in message
+    assert "/torch/" not in message and "worker.py" not in message
+
+
 def test_sys_exit_is_an_error_and_not_the_end(ranks):
     message, _ = fails(ranks, "import sys\nif rank == 2:\n    sys.exit(3)")
     assert message.startswith("rank 2 raised SystemExit: 3")

@@ -39,6 +39,8 @@ from dlcourse.ranks.channel import Link, Wakeup, dumps_result, name_of
 from dlcourse.ranks.display import describe
 
 _DISTRIBUTED = dist.distributed_c10d.__file__
+_TORCH = os.path.dirname(torch.__file__)
+_ABOVE = str(Path(__file__).parents[2]) + os.sep  # tracebacks name files as the course does
 
 
 def main(request: dict) -> None:
@@ -216,12 +218,13 @@ class Rank:
         own = [f for f in frames if not f.filename.startswith(os.path.dirname(__file__))]
         in_cell = [f for f in own if f.filename.startswith("<ranks cell")]
         place = (in_cell or own or frames)[-1]
-        text = traceback.format_list(own) + traceback.format_exception_only(error)
+        shown = [f for f in own if not f.filename.startswith(_TORCH)] or own
+        text = traceback.format_list(shown) + traceback.format_exception_only(error)
         in_collective = any(f.filename == _DISTRIBUTED for f in frames)
         return {
             "type": type(error).__name__,
             "message": str(error),
-            "traceback": "".join(text),
+            "traceback": "".join(text).replace(_ABOVE, ""),
             "file": place.filename,
             "line": place.lineno,
             "code": place.line or "",
