@@ -195,7 +195,8 @@ def test_storages_count_once_and_leave_when_freed(recorder: Recorder) -> None:
     recorder.start()
     before = recorder.sample()["memory"]["other"]
     x = torch.zeros(1000)
-    views = [x[10:], x.view(10, 100).t(), x.detach()]
+    # The last says in its schema that its result is new, and it is not.
+    views = [x[10:], x.view(10, 100).t(), x.detach(), torch.ops.aten._unsafe_view(x, [100, 10])]
     assert recorder.sample()["memory"]["other"] - before == 4000
     del x
     torch.zeros(1)  # the books are kept at operations

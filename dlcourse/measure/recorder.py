@@ -13,10 +13,10 @@ what they need for a moment is remembered and added to the peak.
 
 Cost, as CPU time of a training step of one process with one thread (GPT of 874 k parameters,
 4 sequences of 128 tokens, AdamW; medians of interleaved steps; torch 2.13 on a busy 2-core
-machine): 1.30 to 1.37 times the step without a recorder. A mode that does nothing costs 1.17 to
-1.23 in the same run, torch's own MemTracker 8. So for times that matter use
-`Recorder(ledger=False)`, which has no mode, and so no memory and no FLOPs: 0.998 times, that
-is, nothing that could be measured. A larger model hides more of it: the cost is 5 to 15
+machine): 1.30 to 1.41 times the step without a recorder. A mode that does nothing costs 1.17 to
+1.28 in the same runs, torch's own MemTracker 8. So for times that matter use
+`Recorder(ledger=False)`, which has no mode, and so no memory and no FLOPs: 0.985 to 0.998
+times, that is, nothing that could be measured. A larger model hides more of it: the cost is 5 to 15
 microseconds an operator, whatever its size.
 """
 
