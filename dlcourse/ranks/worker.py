@@ -58,6 +58,7 @@ class Rank:
         self.size = int(os.environ["WORLD_SIZE"])
         self.request = request
         self._redirect_output(Path(request["directory"]))
+        self._wait_for_siblings(Path(request["directory"]))
         self.main_thread = threading.get_ident()
         self.running: int | None = None  # the number of the cell that runs now
         self.cut = False  # connections were cut to end a wait
@@ -98,6 +99,18 @@ class Rank:
         sys.stderr = open(  # noqa: SIM115
             2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
         )
+
+    def _wait_for_siblings(self, directory: Path) -> None:
+        """Touch the store only when the launcher has forked all ranks.
+
+        The store's thread lives in the launcher. While it answers one rank it may hold a lock of
+        the C library; a rank that is forked at that moment would find it locked for ever.
+        """
+        (directory / f"{os.environ['LOCAL_RANK']}.up").touch()
+        siblings = [directory / f"{r}.up" for r in range(int(os.environ["LOCAL_WORLD_SIZE"]))]
+        limit = time.monotonic() + 120
+        while not all(file.exists() for file in siblings) and time.monotonic() < limit:
+            time.sleep(0.002)
 
     def _device(self) -> torch.device:
         kind = self.request["device"]
