@@ -204,6 +204,8 @@ class Rank:
                 outcome["record"] = self.recorder.stop()
         except KeyboardInterrupt:
             pass
+        except Exception as error:  # the recorder's fault must not end the rank
+            outcome.setdefault("error", self._failure(error))
         outcome["collectives"] = self.history.collectives()
         self._flush(message["marker"])
         self._send("done", **outcome)
