@@ -1,0 +1,377 @@
+"""A real JupyterLab in a real Chromium, for the tests that use the course as a learner does.
+
+Lab is started by `dlcourse lab` on a copy of the notebooks, with its own folders for settings,
+run-time files and temporary files, so a test neither sees nor changes anything of the user's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nbformat
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MARK = "DLCOURSE_TEST_LAB"  # in the environment of every process of one Lab, whoever its parent is
+PATIENCE = 120_000  # ms; a condition is waited for, so a quiet machine never takes this long
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+def chromium_path() -> str:
+    """The browser; where there is none the test fails in CI and is skipped elsewhere."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    reason = "needs Chromium: install chromium or google-chrome"
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """A Chromium without a window."""
+    from playwright.sync_api import sync_playwright
+
+    path = chromium_path()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+def new_page(browser: Browser, width: int = 1200, height: int = 1000) -> Page:
+    """A page that shares nothing with other pages and is patient."""
+    page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+    page.set_default_timeout(PATIENCE)
+    return page
+
+
+# ------------------------------------------------------------------------------------ JupyterLab
+
+
+class Lab:
+    """JupyterLab as `dlcourse lab` starts it; `with Lab(place) as lab: ... lab.url`.
+
+    place: an empty folder, of which Lab sees `course`, a copy of `notebooks/` and `data/`.
+    """
+
+    def __init__(self, place: Path, lang: str = "ko") -> None:
+        self.place, self.lang, self.course = place, lang, place / "course"
+        for folder in ("notebooks", "data"):
+            hidden = shutil.ignore_patterns(".*", "__pycache__")
+            shutil.copytree(REPOSITORY / folder, self.course / folder, ignore=hidden)
+        self.mark = uuid.uuid4().hex
+        # Not below `place`: names of sockets have to be short.
+        self.temporary = Path(tempfile.mkdtemp(prefix="lab"))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        options = [
+            "--no-browser", "--allow-root", "--expose-app-in-browser", "--ip=127.0.0.1",
+            f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
+        ]  # fmt: skip
+        self.log = (place / "lab.log").open("w+")
+        self.server = psutil.Popen(
+            [sys.executable, "-m", "dlcourse.cli", "lab", "--lang", lang, *options],
+            env=self._environment(),
+            cwd=place,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        own = {
+            "JUPYTER_CONFIG_DIR": "config",
+            "JUPYTER_DATA_DIR": "data",
+            "JUPYTER_RUNTIME_DIR": "runtime",
+            "JUPYTERLAB_SETTINGS_DIR": "settings",
+            "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+            "IPYTHONDIR": "ipython",
+            "DLCOURSE_ROOT": "course",
+        }
+        env = {name: str(self.place / folder) for name, folder in own.items()}
+        env |= {"TMPDIR": str(self.temporary), MARK: self.mark}
+        # conftest.py turns the panel off for kernels that no browser looks at.
+        return {k: v for k, v in os.environ.items() if k != "DLCOURSE_PANEL"} | env
+
+    def __enter__(self) -> Lab:
+        limit = time.monotonic() + PATIENCE / 1000
+        while time.monotonic() < limit:
+            assert self.server.poll() is None, self.said()
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{self.url}/api", timeout=5)
+                return self
+            time.sleep(0.1)
+        self.__exit__()
+        raise TimeoutError(self.said())
+
+    def __exit__(self, *_: object) -> None:
+        if self.server.poll() is None:
+            self.server.send_signal(signal.SIGTERM)  # it ends its kernels, too
+            try:
+                self.server.wait(20)
+            except psutil.TimeoutExpired:
+                self.server.kill()
+        self.log.close()
+        shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def said(self) -> str:
+        """What the server has written so far."""
+        return (self.place / "lab.log").read_text()
+
+    def write(self, name: str, cells: list[str]) -> str:
+        """Make a notebook beside the lessons; returns its path as Lab names it."""
+        code = [nbformat.v4.new_code_cell(cell.strip("\n")) for cell in cells]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = nbformat.v4.new_notebook(cells=code, metadata={"kernelspec": kernel})
+        nbformat.write(notebook, self.course / f"{name}.ipynb")
+        return f"{name}.ipynb"
+
+    # -- what it leaves --------------------------------------------------------------------------
+
+    def processes(self) -> list[psutil.Process]:
+        """The server and all that it started, also what has lost its parent since."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark and alive(process):
+                    found.append(process)
+        return found
+
+    def kernels(self) -> list[psutil.Process]:
+        return [p for p in self.processes() if "ipykernel_launcher" in " ".join(p.cmdline())]
+
+    def of_ranks(self) -> list[psutil.Process]:
+        """The agents, the launchers and the ranks."""
+        return [p for p in self.processes() if "dlcourse.ranks" in " ".join(p.cmdline())]
+
+    def files(self, pids: Iterable[int]) -> list[str]:
+        """Sockets, pipes and shared memory that these processes have made and not removed."""
+        found = [str(path) for path in self.temporary.glob("dlc*")]
+        memory = Path("/dev/shm")
+        if memory.is_dir():
+            found += [str(path) for p in pids for path in memory.glob(f"*_{p}_*")]
+        return found
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it still runs; a zombie has ended, its parent only has to collect it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def until(condition: Callable[[], Any], seconds: float) -> Any:
+    """Wait until the condition holds, at most so long; returns its last value."""
+    limit = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < limit:
+        time.sleep(0.05)
+    return value
+
+
+def pss_bytes(process: psutil.Process) -> int:
+    """Memory of a process, with its share of the pages that it shares (Linux)."""
+    return process.memory_full_info().pss
+
+
+# ------------------------------------------------------------------------------------ the page
+
+
+class Watch:
+    """Notes what a page asks for from elsewhere, and what it reports as an error."""
+
+    def __init__(self, page: Page, lab: Lab) -> None:
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        own = (lab.url, lab.url.replace("http", "ws"), "data:", "blob:")
+
+        def asked(url: str) -> None:
+            if not url.startswith(own):
+                self.outside.append(url)
+
+        page.context.on("request", lambda request: asked(request.url))
+        page.on("websocket", lambda socket: asked(socket.url))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+
+
+# Cells as Lab has them in memory: what a cell put out, and whether it has run.
+CELLS = "() => Array.from(jupyterapp.shell.currentWidget.content.model.cells, c => c.toJSON())"
+IDLE = """
+() => {
+  const kernel = window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel;
+  return kernel?.connectionStatus === "connected" && kernel.status === "idle";
+}
+"""
+ENDED = """
+cells => {
+  const all = jupyterapp.shell.currentWidget.content.model.cells;
+  const failed = i => all.get(i).outputs.toJSON().some(o => o.output_type === "error");
+  // A failed cell ends a run: those below it never get a number.
+  return cells.every(i => all.get(i).executionCount) || cells.some(failed);
+}
+"""
+
+
+class Notebook:
+    """A notebook open in Lab, used through the page as a person uses it."""
+
+    def __init__(self, page: Page, lab: Lab, path: str) -> None:
+        self.page, self.lab = page, lab
+        self.watch = Watch(page, lab)
+        page.goto(f"{lab.url}/lab/tree/{path}?reset")
+        self.idle()
+
+    def idle(self) -> None:
+        """Wait until the kernel is connected and has nothing to do."""
+        self.page.wait_for_function(IDLE)
+
+    def cells(self) -> list[dict[str, Any]]:
+        """All cells, as in the file."""
+        return self.page.evaluate(CELLS)
+
+    def menu(self, menu: str, command: str) -> None:
+        """Choose an item of Lab's menu bar."""
+        self.page.get_by_role("menuitem", name=menu, exact=True).click()
+        self.page.locator(f".lm-Menu-item[data-command='{command}']").click()
+
+    def accept(self) -> None:
+        """Say yes to Lab's question."""
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+
+    def cell(self, index: int) -> Locator:
+        """A cell of the page, with its output."""
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(index)
+
+    def select(self, index: int) -> None:
+        """Click into a cell."""
+        self.cell(index).locator(".cm-content").click()
+
+    def start(self, index: int) -> None:
+        """Run a cell by its keys and do not wait for its end."""
+        self.select(index)
+        self.page.keyboard.press("Control+Enter")
+
+    def finish(self, *indices: int) -> str:
+        """Wait until these cells have run; returns what the last one put out, as text."""
+        self.page.wait_for_function(ENDED, arg=list(indices))
+        self.idle()
+        return "".join(map(as_text, self.cells()[indices[-1]]["outputs"]))
+
+    def run(self, index: int) -> str:
+        """Run a cell to its end; returns what it put out, as text."""
+        self.start(index)
+        return self.finish(index)
+
+    def stop(self) -> None:
+        """Press the toolbar's stop button."""
+        self.page.locator(".jp-Toolbar [data-command='notebook:interrupt-kernel']").click()
+
+    @property
+    def panel(self) -> Locator:
+        """The live panel of the ranks."""
+        return self.page.locator(".dlc-panel")
+
+
+def as_text(output: dict[str, Any]) -> str:
+    """A cell's output: what it printed, its error, or its result."""
+    if output["output_type"] == "stream":
+        return "".join(output["text"])
+    if output["output_type"] == "error":
+        return "\n".join(output["traceback"])
+    return "".join(output["data"].get("text/plain", ""))
+
+
+# ------------------------------------------------------------------------------------ what one sees
+
+# Everything that is drawn in a figure: its size, its shapes, and words that one cannot read
+# because they stick out of the figure or lie on others.
+FIGURE = """
+figure => {
+  const box = figure.getBoundingClientRect();
+  const seen = node => { const b = node.getBoundingClientRect(); return b.width + b.height > 0; };
+  const words = [...figure.querySelectorAll("text")].filter(t => t.textContent.trim() && seen(t));
+  const boxes = words.map(word => [word.textContent, word.getBoundingClientRect()]);
+  const cut = boxes.filter(([, b]) => b.left < box.left - 2 || b.right > box.right + 2
+    || b.top < box.top - 2 || b.bottom > box.bottom + 2);
+  const over = [];
+  boxes.forEach(([a, p], i) => boxes.slice(i + 1).forEach(([b, q]) => {
+    const width = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+    const height = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+    if (width > 3 && height > 3) over.push(`${a} / ${b}`);
+  }));
+  const shapes = ".plot path, .shapelayer path, .pielayer path, .heatmaplayer image";
+  return {
+    size: [box.width, box.height],
+    shapes: [...figure.querySelectorAll(shapes)].filter(seen).length,
+    title: figure.querySelector(".gtitle")?.textContent ?? "",
+    cut: cut.map(([text]) => text),
+    over,
+  };
+}
+"""
+# The contrast (WCAG 2.1) of every piece of text inside an element with what is behind it.
+CONTRASTS = """
+root => {
+  const color = text => [...text.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
+  const over = (top, below) => below.map((c, i) => top[i] * top[3] + c * (1 - top[3]));
+  const behind = node => {
+    const layers = [];
+    for (; node; node = node.parentElement) layers.unshift(getComputedStyle(node).backgroundColor);
+    return layers.map(color).reduce((below, top) => over(top, below), [255, 255, 255]);
+  };
+  const light = rgb => {
+    const linear = c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = rgb.map(c => linear(c / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const found = {};
+  const words = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  while (words.nextNode()) {
+    const node = words.currentNode.parentElement;
+    const text = words.currentNode.textContent.trim();
+    if (!text || !node.checkVisibility() || node.closest("[aria-hidden=true]")) continue;
+    const style = getComputedStyle(node);
+    const back = behind(node);
+    const front = over(color(node.closest("svg") ? style.fill : style.color), back);
+    const [dark, bright] = [light(front), light(back)].sort((a, b) => a - b);
+    found[text] = Math.min(found[text] ?? 21, (bright + 0.05) / (dark + 0.05));
+  }
+  return found;
+}
+"""
+
+
+def figure_facts(figure: Locator) -> dict[str, Any]:
+    """What is drawn in a plotly figure: see FIGURE."""
+    return figure.evaluate(FIGURE)
+
+
+def contrasts(element: Locator) -> dict[str, float]:
+    """The contrast of every text in an element with its background, 1 to 21."""
+    return element.evaluate(CONTRASTS)

@@ -1,0 +1,343 @@
+"""The course as a learner meets it: a real JupyterLab in a real Chromium."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import browser
+import psutil
+import pytest
+from browser import Lab, Notebook, Watch, alive, until
+
+from dlcourse.course.catalog import LESSONS, written_lessons
+
+# A busy machine may need this long for one test; a quiet one needs 4 minutes for all of them.
+pytestmark = pytest.mark.timeout(900)
+
+HANGUL = re.compile("[가-힣]")
+POOL = "from dlcourse import Ranks\nranks = Ranks(4)"
+TRAIN = """
+%%ranks
+import os
+from torch.nn.parallel import DistributedDataParallel
+from dlcourse.measure import mark_step
+model = DistributedDataParallel(nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512)))
+optimizer = torch.optim.AdamW(model.parameters())
+enough = torch.zeros(1)
+while not enough:
+    optimizer.zero_grad()
+    loss = model(torch.randn(64, 512)).square().mean()
+    loss.backward()
+    optimizer.step()
+    mark_step(tokens=64, loss=loss.item())
+    enough += os.path.exists("enough")
+    dist.all_reduce(enough)
+"""
+STUCK = """
+%%ranks
+import time
+kept = 10 * rank
+if rank != 0:
+    dist.barrier()
+else:
+    time.sleep(1000)
+"""
+THREE_WAIT = "() => document.querySelectorAll('.dlc-panel tr[data-state=waiting]').length === 3"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.chromium() as chromium:
+        yield chromium
+
+
+@pytest.fixture(scope="module")
+def lab(chromium, tmp_path_factory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def open_notebook(chromium, lab) -> Iterator[Callable[[str], Notebook]]:
+    """Opens a notebook in a page of its own; the one before it is closed, and its kernel ended."""
+    opened: list[Notebook] = []
+
+    def close() -> None:
+        if opened:
+            notebook = opened.pop()
+            notebook.page.evaluate("() => jupyterapp.serviceManager.sessions.shutdownAll()")
+            notebook.page.context.close()
+
+    def open_(path: str) -> Notebook:
+        close()
+        opened.append(Notebook(browser.new_page(chromium), lab, path))
+        return opened[-1]
+
+    yield open_
+    close()
+
+
+# ------------------------------------------------------------------------------- the start page
+
+
+@pytest.mark.parametrize("lang", ["ko", "en"])
+def test_lab_opens_on_the_list_of_lessons(lang, chromium, tmp_path):
+    with Lab(tmp_path, lang) as lab:
+        page = browser.new_page(chromium)
+        watch = Watch(page, lab)
+        page.goto(lab.url)
+        rows = page.locator(".jp-MarkdownViewer tbody tr")
+        rows.last.wait_for()
+        listed = [row.split("\t") for row in rows.all_inner_texts()]
+        assert [number for number, *_ in listed] == [name[:2] for name in LESSONS]
+        questions = "".join(question for *_, question in listed)
+        assert bool(HANGUL.search(questions)) == (lang == "ko"), questions
+
+        # A lesson that is written has a link, and something is behind it.
+        addresses = rows.locator("a").evaluate_all("links => links.map(a => a.href)")
+        linked = [re.search(r"/(\w+)\.ipynb", address)[1] for address in addresses]
+        assert linked == written_lessons(lab.course)
+        for address in addresses:
+            assert page.request.get(address).json()["cells"], address
+
+        # As a learner follows them: a lesson, and the other language.
+        rows.locator("a").first.click()
+        page.wait_for_function(browser.IDLE)
+        title = page.locator(".jp-Notebook h1").first.inner_text()
+        assert bool(HANGUL.search(title)) == (lang == "ko"), title
+        page.get_by_role("tab", name="index.md").click()
+        other = {"ko": "en", "en": "ko"}[lang]
+        page.locator(f".jp-MarkdownViewer a[href*='/{other}/index.md']").click()
+        page.wait_for_function(
+            "path => jupyterapp.shell.currentWidget?.context?.path === path",
+            arg=f"notebooks/{other}/index.md",
+        )
+        assert (watch.outside, watch.errors) == ([], [])
+        page.context.close()
+
+
+# ------------------------------------------------------------------------------- a whole lesson
+
+DIAGRAMS = """
+() => Array.from(document.querySelectorAll(".jp-Notebook .jp-RenderedMermaid"), diagram => {
+  const image = diagram.querySelector("img");
+  return diagram.closest(".jp-mod-warning") || !image?.complete ? 0 : image.naturalWidth;
+})
+"""
+PLOTLY = "application/vnd.plotly.v1+json"
+
+
+@dataclass
+class Lesson:
+    """What the page showed of a lesson that was run from top to bottom."""
+
+    cells: list[dict[str, Any]]
+    ranks: list[str]
+    figures: dict[int, dict[str, Any]]
+    diagrams: list[int]
+    pss: dict[str, int]
+    watch: Watch
+
+
+def run_lesson(notebook: Notebook) -> Lesson:
+    """Run all cells by Lab's menu, and look at what is there then."""
+    page = notebook.page
+    code = [i for i, cell in enumerate(notebook.cells()) if cell["cell_type"] == "code"]
+    notebook.menu("Run", "runmenu:run-all")
+    notebook.finish(*code)
+    rows = notebook.panel.locator("tr[data-rank]")
+    ranks = rows.evaluate_all("rows => rows.map(row => row.dataset.rank)")
+    pss = {f"{p.name()} {p.pid}": browser.pss_bytes(p) for p in notebook.lab.processes()}
+    cells = notebook.cells()
+    figures = {}
+    for index, cell in enumerate(cells):
+        if any(PLOTLY in output.get("data", {}) for output in cell.get("outputs", [])):
+            drawn = notebook.cell(index).locator(".js-plotly-plot")
+            drawn.scroll_into_view_if_needed()
+            drawn.locator(".gtitle").wait_for()
+            figures[index] = browser.figure_facts(drawn)
+    page.wait_for_function(f"() => ({DIAGRAMS})().every(width => width > 0)")
+    return Lesson(cells, ranks, figures, page.evaluate(DIAGRAMS), pss, notebook.watch)
+
+
+@pytest.fixture(scope="module")
+def lessons(open_notebook) -> Callable[[str, str], Lesson]:
+    """Runs a lesson once, however many tests ask for it."""
+    done: dict[tuple[str, str], Lesson] = {}
+
+    def get(name: str, lang: str) -> Lesson:
+        if (name, lang) not in done:
+            notebook = open_notebook(f"notebooks/{lang}/{name}.ipynb")
+            done[name, lang] = run_lesson(notebook)
+        return done[name, lang]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("name", "lang"), [("00_start", "ko"), ("00_start", "en"), ("01_collectives", "ko")]
+)
+def test_a_lesson_runs_from_top_to_bottom(name, lang, lessons):
+    lesson = lessons(name, lang)
+    for cell in lesson.cells:
+        if cell["cell_type"] == "code":
+            failed = [o for o in cell["outputs"] if o["output_type"] == "error"]
+            assert cell["execution_count"] and not failed, browser.as_text(*failed)
+    assert lesson.ranks == ["0", "1", "2", "3"]
+    assert lesson.figures
+    for index, figure in lesson.figures.items():
+        width, height = figure["size"]
+        assert width > 500 and height > 150 and figure["shapes"], (index, figure)
+        assert bool(HANGUL.search(figure["title"])) == (lang == "ko"), figure["title"]
+        assert (figure["cut"], figure["over"]) == ([], []), (index, figure["title"])
+    text = "".join("".join(c["source"]) for c in lesson.cells if c["cell_type"] == "markdown")
+    assert len(lesson.diagrams) == text.count("```mermaid") and all(lesson.diagrams)
+    assert (lesson.watch.outside, lesson.watch.errors) == ([], [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is counted fairly by Linux only")
+def test_lab_kernel_and_four_ranks_fit_into_a_gigabyte(lessons):
+    pss = lessons("00_start", "ko").pss
+    total = sum(pss.values())
+    shares = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in pss.items())
+    print(f"after lesson 00: {total / 1e6:.0f} MB (goal 750): {shares}")
+    assert len(pss) == 8, shares  # Lab, the kernel, the agent, the launcher, four ranks
+    assert total < 1e9, shares
+
+
+# ------------------------------------------------------------------------------- while a cell runs
+
+# The panel's numbers, once the cell runs and each of them has grown since the look before.
+LOOK = """
+before => {
+  const panel = document.querySelector(".dlc-panel");
+  if (panel?.dataset.busy !== "true") return false;
+  const bytes = Array.from(panel.querySelectorAll("td[data-field=bytes]"), b => +b.dataset.value);
+  const steps = +(panel.querySelector("[data-field=steps]")?.textContent.replaceAll(",", "") ?? 0);
+  const seconds = +panel.querySelector("[data-field=span]").textContent.match(/[\\d.]+(?= s)/)[0];
+  const grown = bytes.every((b, i) => b > before.bytes[i]) && bytes.length === 4
+    && steps > before.steps && seconds > before.seconds;
+  return grown && { bytes, steps, seconds };
+}
+"""
+
+
+def test_the_panel_moves_while_a_cell_runs(open_notebook, lab):
+    records = """
+own = ranks.last.comm.ranks
+print([sum(op["bytes"] for op in rank["ops"].values()) for rank in own])
+print(own[0]["ops"]["all_reduce"]["calls"], ranks.last.throughput.steps)
+"""
+    notebook = open_notebook(lab.write("train", [POOL, TRAIN, records]))
+    notebook.run(0)
+    notebook.start(1)
+    looks = [{"bytes": [0] * 4, "steps": 0, "seconds": 0}]
+    for _ in range(4):
+        look = notebook.page.wait_for_function(LOOK, arg=looks[-1])
+        looks.append(look.json_value())
+    (lab.course / "enough").touch()
+    notebook.finish(1)
+    # What stays in the panel is what the ranks recorded.
+    panel = notebook.panel
+    assert panel.get_attribute("data-busy") == "false"
+    shown = panel.locator("td[data-field=bytes]").evaluate_all("b => b.map(b => +b.dataset.value)")
+    calls = panel.locator("[data-op=all_reduce]").get_attribute("data-calls")
+    steps = panel.locator("[data-field=steps]").inner_text().replace(",", "")
+    assert notebook.run(2) == f"{shown}\n{calls} {steps}\n"
+    assert int(steps) >= looks[-1]["steps"] and min(shown) >= min(looks[-1]["bytes"])
+    painted = "c => c.getContext('2d').getImageData(2, c.height - 1, 1, 1).data[3]"
+    assert panel.locator("canvas").first.evaluate(painted) == 255, "the timeline is empty"
+    assert HANGUL.search(panel.inner_text())
+
+
+def test_the_stop_button_ends_a_stuck_collective(open_notebook, lab):
+    notebook = open_notebook(lab.write("stuck", [POOL, STUCK, "%%ranks\ndist.barrier()\nkept"]))
+    notebook.run(0)
+    pids = sorted(p.pid for p in lab.of_ranks())
+    notebook.start(1)
+    notebook.page.wait_for_function(THREE_WAIT)
+    assert len(pids) == 6 and notebook.cells()[1]["execution_count"] is None
+    notebook.stop()
+    said = notebook.finish(1)
+    assert said.startswith("interrupted"), said
+    assert "rank 0     computing, line 6: time.sleep(1000)" in said
+    assert re.search(r"ranks 1-3  waiting in barrier .*, line 4: dist.barrier\(\)", said), said
+    assert "rank 0     computing" in notebook.cell(1).locator(".jp-OutputArea").inner_text()
+    assert notebook.run(2) == "".join(f"rank {r}: {10 * r}\n" for r in range(4)).rstrip()
+    assert sorted(p.pid for p in lab.of_ranks()) == pids
+
+
+# ------------------------------------------------------------------------------- the end
+
+
+def test_nothing_is_left_of_a_kernel_nor_of_lab(chromium, tmp_path):
+    endless = "%%ranks\nwhile True:\n    torch.ones(1000)"
+    with Lab(tmp_path) as lab:
+        notebook = Notebook(browser.new_page(chromium), lab, lab.write("pool", [POOL, endless]))
+
+        def ranks(busy: bool) -> list[psutil.Process]:
+            """A pool that rests, or one in a loop; its kernel, agent, launcher and ranks."""
+            notebook.run(0)
+            if busy:
+                notebook.start(1)
+                notebook.page.wait_for_function(
+                    "() => document.querySelector('.dlc-panel').dataset.busy === 'true'"
+                )
+            processes = lab.kernels() + lab.of_ranks()
+            assert len(processes) == 7
+            return processes
+
+        def left(old: list[psutil.Process], owner: psutil.Process) -> list[str]:
+            """What is there 3 seconds after the owner of the pool has ended."""
+            assert until(lambda: not alive(owner), 60), "it does not end"
+            until(lambda: not any(map(alive, old)), 3)
+            return [*map(str, filter(alive, old)), *lab.files(p.pid for p in old)]
+
+        for busy in (False, True):
+            old = ranks(busy)
+            notebook.menu("Kernel", "kernelmenu:restart")
+            notebook.accept()
+            assert left(old, old[0]) == []
+            notebook.idle()
+        old = ranks(busy=True)
+        assert (notebook.watch.outside, notebook.watch.errors) == ([], [])
+        notebook.menu("File", "filemenu:shutdown")
+        notebook.accept()
+        assert left(old, lab.server) == []
+        assert lab.processes() == []
+        notebook.page.context.close()
+
+
+# ------------------------------------------------------------------------------- themes
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
+def test_the_panel_is_readable_in_both_themes(theme, open_notebook, lab):
+    short = TRAIN.replace("while not enough", "for _ in range(5)")
+    notebook = open_notebook(lab.write("theme", [POOL, short, "ranks.last.comm.figure()", STUCK]))
+    notebook.page.evaluate(
+        "theme => jupyterapp.commands.execute('apputils:change-theme', { theme })", theme
+    )
+    notebook.page.wait_for_function(
+        "dark => document.body.dataset.jpThemeLight === String(!dark)", arg="Dark" in theme
+    )
+    notebook.run(0)
+    notebook.run(1)
+    seen = [browser.contrasts(notebook.panel)]
+    notebook.run(2)
+    title = notebook.cell(2).locator(".gtitle")
+    seen.append(browser.contrasts(title))
+    notebook.start(3)
+    notebook.panel.locator("[data-field=alert]").wait_for()
+    seen.append(browser.contrasts(notebook.panel))
+    notebook.stop()
+    notebook.finish(3)
+    assert [len(texts) > least for texts, least in zip(seen, (20, 0, 20), strict=True)] == [
+        True
+    ] * 3
+    weak = {text: round(x, 1) for texts in seen for text, x in texts.items() if x < 4.5}
+    assert not weak
