@@ -365,7 +365,14 @@ class Ranks:
     def _show_end(self, cell: int, elapsed_s: float, records: list[dict]) -> None:
         """Show what a cell moved and used; a short one is over before its first sample."""
         if self._panel is not None:
-            self._panel.update(last_state(cell, elapsed_s, records))
+            state = last_state(cell, elapsed_s, records)
+            # A rank that recorded nothing (--fast, or not chosen) has its row all the same.
+            silent = set(range(self.size)) - {rank["rank"] for rank in state["ranks"]}
+            state["ranks"] += [
+                {"rank": r, "state": "dead" if r in self._dead else "idle", "collective": None}
+                for r in sorted(silent)
+            ]
+            self._panel.update(state)
 
 
 class _Suspicion:
