@@ -169,6 +169,13 @@ class Lab:
         """The agents, the launchers and the ranks."""
         return [p for p in self.processes() if "dlcourse.ranks" in " ".join(p.cmdline())]
 
+    def role(self, process: psutil.Process) -> str:
+        """What a process is for, and its id: each starts the next."""
+        roles = ("Lab", "kernel", "agent", "launcher", "rank")
+        above = [p.pid for p in process.parents()]
+        depth = above.index(self.server.pid) + 1 if self.server.pid in above else 0
+        return f"{roles[min(depth, 4)]} {process.pid}"
+
     def files(self, pids: Iterable[int]) -> list[str]:
         """Sockets, pipes and shared memory that these processes have made and not removed."""
         found = [str(path) for path in self.temporary.glob("dlc*")]
@@ -325,7 +332,7 @@ figure => {
     const height = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
     if (width > 3 && height > 3) over.push(`${a} / ${b}`);
   }));
-  const shapes = ".plot path, .shapelayer path, .pielayer path, .heatmaplayer image";
+  const shapes = ".trace path, .shapelayer path, .hm image";
   return {
     size: [box.width, box.height],
     shapes: [...figure.querySelectorAll(shapes)].filter(seen).length,

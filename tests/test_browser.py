@@ -151,7 +151,7 @@ def run_lesson(notebook: Notebook) -> Lesson:
     notebook.finish(*code)
     rows = notebook.panel.locator("tr[data-rank]")
     ranks = rows.evaluate_all("rows => rows.map(row => row.dataset.rank)")
-    pss = {f"{p.name()} {p.pid}": browser.pss_bytes(p) for p in notebook.lab.processes()}
+    pss = {notebook.lab.role(p): browser.pss_bytes(p) for p in notebook.lab.processes()}
     cells = notebook.cells()
     figures = {}
     for index, cell in enumerate(cells):
@@ -232,7 +232,8 @@ own = ranks.last.comm.ranks
 print([sum(op["bytes"] for op in rank["ops"].values()) for rank in own])
 print(own[0]["ops"]["all_reduce"]["calls"], ranks.last.throughput.steps)
 """
-    notebook = open_notebook(lab.write("train", [POOL, TRAIN, records]))
+    quiet = ["%%ranks --fast\n1", "%%ranks --fast\nimport time\ntime.sleep(0.5)", "%%ranks 1\n1"]
+    notebook = open_notebook(lab.write("train", [POOL, TRAIN, records, *quiet]))
     notebook.run(0)
     notebook.start(1)
     looks = [{"bytes": [0] * 4, "steps": 0, "seconds": 0}]
@@ -249,9 +250,14 @@ print(own[0]["ops"]["all_reduce"]["calls"], ranks.last.throughput.steps)
     steps = panel.locator("[data-field=steps]").inner_text().replace(",", "")
     assert notebook.run(2) == f"{shown}\n{calls} {steps}\n"
     assert int(steps) >= looks[-1]["steps"] and min(shown) >= min(looks[-1]["bytes"])
+    assert HANGUL.search(panel.inner_text())
     painted = "c => c.getContext('2d').getImageData(2, c.height - 1, 1, 1).data[3]"
     assert panel.locator("canvas").first.evaluate(painted) == 255, "the timeline is empty"
-    assert HANGUL.search(panel.inner_text())
+    # Cells that record nothing, or run in some ranks only, leave all ranks idle in the panel.
+    for index in (3, 4, 5):
+        notebook.run(index)
+        rows = panel.locator("tr[data-rank]")
+        assert rows.evaluate_all("rows => rows.map(r => r.dataset.state)") == ["idle"] * 4, index
 
 
 def test_the_stop_button_ends_a_stuck_collective(open_notebook, lab):
