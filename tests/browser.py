@@ -382,3 +382,38 @@ def figure_facts(figure: Locator) -> dict[str, Any]:
 def contrasts(element: Locator) -> dict[str, float]:
     """The contrast of every text in an element with its background, 1 to 21."""
     return element.evaluate(CONTRASTS)
+
+
+# ------------------------------------------------------------------------------------ the picture
+
+PICTURE = """
+%%ranks
+from dlcourse.models.gpt import GPT
+from dlcourse.parallel.data import OverlappedDataParallel, train
+from dlcourse.training.corpus import Corpus
+
+model = OverlappedDataParallel(GPT(seed=rank))
+losses = train(model, Corpus(), steps=200, batch_size=2 * world_size)
+"""
+
+
+def take_picture(path: Path, steps: int = 12) -> None:
+    """Photograph the panel in Lab while four ranks train a GPT: README.md's picture."""
+    pool = "from dlcourse import Ranks\n\nranks = Ranks(4)"
+    with chromium() as browser, tempfile.TemporaryDirectory() as place, Lab(Path(place)) as lab:
+        page = new_page(browser, width=1000, height=560)
+        notebook = Notebook(page, lab, lab.write("ranks", [pool, PICTURE]))
+        page.evaluate("() => { jupyterapp.shell.collapseLeft(); }")
+        notebook.run(0)
+        notebook.start(1)
+        page.wait_for_function(
+            "steps => +document.querySelector('[data-field=steps]')?.textContent >= steps",
+            arg=steps,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=path)
+        notebook.stop()
+
+
+if __name__ == "__main__":  # python tests/browser.py data/images/panel.png
+    take_picture(Path(sys.argv[1]))
