@@ -6,10 +6,9 @@ happens in the ranks.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
-
-from dlcourse.ranks.magic import register
 
 __version__ = "0.1.0"
 
@@ -40,4 +39,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'dlcourse' has no attribute {name!r}")
 
 
-register()
+if "IPython" in sys.modules:  # a notebook, not a script, the agent or a rank
+    import_module("dlcourse.ranks.magic").register()

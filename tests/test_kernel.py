@@ -11,7 +11,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 SET_UP = "from dlcourse import Ranks, expect_failure\nranks = Ranks(2)"
-PIDS = "import os; print([os.getpid(), *ranks.pids, ranks._host.process.pid])"
+PIDS = "import os; print([os.getpid(), *ranks.pids, ranks.host.process.pid])"
 
 
 class Kernel:

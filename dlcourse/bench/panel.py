@@ -37,14 +37,14 @@ def train(steps):
     return (time.perf_counter() - start) / steps
 train(3)
 ''')
-panel = ranks._panel
+panel = ranks.panel
 assert panel is not None and panel.shown
 """
 
 PAIR = """
 found = []
 for shown in ({order}):
-    ranks._panel = panel if shown else None
+    ranks.panel = panel if shown else None
     ranks.cell("seconds = train({steps})", record={record})
     found.append((shown, max(ranks["seconds"])))
 import json

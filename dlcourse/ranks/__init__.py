@@ -1,6 +1,23 @@
 """Start ranks and talk to them: real processes, one process group, driven from a notebook."""
 
-from dlcourse.ranks.failure import RankError, RanksInterrupted, expect_failure
-from dlcourse.ranks.pool import Ranks, default_pool
+from __future__ import annotations
 
-__all__ = ["RankError", "Ranks", "RanksInterrupted", "default_pool", "expect_failure"]
+from importlib import import_module
+from typing import Any
+
+# Loaded at first use: the agent and the ranks do not need the notebook's side.
+_HOME = {
+    "RankError": "failure",
+    "Ranks": "pool",
+    "RanksInterrupted": "failure",
+    "default_pool": "pool",
+    "expect_failure": "failure",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"dlcourse.ranks.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'dlcourse.ranks' has no attribute {name!r}")

@@ -227,6 +227,8 @@ def _line(state: State) -> str:
     failure = state.failure or {}
     ended = failure.get("interrupted") or failure.get("cut")
     if state.kind == "failed" and failure.get("transport") and not ended:
+        if timed_out(failure):
+            return f"gave up waiting{_in(failure.get('collective'))}{_at(failure)}"
         return f"lost its connection{_in(failure.get('collective'))}{_at(failure)}"
     if state.kind == "failed" and not ended:
         return f"{failure.get('type')}: {failure.get('message')}{_at(failure)}"
@@ -242,6 +244,11 @@ def _line(state: State) -> str:
     else:
         text = "computing"
     return text + (_at({**where["line"]}) if where.get("line") else "")
+
+
+def timed_out(failure: dict[str, Any]) -> bool:
+    """Whether a rank failed because a collective took longer than the group's time-out."""
+    return bool(failure.get("transport")) and "timed out" in failure["message"].lower()
 
 
 def _in(call: dict[str, Any] | None) -> str:
@@ -285,5 +292,6 @@ __all__ = [
     "find_deadlock",
     "ranges",
     "report",
+    "timed_out",
     "uneven_progress",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from typing import Any, NoReturn
 
 from dlcourse.ranks.failure import expect_failure
@@ -60,8 +59,6 @@ def ranks_magic(line: str, source: str) -> Any:
 
 def register() -> None:
     """Make `%%ranks` known to the notebook, if this runs in one."""
-    if "IPython" not in sys.modules:  # a script, the agent or a rank
-        return
     from IPython import get_ipython
 
     shell = get_ipython()
