@@ -12,6 +12,8 @@ import browser
 import psutil
 import pytest
 from browser import Lab, Notebook, Watch, alive, until
+from playwright.sync_api import expect
+from test_panel import SHOW
 
 from dlcourse.course.catalog import LESSONS, written_lessons
 
@@ -178,9 +180,7 @@ def lessons(open_notebook) -> Callable[[str, str], Lesson]:
     return get
 
 
-@pytest.mark.parametrize(
-    ("name", "lang"), [("00_start", "ko"), ("00_start", "en"), ("01_collectives", "ko")]
-)
+@pytest.mark.parametrize(("name", "lang"), [("00_start", "ko"), ("00_start", "en")])
 def test_a_lesson_runs_from_top_to_bottom(name, lang, lessons):
     lesson = lessons(name, lang)
     for cell in lesson.cells:
@@ -275,6 +275,59 @@ def test_the_stop_button_ends_a_stuck_collective(open_notebook, lab):
     assert "rank 0     computing" in notebook.cell(1).locator(".jp-OutputArea").inner_text()
     assert notebook.run(2) == "".join(f"rank {r}: {10 * r}\n" for r in range(4)).rstrip()
     assert sorted(p.pid for p in lab.of_ranks()) == pids
+
+
+# ------------------------------------------------------------------------------- the panel itself
+
+FIGURE = """
+from dlcourse.panel.figures import bars_figure, show_defaults
+show_defaults()
+bars_figure(['DDP', 'ours'], [1.0, 2.0], axis='s', lang='ko')
+"""
+
+
+def test_the_panel_folds_and_docks_and_shows_what_it_is_given(open_notebook, lab):
+    """States that real ranks reach too seldom for a test: a dead rank, exact values."""
+    end = "s = state(900, busy=False); s['ranks'][2]['state'] = 'dead'; panel.update(s)"
+    show = SHOW.replace("Panel(4)", "Panel(4, 'ko')")
+    notebook = open_notebook(lab.write("panel", [show, "panel.update(state(5))", end, FIGURE]))
+    panel, page = notebook.panel, notebook.page
+    notebook.run(0)
+    expect(panel.locator("[data-field=title]")).to_have_text("랭크 4개")
+    expect(panel.locator("[data-field=status]")).to_have_text("준비됨")
+    notebook.run(1)
+    rows = panel.locator("tr[data-rank]")
+    expect(rows).to_have_count(4)
+    part = panel.locator("[data-rank='2'][data-field='memory.gradients']")
+    expect(part).to_have_attribute("data-value", "5001")
+    expect(panel.locator("[data-rank='2'][data-field=memory]")).to_have_text("29.3 KiB")
+    expect(panel.locator("[data-op=all_reduce]")).to_have_text("5 B · 5×")
+    notebook.run(2)
+    expect(part).to_have_attribute("data-value", "900001")
+    expect(panel.locator("[data-rank='2'][data-field=state]")).to_contain_text("종료됨")
+    expect(panel.locator("[data-field=alert]")).to_contain_text("2번 랭크")
+    expect(rows.nth(2)).to_have_attribute("data-state", "dead")
+    assert panel.bounding_box()["height"] < 225
+    # Folded away, and back.
+    fold = panel.locator("[data-field=fold]")
+    fold.click()
+    expect(rows.first).to_be_hidden()
+    assert fold.get_attribute("aria-expanded") == "false"
+    fold.click()
+    expect(rows.first).to_be_visible()
+    notebook.run(3)
+    figure = page.locator(".jp-RenderedPlotly")
+    expect(figure.locator(".gtitle")).to_have_text("ours: DDP의 2배")
+    expect(figure.locator(".bars path")).to_have_count(2)
+    # With the panel's cell out of sight, a strip at the foot of the notebook stays.
+    notebook.cell(3).evaluate("cell => cell.style.marginTop = '1500px'")
+    figure.scroll_into_view_if_needed()
+    strip = page.locator(".jp-NotebookPanel > .dlc-docked")
+    expect(strip.locator("[data-field=status]")).to_be_visible()
+    assert strip.bounding_box()["height"] < 60
+    strip.locator("[data-field=close]").click()
+    expect(strip).to_have_count(0)
+    assert (notebook.watch.outside, notebook.watch.errors) == ([], [])
 
 
 # ------------------------------------------------------------------------------- the end
