@@ -1,0 +1,298 @@
+"""Pipeline parallelism: each rank has some layers, and executes its row of a schedule.
+
+model = PipelineParallel(GPT(), one_f_one_b(num_ranks=4, num_micro_batches=8))
+loss = model.step(tokens, targets)    # forward and backward of the batch, in all ranks
+optimizer.step()                      # each rank updates its own layers
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dlcourse.collectives.p2p import exchange
+from dlcourse.measure import mark_step
+from dlcourse.models.gpt import GPT
+from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.parallel.schedules import Action, Schedule
+from dlcourse.parallel.simulate import Gantt, validate
+from dlcourse.parallel.stages import Sleeper, Stage, StageWorker, split_layers
+from dlcourse.training.corpus import Corpus
+
+Message = tuple[str, int, int]  # "F" or "B", micro-batch, and the stage that needs it
+
+
+@dataclass
+class Channel:
+    """Messages from one other rank to this one, in the order in which that rank sends them."""
+
+    messages: list[Message] = field(default_factory=list)
+    done: dict[Message, list[Message]] = field(default_factory=dict)  # ours that it had used before
+    posted: int = 0
+
+
+class Runtime:
+    """Executes one rank's row of a schedule: receive what the action needs, do it, send it on.
+
+    A receive is posted one message ahead, and a send is never waited for until the other rank is
+    known to have used it: from the schedule, which all ranks have. So where ``validate`` finds no
+    deadlock, there is none. Tried over Gloo; over NCCL both directions between two ranks share a
+    stream and would have to be started as one (``batch_isend_irecv``).
+
+    Args:
+        schedule: for all ranks.
+        workers: this rank's chunks, each a ``StageWorker`` (or a ``Sleeper``).
+        process_group: as many ranks as the schedule has.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        workers: Sequence[StageWorker | Sleeper],
+        *,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        check_schedule(schedule, dist.get_world_size(process_group))
+        self.schedule, self.workers, self.group = schedule, workers, process_group
+        self.rank = dist.get_rank(process_group)
+        self.actions = schedule.ranks[self.rank]
+        self.channels = {r: self._channel(r) for r in range(schedule.num_ranks) if r != self.rank}
+        self.spans: list[tuple[float, float, Action]] = []  # of the last step, in seconds
+
+    def _channel(self, other: int) -> Channel:
+        channel, used = Channel(), []
+        for action in self.schedule.ranks[other]:
+            need = self._need(other, action)
+            if need is not None and self._maker(need) == self.rank:
+                used.append(need)
+            made = self._made(other, action)
+            if made is not None and self.schedule.where(made[2])[0] == self.rank:
+                channel.messages.append(made)
+                channel.done[made], used = used, []
+        return channel
+
+    def _need(self, rank: int, action: Action) -> Message | None:
+        """The message without which an action cannot begin."""
+        stage = self.schedule.stage(rank, action.chunk)
+        if action.kind == "W" or stage == (
+            0 if action.kind == "F" else self.schedule.num_stages - 1
+        ):
+            return None
+        return action.kind[0], action.micro_batch, stage
+
+    def _made(self, rank: int, action: Action) -> Message | None:
+        """The message that an action makes, for the stage before or behind."""
+        stage = self.schedule.stage(rank, action.chunk) + (1 if action.kind == "F" else -1)
+        if action.kind == "W" or not 0 <= stage < self.schedule.num_stages:
+            return None
+        return action.kind[0], action.micro_batch, stage
+
+    def _maker(self, message: Message) -> int:
+        kind, _, stage = message
+        return self.schedule.where(stage - 1 if kind == "F" else stage + 1)[0]
+
+    def run(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor], like: Tensor
+    ) -> list[Tensor]:
+        """All of this rank's actions, once.
+
+        Args:
+            inputs, targets: for each micro-batch; used by the first and by the last stage.
+            like: what travels between stages has its shape, dtype and device.
+
+        Returns:
+            The last stage's outputs, in its rank; an empty list in the others.
+        """
+        self.arriving: dict[Message, tuple[Tensor, dist.Work]] = {}
+        self.leaving: dict[Message, tuple[Tensor, dist.Work]] = {}
+        self.here: dict[Message, Tensor] = {}  # from one chunk of this rank to the other
+        self.spans, self.like, outputs = [], like, []
+        for other, channel in self.channels.items():
+            channel.posted = 0
+            self._expect_next(other)
+        for action in self.actions:
+            kind, i, chunk = action
+            stage, worker = self.schedule.stage(self.rank, chunk), self.workers[chunk]
+            need, made = self._need(self.rank, action), self._made(self.rank, action)
+            arrived = None if need is None else self._receive(need)
+            start = time.perf_counter()
+            if kind == "F":
+                x = inputs[i] if arrived is None else arrived
+                if stage == self.schedule.num_stages - 1:
+                    # The only place that divides by the number of micro-batches
+                    scale = 1 / self.schedule.num_micro_batches
+                    outputs.append(worker.forward(i, x, targets[i], scale=scale))
+                else:
+                    result = worker.forward(i, x)
+            elif kind == "BW":
+                result = worker.backward(i, arrived)
+            elif kind == "B":
+                result = worker.backward_input(i, arrived)
+            else:
+                worker.backward_weight(i)
+            if made is not None:
+                self._send(made, result)
+            self.spans.append((start, time.perf_counter(), action))
+        for _, work in self.leaving.values():
+            work.wait()
+        return outputs
+
+    def _send(self, message: Message, tensor: Tensor | None) -> None:
+        tensor = torch.zeros_like(self.like) if tensor is None else tensor.contiguous()
+        to = self.schedule.where(message[2])[0]
+        if to == self.rank:
+            self.here[message] = tensor
+        else:  # the tensor must stay alive until it has left
+            self.leaving[message] = tensor, dist.isend(tensor, group=self.group, group_dst=to)
+
+    def _receive(self, message: Message) -> Tensor:
+        if message in self.here:
+            return self.here.pop(message)
+        source = self._maker(message)
+        while message not in self.arriving:
+            self._expect_next(source)
+        tensor, work = self.arriving.pop(message)
+        work.wait()
+        self._expect_next(source)
+        for used in self.channels[source].done[message]:
+            self.leaving.pop(used)[1].wait()
+        return tensor
+
+    def _expect_next(self, source: int) -> None:
+        channel = self.channels[source]
+        if channel.posted < len(channel.messages):
+            tensor = torch.empty_like(self.like)
+            work = dist.irecv(tensor, group=self.group, group_src=source)
+            self.arriving[channel.messages[channel.posted]] = tensor, work
+            channel.posted += 1
+
+
+class PipelineParallel(nn.Module):
+    """A GPT in stages. ``parameters()`` are those of this rank's layers.
+
+    Args:
+        model: the same configuration in every rank; the first rank's weights count.
+        schedule: who does what when; as many ranks as the process group.
+        process_group: the ranks of the pipeline; all of them by default.
+
+    Raises:
+        ValueError: before anything is sent: more stages than layers, ranks that do not match, a
+            schedule that is incomplete or deadlocks.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        schedule: Schedule,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        check_schedule(schedule, dist.get_world_size(process_group), model.config.n_layer)
+        broadcast_module(model, process_group=process_group)
+        rank = dist.get_rank(process_group)
+        layers = split_layers(model.config.n_layer, schedule.num_stages)
+        stages = [schedule.stage(rank, chunk) for chunk in range(schedule.num_chunks)]
+        self.config, self.schedule, self.process_group = model.config, schedule, process_group
+        self.stages = nn.ModuleList(Stage(model, layers[stage]) for stage in stages)
+        splits = any(action.kind == "B" for action in schedule.ranks[rank])
+        workers = [StageWorker(stage, splits=splits) for stage in self.stages]
+        self.runtime = Runtime(schedule, workers, process_group=process_group)
+        self.last_rank = schedule.where(schedule.num_stages - 1)[0]
+
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Forward and backward of a batch; adds to every ``.grad``.
+
+        Returns:
+            The mean loss over the batch in the rank of the last stage, 0 in the others.
+
+        Raises:
+            ValueError: the batch does not divide into the schedule's micro-batches.
+        """
+        m = self.schedule.num_micro_batches
+        if tokens_BT.size(0) % m:
+            raise ValueError(
+                f"a batch of {tokens_BT.size(0)} sequences does not divide into {m} micro-batches: "
+                f"give a multiple of {m}"
+            )
+        inputs, targets = tokens_BT.chunk(m), targets_BT.chunk(m)
+        weight = next(self.parameters())
+        like = weight.new_empty((*inputs[0].shape, self.config.n_embd))
+        losses = self.runtime.run(inputs, targets, like)
+        self._add_tied_gradients()
+        return torch.stack(losses).sum() if losses else weight.new_zeros(())
+
+    def _add_tied_gradients(self) -> None:
+        """One process adds the gradients of both uses of a tied matrix; so do its two copies."""
+        if not self.config.tie_embeddings:
+            return
+        copies = [s.token_embedding.weight for s in self.stages if s.is_first]
+        copies += [s.head.weight for s in self.stages if s.is_last]
+        mine = [copy.grad for copy in copies if copy.grad is not None]
+        if len(mine) == 1:  # the other copy is in another rank
+            first_or_last = self.last_rank if self.runtime.rank == 0 else 0
+            arrived = torch.empty_like(mine[0])
+            messages = [(mine[0], first_or_last)], [(arrived, first_or_last)]
+            exchange(sends=messages[0], receives=messages[1], group=self.process_group)
+            mine[0] += arrived
+        elif mine:
+            mine[0] += mine[1]
+            mine[1].copy_(mine[0])
+
+
+def check_schedule(schedule: Schedule, num_ranks: int, num_layers: int | None = None) -> None:
+    """What can be refused before any rank starts: ValueError with both numbers."""
+    if schedule.num_ranks != num_ranks:
+        raise ValueError(
+            f"the schedule {schedule.name!r} is for {schedule.num_ranks} ranks and there are "
+            f"{num_ranks}: make one with num_ranks={num_ranks}"
+        )
+    if num_layers is not None:
+        split_layers(num_layers, schedule.num_stages)
+    validate(schedule)
+
+
+def gather_spans(runtime: Runtime) -> Gantt:
+    """The measured Gantt of the last step, the same in every rank; seconds from the first start.
+
+    The ranks' clocks must be one: true on one machine.
+    """
+    rows: list[list] = [[] for _ in range(runtime.schedule.num_ranks)]
+    dist.all_gather_object(rows, runtime.spans, group=runtime.group)
+    zero = min(row[0][0] for row in rows)
+    return Gantt([[(a - zero, b - zero, Action(*action)) for a, b, action in row] for row in rows])
+
+
+def train(
+    model: PipelineParallel,
+    corpus: Corpus,
+    *,
+    steps: int,
+    batch_size: int = 16,
+    block: int = 128,
+    lr: float = 1e-3,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> list[float]:
+    """Train in every rank, on ``batch_size`` sequences a step, split into the micro-batches.
+
+    Returns:
+        The loss of each step: the same numbers in every rank, and those of one process.
+    """
+    device = next(model.parameters()).device
+    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
+    is_last = model.runtime.rank == model.last_rank
+    losses = torch.zeros(steps, device=device)
+    for step in range(steps):
+        tokens_BT, targets_BT = corpus.batch(step, micro_batch=batch_size, block=block)
+        optimizer.zero_grad()
+        losses[step] = model.step(tokens_BT.to(device), targets_BT.to(device))
+        optimizer.step()
+        # All ranks work on the same tokens: one of them counts
+        mark_step(tokens=is_last * tokens_BT.numel(), loss=losses[step] if is_last else None)
+    dist.broadcast(losses, group=model.process_group, group_src=model.last_rank)
+    return losses.tolist()
