@@ -1,0 +1,87 @@
+"""Step time of the course's tensor parallelism over that of torch's DTensor.
+
+Both train the lesson's GPT in the same ranks, one step of one and one step of the other in turn, so
+that whatever else the machine does hits both alike. Only the ratio means something elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+
+from dlcourse import Ranks
+from dlcourse.parallel.shards import check_tensor_parallel
+
+TARGET = 1.0
+
+
+def measure(steps: int, batch_size: int, block: int) -> tuple[list[float], list[float]]:
+    """In every rank: seconds of each step, ours and DTensor's (16 all-reduces a step in both)."""
+    import time
+
+    import torch
+    import torch.distributed as dist
+
+    from dlcourse.models.gpt import GPT
+    from dlcourse.parallel import tensor
+    from dlcourse.peers import tensor_parallel as peer
+    from dlcourse.training.corpus import Corpus
+
+    ours = tensor.tensor_parallel(GPT(), vocabulary=False)
+    theirs = peer.tensor_parallel(GPT())
+    optimizers = {model: torch.optim.AdamW(model.parameters()) for model in (ours, theirs)}
+    seconds: dict[torch.nn.Module, list[float]] = {ours: [], theirs: []}
+    corpus = Corpus()
+    num_warm_up = 3
+    for step in range(steps + num_warm_up):
+        tokens, targets = corpus.batch(step, micro_batch=batch_size, block=block)
+        for model in (ours, theirs) if step % 2 else (theirs, ours):
+            dist.barrier()
+            start = time.perf_counter()
+            optimizers[model].zero_grad()
+            model(tokens, targets).backward()
+            optimizers[model].step()
+            if step >= num_warm_up:
+                seconds[model].append(time.perf_counter() - start)
+    return seconds[ours], seconds[theirs]
+
+
+def slowest(per_rank: Sequence[Sequence[float]]) -> list[float]:
+    """A step is over when the last rank has finished it."""
+    return [max(step) for step in zip(*per_rank, strict=True)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the ratio; 0 where it meets the target, 1 where it does not."""
+    parser = argparse.ArgumentParser(prog="dlcourse bench tensor_parallel", description=__doc__)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument(
+        "--batch-size", type=int, default=4, help="sequences, the same in all ranks"
+    )
+    parser.add_argument("--block", type=int, default=128, help="tokens in a sequence")
+    args = parser.parse_args(argv)
+    if args.steps < 2 or args.batch_size < 1:
+        parser.error("give at least 2 steps and at least 1 sequence")
+    check_tensor_parallel(n_head=4, n_embd=128, size=args.ranks)
+    with Ranks(args.ranks) as ranks:
+        per_rank = ranks.run(measure, args.steps, args.batch_size, args.block)
+    ours, dtensor = (slowest(of_ranks) for of_ranks in zip(*per_rank, strict=True))
+    low, ratio, high = statistics.quantiles(
+        [mine / theirs for mine, theirs in zip(ours, dtensor, strict=True)], n=4
+    )
+    print(
+        f"{args.ranks} ranks, {args.steps} steps of each in turn, median step: "
+        f"ours {1e3 * statistics.median(ours):.1f} ms, "
+        f"DTensor {1e3 * statistics.median(dtensor):.1f} ms"
+    )
+    print(
+        f"tensor_parallel: {ratio:.3f} times DTensor's step time "
+        f"(half of the pairs {low:.3f} to {high:.3f}), target at most {TARGET}"
+    )
+    return 0 if ratio <= TARGET else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

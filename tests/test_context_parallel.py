@@ -1,0 +1,143 @@
+"""Ring attention must be full attention, in value and gradient.
+
+Tolerances: partial softmaxes are merged by their log-sum-exp, which rounds otherwise than one
+softmax does: 1e-12 in float64, and in float32 2e-6 for values of size 1.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import cloudpickle
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from dlcourse import Ranks
+from dlcourse.measure.recorder import Recorder
+from dlcourse.parallel.context import (
+    attend,
+    blocks_of_work,
+    chunks_of,
+    merge,
+    ring_attention,
+    split_sequence,
+)
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
+
+
+@pytest.fixture(scope="module")
+def run():
+    with Ranks(4, default=False) as pool:
+        yield pool.run
+
+
+def ring_beside_whole(dtype, balanced, T=24):
+    """Largest differences of the output and of the gradients of q, k and v; bytes sent."""
+    random = torch.Generator().manual_seed(0)
+    q, k, v, weight = (torch.randn(2, 3, T, 8, generator=random, dtype=dtype) for _ in range(4))
+    whole = [x.clone().requires_grad_() for x in (q, k, v)]
+    wanted = F.scaled_dot_product_attention(*whole, is_causal=True)
+    (wanted * weight).sum().backward()
+
+    def mine(x):
+        return split_sequence(x, dim=2, balanced=balanced)
+
+    parts = [mine(x).clone().requires_grad_() for x in (q, k, v)]
+    recorder = Recorder(dist.get_rank(), dist.get_world_size())
+    recorder.start()
+    out = ring_attention(*parts, balanced=balanced)
+    (out * mine(weight)).sum().backward()
+    comm = recorder.stop()["comm"]
+    sent = sum(event["bytes"] for event in comm if event["op"] == "send")
+    off = [(out - mine(wanted)).abs().max().item()]
+    off += [
+        (part.grad - mine(x.grad)).abs().max().item() for part, x in zip(parts, whole, strict=True)
+    ]
+    return max(off), sent / (parts[1].nbytes + parts[2].nbytes)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("dtype,allowed", [(torch.float64, 1e-12), (torch.float32, 2e-6)])
+def test_equals_full_attention(run, dtype, allowed, balanced):
+    for off, sent in run(ring_beside_whole, dtype, balanced):
+        assert off < allowed
+        assert sent == 3 + 3 + 4  # keys and values: p - 1, p - 1; their gradients come home: p
+
+
+def test_a_world_of_one_and_groups_of_two(run):
+    def in_groups():
+        rank = dist.get_rank()
+        pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        singles = [dist.new_group([r]) for r in range(4)]
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(1, 1, 8, 4, dtype=torch.float64) for _ in range(3))
+        wanted = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        off = []
+        for group in (pairs[rank // 2], singles[rank]):
+            parts = [split_sequence(x, group, dim=2) for x in (q, k, v)]
+            mine = split_sequence(wanted, group, dim=2)
+            off.append((ring_attention(*parts, group) - mine).abs().max().item())
+        return max(off)
+
+    assert max(run(in_groups)) < 1e-12
+
+
+def test_the_balanced_split_shares_work_equally():
+    for size in (1, 2, 4, 7):
+        plain = [blocks_of_work(rank, size, balanced=False) for rank in range(size)]
+        fair = [blocks_of_work(rank, size, balanced=True) for rank in range(size)]
+        assert sum(plain) == sum(fair) == 2 * size**2
+        assert fair == [2.0 * size] * size
+        assert plain == [4 * rank + 2 for rank in range(size)]
+        held = sorted(c for rank in range(size) for c in chunks_of(rank, size, balanced=True))
+        assert held == list(range(2 * size))
+
+
+def test_merging_is_exact_in_any_order():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(4, 8), torch.randn(9, 8), torch.randn(9, 8)
+    wanted, total = attend(q, k, v, causal=False)
+    pieces = [attend(q, k[i : i + 3], v[i : i + 3], causal=False) for i in (0, 3, 6)]
+    for order in ((0, 1, 2), (2, 0, 1)):
+        out, lse = torch.zeros(4, 8), torch.full((4,), float("-inf"))
+        for i in order:
+            out, lse = merge(out, lse, *pieces[i])
+        assert torch.allclose(out, wanted, atol=1e-6)
+        assert torch.allclose(lse, total, atol=1e-6)
+
+
+def test_sequences_that_do_not_divide(run):
+    def refused():
+        found = []
+        for split in (
+            lambda: split_sequence(torch.zeros(1, 12), balanced=True),
+            lambda: split_sequence(torch.zeros(1, 6), balanced=False),
+            lambda: ring_attention(*torch.zeros(3, 1, 1, 3, 2)),
+        ):
+            try:
+                split()
+            except ValueError as error:
+                found.append(str(error))
+        return found
+
+    for messages in run(refused):
+        assert "sequence length=12 cannot be cut into 8" in messages[0]
+        assert "sequence length=6 cannot be cut into 4" in messages[1]
+        assert "positions of a rank=3 cannot be cut into 2" in messages[2]
+
+
+def test_a_step_as_one_rank_of_64():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=5, world_size=64, store=FakeStore())
+    try:
+        with FakeTensorMode():
+            q, k, v = (torch.zeros(1, 2, 16, 8, requires_grad=True) for _ in range(3))
+            ring_attention(q, k, v).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert q.grad.shape == q.shape
