@@ -1,8 +1,8 @@
 # %% [markdown] lang="en"
 # # 03 Data parallelism: the same model, sooner
 #
-# Training takes nine days on one GPU. Seven more GPUs stand idle beside it. You want the same
-# model at the end, only sooner.
+# Say that training takes nine days on one GPU, and seven more stand idle beside it. You want the
+# same model at the end, only sooner.
 #
 # So what exactly should each of the eight do? What must they tell each other, how often, and how
 # many bytes is that? And is the result really the *same* model?
@@ -10,10 +10,10 @@
 # You will answer with numbers from this machine, and on the way build what PyTorch's DDP does, in
 # three small classes. You need the all-reduce of [lesson 01](01_collectives.ipynb). 30 to 40
 # minutes.
-# %% [markdown] lang="ko" en="c00d9cbb"
+# %% [markdown] lang="ko" en="91c0db53"
 # # 03 데이터 병렬화(data parallelism): 같은 모델을 더 빨리
 #
-# GPU 한 개로 학습하면 9일이 걸립니다. 옆에는 GPU 일곱 개가 놀고 있습니다. 똑같은 모델을 더 빨리 얻고
+# GPU 한 개로 학습하면 9일이 걸리는데, 옆에 GPU 일곱 개가 놀고 있다고 합시다. 똑같은 모델을 더 빨리 얻고
 # 싶습니다.
 #
 # 그렇다면 여덟 개는 각각 무슨 일을 해야 할까요? 서로 무엇을, 얼마나 자주, 몇 바이트나 주고받아야 할까요?
@@ -39,7 +39,7 @@ steps = 5
 # ```
 # %% [markdown] lang="ko" en="aece91f6"
 # 계획은 이렇습니다. 랭크(rank)마다 모델의 **복제본**과 배치의 **한 부분**을 갖습니다. 역전파가 끝나면
-# 그래디언트(gradient)를 모아 평균을 냅니다. 그다음 모두 똑같이 한 스텝을 내딛습니다.
+# 그래디언트(gradient)를 모아 평균을 냅니다. 그다음 모두 똑같이 파라미터를 고칩니다.
 #
 # ```mermaid
 # flowchart LR
@@ -64,7 +64,7 @@ ranks.cell(f"steps = {steps}")
 # Python's standard library.
 # %% [markdown] lang="ko" en="e5f9c8cf"
 # 일부러 허술하게 시작해 보겠습니다. 랭크마다 서로 다른 시드로 GPT를 만들고, 배치에서 자기 몫을
-# 가져옵니다. 128바이트짜리 시퀀스 두 개입니다. 글은 진짜 글, 파이썬 표준 라이브러리의 소스 코드입니다.
+# 가져옵니다. 128바이트짜리 시퀀스 두 개이고, 내용은 파이썬 표준 라이브러리의 소스 코드입니다.
 # %%
 # %%ranks
 from dlcourse.models.gpt import GPT
@@ -85,10 +85,10 @@ text, round(loss, 4)
 # sends its parameters to everybody. `replica_drift` is the largest difference between any two
 # ranks.
 # %% [markdown] lang="ko" en="f0f058cf"
-# 손실이 서로 다른 이유는 둘입니다. 글이 다릅니다. 이것은 계획대로입니다. 그런데 *모델*도 다릅니다. 서로
+# 손실이 서로 다른 이유는 둘입니다. 읽은 글이 다른 것은 계획대로입니다. 그런데 *모델*도 다릅니다. 서로
 # 다른 모델의 그래디언트를 평균 내 봐야 아무 의미가 없습니다.
 #
-# 첫 스텝을 내딛기 전에 무엇이 갖춰져야 할까요? 모든 복제본이 비트 하나까지 같아야 합니다. 그래서 랭크 0이
+# 첫 스텝을 시작하기 전에 무엇이 갖춰져 있어야 할까요? 모든 복제본이 비트 하나까지 같아야 합니다. 그래서 랭크 0이
 # 자기 파라미터를 모두에게 보냅니다. `replica_drift`는 랭크끼리 가장 크게 벌어진 차이입니다.
 # %%
 # %%ranks
@@ -145,12 +145,13 @@ losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 naive = ranks.last
 naive.comm.figure()
 # %% [markdown] lang="en"
-# The bar shows what theory says for the buffers that were handed over. What has really left this
-# process? Linux counts the bytes of each TCP connection. One step's exchange once more, between two
-# readings:
-# %% [markdown] lang="ko" en="697d2f47"
-# 막대는 넘긴 버퍼로 계산한 이론값입니다. 이 프로세스에서 실제로 나간 것은 얼마일까요? 리눅스는 TCP 연결마다
-# 바이트를 셉니다. 한 스텝의 교환을 한 번 더 하면서 앞뒤로 값을 읽어 봅니다.
+# The bar shows what theory says for the buffers of all five steps (`all_gather` collected the
+# losses). What really leaves a process in *one* step? Linux counts the bytes of each TCP connection;
+# the subtitle comes from there. One step's exchange once more, between two readings:
+# %% [markdown] lang="ko" en="6d26fc4f"
+# 막대는 다섯 스텝에 쓴 버퍼로 계산한 이론값입니다(`all_gather`는 손실을 모은 것입니다). *한* 스텝에
+# 프로세스에서 실제로 나가는 것은 얼마일까요? 리눅스는 TCP 연결마다 바이트를 셉니다. 제목 아래 측정값도
+# 여기에서 왔습니다. 한 스텝의 교환을 한 번 더 하면서 앞뒤로 값을 읽어 봅니다.
 # %%
 # %%ranks --fast
 from dlcourse.collectives.wire import wire_counters
@@ -163,13 +164,13 @@ sent = [count for count in ranks["sent"] if count is not None] or [to_send]
 compare("03.bytes", sum(sent) / len(sent))
 assert naive.comm.ranks[0]["ops"]["all_reduce"]["bytes"] == steps * parameter_bytes
 # %% [markdown] lang="en"
-# The prediction holds. The small rest is headers that Gloo puts in front of each message, as many
+# The formula holds. The small rest is headers that Gloo puts in front of each message, as many
 # bytes for a tiny message as for a large one. Remember that.
 #
 # But is it the same training? The same steps once more, and beside them one process that reads the
 # whole batch alone.
-# %% [markdown] lang="ko" en="9a00a649"
-# 예측이 맞았습니다. 조금 남는 것은 Gloo가 메시지마다 앞에 붙이는 헤더이고, 작은 메시지에도 큰 메시지와 똑같이
+# %% [markdown] lang="ko" en="33236c39"
+# 공식이 맞았습니다. 조금 남는 것은 Gloo가 메시지마다 앞에 붙이는 헤더이고, 작은 메시지에도 큰 메시지와 똑같이
 # 붙습니다. 기억해 두세요.
 #
 # 그런데 정말 같은 학습일까요? 같은 스텝을 한 번 더 하고, 배치 전체를 혼자 읽는 단일 프로세스와 견줘 봅니다.
@@ -217,13 +218,17 @@ show_step(naive, "NaiveDataParallel")
 # And there are 57 messages, one a parameter, each of which costs a latency; most are tiny.
 #
 # First the messages. Put neighbouring gradients into one flat **bucket** and send that. A gradient
-# becomes a *view* into its bucket, so the sum arrives where it is needed.
-# %% [markdown] lang="ko" en="b3bb290f"
+# becomes a *view* into its bucket, so the sum arrives where it is needed. First one bucket, then the
+# class that fills and sends them:
+# %% [markdown] lang="ko" en="062c6860"
 # 문제는 둘입니다. 통신은 역전파가 다 끝나야 시작되고, 그동안 아무도 계산하지 않습니다. 게다가 메시지가
 # 파라미터마다 하나씩 57개입니다. 대부분 아주 작은데, 하나하나 지연 시간(latency)을 치릅니다.
 #
 # 메시지부터 줄여 봅시다. 이웃한 그래디언트를 평평한 **버킷**(bucket) 하나에 담아 한꺼번에 보냅니다.
-# 그래디언트는 버킷의 *뷰*(view)가 되므로, 합은 필요한 자리에 바로 도착합니다.
+# 그래디언트는 버킷의 *뷰*(view)가 되므로, 합은 필요한 자리에 바로 도착합니다. 먼저 버킷 하나를 보고,
+# 이어서 버킷을 채워 보내는 클래스를 봅니다.
+# %%
+show("dlcourse.parallel.buckets:Bucket")
 # %% source="dlcourse.parallel.data:BucketedDataParallel"
 # %%
 # %%ranks
@@ -235,7 +240,8 @@ losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 # %% [markdown] lang="en"
 # Seven messages in place of 57. Now the gap. Backward runs from the last layer to the first, so the
 # *last* layer's gradient is ready long before backward ends. Why wait? Send a bucket as soon as it
-# is full, while backward goes on with the next layers:
+# is full, while backward goes on with the next layers. PyTorch helps: it calls a **hook**, a
+# function of ours, whenever a gradient is complete.
 #
 # ```mermaid
 # flowchart LR
@@ -244,10 +250,11 @@ losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 #   B -. bucket 1 .-> Y([all-reduce])
 #   C -. bucket 2 .-> Z([all-reduce])
 # ```
-# %% [markdown] lang="ko" en="3d8458b0"
+# %% [markdown] lang="ko" en="43559d5c"
 # 57개가 7개로 줄었습니다. 이제 빈틈을 메울 차례입니다. 역전파는 마지막 층에서 첫 층으로 갑니다. 그래서
 # *마지막* 층의 그래디언트는 역전파가 끝나기 한참 전에 준비됩니다. 기다릴 이유가 있을까요? 버킷이 차는 대로
-# 보내고, 역전파는 다음 층을 계속 계산하면 됩니다.
+# 보내고, 역전파는 다음 층을 계속 계산하면 됩니다. 그래디언트 하나가 완성될 때마다 PyTorch가 우리가 걸어
+# 둔 함수, 곧 **훅**(hook)을 불러 줍니다.
 #
 # ```mermaid
 # flowchart LR
@@ -292,15 +299,22 @@ head = ("implementation", "messages", "early", "hidden")
 assert [early for _, _, early, _ in rows] == [0, 0, rows[2][1]]
 Table([t(f"data_parallel.{key}") for key in head], rows)
 # %% [markdown] lang="en"
+# Overlapped sends every message from a hook, so even the last one leaves early. The few percent that
+# Bucketed hides lie under copying into the next bucket.
+#
 # How large should a bucket be? With buckets of $b$ bytes there are $S/b$ messages, each with a
-# latency $\alpha$. And the last bucket leaves when backward is over: its time $\beta b$ cannot be
-# hidden. The sum $\frac{S}{b}\alpha + \beta b$ is least at $b = \sqrt{S\alpha/\beta}$.
+# latency $\alpha$. And the last bucket leaves with the last gradient: no computation remains that
+# could hide its time $\beta b$ ($\beta$: seconds a byte). The sum $\frac{S}{b}\alpha + \beta b$ is least at $b = \sqrt{S\alpha/\beta}$.
 #
 # **Predict** the best size in bytes. For the formula, $\alpha$ and $\beta$ are measured first.
-# %% [markdown] lang="ko" en="28393304"
+# %% [markdown] lang="ko" en="7c610bc1"
+# Overlapped는 모두 훅에서 보내므로 마지막 메시지까지 역전파가 끝나기 전에 떠납니다. Bucketed가 숨긴 몇
+# %는 다음 버킷에 복사하는 동안입니다.
+#
 # 버킷은 얼마나 커야 할까요? 버킷이 $b$바이트면 메시지는 $S/b$개이고, 하나하나 지연 시간 $\alpha$를
-# 치릅니다. 한편 마지막 버킷은 역전파가 끝나야 떠나므로, 보내는 시간 $\beta b$를 숨길 수 없습니다. 합
-# $\frac{S}{b}\alpha + \beta b$는 $b = \sqrt{S\alpha/\beta}$일 때 가장 작습니다.
+# 치릅니다. 한편 마지막 버킷은 마지막 그래디언트와 함께 떠나서 그 뒤에 남은 계산이 없으므로, 보내는 시간
+# $\beta b$를 숨길 수 없습니다($\beta$는 1바이트를 보내는 시간). 합 $\frac{S}{b}\alpha + \beta b$는
+# $b = \sqrt{S\alpha/\beta}$일 때 가장 작습니다.
 #
 # 가장 좋은 버킷 크기를 바이트로 **예측해 보세요.** 공식에 넣을 $\alpha$와 $\beta$를 먼저 잽니다.
 # %%
@@ -348,14 +362,14 @@ sweep_figure(
 )
 # %% [markdown] lang="en"
 # Left: many messages, latency dominates. Right: 4 MiB holds the whole model, so everything leaves at
-# the end and nothing is hidden. Between them the curve is flat.
+# the end and nothing is hidden. In between, differences are small and change from run to run.
 #
 # Two reasons why your best point may lie elsewhere. The machine is noisy: do not trust the third
 # digit. And here the same cores compute *and* send, so hiding gains little, and even the right end
 # may win; the formula knows nothing of that.
-# %% [markdown] lang="ko" en="729430e6"
+# %% [markdown] lang="ko" en="43fa1724"
 # 왼쪽 끝은 메시지가 많아 지연 시간이 지배합니다. 오른쪽 끝의 4 MiB에는 모델 전체가 들어가므로, 모두 맨
-# 끝에 떠나고 아무것도 숨지 않습니다. 그 사이는 평평합니다.
+# 끝에 떠나고 아무것도 숨지 않습니다. 그 사이는 차이가 작고, 잴 때마다 달라집니다.
 #
 # 가장 좋은 점이 예측과 다를 수 있는 이유는 둘입니다. 우선 잰 시간이 들쭉날쭉합니다. 끝자리까지 믿지는
 # 마세요. 그리고 여기서는 같은 코어가 계산도 하고 *보내기도* 하므로 숨겨서 얻는 것이 적고, 오른쪽 끝이 이길
@@ -380,11 +394,11 @@ def forgetful():
 
 forgetful()
 # %% [markdown] lang="en"
-# Ours refuses, and says what to do. DDP says nothing. In both, the **forward** decides whether the
+# Ours refuses, and says what to do. DDP says nothing and sends twice. In both, the **forward** decides whether the
 # backward that follows sends. So `no_sync()` must be around the forward as well. Here are two
 # micro-batches in DDP, with more or less of them inside:
-# %% [markdown] lang="ko" en="52d1ab7c"
-# 우리 클래스는 거부하고, 어떻게 하라고 알려 줍니다. DDP는 아무 말도 하지 않습니다. 둘 다 뒤따르는 역전파에서
+# %% [markdown] lang="ko" en="21bb7963"
+# 우리 클래스는 거부하고, 어떻게 하라고 알려 줍니다. DDP는 아무 말 없이 두 번 보냅니다. 둘 다 뒤따르는 역전파에서
 # 보낼지 말지를 **순전파**에서 정합니다. 그래서 `no_sync()`는 순전파까지 감싸야 합니다. DDP에서 마이크로배치 두
 # 개를 놓고, 무엇을 안에 넣느냐에 따라 어떻게 되는지 보겠습니다.
 # %%
@@ -478,7 +492,7 @@ assert weighted < 1e-5 < plain
 # %% [markdown] lang="ko" en="8c614aab"
 # ## 실제 라이브러리와 나란히
 #
-# 실무에서는 `DistributedDataParallel`을 씁니다. 똑같이 버킷과 훅(hook)으로 되어 있고 C++로 쓰였습니다. 같은
+# 실무에서는 `DistributedDataParallel`을 씁니다. 똑같이 버킷과 훅으로 되어 있고 C++로 쓰였습니다. 같은
 # 모델, 같은 데이터로 재서 표 하나에 놓습니다. 첫 셀에서는 DDP가, 둘째 셀에서는 우리 클래스가 학습합니다.
 # %%
 # %%ranks
@@ -533,15 +547,17 @@ columns = [column(ours, our_losses, our_s / their_s), column(theirs, their_losse
 rows = zip([t(f"data_parallel.peer.{key}") for key in keys], *columns, strict=True)
 Table([t("data_parallel.peer.quantity"), "OverlappedDataParallel", "DDP"], rows)
 # %% [markdown] lang="en"
-# Same loss, same bytes, same memory: you have read what DDP does. Times on a laptop are noisy; run
-# the race a few times.
+# Same loss, same bytes, same memory: you have read what DDP does. By default it keeps gradients
+# *beside* its buckets, not as views (`gradient_as_bucket_view`); the peak comes at the end of the
+# forward, before there are any. Times on a laptop are noisy; run the race a few times.
 #
 # Every rank keeps *all* parameters and *all* optimizer state, the same numbers in each. That waste
 # is lesson 06: `ZeroRedundancyOptimizer` and FSDP wait there. Horovod does this job as well; its
 # last release (0.28.1, 2023) must be compiled, so it waits for lesson 15.
-# %% [markdown] lang="ko" en="7701811c"
-# 손실도, 바이트도, 메모리도 같습니다. DDP가 하는 일을 다 읽은 셈입니다. 노트북 컴퓨터에서 잰 시간은
-# 들쭉날쭉하니 몇 번 더 실행해 보세요.
+# %% [markdown] lang="ko" en="82e787b6"
+# 손실도, 바이트도, 메모리도 같습니다. DDP가 하는 일을 다 읽은 셈입니다. DDP의 기본값은 그래디언트를 뷰로
+# 두지 않고 버킷과 *따로* 둡니다(`gradient_as_bucket_view`). 다만 메모리는 그래디언트가 아직 없는 순전파
+# 끝에서 가장 많아 여기서는 차이가 없습니다. 시간은 들쭉날쭉하니 몇 번 더 실행해 보세요.
 #
 # 랭크마다 *모든* 파라미터와 *모든* 옵티마이저 상태(optimizer state)를 똑같이 들고 있습니다. 이 낭비는 레슨
 # 06에서 다룹니다. `ZeroRedundancyOptimizer`와 FSDP도 거기에서 봅니다. Horovod도 같은 일을 하지만 마지막
@@ -587,12 +603,14 @@ check("03.mean")
 # **2. `03.buckets`** (8 minutes). `sizes` holds the bytes of each parameter, in the order of the
 # forward. Return the buckets as lists of positions in `sizes`, in the order in which backward
 # finishes them. No bucket over `cap` bytes (one parameter larger than that goes alone), and as few
-# buckets as possible. Mind: DDP closes a bucket *after* it is over its cap.
-# %% [markdown] lang="ko" en="4c06c676"
-# **2. `03.buckets`** (8분). `sizes`에는 순전파 순서로 각 파라미터의 바이트 수가 들어 있습니다. 버킷들을
-# `sizes`의 위치를 담은 리스트로, 역전파가 끝내는 순서대로 돌려주세요. 어느 버킷도 `cap`바이트를 넘으면 안 되고
-# (그보다 큰 파라미터는 혼자 들어갑니다), 버킷 수는 가장 적어야 합니다. DDP는 제한을 *넘긴 뒤에야* 버킷을
-# 닫는다는 점에 주의하세요.
+# buckets as this order allows: `assign([10, 20, 30, 40, 50], 60)` is `[[4], [3], [2, 1, 0]]`.
+# Unlike here, DDP closes a bucket only *after* it has reached its cap.
+# %% [markdown] lang="ko" en="5ec19f35"
+# **2. `03.buckets`** (8분). `sizes`에는 순전파 순서로 각 파라미터의 바이트 수가 들어 있습니다. 버킷마다
+# `sizes`의 위치를 리스트에 담아, 역전파가 끝내는 순서대로 돌려주세요. 어느 버킷도 `cap`바이트를 넘으면 안
+# 되고(그보다 큰 파라미터는 혼자 들어갑니다), 그 순서를 지키면서 버킷 수가 가장 적어야 합니다. 예를 들어
+# `assign([10, 20, 30, 40, 50], 60)`은 `[[4], [3], [2, 1, 0]]`입니다. DDP는 이와 달리 제한에 *이른 뒤에야*
+# 버킷을 닫습니다.
 # %% exercise="03.buckets"
 # %%ranks
 def assign(sizes, cap):
@@ -602,15 +620,16 @@ def assign(sizes, cap):
 # %%
 check("03.buckets")
 # %% [markdown] lang="en"
-# **3. `03.overlap`** (15 minutes). `buckets` are lists of parameters, in the order in which backward
-# finishes them. Start each bucket's all-reduce from hooks, without waiting; after `finish()` every
-# `.grad` is the mean. Target: at least 60% of the bytes leave before backward has ended. Not the
-# time is judged but the order of events, so a busy machine does not matter.
-# %% [markdown] lang="ko" en="a3653504"
-# **3. `03.overlap`** (15분). `buckets`는 파라미터의 리스트들이고, 역전파가 끝내는 순서대로 놓여 있습니다. 훅에서
-# 버킷마다 올리듀스를 기다리지 않고 시작하세요. `finish()` 뒤에는 모든 `.grad`가 평균이어야 합니다. 목표는
-# 바이트의 60% 이상이 역전파가 끝나기 전에 떠나는 것입니다. 시간이 아니라 사건의 순서로 판정하므로 컴퓨터가
-# 바빠도 상관없습니다.
+# **3. `03.overlap`** (15 minutes). `Overlap` is made once; every step then runs forward, backward and
+# `finish()`. `buckets` are lists of parameters, in the order in which backward finishes them. Start
+# each bucket's all-reduce from hooks, without waiting; after `finish()` every `.grad` is the mean.
+# Target: at least 60% of the bytes leave before backward has ended. The order of events is judged,
+# not the time, so a busy machine does not matter.
+# %% [markdown] lang="ko" en="dd1360f1"
+# **3. `03.overlap`** (15분). `Overlap`은 한 번 만들고, 스텝마다 순전파, 역전파, `finish()`를 차례로 부릅니다.
+# `buckets`에는 파라미터의 리스트가 역전파가 끝내는 순서대로 들어 있습니다. 버킷이 차면 훅에서 올리듀스를
+# 시작하되 기다리지는 마세요. `finish()` 뒤에는 모든 `.grad`가 평균이어야 합니다. 목표는 바이트의 60% 이상이
+# 역전파가 끝나기 전에 떠나는 것입니다. 시간이 아니라 사건의 순서로 판정하므로 컴퓨터가 바빠도 상관없습니다.
 # %% exercise="03.overlap"
 # %%ranks
 class Overlap:
@@ -661,33 +680,37 @@ check("03.find_the_bug")
 # | backend | Gloo, TCP | NCCL |
 # | inside a node | loopback | NVLink, 450 GB/s each way [1] |
 # | between nodes | – | one 400 Gb/s card a GPU: 50 GB/s [2] |
-# | bucket | sweep above | DDP: 25 MiB, the first 1 MiB [3] |
+# | bucket | the curve above | DDP: 25 MiB, the first 1 MiB [3] |
 #
-# The network is 9 times slower than NVLink. So NCCL's tree all-reduce is hierarchical: sum inside
-# each node, then between nodes, then back [4]. A GPU computes while cards move bytes, so overlap
-# gains more there. DDP's authors report near-linear scaling to 256 GPUs [5].
+# The network is 9 times slower, so sum inside nodes first: each GPU then sends an eighth over its
+# card. NCCL's trees keep latency low [4]. GPUs compute while cards move bytes: overlap gains more. The DDP paper reports near-linear scaling to 256 GPUs [5].
 #
-# No GPU run of this lesson is recorded yet. Derived only: seconds for the gradients of 7 billion
-# bf16 parameters, 8 GPUs over NVLink, 64 over the network.
-# %% [markdown] lang="ko" en="cea7320c"
+# No GPU run is recorded yet. Derived only: seconds for the gradients of 7 billion bf16 parameters on
+# 8 GPUs; on 64, all by network; on 64, nodes first.
+# %% [markdown] lang="ko" en="786abc01"
 # ## GPU 클러스터에서는
 #
 # | | 여기 | DGX H100 클러스터 |
 # |---|---|---|
 # | 백엔드 | Gloo, TCP | NCCL |
 # | 노드 안 | 루프백 | NVLink, 방향마다 450 GB/s [1] |
-# | 노드 사이 | – | GPU마다 400 Gb/s 카드 하나: 50 GB/s [2] |
-# | 버킷 | 위에서 잰 값 | DDP: 25 MiB, 첫 버킷 1 MiB [3] |
+# | 노드 사이 | – | GPU마다 400 Gb/s 카드: 50 GB/s [2] |
+# | 버킷 | 위 그래프 | DDP: 25 MiB, 첫 버킷 1 MiB [3] |
 #
-# 네트워크는 NVLink보다 9배 느립니다. 그래서 NCCL의 트리 올리듀스는 노드 안에서 더하고, 노드끼리 더한 뒤,
-# 안으로 퍼뜨립니다[4]. GPU는 카드가 나르는 동안 계산하므로 중첩(overlap)이 더 이롭습니다. DDP 논문은
+# 네트워크가 9배 느려서 노드 안에서 먼저 더합니다. 그러면 GPU마다 1/8만 카드로 내보냅니다. NCCL의 트리는
+# 지연 시간을 줄입니다[4]. 통신 중에도 GPU는 계산하므로 중첩(overlap)이 더 이롭습니다. DDP 논문은
 # GPU 256개까지 거의 선형이라고 합니다[5].
 #
-# GPU 실행 기록은 아직 없어 계산만 합니다. bf16 파라미터 70억 개의 그래디언트는 NVLink로 GPU 8개, 네트워크로
-# 64개에서 몇 초일까요?
+# GPU 실행 기록이 없어 계산만 합니다. bf16 파라미터 70억 개라면 GPU 8개, 네트워크만 쓰는 64개, 노드
+# 안부터 더하는 64개에서 몇 초일까요?
 # %% tags=["nbval-check-output"]
-links = {8: 450e9, 64: 50e9}
-{gpus: f"{2 * (gpus - 1) / gpus * 14e9 / speed:.3f} s" for gpus, speed in links.items()}
+def all_reduce_seconds(size, gpus, speed):
+    return 2 * (gpus - 1) / gpus * size / speed
+
+
+node, flat = all_reduce_seconds(14e9, 8, 450e9), all_reduce_seconds(14e9, 64, 50e9)
+nested = node + all_reduce_seconds(14e9 / 8, 8, 50e9)
+{"8": f"{node:.3f} s", "64 flat": f"{flat:.3f} s", "64 nested": f"{nested:.3f} s"}
 # %% [markdown] lang="en"
 # ## In five lines
 #
@@ -705,7 +728,7 @@ links = {8: 450e9, 64: 50e9}
 # %% [markdown] lang="ko" en="52df0272"
 # ## 다섯 줄 요약
 #
-# 1. 같은 곳에서 출발해 같은 걸음을 내딛습니다. 한 번 브로드캐스트하고, 스텝마다 그래디언트를 평균 냅니다.
+# 1. 같은 모델에서 출발해 같은 스텝을 밟습니다. 한 번 브로드캐스트하고, 스텝마다 그래디언트를 평균 냅니다.
 # 2. 랭크가 몇 개든 하나가 보내는 양은 그래디언트의 $2\frac{p-1}{p}$배입니다.
 # 3. 버킷은 지연 시간을 줄이고, 훅은 통신을 역전파 뒤에 숨깁니다.
 # 4. 랭크가 어긋나도 오류는 나지 않습니다. 직접 확인하고, `no_sync()`와 크기가 다른 배치를 조심하세요.

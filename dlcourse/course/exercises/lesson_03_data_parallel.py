@@ -352,7 +352,7 @@ def _judge_gradients(step, model, wanted, world_size):
         off, allowed = (got - want).abs().max().item(), 1e-5 * want.abs().max().item() + 1e-9
         if off > allowed:
             summed = (got - world_size * want).abs().max().item() <= world_size * allowed
-            key = "summed" if summed else "wrong"
+            key = "summed" if summed else "wrong_again" if step else "wrong"
             return expect(case, False, key, name=name, off=f"{off:.2g}", allowed=f"{allowed:.2g}")
     return expect(case, True)
 
@@ -390,6 +390,12 @@ OVERLAP = Exercise(
             "읽었거나, 버킷의 결과를 그래디언트로 되돌려 놓지 않았을 수 있습니다",
             "en": "{name} is off by up to {off} (allowed: {allowed}): read without waiting, or "
             "not copied back from its bucket?",
+        },
+        "wrong_again": {
+            "ko": "{name}: 평균과 최대 {off}만큼 다릅니다 (허용 {allowed}). 첫 스텝이 맞았다면, 센 "
+            "개수나 보낸 버킷이 남아 있는 것입니다. finish()에서 처음으로 되돌리세요",
+            "en": "{name} is off by up to {off} (allowed: {allowed}); if step 1 was right, counts "
+            "or sent buckets are left over from it: reset them in finish()",
         },
         "too_late": {
             "ko": "역전파가 끝나기 전에 보낸 것은 {share}%뿐입니다",
