@@ -67,6 +67,25 @@ class Gantt:
         """The largest number of live activations in each rank, one for a stage and micro-batch."""
         return [max(alive for _, alive in self.in_flight(r)) for r in range(len(self.spans))]
 
+    def stage_times(self, schedule: Schedule) -> dict[str, list[float]]:
+        """Mean time of F, B and W of each stage, for ``simulate``: ``t_F``, ``t_B`` and ``t_W``.
+
+        A stage's BW counts half as B and half as W, where it has no B and W of their own.
+        """
+        found: dict[tuple[str, int], list[float]] = {}
+        for rank, row in enumerate(self.spans):
+            for start, end, action in row:
+                stage = schedule.stage(rank, action.chunk)
+                found.setdefault((action.kind, stage), []).append(end - start)
+        mean = {key: sum(times) / len(times) for key, times in found.items()}
+        return {
+            f"t_{kind}": [
+                mean.get((kind, stage), mean.get(("BW", stage), 0.0) / 2)
+                for stage in range(schedule.num_stages)
+            ]
+            for kind in "FBW"
+        }
+
 
 def validate(schedule: Schedule) -> None:
     """Raise a ValueError that says what is missing, or what deadlocks, where, and why."""

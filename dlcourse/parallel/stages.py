@@ -56,7 +56,7 @@ class Stage(nn.Module):
                 self.head.weight = nn.Parameter(tied.detach().clone(), tied.requires_grad)
 
     def forward(self, x: Tensor, targets_BT: Tensor | None = None) -> Tensor:
-        """Tokens (B, T) or the stage before's (B, T, C) → (B, T, C), or the mean loss."""
+        """Tokens (B, T) or the stage before's (B, T, C) → (B, T, C); last: logits or mean loss."""
         if self.is_first:
             positions_T = torch.arange(x.size(1), device=x.device)
             x = self.token_embedding(x) + self.position_embedding(positions_T)
@@ -65,6 +65,8 @@ class Stage(nn.Module):
         if not self.is_last:
             return x
         logits_BTV = self.head(self.norm(x))
+        if targets_BT is None:
+            return logits_BTV
         return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
 

@@ -1,0 +1,116 @@
+"""Step time of the course's pipeline over that of torch's, and measured bubbles over predicted.
+
+Step times: the same GPT, stages and micro-batches in the same ranks, one step of one and one step
+of the other in turn, so that whatever else the machine does hits both alike.
+
+Bubbles: four ranks on two cores cannot compute at once, so stage times are imposed (each action
+sleeps). Stage times are measured in the run, given to the simulation, and the idle time that it
+predicts is compared with the idle time that the ranks had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+
+from dlcourse import Ranks
+
+TARGETS = {"1f1b": 1.05, "zb_h1": 1.0, "zb_v": 1.0}
+BUBBLE = 0.10
+BUBBLES = ("gpipe", "1f1b", "interleaved", "zb_h1", "zb_v", "dual_pipe_v")
+
+
+def measure(name: str, steps: int, micro_batches: int, layers: int) -> tuple[list, list]:
+    """In every rank: seconds of each step, ours and torch's."""
+    import time
+
+    import torch
+    import torch.distributed as dist
+
+    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.parallel.pipeline import PipelineParallel
+    from dlcourse.parallel.schedules import make_schedule
+    from dlcourse.peers.pipeline_parallel import TorchPipeline
+    from dlcourse.training.corpus import Corpus
+
+    config = GPTConfig(n_layer=layers)
+    schedule = make_schedule(name, dist.get_world_size(), micro_batches)
+    ours = PipelineParallel(GPT(config), schedule)
+    theirs = TorchPipeline(GPT(config), name, micro_batches)
+    optimizers = {
+        ours: torch.optim.AdamW(ours.parameters()),
+        theirs: torch.optim.AdamW(theirs.modules.parameters()),
+    }
+    seconds: dict[object, list[float]] = {ours: [], theirs: []}
+    corpus = Corpus()
+    num_warm_up = 2
+    for step in range(steps + num_warm_up):
+        batch = corpus.batch(step, micro_batch=micro_batches, block=128)
+        for pipeline in (ours, theirs) if step % 2 else (theirs, ours):
+            dist.barrier()
+            start = time.perf_counter()
+            optimizers[pipeline].zero_grad()
+            pipeline.step(*batch)
+            optimizers[pipeline].step()
+            if step >= num_warm_up:
+                seconds[pipeline].append(time.perf_counter() - start)
+    return seconds[ours], seconds[theirs]
+
+
+def bubble(name: str, seconds: float, micro_batches: int, repeats: int) -> tuple[float, float]:
+    """In every rank: idle over total, predicted from measured stage times, and measured."""
+    import torch.distributed as dist
+
+    from dlcourse.parallel.imposed import run_imposed
+
+    measured = run_imposed(name, seconds, micro_batches, repeats)
+    predicted = measured.predicted
+    dist.barrier()
+    return predicted.idle_over_total, measured.gantt.idle_over_total
+
+
+def slowest(per_rank: Sequence[Sequence[float]]) -> list[float]:
+    """A step is over when the last rank has finished it."""
+    return [max(step) for step in zip(*per_rank, strict=True)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print ratios; 0 where all meet their targets, 1 where one does not."""
+    parser = argparse.ArgumentParser(prog="dlcourse bench pipeline", description=__doc__)
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--micro-batches", type=int, default=8)
+    parser.add_argument("--stage-ms", type=float, default=30.0, help="imposed time of F, B and W")
+    args = parser.parse_args(argv)
+    if args.steps < 2 or args.micro_batches < 2 * args.ranks:
+        parser.error("give at least 2 steps, and twice as many micro-batches as ranks")
+    missed = 0
+    with Ranks(args.ranks, timeout=120) as ranks:
+        for name, target in TARGETS.items():
+            layers = 2 * args.ranks
+            found = ranks.run(measure, name, args.steps, args.micro_batches, layers)
+            ours, theirs = (slowest(of_ranks) for of_ranks in zip(*found, strict=True))
+            low, ratio, high = statistics.quantiles(
+                [mine / other for mine, other in zip(ours, theirs, strict=True)], n=4
+            )
+            print(
+                f"pipeline {name}: {ratio:.3f} times torch's step time (half of the pairs "
+                f"{low:.3f} to {high:.3f}), target at most {target}; medians "
+                f"{1e3 * statistics.median(ours):.0f} and {1e3 * statistics.median(theirs):.0f} ms"
+            )
+            missed += ratio > target
+        for name in BUBBLES:
+            job = (name, args.stage_ms / 1e3, args.micro_batches, 3)
+            predicted, measured = ranks.run(bubble, *job)[0]
+            off = measured / predicted - 1
+            print(
+                f"bubble {name}: {measured:.1%} of the time idle, predicted {predicted:.1%} "
+                f"({off:+.1%}), target within {BUBBLE:.0%}"
+            )
+            missed += abs(off) > BUBBLE
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,61 @@
+"""A pipeline whose stage times are imposed: four ranks on two cores that behave as four devices.
+
+A schedule's bubble is idle time of *devices*. Ranks that share cores keep each other busy, and no
+rank's clock can tell waiting for a neighbour from waiting for a core. So here an action occupies no
+core: it sleeps. Messages, their order and the ranks are the real ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from dlcourse.parallel.pipeline import Runtime, gather_spans
+from dlcourse.parallel.schedules import Schedule, make_schedule
+from dlcourse.parallel.simulate import Gantt, simulate
+from dlcourse.parallel.stages import Sleeper
+
+
+@dataclass(frozen=True)
+class Imposed:
+    """What the ranks did, and what the simulation says for the stage times that they had."""
+
+    gantt: Gantt
+    predicted: Gantt
+
+
+def run_imposed(
+    schedule: str | Schedule,
+    seconds: float,
+    num_micro_batches: int = 8,
+    repeats: int = 2,
+    *,
+    shape: tuple[int, ...] = (4, 128, 128),
+    process_group: dist.ProcessGroup | None = None,
+) -> Imposed:
+    """Run a schedule in all ranks, F, B and W of a *rank's whole part* taking ``seconds`` each.
+
+    Args:
+        schedule: one of ``SCHEDULES`` by name, or one of your own.
+        num_micro_batches: where a name is given.
+        repeats: the fastest run counts, the others had something else on the machine in them.
+        shape: of what travels between stages; float32.
+    """
+    if isinstance(schedule, str):
+        world_size = dist.get_world_size(process_group)
+        schedule = make_schedule(schedule, world_size, num_micro_batches)
+    part = seconds / schedule.num_chunks
+    like = torch.zeros(shape)
+    workers = [Sleeper(part, part, part, lambda: like) for _ in range(schedule.num_chunks)]
+    runtime = Runtime(schedule, workers, process_group=process_group)
+    inputs = [like] * schedule.num_micro_batches
+    gantts = []
+    for _ in range(repeats):
+        dist.barrier(group=process_group)
+        runtime.run(inputs, inputs, like)
+        gantts.append(gather_spans(runtime))
+    best = min(gantts, key=lambda gantt: gantt.total)
+    times = best.stage_times(schedule)
+    return Imposed(best, simulate(schedule, **times))

@@ -1,0 +1,117 @@
+"""The job of ``dlcourse.parallel.pipeline`` in torch's own ``torch.distributed.pipelining``."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed import pipelining
+
+from dlcourse.measure import mark_step
+from dlcourse.models.gpt import GPT
+from dlcourse.parallel.schedules import make_schedule
+from dlcourse.parallel.stages import Stage, split_layers
+from dlcourse.training.corpus import Corpus
+
+# Our name, and the class that runs the same order of actions or one with the same aim
+CLASSES = {
+    "gpipe": "ScheduleGPipe",
+    "1f1b": "Schedule1F1B",
+    "interleaved": "ScheduleInterleaved1F1B",
+    "zb_h1": "ScheduleInterleavedZeroBubble",  # with one chunk a rank
+    "zb_v": "ScheduleZBVZeroBubble",
+    "dual_pipe_v": "ScheduleDualPipeV",
+}
+
+
+def mean_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """The loss of one micro-batch; torch's schedule divides the gradients by their number."""
+    return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+
+
+class TorchPipeline:
+    """The same stages as ours in one of torch's schedules.
+
+    Args:
+        model: equal in all ranks.
+        name: one of ``CLASSES``.
+
+    Raises:
+        ValueError: an unknown schedule, too few micro-batches, more stages than layers, or tied
+            embeddings, whose gradients torch's pipeline does not add.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        name: str,
+        num_micro_batches: int,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        if model.config.tie_embeddings:
+            raise ValueError(
+                "tie_embeddings=True does not work in torch's pipeline, where the two copies of "
+                "the matrix would drift apart: build the GPT with tie_embeddings=False"
+            )
+        rank, world_size = dist.get_rank(process_group), dist.get_world_size(process_group)
+        ours = make_schedule(name, world_size, num_micro_batches)
+        layers = split_layers(model.config.n_layer, ours.num_stages)
+        mine = [ours.stage(rank, chunk) for chunk in range(ours.num_chunks)]
+        device = next(model.parameters()).device
+        self.modules = nn.ModuleList(Stage(model, layers[stage]) for stage in mine)
+        stages = [
+            pipelining.PipelineStage(module, stage, ours.num_stages, device, group=process_group)
+            for module, stage in zip(self.modules, mine, strict=True)
+        ]
+        make = getattr(pipelining.schedules, CLASSES[name])
+        alone = name in ("gpipe", "1f1b")
+        self.schedule = make(stages[0] if alone else stages, num_micro_batches, loss_fn=mean_loss)
+        self.is_first, self.is_last = 0 in mine, ours.num_stages - 1 in mine
+        self.last_rank = ours.where(ours.num_stages - 1)[0]
+
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Forward and backward of a batch. Returns its mean loss in the last stage, 0 elsewhere."""
+        losses: list[Tensor] = []
+        options = dict(target=targets_BT, losses=losses) if self.is_last else {}
+        inputs = [tokens_BT] if self.is_first else []
+        self.schedule.step(*inputs, return_outputs=False, **options)
+        return torch.stack(losses).mean().detach() if losses else torch.zeros(())
+
+
+def train(
+    model: GPT,
+    corpus: Corpus,
+    *,
+    schedule: str = "1f1b",
+    num_micro_batches: int = 8,
+    steps: int,
+    batch_size: int = 16,
+    block: int = 128,
+    lr: float = 1e-3,
+) -> dict[str, list[float]]:
+    """Train ``model`` in torch's pipeline. Arguments as in ``dlcourse.parallel.pipeline.train``.
+
+    Returns:
+        ``losses``: of each step over the whole batch, in every rank. ``step_seconds``: wall time.
+    """
+    pipeline = TorchPipeline(model, schedule, num_micro_batches)
+    optimizer = torch.optim.AdamW(pipeline.modules.parameters(), lr=lr)
+    device = next(pipeline.modules.parameters()).device
+    losses, seconds = torch.zeros(steps, device=device), []
+    for step in range(steps):
+        tokens_BT, targets_BT = corpus.batch(step, micro_batch=batch_size, block=block)
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        losses[step] = pipeline.step(tokens_BT.to(device), targets_BT.to(device))
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+        mark_step(
+            tokens=pipeline.is_last * tokens_BT.numel(),
+            loss=losses[step] if pipeline.is_last else None,
+        )
+    dist.broadcast(losses, src=pipeline.last_rank)
+    return {"losses": losses.tolist(), "step_seconds": seconds}
