@@ -34,7 +34,7 @@ COLLECTIVES_WORDS: dict[str, tuple[str, str]] = {
         "모든 메시지가 같은 코어 앞에 줄을 선다",
         "all messages queue for the same cores",
     ),
-    "own_wires": ("랭크마다 선로가 따로 있다", "each rank has a wire of its own"),
+    "own_wires": ("랭크마다 링크가 따로 있다", "each rank has a wire of its own"),
     "pieces.halves": (
         "리듀스스캐터는 랭크마다 합을 한 칸씩 남기고, 올게더가 그 칸을 모두에게 나눕니다",
         "Reduce-scatter leaves one finished sum on each rank; all-gather hands them round",

@@ -66,18 +66,18 @@ ranks = Ranks(num_ranks, device=device)
 ranks
 # %% [markdown] lang="en"
 # The box that appeared is the **panel**. It has a row for each rank: what the rank is doing, the
-# tensors it holds, by kind, and the bytes that it gave to collectives. Point at the memory total
-# for the size of the process. Keep an eye on it while cells run.
+# tensors it holds, by kind, and the bytes that it gave to collectives (explained below). Point at
+# the memory total for the size of the process. Keep an eye on it while cells run.
 #
-# `%%ranks` in the first line sends a cell to all ranks. `rank`, `world_size`, `torch` and `dist`
-# are ready there.
-# %% [markdown] lang="ko" en="8186acd0"
+# `%%ranks` in the first line sends a cell to all ranks. Ready there: `rank`, `world_size` (the
+# number of ranks), `device`, `torch`, `nn`, and `dist`, which is `torch.distributed`.
+# %% [markdown] lang="ko" en="02464bb4"
 # 방금 나타난 상자가 **패널**입니다. 랭크마다 한 줄씩, 지금 무엇을 하는지, 어떤 종류의 텐서를 얼마나
-# 들고 있는지, 집합 통신에 몇 바이트를 넘겼는지 보여 줍니다. 메모리 숫자에 마우스를 올리면
-# 프로세스 크기도 나옵니다. 셀이 실행되는 동안 지켜보세요.
+# 들고 있는지, 집합 통신(곧 설명합니다)에 몇 바이트를 넘겼는지 보여 줍니다. 메모리 숫자에 마우스를
+# 올리면 프로세스 크기도 나옵니다. 셀이 실행되는 동안 지켜보세요.
 #
-# 첫 줄에 `%%ranks`를 쓰면 그 셀은 모든 랭크에서 실행됩니다. `rank`, `world_size`, `torch`, `dist`는
-# 랭크에 미리 준비되어 있습니다.
+# 첫 줄에 `%%ranks`를 쓰면 그 셀은 모든 랭크에서 실행됩니다. `rank`, `world_size`(랭크 수), `device`,
+# `torch`, `nn`, `dist`(`torch.distributed`)는 랭크에 미리 준비되어 있습니다.
 # %%
 # %%ranks
 rank, world_size
@@ -156,8 +156,8 @@ assert [float(value) for value in ranks["total"]] == [float(sum(ranks["x"]))] * 
 # rank *send* in one `all_reduce`? Put your number in place of `...`. Guess, it costs nothing.
 # If you leave `...`, the formula's answer is taken.
 # %% [markdown] lang="ko" en="8654c0d3"
-# 결과가 같으면 한 줄로 접어서 보여 줍니다. 서로 모르던 프로세스들이 모델 하나를 함께 학습하는 비결이
-# 이 호출 하나입니다. 텐서가 그래디언트라면 모두 같은 합을 받고 똑같이 한 걸음을 내딛습니다(레슨 03).
+# 결과가 같으면 한 줄로 접어서 보여 줍니다. 서로 모르던 프로세스들이 모델 하나를 함께 학습하는 것은
+# 이 호출 덕분입니다. 텐서가 그래디언트라면 모두 같은 합을 받아 파라미터를 똑같이 갱신합니다(레슨 03).
 #
 # **예측해 보세요.** float32 숫자 $2^{20}$개짜리 그래디언트는 랭크마다 4MiB입니다. `all_reduce` 한
 # 번에 랭크 하나는 몇 바이트를 *보낼까요*? `...` 자리에 숫자를 적으세요. 틀려도 괜찮습니다. `...`를
@@ -184,11 +184,12 @@ assert 0.99 * formula <= measured <= 1.05 * formula
 # Many guess 4 MiB ("I send mine once") or 12 MiB ("I send mine to the three others"). With four ranks
 # it is 6 MiB: $2\,\frac{n-1}{n}\,S$ for $n$ ranks and $S$ bytes. Lesson 01 builds it, piece by piece.
 #
-# Measured is the kernel's own count of bytes on this rank's connections. It is a little more than
+# Measured is the operating system's count of bytes on this rank's connections. It is a little more than
 # the formula, because every message carries a small header.
 #
-# `ranks.last` holds what the last cell measured, as numbers and as figures:
-# %% [markdown] lang="ko" en="3d7252dc"
+# `ranks.last` holds what the last cell measured, as numbers and as figures. The counter in the
+# figure is the whole machine's, so it shows a little more again:
+# %% [markdown] lang="ko" en="84b90021"
 # "내 것을 한 번 보내니까 4MiB" 또는 "나머지 셋에게 보내니까 12MiB"라고 답하는 사람이 많습니다. 랭크가
 # 네 개면 6MiB입니다. 랭크 $n$개, $S$바이트라면 $2\,\frac{n-1}{n}\,S$이고, 왜 그런지는 레슨 01에서 직접
 # 만들어 봅니다.
@@ -196,7 +197,8 @@ assert 0.99 * formula <= measured <= 1.05 * formula
 # 측정값은 운영체제가 이 랭크의 연결마다 센 바이트입니다. 메시지마다 작은 헤더가 붙으므로 공식보다
 # 조금 많습니다.
 #
-# `ranks.last`에는 마지막 셀에서 잰 것이 숫자와 그림으로 들어 있습니다.
+# `ranks.last`에는 마지막 셀에서 잰 것이 숫자와 그림으로 들어 있습니다. 그림에 나오는 카운터는 이 컴퓨터
+# 전체를 세므로 값이 조금 더 큽니다.
 # %%
 run.comm.figure()
 # %% [markdown] lang="en"
@@ -223,13 +225,13 @@ x, tokens
 # waited for it without end. Lesson 01 makes that happen.
 #
 # **Predict.** Four Python processes, each with torch. `top` would show the resident size (RSS) of
-# each. Do four take four times the memory of one?
-# %% [markdown] lang="ko" en="cc0a53c9"
+# each; the next cell prints it. How many bytes do the four take together: four times one?
+# %% [markdown] lang="ko" en="a7daec95"
 # 여기에서는 1번 랭크를 기다리는 랭크가 없었습니다. 만약 다른 랭크가 `all_reduce` 안에 있었다면 끝없이
 # 기다렸을 것입니다. 그 장면은 레슨 01에서 봅니다.
 #
 # **예측해 보세요.** torch를 띄운 파이썬 프로세스가 네 개입니다. `top`은 프로세스마다 상주 메모리(RSS)를
-# 보여 줍니다. 네 개면 메모리도 하나의 네 배일까요?
+# 보여 주고, 다음 셀이 그 값을 찍습니다. 넷을 합치면 몇 바이트일까요? 하나의 네 배일까요?
 # %%
 # %%ranks
 import psutil
@@ -251,15 +253,15 @@ start.memory_figure(one, together, num_ranks)
 # full in every rank; **PSS** divides it among those who use it, so PSS adds up. The panel shows PSS.
 #
 # This saves code, not tensors: what a rank computes is its own. On GPUs each rank also has its own
-# CUDA context.
-# %% [markdown] lang="ko" en="085ee1f1"
+# CUDA context in memory.
+# %% [markdown] lang="ko" en="051516e1"
 # 단순한 공식은 크게 빗나갑니다. 리눅스에서 랭크는 torch를 이미 불러온 프로세스 하나를 복제(fork)한
 # 것입니다. 아무도 고쳐 쓰지 않은 메모리 페이지는 실제로 하나뿐입니다. RSS는 그 페이지를 랭크마다 다
 # 세고, **PSS**는 함께 쓰는 프로세스 수로 나누어 셉니다. 그래서 더해도 되는 값은 PSS이고, 패널도 PSS를
 # 보여 줍니다.
 #
 # 아껴지는 것은 코드뿐입니다. 랭크가 만든 텐서는 저마다 따로 있습니다. GPU에서는 CUDA 컨텍스트도
-# 랭크마다 따로 듭니다.
+# 랭크마다 따로 메모리를 씁니다.
 # %% [markdown] lang="en"
 # ## What this machine can show
 # %% [markdown] lang="ko" en="62575274"
@@ -270,44 +272,49 @@ start.machine_table(ranks)
 # On any machine the course shows for real: results, the order and number of collectives, bytes sent,
 # memory by kind, what breaks and how.
 #
-# Without several GPUs it cannot show: how fast NVLink or InfiniBand are, NCCL between GPUs, and
-# communication that runs beside GPU kernels. Times in these lessons compare two ways *on this
-# machine*. Where GPU numbers matter, a lesson quotes a published measurement and names it.
-# %% [markdown] lang="ko" en="f1102ac5"
+# Without several GPUs it cannot show: how fast NVLink (links inside a server) or InfiniBand (a
+# network between servers) are, NCCL (NVIDIA's library that does collectives between GPUs; here
+# Gloo does them), and communication that runs beside GPU kernels. Times in these lessons compare
+# two ways *on this machine*. Where GPU numbers matter, a lesson quotes a published measurement and
+# names it.
+# %% [markdown] lang="ko" en="228bb56b"
 # 어느 컴퓨터에서나 진짜로 볼 수 있는 것: 계산 결과, 집합 통신의 순서와 횟수, 보낸 바이트, 종류별
 # 메모리, 무엇이 어떻게 고장 나는지.
 #
-# GPU가 여러 개 없으면 볼 수 없는 것: NVLink와 InfiniBand의 속도, GPU 사이의 NCCL, GPU 계산과 동시에
-# 진행되는 통신. 그래서 이 과정의 시간은 *이 컴퓨터에서* 두 방법을 비교하는 데만 씁니다. GPU에서 잰
-# 값이 중요하면 발표된 측정값을 출처와 함께 인용합니다.
+# GPU가 여러 개 없으면 볼 수 없는 것: NVLink(서버 안의 연결)와 InfiniBand(서버 사이의 네트워크)의
+# 속도, GPU끼리 집합 통신을 하는 NVIDIA의 라이브러리 NCCL(여기에서는 Gloo가 합니다), GPU 계산과
+# 동시에 진행되는 통신. 그래서 이 과정의 시간은 *이 컴퓨터에서* 두 방법을 비교하는 데만 씁니다. GPU에서
+# 잰 값이 중요하면 발표된 측정값을 출처와 함께 인용합니다.
 # %% [markdown] lang="en"
 # ## Two questions, not one
 #
 # "Should we use DDP or MoE?" You will hear this. It cannot be answered: the two words answer
-# different questions.
+# different questions. DDP (`DistributedDataParallel`) copies the model to every rank and splits
+# the batch; MoE (mixture of experts) is a kind of model.
 #
 # ```mermaid
 # flowchart TB
 #   J["one training job"] --> S["STRATEGY<br/>How is training spread over devices?"]
 #   J --> A["ARCHITECTURE<br/>How is the model built?"]
-#   S --> S1["data · tensor · pipeline<br/>ZeRO · expert"]
+#   S --> S1["data: split the batch<br/>tensor: cut each matrix<br/>pipeline: layers in stages<br/>ZeRO: keep nothing twice<br/>expert: spread the experts"]
 #   A --> A1["dense · MoE<br/>sparse · hybrid"]
-#   S1 -.- L["DDP, FSDP, Megatron,<br/>DeepSpeed, Horovod"]
+#   S1 -.- L["libraries: DDP, FSDP,<br/>Megatron, DeepSpeed, Horovod"]
 # ```
 # Every job chooses from both sides. Are the sides independent? Let us run it.
-# %% [markdown] lang="ko" en="522ce302"
+# %% [markdown] lang="ko" en="4dc475f2"
 # ## 질문은 하나가 아니라 둘
 #
-# "DDP를 쓸까요, MoE를 쓸까요?" 자주 듣는 질문이지만 답할 수 없습니다. 두 낱말은 서로 다른 질문의
-# 답입니다.
+# "DDP를 쓸까요, MoE를 쓸까요?" 자주 듣는 질문이지만 답할 수 없습니다. DDP(`DistributedDataParallel`)는
+# 랭크마다 모델을 복제하고 배치를 나누는 방법이고, MoE(전문가 혼합)는 모델의 한 종류입니다. 서로 다른
+# 질문의 답입니다.
 #
 # ```mermaid
 # flowchart TB
-#   J["학습 한 건"] --> S["전략<br/>학습을 여러 장치에 어떻게 나눌까?"]
+#   J["학습 작업 하나"] --> S["전략<br/>학습을 여러 장치에 어떻게 나눌까?"]
 #   J --> A["모델 구조<br/>모델을 어떻게 만들까?"]
-#   S --> S1["데이터 · 텐서 · 파이프라인<br/>ZeRO · 전문가"]
+#   S --> S1["데이터: 배치를 나눔<br/>텐서: 행렬을 자름<br/>파이프라인: 층을 단계로 나눔<br/>ZeRO: 중복해서 들지 않음<br/>전문가: 전문가를 나눠 맡음"]
 #   A --> A1["밀집 · MoE<br/>희소(sparse) · 혼합(hybrid)"]
-#   S1 -.- L["DDP, FSDP, Megatron,<br/>DeepSpeed, Horovod"]
+#   S1 -.- L["라이브러리: DDP, FSDP,<br/>Megatron, DeepSpeed, Horovod"]
 # ```
 # 학습할 때는 양쪽에서 하나씩 고릅니다. 두 쪽이 정말 서로 독립인지 실행해서 확인합시다.
 # %% [markdown] lang="en"
@@ -346,10 +353,11 @@ sizes
 # %% source="dlcourse.peers.start:spread"
 # %% [markdown] lang="en"
 # Two architectures, five strategies, two training steps on real text each. `alone` is ordinary
-# training without any sharing, the yardstick.
-# %% [markdown] lang="ko" en="8be852d7"
+# training without any sharing, the yardstick. With the data strategies each rank trains on its
+# part of the same batch.
+# %% [markdown] lang="ko" en="4625ac1d"
 # 모델 구조 두 가지에 전략 다섯 가지, 모두 실제 글로 두 스텝씩 학습합니다. `alone`은 아무것도 나누지
-# 않은 보통 학습으로, 비교의 기준입니다.
+# 않은 보통 학습으로, 비교의 기준입니다. 데이터 전략에서는 같은 배치를 랭크마다 한 몫씩 나눠 맡습니다.
 # %%
 # %%ranks --fast
 from dlcourse.peers.start import STRATEGIES, train
@@ -369,24 +377,26 @@ start.axes_table(results)
 # learned. The last digit may differ. Adding the same float32 numbers in another order rounds
 # differently, by about 1e-7 of the value at each addition. So we allow 1e-5, not zero.
 #
-# This is the proof of claim A1.
-# %% [markdown] lang="ko" en="bda8c764"
+# Sentences that people repeat about distributed training are *claims* in this course. Each has a
+# number, and gets a verdict from what was run. Here is claim A1:
+# %% [markdown] lang="ko" en="0788678b"
 # 모든 조합이 실행되고, 같은 열의 손실은 모두 같습니다. 일을 어떻게 나누든 배우는 내용은 변하지
 # 않습니다. 마지막 자리는 다를 수 있습니다. float32 숫자를 다른 순서로 더하면 한 번 더할 때마다 값의
 # 1e-7쯤 반올림이 달라지기 때문입니다. 그래서 0이 아니라 1e-5까지 허용합니다.
 #
-# 이것으로 주장 A1을 확인했습니다.
+# 이 과정은 분산 학습에 대해 흔히 하는 말에 번호를 붙여 *주장*이라고 부르고, 직접 실행한 결과로
+# 판정합니다. 첫 번째가 주장 A1입니다.
 # %%
 claim("A1", pairs=len(results), gap=gap)
 # %% [markdown] lang="en"
-# A2 names four architectures: dense, MoE, sparse, hybrid. Are these alternatives? *Sparse* means
+# Claim A2 names four architectures: dense, MoE, sparse, hybrid. Are these alternatives? *Sparse* means
 # that a token uses only part of the model: an MoE does just that. *Hybrid* means two kinds of
 # layers, such as attention and state-space layers: some of them may be MoE.
 #
 # So they are ingredients. A fair comparison also has to fix one thing: equal compute, or equal
 # parameters. Lesson 07 does both.
-# %% [markdown] lang="ko" en="34f3e792"
-# A2는 밀집, MoE, 희소(sparse), 혼합(hybrid)을 나란히 놓습니다. 정말 하나를 고르는 문제일까요? 희소는
+# %% [markdown] lang="ko" en="68134936"
+# 주장 A2는 밀집, MoE, 희소(sparse), 혼합(hybrid)을 나란히 놓습니다. 정말 하나를 고르는 문제일까요? 희소는
 # 토큰이 모델의 일부만 쓴다는 뜻인데, MoE가 바로 그렇습니다. 혼합은 어텐션 층과 상태 공간 층처럼 두
 # 종류의 층을 섞는다는 뜻이고, 그 안에 MoE 층이 들어가기도 합니다.
 #
@@ -400,19 +410,20 @@ claim("A2", parameters=moe / dense, active=moe_active / dense_active)
 #
 # ZeRO means: ranks stop keeping the same thing many times. Stage 1 shares out the optimizer's state,
 # stage 3 the parameters as well. Claim A4 says that only DeepSpeed has it. But two rows of the table
-# above were called ZeRO, and DeepSpeed is not even installed.
+# above were called ZeRO, and DeepSpeed had no part in them.
 #
-# **Predict.** AdamW keeps two float32 numbers for each parameter: 8 bytes. With stage 1, how many
-# bytes of state are in the rank that holds most?
-# %% [markdown] lang="ko" en="bac5b237"
+# **Predict.** AdamW keeps two float32 numbers for each parameter: 8 bytes. Take the dense model,
+# whose parameters you counted above. With stage 1, how many bytes of state are in the rank that
+# holds most?
+# %% [markdown] lang="ko" en="141942ae"
 # ## "ZeRO는 DeepSpeed만 된다"?
 #
 # ZeRO는 같은 것을 랭크마다 중복해서 들고 있지 말자는 생각입니다. 1단계는 옵티마이저 상태(optimizer
 # state)를 나누고, 3단계는 파라미터까지 나눕니다. 주장 A4는 DeepSpeed에만 있다고 합니다. 그런데 위
 # 표의 두 줄이 ZeRO였고, DeepSpeed는 쓰지도 않았습니다.
 #
-# **예측해 보세요.** AdamW는 파라미터마다 float32 숫자 두 개, 즉 8바이트를 둡니다. 1단계를 쓰면 가장
-# 많이 든 랭크에는 몇 바이트가 있을까요?
+# **예측해 보세요.** AdamW는 파라미터마다 float32 숫자 두 개, 즉 8바이트를 둡니다. 파라미터 수를 위에서
+# 세어 본 밀집 모델에 1단계를 쓰면, 가장 많이 든 랭크에는 몇 바이트가 있을까요?
 # %%
 predict("00.zero", ..., formula=8 * dense / num_ranks, unit="bytes")
 # %%
@@ -427,15 +438,15 @@ assert share3 < 1.05 / num_ranks and 0.95 / num_ranks < share1 < 0.8
 start.optimizer_figure(fullest)
 # %% [markdown] lang="en"
 # Torch alone does it. Why is stage 1 above the prediction on four ranks? `ZeroRedundancyOptimizer`
-# gives whole parameters to ranks, and two of ours, embedding and output, are large. `fully_shard` cuts every
-# parameter into equal parts, so it meets the prediction; the few bytes more are AdamW's step
-# counters.
+# gives whole parameters to ranks, and two of ours, embedding and output, are large. `fully_shard`
+# cuts every parameter into equal parts, so it meets the prediction; the few bytes more are AdamW's
+# step counters.
 #
 # Tensor parallelism ran above, too. Is torch's pipeline there?
-# %% [markdown] lang="ko" en="9029773b"
-# torch만으로 됩니다. 랭크가 네 개일 때 1단계는 왜 예측보다 클까요? `ZeroRedundancyOptimizer`는 파라미터를 통째로 랭크에
-# 맡기는데, 임베딩과 출력층 두 개가 유난히 크기 때문입니다. `fully_shard`는 파라미터를 하나하나 똑같이
-# 자르므로 예측과 맞습니다. 조금 남는 바이트는 AdamW의 스텝 카운터입니다.
+# %% [markdown] lang="ko" en="80e5ba5f"
+# torch만으로 됩니다. 랭크가 네 개일 때 1단계는 왜 예측보다 클까요? `ZeroRedundancyOptimizer`는
+# 파라미터를 통째로 랭크에 맡기는데, 임베딩과 출력층 두 개가 유난히 크기 때문입니다. `fully_shard`는
+# 파라미터를 하나하나 똑같이 자르므로 예측과 맞습니다. 조금 더 나온 바이트는 AdamW의 스텝 카운터입니다.
 #
 # 텐서 병렬화도 위에서 돌았습니다. torch에 파이프라인도 있을까요?
 # %% tags=["nbval-check-output"]
@@ -446,16 +457,20 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 # %%
 start.library_map()
 # %% [markdown] lang="en"
-# Read a row: DDP and Horovod do data parallelism and nothing else. Megatron-Core and DeepSpeed are
-# toolboxes that contain it. So A3's list can be compared only strategy by strategy: DDP with
-# DeepSpeed's stage 0, or FSDP with its stage 3. We just did it for DDP and FSDP.
+# Claim A3 says what to compare DDP with: Megatron, DeepSpeed, FSDP, Horovod. Read the rows: DDP and
+# Horovod do data parallelism and nothing else. Megatron-Core and DeepSpeed are toolboxes that
+# contain it. So the list can be compared only strategy by strategy: DDP with DeepSpeed's stage 0,
+# or FSDP with its stage 3. DDP and FSDP we have just trained side by side; the other libraries'
+# boxes come from their documents (lesson 15 runs what installs here).
 #
 # DeepEP stands apart: it moves tokens for libraries that train (lesson 02). And Horovod's last
 # release is from June 2023.
-# %% [markdown] lang="ko" en="25f94f95"
-# 한 줄씩 읽어 보세요. DDP와 Horovod는 데이터 병렬화만 합니다. Megatron-Core와 DeepSpeed는 그것까지
-# 담은 도구 상자입니다. 그러니 A3의 목록은 전략별로만 비교할 수 있습니다. DDP는 DeepSpeed 0단계와,
-# FSDP는 3단계와 견주는 식입니다. DDP와 FSDP는 방금 비교했습니다.
+# %% [markdown] lang="ko" en="1b1248a7"
+# 주장 A3는 DDP를 Megatron, DeepSpeed, FSDP, Horovod와 비교하라고 합니다. 표를 한 줄씩 읽어 보세요.
+# DDP와 Horovod는 데이터 병렬화만 합니다. Megatron-Core와 DeepSpeed는 그것까지 담은 도구 상자입니다.
+# 그러니 이 목록은 전략별로만 비교할 수 있습니다. DDP는 DeepSpeed 0단계와, FSDP는 3단계와 견주는
+# 식입니다. DDP와 FSDP는 방금 나란히 학습해 보았습니다. 다른 라이브러리의 칸은 문서에서 확인한
+# 것입니다(설치되는 것은 레슨 15에서 돌려 봅니다).
 #
 # DeepEP는 성격이 다릅니다. 학습 라이브러리를 위해 토큰을 날라 주는 통신 라이브러리입니다(레슨 02).
 # Horovod의 마지막 릴리스는 2023년 6월입니다.
@@ -526,14 +541,14 @@ def mean_of_parts(values):
 check("00.mean_of_parts")
 # %% [markdown] lang="en"
 # **4. The same everywhere? (20 minutes)** Replicas drift apart without any error message. Write the
-# check that finds it: `True` if `x` is equal, bit for bit, in all ranks, else `False`. All ranks must
-# give the same answer, `x` must stay as it was, and you may send no more than one `all_reduce` of `x`
-# would. Useful: `dist.broadcast(tensor, src=0)`.
-# %% [markdown] lang="ko" en="2a8b07e9"
+# check that finds it: `True` if every element of `x` is equal in all ranks, else `False`. All ranks
+# must give the same answer, `x` must stay as it was, and you may send no more than one `all_reduce`
+# of `x` would. Useful: `dist.broadcast(tensor, src=0)`, which copies rank 0's tensor to all.
+# %% [markdown] lang="ko" en="86c633a2"
 # **4. 모두 같을까? (20분)** 복제본은 오류 메시지 없이 조금씩 어긋나기도 합니다. 그것을 찾는 함수를
-# 만드세요. 모든 랭크의 `x`가 비트까지 같으면 `True`, 아니면 `False`입니다. 모든 랭크의 답이 같아야 하고,
-# `x`는 그대로 두어야 하며, 보내는 양은 `x`를 `all_reduce`하는 양을 넘을 수 없습니다.
-# `dist.broadcast(tensor, src=0)`이 도움이 됩니다.
+# 만드세요. `x`의 원소가 모든 랭크에서 하나도 빠짐없이 같으면 `True`, 아니면 `False`입니다. 모든 랭크의
+# 답이 같아야 하고, `x`는 그대로 두어야 하며, 보내는 양은 `x`를 `all_reduce`하는 양을 넘을 수 없습니다.
+# 랭크 0의 텐서를 모두에게 복사하는 `dist.broadcast(tensor, src=0)`이 도움이 됩니다.
 # %% exercise="00.same_everywhere"
 # %%ranks
 def same_everywhere(x):
@@ -546,21 +561,21 @@ check("00.same_everywhere")
 # ## On a GPU cluster
 #
 # `torchrun --nproc-per-node 8` starts the ranks, and a rank is still one process with one GPU. What
-# changes is the road. Inside a server GPUs talk over NVLink, between servers over a network. For
-# one measured kernel (DeepEP's dispatch on H800): 153 GB/s inside a server with 8 ranks, 43 GB/s over
-# two servers with 16 ([DeepEP](https://github.com/deepseek-ai/DeepEP)). So it matters which rank sits
-# where, and the bytes that you count here
-# become time there.
+# changes is the road. Inside a server GPUs talk over NVLink, between servers over a network. One
+# published measurement, on H800 GPUs, of the call that sends tokens to their experts (DeepEP's
+# *dispatch*): 153 GB/s inside a server with 8 ranks, 43 GB/s over two servers with 16
+# ([DeepEP](https://github.com/deepseek-ai/DeepEP)). So it matters which rank sits where, and the
+# bytes that you count here become time there.
 #
 # `torchrun` tells each rank who it is through these variables. Your ranks have them too:
-# %% [markdown] lang="ko" en="ed80f2b1"
+# %% [markdown] lang="ko" en="241d0ab6"
 # ## GPU 클러스터에서는
 #
 # 랭크는 `torchrun --nproc-per-node 8`로 띄우고, 여전히 프로세스 하나가 GPU 하나를 맡습니다. 달라지는 것은
-# 길입니다. 서버 안에서는 NVLink로, 서버 사이에서는 네트워크로 주고받습니다. 발표된 측정값
-# 하나(H800에서 DeepEP의 디스패치)를 보면 한 서버의 랭크 8개는 153GB/s, 두 서버의 16개는 43GB/s입니다
-# ([DeepEP](https://github.com/deepseek-ai/DeepEP)). 그래서 어느 랭크가 어디에 있는지가 중요하고,
-# 여기에서 센 바이트는 그곳에서 시간이 됩니다.
+# 데이터가 다니는 길입니다. 서버 안에서는 NVLink로, 서버 사이에서는 네트워크로 주고받습니다. H800 GPU에서
+# 토큰을 전문가에게 보내는 호출(DeepEP의 디스패치)을 잰 발표값을 보면, 한 서버의 랭크 8개는 153GB/s, 두
+# 서버의 16개는 43GB/s입니다([DeepEP](https://github.com/deepseek-ai/DeepEP)). 그래서 어느 랭크가 어디에
+# 있는지가 중요하고, 여기에서 센 바이트가 그곳에서는 시간이 됩니다.
 #
 # `torchrun`은 다음 환경 변수로 랭크에게 번호를 알려 줍니다. 지금 띄운 랭크에도 똑같이 있습니다.
 # %%

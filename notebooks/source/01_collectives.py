@@ -56,8 +56,9 @@ ranks = Ranks(num_ranks, device=device)
 gpus, gradients, card = 64, 15e9, 50e9
 f"{2 * (gpus - 1) * gradients / card:.1f} s"
 # %% [markdown] lang="en"
-# 38 seconds for each training step. Rank 0's card carries everything; 63 cards stand idle.
-# At the end of this lesson the same cards need 0.6 s, with code that you have read.
+# 38 seconds for each training step: 63 times 15 GB into rank 0's card, then 63 times out of it,
+# while the others mostly wait. At the end of this lesson the same cards need 0.6 s, with code that
+# you have read.
 #
 # First, what can be moved at all? Six patterns cover nearly everything in training. All but the
 # last are **collectives**: every rank of the group must make the same call.
@@ -70,9 +71,9 @@ f"{2 * (gpus - 1) * gradients / card:.1f} s"
 # | each a part | all, everything | all-gather |
 # | each a piece for each | each a piece of each | all-to-all |
 # | one | one | send, recv |
-# %% [markdown] lang="ko" en="5d694597"
-# 학습 스텝마다 38초입니다. 랭크 0의 카드에 모든 짐이 몰리고 나머지 63장은 놉니다. 이 레슨이 끝날 때는
-# 같은 카드로 0.6초면 됩니다. 그 코드를 한 줄씩 직접 읽어 보겠습니다.
+# %% [markdown] lang="ko" en="81e159de"
+# 학습 스텝마다 38초입니다. 15 GB가 랭크 0의 카드로 63번 들어오고 63번 나가는 동안 나머지는 거의 놉니다.
+# 이 레슨이 끝날 때는 같은 카드로 0.6초면 됩니다. 그 코드도 직접 읽습니다.
 #
 # 먼저, 데이터는 어떤 모양으로 오갈까요? 학습에서 쓰는 패턴은 거의 이 여섯 가지입니다. 마지막 줄을 뺀
 # 나머지가 **집합 통신**(collective communication)이고, 그룹의 모든 랭크가 똑같이 호출해야 합니다.
@@ -207,12 +208,13 @@ predict("01.ring", ..., formula=2 * (num_ranks - 1) / num_ranks * S, unit="bytes
 # %% source="dlcourse.collectives.naive:naive_all_reduce"
 # %% [markdown] lang="en"
 # This is the naive way, the course's own code in full. Change it and run it again whenever you
-# like. (`scratch` only hands out memory to receive into.)
+# like. (`flat` is the tensor in one dimension, `reducer` the addition, `scratch` memory to receive
+# into.)
 #
 # `measured()` counts the bytes that a rank gives away:
-# %% [markdown] lang="ko" en="0a69bd24"
-# 이것이 naive 방법의 코드 전체입니다. 언제든 고쳐서 다시 실행해도 됩니다(`scratch`는 받을 메모리를 빌려줄
-# 뿐입니다).
+# %% [markdown] lang="ko" en="8e231b74"
+# 이것이 naive 방법의 코드 전체입니다. 언제든 고쳐서 다시 실행해도 됩니다. (`flat`은 텐서를 한 줄로 편 것,
+# `reducer`는 덧셈, `scratch`는 받을 때 쓸 메모리입니다.)
 #
 # `measured()`는 랭크가 내보낸 바이트를 셉니다.
 # %% tags=["nbval-check-output"]
@@ -281,15 +283,17 @@ pieces_figure(
 # all-gather!).
 #
 # Each rank sends $2(p-1)$ chunks of $S/p$ bytes: $2\frac{p-1}{p}S$, **under twice its tensor
-# however many ranks there are**. No algorithm can do with less (Patarasu and Yuan, 2009).
+# however many ranks there are**. As long as the ranks themselves do the adding, no algorithm gets
+# by with less (Patarasu and Yuan, 2009).
 #
 # Below is the same for tensors of any size. A `Link` is the pair of neighbours.
-# %% [markdown] lang="ko" en="3e42086f"
+# %% [markdown] lang="ko" en="8e919397"
 # 조각 하나를 따라가 봅시다. 1111을 찾아보세요. 랭크 1의 10에서 출발해 랭크를 지날 때마다 색이 하나씩 붙고,
 # 절반이 지나면 랭크 0에서 완성됩니다(리듀스스캐터입니다!). 그다음에는 한 바퀴 돌며 퍼집니다(올게더입니다!).
 #
 # 랭크마다 $S/p$ 바이트짜리 조각을 $2(p-1)$번, 모두 $2\frac{p-1}{p}S$를 보냅니다. **랭크가 아무리 많아도 자기
-# 텐서의 두 배를 넘지 않습니다.** 이보다 적게 보내는 알고리즘은 없습니다(Patarasu와 Yuan, 2009).
+# 텐서의 두 배를 넘지 않습니다.** 랭크끼리 더하는 한, 이보다 적게 보내는 알고리즘은 없습니다(Patarasu와
+# Yuan, 2009).
 #
 # 아래는 크기에 상관없이 쓸 수 있는 코드입니다. `Link`는 양옆 이웃과의 연결입니다.
 # %% source="dlcourse.collectives.ring:ring_reduce_scatter,ring_all_gather,ring_all_reduce"
@@ -395,16 +399,16 @@ assert all((other[name] == first[name]).all() for other in others for name in fi
 #
 # Now *time*. The **alpha-beta model** says: a message of $n$ bytes takes $\alpha + \beta n$.
 #
-# | all-reduce | rounds of α | bytes · β |
+# | all-reduce | how many α | bytes for β |
 # |---|---|---|
 # | ring | $2(p-1)$ | $2\frac{p-1}{p}S$ |
 # | tree | $2\log_2 p$ | $2\log_2 p \cdot S$ |
-# %% [markdown] lang="ko" en="eb8df1b5"
+# %% [markdown] lang="ko" en="ce7a2ec4"
 # torch의 올리듀스까지 모두 허용 오차 안에 있습니다. 두 번째 셀은 학습이 기대는 성질을 확인합니다. 올리듀스가
 # 끝나면 **모든 랭크의 값이 비트까지 같습니다.** 그렇지 않으면 복제본이 서로 어긋나기 시작합니다.
 #
 # 새로 나온 방법이 둘 있습니다. `direct`는 모든 상대에게 그 몫을 한꺼번에 보냅니다. 두 단계면 되고 바이트는 링과
-# 같지만, 연결 $p-1$개를 동시에 씁니다. `shared`는 선로 없이, 한 컴퓨터의 모든 랭크가 읽는 메모리만 씁니다(레슨 02).
+# 같지만, 연결 $p-1$개를 동시에 씁니다. `shared`는 네트워크 없이, 한 컴퓨터의 모든 랭크가 읽는 메모리만 씁니다(레슨 02).
 #
 # 이제 *시간*을 봅시다. **α-β 모델**에서 $n$바이트 메시지는 $\alpha + \beta n$초가 걸립니다.
 #
@@ -473,16 +477,19 @@ figures.cost_model_figure(
 # *a wire for each rank*. On one machine all messages queue for the same few cores. And in total
 # both send the same, $2(p-1)S$: the ring only cuts it into more messages.
 #
-# Fit α and β under both assumptions, to all points. The smaller error is nearer to this machine.
-# %% [markdown] lang="ko" en="118a6948"
+# Fit α and β under both assumptions, to all points. The smaller error is nearer to this machine. If
+# the points jump about, because other programs run, or both errors are alike, this sweep cannot
+# tell.
+# %% [markdown] lang="ko" en="8085431f"
 # 텐서가 작으면 선이 평평합니다. α만 중요하고 트리가 이깁니다. 클러스터에서 큰 텐서는 링의 몫이고, 라이브러리는
 # 크기에 따라 알고리즘을 바꿉니다.
 #
-# 여기서는 교차점이 예측보다 늦게 왔거나 아예 없었나요? 그렇다면 모델의 가정을 살펴봅시다. 모델은 *랭크마다 선로가
+# 여기서는 교차점이 예측보다 늦게 왔거나 아예 없었나요? 그렇다면 모델의 가정을 살펴봅시다. 모델은 *랭크마다 링크가
 # 따로 있다*고 봅니다. 그러나 컴퓨터 한 대에서는 모든 메시지가 같은 코어 몇 개 앞에 줄을 섭니다. 보내는 양을 모두
 # 더하면 둘 다 $2(p-1)S$로 같고, 링은 메시지만 더 잘게 나눕니다.
 #
-# 모든 점에 두 가정을 각각 맞춰 봅시다. 오차가 작은 쪽이 이 컴퓨터에 더 가깝습니다.
+# 모든 점에 두 가정을 각각 맞춰 봅시다. 오차가 작은 쪽이 이 컴퓨터에 더 가깝습니다. 다른 프로그램 때문에
+# 점이 들쭉날쭉하거나 두 오차가 비슷하면 이 측정으로는 가릴 수 없습니다.
 # %%
 both = [row for row in rows if row["algorithm"] in ("tree_all_reduce", "ring_all_reduce")]
 Table(
@@ -499,7 +506,7 @@ Table(
 # %% [markdown] lang="ko" en="cfbda69d"
 # 밀리초로는 다른 장비나 다른 랭크 수와 비교할 수 없습니다. **버스 대역폭**(bus bandwidth)으로는 비교할 수 있습니다.
 # NVIDIA nccl-tests의 정의로 올리듀스는 $\frac{S}{t}\cdot 2\frac{p-1}{p}$입니다. 완벽한 알고리즘이라면 $p$와
-# 상관없이 선로의 속도에 이릅니다.
+# 상관없이 링크의 속도에 이릅니다.
 # %%
 factor = 2 * (num_ranks - 1) / num_ranks
 busbw = {k: [factor * n / s / 1e6 for n, s in zip(sizes, took[k])] for k in took}
@@ -517,13 +524,13 @@ figures.sweep_figure(
 )
 # %% [markdown] lang="en"
 # A curve that is still rising has not reached the wire's speed: α is still in it. When somebody
-# quotes "the bandwidth" of a cluster, ask for the size.
+# quotes "the bandwidth" of a cluster, ask for the message size.
 #
 # How good is ours beside the real library? `torch` above is Gloo, the backend that PyTorch uses on
 # CPUs, written in C++. Same tensors, same run, turn by turn:
-# %% [markdown] lang="ko" en="fc5796fd"
-# 곡선이 아직 올라가고 있다면 선로의 속도에 이르지 못한 것입니다. α가 아직 섞여 있습니다. 누가 클러스터의
-# '대역폭'을 말하면 크기부터 물어보세요.
+# %% [markdown] lang="ko" en="b346e917"
+# 곡선이 아직 올라가고 있다면 링크의 속도에 이르지 못한 것입니다. α가 아직 섞여 있습니다. 누가 클러스터의
+# '대역폭'을 말하면 메시지 크기부터 물어보세요.
 #
 # 우리 코드는 실제 라이브러리에 견주어 얼마나 될까요? 위의 `torch`는 Gloo입니다. PyTorch가 CPU에서 쓰는 백엔드로,
 # C++로 짜여 있습니다. 같은 텐서를 같은 실행에서 번갈아 재 봅시다.
@@ -582,22 +589,24 @@ if wire:
 # because it is one**: it makes the whole sum everywhere and throws most of it away
 # ([pytorch#118911](https://github.com/pytorch/pytorch/pull/118911)). Ours sends half.
 #
-# So a popular sentence holds for the *algorithm*, and needs a look at the *library*:
-# %% [markdown] lang="ko" en="e4bff30c"
+# So "a reduce-scatter is half of an all-reduce" holds for the *algorithm*. Whether it holds for you
+# depends on the *library*. Claim C2:
+# %% [markdown] lang="ko" en="1c0f3cc6"
 # 하나만 빼고 모두 예측대로입니다. **Gloo의 리듀스스캐터는 올리듀스만큼 보냅니다. 사실은 올리듀스이기
 # 때문입니다.** 합 전체를 모든 랭크에 만든 다음 대부분을 버립니다
 # ([pytorch#118911](https://github.com/pytorch/pytorch/pull/118911)). 우리 것은 절반만 보냅니다.
 #
-# 그래서 널리 알려진 이 말은 *알고리즘*으로는 맞지만, *라이브러리*까지 들여다보아야 합니다.
+# 그래서 '리듀스스캐터는 올리듀스의 절반'이라는 말은 *알고리즘*으로는 맞지만, 실제로도 그런지는
+# *라이브러리*에 달려 있습니다. 주장 C2입니다.
 # %%
 whole = wire.get("torch_all_reduce")
 shares = {"gloo_share": "torch_reduce_scatter", "own_share": "direct_reduce_scatter"}
 claim("C2", **{key: wire[name] / whole for key, name in shares.items() if whole})
 # %% [markdown] lang="en"
 # Now break something. A collective needs *every* rank. What if one of them takes another branch?
-# In a real job this is an early `return`, a shorter data loader, or a log line that calls
-# `loss.item()` on rank 0 only. `--fails` says that this cell is expected to fail.
-# %% [markdown] lang="ko" en="58721ce2"
+# In a real job this is an early `return`, a data loader that ends sooner on one rank, or a
+# collective that only rank 0 calls. `--fails` says that this cell is expected to fail.
+# %% [markdown] lang="ko" en="bb1280c8"
 # 이번에는 일부러 망가뜨려 봅시다. 집합 통신에는 *모든* 랭크가 와야 합니다. 한 랭크가 다른 분기로 빠지면
 # 어떻게 될까요? 실제 학습에서는 너무 이른 `return`, 한 랭크에서만 먼저 끝난 데이터 로더, 랭크 0에서만 부르는
 # 집합 통신이 그런 경우입니다. `--fails`는 이 셀이 실패할 것이라는 표시입니다.
@@ -608,16 +617,18 @@ total = torch.ones(4, device=device)
 if rank != 1:
     dist.all_reduce(total)
 # %% [markdown] lang="en"
-# Read it as you would in a real job: which collective, who waits, **who never came**, in which
-# line. On a cluster you would see nothing for 10 minutes with NCCL, or 30 with Gloo: torch's
+# Read it as you would in a real job: which collective (# counts the calls of this group), who waits,
+# **who never came**, in which line. On a cluster you would see nothing for 10 minutes with NCCL, or 30 with Gloo: torch's
 # [default time-outs](https://docs.pytorch.org/docs/stable/distributed.html). Then *all* ranks
 # fail, and the one to blame looks no different.
 #
 # The second classic: everybody calls, but the shapes differ.
-# %% [markdown] lang="ko" en="1d84f4e1"
-# 실제 상황이라 생각하고 읽어 보세요. 어떤 집합 통신인지, 누가 기다리는지, **누가 오지 않았는지**, 몇 번째
-# 줄인지가 나옵니다. 클러스터에서는 NCCL이면 10분, Gloo면 30분 동안 아무 소식이 없습니다. torch의
-# [기본 제한 시간](https://docs.pytorch.org/docs/stable/distributed.html)입니다. 그 뒤 *모든* 랭크가 실패하므로 원인이 된 랭크를 가려내기 어렵습니다.
+# %% [markdown] lang="ko" en="6f3e74be"
+# 실제 상황이라 생각하고 읽어 보세요. 어떤 집합 통신인지(# 뒤의 수는 이 그룹의 몇 번째 호출인지), 누가
+# 기다리는지, **누가 오지 않았는지**, 몇 번째 줄인지가 나옵니다. 클러스터에서는 NCCL이면 10분, Gloo면 30분
+# 동안 아무 소식이 없습니다. torch의
+# [기본 제한 시간](https://docs.pytorch.org/docs/stable/distributed.html)입니다. 그 뒤 *모든* 랭크가
+# 실패하므로 원인이 된 랭크를 가려내기 어렵습니다.
 #
 # 두 번째 단골 사고입니다. 모두 부르기는 했는데 모양이 다릅니다.
 # %%
@@ -699,31 +710,33 @@ claim(
 # ```mermaid
 # flowchart TD
 #   Q{how is the model spread?}
-#   Q -->|whole copies: DDP| A[all-reduce<br>megabytes, once a bucket]
+#   Q -->|whole copies: DDP| A[all-reduce<br>megabytes, once a bucket of gradients]
 #   Q -->|layers cut: tensor parallel| B[all-reduce<br>in every layer, α counts]
 #   Q -->|parameters cut: ZeRO, FSDP| C[all-gather and reduce-scatter<br>every layer]
 #   Q -->|experts: MoE| D[all-to-all<br>small and large]
 #   Q -->|stages: pipeline| E[send, recv]
 # ```
 #
-# And how long does a benchmark take? Take nccl-tests from 8 B to 8 GiB, 25 runs a size, twice, on a
-# slow network of 10 GB/s:
-# %% [markdown] lang="ko" en="40a314c0"
+# On a new cluster one times the collectives that the job will call, before it runs. How long does
+# that take? Say nccl-tests, from 8 B to 8 GiB, each size 5 + 20 times, in place and out of place, on
+# a slow network of 10 GB/s:
+# %% [markdown] lang="ko" en="663179a2"
 # FSDP2는 바이트를 1.5배 씁니다. 올게더 두 번(순전파, 역전파)과 리듀스스캐터 한 번, 절반이 둘이 아니라 셋입니다.
 # '무엇이 중요한가'는 전략에 달려 있습니다.
 #
 # ```mermaid
 # flowchart TD
 #   Q{모델을 어떻게 나누나?}
-#   Q -->|전체 복제: DDP| A[all-reduce<br>버킷마다 수 MB]
-#   Q -->|층을 자름: 텐서 병렬화| B[all-reduce<br>층마다, α가 중요]
-#   Q -->|파라미터를 자름: ZeRO, FSDP| C[all-gather와 reduce-scatter<br>층마다]
-#   Q -->|전문가: MoE| D[all-to-all<br>작은 것과 큰 것]
+#   Q -->|전체 복제: DDP| A[올리듀스<br>그래디언트 묶음마다 수 MB]
+#   Q -->|층을 자름: 텐서 병렬화| B[올리듀스<br>층마다, α가 중요]
+#   Q -->|파라미터를 자름: ZeRO, FSDP| C[올게더와<br>리듀스스캐터<br>층마다]
+#   Q -->|전문가: MoE| D[올투올<br>작은 것과 큰 것]
 #   Q -->|단계: 파이프라인| E[send, recv]
 # ```
 #
-# 벤치마크에는 얼마나 걸릴까요? nccl-tests로 8 B부터 8 GiB까지 25번씩 두 차례, 10 GB/s짜리 느린 네트워크에서 돌린다고
-# 합시다.
+# 새 클러스터에서는 학습을 돌리기 전에 그 학습이 부를 집합 통신부터 재 봅니다. 얼마나 걸릴까요? nccl-tests로
+# 8 B부터 8 GiB까지 크기마다 25번(준비 5번, 측정 20번)씩 두 차례(제자리, 다른 버퍼), 10 GB/s짜리 느린
+# 네트워크에서 돌린다고 합시다.
 # %%
 swept = [8 << k for k in range(31)]
 bus, runs = 10e9, 2 * (20 + 5)
@@ -835,16 +848,16 @@ f"{network.predict('ring_all_reduce', gradients, gpus):.2f} s"
 # [by itself](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-algo).
 #
 # What carries over is the counting. Does "rounds times α" hold there? Published nccl-tests of an
-# 8-byte all-reduce on nodes of 8 V100 with EFA, 2019
+# 8-byte all-reduce on nodes of 8 V100 GPUs with EFA (the network of AWS), 2019
 # ([2](https://gist.github.com/jacobkahn/a92f4425abf831ac0799fabe9079263d),
 # [4](https://gist.github.com/jacobkahn/1fb3977e99056b7935a6c63dda1e145f),
 # [8](https://gist.github.com/jacobkahn/3150a1a38abba40f58d8263d9c55969f) nodes):
-# %% [markdown] lang="ko" en="fe74e0e1"
+# %% [markdown] lang="ko" en="165b12ea"
 # 이 컴퓨터로는 보여 줄 수 없는 것이 있습니다. 클러스터에는 노드 안의 NVLink와 그보다 느린 노드 사이 네트워크가 함께 있어서
 # 올리듀스를 두 층으로 짭니다. 통신을 계산과 중첩하는 것도 그렇습니다(레슨 03). NCCL은 링, 트리, 네트워크 안의 합산
 # 가운데 무엇을 쓸지 [스스로 고릅니다](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-algo).
 #
-# 세는 법은 그대로 통합니다. 거기서도 '라운드 수 × α'가 맞을까요? V100 8개짜리 노드와 EFA에서 8바이트 올리듀스를 잰
+# 세는 법은 그대로 통합니다. 거기서도 '라운드 수 × α'가 맞을까요? V100 GPU 8개짜리 노드와 EFA(AWS의 네트워크)에서 8바이트 올리듀스를 잰
 # 공개 기록입니다(2019년, 노드
 # [2개](https://gist.github.com/jacobkahn/a92f4425abf831ac0799fabe9079263d),
 # [4개](https://gist.github.com/jacobkahn/1fb3977e99056b7935a6c63dda1e145f),
