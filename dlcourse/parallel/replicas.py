@@ -7,6 +7,7 @@ import zlib
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def broadcast_module(module: nn.Module, *, process_group: dist.ProcessGroup | None = None) -> None:
@@ -15,8 +16,12 @@ def broadcast_module(module: nn.Module, *, process_group: dist.ProcessGroup | No
     Raises:
         ValueError: in every rank, where the ranks hold models of different shapes. Without this
             check, a broadcast between different shapes hangs or mixes the numbers up.
+
+    Tensors without numbers (on ``meta``, or fake) have nothing to send.
     """
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors.values()):
+        return
     layout = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()]
     device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     mine = torch.tensor([zlib.crc32(repr(layout).encode())], device=device)

@@ -1,0 +1,53 @@
+"""Sizes of shards, and what cannot be cut. No torch here: the kernel asks before ranks start."""
+
+from __future__ import annotations
+
+
+def equal_part(name: str, number: int, size: int, *, advice: str = "") -> int:
+    """``number / size``, for example the heads of one rank.
+
+    Raises:
+        ValueError: ``size`` ranks cannot have equal parts; names both numbers.
+    """
+    if size < 1:
+        raise ValueError(f"{size} ranks cannot share {name}={number}: give 1 rank or more")
+    if number % size:
+        advice = advice or f"give a multiple of {size}, or fewer ranks"
+        raise ValueError(f"{name}={number} cannot be cut into {size} equal parts: {advice}")
+    return number // size
+
+
+def check_tensor_parallel(*, n_head: int, n_embd: int, size: int) -> None:
+    """Raise a ``ValueError`` where a GPT of these sizes cannot be cut over ``size`` ranks.
+
+    A head stays whole, so ``size`` must divide the heads; then it divides the width too, unless
+    the heads themselves do not. The vocabulary is padded and may have any size.
+    """
+    equal_part(
+        "n_head", n_head, size, advice=f"a head stays whole, so use a divisor of {n_head} ranks"
+    )
+    equal_part("n_embd", n_embd, size)
+
+
+def padded_size(number: int, size: int, *, multiple: int = 1) -> int:
+    """The next number that ``size`` ranks can share, ``multiple`` by ``multiple``.
+
+    Megatron pads the vocabulary to a multiple of ``128 * size``, since GPUs like such widths:
+    ``padded_size(50257, 8, multiple=128)`` is 51200.
+    """
+    unit = size * multiple
+    return -(-number // unit) * unit
+
+
+def check_mesh(*, data: int, pipeline: int, tensor: int, world_size: int) -> None:
+    """Raise a ``ValueError`` where a mesh's sides do not multiply out to the number of ranks."""
+    sides = {"data": data, "pipeline": pipeline, "tensor": tensor}
+    for name, size in sides.items():
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{name}={size!r} is not allowed: give a whole number of 1 or more")
+    product = data * pipeline * tensor
+    if product != world_size:
+        raise ValueError(
+            f"data x pipeline x tensor = {data} x {pipeline} x {tensor} is {product} ranks, and "
+            f"there are {world_size}: change a side, or make Ranks({product})"
+        )

@@ -1,0 +1,104 @@
+"""A vocabulary cut over the ranks: embedding, and the loss without ever joining the logits.
+
+Rank r holds the rows of tokens ``[r * V/p, (r + 1) * V/p)``. Where V does not divide, zeros are
+added at the end (as Megatron does), and the loss leaves those columns out.
+
+Shape suffixes as in gpt.py; N = B * T tokens.
+Source: Shoeybi et al., "Megatron-LM", 2019, https://arxiv.org/abs/1909.08053, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlcourse.parallel.shards import padded_size
+from dlcourse.parallel.tensor_layers import Group, reduce_from, shard
+
+
+class VocabParallelEmbedding(nn.Module):
+    """Each rank looks up the tokens that it holds, and gives zeros for the others; then the sum.
+
+    Args:
+        embedding: the whole table, equal in all ranks.
+        group: the ranks that share it; all by default.
+        leave: what joins the ranks' rows.
+    """
+
+    def __init__(
+        self,
+        embedding: nn.Embedding,
+        group: Group = None,
+        *,
+        leave: Callable[[Tensor, Group], Tensor] = reduce_from,
+    ) -> None:
+        super().__init__()
+        self.group, self.leave = group, leave
+        padded = padded_size(embedding.num_embeddings, dist.get_world_size(group))
+        self.weight = shard(embedding.weight, dim=0, group=group, padded=padded)  # (V/p, C)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        row_BT, mine_BT = local_rows(tokens_BT, self.weight.size(0), self.group)
+        x_BTC = F.embedding(row_BT, self.weight) * mine_BT[..., None]
+        return self.leave(x_BTC, self.group)
+
+
+def local_rows(tokens: Tensor, num_rows: int, group: Group = None) -> tuple[Tensor, Tensor]:
+    """For each token its row in this rank's part, and whether it is there at all."""
+    row = tokens - dist.get_rank(group) * num_rows
+    mine = (row >= 0) & (row < num_rows)
+    return row.clamp(0, num_rows - 1), mine
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits_NV: Tensor, targets_N: Tensor, group: Group) -> Tensor:
+        row_N, mine_N = local_rows(targets_N, logits_NV.size(1), group)
+        max_N = logits_NV.amax(dim=1)
+        dist.all_reduce(max_N, op=dist.ReduceOp.MAX, group=group)  # else exp would overflow
+        shifted_NV = logits_NV - max_N[:, None]
+        target_N = shifted_NV.gather(1, row_N[:, None]).squeeze(1)
+        exp_NV = shifted_NV.exp_()
+        sums_2N = torch.stack([exp_NV.sum(dim=1), torch.where(mine_N, target_N, 0.0)])
+        dist.all_reduce(sums_2N, group=group)
+        sum_N, target_N = sums_2N
+        softmax_NV = exp_NV.div_(sum_N[:, None])
+        ctx.save_for_backward(softmax_NV, row_N, mine_N)
+        return (sum_N.log() - target_N).mean()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        softmax_NV, row_N, mine_N = ctx.saved_tensors
+        one_hot_N1 = mine_N.to(softmax_NV.dtype)[:, None]
+        grad_NV = softmax_NV.scatter_add(1, row_N[:, None], -one_hot_N1)
+        return grad_NV.mul_(grad / len(row_N)), None, None
+
+
+def parallel_cross_entropy(
+    logits_NV: Tensor, targets_N: Tensor, group: Group = None, *, vocab_size: int | None = None
+) -> Tensor:
+    """Mean cross-entropy, where each rank has the logits of its part of the vocabulary.
+
+    Sends 3 numbers a token (its largest logit; its sum of exponentials and its target's logit)
+    in 2 all-reduces, whatever V is. Joining the logits would take V numbers.
+
+    Args:
+        logits_NV: this rank's part, (N, V/p), padding included.
+        targets_N: token numbers in the whole vocabulary, the same in all ranks.
+        group: the ranks that share the vocabulary; all by default.
+        vocab_size: V without padding; columns behind it count as minus infinity.
+
+    Returns:
+        The loss, the same in all ranks. Its gradient is that of ``F.cross_entropy``.
+    """
+    num_columns = logits_NV.size(1)
+    if vocab_size is not None:
+        num_valid = vocab_size - dist.get_rank(group) * num_columns
+        if num_valid < num_columns:
+            column_V = torch.arange(num_columns, device=logits_NV.device)
+            logits_NV = logits_NV.masked_fill(column_V >= num_valid, float("-inf"))
+    return _CrossEntropy.apply(logits_NV, targets_N, group)
