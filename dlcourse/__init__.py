@@ -26,6 +26,7 @@ _HOME = {
     "lesson": "dlcourse.course",
     "predict": "dlcourse.course",
     "record_metric": "dlcourse.course",
+    "scale": "dlcourse.plan.scale",
     "show": "dlcourse.course",
     "solution": "dlcourse.course",
 }

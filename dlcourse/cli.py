@@ -84,6 +84,24 @@ def _parser() -> _Parser:
     bench.add_argument("names", nargs="*", help="which measurements; all by default")
     bench.set_defaults(run=_bench)
 
+    scale = commands.add_parser("scale", help="one rank of thousands, without their processes")
+    scale.add_argument("lesson", help="whose parallelism: 03, 04, 05 or 06")
+    scale.add_argument("--model", default="7b", help="gpt2-large, 1.3b, 7b or 13b (default: 7b)")
+    scale.add_argument("--world", type=int, default=1024, help="number of ranks (default: 1024)")
+    for name, help in (
+        ("tensor", "ranks that share each matrix"),
+        ("pipeline", "stages"),
+        ("stage", "of ZeRO: 0, 1, 2 or 3"),
+        ("rank", "which rank to be"),
+        ("micro-batch", "sequences of a micro-batch"),
+        ("micro-batches", "micro-batches of a step"),
+        ("block", "tokens of a sequence"),
+    ):
+        scale.add_argument(f"--{name}", type=int, help=help)
+    scale.add_argument("--lang", default="ko", help="ko or en (default: ko)")
+    scale.add_argument("--json", action="store_true", help="print the record")
+    scale.set_defaults(run=_scale)
+
     lab = commands.add_parser("lab", help="open JupyterLab on the start page")
     lab.add_argument("--lang", default="ko", help="ko or en (default: ko)")
     lab.set_defaults(run=_lab)
@@ -182,6 +200,25 @@ def _bench(args: argparse.Namespace) -> int:
     from dlcourse.bench import main as bench
 
     return bench(args.names)
+
+
+def _scale(args: argparse.Namespace) -> int:
+    import json
+
+    from dlcourse.panel.strings import set_language
+    from dlcourse.plan import scale
+
+    set_language(catalog.check_language(args.lang))
+    names = [name for name in scale.LESSONS if args.lesson in (name, name[:2])]
+    if not names:
+        raise ValueError(
+            f"lesson {args.lesson!r} has no scale: give one of {', '.join(scale.LESSONS)}"
+        )
+    options = ("tensor", "pipeline", "stage", "rank", "micro_batch", "micro_batches", "block")
+    given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
+    scaled = scale.scale(names[0], model=args.model, world=args.world, **given)
+    print(json.dumps(scaled.record) if args.json else scaled)
+    return 0
 
 
 def _lab(args: argparse.Namespace) -> int:

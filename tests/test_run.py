@@ -14,7 +14,6 @@ from dlcourse.measure.run import (
     CATEGORIES,
     SPAN_KINDS,
     Run,
-    human_bytes,
     merge,
     overlap,
     wire_bytes,
@@ -206,13 +205,6 @@ def test_plain_data_tables_and_json() -> None:
         lines = part.table().splitlines()
         assert len(lines) >= 3 and len({len(line) for line in lines[:2]}) == 1
     assert "all_reduce" in run.comm.table() and "ranks=2" in repr(run)
-
-
-def test_human_bytes() -> None:
-    sizes = [0, 1023, 1536, 1023 * 1024, 5 << 20, 3 << 40, 1 << 55]
-    assert [human_bytes(s) for s in sizes] == [
-        *("0 B", "1023 B", "1.5 KB", "1023 KB", "5 MB", "3 TB", "32768 TB"),
-    ]
 
 
 def test_no_records() -> None:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from dlcourse.panel.units import human_bytes
+
 CATEGORIES = (
     "parameters",
     "gradients",
@@ -89,16 +91,6 @@ def overlap(a: Sequence[Interval], b: Sequence[Interval]) -> float:
             total += min(end, b[k][1]) - max(start, b[k][0])
             k += 1
     return total
-
-
-def human_bytes(n: float) -> str:
-    """1536 -> "1.5 KB". Steps of 1024, three significant digits."""
-    n = float(n)
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if abs(n) < 1024 or unit == "TB":
-            return f"{n:.0f} {unit}" if unit == "B" or abs(n) >= 99.95 else f"{n:.3g} {unit}"
-        n /= 1024
-    raise AssertionError("unreachable")
 
 
 def _text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

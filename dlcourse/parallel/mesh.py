@@ -1,0 +1,162 @@
+"""Parallelisms composed: ranks as a grid, a parallelism along each of its sides.
+
+                       tensor 0   tensor 1
+    data 0  pipeline 0    0          1         the layers' first half, cut in two
+            pipeline 1    2          3         the second half
+    data 1  pipeline 0    4          5         the same again, on other sequences
+            pipeline 1    6          7
+
+Ranks of one row of the grid share their layers' matrices and talk most (four all-reduces a layer),
+so they come first in the numbering and sit closest on a real cluster: inside one machine. Stages
+pass activations on, and the copies along "data" meet once a step.
+
+    mesh = make_mesh(data=2, pipeline=2, tensor=2)
+    model = MeshParallel(GPT(), mesh, num_micro_batches=4)
+    losses = train(model, Corpus(), steps=5)
+
+Source: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using
+Megatron-LM", SC 2021, https://arxiv.org/abs/2104.04473.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from dlcourse.measure import mark_step
+from dlcourse.models.gpt import GPT
+from dlcourse.parallel.data import BucketedDataParallel
+from dlcourse.parallel.pipeline import PipelineParallel
+from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.parallel.schedules import one_f_one_b
+from dlcourse.parallel.shards import check_mesh, check_tensor_parallel
+from dlcourse.parallel.tensor import parallel_blocks, tensor_parallel
+from dlcourse.parallel.zero import ZeRO1
+from dlcourse.training.corpus import Corpus, sequences_per_rank
+
+SIDES = ("data", "pipeline", "tensor")
+
+
+def make_mesh(*, data: int = 1, pipeline: int = 1, tensor: int = 1) -> DeviceMesh:
+    """All ranks as a grid with the sides "data", "pipeline" and "tensor".
+
+    Raises:
+        ValueError: the sides do not multiply out to the number of ranks.
+    """
+    check_mesh(data=data, pipeline=pipeline, tensor=tensor, world_size=dist.get_world_size())
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return init_device_mesh(device, (data, pipeline, tensor), mesh_dim_names=SIDES)
+
+
+class _Whole(nn.Module):
+    """What is left where there is no pipeline: forward and backward of the batch, in one call."""
+
+    def __init__(self, gpt: nn.Module, num_micro_batches: int) -> None:
+        super().__init__()
+        self.gpt, self.num_micro_batches = gpt, num_micro_batches
+
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        m = self.num_micro_batches
+        losses = []
+        for x_BT, y_BT in zip(tokens_BT.chunk(m), targets_BT.chunk(m), strict=True):
+            loss = self.gpt(x_BT, y_BT) / m
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+
+class MeshParallel(nn.Module):
+    """A GPT over a mesh: cut by heads and columns, then by layers, then copied.
+
+    Args:
+        gpt: used up; it starts from rank 0's parameters everywhere.
+        mesh: from ``make_mesh``.
+        num_micro_batches: into how many parts a rank's share of the batch is cut.
+        zero: keep the optimizer's state in shards along "data" (ZeRO stage 1). Stage 2 and 3 are
+            not for pipelines: they would send every micro-batch's gradients.
+
+    Raises:
+        ValueError: heads, width or layers do not divide by their side of the mesh.
+    """
+
+    def __init__(
+        self, gpt: GPT, mesh: DeviceMesh, *, num_micro_batches: int = 1, zero: bool = False
+    ) -> None:
+        super().__init__()
+        config, size = gpt.config, dict(zip(SIDES, mesh.shape, strict=True))
+        check_tensor_parallel(n_head=config.n_head, n_embd=config.n_embd, size=size["tensor"])
+        broadcast_module(gpt)
+        self.num_micro_batches = num_micro_batches
+        self.mesh, self.group = mesh, {side: mesh.get_group(side) for side in SIDES}
+        if size["tensor"] > 1 and size["pipeline"] == 1:
+            gpt = tensor_parallel(gpt, self.group["tensor"])
+        elif size["tensor"] > 1:  # stages know the whole vocabulary only
+            parallel_blocks(gpt, self.group["tensor"])
+        if size["pipeline"] > 1:
+            schedule = one_f_one_b(num_ranks=size["pipeline"], num_micro_batches=num_micro_batches)
+            self.layers = PipelineParallel(gpt, schedule, process_group=self.group["pipeline"])
+        else:
+            self.layers = _Whole(gpt, num_micro_batches)
+        copies = ZeRO1 if zero else BucketedDataParallel
+        self.copies = copies(self.layers, process_group=self.group["data"])
+
+    def optimizer(self, lr: float = 1e-3) -> torch.optim.Optimizer:
+        """AdamW over what this rank has to update."""
+        mine = self.copies.shards if isinstance(self.copies, ZeRO1) else self.parameters()
+        return torch.optim.AdamW(mine, lr=lr)
+
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Forward, backward and the copies' mean; returns the mean loss, the same in all ranks."""
+        if isinstance(self.copies, ZeRO1):
+            self.copies.start_gradients()
+        loss = self.layers.step(tokens_BT, targets_BT)
+        self.copies.sync_gradients()
+        # The last stage knows the loss; the other stages give zeros
+        for side in ("pipeline", "data"):
+            dist.all_reduce(loss, group=self.group[side])
+        return loss / self.mesh["data"].size()
+
+    def sync_parameters(self) -> None:
+        """After the optimizer's step."""
+        if isinstance(self.copies, ZeRO1):
+            self.copies.sync_parameters()
+
+
+def train(
+    model: MeshParallel,
+    corpus: Corpus,
+    *,
+    steps: int,
+    batch_size: int = 16,
+    block: int = 128,
+    lr: float = 1e-3,
+) -> list[float]:
+    """Train in every rank, on ``batch_size`` sequences a step over all ranks together.
+
+    Returns:
+        The loss of each step over the whole batch: the same numbers in every rank.
+
+    Raises:
+        ValueError: the copies along "data" and the micro-batches do not divide ``batch_size``.
+    """
+    copy, copies = model.mesh.get_local_rank("data"), model.mesh["data"].size()
+    micro_batch = sequences_per_rank(
+        batch_size, world_size=copies, accumulate=model.num_micro_batches
+    )
+    device = next(model.parameters()).device
+    optimizer, losses = model.optimizer(lr), []
+    for step in range(steps):
+        tokens_BT, targets_BT = corpus.batch(
+            step, rank=copy, world_size=copies, micro_batch=micro_batch, block=block
+        )
+        optimizer.zero_grad()
+        loss = model.step(tokens_BT.to(device), targets_BT.to(device))
+        optimizer.step()
+        model.sync_parameters()
+        losses.append(loss.item())
+        # Ranks of one copy read the same tokens: one of them counts
+        counts = model.mesh.get_local_rank("pipeline") == model.mesh.get_local_rank("tensor") == 0
+        mark_step(tokens=counts * tokens_BT.numel(), loss=losses[-1])
+    return losses

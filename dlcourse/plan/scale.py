@@ -1,0 +1,280 @@
+"""One rank of thousands: a training step on tensors that have shapes and no numbers.
+
+The classes of ``dlcourse.parallel`` run as they are. Torch's fake process group says that there are
+1,024 ranks and answers every collective at once; fake tensors take no memory. What remains exact is
+what the lessons are about: the bytes of each category in this rank, and the bytes of each
+collective that it calls. Times mean nothing here.
+
+    dlcourse scale 06_zero --model 7b --world 1024
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dlcourse.measure.run import CATEGORIES, wire_bytes
+from dlcourse.panel.strings import t
+from dlcourse.panel.tables import Table
+from dlcourse.panel.units import human_bytes, human_seconds
+from dlcourse.parallel.shards import check_mesh, check_tensor_parallel
+
+# Sizes as GPT-2 (Radford et al., 2019) and GPT-3 (Brown et al., 2020, table 2.1) have them; the
+# vocabulary of GPT-2, padded to a multiple of 1,024 as Megatron does for 8 ranks.
+MODELS: dict[str, dict[str, int]] = {
+    "gpt2-large": dict(n_layer=36, n_head=20, n_embd=1280, vocab_size=51200, block_size=1024),
+    "1.3b": dict(n_layer=24, n_head=32, n_embd=2048, vocab_size=51200, block_size=2048),
+    "7b": dict(n_layer=32, n_head=32, n_embd=4096, vocab_size=51200, block_size=2048),
+    "13b": dict(n_layer=40, n_head=40, n_embd=5120, vocab_size=51200, block_size=2048),
+}
+LESSONS = {
+    "03_data_parallel": {},
+    "04_tensor_parallel": {"tensor": 8},
+    "05_pipeline_parallel": {"tensor": 8, "pipeline": 8},
+    "06_zero": {"tensor": 8, "stage": 3},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is trained on how many ranks.
+
+    Args:
+        model: one of ``MODELS``.
+        world: number of ranks: data x pipeline x tensor.
+        tensor, pipeline: sides of the mesh; data is what remains.
+        stage: ZeRO stage along data, 0 for whole copies.
+        rank: which rank to be.
+        micro_batch: sequences that a rank works on at a time.
+        micro_batches: how many of them a step has.
+        block: tokens of a sequence.
+
+    Raises:
+        ValueError: sizes that do not divide; it names both numbers.
+    """
+
+    model: str = "7b"
+    world: int = 1024
+    tensor: int = 1
+    pipeline: int = 1
+    stage: int = 0
+    rank: int = 0
+    micro_batch: int = 1
+    micro_batches: int = 1
+    block: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ValueError(f"model={self.model!r}: give one of {', '.join(MODELS)}")
+        for name in ("world", "tensor", "pipeline", "micro_batch", "micro_batches", "block"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number from 1 on")
+        sizes = MODELS[self.model]
+        check_mesh(
+            data=self.data, pipeline=self.pipeline, tensor=self.tensor, world_size=self.world
+        )
+        check_tensor_parallel(n_head=sizes["n_head"], n_embd=sizes["n_embd"], size=self.tensor)
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank={self.rank}: there are ranks 0 to {self.world - 1}")
+        if self.stage not in (0, 1, 2, 3):
+            raise ValueError(f"stage={self.stage}: ZeRO has stages 1, 2 and 3; 0 is without")
+        if self.pipeline > 1 and self.stage > 1:
+            raise ValueError(
+                f"stage={self.stage} with pipeline={self.pipeline}: along a pipeline only "
+                "stages 0 and 1, since 2 and 3 send every micro-batch's gradients"
+            )
+        if self.pipeline > sizes["n_layer"]:
+            raise ValueError(
+                f"pipeline={self.pipeline} is more than the {sizes['n_layer']} layers of "
+                f"{self.model}: give at most {sizes['n_layer']}"
+            )
+        if self.block > sizes["block_size"]:
+            raise ValueError(
+                f"block={self.block} is longer than {self.model} reads: "
+                f"give at most {sizes['block_size']}"
+            )
+
+    @property
+    def data(self) -> int:
+        """How many copies of the model there are."""
+        return max(1, self.world // (self.tensor * self.pipeline))
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Take one step as one rank of ``job.world``.
+
+    Makes torch's process group fake for the rest of this process: call it in one of its own.
+
+    Returns:
+        A record as in ``dlcourse.measure.run``; and "job", "parameters" (of the whole model),
+        "seconds" (of this machine) and "peak_rss_bytes" (of this process).
+    """
+    started = time.perf_counter()
+    import torch
+    import torch.distributed as dist
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from dlcourse.measure.recorder import Recorder
+    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.parallel.mesh import make_mesh
+
+    dist.init_process_group("fake", store=FakeStore(), rank=job.rank, world_size=job.world)
+    try:
+        mesh = make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            gpt = GPT(GPTConfig(**MODELS[job.model]))
+            parameters = gpt.num_parameters()
+            step = _job_step(job, mesh, gpt)
+            del gpt  # of a pipeline's model, this rank keeps its own layers only
+            batch = (job.micro_batch * job.micro_batches, job.block)
+            tokens = torch.zeros(batch, dtype=torch.long)
+            recorder = Recorder(job.rank, job.world)
+            with recorder:
+                step(tokens, tokens)
+    finally:
+        dist.destroy_process_group()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return recorder.record | {
+        "job": asdict(job) | {"data": job.data},
+        "parameters": parameters,
+        "seconds": time.perf_counter() - started,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }
+
+
+def _job_step(job: Job, mesh: Any, gpt: Any) -> Any:
+    """The model on its mesh with its optimizer: a function that takes one step."""
+    import torch
+
+    from dlcourse.parallel.mesh import MeshParallel
+    from dlcourse.parallel.tensor import tensor_parallel
+    from dlcourse.parallel.zero2 import ZeRO2
+    from dlcourse.parallel.zero3 import ZeRO3
+
+    if job.stage < 2:
+        model = MeshParallel(gpt, mesh, num_micro_batches=job.micro_batches, zero=job.stage == 1)
+        optimizer = model.optimizer()
+
+        def step(tokens: torch.Tensor, targets: torch.Tensor) -> None:
+            model.step(tokens, targets)
+            optimizer.step()
+            model.sync_parameters()
+
+        return step
+    if job.tensor > 1:
+        gpt = tensor_parallel(gpt, mesh["tensor"])
+    sharded = (ZeRO2 if job.stage == 2 else ZeRO3)(gpt, process_group=mesh.get_group("data"))
+    optimizer = torch.optim.AdamW(sharded.shards)
+
+    def zero_step(tokens: torch.Tensor, targets: torch.Tensor) -> None:
+        parts = zip(tokens.chunk(job.micro_batches), targets.chunk(job.micro_batches), strict=True)
+        for x_BT, y_BT in parts:
+            (sharded(x_BT, y_BT) / job.micro_batches).backward()
+        sharded.sync_gradients()
+        optimizer.step()
+        sharded.sync_parameters()
+
+    return zero_step
+
+
+class Scaled:
+    """What one step is, for one rank of thousands: see ``scale``.
+
+    Attributes:
+        record: as the recorder gives it, with "job", "parameters", "seconds", "peak_rss_bytes".
+        kept: bytes by category that stay between two steps.
+        at_peak: bytes by category at the step's highest moment.
+        comm: a row for each kind of collective and size of group.
+    """
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.record = record
+        self.kept: dict[str, int] = record["memory"]["end"]
+        self.at_peak: dict[str, int] = record["memory"]["at_peak"]
+        self.seconds, self.peak_rss_bytes = record["seconds"], record["peak_rss_bytes"]
+        rows: dict[tuple[str, int], dict[str, Any]] = {}
+        for event in record["comm"]:
+            op, size = event["op"], event["group_size"]
+            new = {"op": op, "group_size": size, "calls": 0, "bytes": 0, "sent_bytes": 0.0}
+            row = rows.setdefault((op, size), new)
+            row["calls"] += 1
+            row["bytes"] += event["bytes"]
+            row["sent_bytes"] += wire_bytes(op, event["bytes"], size)
+        self.comm = sorted(rows.values(), key=lambda row: -row["bytes"])
+
+    @property
+    def sent_bytes(self) -> float:
+        """What this rank sends in one step, in theory."""
+        return sum(row["sent_bytes"] for row in self.comm)
+
+    def memory_table(self) -> Table:
+        """A row for each category; GB is 1e9 bytes, as in the papers."""
+        job = self.record["job"]
+        rows = [
+            [t(f"category.{name}"), _gb(self.kept[name]), _gb(self.at_peak[name])]
+            for name in CATEGORIES
+        ]
+        total = [_gb(sum(self.kept.values())), _gb(sum(self.at_peak.values()))]
+        return Table(
+            [t("plan.category"), t("plan.kept"), t("plan.peak")],
+            [*rows, [t("plan.together"), *total]],
+            caption=t("plan.memory", parameters=self.record["parameters"], **job),
+        )
+
+    def comm_table(self) -> Table:
+        """A row for each kind of collective and size of group."""
+        header = ("plan.op", "plan.group", "plan.calls", "plan.buffers", "plan.sent")
+        rows = [
+            [row["op"], row["group_size"], row["calls"], _gb(row["bytes"]), _gb(row["sent_bytes"])]
+            for row in self.comm
+        ]
+        return Table([t(key) for key in header], rows, caption=t("plan.comm"))
+
+    def __repr__(self) -> str:
+        return f"{self.memory_table()!r}\n\n{self.comm_table()!r}\n\n{self._costs()}"
+
+    def _repr_html_(self) -> str:
+        parts = [self.memory_table()._repr_html_(), self.comm_table()._repr_html_()]
+        return "<br>".join([*parts, self._costs()])
+
+    def _costs(self) -> str:
+        memory = human_bytes(self.peak_rss_bytes)
+        return t("plan.seconds", seconds=human_seconds(self.seconds), memory=memory)
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:,.3f}"
+
+
+def scale(lesson: str | None = None, **job: Any) -> Scaled:
+    """Take one training step as one rank of thousands, in a process of its own.
+
+    Args:
+        lesson: whose parallelism to begin with, one of ``LESSONS``; none is data parallelism.
+        job: what differs from it, see ``Job``: ``model="7b", world=1024, tensor=8, stage=3``.
+
+    Raises:
+        ValueError: an unknown lesson, or sizes that do not divide; before anything starts.
+        RuntimeError: the step failed; with the process's last words.
+    """
+    if lesson is not None and lesson not in LESSONS:
+        raise ValueError(f"lesson={lesson!r} has no scale: give one of {', '.join(LESSONS)}")
+    wanted = Job(**((LESSONS[lesson] if lesson else {}) | job))
+    done = subprocess.run(
+        [sys.executable, "-m", "dlcourse.plan.scale", json.dumps(asdict(wanted))],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the step failed:\n{done.stderr[-2000:]}")
+    return Scaled(json.loads(done.stdout.splitlines()[-1]))
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Job(**json.loads(sys.argv[1])))))

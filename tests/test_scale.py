@@ -1,0 +1,134 @@
+"""One rank of thousands: the same bytes as in real ranks, and as the formulas say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import cloudpickle
+import pytest
+
+from dlcourse import Ranks, cli
+from dlcourse.plan import scale as scaling
+from dlcourse.plan.scale import Job, scale
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
+
+STATES = ("parameters", "gradients", "optimizer_state")
+TINY = dict(n_layer=2, n_head=4, n_embd=32, vocab_size=64, block_size=16)
+SIZE = dict(model="tiny", world=4, micro_batch=2, block=16)
+JOBS = [dict(), dict(stage=1), dict(tensor=2), dict(tensor=2, stage=3), dict(pipeline=2)]
+
+
+def summary(record: dict) -> tuple[dict[str, int], Counter]:
+    """Bytes that stay after a step, and bytes by collective and size of group."""
+    kept = {name: record["memory"]["end"][name] for name in STATES}
+    moved: Counter = Counter()
+    for event in record["comm"]:
+        if event["op"] not in ("reduce_scatter", "send", "recv") and event["group_size"] > 1:
+            moved[event["op"], event["group_size"]] += event["bytes"]
+    return kept, moved
+
+
+def in_real_ranks(options: dict) -> tuple[dict[str, int], Counter]:
+    """The same step as ``measure`` takes, with numbers."""
+    import torch
+
+    from dlcourse.measure.recorder import Recorder
+    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.parallel.mesh import make_mesh
+
+    scaling.MODELS["tiny"] = TINY
+    job = Job(**SIZE, **options)
+    mesh = make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
+    step = scaling._job_step(job, mesh, GPT(GPTConfig(**TINY)))
+    tokens = torch.zeros(job.micro_batch * job.micro_batches, job.block, dtype=torch.long)
+    recorder = Recorder(job.rank, job.world)
+    with recorder:
+        step(tokens, tokens)
+    return summary(recorder.record)
+
+
+@pytest.fixture(scope="module")
+def four():
+    with Ranks(4, default=False) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("options", JOBS, ids=str)
+def test_a_fake_rank_has_and_sends_what_a_real_one_does(four, options):
+    if "pipeline" in options:
+        options = options | {"micro_batches": 2}
+    real = four.run(in_real_ranks, options)[0]
+    fake = in_fake_ranks(options)
+    assert fake == real
+    assert real[0]["parameters"] and real[1]
+
+
+def in_fake_ranks(options: dict) -> tuple[dict[str, int], Counter]:
+    """``measure`` in a process of its own, which knows the tiny model."""
+    code = (
+        "import json, sys; from dlcourse.plan import scale; "
+        f"scale.MODELS['tiny'] = {TINY}; "
+        "print(json.dumps(scale.measure(scale.Job(**json.loads(sys.argv[1])))))"
+    )
+    job = json.dumps(SIZE | options)
+    done = subprocess.run(
+        [sys.executable, "-c", code, job], capture_output=True, text=True, check=True
+    )
+    return summary(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_7b_model_on_1024_ranks_is_what_the_formula_says():
+    scaled = scale("06_zero", model="7b", world=1024)
+    bytes_each = 4 * scaled.record["parameters"] / 1024
+    # Norms and the biases of row-parallel layers are whole in each tensor rank; shards are padded.
+    for name, times in (("parameters", 1), ("gradients", 1), ("optimizer_state", 2)):
+        assert times * bytes_each <= scaled.kept[name] < 1.01 * times * bytes_each + 4096, name
+    calls = {(row["op"], row["group_size"]): row["calls"] for row in scaled.comm}
+    # 32 blocks and the rest: gathered for forward and for backward, gradients sent once.
+    assert calls["all_gather", 128] == 2 * 33 and calls["reduce_scatter", 128] == 33
+    assert calls["all_reduce", 8] >= 4 * 32
+    assert scaled.peak_rss_bytes < 1.5e9
+
+
+def test_more_ranks_make_no_more_calls():
+    few, many = (
+        scale("04_tensor_parallel", model="gpt2-large", world=world, tensor=4, block=1024)
+        for world in (64, 4096)
+    )
+    assert few.kept == many.kept and few.at_peak == many.at_peak
+    assert [row["calls"] for row in few.comm] == [row["calls"] for row in many.comm]
+    assert "4,096" in repr(many) and "4,096" in many._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(world=100, tensor=8), ("12 x 1 x 8", "96", "100")),
+        (dict(world=1000, tensor=5), ("n_head=32", "5")),
+        (dict(model="8b"), ("'8b'", "13b")),
+        (dict(pipeline=64), ("pipeline=64", "32 layers")),
+        (dict(pipeline=2, stage=2), ("stage=2", "pipeline=2")),
+        (dict(stage=4), ("stage=4",)),
+        (dict(rank=1024), ("rank=1024", "1023")),
+        (dict(block=4096), ("block=4096", "2048")),
+        (dict(world=0), ("world=0",)),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_before_anything_starts(options, words, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)
+    with pytest.raises(ValueError) as refused:
+        scale(**options)
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_the_command_prints_the_record(capsys):
+    options = ["--model", "gpt2-large", "--world", "64", "--block", "1024", "--json"]
+    assert cli.main(["scale", "03", *options]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["memory"]["end"]["parameters"] == 4 * record["parameters"]
+    assert cli.main(["scale", "99"]) == 2 and "99" in capsys.readouterr().err
