@@ -14,7 +14,8 @@ lab: $(VENV)/.lab
 
 test: $(VENV)/.test lint
 	$(BIN)/dlcourse build --check
-	$(BIN)/python -m pytest
+# Two files of tests at a time: most of a test's time is spent waiting.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
