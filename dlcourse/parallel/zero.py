@@ -1,0 +1,169 @@
+"""ZeRO stage 1: data parallelism in which no two ranks keep the same optimizer state.
+
+Bytes per parameter with 16-bit training and Adam, on N ranks (the paper's table):
+
+                        parameters  gradients  optimizer state     together
+    data parallel       2           2          12                  16
+    stage 1 (here)      2           2          12 / N              4 + 12 / N
+    stage 2 (zero2.py)  2           2 / N      12 / N              2 + 14 / N
+    stage 3 (zero3.py)  2 / N       2 / N      12 / N              16 / N
+
+Each rank's optimizer is given its shards alone, so it makes state for them alone:
+
+    model = ZeRO1(GPT())
+    optimizer = torch.optim.AdamW(model.shards)
+    model(tokens, targets).backward()
+    model.sync_gradients()          # from here on, shard.grad is the mean over all ranks
+    optimizer.step()                # each rank updates its shards ...
+    model.sync_parameters()         # ... and everybody gets everybody's
+
+An optimizer that treats all elements alike (SGD, AdamW) gives the numbers of one process. One that
+looks at whole matrices (LAMB, Muon), or a weight decay that skips biases, does not see them here.
+
+Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter
+Models", SC 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from dlcourse.measure import mark_step
+from dlcourse.parallel.flat import FlatParameters, alike, split_into_units
+from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.training.corpus import Corpus, sequences_per_rank
+
+
+class ZeRO1(nn.Module):
+    """Every rank has all parameters and all gradients, and the optimizer state of its shards.
+
+    Where data parallelism has an all-reduce of the gradients, this has its first half before the
+    optimizer's step (reduce-scatter), and its second half after it (all-gather, of parameters).
+
+    Args:
+        module: the model; after this call it equals rank 0's. Freeze parameters before.
+        process_group: the ranks that share the batch; all of them by default.
+        dtype: keep parameters and gradients in this type, for example ``torch.bfloat16``.
+        units: submodules that are sent as one message each, see ``split_into_units``.
+
+    Raises:
+        ValueError: nothing to train, a type that cannot be trained in, or units that overlap.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        dtype: torch.dtype | None = None,
+        units: Sequence[nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            raise ValueError("module has no trainable parameter: set requires_grad before")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype={dtype} cannot hold gradients: give a floating-point type")
+        groups = split_into_units(module, units)
+        self.module, self.process_group = module, process_group
+        self.world_size = dist.get_world_size(process_group)
+        broadcast_module(module, process_group=process_group)
+        self.flats_of = {
+            unit: [
+                FlatParameters(group, process_group=process_group, dtype=dtype)
+                for group in alike(parameters)
+            ]
+            for unit, parameters in groups.items()
+        }
+        # Last layers first, the rest of the model at the end: the order in which backward is done
+        units_backwards = [*reversed([*groups][1:]), module]
+        self.flats = [
+            flat for u in units_backwards for flat in self.flats_of[u] if flat.shard.requires_grad
+        ]
+        self.starts_anew = True  # the gradients of the last step have been used
+
+    @property
+    def shards(self) -> list[nn.Parameter]:
+        """What this rank's optimizer has to update."""
+        return [flat.shard for flat in self.flats]
+
+    def forward(self, *args, **kwargs):
+        if self.starts_anew and torch.is_grad_enabled():
+            self.start_gradients()
+            self.starts_anew = False
+        return self.module(*args, **kwargs)
+
+    @torch.no_grad()
+    def start_gradients(self) -> None:
+        """Let autograd add up its gradients in place, side by side."""
+        for flat in self.flats:
+            flat.grad = torch.zeros_like(flat.full) if flat.grad is None else flat.grad.zero_()
+            for parameter, view in zip(flat.parameters, flat.views(flat.grad), strict=True):
+                parameter.grad = view
+
+    @torch.no_grad()
+    def sync_gradients(self) -> None:
+        """Make each shard's gradient the mean over the ranks of all backwards since last time."""
+        for flat in self.flats:
+            flat.start_reduce()
+        for flat in self.flats:
+            flat.shard.grad = flat.finish_reduce().div_(self.world_size)
+        self.starts_anew = True
+
+    def sync_parameters(self) -> None:
+        """After the optimizer's step: collect the other ranks' new shards."""
+        for flat in self.flats:
+            flat.start_gather()
+        for flat in self.flats:
+            flat.finish_gather()
+
+
+def train(
+    model: ZeRO1,
+    corpus: Corpus,
+    *,
+    steps: int,
+    batch_size: int = 16,
+    block: int = 128,
+    accumulate: int = 1,
+    lr: float = 1e-3,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> list[float]:
+    """Train in every rank, on ``batch_size`` sequences a step over all ranks together.
+
+    Args:
+        model: a ``GPT`` in one of the classes of stage 1, 2 or 3.
+        accumulate: split a rank's part of the batch into this many micro-batches.
+        optimizer: over ``model.shards``; AdamW with learning rate ``lr`` by default.
+
+    Returns:
+        The loss of each step over the whole batch: the same numbers in every rank.
+
+    Raises:
+        ValueError: ranks and micro-batches do not divide ``batch_size``.
+    """
+    rank, world_size = dist.get_rank(model.process_group), model.world_size
+    micro_batch = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
+    device = model.shards[0].device
+    optimizer = optimizer or torch.optim.AdamW(model.shards, lr=lr)
+    losses = torch.zeros(steps, dtype=torch.float64, device=device)
+    for step in range(steps):
+        tokens_BT, targets_BT = corpus.batch(
+            step, rank=rank, world_size=world_size, micro_batch=micro_batch, block=block
+        )
+        xs = tokens_BT.to(device).chunk(accumulate)
+        ys = targets_BT.to(device).chunk(accumulate)
+        for x_BT, y_BT in zip(xs, ys, strict=True):
+            loss = model(x_BT, y_BT) / accumulate
+            loss.backward()
+            losses[step] += loss.detach()
+        model.sync_gradients()
+        optimizer.step()
+        model.sync_parameters()
+        mark_step(tokens=tokens_BT.numel(), loss=losses[step].item())
+    of_all_ranks = [torch.empty_like(losses) for _ in range(world_size)]
+    dist.all_gather(of_all_ranks, losses, group=model.process_group)
+    return torch.stack(of_all_ranks).mean(dim=0).tolist()
