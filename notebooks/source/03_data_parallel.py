@@ -277,8 +277,8 @@ overlapped = ranks.last
 show_step(overlapped, "OverlappedDataParallel")
 # %% [markdown] lang="en"
 # Communication now lies *under* backward. The share of time that is hidden depends on the machine
-# and its mood. The order of events does not: how many messages left before backward had ended?
-# %% [markdown] lang="ko" en="831f16c1"
+# and its load. The order of events does not: how many messages left before backward had ended?
+# %% [markdown] lang="ko" en="35d7b6cd"
 # 통신이 역전파 *아래로* 들어갔습니다. 숨은 시간의 비율은 컴퓨터의 상태에 따라 달라집니다. 하지만 사건의
 # 순서는 달라지지 않습니다. 역전파가 끝나기 전에 떠난 메시지는 몇 개일까요?
 # %%
@@ -362,14 +362,14 @@ sweep_figure(
 )
 # %% [markdown] lang="en"
 # Left: many messages, latency dominates. Right: 4 MiB holds the whole model, so everything leaves at
-# the end and nothing is hidden. In between, differences are small and change from run to run.
+# the end and nothing is hidden. In between, the order changes from run to run.
 #
 # Two reasons why your best point may lie elsewhere. The machine is noisy: do not trust the third
 # digit. And here the same cores compute *and* send, so hiding gains little, and even the right end
 # may win; the formula knows nothing of that.
-# %% [markdown] lang="ko" en="43fa1724"
+# %% [markdown] lang="ko" en="c0df97f5"
 # 왼쪽 끝은 메시지가 많아 지연 시간이 지배합니다. 오른쪽 끝의 4 MiB에는 모델 전체가 들어가므로, 모두 맨
-# 끝에 떠나고 아무것도 숨지 않습니다. 그 사이는 차이가 작고, 잴 때마다 달라집니다.
+# 끝에 떠나고 아무것도 숨지 않습니다. 그 사이의 순위는 잴 때마다 바뀝니다.
 #
 # 가장 좋은 점이 예측과 다를 수 있는 이유는 둘입니다. 우선 잰 시간이 들쭉날쭉합니다. 끝자리까지 믿지는
 # 마세요. 그리고 여기서는 같은 코어가 계산도 하고 *보내기도* 하므로 숨겨서 얻는 것이 적고, 오른쪽 끝이 이길
