@@ -13,7 +13,10 @@ from __future__ import annotations
 from dlcourse.panel.words_collectives import COLLECTIVES_WORDS
 from dlcourse.panel.words_course import COURSE_WORDS
 from dlcourse.panel.words_data_parallel import DATA_PARALLEL_WORDS
+from dlcourse.panel.words_pipeline import PIPELINE_WORDS
+from dlcourse.panel.words_plan import PLAN_WORDS
 from dlcourse.panel.words_start import START_WORDS
+from dlcourse.panel.words_tensor_parallel import TENSOR_PARALLEL_WORDS
 
 _Area = dict[str, tuple[str, str]]
 
@@ -209,9 +212,12 @@ AREAS: dict[str, _Area] = {
     "data_parallel": DATA_PARALLEL_WORDS,
     "figure": _FIGURE,
     "panel": _PANEL,
+    "pipeline": PIPELINE_WORDS,
+    "plan": PLAN_WORDS,
     "ranks": _RANKS,
     "start": START_WORDS,
     "table": _TABLE,
+    "tensor_parallel": TENSOR_PARALLEL_WORDS,
 }
 WORDS = COURSE_WORDS | {
     f"{area}.{key}": words for area, table in AREAS.items() for key, words in table.items()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -18,31 +17,16 @@ from torch import Tensor, nn
 from dlcourse.collectives.p2p import exchange
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
+from dlcourse.parallel.mailbox import Mailbox
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.schedules import Action, Schedule
 from dlcourse.parallel.simulate import Gantt, validate
 from dlcourse.parallel.stages import Sleeper, Stage, StageWorker, split_layers
 from dlcourse.training.corpus import Corpus
 
-Message = tuple[str, int, int]  # "F" or "B", micro-batch, and the stage that needs it
-
-
-@dataclass
-class Channel:
-    """Messages from one other rank to this one, in the order in which that rank sends them."""
-
-    messages: list[Message] = field(default_factory=list)
-    done: dict[Message, list[Message]] = field(default_factory=dict)  # ours that it had used before
-    posted: int = 0
-
 
 class Runtime:
-    """Executes one rank's row of a schedule: receive what the action needs, do it, send it on.
-
-    A receive is posted one message ahead, and a send is never waited for until the other rank is
-    known to have used it: from the schedule, which all ranks have. So where ``validate`` finds no
-    deadlock, there is none. Tried over Gloo; over NCCL both directions between two ranks share a
-    stream and would have to be started as one (``batch_isend_irecv``).
+    """Executes one rank's row of a schedule: wait for what the action needs, do it, send it on.
 
     Args:
         schedule: for all ranks.
@@ -60,41 +44,8 @@ class Runtime:
         check_schedule(schedule, dist.get_world_size(process_group))
         self.schedule, self.workers, self.group = schedule, workers, process_group
         self.rank = dist.get_rank(process_group)
-        self.actions = schedule.ranks[self.rank]
-        self.channels = {r: self._channel(r) for r in range(schedule.num_ranks) if r != self.rank}
+        self.mailbox = Mailbox(schedule, process_group)
         self.spans: list[tuple[float, float, Action]] = []  # of the last step, in seconds
-
-    def _channel(self, other: int) -> Channel:
-        channel, used = Channel(), []
-        for action in self.schedule.ranks[other]:
-            need = self._need(other, action)
-            if need is not None and self._maker(need) == self.rank:
-                used.append(need)
-            made = self._made(other, action)
-            if made is not None and self.schedule.where(made[2])[0] == self.rank:
-                channel.messages.append(made)
-                channel.done[made], used = used, []
-        return channel
-
-    def _need(self, rank: int, action: Action) -> Message | None:
-        """The message without which an action cannot begin."""
-        stage = self.schedule.stage(rank, action.chunk)
-        if action.kind == "W" or stage == (
-            0 if action.kind == "F" else self.schedule.num_stages - 1
-        ):
-            return None
-        return action.kind[0], action.micro_batch, stage
-
-    def _made(self, rank: int, action: Action) -> Message | None:
-        """The message that an action makes, for the stage before or behind."""
-        stage = self.schedule.stage(rank, action.chunk) + (1 if action.kind == "F" else -1)
-        if action.kind == "W" or not 0 <= stage < self.schedule.num_stages:
-            return None
-        return action.kind[0], action.micro_batch, stage
-
-    def _maker(self, message: Message) -> int:
-        kind, _, stage = message
-        return self.schedule.where(stage - 1 if kind == "F" else stage + 1)[0]
 
     def run(
         self, inputs: Sequence[Tensor], targets: Sequence[Tensor], like: Tensor
@@ -108,68 +59,32 @@ class Runtime:
         Returns:
             The last stage's outputs, in its rank; an empty list in the others.
         """
-        self.arriving: dict[Message, tuple[Tensor, dist.Work]] = {}
-        self.leaving: dict[Message, tuple[Tensor, dist.Work]] = {}
-        self.here: dict[Message, Tensor] = {}  # from one chunk of this rank to the other
-        self.spans, self.like, outputs = [], like, []
-        for other, channel in self.channels.items():
-            channel.posted = 0
-            self._expect_next(other)
-        for action in self.actions:
+        self.mailbox.open(like)
+        self.spans, outputs = [], []
+        for action in self.schedule.ranks[self.rank]:
             kind, i, chunk = action
-            stage, worker = self.schedule.stage(self.rank, chunk), self.workers[chunk]
-            need, made = self._need(self.rank, action), self._made(self.rank, action)
-            arrived = None if need is None else self._receive(need)
+            worker = self.workers[chunk]
+            is_last = self.schedule.stage(self.rank, chunk) == self.schedule.num_stages - 1
+            arrived = self.mailbox.receive(action)  # None where the action needs no message
             start = time.perf_counter()
-            if kind == "F":
+            result = None
+            if kind == "F" and is_last:
+                # The only place that divides by the number of micro-batches
+                scale = 1 / self.schedule.num_micro_batches
                 x = inputs[i] if arrived is None else arrived
-                if stage == self.schedule.num_stages - 1:
-                    # The only place that divides by the number of micro-batches
-                    scale = 1 / self.schedule.num_micro_batches
-                    outputs.append(worker.forward(i, x, targets[i], scale=scale))
-                else:
-                    result = worker.forward(i, x)
+                outputs.append(worker.forward(i, x, targets[i], scale=scale))
+            elif kind == "F":
+                result = worker.forward(i, inputs[i] if arrived is None else arrived)
             elif kind == "BW":
                 result = worker.backward(i, arrived)
             elif kind == "B":
                 result = worker.backward_input(i, arrived)
             else:
                 worker.backward_weight(i)
-            if made is not None:
-                self._send(made, result)
+            self.mailbox.send(action, result)
             self.spans.append((start, time.perf_counter(), action))
-        for _, work in self.leaving.values():
-            work.wait()
+        self.mailbox.close()
         return outputs
-
-    def _send(self, message: Message, tensor: Tensor | None) -> None:
-        tensor = torch.zeros_like(self.like) if tensor is None else tensor.contiguous()
-        to = self.schedule.where(message[2])[0]
-        if to == self.rank:
-            self.here[message] = tensor
-        else:  # the tensor must stay alive until it has left
-            self.leaving[message] = tensor, dist.isend(tensor, group=self.group, group_dst=to)
-
-    def _receive(self, message: Message) -> Tensor:
-        if message in self.here:
-            return self.here.pop(message)
-        source = self._maker(message)
-        while message not in self.arriving:
-            self._expect_next(source)
-        tensor, work = self.arriving.pop(message)
-        work.wait()
-        self._expect_next(source)
-        for used in self.channels[source].done[message]:
-            self.leaving.pop(used)[1].wait()
-        return tensor
-
-    def _expect_next(self, source: int) -> None:
-        channel = self.channels[source]
-        if channel.posted < len(channel.messages):
-            tensor = torch.empty_like(self.like)
-            work = dist.irecv(tensor, group=self.group, group_src=source)
-            self.arriving[channel.messages[channel.posted]] = tensor, work
-            channel.posted += 1
 
 
 class PipelineParallel(nn.Module):
@@ -179,6 +94,7 @@ class PipelineParallel(nn.Module):
         model: the same configuration in every rank; the first rank's weights count.
         schedule: who does what when; as many ranks as the process group.
         process_group: the ranks of the pipeline; all of them by default.
+        runtime: what executes the schedule; another class of the same form may take its place.
 
     Raises:
         ValueError: before anything is sent: more stages than layers, ranks that do not match, a
@@ -191,6 +107,7 @@ class PipelineParallel(nn.Module):
         schedule: Schedule,
         *,
         process_group: dist.ProcessGroup | None = None,
+        runtime: type[Runtime] = Runtime,
     ) -> None:
         super().__init__()
         check_schedule(schedule, dist.get_world_size(process_group), model.config.n_layer)
@@ -202,7 +119,7 @@ class PipelineParallel(nn.Module):
         self.stages = nn.ModuleList(Stage(model, layers[stage]) for stage in stages)
         splits = any(action.kind == "B" for action in schedule.ranks[rank])
         workers = [StageWorker(stage, splits=splits) for stage in self.stages]
-        self.runtime = Runtime(schedule, workers, process_group=process_group)
+        self.runtime = runtime(schedule, workers, process_group=process_group)
         self.last_rank = schedule.where(schedule.num_stages - 1)[0]
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
