@@ -177,7 +177,7 @@ def unit_axis(
         axis["type"] = "log"
         axis["exponentformat"] = "none"
         axis["tickvals"] = _log_ticks([abs(v) / divisor for v in values if v])
-        axis["ticktext"] = [digits(v) for v in axis["tickvals"]]
+        axis["ticktext"] = [f"{v:g}" if v < 1 else digits(v) for v in axis["tickvals"]]
     elif min(values, default=0) >= 0:
         axis["rangemode"] = "tozero"
     if ticks and unit == "bytes":

@@ -188,8 +188,8 @@ assert 0.99 * formula <= measured <= 1.05 * formula
 # the formula, because every message carries a small header.
 #
 # `ranks.last` holds what the last cell measured, as numbers and as figures. The counter in the
-# figure is the whole machine's, so it shows a little more again:
-# %% [markdown] lang="ko" en="84b90021"
+# figure is the whole machine's, so it may show more: what other programs send is in it.
+# %% [markdown] lang="ko" en="174b1a1c"
 # "내 것을 한 번 보내니까 4MiB" 또는 "나머지 셋에게 보내니까 12MiB"라고 답하는 사람이 많습니다. 랭크가
 # 네 개면 6MiB입니다. 랭크 $n$개, $S$바이트라면 $2\,\frac{n-1}{n}\,S$이고, 왜 그런지는 레슨 01에서 직접
 # 만들어 봅니다.
@@ -198,7 +198,7 @@ assert 0.99 * formula <= measured <= 1.05 * formula
 # 조금 많습니다.
 #
 # `ranks.last`에는 마지막 셀에서 잰 것이 숫자와 그림으로 들어 있습니다. 그림에 나오는 카운터는 이 컴퓨터
-# 전체를 세므로 값이 조금 더 큽니다.
+# 전체를 셉니다. 다른 프로그램이 보낸 것도 들어가므로 값이 더 클 수 있습니다.
 # %%
 run.comm.figure()
 # %% [markdown] lang="en"
@@ -298,10 +298,10 @@ start.machine_table(ranks)
 #   J --> A["ARCHITECTURE<br/>How is the model built?"]
 #   S --> S1["data: split the batch<br/>tensor: cut each matrix<br/>pipeline: layers in stages<br/>ZeRO: keep nothing twice<br/>expert: spread the experts"]
 #   A --> A1["dense · MoE<br/>sparse · hybrid"]
-#   S1 -.- L["libraries: DDP, FSDP,<br/>Megatron, DeepSpeed, Horovod"]
+#   S1 -.- L["libraries: DDP, FSDP,<br/>Megatron, DeepSpeed,<br/>Horovod"]
 # ```
 # Every job chooses from both sides. Are the sides independent? Let us run it.
-# %% [markdown] lang="ko" en="4dc475f2"
+# %% [markdown] lang="ko" en="b51cda2b"
 # ## 질문은 하나가 아니라 둘
 #
 # "DDP를 쓸까요, MoE를 쓸까요?" 자주 듣는 질문이지만 답할 수 없습니다. DDP(`DistributedDataParallel`)는
@@ -312,9 +312,9 @@ start.machine_table(ranks)
 # flowchart TB
 #   J["학습 작업 하나"] --> S["전략<br/>학습을 여러 장치에 어떻게 나눌까?"]
 #   J --> A["모델 구조<br/>모델을 어떻게 만들까?"]
-#   S --> S1["데이터: 배치를 나눔<br/>텐서: 행렬을 자름<br/>파이프라인: 층을 단계로 나눔<br/>ZeRO: 중복해서 들지 않음<br/>전문가: 전문가를 나눠 맡음"]
-#   A --> A1["밀집 · MoE<br/>희소(sparse) · 혼합(hybrid)"]
-#   S1 -.- L["라이브러리: DDP, FSDP,<br/>Megatron, DeepSpeed, Horovod"]
+#   S --> S1["데이터: 배치를 나눔<br/>텐서: 행렬을 자름<br/>파이프라인: 층을 나눔<br/>ZeRO: 중복해서 들지 않음<br/>전문가: 전문가를 나눠 맡음"]
+#   A --> A1["밀집 · MoE<br/>희소(sparse)<br/>혼합(hybrid)"]
+#   S1 -.- L["라이브러리: DDP, FSDP,<br/>Megatron, DeepSpeed,<br/>Horovod"]
 # ```
 # 학습할 때는 양쪽에서 하나씩 고릅니다. 두 쪽이 정말 서로 독립인지 실행해서 확인합시다.
 # %% [markdown] lang="en"
