@@ -30,10 +30,10 @@ class ZeRO2(ZeRO1):
         self.num_missing = {flat: len(flat.parameters) for flat in self.flats}
         self.not_sent = list(self.flats)
         self.under_way: FlatParameters | None = None
-        self.place_of = {p: (flat, i) for flat in self.flats for i, p in enumerate(flat.parameters)}
+        self.flat_of = {p: flat for flat in self.flats for p in flat.parameters}
         # Torch hides hooks from the garbage collector: one that holds self would never be freed
         ready = weakref.WeakMethod(self.gradient_is_ready)
-        for parameter in self.place_of:
+        for parameter in self.flat_of:
             parameter.register_post_accumulate_grad_hook(lambda p: ready() and ready()(p))
 
     def forward(self, *args, **kwargs):
@@ -44,15 +44,9 @@ class ZeRO2(ZeRO1):
         for flat in self.flats:
             flat.shard.grad = None
 
-    @torch.no_grad()
     def gradient_is_ready(self, parameter: nn.Parameter) -> None:
-        """Backward calls this for each parameter: move the gradient into the message."""
-        flat, i = self.place_of[parameter]
-        if flat.grad is None:
-            flat.grad = torch.zeros_like(flat.full)
-        torch.mul(parameter.grad, 1 / self.world_size, out=flat.views(flat.grad)[i])
-        parameter.grad = None
-        self.num_missing[flat] -= 1
+        """Backward calls this for each parameter, last layers first."""
+        self.num_missing[self.flat_of[parameter]] -= 1
         # In a fixed order, whatever order they fill in: the ranks' messages must match
         while self.not_sent and self.num_missing[self.not_sent[0]] == 0:
             self.send(self.not_sent.pop(0))
@@ -61,8 +55,11 @@ class ZeRO2(ZeRO1):
     def send(self, flat: FlatParameters) -> None:
         """Start a reduce-scatter; only one at a time, so that few whole gradients exist."""
         self.receive()
-        if flat.grad is None:  # unused here, but another rank may be waiting for it
-            flat.grad = torch.zeros_like(flat.full)
+        flat.grad = torch.zeros_like(flat.full)  # zeros where this rank has no gradient
+        for parameter, view in zip(flat.parameters, flat.views(flat.grad), strict=True):
+            if parameter.grad is not None:
+                torch.mul(parameter.grad, 1 / self.world_size, out=view)
+                parameter.grad = None
         flat.start_reduce()
         self.under_way = flat
 
@@ -80,7 +77,7 @@ class ZeRO2(ZeRO1):
 
     def finish_backward(self) -> None:
         """Send what this backward had no gradient for, and wait for the last message."""
-        if len(self.not_sent) < len(self.flats) or any(f.grad is not None for f in self.flats):
+        if any(self.num_missing[flat] < len(flat.parameters) for flat in self.flats):
             for flat in self.not_sent:
                 self.send(flat)
             self.receive()
