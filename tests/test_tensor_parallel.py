@@ -300,6 +300,39 @@ def test_each_rank_holds_its_part(steps_of):
     assert activations["sequence"] < 0.8 * activations["tensor"]
 
 
+def gradients_beside_the_peer(peer):
+    """The libraries must sum the same gradients: those of what every rank holds whole."""
+    batch = Corpus(limit=9999).batch(0, block=16)
+    sent, gradients = [], []
+    for cut in (lambda gpt: tensor_parallel(gpt, vocabulary=False), peer):
+        model = cut(GPT(GPTConfig(**SMALL)))
+        with Recorder(dist.get_rank(), dist.get_world_size()) as recorder:
+            model(*batch).backward()
+        sent.append(sum(event["op"] == "all_reduce" for event in recorder.record["comm"]))
+        whole = [
+            *model.position_embedding.parameters(),
+            *model.blocks[0].attention_norm.parameters(),
+        ]
+        gradients.append([parameter.grad for parameter in whole])
+    return sent, apart(*gradients)
+
+
+PEERS = {
+    "dtensor": dtensor.tensor_parallel,
+    "dtensor-plain": lambda gpt: dtensor.tensor_parallel(gpt, prepare_input=False),
+    "megatron": dtensor.megatron_parallel,
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_libraries_sum_the_same_gradients(run, name):
+    if name == "megatron" and not dtensor.megatron_installed():
+        pytest.skip("megatron-core is not installed")
+    for sent, off in run(gradients_beside_the_peer, PEERS[name]):
+        assert sent == [8, 12 if name == "dtensor-plain" else 8]
+        assert off < 1e-6
+
+
 def test_dtensor_has_the_same_loss(steps_of):
     for kind in ("dtensor", "dtensor-plain", "blocks", "tensor", "sequence"):
         assert steps_of[kind][0][2] == pytest.approx(steps_of["tensor"][0][2], abs=5e-6)

@@ -76,6 +76,9 @@ def megatron_parallel(gpt: GPT) -> nn.Module:
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
     with warnings.catch_warnings(action="ignore"):  # of libraries for GPUs that are not there
         from megatron.core import ModelParallelConfig, parallel_state, tensor_parallel
+        from megatron.core.tensor_parallel import layers
+
+        layers.linear_with_grad_accumulation_and_async_allreduce.warned = True  # of a CUDA setting
 
         parallel_state.destroy_model_parallel()
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=size)
@@ -96,12 +99,12 @@ def megatron_parallel(gpt: GPT) -> nn.Module:
                 linear.out_features,
                 bias=linear.bias is not None,
                 gather_output=False,
+                disable_grad_reduce=not enter,
                 **options,
             )
             layer.weight.data.copy_(linear.weight.chunk(size, dim=0)[rank])
             if linear.bias is not None:
                 layer.bias.data.copy_(linear.bias.chunk(size)[rank])
-            layer.allreduce_dgrad = layer.allreduce_dgrad and enter
             return _OutputOnly(layer)
 
         def by_rows(linear: nn.Linear) -> nn.Module:

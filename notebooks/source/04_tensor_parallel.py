@@ -1,0 +1,757 @@
+# %% [markdown] lang="en"
+# # 04 Tensor parallelism: one layer on several GPUs
+#
+# A model of 70 billion parameters takes 140 GB in 16 bits, and a GPU has 80 GB. Data parallelism
+# does not help: every rank would need all 140. A smaller batch does not help either. The *weights*
+# are too large.
+#
+# So each GPU must hold a part of every matrix. But then, who can compute what? And what has to be
+# sent, inside every layer, forward and backward?
+#
+# You need [lesson 01](01_collectives.ipynb) (all-reduce, all-gather) and the GPT of
+# [lesson 03](03_data_parallel.ipynb). 40 minutes.
+# %% [markdown] lang="ko" en="43a7d783"
+# # 04 텐서 병렬화(tensor parallelism): 층 하나를 여러 GPU에
+#
+# 파라미터 700억 개는 16비트로 140GB인데 GPU 메모리는 80GB입니다. 데이터 병렬화로는 풀리지 않습니다. 랭크마다
+# 140GB를 통째로 가져야 하기 때문입니다. 배치를 줄여도 소용없습니다. *가중치*가 너무 큽니다.
+#
+# 그러니 GPU마다 모든 행렬의 한 조각씩만 가져야 합니다. 그러면 누가 무엇을 계산할 수 있을까요? 층마다
+# 순전파와 역전파에서 무엇을 보내야 할까요?
+#
+# [레슨 01](01_collectives.ipynb)의 올리듀스(all-reduce)와 올게더(all-gather),
+# [레슨 03](03_data_parallel.ipynb)의 GPT를 알면 됩니다. 40분 걸립니다.
+# %% tags=["parameters"]
+lang = "ko"
+num_ranks = 4
+device = "auto"
+steps = 5
+# %% [markdown] lang="en"
+# A matrix can be cut in two ways. By **columns**, each rank computes some of the outputs,
+# completely. By **rows**, each rank takes some of the inputs, and computes a summand of every output.
+#
+# ```mermaid
+# flowchart LR
+#   X[all of x] --> A0[columns of rank 0] & A1[columns of rank 1]
+#   A0 --> Y0[part 0 of y]
+#   A1 --> Y1[part 1 of y]
+#   Z0[part 0 of x] --> B0[rows of rank 0] --> S((sum))
+#   Z1[part 1 of x] --> B1[rows of rank 1] --> S
+#   S --> Y[all of y]
+# ```
+# %% [markdown] lang="ko" en="d47544c3"
+# 행렬을 자르는 방법은 둘입니다. **열**로 자르면 랭크(rank)마다 출력의 일부를 완전하게 계산합니다. **행**으로
+# 자르면 랭크마다 입력의 일부를 받아, 모든 출력의 합에 들어갈 몫을 하나씩 계산합니다.
+#
+# ```mermaid
+# flowchart LR
+#   X[x 전체] --> A0[랭크 0의 열] & A1[랭크 1의 열]
+#   A0 --> Y0[y의 0번 조각]
+#   A1 --> Y1[y의 1번 조각]
+#   Z0[x의 0번 조각] --> B0[랭크 0의 행] --> S((합))
+#   Z1[x의 1번 조각] --> B1[랭크 1의 행] --> S
+#   S --> Y[y 전체]
+# ```
+# %%
+from dlcourse import Ranks, check, claim, compare, expect_failure, lesson, predict, show
+from dlcourse.panel.figures import bars_figure
+from dlcourse.panel.strings import t
+from dlcourse.panel.tables import Table
+from dlcourse.panel.units import human_bytes
+from dlcourse.parallel.shards import check_tensor_parallel
+
+lesson(lang=lang, name="04_tensor_parallel")
+check_tensor_parallel(n_head=4, n_embd=128, size=num_ranks)
+ranks = Ranks(num_ranks, device=device)
+ranks.cell(f"steps = {steps}")
+# %% [markdown] lang="en"
+# The example that everybody gives: a 4096 × 4096 linear layer, cut by columns over 4 ranks. Each has
+# 1024 columns, and an all-gather puts the output together.
+#
+# **Predict.** 64 tokens go through it, so the whole output has 64 × 4096 numbers of 4 bytes. How many
+# bytes does each rank send in that all-gather? Write your number in place of `...`.
+# %% [markdown] lang="ko" en="d2852a1d"
+# 누구나 드는 예부터 봅시다. 4096 × 4096 선형 층을 랭크 네 개에 열로 나눕니다. 각각 1024열을 갖고, 올게더로
+# 출력을 모읍니다.
+#
+# **예측해 보세요.** 토큰 64개가 지나가므로 출력 전체는 4바이트 숫자 64 × 4096개입니다. 이 올게더에서 랭크
+# 하나는 몇 바이트를 보낼까요? `...` 자리에 숫자를 적어 보세요.
+# %%
+output_bytes = 4 * 64 * 4096
+predict("04.gather", ..., formula=(num_ranks - 1) / num_ranks * output_bytes, unit="bytes")
+# %% [markdown] lang="en"
+# The layer, whole. It takes an ordinary `nn.Linear`, equal in all ranks, and keeps its part. Mind:
+# torch stores a weight as (outputs, inputs), so "columns" are rows of `weight`. What `enter` is for
+# comes soon.
+# %% [markdown] lang="ko" en="60877113"
+# 층의 코드 전체입니다. 모든 랭크에서 똑같은 보통의 `nn.Linear`를 받아 자기 조각만 남깁니다. torch는 가중치를
+# (출력, 입력) 모양으로 저장하므로 여기서 말하는 "열"은 `weight`의 행입니다. `enter`가 하는 일은 곧 나옵니다.
+# %% source="dlcourse.parallel.tensor_layers:ColumnParallelLinear"
+# %%
+# %%ranks --fast
+from dlcourse.collectives.wire import wire_counters
+
+
+def one_layer():
+    torch.manual_seed(0)
+    whole = nn.Linear(4096, 4096, bias=False).to(device)
+    column = ColumnParallelLinear(whole, gather_output=True)
+    x = torch.randn(64, 4096, device=device)
+    with torch.no_grad():
+        column(x[:1])
+        before = wire_counters()
+        y = column(x)
+        sent = wire_counters()[0] - before[0] if before else None
+        return len(column.weight), tuple(y.shape), (y - whole(x)).abs().max().item(), sent
+
+
+# %%
+# %%ranks --fast
+columns, shape, off, sent = one_layer()
+columns, shape, off < 1e-5
+# %%
+sent = [count for count in ranks["sent"] if count is not None]
+gathered = max(sent) if sent else (num_ranks - 1) / num_ranks * output_bytes
+compare("04.gather", gathered)
+column_apart = max(ranks["off"])
+assert ranks["columns"] == [4096 // num_ranks] * num_ranks
+assert column_apart < 1e-5
+# %% [markdown] lang="en"
+# As told, to the byte (the rest is headers). But is the all-gather *needed*? A layer is seldom
+# alone. In an MLP a second matrix follows, and if that one is cut by rows, rank 0 needs just the part
+# of the input that rank 0 has made. Nothing is sent between the two.
+# %% [markdown] lang="ko" en="657d22a9"
+# 들은 그대로입니다(남는 것은 헤더입니다). 그런데 올게더가 *꼭 필요할까요?* 층은 보통 혼자 있지 않습니다. MLP라면
+# 두 번째 행렬이 이어집니다. 그것을 행으로 자르면, 랭크 0에 필요한 입력은 바로 랭크 0이 방금 만든
+# 조각입니다. 둘 사이에는 보낼 것이 없습니다.
+# %% source="dlcourse.parallel.tensor_layers:RowParallelLinear"
+# %% [markdown] lang="en"
+# **Predict.** An MLP, 128 → 512 → 128. Way A: both matrices by columns, an all-gather after each.
+# Way B: columns, then rows, and one all-reduce. How many times as many bytes does A send?
+#
+# (For $S$ bytes over $p$ ranks an all-gather sends $\frac{p-1}{p}S$, an all-reduce twice that. The
+# middle is four times as wide as the end.)
+# %% [markdown] lang="ko" en="8917a985"
+# **예측해 보세요.** 128 → 512 → 128인 MLP가 있습니다. 방법 A는 두 행렬을 모두 열로 자르고 그때마다 올게더를
+# 합니다. 방법 B는 열 다음에 행으로 자르고 올리듀스를 한 번 합니다. A는 B의 몇 배를 보낼까요?
+#
+# (랭크 $p$개에서 $S$바이트를 올게더하면 $\frac{p-1}{p}S$, 올리듀스하면 그 두 배를 보냅니다. 가운데는 끝보다 네
+# 배 넓습니다.)
+# %%
+predict("04.ways", ..., formula=(4 + 1) / 2, unit="")
+# %%
+# %%ranks
+from dlcourse.models.gpt import MLP, GPT, GPTConfig
+from dlcourse.training.corpus import Corpus
+
+
+@torch.no_grad()
+def mlp(x, make_up, make_down):
+    torch.manual_seed(0)
+    whole = MLP(GPTConfig()).to(device)
+    return make_down(whole.down)(F.gelu(make_up(whole.up)(x)))
+
+
+x = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)).to(device)
+wanted = mlp(x, lambda up: up, lambda down: down)
+# %%
+# %%ranks
+def gathering(linear):
+    return ColumnParallelLinear(linear, gather_output=True)
+
+
+way_a = mlp(x, gathering, gathering)
+# %%
+way_a = ranks.last.comm.ranks[0]
+# %%
+# %%ranks
+way_b = mlp(x, ColumnParallelLinear, RowParallelLinear)
+right = ((way_b - wanted).norm() / wanted.norm()).item()
+# %%
+way_b = ranks.last.comm.ranks[0]
+compare("04.ways", way_a["wire_bytes"] / way_b["wire_bytes"])
+rows = [
+    [t(f"tensor_parallel.way.{name}"), way["calls"], human_bytes(way["wire_bytes"])]
+    for name, way in (("columns", way_a), ("rows", way_b))
+]
+assert way_b["ops"]["all_reduce"]["calls"] == way_b["calls"] == 1
+Table([t(f"tensor_parallel.way{key}") for key in ("", ".messages", ".sent")], rows)
+# %% [markdown] lang="en"
+# Why not rows first? Each rank would hold a *summand* of the hidden layer, and GELU of a sum is not
+# the sum of GELUs. One more all-reduce would be needed before it. What happens if you forget it?
+# %% [markdown] lang="ko" en="ce1b492d"
+# 행을 먼저 자르면 안 될까요? 그러면 랭크마다 가진 것은 은닉층의 *몫*인데, 합의 GELU는 GELU의 합이 아닙니다. GELU
+# 앞에서 올리듀스를 한 번 더 해야 합니다. 잊으면 어떻게 될까요?
+# %%
+# %%ranks --fast
+def rows_first(linear):
+    layer = RowParallelLinear(linear, leave=lambda y, group: y)
+    return lambda x: layer(x.chunk(world_size, -1)[rank])
+
+
+def then_sum(linear):
+    return lambda summand: linear(reduce_from(summand))
+
+
+rows_first_out = mlp(x, rows_first, then_sum)
+wrong = ((rows_first_out - wanted).norm() / wanted.norm()).item()
+# %%
+wrong, right = max(ranks["wrong"]), max(ranks["right"])
+print(t("tensor_parallel.gelu", wrong=f"{wrong:.0%}", right=f"{right:.0e}"))
+assert right < 1e-5 < 0.1 < wrong
+# %% [markdown] lang="en"
+# ## Backward
+#
+# No error there, only a wrong number. Now the gradients. Each rank's columns use *all* of $x$, so a
+# rank knows only a summand of the gradient of $x$: backward must **sum** it. At the other end the
+# forward sums, and then every summand gets the same gradient: nothing to do.
+#
+# Two functions say so, each the mirror of the other. `enter` above is `copy_to`, `leave` is
+# `reduce_from`.
+# %% [markdown] lang="ko" en="6cce0186"
+# ## 역전파
+#
+# 오류는 없고 숫자만 틀렸습니다. 이제 그래디언트(gradient)를 봅시다. 랭크의 열은 $x$ *전체*를 쓰므로, 랭크 하나가
+# 아는 것은 $x$의 그래디언트에 들어갈 몫뿐입니다. 그래서 역전파에서 **더해야** 합니다. 반대쪽 끝에서는 순전파가
+# 더하고, 몫마다 같은 그래디언트를 받습니다. 할 일이 없습니다.
+#
+# 서로 거울 같은 두 함수가 이 일을 합니다. 위의 `enter`가 `copy_to`, `leave`가 `reduce_from`입니다.
+# %%
+show("dlcourse.parallel.tensor_layers:_CopyTo,_ReduceFrom")
+# %% [markdown] lang="en"
+# **Attention** is cut by heads. A head needs no other head until `proj` mixes them, so q, k and v are
+# cut by columns (whole heads), and `proj` by rows.
+#
+# A head cannot be halved. So the number of ranks must divide the heads, and that is checked before
+# any rank starts:
+# %% [markdown] lang="ko" en="80c4f672"
+# **어텐션**은 헤드로 나눕니다. 헤드는 `proj`가 섞기 전까지 다른 헤드가 필요 없습니다. 그래서 q, k, v는
+# 열로(헤드째로), `proj`는 행으로 자릅니다.
+#
+# 헤드를 반으로 쪼갤 수는 없습니다. 그래서 헤드 수는 랭크 수로 나누어떨어져야 하고, 랭크를 시작하기도 전에
+# 확인합니다.
+# %%
+with expect_failure("n_head=4 cannot be cut into 3"):
+    check_tensor_parallel(n_head=4, n_embd=128, size=3)
+# %% source="dlcourse.parallel.tensor:parallel_attention"
+# %% [markdown] lang="en"
+# `parallel_mlp` does the same with `up` and `down`; `tensor_parallel` cuts a whole GPT.
+#
+# **Predict.** Our GPT has 4 layers, each with attention and an MLP. How many all-reduces does one
+# step take, forward and backward?
+# %% [markdown] lang="ko" en="2f9263e2"
+# `parallel_mlp`는 `up`과 `down`에 같은 일을 하고, `tensor_parallel`은 GPT 전체를 나눕니다.
+#
+# **예측해 보세요.** 우리 GPT는 4층이고 층마다 어텐션과 MLP가 있습니다. 한 스텝에 올리듀스는 순전파와 역전파를
+# 합쳐 몇 번일까요?
+# %%
+predict("04.calls", ..., formula=4 * (2 + 2), unit="")
+# %%
+# %%ranks
+import gc
+
+from dlcourse.parallel.tensor import parallel_blocks, tensor_parallel, train
+
+corpus = Corpus()
+model = tensor_parallel(GPT(seed=rank).to(device), vocabulary=False)
+# %%
+# %%ranks
+losses = train(model, corpus, steps=steps, batch_size=2)
+[round(loss, 3) for loss in losses]
+# %%
+blocks = ranks.last
+calls = blocks.comm.ranks[0]["ops"]["all_reduce"]["calls"] / steps
+compare("04.calls", calls)
+stream_bytes = 4 * 2 * 128 * 128
+assert calls == 16
+assert blocks.comm.ranks[0]["ops"]["all_reduce"]["bytes"] == steps * 16 * stream_bytes
+blocks.comm.figure()
+# %% [markdown] lang="en"
+# Four a layer: leaving attention and leaving the MLP in forward, entering each in backward. Each
+# carries the whole stream, tokens × width.
+#
+# Unlike in lesson 03, nothing can hide here: the next layer cannot start before the sum is there.
+# %% [markdown] lang="ko" en="5a4da180"
+# 층마다 네 번입니다. 순전파에서 어텐션과 MLP를 나올 때, 역전파에서 각각에 들어갈 때입니다. 한 번에 스트림
+# 전체(토큰 수 × 폭)를 보냅니다.
+#
+# 레슨 03과 달리 숨길 곳이 없습니다. 합이 와야 다음 층을 시작할 수 있습니다.
+# %% [markdown] lang="en"
+# ## Is this difference normal?
+#
+# Is it the same training as in one process? The numbers will not be bitwise equal: four partial sums
+# are added where one process adds once. So which difference is rounding, and which is a bug?
+#
+# Compare four trainings with one process, and guess first: which row is the broken one?
+# %% [markdown] lang="ko" en="cc467be3"
+# ## 이 차이는 정상일까요?
+#
+# 단일 프로세스와 같은 학습일까요? 비트까지 같지는 않습니다. 혼자면 한 번에 더할 것을 몫 네 개로 나누어 더하기
+# 때문입니다. 그렇다면 어떤 차이가 반올림이고, 어떤 차이가 버그일까요?
+#
+# 네 가지 학습을 단일 프로세스와 비교합니다. 먼저 맞혀 보세요. 고장 난 것은 어느 줄일까요?
+# %%
+# %%ranks --fast
+class Reversed:
+    def batch(self, *args, **kwargs):
+        return [half.flip(0) for half in corpus.batch(*args, **kwargs)]
+
+
+def apart(cut, dtype=torch.float32, texts=corpus):
+    alone, ours = GPT().to(device, dtype), cut(GPT().to(device, dtype))
+    wanted = train(alone, corpus, steps=steps, batch_size=2)
+    losses = train(ours, texts, steps=steps, batch_size=2)
+    pairs = zip(ours.parameters(), cut(alone).parameters(), strict=True)
+    return abs(losses[0] - wanted[0]), max((a - b).abs().max().item() for a, b in pairs)
+
+
+# %%
+# %%ranks --fast
+def forgetful(gpt):
+    return parallel_blocks(gpt, enter=lambda x, group: x)
+
+
+trials = {
+    "float32": apart(tensor_parallel),
+    "float64": apart(tensor_parallel, torch.float64),
+    "reordered": apart(lambda gpt: gpt, texts=Reversed()),
+    "forgotten": apart(forgetful),
+}
+# %%
+lr, trials = 1e-3, {}
+for name in ("float32", "float64", "reordered", "forgotten"):
+    trials[name] = [max(numbers) for numbers in zip(*(of[name] for of in ranks["trials"]), strict=True)]
+rows = [
+    [t(f"tensor_parallel.apart.{name}"), f"{first:.1g}", f"{worst:.1g} ({worst / lr:.2g} lr)"]
+    for name, (first, worst) in trials.items()
+]
+assert trials["float32"][1] < 0.05 * lr and trials["float64"][1] < 1e-9
+assert trials["forgotten"][0] < 5e-6 and trials["forgotten"][1] > 0.2 * lr
+Table([t(f"tensor_parallel.apart{key}") for key in (".what", ".loss", "")], rows)
+# %% [markdown] lang="en"
+# Three tests for "normal". It vanishes in float64: only rounding does that. It is no larger than what
+# reordering a batch does in *one* process. And it is far below one step of the optimizer: Adam
+# divides a gradient by its own size, so near zero rounding becomes a part of a step; 5% is allowed.
+#
+# The last row fails all three, and its **first loss is right**: forward needs no `copy_to`. No error,
+# no warning. A check of the loss alone would have passed it.
+# %% [markdown] lang="ko" en="333c1ef6"
+# "정상"인지 가리는 기준은 셋입니다. float64에서 사라집니다. 반올림만 그렇습니다. *단일* 프로세스에서 배치 순서만
+# 바꿔도 생기는 차이보다 크지 않습니다. 그리고 옵티마이저 한 걸음보다 훨씬 작습니다. Adam은 그래디언트를 자기
+# 크기로 나누므로 0 근처에서는 반올림이 한 걸음의 일부가 됩니다. 5%까지 허용합니다.
+#
+# 마지막 줄은 셋 다 어기는데 **첫 손실은 맞습니다**. 순전파에는 `copy_to`가 필요 없기 때문입니다. 오류도 경고도
+# 없습니다. 손실만 확인했다면 그냥 넘어갔을 것입니다.
+# %% [markdown] lang="en"
+# ## The vocabulary
+#
+# Embedding and output layer are the largest matrices of a small model, and are cut by tokens. But 4
+# ranks do not divide 50,257 tokens. What if the remainder is simply dropped? Eleven tokens here, so
+# that the effect is large; the model is sure of the right token.
+# %% [markdown] lang="ko" en="e549f235"
+# ## 어휘
+#
+# 작은 모델에서 가장 큰 행렬은 임베딩과 출력층이고, 토큰으로 나눕니다. 그런데 토큰 50,257개는 랭크 4개로
+# 나누어떨어지지 않습니다. 나머지를 그냥 버리면 어떻게 될까요? 여기서는 효과가 잘 보이도록 토큰이 11개뿐이고,
+# 모델은 정답을 확신합니다.
+# %%
+# %%ranks --fast
+from dlcourse.parallel.vocabulary import parallel_cross_entropy
+
+torch.manual_seed(0)
+V = 11
+logits, targets = torch.randn(500, V), torch.randint(V, (500,))
+logits[torch.arange(500), targets] += 4
+logits, targets = logits.to(device), targets.to(device)
+right = F.cross_entropy(logits, targets).item()
+width = V // world_size
+naive = parallel_cross_entropy(logits.narrow(1, rank * width, width), targets).item()
+padded = F.pad(logits, (0, -V % world_size)).chunk(world_size, dim=1)[rank]
+padded = parallel_cross_entropy(padded, targets, vocab_size=V).item()
+# %%
+right, naive, padded = (ranks[name][0] for name in ("right", "naive", "padded"))
+vocabulary_off = abs(naive / right - 1)
+numbers = {"right": f"{right:.4f}", "naive": f"{naive:.4f}", "padded": f"{padded:.4f}"}
+print(t("tensor_parallel.naive_vocabulary", off=f"{vocabulary_off:.0%}", **numbers))
+assert abs(padded - right) < 1e-5 and vocabulary_off > 0.1
+# %% [markdown] lang="en"
+# Again no error. So the vocabulary is **padded** with zeros to the next multiple, and the loss masks
+# the padding. Megatron pads to a multiple of 128 a rank: 50,257 becomes 51,200 over 8.
+#
+# And the loss? Joining the logits would send $V$ numbers for each token. Softmax needs less: the
+# largest logit, the sum of exponentials, the target's logit. **Three** numbers, for any $V$.
+# %% [markdown] lang="ko" en="90a44b76"
+# 이번에도 오류는 없습니다. 그래서 어휘를 다음 배수까지 0으로 **덧붙이고**, 손실에서는 덧붙인 곳을 가립니다.
+# Megatron은 랭크마다 128의 배수로 맞춥니다. 랭크가 8개면 50,257이 51,200이 됩니다.
+#
+# 손실은요? 로짓을 모으려면 토큰마다 숫자 $V$개를 보내야 합니다. softmax에는 그만큼 필요 없습니다. 가장 큰 로짓,
+# 지수의 합, 정답의 로짓이면 됩니다. $V$가 얼마든 숫자 **세 개**입니다.
+# %%
+show("dlcourse.parallel.vocabulary:_CrossEntropy")
+# %% [markdown] lang="en"
+# ## Memory, and sequence parallelism
+#
+# Now everything is cut: a quarter of the parameters, gradients and optimizer state in each of four
+# ranks. But not a quarter of the *activations*: LayerNorm and residual work on the whole stream, the
+# same in every rank.
+#
+# **Sequence parallelism** cuts that too. An all-reduce is a reduce-scatter and then an all-gather.
+# Leave with the first, keep only your positions, enter with the second. **Predict**: how many times
+# the bytes of tensor parallelism does this send?
+# %% [markdown] lang="ko" en="e3c7ad11"
+# ## 메모리와 시퀀스 병렬화
+#
+# 이제 모두 나뉘었습니다. 랭크가 네 개면 파라미터, 그래디언트, 옵티마이저 상태(optimizer state)가 각각 4분의
+# 1입니다. 그런데 *활성화값*(activation)은 그렇지 않습니다. LayerNorm과 잔차는 랭크마다 똑같이 스트림 전체를
+# 계산합니다.
+#
+# **시퀀스 병렬화**(sequence parallelism)는 이것도 나눕니다. 올리듀스는 리듀스스캐터(reduce-scatter) 다음에
+# 올게더를 한 것과 같습니다. 나올 때 앞의 것만 하고, 자기 위치만 지니고 있다가, 들어갈 때 뒤의 것을 합니다.
+# **예측해 보세요.** 보내는 바이트는 텐서 병렬의 몇 배일까요?
+# %%
+predict("04.sequence", ..., formula=1, unit="")
+# %%
+show("dlcourse.parallel.sequence:_GatherSequence,_ScatterSequence")
+# %%
+# %%ranks
+model = None
+gc.collect()
+model = GPT().to(device)
+# %%
+# %%ranks
+losses = train(model, corpus, steps=2, batch_size=2)
+# %%
+alone = ranks.last
+# %%
+# %%ranks
+model = None
+gc.collect()
+model = tensor_parallel(GPT(seed=0).to(device))
+# %%
+# %%ranks
+losses = train(model, corpus, steps=2, batch_size=2)
+# %%
+tensor, tensor_losses = ranks.last, ranks["losses"][0]
+# %%
+# %%ranks
+from dlcourse.parallel.sequence import sequence_parallel
+
+model = None
+gc.collect()
+model = sequence_parallel(GPT(seed=0).to(device))
+# %%
+# %%ranks
+losses = train(model, corpus, steps=2, batch_size=2)
+# %%
+sequence = ranks.last
+sent = {name: run.comm.ranks[0]["wire_bytes"] / 2 for name, run in (("t", tensor), ("s", sequence))}
+compare("04.sequence", sent["s"] / sent["t"])
+assert max(abs(a - b) for a, b in zip(ranks["losses"][0], tensor_losses, strict=True)) < 1e-4
+assert abs(sent["s"] / sent["t"] - 1) < 0.1
+# %%
+rows = []
+for name, run in (("alone", alone), ("tensor", tensor), ("sequence", sequence)):
+    one = run.memory.ranks[0]
+    kept = [one["peak_bytes"], one["at_peak"]["parameters"], one["at_peak"]["activations"]]
+    sizes = [human_bytes(size) for size in (*kept, run.comm.ranks[0]["wire_bytes"] / 2)]
+    rows.append([t(f"tensor_parallel.peak.{name}"), *sizes])
+heads = ("peak.kind", "peak", "peak.parameters", "peak.activations", "peak.sent")
+peaks = [run.memory.ranks[0]["at_peak"]["activations"] for run in (alone, tensor, sequence)]
+assert peaks[0] > peaks[1] > peaks[2]
+Table([t(f"tensor_parallel.{key}") for key in heads], rows)
+# %% [markdown] lang="en"
+# As many bytes, and fewer activations. (The small rest: a rank knows LayerNorm's gradients for its
+# own positions only, so they are summed once a step.) The reduce-scatter is this course's; Gloo's own
+# is an all-reduce inside.
+#
+# What is left lies inside the matrices: this code keeps the gathered input for backward. Megatron
+# gathers it again.
+# %% [markdown] lang="ko" en="17088998"
+# 바이트는 같고 활성화값은 줄었습니다. (조금 남는 것은 LayerNorm의 그래디언트입니다. 랭크마다 자기 위치의 몫만
+# 알기 때문에 스텝마다 한 번 더합니다.) 리듀스스캐터는 이 코스의 것입니다. Gloo의 것은 속이 올리듀스입니다.
+#
+# 남은 활성화값은 행렬 안쪽에 있습니다. 이 코드는 모은 입력을 역전파까지 두고, Megatron은 버렸다가 다시 모읍니다.
+# %% [markdown] lang="en"
+# ## Long sequences: context parallelism
+#
+# With 128,000 tokens, one sequence is too long for one rank, attention included. Cut it for good: each
+# rank keeps its positions through all layers. Only attention must look elsewhere. So **keys and
+# values go round the ring**, while each rank attends to what it has:
+#
+# ```mermaid
+# flowchart LR
+#   R0[rank 0: my queries] -- keys, values --> R1[rank 1: my queries] -- keys, values --> R2[rank 2]
+#   R2 -- keys, values --> R3[rank 3] -- keys, values --> R0
+# ```
+#
+# Softmax over two sets of keys follows exactly from the two log-sum-exps:
+# %% [markdown] lang="ko" en="98903221"
+# ## 긴 시퀀스: 컨텍스트 병렬화
+#
+# 토큰이 12만 8천 개라면 시퀀스 하나가 랭크 하나에 너무 깁니다. 어텐션까지 그렇습니다. 그러면 아예 나눕니다.
+# 랭크마다 모든 층에서 자기 위치만 맡습니다. 다른 곳을 봐야 하는 것은 어텐션뿐입니다. 그래서 **키와 값이 고리를
+# 돌고**, 랭크는 그때그때 가진 것에 어텐션을 합니다.
+#
+# ```mermaid
+# flowchart LR
+#   R0[랭크 0의 쿼리] -- 키, 값 --> R1[랭크 1의 쿼리] -- 키, 값 --> R2[랭크 2]
+#   R2 -- 키, 값 --> R3[랭크 3] -- 키, 값 --> R0
+# ```
+#
+# 두 키 묶음에 대한 softmax는 두 log-sum-exp에서 정확하게 나옵니다.
+# %% source="dlcourse.parallel.context:merge"
+# %%
+show("dlcourse.parallel.context:_RingAttention")
+# %% [markdown] lang="en"
+# **Predict.** 64 positions, 4 heads of 32 numbers. A rank's keys and values together have $K$ bytes.
+# How many bytes does it send in forward?
+# %% [markdown] lang="ko" en="6e3bd47c"
+# **예측해 보세요.** 위치 64개, 크기 32인 헤드 4개입니다. 랭크 하나의 키와 값은 합쳐서 $K$바이트입니다. 순전파에서
+# 몇 바이트를 보낼까요?
+# %%
+predict("04.ring", ..., formula=(num_ranks - 1) * 2 * 4 * (64 // num_ranks) * 4 * 32, unit="bytes")
+# %%
+# %%ranks
+from dlcourse.parallel.context import blocks_of_work, ring_attention, split_sequence
+
+random = torch.Generator().manual_seed(0)
+whole = [torch.randn(1, 4, 64, 32, generator=random).to(device).requires_grad_() for _ in "qkv"]
+q, k, v = (split_sequence(x.detach(), dim=2).requires_grad_() for x in whole)
+out = ring_attention(q, k, v)
+# %%
+ring = ranks.last.comm.ranks[0]["ops"]["send"]["bytes"]
+compare("04.ring", ring)
+# %%
+# %%ranks
+wanted = F.scaled_dot_product_attention(*whole, is_causal=True)
+wanted.square().sum().backward()
+out.square().sum().backward()
+pairs = [(out, wanted), *((mine.grad, x.grad) for mine, x in zip((q, k, v), whole))]
+off = max((a - split_sequence(b, dim=2)).abs().max().item() for a, b in pairs)
+work = [[blocks_of_work(r, world_size, balanced=b) for r in range(world_size)] for b in (False, True)]
+# %%
+assert max(ranks["off"]) < 1e-5
+plain, balanced = ranks["work"][0]
+names = [t("figure.rank", rank=r) for r in range(num_ranks)]
+bars_figure(
+    names,
+    {t("tensor_parallel.context.plain"): plain, t("tensor_parallel.context.balanced"): balanced},
+    axis=t("tensor_parallel.context.axis"),
+    title=t("tensor_parallel.context.title", ratio=f"{plain[-1] / plain[0]:g}"),
+)
+# %% [markdown] lang="en"
+# Output and gradients equal full attention (float32: below 1e-5). The bars show a trap: with causal
+# attention the first positions have little to read, and all ranks wait for the last. The zig-zag split
+# gives each rank one early and one late chunk: equal work.
+#
+# ## Beside the real libraries
+#
+# torch's DTensor does this from a plan: `ColwiseParallel`, `RowwiseParallel`. megatron-core brings
+# layers like ours. Same model, same data, blocks only.
+# %% [markdown] lang="ko" en="fa66cd7d"
+# 출력과 그래디언트가 전체 어텐션과 같습니다(float32에서 1e-5 미만). 막대는 함정을 보여 줍니다. 인과적(causal)
+# 어텐션에서 앞쪽 위치는 읽을 것이 적어서, 모두 마지막 랭크를 기다립니다. 지그재그로 나누면 랭크마다 앞 조각
+# 하나와 뒤 조각 하나를 맡아 일이 같아집니다.
+#
+# ## 실제 라이브러리와 나란히
+#
+# torch의 DTensor는 계획표만 주면 같은 일을 합니다. `ColwiseParallel`, `RowwiseParallel`입니다. megatron-core에는
+# 우리 것과 비슷한 층이 있습니다. 같은 모델, 같은 데이터로 블록만 나눕니다.
+# %%
+# %%ranks --fast
+from dlcourse.peers import tensor_parallel as peers
+
+cuts = {
+    "ours": lambda gpt: tensor_parallel(gpt, vocabulary=False),
+    "dtensor": peers.tensor_parallel,
+    "dtensor_plain": lambda gpt: peers.tensor_parallel(gpt, prepare_input=False),
+}
+if peers.megatron_installed() and device.type == "cpu":
+    cuts["megatron"] = peers.megatron_parallel
+racers = {name: cut(GPT().to(device)) for name, cut in cuts.items()}
+# %%
+# %%ranks --fast
+import time
+
+batch = [half.to(device) for half in corpus.batch(0, micro_batch=2)]
+seconds = {name: [] for name in racers}
+for name in [*racers] * 6:
+    dist.barrier()
+    start = time.perf_counter()
+    racers[name](*batch).backward()
+    seconds[name].append(time.perf_counter() - start)
+seconds = {name: min(times[1:]) for name, times in seconds.items()}
+
+
+def once(name):
+    loss = racers[name](*batch)
+    loss.backward()
+    return loss.item()
+
+
+# %%
+names, rows = ["ours", "dtensor", "dtensor_plain", "megatron"], []
+slowest = {n: max(of[n] for of in ranks["seconds"]) for n in ranks["seconds"][0]}
+for name in names:
+    cells = [t("tensor_parallel.library.not_installed"), "", ""]
+    if name in slowest:
+        ranks.cell(f"loss = once('{name}')")
+        calls = ranks.last.comm.ranks[0]["ops"]["all_reduce"]["calls"]
+        cells = [f"{ranks['loss'][0]:.5f}", calls, f"{slowest[name] / slowest['dtensor']:.2f}"]
+    rows.append([t(f"tensor_parallel.library.{name}"), *cells])
+assert [row[2] for row in rows[:3]] == [16, 16, 24]
+assert len({row[1] for row in rows if row[2]}) == 1
+Table([t(f"tensor_parallel.{key}") for key in ("library", "loss", "all_reduces", "time")], rows)
+# %% [markdown] lang="en"
+# Same loss. But 24 all-reduces in one row: q, k and v each summed the gradient of the same input. In
+# DTensor, `PrepareModuleInput` makes that input one replicated tensor first; here, one `copy_to` stands
+# before all three. It is your third exercise.
+#
+# The claim that opened this lesson:
+# %% [markdown] lang="ko" en="04c742ac"
+# 손실이 같습니다. 그런데 한 줄은 올리듀스가 24번입니다. q, k, v가 같은 입력의 그래디언트를 저마다 더했기
+# 때문입니다. DTensor에서는 `PrepareModuleInput`이 그 입력을 먼저 복제된 텐서 하나로 만들고, 여기서는 셋 앞에
+# `copy_to`를 하나 둡니다. 세 번째 연습 문제입니다.
+#
+# 처음에 본 주장으로 돌아갑시다.
+# %%
+claim(
+    "B2",
+    columns=ranks["columns"][0],
+    apart=column_apart,
+    sent=gathered,
+    ways=way_a["wire_bytes"] / way_b["wire_bytes"],
+)
+# %% [markdown] lang="en"
+# ## Exercises
+#
+# Fill in the stub, run it, run the check. `hint("04.row")` helps; `solution("04.row")` shows an
+# answer.
+#
+# **1. `04.row`** (3 minutes). `x` holds this rank's columns, (N, I/p); `weight` its part, (O, I/p);
+# `bias` is whole. Return what the whole layer returns, with one all-reduce.
+# %% [markdown] lang="ko" en="7ea43283"
+# ## 연습 문제
+#
+# 빈 곳을 채워 실행하고 check 셀을 실행하세요. `hint("04.row")`는 도움말, `solution("04.row")`는 답입니다.
+#
+# **1. `04.row`** (3분). `x`는 이 랭크의 열 (N, I/p), `weight`는 자기 조각 (O, I/p), `bias`는 전체입니다.
+# 올리듀스 한 번으로 층 전체의 출력을 돌려주세요.
+# %% exercise="04.row"
+# %%ranks
+def row_parallel(x, weight, bias):
+    raise NotImplementedError
+
+
+# %%
+check("04.row")
+# %% [markdown] lang="en"
+# **2. `04.norm`** (8 minutes). Clipping needs the norm of the *whole* gradient. `in_parts` are this
+# rank's parts of gradients that are cut; `whole` are gradients that every rank has, equal (LayerNorm).
+# Return the norm that one process would find. Send one number.
+# %% [markdown] lang="ko" en="86fa6c28"
+# **2. `04.norm`** (8분). 그래디언트를 자르려면(clipping) *전체* 그래디언트의 크기(norm)를 알아야 합니다.
+# `in_parts`는 나뉜 그래디언트 가운데 이 랭크의 조각들, `whole`은 모든 랭크가 똑같이 가진 것들(LayerNorm)입니다.
+# 단일 프로세스가 구했을 값을 돌려주세요. 숫자 하나만 보냅니다.
+# %% exercise="04.norm"
+# %%ranks
+def gradient_norm(in_parts, whole):
+    raise NotImplementedError
+
+
+# %%
+check("04.norm")
+# %% [markdown] lang="en"
+# **3. `04.all_reduces`** (10 minutes). This cell works, and takes 24 all-reduces for 4 layers. Make it
+# 16, with every gradient still right. (There is a wrong way to 16. The check knows it.)
+# %% [markdown] lang="ko" en="c7941450"
+# **3. `04.all_reduces`** (10분). 이 셀은 잘 돌지만 4층에 올리듀스가 24번입니다. 모든 그래디언트가 그대로 맞으면서
+# 16번이 되게 고치세요. (16번이 되는 틀린 방법도 있습니다. 채점이 알아봅니다.)
+# %% exercise="04.all_reduces"
+# %%ranks
+from dlcourse.parallel.tensor import ColumnParallelLinear, RowParallelLinear, copy_to
+
+
+def cut(block):
+    attention, mlp = block.attention, block.mlp
+    attention.n_head //= world_size
+    attention.q = ColumnParallelLinear(attention.q)
+    attention.k = ColumnParallelLinear(attention.k)
+    attention.v = ColumnParallelLinear(attention.v)
+    attention.proj = RowParallelLinear(attention.proj)
+    mlp.up, mlp.down = ColumnParallelLinear(mlp.up), RowParallelLinear(mlp.down)
+
+
+# %%
+check("04.all_reduces")
+# %% [markdown] lang="en"
+# **4. `04.loss`** (20 minutes). `logits` (N, V/p) are this rank's columns of a padded vocabulary, of
+# which `vocab_size` tokens are real; `targets` (N) are the same everywhere. Return the mean
+# cross-entropy and the gradient of this rank's logits. At most 4 numbers a token may be sent.
+# %% [markdown] lang="ko" en="b95619e0"
+# **4. `04.loss`** (20분). `logits` (N, V/p)는 덧붙인 어휘 가운데 이 랭크의 열이고, 진짜 토큰은 `vocab_size`개입니다.
+# `targets` (N)는 모두 같습니다. 평균 교차 엔트로피와 이 랭크 로짓의 그래디언트를 돌려주세요. 토큰마다 숫자 네
+# 개까지만 보낼 수 있습니다.
+# %% exercise="04.loss"
+# %%ranks
+def vocab_loss(logits, targets, vocab_size):
+    raise NotImplementedError
+
+
+# %%
+check("04.loss")
+# %% [markdown] lang="en"
+# ## On a GPU cluster
+#
+# Every layer waits four times a step, so tensor parallelism stays inside a node. Derived only: a 7B
+# model (32 layers, width 4096), one sequence of 4096 tokens in bf16, 8 ranks. Milliseconds of
+# all-reduces a step over NVLink, 450 GB/s each way [1], and over a 400 Gb/s card [2]; beside them,
+# computing, $6 \cdot 7 \cdot 10^9$ FLOPs a token at 400 TFLOP/s.
+#
+# In Megatron's published runs, from 1.7B to 1008B parameters, the tensor-parallel size never exceeds
+# 8, a node [3]. Llama 3 405B: 8 too [4]. No GPU run of this lesson is recorded yet.
+# %% [markdown] lang="ko" en="be9ceb30"
+# ## GPU 클러스터에서는
+#
+# 층마다 한 스텝에 네 번씩 기다리므로, 텐서 병렬은 노드 안에 둡니다. 계산만 해 봅니다. 7B 모델(32층, 폭 4096),
+# bf16 토큰 4096개짜리 시퀀스 하나, 랭크 8개입니다. 한 스텝의 올리듀스가 방향마다 450 GB/s인 NVLink[1]와 400 Gb/s
+# 카드[2]에서 몇 밀리초인지, 토큰마다 $6 \cdot 7 \cdot 10^9$ FLOPs를 400 TFLOP/s로 계산하는 시간과 나란히 놓습니다.
+#
+# Megatron이 발표한 1.7B부터 1008B까지의 실행에서 텐서 병렬 크기는 노드 하나인 8을 넘지 않습니다[3]. Llama 3
+# 405B도 8입니다[4]. 이 레슨의 GPU 실행 기록은 아직 없습니다.
+# %% tags=["nbval-check-output"]
+moved = 2 * 7 / 8 * (32 * 4) * (4096 * 4096 * 2)
+times = {"NVLink": moved / 450e9, "card": moved / 50e9, "compute": 6 * 7e9 * 4096 / 8 / 400e12}
+{name: f"{1e3 * seconds:.0f} ms" for name, seconds in times.items()}
+# %% [markdown] lang="en"
+# ## In five lines
+#
+# 1. Columns, then rows: one all-reduce in forward, one in backward, and none between.
+# 2. Four all-reduces of tokens × width a layer, and none can hide: stay inside a node.
+# 3. Rounding vanishes in float64; a forgotten sum does not. The first loss tells nothing.
+# 4. Pad the vocabulary and mask it; 3 numbers a token make the loss.
+# 5. Sequence parallelism cuts activations for the same bytes; a ring cuts attention itself.
+#
+# Sources: [1] [NVIDIA H100](https://www.nvidia.com/en-us/data-center/h100/).
+# [2] [DGX H100 guide](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
+# [3] [Narayanan et al., SC21](https://arxiv.org/abs/2104.04473), table 1.
+# [4] [Llama 3](https://arxiv.org/abs/2407.21783), table 4.
+# Methods: [Megatron-LM](https://arxiv.org/abs/1909.08053),
+# [sequence parallelism](https://arxiv.org/abs/2205.05198),
+# [ring attention](https://arxiv.org/abs/2310.01889).
+# %% [markdown] lang="ko" en="5ed3e3ca"
+# ## 다섯 줄 요약
+#
+# 1. 열 다음에 행입니다. 순전파에 올리듀스 한 번, 역전파에 한 번, 그 사이에는 없습니다.
+# 2. 층마다 토큰 × 폭 크기의 올리듀스가 네 번이고 숨길 수 없습니다. 노드 안에 두세요.
+# 3. 반올림은 float64에서 사라지고, 빠뜨린 합은 사라지지 않습니다. 첫 손실만 봐서는 모릅니다.
+# 4. 어휘는 덧붙이고 가립니다. 손실에는 토큰마다 숫자 세 개면 됩니다.
+# 5. 시퀀스 병렬화는 같은 바이트로 활성화값을 나누고, 고리는 어텐션 자체를 나눕니다.
+#
+# 출처: [1] [NVIDIA H100](https://www.nvidia.com/en-us/data-center/h100/).
+# [2] [DGX H100 안내서](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
+# [3] [Narayanan 외, SC21](https://arxiv.org/abs/2104.04473) 표 1.
+# [4] [Llama 3](https://arxiv.org/abs/2407.21783) 표 4.
+# 방법: [Megatron-LM](https://arxiv.org/abs/1909.08053),
+# [시퀀스 병렬화](https://arxiv.org/abs/2205.05198),
+# [링 어텐션](https://arxiv.org/abs/2310.01889).
