@@ -296,12 +296,12 @@ start.machine_table(ranks)
 # flowchart TB
 #   J["one training job"] --> S["STRATEGY<br/>How is training spread over devices?"]
 #   J --> A["ARCHITECTURE<br/>How is the model built?"]
-#   S --> S1["data: split the batch<br/>tensor: cut each matrix<br/>pipeline: layers in stages<br/>ZeRO: keep nothing twice<br/>expert: spread the experts"]
+#   S --> S1["data: split the batch<br/>tensor: cut each matrix<br/>pipeline: layers in stages<br/>ZeRO: nothing twice<br/>expert: split the experts"]
 #   A --> A1["dense · MoE<br/>sparse · hybrid"]
 #   S1 -.- L["libraries: DDP, FSDP,<br/>Megatron, DeepSpeed,<br/>Horovod"]
 # ```
 # Every job chooses from both sides. Are the sides independent? Let us run it.
-# %% [markdown] lang="ko" en="b51cda2b"
+# %% [markdown] lang="ko" en="5eea701c"
 # ## 질문은 하나가 아니라 둘
 #
 # "DDP를 쓸까요, MoE를 쓸까요?" 자주 듣는 질문이지만 답할 수 없습니다. DDP(`DistributedDataParallel`)는
