@@ -138,7 +138,7 @@ def _sentences(tree: ast.AST) -> list[tuple[int, str]]:
             text = "".join(str(part) for part in parts)
         else:
             text = str(node.value)
-        words = len(_WORD.findall(re.sub(r"\S*[/_=]\S*", " ", text)))
+        words = len(_WORD.findall(re.sub(r"\S*[/_=\d]\S*", " ", text)))
         ends = bool(re.search(r"[A-Za-z)}][.!?](\s|$)", text)) and words >= 3
         if not skip and (words >= MAX_LITERAL_WORDS or ends):
             found.append((node.lineno, text))

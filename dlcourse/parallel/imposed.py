@@ -32,7 +32,7 @@ def run_imposed(
     num_micro_batches: int = 8,
     repeats: int = 2,
     *,
-    shape: tuple[int, ...] = (4, 128, 128),
+    shape: tuple[int, ...] = (2, 64, 64),
     process_group: dist.ProcessGroup | None = None,
 ) -> Imposed:
     """Run a schedule in all ranks, F, B and W of a *rank's whole part* taking ``seconds`` each.
