@@ -31,10 +31,22 @@ TENSOR_PARALLEL_WORDS: dict[str, tuple[str, str]] = {
     "library": ("구현", "implementation"),
     "library.dtensor": ("DTensor", "DTensor"),
     "library.dtensor_plain": ("DTensor, PrepareModuleInput 없이", "DTensor, no PrepareModuleInput"),
+    "library.installed": (
+        "megatron-core: 이 컴퓨터에 설치되어 있습니다",
+        "megatron-core: installed on this machine",
+    ),
     "library.megatron": ("megatron-core의 층", "megatron-core's layers"),
-    "library.not_installed": ("설치되지 않음", "not installed"),
+    "library.not_installed": (
+        "megatron-core: 이 컴퓨터에는 설치되지 않았습니다",
+        "megatron-core: not installed on this machine",
+    ),
     "library.ours": ("이 레슨의 코드", "this lesson's code"),
-    "loss": ("마지막 손실", "last loss"),
+    "library.recorded": (
+        "megatron-core {version}의 층 ({date} 기록)",
+        "megatron-core {version}'s layers (recorded {date})",
+    ),
+    "library.same": ("DTensor와 같음", "as DTensor's"),
+    "loss": ("손실", "loss"),
     "naive_vocabulary": (
         "맞는 손실 {right}, 나머지를 버리면 {naive} ({off} 차이), 덧붙이고 가리면 {padded}",
         "Right loss {right}; with the rest dropped {naive} ({off} off); padded and masked {padded}",
@@ -47,6 +59,7 @@ TENSOR_PARALLEL_WORDS: dict[str, tuple[str, str]] = {
     "peak.sent": ("랭크 하나가 보낸 양, 한 스텝", "sent by a rank, one step"),
     "peak.sequence": ("시퀀스 병렬을 더함", "with sequence parallelism"),
     "peak.tensor": ("텐서 병렬", "tensor parallel"),
+    "sent": ("랭크 하나가 보낸 양", "sent by one rank"),
     "time": ("스텝 시간 (DTensor = 1)", "time of a step (DTensor = 1)"),
     "way": ("두 층을 잇는 방법", "how two layers are joined"),
     "way.columns": ("열, 올게더, 열, 올게더", "columns, all-gather, columns, all-gather"),

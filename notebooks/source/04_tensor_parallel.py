@@ -113,7 +113,7 @@ columns, shape, off < 1e-5
 sent = [count for count in ranks["sent"] if count is not None]
 gathered = max(sent) if sent else (num_ranks - 1) / num_ranks * output_bytes
 compare("04.gather", gathered)
-column_apart = max(ranks["off"])
+held, column_apart = ranks["columns"][0], max(ranks["off"])
 assert ranks["columns"] == [4096 // num_ranks] * num_ranks
 assert column_apart < 1e-5
 # %% [markdown] lang="en"
@@ -546,28 +546,34 @@ bars_figure(
 #
 # ## Beside the real libraries
 #
-# torch's DTensor does this from a plan: `ColwiseParallel`, `RowwiseParallel`. megatron-core brings
-# layers like ours. Same model, same data, blocks only.
-# %% [markdown] lang="ko" en="fa66cd7d"
+# torch's DTensor does this from a plan: `ColwiseParallel`, `RowwiseParallel`. Same model, same data,
+# blocks only. megatron-core has layers like ours, but importing it takes 90 MB more in each rank: its
+# row is a recorded run. Where it is installed, `megatron = True` runs it here.
+# %% [markdown] lang="ko" en="754847dc"
 # 출력과 그래디언트가 전체 어텐션과 같습니다(float32에서 1e-5 미만). 막대는 함정을 보여 줍니다. 인과적(causal)
 # 어텐션에서 앞쪽 위치는 읽을 것이 적어서, 모두 마지막 랭크를 기다립니다. 지그재그로 나누면 랭크마다 앞 조각
 # 하나와 뒤 조각 하나를 맡아 일이 같아집니다.
 #
 # ## 실제 라이브러리와 나란히
 #
-# torch의 DTensor는 계획표만 주면 같은 일을 합니다. `ColwiseParallel`, `RowwiseParallel`입니다. megatron-core에는
-# 우리 것과 비슷한 층이 있습니다. 같은 모델, 같은 데이터로 블록만 나눕니다.
+# torch의 DTensor는 계획표만 주면 같은 일을 합니다. `ColwiseParallel`, `RowwiseParallel`입니다. 같은 모델, 같은
+# 데이터로 블록만 나눕니다. megatron-core에도 비슷한 층이 있지만 불러오기만 해도 랭크마다 90MB가 더 들어서 기록한
+# 값을 보입니다. 설치되어 있으면 `megatron = True`로 여기서 실행할 수 있습니다.
 # %%
 # %%ranks --fast
 from dlcourse.peers import tensor_parallel as peers
 
+megatron = False
+installed = peers.megatron_installed()
 cuts = {
     "ours": lambda gpt: tensor_parallel(gpt, vocabulary=False),
     "dtensor": peers.tensor_parallel,
     "dtensor_plain": lambda gpt: peers.tensor_parallel(gpt, prepare_input=False),
 }
-if peers.megatron_installed() and device.type == "cpu":
+if megatron:
     cuts["megatron"] = peers.megatron_parallel
+model = None
+gc.collect()
 racers = {name: cut(GPT().to(device)) for name, cut in cuts.items()}
 # %%
 # %%ranks --fast
@@ -590,18 +596,29 @@ def once(name):
 
 
 # %%
-names, rows = ["ours", "dtensor", "dtensor_plain", "megatron"], []
 slowest = {n: max(of[n] for of in ranks["seconds"]) for n in ranks["seconds"][0]}
-for name in names:
-    cells = [t("tensor_parallel.library.not_installed"), "", ""]
-    if name in slowest:
-        ranks.cell(f"loss = once('{name}')")
-        calls = ranks.last.comm.ranks[0]["ops"]["all_reduce"]["calls"]
-        cells = [f"{ranks['loss'][0]:.5f}", calls, f"{slowest[name] / slowest['dtensor']:.2f}"]
-    rows.append([t(f"tensor_parallel.library.{name}"), *cells])
+rows = []
+for name in slowest:
+    ranks.cell(f"loss = once('{name}')")
+    ops = ranks.last.comm.ranks[0]["ops"]["all_reduce"]
+    cells = [f"{ranks['loss'][0]:.5f}", ops["calls"], human_bytes(ops["wire_bytes"])]
+    ratio = f"{slowest[name] / slowest['dtensor']:.2f}"
+    rows.append([t(f"tensor_parallel.library.{name}"), *cells, ratio])
 assert [row[2] for row in rows[:3]] == [16, 16, 24]
-assert len({row[1] for row in rows if row[2]}) == 1
-Table([t(f"tensor_parallel.{key}") for key in ("library", "loss", "all_reduces", "time")], rows)
+assert len({row[1] for row in rows}) == 1
+# %%
+import json
+
+from dlcourse.course.catalog import course_root
+
+told = json.loads((course_root() / "data" / "tensor_parallel_peers.json").read_text())
+if "megatron" not in slowest:
+    name = t("tensor_parallel.library.recorded", version=told["version"], date=told["date"])
+    same = t("tensor_parallel.library.same")
+    sent = human_bytes(told["sent_bytes"])
+    rows.append([name, same, told["all_reduces"], sent, f"{told['time_over_dtensor']:.2f}"])
+print(t(f"tensor_parallel.library.{'' if ranks['installed'][0] else 'not_'}installed"))
+Table([t(f"tensor_parallel.{key}") for key in ("library", "loss", "all_reduces", "sent", "time")], rows)
 # %% [markdown] lang="en"
 # Same loss. But 24 all-reduces in one row: q, k and v each summed the gradient of the same input. In
 # DTensor, `PrepareModuleInput` makes that input one replicated tensor first; here, one `copy_to` stands
@@ -617,7 +634,7 @@ Table([t(f"tensor_parallel.{key}") for key in ("library", "loss", "all_reduces",
 # %%
 claim(
     "B2",
-    columns=ranks["columns"][0],
+    columns=held,
     apart=column_apart,
     sent=gathered,
     ways=way_a["wire_bytes"] / way_b["wire_bytes"],
@@ -703,25 +720,31 @@ check("04.loss")
 # %% [markdown] lang="en"
 # ## On a GPU cluster
 #
-# Every layer waits four times a step, so tensor parallelism stays inside a node. Derived only: a 7B
-# model (32 layers, width 4096), one sequence of 4096 tokens in bf16, 8 ranks. Milliseconds of
-# all-reduces a step over NVLink, 450 GB/s each way [1], and over a 400 Gb/s card [2]; beside them,
-# computing, $6 \cdot 7 \cdot 10^9$ FLOPs a token at 400 TFLOP/s.
+# Nothing hides, so tensor parallelism stays inside a node. In Megatron's published runs, from 1.7B to
+# 1008B parameters, its size never exceeds 8, a node [3]; Llama 3 405B: 8 too [4].
 #
-# In Megatron's published runs, from 1.7B to 1008B parameters, the tensor-parallel size never exceeds
-# 8, a node [3]. Llama 3 405B: 8 too [4]. No GPU run of this lesson is recorded yet.
-# %% [markdown] lang="ko" en="be9ceb30"
+# First this lesson's classes as **one rank of 1,024** (128 × 8) of a 7B model, on tensors without
+# numbers: bytes are exact, times mean nothing. Then derived: milliseconds of the all-reduces among 8
+# ranks in bf16 (half of those bytes), over NVLink, 450 GB/s each way [1], and over a 400 Gb/s card
+# [2]; and of computing 2048 tokens at 400 TFLOP/s. No GPU run of this lesson is recorded yet.
+# %% [markdown] lang="ko" en="37990ee1"
 # ## GPU 클러스터에서는
 #
-# 층마다 한 스텝에 네 번씩 기다리므로, 텐서 병렬은 노드 안에 둡니다. 계산만 해 봅니다. 7B 모델(32층, 폭 4096),
-# bf16 토큰 4096개짜리 시퀀스 하나, 랭크 8개입니다. 한 스텝의 올리듀스가 방향마다 450 GB/s인 NVLink[1]와 400 Gb/s
-# 카드[2]에서 몇 밀리초인지, 토큰마다 $6 \cdot 7 \cdot 10^9$ FLOPs를 400 TFLOP/s로 계산하는 시간과 나란히 놓습니다.
+# 숨길 수 없는 통신이라 텐서 병렬은 노드 안에 둡니다. Megatron이 발표한 1.7B부터 1008B까지의 실행에서 텐서 병렬
+# 크기는 노드 하나인 8을 넘지 않고[3], Llama 3 405B도 8입니다[4].
 #
-# Megatron이 발표한 1.7B부터 1008B까지의 실행에서 텐서 병렬 크기는 노드 하나인 8을 넘지 않습니다[3]. Llama 3
-# 405B도 8입니다[4]. 이 레슨의 GPU 실행 기록은 아직 없습니다.
+# 먼저 이 레슨의 클래스를 숫자 없는 텐서로 돌려 7B 모델의 **랭크 1,024개(128 × 8) 가운데 하나**가 되어 봅니다.
+# 바이트는 정확하고 시간은 뜻이 없습니다. 다음은 계산입니다. 랭크 8개의 올리듀스가 bf16(그 바이트의 절반)으로
+# 방향마다 450 GB/s인 NVLink[1]와 400 Gb/s 카드[2]에서 몇 밀리초인지, 토큰 2048개를 400 TFLOP/s로 계산하는 시간과
+# 견줍니다. 이 레슨의 GPU 실행 기록은 아직 없습니다.
+# %%
+from dlcourse.plan.scale import scale
+
+one_of_many = scale("04_tensor_parallel", model="7b", world=1024, tensor=8)
+one_of_many
 # %% tags=["nbval-check-output"]
-moved = 2 * 7 / 8 * (32 * 4) * (4096 * 4096 * 2)
-times = {"NVLink": moved / 450e9, "card": moved / 50e9, "compute": 6 * 7e9 * 4096 / 8 / 400e12}
+inside = sum(row["sent_bytes"] for row in one_of_many.comm if row["group_size"] == 8) / 2
+times = {"NVLink": inside / 450e9, "card": inside / 50e9, "compute": 6 * 7e9 * 2048 / 8 / 400e12}
 {name: f"{1e3 * seconds:.0f} ms" for name, seconds in times.items()}
 # %% [markdown] lang="en"
 # ## In five lines
