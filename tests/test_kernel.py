@@ -100,7 +100,16 @@ def test_wrong_arguments_of_the_magic(kernel):
     assert "there are ranks 0-1" in kernel.run("%%ranks 7\n1")
     assert "names no ranks" in kernel.run("%%ranks all\n1")
     assert "unrecognized arguments" in kernel.run("%%ranks --quick\n1")
+    assert "'2x' is not a name" in kernel.run("%%ranks --as 2x\n1")
+    assert "--fast records nothing" in kernel.run("%%ranks --fast --as run\n1")
     assert kernel.run("%%ranks\n1") == "ranks 0-1: 1\n"
+
+
+def test_a_run_is_kept_under_a_name_whatever_runs_later(kernel):
+    kernel.run("%%ranks --as sums\ndist.all_reduce(torch.ones(5))")
+    kernel.run("%%ranks\ndist.barrier()")
+    print_bytes = "print(sums.comm.ranks[0]['ops']['all_reduce']['bytes'])"
+    assert kernel.run(print_bytes) == "20\n"
 
 
 def test_no_panel_without_a_front_end(kernel):

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from dlcourse.ranks.failure import expect_failure
 from dlcourse.ranks.pool import Ranks, default_pool
 
-USAGE = "%%ranks [0,2] [--fast] [--fails TEXT]"
+USAGE = "%%ranks [0,2] [--fast] [--as NAME] [--fails TEXT]"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,8 +21,14 @@ def _arguments(line: str) -> argparse.Namespace:
     parser = _Parser(prog="%%ranks", add_help=False)
     parser.add_argument("ranks", nargs="?")
     parser.add_argument("--fast", action="store_true")
+    parser.add_argument("--as", dest="name", metavar="NAME")
     parser.add_argument("--fails", metavar="TEXT")
-    return parser.parse_args(shlex.split(line))
+    arguments = parser.parse_args(shlex.split(line))
+    if arguments.name is not None and not arguments.name.isidentifier():
+        parser.error(f"--as {arguments.name!r} is not a name that a variable can have")
+    if arguments.name is not None and arguments.fast:
+        parser.error("--fast records nothing that --as could keep: leave one of them out")
+    return arguments
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -45,22 +51,30 @@ def ranks_magic(line: str, source: str) -> Any:
     %%ranks              in all ranks, recorded (`ranks.last` holds what was measured)
     %%ranks 0,2          in some of them
     %%ranks --fast       without the recorder, for honest times
+    %%ranks --as NAME    what was measured is kept in the notebook's variable NAME
     %%ranks --fails X    the cell must fail with a message that says X
     """
     arguments = _arguments(line)
     pool: Ranks = default_pool()
     chosen = _numbers(arguments.ranks)
     if arguments.fails is None:
-        return pool.cell(source, chosen, record=not arguments.fast)
+        shown = pool.cell(source, chosen, record=not arguments.fast)
+        if arguments.name is not None:
+            _shell().user_ns[arguments.name] = pool.last
+        return shown
     with expect_failure(arguments.fails):
         pool.cell(source, chosen, record=not arguments.fast)
     return None
 
 
-def register() -> None:
-    """Make `%%ranks` known to the notebook, if this runs in one."""
+def _shell() -> Any:
     from IPython import get_ipython
 
-    shell = get_ipython()
+    return get_ipython()
+
+
+def register() -> None:
+    """Make `%%ranks` known to the notebook, if this runs in one."""
+    shell = _shell()
     if shell is not None:
         shell.register_magic_function(ranks_magic, "cell", "ranks")

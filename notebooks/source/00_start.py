@@ -167,7 +167,7 @@ size = 4 * 2**20
 formula = 2 * (num_ranks - 1) / num_ranks * size
 predict("00.bytes", ..., formula=formula, unit="bytes")
 # %%
-# %%ranks
+# %%ranks --as run
 from dlcourse.collectives.wire import wire_counters
 
 gradient = torch.ones(2**20, device=device)
@@ -176,7 +176,6 @@ dist.all_reduce(gradient)
 after = wire_counters()
 sent = after[0] - before[0] if before else 0
 # %%
-run = ranks.last
 measured = max(ranks["sent"]) or run.comm.ranks[0]["wire_bytes"]
 compare("00.bytes", measured)
 assert 0.99 * formula <= measured <= 1.05 * formula
@@ -187,9 +186,9 @@ assert 0.99 * formula <= measured <= 1.05 * formula
 # Measured is the operating system's count of bytes on this rank's connections. It is a little more than
 # the formula, because every message carries a small header.
 #
-# `ranks.last` holds what the last cell measured, as numbers and as figures. The counter in the
+# `--as run` has kept what the cell measured in `run`, as numbers and as figures. The counter in the
 # figure is the whole machine's, so it may show more: what other programs send is in it.
-# %% [markdown] lang="ko" en="174b1a1c"
+# %% [markdown] lang="ko" en="dcd1de54"
 # "내 것을 한 번 보내니까 4MiB" 또는 "나머지 셋에게 보내니까 12MiB"라고 답하는 사람이 많습니다. 랭크가
 # 네 개면 6MiB입니다. 랭크 $n$개, $S$바이트라면 $2\,\frac{n-1}{n}\,S$이고, 왜 그런지는 레슨 01에서 직접
 # 만들어 봅니다.
@@ -197,7 +196,7 @@ assert 0.99 * formula <= measured <= 1.05 * formula
 # 측정값은 운영체제가 이 랭크의 연결마다 센 바이트입니다. 메시지마다 작은 헤더가 붙으므로 공식보다
 # 조금 많습니다.
 #
-# `ranks.last`에는 마지막 셀에서 잰 것이 숫자와 그림으로 들어 있습니다. 그림에 나오는 카운터는 이 컴퓨터
+# `--as run`이라고 쓴 셀에서 잰 것은 `run`에 숫자와 그림으로 들어 있습니다. 그림에 나오는 카운터는 이 컴퓨터
 # 전체를 셉니다. 다른 프로그램이 보낸 것도 들어가므로 값이 더 클 수 있습니다.
 # %%
 run.comm.figure()

@@ -136,13 +136,12 @@ replica_drift(model)
 # 시드가 다른데도 차이는 0입니다. 생성자가 랭크 0의 모델을 모두에게 보냈기 때문입니다. 이제 학습합니다.
 # `train`은 평범한 반복문입니다. 순전파, 역전파, `model.sync_gradients()`, `optimizer.step()` 순서입니다.
 # %%
-# %%ranks
+# %%ranks --as naive
 from dlcourse.parallel.data import train
 
 losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 [round(loss, 3) for loss in losses]
 # %%
-naive = ranks.last
 naive.comm.figure()
 # %% [markdown] lang="en"
 # The bar shows what theory says for the buffers of all five steps (`all_gather` collected the
@@ -235,7 +234,7 @@ show("dlcourse.parallel.buckets:Bucket")
 model = BucketedDataParallel(GPT(seed=rank).to(device), first_bucket_mb=0.25, bucket_cap_mb=0.5)
 [bucket.flat.nbytes for bucket in model.buckets]
 # %%
-# %%ranks
+# %%ranks --as bucketed
 losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 # %% [markdown] lang="en"
 # Seven messages in place of 57. Now the gap. Backward runs from the last layer to the first, so the
@@ -263,17 +262,14 @@ losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 #   B -. 버킷 1 .-> Y([올리듀스])
 #   C -. 버킷 2 .-> Z([올리듀스])
 # ```
-# %%
-bucketed = ranks.last
 # %% source="dlcourse.parallel.data:OverlappedDataParallel"
 # %%
 # %%ranks
 model = OverlappedDataParallel(GPT(seed=rank).to(device), first_bucket_mb=0.25, bucket_cap_mb=0.5)
 # %%
-# %%ranks
+# %%ranks --as overlapped
 losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 # %%
-overlapped = ranks.last
 show_step(overlapped, "OverlappedDataParallel")
 # %% [markdown] lang="en"
 # Communication now lies *under* backward. The share of time that is hidden depends on the machine
@@ -495,23 +491,21 @@ assert weighted < 1e-5 < plain
 # 실무에서는 `DistributedDataParallel`을 씁니다. 똑같이 버킷과 훅으로 되어 있고 C++로 쓰였습니다. 같은
 # 모델, 같은 데이터로 재서 표 하나에 놓습니다. 첫 셀에서는 DDP가, 둘째 셀에서는 우리 클래스가 학습합니다.
 # %%
-# %%ranks
+# %%ranks --as theirs
 import gc
 
 from dlcourse.peers import ddp
 
 model = GPT(seed=rank).to(device)
 gc.collect()
-losses = ddp.train(model, corpus, steps=steps, batch_size=2 * world_size)["losses"]
+their_losses = ddp.train(model, corpus, steps=steps, batch_size=2 * world_size)["losses"]
 # %%
-theirs, their_losses = ranks.last, ranks["losses"][0]
-# %%
-# %%ranks
+# %%ranks --as ours
 model = OverlappedDataParallel(GPT(seed=rank).to(device))
 gc.collect()
-losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
+our_losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 # %%
-ours, our_losses = ranks.last, ranks["losses"][0]
+our_losses, their_losses = ranks["our_losses"][0], ranks["their_losses"][0]
 assert max(abs(a - b) for a, b in zip(our_losses, their_losses, strict=True)) < 1e-4
 # %%
 # %%ranks --fast
