@@ -40,7 +40,7 @@ $(VENV)/.lab: pyproject.toml constraints.txt $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.lab
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lab,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lab,test,peers]'
 	@touch $@
 
 clean:
