@@ -37,7 +37,7 @@ from dlcourse.parallel.schedules import (
     zb_h1,
     zb_v,
 )
-from dlcourse.parallel.simulate import simulate, validate
+from dlcourse.parallel.simulate import message_time, simulate, validate
 from dlcourse.parallel.stages import Stage, StageWorker, split_layers
 from dlcourse.peers import pipeline_parallel as torch_peer
 from dlcourse.training import loop
@@ -123,6 +123,7 @@ def test_times_of_stages_and_of_messages():
     assert starts[0] == [(0, "F0"), (1, "F1"), (8, "BW0"), (14, "BW1")]
     assert starts[1] == [(1.5, "F0"), (3.5, "BW0"), (7.5, "F1"), (9.5, "BW1")]
     assert gantt.total == 16
+    assert message_time(two, gantt) == 0.5
     assert gantt.busy == [6, 12]
     with pytest.raises(ValueError, match="t_F has 3 times for 2 stages"):
         simulate(two, t_F=[1, 2, 3])
@@ -159,8 +160,9 @@ def test_a_deadlock_is_told_with_its_place_and_its_reason():
     assert "rank 1 stands before F1 (its action 1) and needs rank 0's F1" in text
     assert "in rank 0, F1 has to come before BW0" in text
     early = Schedule.parse(["F0 W0 B0", "F0 BW0"])
-    with pytest.raises(ValueError, match=r"needs its own B0.*in rank 0, B0 has to come before W0"):
+    with pytest.raises(ValueError, match="needs its own B0") as error:
         validate(early)
+    assert "in rank 0, B0 has to come before W0" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +421,7 @@ def test_ranks_that_sleep_take_the_predicted_time(run):
         assert total >= 0.99 * chunk * simulate(make_schedule(name, 4, 8)).total
         assert 0.95 * predicted <= total <= 1.3 * predicted  # a busy machine makes it later
         wanted = simulate(make_schedule(name, 4, 8)).idle_over_total
-        assert idle == pytest.approx(wanted, abs=0.05)
+        assert idle == pytest.approx(wanted, abs=0.1)
 
 
 def refused_in_ranks():

@@ -4,8 +4,8 @@ Step times: the same GPT, stages and micro-batches in the same ranks, one step o
 of the other in turn, so that whatever else the machine does hits both alike.
 
 Bubbles: four ranks on two cores cannot compute at once, so stage times are imposed (each action
-sleeps). Stage times are measured in the run, given to the simulation, and the idle time that it
-predicts is compared with the idle time that the ranks had.
+sleeps). Stage times and the time of a message are measured in the run and given to the simulation;
+the idle time that it predicts is compared with the idle time that the ranks had.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ BUBBLE = 0.10
 BUBBLES = ("gpipe", "1f1b", "interleaved", "zb_h1", "zb_v", "dual_pipe_v")
 
 
-def measure(name: str, steps: int, micro_batches: int, layers: int) -> tuple[list, list]:
-    """In every rank: seconds of each step, ours and torch's."""
+def measure(name: str, steps: int, micro_batches: int, layers: int) -> list[list[list[float]]]:
+    """In every rank: wall seconds of each step and CPU seconds, for ours and for torch's."""
     import time
 
     import torch
@@ -42,32 +42,29 @@ def measure(name: str, steps: int, micro_batches: int, layers: int) -> tuple[lis
         ours: torch.optim.AdamW(ours.parameters()),
         theirs: torch.optim.AdamW(theirs.modules.parameters()),
     }
-    seconds: dict[object, list[float]] = {ours: [], theirs: []}
+    seconds: dict[object, list[list[float]]] = {ours: [[], []], theirs: [[], []]}
     corpus = Corpus()
     num_warm_up = 2
     for step in range(steps + num_warm_up):
         batch = corpus.batch(step, micro_batch=micro_batches, block=128)
         for pipeline in (ours, theirs) if step % 2 else (theirs, ours):
             dist.barrier()
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             optimizers[pipeline].zero_grad()
             pipeline.step(*batch)
             optimizers[pipeline].step()
             if step >= num_warm_up:
-                seconds[pipeline].append(time.perf_counter() - start)
-    return seconds[ours], seconds[theirs]
+                seconds[pipeline][0].append(time.perf_counter() - start[0])
+                seconds[pipeline][1].append(time.process_time() - start[1])
+    return [seconds[ours], seconds[theirs]]
 
 
 def bubble(name: str, seconds: float, micro_batches: int, repeats: int) -> tuple[float, float]:
-    """In every rank: idle over total, predicted from measured stage times, and measured."""
-    import torch.distributed as dist
-
+    """In every rank: idle over total, predicted from measured times, and measured."""
     from dlcourse.parallel.imposed import run_imposed
 
-    measured = run_imposed(name, seconds, micro_batches, repeats)
-    predicted = measured.predicted
-    dist.barrier()
-    return predicted.idle_over_total, measured.gantt.idle_over_total
+    found = run_imposed(name, seconds, micro_batches, repeats)
+    return found.predicted.idle_over_total, found.gantt.idle_over_total
 
 
 def slowest(per_rank: Sequence[Sequence[float]]) -> list[float]:
@@ -90,14 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, target in TARGETS.items():
             layers = 2 * args.ranks
             found = ranks.run(measure, name, args.steps, args.micro_batches, layers)
-            ours, theirs = (slowest(of_ranks) for of_ranks in zip(*found, strict=True))
+            walls = [slowest([row[who][0] for row in found]) for who in (0, 1)]
             low, ratio, high = statistics.quantiles(
-                [mine / other for mine, other in zip(ours, theirs, strict=True)], n=4
+                [mine / other for mine, other in zip(*walls, strict=True)], n=4
             )
+            cpu = [sum(statistics.median(row[who][1]) for row in found) for who in (0, 1)]
             print(
                 f"pipeline {name}: {ratio:.3f} times torch's step time (half of the pairs "
                 f"{low:.3f} to {high:.3f}), target at most {target}; medians "
-                f"{1e3 * statistics.median(ours):.0f} and {1e3 * statistics.median(theirs):.0f} ms"
+                f"{1e3 * statistics.median(walls[0]):.0f} and "
+                f"{1e3 * statistics.median(walls[1]):.0f} ms; "
+                f"{cpu[0] / cpu[1]:.3f} times its CPU time"
             )
             missed += ratio > target
         for name in BUBBLES:

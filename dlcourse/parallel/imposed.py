@@ -14,13 +14,15 @@ import torch.distributed as dist
 
 from dlcourse.parallel.pipeline import Runtime, gather_spans
 from dlcourse.parallel.schedules import Schedule, make_schedule
-from dlcourse.parallel.simulate import Gantt, simulate
+from dlcourse.parallel.simulate import Gantt, message_time, simulate
 from dlcourse.parallel.stages import Sleeper
 
 
 @dataclass(frozen=True)
 class Imposed:
-    """What the ranks did, and what the simulation says for the stage times that they had."""
+    """What the ranks did, and what the simulation says for the times that they had: the mean time
+    of each stage's F, B and W, and the median time of a message.
+    """
 
     gantt: Gantt
     predicted: Gantt
@@ -58,4 +60,4 @@ def run_imposed(
         gantts.append(gather_spans(runtime))
     best = min(gantts, key=lambda gantt: gantt.total)
     times = best.stage_times(schedule)
-    return Imposed(best, simulate(schedule, **times))
+    return Imposed(best, simulate(schedule, **times, t_send=message_time(schedule, best)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from dlcourse.parallel.schedules import Action, Schedule
 
@@ -136,6 +137,22 @@ def simulate(
     return Gantt(spans)
 
 
+def message_time(schedule: Schedule, gantt: Gantt) -> float:
+    """``t_send`` of a measured Gantt: how long a rank that waited for a message began after the
+    other rank had made it (median; 0 where no rank waited).
+    """
+    ends = {(rank, a): end for rank, row in enumerate(gantt.spans) for _, end, a in row}
+    gaps = []
+    for rank, row in enumerate(gantt.spans):
+        free = 0.0
+        for start, end, action in row:
+            made = [ends[n] for n in _needs(schedule, rank, action) if n[0] != rank]
+            if made and made[0] > free:
+                gaps.append(start - made[0])
+            free = end
+    return median(gaps) if gaps else 0.0
+
+
 def _needs(schedule: Schedule, rank: int, action: Action) -> list[tuple[int, Action]]:
     """What must be done before an action, and in which rank."""
     kind, micro_batch, chunk = action
@@ -218,18 +235,18 @@ def _deadlock(
         rank = wanted[rank][0]
     circle = chain[chain.index(rank) :]
     total = sum(map(len, schedule.ranks))
-    lines = [f"schedule {schedule.name!r} deadlocks after {num_done} of {total} actions"]
+    lines = [f"schedule {schedule.name!r} deadlocks after {num_done} of {total} actions:"]
     for rank in circle:
         other, action = wanted[rank]
         position = schedule.ranks[other].index(action)
         now = schedule.ranks[rank][at[rank]]
         what = "its own" if other == rank else f"rank {other}'s"
         lines.append(
-            f"rank {rank} stands before {now} (its action {at[rank]}) and needs {what} {action}, "
+            f"  rank {rank} stands before {now} (its action {at[rank]}) and needs {what} {action}, "
             f"which comes as action {position}"
         )
     last = circle[-1]
     other, action = wanted[last]
     now = schedule.ranks[other][at[other]]
-    lines.append(f"so that nothing can move: in rank {other}, {action} has to come before {now}")
-    return "; ".join(lines)
+    lines.append(f"Nothing can move: in rank {other}, {action} has to come before {now}.")
+    return "\n".join(lines)

@@ -43,8 +43,9 @@ steps = 5
 #   R3 -. 그래디언트 .-> R2 -. 그래디언트 .-> R1 -. 그래디언트 .-> R0
 # ```
 # %%
-from dlcourse import Ranks, check, claim, compare, expect_failure, hint, lesson, predict, show
-from dlcourse import solution
+from dlcourse import Ranks, check, claim, compare, expect_failure
+from dlcourse import hint, lesson, predict, show, solution
+from dlcourse.panel.colors import RANKS
 from dlcourse.panel.figures import bars_figure
 from dlcourse.panel.gantt import gantt_figure
 from dlcourse.panel.strings import t
@@ -142,13 +143,15 @@ predicted, measured = measure(gpipe(w, m))
 compare("05.bubble", 100 * measured.idle_over_total)
 draw("GPipe", predicted, measured)
 # %% [markdown] lang="en"
-# The little more that was measured is messages and waking up; the simulation gave them no time.
+# The little more that was measured is messages, and waking up; the formula gives them no time. The
+# simulation in the upper picture does, with times taken from the run below.
 #
 # Careful when you compare papers. Idle over *total* time is $\frac{p-1}{m+p-1}$. Many papers give
 # idle over *ideal* time, $\frac{p-1}{m}$, a larger number for the same picture. For $p$ ranks and
 # $m$ micro-batches:
-# %% [markdown] lang="ko" en="644f7cf1"
-# 조금 더 나온 것은 메시지가 오가고 잠에서 깨는 시간입니다. 시뮬레이션은 이 시간을 0으로 놓았습니다.
+# %% [markdown] lang="ko" en="c852b569"
+# 조금 더 나온 것은 메시지가 오가고 잠에서 깨는 시간입니다. 공식은 이 시간을 0으로 놓습니다. 위 그림의
+# 시뮬레이션은 아래 그림에서 잰 시간을 그대로 씁니다.
 #
 # 논문을 견줄 때는 조심하세요. *전체* 시간으로 나누면 $\frac{p-1}{m+p-1}$입니다. 많은 논문은 *이상적인*
 # 시간으로 나눈 $\frac{p-1}{m}$을 씁니다. 같은 그림인데 숫자는 더 큽니다. 랭크 $p$개, 마이크로배치
@@ -224,34 +227,32 @@ draw("1F1B", *measure(one_f_one_b(w, m)))
 # Rank $r$ of $p$ now keeps at most $p - r$ micro-batches, however many there are.
 #
 # **Predict**: how many times more bytes of activations does rank 0 hold in GPipe than in 1F1B? The
-# ledger will tell, on the real GPT. One micro-batch alone gives the unit.
-# %% [markdown] lang="ko" en="eb604e49"
+# ledger will tell, on the real GPT. Runs with one and with two micro-batches give the unit.
+# %% [markdown] lang="ko" en="14921ede"
 # 이제 랭크 $p$개 가운데 $r$번은 마이크로배치가 아무리 많아도 $p - r$개까지만 들고 있습니다.
 #
 # **예측해 보세요.** GPipe에서 랭크 0이 드는 활성화값은 1F1B의 몇 배일까요? 진짜 GPT로 돌리고 장부로
-# 잽니다. 단위는 마이크로배치 하나만 돌려서 얻습니다.
+# 잽니다. 마이크로배치 하나일 때와 둘일 때의 차이가 단위입니다.
 # %%
 predict("05.memory", ..., formula=m / w, unit="×")
 # %%
 peaks = {}
-for name, count in (("gpipe", 1), ("gpipe", m), ("1f1b", m)):
+for name, count in (("gpipe", 1), ("gpipe", 2), ("gpipe", m), ("1f1b", m)):
     ranks.cell(f"model = pipeline({name!r}, {count})", record=False)
     ranks.cell(f"train(model, corpus, steps=1, batch_size={2 * count}, block=64)")
     peaks[name, count] = ranks.last.memory.peaks("activations")
-unit = peaks["gpipe", 1]
 # %%
-bars = {}
+bars, one, two = {}, peaks["gpipe", 1], peaks["gpipe", 2]
 for name in ("gpipe", "1f1b"):
     flight = simulate(make_schedule(name, w, m)).peak_in_flight
-    bars[t("pipeline.activations.predicted", name=name)] = [
-        n * size for n, size in zip(flight, unit, strict=True)
-    ]
+    kept = [a + (n - 1) * (b - a) for n, a, b in zip(flight, one, two, strict=True)]
+    bars[t("pipeline.activations.predicted", name=name)] = kept
     bars[t("pipeline.activations.measured", name=name)] = peaks[name, m]
 ratio = peaks["gpipe", m][0] / peaks["1f1b", m][0]
 compare("05.memory", ratio)
 labels = [t("figure.rank", rank=rank) for rank in range(w)]
-title = t("pipeline.activations", ratio=f"{ratio:.2g}")
-bars_figure(labels, bars, axis=t("pipeline.activations.axis"), unit="bytes", title=title)
+words = {"axis": t("pipeline.activations.axis"), "unit": "bytes", "colors": RANKS[4:]}
+bars_figure(labels, bars, title=t("pipeline.activations", ratio=f"{ratio:.2g}"), **words)
 # %% [markdown] lang="en"
 # Same time, less memory. And in 1F1B it is *uneven*: rank 0 holds the most. Four equal parts of the
 # layers are not four equal loads.
@@ -347,14 +348,14 @@ draw("ZB-V", *zero)
 # bubble. Counted from the first start to the last end, a little is left, unless the next step
 # begins where this one is still ending.
 #
-# All six beside each other, predicted from the stage times that were measured. An activation of a
-# rank with two chunks counts half.
-# %% [markdown] lang="ko" en="c335eb59"
+# All six beside each other, predicted from the measured times of stages and messages. An activation
+# of a rank with two chunks counts half.
+# %% [markdown] lang="ko" en="15ec09d3"
 # 평행사변형입니다. 한 랭크의 처음과 끝 사이에는 빈틈이 없습니다. 제로 버블(zero bubble)의 '제로'는 이
 # 뜻입니다. 첫 시작부터 마지막 끝까지로 세면 조금 남습니다. 이번 스텝이 끝나 가는 동안 다음 스텝을 시작할 수
 # 있다면 그것마저 사라집니다.
 #
-# 여섯 스케줄을 나란히 놓습니다. 예측값은 잰 단계 시간으로 계산합니다. 청크가 둘인 랭크의 활성화값은 반으로
+# 여섯 스케줄을 나란히 놓습니다. 예측값은 잰 단계 시간과 메시지 시간으로 계산합니다. 청크가 둘인 랭크의 활성화값은 반으로
 # 칩니다.
 # %%
 rows = []

@@ -59,7 +59,7 @@ def judge_schedule(lines, *, num_ranks, micro_batches, activations, total):
         schedule = Schedule.parse(lines)
         gantt = simulate(schedule)
     except ValueError as error:
-        text = str(error)
+        text = str(error).replace(":\n", ":").replace("\n", ";")
         case = "runs" if "deadlocks" in text else "complete"
         findings = [] if case == "complete" else [expect("complete", True)]
         return [*findings, expect(case, False, "said", text=text)], None
@@ -76,7 +76,7 @@ def judge_schedule(lines, *, num_ranks, micro_batches, activations, total):
         findings.append(expect("memory", True))
     idle = f"{gantt.idle_over_total:.1%}"
     short = gantt.total <= total + 1e-9
-    limit = f"{total:g}"
+    limit = f"{total:.4g}"
     findings.append(
         expect("time", short, "too_long", got=f"{gantt.total:g}", idle=idle, limit=limit)
     )
