@@ -17,6 +17,7 @@ from dlcourse.panel.words_pipeline import PIPELINE_WORDS
 from dlcourse.panel.words_plan import PLAN_WORDS
 from dlcourse.panel.words_start import START_WORDS
 from dlcourse.panel.words_tensor_parallel import TENSOR_PARALLEL_WORDS
+from dlcourse.panel.words_zero import ZERO_WORDS
 
 _Area = dict[str, tuple[str, str]]
 
@@ -218,6 +219,7 @@ AREAS: dict[str, _Area] = {
     "start": START_WORDS,
     "table": _TABLE,
     "tensor_parallel": TENSOR_PARALLEL_WORDS,
+    "zero": ZERO_WORDS,
 }
 WORDS = COURSE_WORDS | {
     f"{area}.{key}": words for area, table in AREAS.items() for key, words in table.items()

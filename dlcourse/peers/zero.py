@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
+from dlcourse.collectives.wire import wire_counters
 from dlcourse.measure import mark_step
 from dlcourse.training.corpus import Corpus, sequences_per_rank
 
@@ -80,6 +82,8 @@ def shard_with_deepspeed(model: nn.Module, stage: int, *, micro_batch: int, lr: 
         },
         "steps_per_print": 10**9,
     }
+    # DeepSpeed calls collectives by the names they had before torch 2.13
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=AdamW(model.parameters(), lr=lr), config=config
@@ -101,7 +105,8 @@ def train(
 
     Returns:
         Plain lists with one entry per step. ``losses``: over the whole batch. ``step_seconds``:
-        wall time in this rank.
+        wall time in this rank. ``bytes``: what this process has sent over TCP, where the system
+        counts that, else None.
 
     Raises:
         ValueError: the library is unknown or not installed, or ranks do not divide the batch.
@@ -123,11 +128,12 @@ def train(
         model = engine = shard_with_deepspeed(
             model, STAGE_OF[library], micro_batch=micro_batch, lr=lr
         )
-    result: dict[str, list] = {"losses": [], "step_seconds": []}
+    result: dict[str, list] = {"losses": [], "step_seconds": [], "bytes": []}
     for step in range(steps):
         tokens_BT, targets_BT = corpus.batch(
             step, rank=rank, world_size=world_size, micro_batch=micro_batch, block=block
         )
+        before = wire_counters()
         start = time.perf_counter()
         loss = model(tokens_BT.to(device), targets_BT.to(device))
         if engine is not None:
@@ -140,6 +146,9 @@ def train(
         result["losses"].append(loss.item())
         mark_step(tokens=tokens_BT.numel(), loss=result["losses"][-1])
         result["step_seconds"].append(time.perf_counter() - start)
+        after = wire_counters()
+        counted = before is not None and after is not None
+        result["bytes"].append(after[0] - before[0] if counted else None)
     losses = torch.tensor(result["losses"], dtype=torch.float64, device=device)
     of_all_ranks = [torch.empty_like(losses) for _ in range(world_size)]
     dist.all_gather(of_all_ranks, losses)

@@ -1,0 +1,53 @@
+"""Words of lesson 06, in the form of `words.py`, which takes them in as area "zero"."""
+
+from __future__ import annotations
+
+ZERO_WORDS: dict[str, tuple[str, str]] = {
+    "absent": ("설치되지 않음", "not installed"),
+    "apart": (
+        "{stage}: 단일 프로세스와의 차이는 최대 {apart}, 허용값은 {allowed}입니다",
+        "{stage}: largest difference to one process: {apart}; allowed: {allowed}",
+    ),
+    "apart.why": (
+        "허용하는 이유: 배치의 합을 다른 순서로 더하므로 float32의 마지막 자리가 달라지고, Adam이 "
+        "이를 한 걸음의 일부만큼 키울 수 있습니다. 그래서 한 걸음({lr})의 5%까지 허용합니다.",
+        "Why it is allowed: sums over the batch are taken in another order, so the last digits of "
+        "float32 differ, and Adam may blow that up to a part of a step. Hence 5% of a step ({lr}).",
+    ),
+    "axis.factor": ("메모리가 몇 분의 1이 되는가", "times less memory"),
+    "axis.ranks": ("랭크 수", "ranks"),
+    "gathers": ("순전파 / 역전파의 올게더", "all-gathers in forward / backward"),
+    "glance": (
+        "랭크 {ranks}개: 파라미터 하나에 16, {one:.1f}, {two:.1f}, {three:.1f}바이트. 예측과 "
+        "측정이 겹칩니다",
+        "{ranks} ranks: 16, {one:.1f}, {two:.1f}, {three:.1f} bytes a parameter, as predicted",
+    ),
+    "limits": (
+        "1단계는 4배, 2단계는 8배를 넘지 못하고, 3단계만 랭크 수를 따라갑니다",
+        "Stage 1 never reaches 4, stage 2 never 8; only stage 3 follows the ranks",
+    ),
+    "measured": ("{stage}단계, 측정", "stage {stage}, measured"),
+    "one_unit": ("3단계, 유닛 하나", "stage 3, one unit"),
+    "peak": (
+        "최대 메모리: 3단계도 {ratio:.1f}분의 1에 그칩니다. 활성화값은 나누지 않기 때문입니다",
+        "Peak: even stage 3 saves {ratio:.1f} times only, as it leaves activations alone",
+    ),
+    "peer.bytes": ("스텝당 보낸 양 ÷ 모델 크기", "sent in a step ÷ model size"),
+    "peer.library": ("구현", "implementation"),
+    "peer.loss": ("마지막 손실", "last loss"),
+    "peer.peak": ("최대 메모리", "peak memory"),
+    "peer.stage": ("단계", "stage"),
+    "predicted": ("{stage}단계, 예측", "stage {stage}, predicted"),
+    "race": (
+        "ZeRO3의 스텝 시간은 FSDP2의 {ratio:.2f}배입니다",
+        "A step of ZeRO3 takes {ratio:.2f} times a step of FSDP2",
+    ),
+    "stage": ("단계", "stage"),
+    "stage.number": ("{stage}단계", "stage {stage}"),
+    "timeline": (
+        "ZeRO3: 통신 시간의 {hidden}가 계산 뒤에 숨습니다",
+        "ZeRO3: {hidden} of communication time is hidden behind computation",
+    ),
+    "wire.formula": ("예측", "predicted"),
+    "wire.measured": ("측정", "measured"),
+}
