@@ -137,7 +137,8 @@ class _RingAttention(torch.autograd.Function):
             arrived = None if last else ring.start(kv)
             for mine, theirs, causal in ring.pairs(step, length, balanced):
                 part = attend(q[..., mine, :], *kv[..., theirs, :], causal=causal)
-                out[..., mine, :], lse[..., mine] = merge(out[..., mine, :], lse[..., mine], *part)
+                so_far = out[..., mine, :], lse[..., mine]
+                out[..., mine, :], lse[..., mine] = merge(*so_far, *part)
             kv = kv if arrived is None else arrived()
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.group, ctx.balanced = group, balanced
@@ -159,7 +160,8 @@ class _RingAttention(torch.autograd.Function):
                 k_part, v_part = kv[..., theirs, :]
                 # Softmax over the whole row, from its saved log-sum-exp
                 weights = (_scores(q_part, k_part, causal) - lse[..., mine, None]).exp()
-                grad_scores = weights * (dout @ v_part.transpose(-2, -1) - mean_grad[..., mine, :])
+                grad_weights = dout @ v_part.transpose(-2, -1)
+                grad_scores = weights * (grad_weights - mean_grad[..., mine, :])
                 grad_scores = grad_scores * q.size(-1) ** -0.5
                 grad_q[..., mine, :] += grad_scores @ k_part
                 grad_kv[0][..., theirs, :] += grad_scores.transpose(-2, -1) @ q_part

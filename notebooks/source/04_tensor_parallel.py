@@ -53,7 +53,7 @@ steps = 5
 #   S --> Y[y 전체]
 # ```
 # %%
-from dlcourse import Ranks, check, claim, compare, expect_failure, lesson, predict, show
+from dlcourse import Ranks, check, claim, compare, expect_failure, hint, lesson, predict, show, solution
 from dlcourse.panel.figures import bars_figure
 from dlcourse.panel.strings import t
 from dlcourse.panel.tables import Table
@@ -155,20 +155,18 @@ def mlp(x, make_up, make_down):
 x = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)).to(device)
 wanted = mlp(x, lambda up: up, lambda down: down)
 # %%
-# %%ranks
+# %%ranks --as run_a
 def gathering(linear):
     return ColumnParallelLinear(linear, gather_output=True)
 
 
 way_a = mlp(x, gathering, gathering)
 # %%
-way_a = ranks.last.comm.ranks[0]
-# %%
-# %%ranks
+# %%ranks --as run_b
 way_b = mlp(x, ColumnParallelLinear, RowParallelLinear)
 right = ((way_b - wanted).norm() / wanted.norm()).item()
 # %%
-way_b = ranks.last.comm.ranks[0]
+way_a, way_b = run_a.comm.ranks[0], run_b.comm.ranks[0]
 compare("04.ways", way_a["wire_bytes"] / way_b["wire_bytes"])
 rows = [
     [t(f"tensor_parallel.way.{name}"), way["calls"], human_bytes(way["wire_bytes"])]
@@ -235,12 +233,12 @@ with expect_failure("n_head=4 cannot be cut into 3"):
     check_tensor_parallel(n_head=4, n_embd=128, size=3)
 # %% source="dlcourse.parallel.tensor:parallel_attention"
 # %% [markdown] lang="en"
-# `parallel_mlp` does the same with `up` and `down`; `tensor_parallel` cuts a whole GPT.
+# `parallel_mlp` does the same with `up` and `down`.
 #
 # **Predict.** Our GPT has 4 layers, each with attention and an MLP. How many all-reduces does one
 # step take, forward and backward?
-# %% [markdown] lang="ko" en="2f9263e2"
-# `parallel_mlp`는 `up`과 `down`에 같은 일을 하고, `tensor_parallel`은 GPT 전체를 나눕니다.
+# %% [markdown] lang="ko" en="e0d140e5"
+# `parallel_mlp`는 `up`과 `down`에 같은 일을 합니다.
 #
 # **예측해 보세요.** 우리 GPT는 4층이고 층마다 어텐션과 MLP가 있습니다. 한 스텝에 올리듀스는 순전파와 역전파를
 # 합쳐 몇 번일까요?
@@ -250,16 +248,18 @@ predict("04.calls", ..., formula=4 * (2 + 2), unit="")
 # %%ranks
 import gc
 
-from dlcourse.parallel.tensor import parallel_blocks, tensor_parallel, train
+from dlcourse.parallel.tensor import parallel_blocks, parallel_mlp, tensor_parallel, train
 
-corpus = Corpus()
-model = tensor_parallel(GPT(seed=rank).to(device), vocabulary=False)
+corpus, model = Corpus(), GPT().to(device)
+both = dict(enter=copy_to, leave=reduce_from)
+for block in model.blocks:
+    parallel_attention(block.attention, None, **both)
+    parallel_mlp(block.mlp, None, **both)
 # %%
-# %%ranks
+# %%ranks --as blocks
 losses = train(model, corpus, steps=steps, batch_size=2)
 [round(loss, 3) for loss in losses]
 # %%
-blocks = ranks.last
 calls = blocks.comm.ranks[0]["ops"]["all_reduce"]["calls"] / steps
 compare("04.calls", calls)
 stream_bytes = 4 * 2 * 128 * 128
@@ -271,11 +271,13 @@ blocks.comm.figure()
 # carries the whole stream, tokens × width.
 #
 # Unlike in lesson 03, nothing can hide here: the next layer cannot start before the sum is there.
-# %% [markdown] lang="ko" en="5a4da180"
+# `tensor_parallel` does all this to a GPT, and cuts its vocabulary too (more on that below).
+# %% [markdown] lang="ko" en="7424610e"
 # 층마다 네 번입니다. 순전파에서 어텐션과 MLP를 나올 때, 역전파에서 각각에 들어갈 때입니다. 한 번에 스트림
 # 전체(토큰 수 × 폭)를 보냅니다.
 #
-# 레슨 03과 달리 숨길 곳이 없습니다. 합이 와야 다음 층을 시작할 수 있습니다.
+# 레슨 03과 달리 숨길 곳이 없습니다. 합이 와야 다음 층을 시작할 수 있습니다. `tensor_parallel`은 이 일을 GPT
+# 전체에 하고, 아래에서 볼 어휘까지 나눕니다.
 # %% [markdown] lang="en"
 # ## Is this difference normal?
 #
@@ -418,20 +420,16 @@ model = None
 gc.collect()
 model = GPT().to(device)
 # %%
-# %%ranks
+# %%ranks --as alone
 losses = train(model, corpus, steps=2, batch_size=2)
-# %%
-alone = ranks.last
 # %%
 # %%ranks
 model = None
 gc.collect()
 model = tensor_parallel(GPT(seed=0).to(device))
 # %%
-# %%ranks
-losses = train(model, corpus, steps=2, batch_size=2)
-# %%
-tensor, tensor_losses = ranks.last, ranks["losses"][0]
+# %%ranks --as tensor
+tensor_losses = train(model, corpus, steps=2, batch_size=2)
 # %%
 # %%ranks
 from dlcourse.parallel.sequence import sequence_parallel
@@ -440,13 +438,13 @@ model = None
 gc.collect()
 model = sequence_parallel(GPT(seed=0).to(device))
 # %%
-# %%ranks
-losses = train(model, corpus, steps=2, batch_size=2)
+# %%ranks --as sequence
+sequence_losses = train(model, corpus, steps=2, batch_size=2)
 # %%
-sequence = ranks.last
 sent = {name: run.comm.ranks[0]["wire_bytes"] / 2 for name, run in (("t", tensor), ("s", sequence))}
 compare("04.sequence", sent["s"] / sent["t"])
-assert max(abs(a - b) for a, b in zip(ranks["losses"][0], tensor_losses, strict=True)) < 1e-4
+losses = zip(ranks["tensor_losses"][0], ranks["sequence_losses"][0], strict=True)
+assert max(abs(a - b) for a, b in losses) < 1e-4
 assert abs(sent["s"] / sent["t"] - 1) < 0.1
 # %%
 rows = []
@@ -511,7 +509,7 @@ show("dlcourse.parallel.context:_RingAttention")
 # %%
 predict("04.ring", ..., formula=(num_ranks - 1) * 2 * 4 * (64 // num_ranks) * 4 * 32, unit="bytes")
 # %%
-# %%ranks
+# %%ranks --as ring
 from dlcourse.parallel.context import blocks_of_work, ring_attention, split_sequence
 
 random = torch.Generator().manual_seed(0)
@@ -519,8 +517,7 @@ whole = [torch.randn(1, 4, 64, 32, generator=random).to(device).requires_grad_()
 q, k, v = (split_sequence(x.detach(), dim=2).requires_grad_() for x in whole)
 out = ring_attention(q, k, v)
 # %%
-ring = ranks.last.comm.ranks[0]["ops"]["send"]["bytes"]
-compare("04.ring", ring)
+compare("04.ring", ring.comm.ranks[0]["ops"]["send"]["bytes"])
 # %%
 # %%ranks
 wanted = F.scaled_dot_product_attention(*whole, is_causal=True)
