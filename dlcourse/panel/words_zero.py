@@ -14,22 +14,22 @@ ZERO_WORDS: dict[str, tuple[str, str]] = {
         "Why it is allowed: sums over the batch are taken in another order, so the last digits of "
         "float32 differ, and Adam may blow that up to a part of a step. Hence 5% of a step ({lr}).",
     ),
-    "axis.factor": ("메모리가 몇 분의 1이 되는가", "times less memory"),
+    "axis.factor": ("메모리가 줄어드는 배수", "times less memory"),
     "axis.ranks": ("랭크 수", "ranks"),
     "gathers": ("순전파 / 역전파의 올게더", "all-gathers in forward / backward"),
     "glance": (
         "랭크 {ranks}개: 파라미터 하나에 16, {one:.1f}, {two:.1f}, {three:.1f}바이트. 예측과 "
-        "측정이 겹칩니다",
+        "측정이 일치합니다",
         "{ranks} ranks: 16, {one:.1f}, {two:.1f}, {three:.1f} bytes a parameter, as predicted",
     ),
     "limits": (
-        "1단계는 4배, 2단계는 8배를 넘지 못하고, 3단계만 랭크 수를 따라갑니다",
+        "1단계는 4배, 2단계는 8배에 이르지 못하고, 3단계만 랭크 수만큼 줄어듭니다",
         "Stage 1 never reaches 4, stage 2 never 8; only stage 3 follows the ranks",
     ),
     "measured": ("{stage}단계, 측정", "stage {stage}, measured"),
     "one_unit": ("3단계, 유닛 하나", "stage 3, one unit"),
     "peak": (
-        "최대 메모리: 3단계도 {ratio:.1f}분의 1에 그칩니다. 활성화값은 나누지 않기 때문입니다",
+        "최대 메모리는 3단계에서도 {ratio:.1f}분의 1로 줄 뿐입니다. 활성화값은 나누지 않습니다",
         "Peak: even stage 3 saves {ratio:.1f} times only, as it leaves activations alone",
     ),
     "peer.bytes": ("스텝당 보낸 양 ÷ 모델 크기", "sent in a step ÷ model size"),

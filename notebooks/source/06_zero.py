@@ -437,13 +437,15 @@ print(t("zero.apart.why", lr=f"{lr:.0e}"))
 worlds = [1, 2, 4, 8, 16, 64, 256, 1024]
 total = {(n, w): sum(model_state_bytes(1, world_size=w, stage=n).values()) for n in range(4) for w in worlds}
 curves = {t("zero.stage.number", stage=n): [16 / total[n, w] for w in worlds] for n in (1, 2, 3)}
-sweep_figure(
-    worlds[:6],
-    {name: factors[:6] for name, factors in curves.items()},
+figure = sweep_figure(
+    worlds,
+    curves,
     x_title=t("zero.axis.ranks"),
     y_title=t("zero.axis.factor"),
     log_x=True,
-).update_layout(title_text=t("zero.limits"))
+)
+figure.update_yaxes(type="log", range=[-0.1, 3.2], tickvals=[1, 2, 4, 8, 64, 1024])
+figure.update_layout(title_text=t("zero.limits"))
 # %% [markdown] lang="en"
 # 4 and 8 are limits for $N \to \infty$. At 4 ranks stage 1 saves 2.3 times and stage 2 saves 2.9
 # times. They also need the 2 + 2 + 12 of mixed precision: in plain float32 (4 + 4 + 8) the limits
@@ -586,18 +588,21 @@ print(t("zero.race", ratio=ours / theirs))
 # %% [markdown] lang="en"
 # Same loss everywhere. FSDP2 sends more here for one reason: over Gloo its reduce-scatter is an
 # all-reduce; with NCCL it would send what ours sends, or less, since it keeps the outermost unit
-# from forward to backward. `ZeroRedundancyOptimizer` cuts between parameters, not inside, so ranks
-# are uneven.
+# from forward to backward. `ZeroRedundancyOptimizer` all-reduces whole gradients and then sends the
+# new parameters; and it cuts between parameters, not inside, so ranks are uneven.
 #
 # DeepSpeed needed its thresholds off: by default, parameters under 100,000 elements are never
-# divided. And it clips gradients to 1.0 unless told otherwise; with that, its losses are others.
-# %% [markdown] lang="ko" en="8cd3fd1a"
+# divided. It also clips gradients to 1.0 unless told otherwise, and then its losses are others. Its
+# stage 3 takes more memory here than its stage 1: large buffers, small model.
+# %% [markdown] lang="ko" en="ad38edcc"
 # 손실은 모두 같습니다. FSDP2가 더 많이 보내는 까닭은 하나입니다. Gloo에서는 리듀스스캐터가 사실 올리듀스이기
 # 때문입니다. NCCL이라면 우리와 같거나 더 적습니다. 가장 바깥 유닛은 순전파에서 역전파까지 그대로 두기
-# 때문입니다. `ZeroRedundancyOptimizer`는 파라미터 안이 아니라 사이를 자르므로 랭크마다 고르지 않습니다.
+# 때문입니다. `ZeroRedundancyOptimizer`는 그래디언트 전체를 올리듀스한 뒤 새 파라미터를 또 보냅니다. 파라미터
+# 단위로 나누므로 랭크마다 고르지도 않습니다.
 #
-# DeepSpeed는 임계값을 꺼야 했습니다. 기본 설정에서는 원소가 10만 개보다 적은 파라미터를 나누지 않습니다. 따로
-# 끄지 않으면 그래디언트를 1.0으로 자르므로 손실도 달라집니다.
+# DeepSpeed는 임계값을 꺼야 했습니다. 기본 설정에서는 원소가 10만 개보다 적은 파라미터를 나누지 않습니다.
+# 그래디언트도 1.0으로 자르므로, 끄지 않으면 손실이 달라집니다. 여기서는 3단계가 1단계보다 메모리를 더 씁니다.
+# 모델은 작고 버퍼는 크기 때문입니다.
 # %%
 show("dlcourse.parallel.zero_checkpoint:load_checkpoint")
 # %% [markdown] lang="en"
