@@ -27,7 +27,7 @@ PIPELINE_WORDS: dict[str, tuple[str, str]] = {
     "axis.micro_batches": ("마이크로배치 수", "micro-batches"),
     "axis.units": ("시간 (F 하나 = 1)", "time (one F = 1)"),
     "gantt.both": (
-        "{name}: 전체 시간의 {measured}를 놉니다 (예측 {predicted})",
+        "{name}: 전체 시간의 {measured}가 유휴 시간입니다 (예측 {predicted})",
         "{name}: idle for {measured} of the time (predicted: {predicted})",
     ),
     "gantt.cores": (
@@ -35,7 +35,7 @@ PIPELINE_WORDS: dict[str, tuple[str, str]] = {
         "The real GPT, {ranks} ranks on {cores} cores: bars also hold waiting for a core",
     ),
     "gantt.one": (
-        "{name}: 전체 시간의 {idle}를 놉니다",
+        "{name}: 전체 시간의 {idle}가 유휴 시간입니다",
         "{name}: idle for {idle} of the time",
     ),
     "kind.B": ("B: 입력의 그래디언트", "B: gradient of the input"),
@@ -55,10 +55,10 @@ PIPELINE_WORDS: dict[str, tuple[str, str]] = {
     "scaled.twice": ("두 번", "twice"),
     "scaled.who": ("m으로 나눈 횟수", "divided by m"),
     "table.flight": ("랭크별 활성화값", "activations by rank"),
-    "table.ideal": ("쉼 / 이상적 시간", "idle / ideal"),
-    "table.inside": ("자기 구간 안의 쉼", "idle inside own span"),
-    "table.measured": ("쉼 / 전체, 측정", "idle / total, measured"),
-    "table.predicted": ("쉼 / 전체, 예측", "idle / total, predicted"),
+    "table.ideal": ("유휴 / 이상적 시간", "idle / ideal"),
+    "table.inside": ("자기 구간 안의 유휴", "idle inside own span"),
+    "table.measured": ("유휴 / 전체, 측정", "idle / total, measured"),
+    "table.predicted": ("유휴 / 전체, 예측", "idle / total, predicted"),
     "table.schedule": ("스케줄", "schedule"),
-    "table.total": ("쉼 / 전체 시간", "idle / total"),
+    "table.total": ("유휴 / 전체 시간", "idle / total"),
 }

@@ -104,11 +104,11 @@ class Schedule:
         return "\n".join(" ".join(map(str, row)) for row in self.ranks)
 
 
-def _numbered(pattern: Sequence[str]) -> tuple[Action, ...]:
-    """``["F0", "F1", "B1", "W"]`` (kind and chunk) → actions with micro-batches.
+def numbered(pattern: Sequence[str]) -> tuple[Action, ...]:
+    """Give actions their micro-batches: ``["F0", "F0", "B0", "W"]`` → F0, F1, B0, W0.
 
-    All schedules here take the micro-batches of a chunk in order, so counting numbers them. A bare
-    "W" is for the oldest B that has none yet.
+    A word is a kind and a chunk. All schedules here take the micro-batches of a chunk in order, so
+    it is enough to count. A bare "W" is for the oldest B that has none yet.
     """
     counts: dict[str, int] = {}
     waiting: deque[Action] = deque()
@@ -126,7 +126,7 @@ def _numbered(pattern: Sequence[str]) -> tuple[Action, ...]:
     return tuple(actions)
 
 
-def _at_least(needed: int, num_micro_batches: int, name: str, num_ranks: int) -> None:
+def at_least(needed: int, num_micro_batches: int, name: str, num_ranks: int) -> None:
     for what, value in (("num_ranks", num_ranks), ("num_micro_batches", num_micro_batches)):
         if type(value) is not int or value < 1:
             raise ValueError(f"{what}={value!r} is not allowed: give a whole number of 1 or more")
@@ -144,8 +144,8 @@ def gpipe(num_ranks: int, num_micro_batches: int) -> Schedule:
     micro-batches.
     """
     w, m = num_ranks, num_micro_batches
-    _at_least(1, m, "gpipe", w)
-    return Schedule("gpipe", tuple(_numbered(["F0"] * m + ["BW0"] * m) for _ in range(w)), m)
+    at_least(1, m, "gpipe", w)
+    return Schedule("gpipe", tuple(numbered(["F0"] * m + ["BW0"] * m) for _ in range(w)), m)
 
 
 def one_f_one_b(num_ranks: int, num_micro_batches: int) -> Schedule:
@@ -155,12 +155,12 @@ def one_f_one_b(num_ranks: int, num_micro_batches: int) -> Schedule:
     activations live there.
     """
     w, m = num_ranks, num_micro_batches
-    _at_least(w, m, "1f1b", w)
+    at_least(w, m, "1f1b", w)
     ranks = []
     for rank in range(w):
         warm_up = w - 1 - rank
         steady = ["F0", "BW0"] * (m - warm_up)
-        ranks.append(_numbered(["F0"] * warm_up + steady + ["BW0"] * warm_up))
+        ranks.append(numbered(["F0"] * warm_up + steady + ["BW0"] * warm_up))
     return Schedule("1f1b", tuple(ranks), m)
 
 
@@ -169,7 +169,7 @@ def interleaved(num_ranks: int, num_micro_batches: int, num_chunks: int = 2) -> 
     sooner. Micro-batches travel in groups of w, each group through all chunks of a rank.
     """
     w, m, v = num_ranks, num_micro_batches, num_chunks
-    _at_least(w, m, "interleaved", w)
+    at_least(w, m, "interleaved", w)
     if type(v) is not int or not 1 <= v <= 10:
         raise ValueError(f"num_chunks={v!r} is not allowed: give a whole number from 1 to 10")
     if m % w:
@@ -186,7 +186,7 @@ def interleaved(num_ranks: int, num_micro_batches: int, num_chunks: int = 2) -> 
         warm_up = min(2 * (w - 1 - rank) + (v - 1) * w, m * v)
         steady = zip(forwards[warm_up:], backwards, strict=False)
         pattern = forwards[:warm_up] + [word for pair in steady for word in pair]
-        ranks.append(_numbered(pattern + backwards[m * v - warm_up :]))
+        ranks.append(numbered(pattern + backwards[m * v - warm_up :]))
     return Schedule("interleaved", tuple(ranks), m, v)
 
 
@@ -198,7 +198,7 @@ def zb_h1(num_ranks: int, num_micro_batches: int) -> Schedule:
     as many as in 1F1B, in the others more.
     """
     w, m = num_ranks, num_micro_batches
-    _at_least(w, m, "zb_h1", w)
+    at_least(w, m, "zb_h1", w)
     ranks = []
     for rank in range(w):
         warm_up, pattern = w - 1 - rank, []
@@ -208,7 +208,7 @@ def zb_h1(num_ranks: int, num_micro_batches: int) -> Schedule:
             pattern.append("B0")
             if i >= rank:
                 pattern.append("W")
-        ranks.append(_numbered(["F0"] * warm_up + pattern + ["W"] * rank))
+        ranks.append(numbered(["F0"] * warm_up + pattern + ["W"] * rank))
     return Schedule("zb_h1", tuple(ranks), m)
 
 
@@ -218,7 +218,7 @@ def zb_v(num_ranks: int, num_micro_batches: int) -> Schedule:
     The first rank has the first *and* the last stage, so backward starts where forward began.
     """
     w, m = num_ranks, num_micro_batches
-    _at_least(2 * w - 1, m, "zb_v", w)
+    at_least(2 * w - 1, m, "zb_v", w)
     ranks = []
     for rank in range(w):
         fill = ["F0"] * (2 * (w - rank) - 1) + ["F1", "F0"] * rank
@@ -227,7 +227,7 @@ def zb_v(num_ranks: int, num_micro_batches: int) -> Schedule:
         steady = ["F0", "B0", "W", "F1", "B1", "W"] * (m - (2 * w - 1 - rank))
         rest = ["B0", "W", "F1", "B1", "W"] * (w - 1 - rank)
         drain = ["B0", "B1"] * rank + ["B0", "W"] * (w - rank)
-        ranks.append(_numbered(fill + turn + steady + rest + drain + ["W"] * (2 * rank)))
+        ranks.append(numbered(fill + turn + steady + rest + drain + ["W"] * (2 * rank)))
     return Schedule("zb_v", tuple(ranks), m, 2, "v")
 
 
@@ -237,7 +237,7 @@ def dual_pipe_v(num_ranks: int, num_micro_batches: int) -> Schedule:
     hide behind the other's computation. Here the two simply follow each other.
     """
     w, m = num_ranks, num_micro_batches
-    _at_least(2 * w, m, "dual_pipe_v", w)
+    at_least(2 * w, m, "dual_pipe_v", w)
     ranks = []
     for rank in range(w):
         left, done = w - 1 - rank, rank + 1  # ranks behind this one, and up to it
@@ -249,7 +249,7 @@ def dual_pipe_v(num_ranks: int, num_micro_batches: int) -> Schedule:
         tail = tail[:split] + [word.replace("BW", "B") for word in tail[split:]]
         pattern += tail + ["W", "B0"] * left
         pattern += ["W"] * (sum(word in ("B0", "B1") for word in pattern) - pattern.count("W"))
-        ranks.append(_numbered(pattern))
+        ranks.append(numbered(pattern))
     return Schedule("dual_pipe_v", tuple(ranks), m, 2, "v")
 
 

@@ -107,11 +107,15 @@ gantt_figure({"": whole.spans}, title=t("pipeline.gantt.one", name="F0 BW0", idl
 predict("05.bubble", ..., formula=100 * (w - 1) / (m + w - 1), unit="%")
 # %% where="kernel" source="dlcourse.parallel.schedules:gpipe"
 # %% [markdown] lang="en"
+# `numbered` counts: the first `F0` is micro-batch 0 in chunk 0, the next is micro-batch 1.
+#
 # The simulation is one answer. Better to measure. But four ranks on two cores cannot compute at the
 # same time, so their bubble would tell about the cores. Hence **the stage times are imposed here**:
 # an action sleeps for 20 ms instead of computing, and sleeping ranks need no core. Processes,
 # messages and their order are real.
-# %% [markdown] lang="ko" en="5b428143"
+# %% [markdown] lang="ko" en="5f5e97ff"
+# `numbered`는 차례를 셉니다. 첫 `F0`은 0번 청크의 0번 마이크로배치, 다음은 1번입니다.
+#
 # 시뮬레이션도 답이지만 재 보는 편이 낫습니다. 그런데 코어 두 개로는 랭크 네 개가 동시에 계산할 수 없어서,
 # 재 봐야 코어 이야기만 듣게 됩니다. 그래서 **여기서는 단계 시간을 정해 줍니다.** 계산하는 대신 20 ms를
 # 잡니다. 자는 랭크는 코어가 필요 없습니다. 프로세스, 메시지, 순서는 모두 진짜입니다.
@@ -309,7 +313,7 @@ draw("interleaved", *measure(make_schedule("interleaved", w, m)))
 #
 # So do B at once, and W when there is nothing better to do: in the bubble.
 # %% [markdown] lang="ko" en="a4d3a5ef"
-# 이제 이상적인 시간 대비 쉼은 청크 $v$개일 때 $\frac{p-1}{vm}$입니다. 대신 메시지가 $v$배로 늘고 들고 있는
+# 이제 이상적인 시간 대비 유휴 비율은 청크 $v$개일 때 $\frac{p-1}{vm}$입니다. 대신 메시지가 $v$배로 늘고 들고 있는
 # 활성화값도 늘어납니다.
 #
 # ## 역전파를 둘로 자르기
@@ -348,14 +352,16 @@ draw("ZB-V", *zero)
 # bubble. Counted from the first start to the last end, a little is left, unless the next step
 # begins where this one is still ending.
 #
-# All six beside each other, predicted from the measured times of stages and messages. An activation
+# DeepSeek's DualPipeV is also a V: each forward stands beside a backward of the other chunk, so that
+# on a GPU one's messages hide behind the other. All six beside each other, predicted from the measured times of stages and messages. An activation
 # of a rank with two chunks counts half.
-# %% [markdown] lang="ko" en="15ec09d3"
+# %% [markdown] lang="ko" en="45971bc2"
 # 평행사변형입니다. 한 랭크의 처음과 끝 사이에는 빈틈이 없습니다. 제로 버블(zero bubble)의 '제로'는 이
 # 뜻입니다. 첫 시작부터 마지막 끝까지로 세면 조금 남습니다. 이번 스텝이 끝나 가는 동안 다음 스텝을 시작할 수
 # 있다면 그것마저 사라집니다.
 #
-# 여섯 스케줄을 나란히 놓습니다. 예측값은 잰 단계 시간과 메시지 시간으로 계산합니다. 청크가 둘인 랭크의 활성화값은 반으로
+# DeepSeek의 DualPipeV도 V자입니다. 순전파 옆에 다른 청크의 역전파를 두어, GPU에서는 한쪽의 통신이 다른 쪽
+# 계산 뒤에 숨습니다. 여섯 스케줄을 나란히 놓습니다. 예측값은 잰 단계 시간과 메시지 시간으로 계산합니다. 청크가 둘인 랭크의 활성화값은 반으로
 # 칩니다.
 # %%
 rows = []
@@ -402,8 +408,9 @@ gantt_figure({"1F1B": ranks["real"][0].spans}, title=title, seconds=True)
 #
 # ## Beside the real library
 #
-# `torch.distributed.pipelining` has the same schedules. Same stages, same data:
-# %% [markdown] lang="ko" en="d64ac689"
+# `torch.distributed.pipelining` has the same schedules. Same stages, same data. (DeepSpeed has a
+# 1F1B too; it is not compared here yet.)
+# %% [markdown] lang="ko" en="0de7ad8a"
 # 코어가 랭크보다 적으면 막대에는 코어를 기다린 시간도 들어 있고, 메시지를 기다리는 랭크는 코어를 이웃에게
 # 내줍니다. 버블을 이웃이 채우는 셈입니다. 그래서 이 컴퓨터에서는 어느 스케줄이든 시간이 비슷하고, 여기서 잰 스텝
 # 시간으로는 GPU 네 개에서 무엇이 나은지 알 수 없습니다.
@@ -411,6 +418,7 @@ gantt_figure({"1F1B": ranks["real"][0].spans}, title=title, seconds=True)
 # ## 실제 라이브러리와 나란히
 #
 # `torch.distributed.pipelining`에도 같은 스케줄들이 있습니다. 같은 단계, 같은 데이터로 견줍니다.
+# (DeepSpeed에도 1F1B가 있지만 아직 비교하지 않았습니다.)
 # %%
 # %%ranks --fast
 import time
@@ -579,7 +587,7 @@ check("05.one_f_one_b")
 # with one process.
 # %% [markdown] lang="ko" en="26e4268a"
 # **4. `05.own`** (20분). 랭크 4개, 마이크로배치 8개, 청크 하나씩인 스케줄을 직접 만드세요. F, B, W에 드는
-# 시간은 같습니다. 목표는 둘입니다. 쉬는 시간은 전체의 12% 이하, 활성화값은(F부터 W가 끝날 때까지) 어느 랭크도
+# 시간은 같습니다. 목표는 둘입니다. 유휴 시간은 전체의 12% 이하, 활성화값은(F부터 W가 끝날 때까지) 어느 랭크도
 # 4개 이하. 검사는 GPT에서 실행해 단일 프로세스와 견줍니다.
 # %% exercise="05.own"
 # %%ranks

@@ -13,7 +13,7 @@ SCHEDULE_CASES = {
     },
     "runs": {"ko": "교착 상태 없음", "en": "no deadlock"},
     "memory": {"ko": "랭크별 활성화값 제한", "en": "activations of each rank"},
-    "time": {"ko": "노는 시간 제한", "en": "idle time"},
+    "time": {"ko": "걸리는 시간", "en": "time"},
     "same": {
         "ko": "실제 랭크에서 단일 프로세스와 같은 그래디언트",
         "en": "gradients of one process, in real ranks",
@@ -34,7 +34,7 @@ SCHEDULE_MESSAGES = {
         "en": "rank {rank} holds up to {got} activations; at most {limit} are allowed",
     },
     "too_long": {
-        "ko": "{got}단위가 걸리고 시간의 {idle}를 놉니다. {limit}단위 안에 끝나야 합니다",
+        "ko": "{got}단위가 걸리고 그중 {idle}가 유휴 시간입니다. {limit}단위 안에 끝내야 합니다",
         "en": "takes {got} units and is idle for {idle} of them; the target is {limit} units",
     },
     "gradients": {
@@ -159,7 +159,7 @@ MICRO_BATCHES = Exercise(
             "time it is {idle}, so fewer will do",
         },
         "too_few": {
-            "ko": "p={p}, limit={limit}: {got}개면 시간의 {idle}를 놉니다",
+            "ko": "p={p}, limit={limit}: {got}개면 전체 시간의 {idle}가 유휴 시간입니다",
             "en": "p={p}, limit={limit}: with {got} the ranks are idle for {idle}",
         },
         "more_than_needed": {
