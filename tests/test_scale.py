@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def in_real_ranks(options: dict) -> tuple[dict[str, int], Counter]:
     from dlcourse.models.gpt import GPT, GPTConfig
     from dlcourse.parallel.mesh import make_mesh
 
+    gc.collect()  # what the job before has left must not be counted
     scaling.MODELS["tiny"] = TINY
     job = Job(**SIZE, **options)
     mesh = make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
