@@ -78,7 +78,9 @@ def shard_with_deepspeed(model: nn.Module, stage: int, *, micro_batch: int, lr: 
             "reduce_bucket_size": 250_000,
             "allgather_bucket_size": 250_000,
             "stage3_prefetch_bucket_size": 250_000,
-            "stage3_max_live_parameters": 500_000,
+            # Of a billion each: a small model would stay gathered as a whole
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
         },
         "steps_per_print": 10**9,
     }

@@ -284,16 +284,16 @@ hidden = f"{three.timeline.hidden_fraction:.0%}"
 figure = timeline_figure(three.timeline.data(), steps=steps - 1)
 figure.update_layout(title_text=t("zero.timeline", hidden=hidden))
 # %% [markdown] lang="en"
-# In each step every unit is gathered twice, and its gradients leave once, mostly *under* forward and
-# backward. On these two cores, computing and sending share the cores, so hiding gains little here;
-# on a GPU it is what makes stage 3 bearable.
+# In each step every unit is gathered twice, and its gradients leave once. Messages start while a block
+# computes; the title says how much of their time that hides. Here computing and sending share the
+# same cores, so hiding gains little. On a GPU it is what makes stage 3 bearable.
 #
 # So is there one all-gather before each layer's forward, as people say (claim C3)? Count, for ours
 # and for FSDP2, by the moment at which they start:
-# %% [markdown] lang="ko" en="aa11bbda"
-# 스텝마다 유닛(unit)을 두 번씩 모으고 그래디언트는 한 번 내보냅니다. 대부분 순전파와 역전파 *아래에*
-# 숨어 있습니다. 여기서는 계산과 통신이 같은 코어를 나눠 쓰므로 숨겨도 이득이 적지만, GPU에서는 이 덕분에
-# 3단계를 쓸 만합니다.
+# %% [markdown] lang="ko" en="cac94ed6"
+# 스텝마다 유닛(unit)을 두 번씩 모으고 그래디언트는 한 번 내보냅니다. 메시지는 블록이 계산하는 동안 출발하고,
+# 그 시간이 얼마나 숨는지는 제목에 나옵니다. 여기서는 계산과 통신이 같은 코어를 나눠 쓰므로 숨겨도 이득이
+# 적지만, GPU에서는 이 덕분에 3단계를 쓸 만합니다.
 #
 # 흔히 말하듯 층마다 순전파 직전에 올게더(all-gather)를 한 번씩 할까요(주장 C3)? 우리 코드와 FSDP2에서 시작한
 # 때를 기준으로 세어 봅니다.
@@ -450,13 +450,13 @@ figure.update_layout(title_text=t("zero.limits"))
 # 4 and 8 are limits for $N \to \infty$. At 4 ranks stage 1 saves 2.3 times and stage 2 saves 2.9
 # times. They also need the 2 + 2 + 12 of mixed precision: in plain float32 (4 + 4 + 8) the limits
 # are 2 and 4. Only N is exact. Mind the units: the paper's 120 GB are $10^9$ bytes, that is 111.8
-# GiB; GPUs of "80 GB" are measured in GiB.
+# GiB.
 #
 # And all this counts model states only. What does a rank need at its *peak*?
-# %% [markdown] lang="ko" en="27270f6f"
+# %% [markdown] lang="ko" en="9120a1a0"
 # 4와 8은 $N \to \infty$일 때의 극한입니다. 랭크 4개면 1단계는 2.3분의 1, 2단계는 2.9분의 1입니다. 혼합
 # 정밀도의 2 + 2 + 12도 전제입니다. float32만 쓰면(4 + 4 + 8) 극한은 2와 4입니다. N만 정확합니다. 단위도
-# 조심하세요. 논문의 120 GB는 $10^9$바이트 단위이고 111.8 GiB입니다. "80 GB" GPU는 GiB로 셉니다.
+# 조심하세요. 논문의 120 GB는 $10^9$바이트 단위이며, GiB로는 111.8입니다.
 #
 # 게다가 이것은 모델 상태만 센 것입니다. *최대 메모리*는 어떨까요?
 # %%
@@ -591,18 +591,18 @@ print(t("zero.race", ratio=ours / theirs))
 # from forward to backward. `ZeroRedundancyOptimizer` all-reduces whole gradients and then sends the
 # new parameters; and it cuts between parameters, not inside, so ranks are uneven.
 #
-# DeepSpeed needed its thresholds off: by default, parameters under 100,000 elements are never
-# divided. It also clips gradients to 1.0 unless told otherwise, and then its losses are others. Its
-# stage 3 takes more memory here than its stage 1: large buffers, small model.
-# %% [markdown] lang="ko" en="ad38edcc"
+# DeepSpeed has its thresholds off here. By default, parameters under 100,000 elements are never
+# divided, and a billion may stay gathered [3]: of a small model, all, so that stage 3 can need more
+# than stage 1. It also clips gradients to 1.0 unless told otherwise; then its losses are others.
+# %% [markdown] lang="ko" en="de619dc0"
 # 손실은 모두 같습니다. FSDP2가 더 많이 보내는 까닭은 하나입니다. Gloo에서는 리듀스스캐터가 사실 올리듀스이기
 # 때문입니다. NCCL이라면 우리와 같거나 더 적습니다. 가장 바깥 유닛은 순전파에서 역전파까지 그대로 두기
 # 때문입니다. `ZeroRedundancyOptimizer`는 그래디언트 전체를 올리듀스한 뒤 새 파라미터를 또 보냅니다. 파라미터
 # 단위로 나누므로 랭크마다 고르지도 않습니다.
 #
-# DeepSpeed는 임계값을 꺼야 했습니다. 기본 설정에서는 원소가 10만 개보다 적은 파라미터를 나누지 않습니다.
-# 그래디언트도 1.0으로 자르므로, 끄지 않으면 손실이 달라집니다. 여기서는 3단계가 1단계보다 메모리를 더 씁니다.
-# 모델은 작고 버퍼는 크기 때문입니다.
+# DeepSpeed는 임계값을 껐습니다. 기본 설정에서는 원소 10만 개 미만인 파라미터를 나누지 않고, 10억 개까지는 모은
+# 채로 둡니다[3]. 작은 모델이라면 전부이므로 3단계가 1단계보다 더 쓸 수도 있습니다. 그래디언트도 1.0으로
+# 자르므로, 끄지 않으면 손실이 달라집니다.
 # %%
 show("dlcourse.parallel.zero_checkpoint:load_checkpoint")
 # %% [markdown] lang="en"
