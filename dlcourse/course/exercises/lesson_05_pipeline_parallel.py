@@ -59,7 +59,7 @@ def judge_schedule(lines, *, num_ranks, micro_batches, activations, total):
         schedule = Schedule.parse(lines)
         gantt = simulate(schedule)
     except ValueError as error:
-        text = str(error).replace(":\n", ":").replace("\n", ";")
+        text = "; ".join(line.strip() for line in str(error).split("\n")).replace(":;", ":")
         case = "runs" if "deadlocks" in text else "complete"
         findings = [] if case == "complete" else [expect("complete", True)]
         return [*findings, expect(case, False, "said", text=text)], None
