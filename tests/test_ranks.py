@@ -299,6 +299,22 @@ def test_messages_in_a_loop_are_no_deadlock_and_the_launcher_survives_a_cut(rank
     assert ranks.pids == pids
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is known to keep freed memory")
+def test_freed_memory_goes_back_to_the_system(ranks):
+    def held() -> int:
+        return psutil.Process(ranks.pids[0]).memory_info().rss
+
+    before = held()
+    # Small pieces between the freed ones keep glibc from giving the rest back by itself.
+    ranks.cell("pieces = [bytes(2000) for _ in range(100_000)]; pieces = pieces[::50]", ranks=[0])
+    ranks.cell("import time; time.sleep(0.3)", ranks=[0])
+    until = time.monotonic() + 5
+    while held() - before > 50e6 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert held() - before < 50e6
+    ranks.cell("del pieces", ranks=[0])
+
+
 def test_time_out_of_a_collective():
     with Ranks(2, timeout=3, default=False) as pool:
         message, seconds = fails(
