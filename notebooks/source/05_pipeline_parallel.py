@@ -630,6 +630,21 @@ sequence, width, card = 8192, 16384, 50e9
 message = sequence * width * 2
 f"{message / 2**20:.0f} MiB", f"{1e3 * message / card:.1f} ms"
 # %% [markdown] lang="en"
+# Last, this lesson's classes as **one rank of 1,024**: a 7B model, 16 copies × 8 stages × 8-way
+# tensor parallelism, on tensors that have shapes and no numbers. Bytes are exact, times mean
+# nothing. Look at `send`: what the stages tell each other is little beside the two all-reduces.
+# %% [markdown] lang="ko" en="d8977840"
+# 마지막으로 이 레슨의 클래스를 그대로 써서 **랭크 1,024개 가운데 하나**가 되어 봅니다. 7B 모델을 복제본 16개 ×
+# 단계 8개 × 텐서 병렬 8로 나누고, 모양만 있고 숫자는 없는 텐서로 한 스텝을 돌립니다. 바이트는 정확하고 시간은
+# 뜻이 없습니다. `send`를 보세요. 단계끼리 주고받는 양은 두 올리듀스에 비하면 얼마 안 됩니다.
+# %%
+from dlcourse import scale
+
+one_of_many = scale("05_pipeline_parallel", model="7b", world=1024, micro_batches=8)
+moved = {(row["op"], row["group_size"]): row["sent_bytes"] for row in one_of_many.comm}
+assert moved["send", 8] < 0.2 * min(moved["all_reduce", 8], moved["all_reduce", 16])
+one_of_many
+# %% [markdown] lang="en"
 # ## In five lines
 #
 # 1. Cut the layers into stages, the batch into micro-batches; gradients add up to the same training.
