@@ -77,7 +77,7 @@ ranks.cell(f"steps = {steps}")
 num_parameters = 873_728
 predict("06.whole", ..., formula=(2 + 2 + 12) * num_parameters, unit="bytes")
 # %%
-# %%ranks
+# %%ranks --as whole
 import gc
 
 from dlcourse.models.gpt import GPT
@@ -101,7 +101,7 @@ def kept(run):
     return {name: run.memory.ranks[0]["end"][name] for name in states}
 
 
-ledger = {0: kept(ranks.last)}
+ledger = {0: kept(whole)}
 compare("06.whole", sum(ledger[0].values()))
 # %% [markdown] lang="en"
 # Three quarters of it is optimizer state, and all ranks keep the *same* one, to update the *same*
@@ -149,7 +149,7 @@ predict("06.stage1", ..., formula=sum(sizes[1].values()), unit="bytes")
 to_send = bytes_sent(4 * num_parameters, world_size=num_ranks, stage=1)
 predict("06.sent1", ..., formula=to_send, unit="bytes")
 # %%
-# %%ranks
+# %%ranks --as one
 def mixed_step(wrapper):
     model = wrapper(GPT(seed=rank).to(device), dtype=torch.bfloat16)
     optimizer = MasterAdamW(model.shards)
@@ -164,7 +164,7 @@ model = optimizer = None
 gc.collect()
 model, optimizer = mixed_step(ZeRO1)
 # %%
-ledger[1] = kept(ranks.last)
+ledger[1] = kept(one)
 compare("06.stage1", sum(ledger[1].values()))
 assert abs(sum(ledger[1].values()) / sum(sizes[1].values()) - 1) < 0.001
 # %% [markdown] lang="en"
@@ -216,7 +216,7 @@ claim("C2", own_share=half)
 # 까닭이 없습니다. 블록 하나의 그래디언트가 다 모이는 대로 보내고, 자기 몫만 남기고 나머지는 놓아줍니다.
 # %% source="dlcourse.parallel.zero2:ZeRO2"
 # %%
-# %%ranks
+# %%ranks --as two
 model = optimizer = None
 gc.collect()
 model, optimizer = mixed_step(ZeRO2)
@@ -244,11 +244,9 @@ model, optimizer = mixed_step(ZeRO2)
 # flowchart LR
 #   A["0 모으기"] --> B["0 계산<br>1 모으기"] --> C["0 해제<br>1 계산<br>2 모으기"] --> D["1 해제<br>2 계산<br>…"]
 # ```
-# %%
-ledger[2] = kept(ranks.last)
 # %% source="dlcourse.parallel.zero3:Unit,ZeRO3"
 # %%
-# %%ranks
+# %%ranks --as three
 model = optimizer = None
 gc.collect()
 model, optimizer = mixed_step(ZeRO3)
@@ -257,7 +255,7 @@ model, optimizer = mixed_step(ZeRO3)
 # %% [markdown] lang="ko" en="14943ce8"
 # 모든 단계를 한눈에 봅니다. 공식의 값과, 스텝과 스텝 사이에 장부가 센 값을 나란히 놓았습니다.
 # %%
-ledger[3] = kept(ranks.last)
+ledger |= {2: kept(two), 3: kept(three)}
 rows = {}
 for stage in range(4):
     rows[t("zero.predicted", stage=stage)] = sizes[stage]
@@ -274,14 +272,13 @@ ledger_figure(rows, title=t("zero.glance", **found))
 # 이제 3단계가 일하는 모습을 float32와 더 큰 배치로 봅니다. 통신은 어디에 있고, 그동안 랭크는 무엇을 하고
 # 있을까요?
 # %%
-# %%ranks
+# %%ranks --as steps_of_three
 model = optimizer = None
 model = ZeRO3(GPT(seed=rank).to(device))
 losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 # %%
-three = ranks.last
-hidden = f"{three.timeline.hidden_fraction:.0%}"
-figure = timeline_figure(three.timeline.data(), steps=steps - 1)
+hidden = f"{steps_of_three.timeline.hidden_fraction:.0%}"
+figure = timeline_figure(steps_of_three.timeline.data(), steps=steps - 1)
 figure.update_layout(title_text=t("zero.timeline", hidden=hidden))
 # %% [markdown] lang="en"
 # In each step every unit is gathered twice, and its gradients leave once. Messages start while a block
@@ -298,7 +295,7 @@ figure.update_layout(title_text=t("zero.timeline", hidden=hidden))
 # 흔히 말하듯 층마다 순전파 직전에 올게더(all-gather)를 한 번씩 할까요(주장 C3)? 우리 코드와 FSDP2에서 시작한
 # 때를 기준으로 세어 봅니다.
 # %%
-# %%ranks
+# %%ranks --as fsdp2
 from dlcourse.peers import zero as peers
 
 gc.collect()
@@ -315,8 +312,7 @@ def gathers(run):
     return count["forward"], count["backward"]
 
 
-fsdp2 = ranks.last
-counts = {"ZeRO3": gathers(three), "FSDP2": gathers(fsdp2)}
+counts = {"ZeRO3": gathers(steps_of_three), "FSDP2": gathers(fsdp2)}
 rows = [[name, f"{forward} / {backward}"] for name, (forward, backward) in counts.items()]
 Table([t("zero.peer.library"), t("zero.gathers")], rows)
 # %%
@@ -703,6 +699,19 @@ check("06.peak")
 # 모델 상태(GB)입니다(논문의 표 [1]).
 # %% tags=["nbval-check-output"]
 {w: [round(7.5 * total[n, w], 2) for n in (1, 2, 3)] for w in worlds}
+# %% [markdown] lang="en"
+# And the classes of this lesson as **one rank of 1,024**: stage 3 over 128 copies of an 8-way tensor
+# parallel 7B model, on tensors that have shapes and no numbers. Bytes are exact, times mean nothing.
+# %% [markdown] lang="ko" en="22c024f5"
+# 이 레슨의 클래스를 그대로 써서 **랭크 1,024개 가운데 하나**도 되어 봅니다. 텐서 병렬 8로 자른 7B 모델을 복제본
+# 128개에 3단계로 나누고, 모양만 있고 숫자는 없는 텐서로 돌립니다. 바이트는 정확하고 시간은 뜻이 없습니다.
+# %%
+from dlcourse import scale
+
+one_of_many = scale("06_zero", model="7b", world=1024)
+share = 16 * one_of_many.record["parameters"] / 1024
+assert share <= sum(one_of_many.kept.values()) < 1.02 * share
+one_of_many
 # %% [markdown] lang="en"
 # ## In five lines
 #
