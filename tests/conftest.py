@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 # No test process, nor any kernel that it starts, has a browser to draw widgets for.
 os.environ.setdefault("DLCOURSE_PANEL", "off")
+
+# The workers of a parallel test run ignore Ctrl-C, and what they start would too; a kernel and a
+# terminal do not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
