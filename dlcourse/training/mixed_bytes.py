@@ -1,0 +1,67 @@
+"""Where the bytes of mixed precision are: formulas for one rank, by category, without torch.
+
+For the GPT of ``dlcourse.models.gpt`` with torch's fused attention. What autograd keeps for one
+token in one block, in numbers of width C (two norms keep 4 numbers and attention 1 a head besides):
+
+                              float32   autocast   all in 16 bits
+    residual stream, twice    2 x 4C     2 x 4C        2 x 2C      inputs of the two norms
+    input of q, k and v           4C     3 x 2C            2C      autocast converts it three times
+    q, k, v                   3 x 4C     3 x 2C        3 x 2C
+    output of attention           4C         2C            2C
+    input of the MLP              4C         2C            2C
+    its hidden layer, twice  2 x 16C     2 x 8C        2 x 8C      before and after GELU
+    together                     64C        40C           32C
+
+Source: counted as in Korthikanti et al., "Reducing Activation Recomputation in Large Transformer
+Models", MLSys 2023, section 4.1, with the operators of this model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+WAYS = ("float32", "autocast", "master", "bfloat16")
+
+_STATES = {  # parameter, gradient, optimizer state
+    "float32": (4, 4, 8),
+    "autocast": (4, 4, 8),
+    "master": (2, 2, 12),
+    "bfloat16": (2, 2, 4),
+}
+
+
+def state_bytes(num_parameters: int, way: str) -> dict[str, int]:
+    """Bytes between two steps (without the optimizer's step counters, 4 bytes a tensor)."""
+    sizes = _STATES[_known(way)]
+    names = ("parameters", "gradients", "optimizer_state")
+    return {name: size * num_parameters for name, size in zip(names, sizes, strict=True)}
+
+
+def weight_copies(sizes: Mapping[str, int], way: str) -> int:
+    """Bytes of the 16-bit copies of matrices that autocast makes, alive until backward is over."""
+    if _known(way) != "autocast":
+        return 0
+    C, V = sizes["n_embd"], sizes["vocab_size"]
+    return 2 * (sizes["n_layer"] * 12 * C * C + V * C)
+
+
+def activation_bytes(sizes: Mapping[str, int], *, tokens: int, way: str) -> int:
+    """Largest number of bytes of activations in a step: when backward begins.
+
+    Args:
+        sizes: n_layer, n_head, n_embd, vocab_size, as in ``GPTConfig``.
+        tokens: sequences times their length.
+        way: one of ``WAYS``.
+    """
+    C, H, V, L = (sizes[name] for name in ("n_embd", "n_head", "vocab_size", "n_layer"))
+    wide = 4 if _known(way) in ("float32", "autocast") else 2  # residual stream, norms, the loss
+    block = {"float32": 64, "autocast": 40}.get(way, 32) * C + 4 * H + 4 * wide
+    last = wide * C + (4 if way == "float32" else 2) * C + 2 * wide  # the norm after the blocks
+    loss = 3 * wide * V  # probabilities, and the gradients of two steps back from the loss
+    return tokens * (L * block + last + loss) + weight_copies(sizes, way)
+
+
+def _known(way: str) -> str:
+    if way not in WAYS:
+        raise ValueError(f"way={way!r} is unknown: give one of {', '.join(WAYS)}")
+    return way

@@ -1,0 +1,414 @@
+"""Our autocast and our loss scaler must do what torch's do, and formulas what the ledger counts.
+
+Tolerances. Ours and torch's run the same kernels on the same numbers: bit for bit. 16-bit training
+against float32: bfloat16 keeps 8 significant bits, so each product is off by up to 0.4% and losses
+of the first steps by less than that.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import warnings
+from collections import Counter
+from dataclasses import asdict
+
+import cloudpickle
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dlcourse import Ranks
+from dlcourse.measure.recorder import Recorder
+from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.training import loop
+from dlcourse.training.autocast import Autocast
+from dlcourse.training.corpus import Corpus
+from dlcourse.training.dtype_log import DtypeLog
+from dlcourse.training.mixed import mixed_step, prepare, train
+from dlcourse.training.mixed_bytes import WAYS, activation_bytes, state_bytes
+from dlcourse.training.precision import check_precision, has_units
+from dlcourse.training.scaler import LossScaler
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
+
+SMALL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small matrices: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def two():
+    with Ranks(2, default=False) as pool:
+        yield pool.run
+
+
+def batch(sequences=2, block=16):
+    return Corpus(limit=100_000).batch(0, micro_batch=sequences, block=block)
+
+
+def flat(tensors):
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+# --- Autocast -----------------------------------------------------------------------------------
+
+
+def forward_and_backward(autocast):
+    model = GPT(SMALL)
+    with autocast, DtypeLog() as forward:
+        loss = model(*batch())
+    with DtypeLog() as backward:
+        loss.backward()
+    return forward, backward, loss.item(), [p.grad for p in model.parameters()]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_operator_of_a_gpt_runs_in_the_type_that_torch_gives_it(dtype):
+    ours = forward_and_backward(Autocast("cpu", dtype))
+    theirs = forward_and_backward(torch.autocast("cpu", dtype))
+    assert ours[0].calls == theirs[0].calls
+    assert Counter(ours[1].calls) == Counter(theirs[1].calls)  # casts come back in another order
+    assert ours[2] == theirs[2]
+    assert all(torch.equal(a, b) for a, b in zip(ours[3], theirs[3], strict=True))
+
+
+def functions(x, h):
+    """Operators of all lists on float32 ``x`` and 16-bit ``h``, both (2, 8, 8).
+
+    No indexing: it asks CUDA for its current device, also for fake tensors.
+    """
+    matrix, targets = x.select(0, 0), torch.zeros(8, dtype=torch.int64, device=x.device)
+    return {
+        "linear": lambda: F.linear(x, matrix),
+        "matmul": lambda: x @ matrix,
+        "rmatmul": lambda: torch.matmul(matrix, h),
+        "bmm": lambda: torch.bmm(x, h),
+        "addmm": lambda: torch.addmm(matrix, matrix, matrix),
+        "einsum": lambda: torch.einsum("bij,jk->bik", x, matrix),
+        "conv1d": lambda: F.conv1d(x, x.narrow(2, 0, 3)),
+        "softmax": lambda: F.softmax(h, -1),
+        "Tensor.softmax": lambda: h.softmax(-1),
+        "log_softmax": lambda: F.log_softmax(h, -1),
+        "layer_norm": lambda: F.layer_norm(h, (8,)),
+        "sum": lambda: h.sum(),
+        "exp": lambda: h.exp(),
+        "pow": lambda: h**2,
+        "cross_entropy": lambda: F.cross_entropy(h.select(0, 0), targets),
+        "mse_loss": lambda: F.mse_loss(h, x),
+        "l1_loss": lambda: F.l1_loss(h, h),
+        "gelu": lambda: F.gelu(h),
+        "relu": lambda: h.relu(),
+        "add": lambda: h + x,
+        "mul": lambda: h * h,
+        "cat": lambda: torch.cat([x, h]),
+        "cat of halves": lambda: torch.cat([h, h]),
+        "stack": lambda: torch.stack([h, x]),
+        "mean": lambda: h.mean(),
+        "double": lambda: F.linear(x.double(), matrix.double()),
+    }
+
+
+def result_types(autocast, x, h):
+    with autocast:
+        return {name: function().dtype for name, function in functions(x, h).items()}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_lists_are_those_of_torch_on_a_cpu(dtype):
+    x = torch.rand(2, 8, 8)
+    want = result_types(torch.autocast("cpu", dtype), x, x.to(dtype))
+    assert result_types(Autocast("cpu", dtype), x, x.to(dtype)) == want
+
+
+class CudaAutocast:
+    """torch's own rules for CUDA tensors, also where there is no GPU: for fake tensors."""
+
+    def __enter__(self):
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", torch.float16)
+
+    def __exit__(self, *exception):
+        torch.set_autocast_enabled("cuda", False)
+        torch.clear_autocast_cache()
+
+
+def test_the_lists_are_those_of_torch_on_a_gpu():
+    with FakeTensorMode():
+        x = torch.rand(2, 8, 8, device="cuda")
+        want = result_types(CudaAutocast(), x, x.half())
+        assert result_types(Autocast("cuda", torch.float16), x, x.half()) == want
+    assert want["softmax"] == torch.float32  # not so on a CPU
+    assert result_types(Autocast("cpu"), torch.rand(2, 8, 8), torch.rand(2, 8, 8).bfloat16())[
+        "softmax"
+    ] == (torch.bfloat16)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_weight_that_is_used_twice_is_converted_once(cache):
+    weight = nn.Parameter(torch.rand(8, 8))
+    x = torch.rand(4, 8, dtype=torch.bfloat16)
+    with Autocast("cpu", cache=cache) as autocast, DtypeLog() as log:
+        with torch.no_grad():
+            F.linear(x, weight)  # a copy without a graph: must not be used below
+        loss = F.linear(F.linear(x, weight), weight).sum()
+    casts = [call for call in log.calls if call.op == "_to_copy"]
+    assert len(casts) == (2 if cache else 3)
+    assert not autocast.copies
+    loss.backward()
+    assert weight.grad.dtype == torch.float32
+
+
+# --- The loss scaler ----------------------------------------------------------------------------
+
+
+def adversarial():
+    """Steps with an infinity or a NaN among quiet stretches; True: this step is bad."""
+    quiet = [False]
+    return quiet * 4 + [True] + quiet * 3 + [True] * 6 + quiet * 7 + [True, False] * 4 + quiet * 9
+
+
+def walk(scaler, bad_steps):
+    """The scale after each step, and the parameter."""
+    weight = nn.Parameter(torch.ones(3))
+    other = nn.Parameter(torch.ones(2))  # without a gradient
+    optimizer = torch.optim.SGD([weight, other], lr=0.1)
+    scales, weights = [], []
+    for number, bad in enumerate(bad_steps):
+        optimizer.zero_grad()
+        loss = (weight * torch.tensor([1.0, 2.0, 3.0])).sum()
+        scaler.scale(loss).backward()
+        if bad:
+            weight.grad[number % 3] = float("inf") if number % 2 else float("nan")
+        if number % 3 == 0:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+        weights.append(weight.detach().clone())
+    return scales, weights
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_the_scaler_takes_the_same_steps_as_torch_s(interval):
+    options = dict(init_scale=2.0**10, growth_interval=interval)
+    scales, weights = walk(LossScaler(**options), adversarial())
+    want_scales, want_weights = walk(torch.amp.GradScaler("cpu", **options), adversarial())
+    assert scales == want_scales
+    assert len(set(scales)) > 5
+    assert torch.equal(torch.stack(weights), torch.stack(want_weights))
+
+
+def test_the_scale_stops_where_float32_ends():
+    scaler, theirs = (
+        make(init_scale=2.0**126, growth_interval=1)
+        for make in (LossScaler, lambda **o: torch.amp.GradScaler("cpu", **o))
+    )
+    for one in (scaler, theirs):
+        weight = nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.SGD([weight])
+        for _ in range(4):
+            one.scale(weight.detach())
+            weight.grad = torch.ones(1)
+            one.step(optimizer)
+            one.update()
+    assert scaler.get_scale() == theirs.get_scale() == 2.0**127
+
+
+def test_small_gradients_are_lost_without_a_scale_and_kept_with_one():
+    weight = torch.full((4, 4), 1e-4)
+    got = []
+    for scaler in (LossScaler(1.0), LossScaler(2.0**12)):
+        x = nn.Parameter(torch.full((4, 4), 1e-4))
+        optimizer = torch.optim.SGD([x])
+        with Autocast("cpu", torch.float16):
+            loss = (x @ weight).float().mean() * 1e-3
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        got.append(x.grad.max().item())
+    assert got[0] == 0
+    assert got[1] == pytest.approx(4 * 1e-4 * 1e-3 / 16, rel=0.01)
+
+
+def one_bad_rank(shared):
+    rank = dist.get_rank()
+    scaler = LossScaler(1024.0, process_group=dist.group.WORLD if shared else None)
+    shard = nn.Parameter(torch.ones(2))
+    shard.grad = torch.full((2,), float("inf") if rank == 1 else 1.0)
+    stepped = scaler.step(torch.optim.SGD([shard]))
+    scaler.update()
+    return stepped, scaler.get_scale()
+
+
+def test_ranks_with_shards_skip_together(two):
+    assert two(one_bad_rank, True) == [(False, 512.0)] * 2
+    assert two(one_bad_rank, False) == [(True, 1024.0), (False, 512.0)]
+
+
+# --- Training -----------------------------------------------------------------------------------
+
+
+def losses_of(way, **options):
+    job = dict(steps=4, batch_size=2, block=16)
+    return train(GPT(SMALL), Corpus(limit=100_000), way=way, **job, **options)
+
+
+def test_each_way_trains_as_float32_does():
+    want = loop.train(GPT(SMALL), Corpus(limit=100_000), steps=4, batch_size=2, block=16)
+    assert losses_of("float32") == want
+    for way in ("autocast", "master", "bfloat16"):
+        got = losses_of(way)
+        assert got != want
+        assert got == pytest.approx(want, rel=0.01)
+    got = losses_of("autocast", dtype=torch.float16, scaler=LossScaler())
+    assert got == pytest.approx(want, rel=1e-4)  # 11 significant bits instead of 8
+
+
+def test_an_overflow_is_skipped_and_recovered_from():
+    model, scaler = GPT(SMALL), LossScaler(2.0**20)
+    optimizer = torch.optim.AdamW(model.parameters())
+    start, skipped = flat(model.parameters()), 0
+    for _ in range(20):
+        before = scaler.get_scale()
+        mixed_step(
+            model, batch(), optimizer, autocast=Autocast("cpu", torch.float16), scaler=scaler
+        )
+        moved = not torch.equal(flat(model.parameters()), start)
+        assert moved == (scaler.get_scale() == before)
+        if moved:
+            break
+        skipped += 1
+    assert skipped >= 2
+    assert flat(model.parameters()).isfinite().all()
+
+
+def test_gradients_are_clipped_after_they_are_unscaled():
+    found = []
+    for scaler in (None, LossScaler(), torch.amp.GradScaler("cpu")):
+        model = GPT(SMALL)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        mixed_step(model, batch(), optimizer, scaler=scaler, max_norm=0.5)
+        found.append(flat(model.parameters()))
+    assert torch.allclose(found[0], found[1], atol=1e-7)  # a power of two: exact, but for sums
+    assert torch.equal(found[1], found[2])
+
+
+def test_a_bfloat16_parameter_does_not_move_and_its_master_does():
+    for way, moved in (("bfloat16", False), ("master", True)):
+        norm = nn.LayerNorm(4)
+        norm, optimizer = prepare(norm, way, lr=1e-4)
+        for _ in range(60):
+            norm.weight.grad = torch.ones(4, dtype=torch.bfloat16)
+            optimizer.step()
+        assert (norm.weight != 1).any().item() is moved
+
+
+# --- Bytes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_formulas_are_what_the_ledger_counts(way):
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=64)
+    model, optimizer = prepare(GPT(config), way)
+    autocast = Autocast("cpu") if way == "autocast" else None
+    data = batch(sequences=2, block=128)
+    mixed_step(model, data, optimizer, autocast=autocast)
+    gc.collect()
+    with Recorder(0, 1) as recorder:
+        mixed_step(model, data, optimizer, autocast=autocast)
+    memory = recorder.record["memory"]
+    counters = 0 if way == "master" else 4 * len(list(model.parameters()))
+    for name, size in state_bytes(model.num_parameters(), way).items():
+        assert memory["end"][name] == size + (counters if name == "optimizer_state" else 0)
+    want = activation_bytes(asdict(config), tokens=256, way=way)
+    assert memory["peaks"]["activations"] == pytest.approx(want, rel=1e-3)
+
+
+# --- Bad input ----------------------------------------------------------------------------------
+
+
+class NoHalf(TorchDispatchMode):
+    """What a device without float16 does: no product of such matrices."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._opname in ("mm", "addmm") and args[0].dtype == torch.float16:
+            raise NotImplementedError("\"addmm_impl_cpu_\" not implemented for 'Half'")
+        return func(*args, **(kwargs or {}))
+
+
+def test_float16_on_a_device_without_it():
+    with NoHalf():
+        check_precision(torch.bfloat16, "cpu")
+        with pytest.raises(ValueError, match=r"float16 .*'cpu'.*'Half'.*dtype=torch.bfloat16"):
+            Autocast("cpu", torch.float16)
+        with pytest.raises(ValueError, match=r"dtype=torch.float16 does not work"):
+            losses_of("autocast", dtype=torch.float16, scaler=LossScaler())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_a_type_that_torch_would_switch_off_silently(dtype):
+    with pytest.raises(ValueError, match=rf"{dtype} .*give torch.bfloat16 or torch.float16"):
+        Autocast("cpu", dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autocast("cpu", dtype=dtype):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match=r"device='cuda' is not usable here .*give device='cpu'"):
+        Autocast("cuda", torch.float16)
+
+
+def test_what_the_scaler_refuses():
+    for option in (
+        dict(init_scale=0.0),
+        dict(growth_factor=1.0),
+        dict(backoff_factor=1.0),
+        dict(growth_interval=0),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}="):
+            LossScaler(**option)
+    half = nn.Parameter(torch.ones(2, dtype=torch.float16))
+    half.grad = torch.ones_like(half)
+    for scaler in (LossScaler(), torch.amp.GradScaler("cpu")):
+        scaler.scale(torch.ones(()))
+        with pytest.raises(ValueError, match=r"(?i)float16|fp16"):
+            scaler.unscale_(torch.optim.SGD([half]))
+    scaler, optimizer = LossScaler(), torch.optim.SGD([nn.Parameter(torch.ones(1))])
+    with pytest.raises(RuntimeError, match="before update"):
+        scaler.update()
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="call update"):
+        scaler.unscale_(optimizer)
+
+
+def test_a_way_that_there_is_not():
+    for call in (
+        lambda: prepare(nn.Linear(2, 2), "fp16"),
+        lambda: state_bytes(1, "fp16"),
+        lambda: activation_bytes(asdict(SMALL), tokens=1, way="fp16"),
+    ):
+        with pytest.raises(ValueError, match=r"way='fp16'.*float32, autocast, master, bfloat16"):
+            call()
+    with pytest.raises(ValueError, match=r"without a scaler.*LossScaler"):
+        losses_of("autocast", dtype=torch.float16)
+
+
+def test_units_are_told_for_every_kind_of_device():
+    assert isinstance(has_units(torch.bfloat16, "cpu"), bool)
+    assert has_units(torch.float16, "mps")
+    assert not has_units(torch.bfloat16, "mps")
