@@ -141,11 +141,11 @@ def test_groups_uneven_splits_and_objects(ranks: Ranks) -> None:
 
 def asynchronous(rank: int) -> None:
     if rank == 1:
-        time.sleep(0.3)
+        time.sleep(0.5)
     work = dist.all_reduce(torch.ones(MB), async_op=True)
     issued = time.monotonic()
     a = torch.ones(64, 64)
-    while time.monotonic() - issued < 0.6:
+    while time.monotonic() - issued < 1.5:
         a = (a @ a).clamp(0, 1)
     work.wait()
 
@@ -155,12 +155,13 @@ def test_an_asynchronous_collective_ends_when_it_ends(ranks: Ranks) -> None:
     (early,), (late,) = (r["comm"] for r in records)
     assert early["async"] and late["async"]
     took = [(e["end_ns"] - e["start_ns"]) / 1e9 for e in (early, late)]
-    assert 0.28 < took[0] < 0.58  # not at its issue, and not at wait()
+    assert 0.45 < took[0] < 1.4  # not at its issue, and not at wait()
     assert took[1] < took[0] - 0.2
     timeline = Run(records).timeline
     waiting = [r["totals"]["waiting"] for r in timeline.ranks]
-    assert 0.28 < waiting[0] < 0.4 and waiting[1] < 0.05
-    assert min(r["hidden_fraction"] for r in timeline.ranks) > 0.5
+    assert 0.45 < waiting[0] < 1 and waiting[1] < 0.25
+    # Nearly all of it on a quiet machine; a busy one takes the computing rank's core away.
+    assert min(r["hidden_fraction"] for r in timeline.ranks) > 0.2
 
 
 def synchronous(rank: int) -> None:

