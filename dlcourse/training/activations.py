@@ -1,0 +1,138 @@
+"""How many bytes of activations a training step of our GPT needs, and how many FLOPs: by formula.
+
+Term by term, what autograd stores for one layer. Two things make it differ from the formula that
+everybody quotes, s b h (34 + 5 a s / h) bytes: we store 4 bytes a value and not 2, and the fused
+attention keeps no scores, the 5 a s / h, but one number for each row of them.
+
+Shape letters as in ``gpt.py``: B sequences, T positions, C width, H heads, V vocabulary.
+
+Source of the quoted formula: Korthikanti et al., "Reducing Activation Recomputation in Large
+Transformer Models", 2022, section 4.1, https://arxiv.org/abs/2205.05198.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dlcourse.models.gpt import GPTConfig
+from dlcourse.training.placement import check_segments
+
+FLOAT32 = 4  # bytes
+
+
+def layer_terms(config: GPTConfig, *, sequences: int, block: int) -> dict[str, int]:
+    """Bytes that one layer stores for backward, by the operator that reads them there.
+
+    Args:
+        sequences: B.
+        block: T, tokens in a sequence.
+    """
+    C, H = config.n_embd, config.n_head
+    values = {  # for each token
+        "attention_norm": C + 2,  # its input, the stream; a mean and a scale
+        "q, k, v": C,  # one input for all three
+        "attention": 3 * C + C + H,  # q, k, v, the result; log of the sum of each row of scores
+        "mlp_norm": C + 2,
+        "proj": 0,  # reads attention's result, which is stored already
+        "up": C,
+        "gelu": 4 * C,
+        "down": 4 * C,
+    }
+    return {name: FLOAT32 * sequences * block * n for name, n in values.items()}
+
+
+def layer_bytes(config: GPTConfig, *, sequences: int, block: int) -> int:
+    """What one layer stores: 4 B T (16 C + H + 4)."""
+    return sum(layer_terms(config, sequences=sequences, block=block).values())
+
+
+def quoted_layer_bytes(config: GPTConfig, *, sequences: int, block: int) -> float:
+    """The published formula: 16 bits a value, dropout, attention scores in memory."""
+    s, b, h, a = block, sequences, config.n_embd, config.n_head
+    return s * b * h * (34 + 5 * a * s / h)
+
+
+def activation_moments(
+    config: GPTConfig,
+    segments: Sequence[int] = (),
+    *,
+    sequences: int,
+    block: int,
+    early_stop: bool = False,
+) -> dict[str, int]:
+    """Bytes of activations at the moments that may be the highest of a step.
+
+    "loss": all is stored, and the loss works on logits. "head": its gradient is being made.
+    "layers": the last layers, which no checkpoint covers. "segment i": recomputed, and in the
+    middle of its backward. "embedding": the end. The largest is the peak.
+
+    Args:
+        segments: the placement, see ``placement.py``.
+        early_stop: the second forward ends at the last value that backward reads, as torch's
+            does: it does not make the segment's result again.
+
+    Raises:
+        ValueError: ``segments`` do not fit ``config.n_layer``.
+    """
+    check_segments(segments, config.n_layer)
+    C, V, tokens = config.n_embd, config.vocab_size, sequences * block
+    stream, logits = FLOAT32 * tokens * C, FLOAT32 * tokens * V
+    layer = layer_bytes(config, sequences=sequences, block=block)
+    stored = len(segments) * stream + (config.n_layer - sum(segments)) * layer
+    last_norm = 2 * stream + FLOAT32 * tokens * 2
+    # Backward of an MLP: two gradients, of the stream and of gelu's result; the one of a weight
+    work = stream + 4 * stream + FLOAT32 * 4 * C * C
+    moments = {
+        "loss": stored + last_norm + 3 * logits,  # log-softmax, and a gradient in and out
+        "head": stored + last_norm + logits + stream + FLOAT32 * V * C,
+        "embedding": stream + FLOAT32 * V * C,
+    }
+    if sum(segments) < config.n_layer:
+        moments["layers"] = stored + work
+    for i, size in enumerate(segments):
+        result = 0 if early_stop else stream
+        moments[f"segment {i}"] = i * stream + size * layer + result + work
+    return moments
+
+
+def activation_peak(config: GPTConfig, segments: Sequence[int] = (), **sizes: int) -> int:
+    """Largest bytes of activations in a step. Arguments as for ``activation_moments``."""
+    return max(activation_moments(config, segments, **sizes).values())
+
+
+def selective_peak(config: GPTConfig, *, sequences: int, block: int) -> int:
+    """The same where each layer keeps the results of its products and of attention.
+
+    A layer then stores 11 C + H values a token: the stream, q, k, v, attention, proj, up and down.
+    Norms and gelu, which cost next to nothing, are computed again.
+    """
+    C, H, tokens = config.n_embd, config.n_head, sequences * block
+    stored = config.n_layer * (11 * C + H)
+    again = C + 2 + C + 2 + 4 * C  # both norms and gelu; proj's result makes way for the stream
+    layers = FLOAT32 * tokens * (stored + again + 5 * C) + FLOAT32 * 4 * C * C
+    loss = FLOAT32 * tokens * (stored + 2 * C + 2 + 3 * config.vocab_size)
+    return max(layers, loss)
+
+
+def step_flops(
+    config: GPTConfig,
+    segments: Sequence[int] = (),
+    *,
+    sequences: int,
+    block: int,
+    early_stop: bool = False,
+) -> int:
+    """FLOPs of forward, backward and what is computed again. Products count, nothing else does.
+
+    A layer's forward takes 24 B T C^2 for its matrices and 4 B T^2 C for attention; backward takes
+    2 times that for matrices and 2.5 times for fused attention, which makes its scores again.
+    """
+    check_segments(segments, config.n_layer)
+    C, tokens = config.n_embd, sequences * block
+    matrices, attention = 24 * tokens * C * C, 4 * tokens * block * C
+    head = 2 * tokens * C * config.vocab_size
+    step = config.n_layer * (3 * matrices + 7 * attention // 2) + 3 * head
+    again = sum(segments) * (matrices + attention)
+    if early_stop:  # the last product of a segment is not needed by its backward
+        again -= len(segments) * 8 * tokens * C * C
+    return step + again

@@ -1,0 +1,393 @@
+"""A checkpoint must change memory and FLOPs as predicted, and gradients by not a single bit.
+
+The second forward repeats the first one's operators on the same numbers, so gradients are compared
+for equality. Peaks are compared to 1%: the formulas leave out a few numbers such as the loss.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import cloudpickle
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dlcourse import Ranks
+from dlcourse.measure.recorder import Recorder
+from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.data import BucketedDataParallel, OverlappedDataParallel
+from dlcourse.training.activations import (
+    activation_moments,
+    activation_peak,
+    layer_bytes,
+    layer_terms,
+    quoted_layer_bytes,
+    selective_peak,
+    step_flops,
+)
+from dlcourse.training.checkpoint import checkpoint
+from dlcourse.training.placement import (
+    best_length,
+    checkpoint_blocks,
+    early_stop,
+    every,
+    reentrant,
+    segmented,
+    selective,
+)
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
+
+SHAPES = [
+    (GPTConfig(n_layer=6, n_embd=64, n_head=4, block_size=64), 2, 64),
+    (GPTConfig(n_layer=4, n_embd=64, n_head=2, block_size=32, vocab_size=2048), 4, 32),  # loss
+    (GPTConfig(n_layer=4, n_embd=192, n_head=6, block_size=64), 1, 16),  # parameters > activations
+]
+HOW = {"ours": checkpoint, "early_stop": early_stop, "reentrant": reentrant}
+aten = torch.ops.aten
+PRODUCTS = (
+    aten.mm.default,
+    aten.addmm.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors: two threads would wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tokens(sequences, block):
+    return torch.randint(0, 256, (sequences, block), generator=torch.Generator().manual_seed(1))
+
+
+def step(config, sequences, block, segments=(), how=checkpoint):
+    """Peak of activations, FLOPs and gradients of one step."""
+    gpt = checkpoint_blocks(GPT(config), segments, how)
+    x = tokens(sequences, block)
+    gc.collect()
+    with Recorder(0, 1) as recorder:
+        gpt(x, x).backward()
+    found = recorder.record
+    return found["memory"]["peaks"]["activations"], found["flops"], gradients(gpt)
+
+
+def gradients(module):
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# --- Gradients, memory, FLOPs -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_peak_flops_and_gradients_of_every_placement(shape):
+    config, sequences, block = shape
+    n, sizes = config.n_layer, {"sequences": sequences, "block": block}
+    peak, flops, want = step(*shape)
+    assert peak == pytest.approx(activation_peak(config, **sizes), rel=0.01)
+    assert flops == step_flops(config, **sizes)
+    for segments in (every(n, 1), every(n, 2), [1] * (n // 2), [n - 1]):
+        for name, how in HOW.items():
+            if name == "reentrant" and segments != every(n, 2):
+                continue  # the same as ours
+            stops = {"early_stop": name == "early_stop"}
+            peak, flops, got = step(*shape, segments, how)
+            assert peak == pytest.approx(activation_peak(config, segments, **sizes, **stops), 0.01)
+            assert flops == step_flops(config, segments, **sizes, **stops)
+            assert same(got, want)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_selective_repeats_no_product(shape):
+    config, sequences, block = shape
+    _, plain, want = step(*shape)
+    peak, flops, got = step(*shape, every(config.n_layer, 1), selective(*PRODUCTS))
+    assert flops == plain
+    assert peak == pytest.approx(selective_peak(config, sequences=sequences, block=block), rel=0.01)
+    assert same(got, want)
+
+
+def test_layer_bytes_are_what_autograd_saves():
+    """The difference of two models, measured without any part of the recorder."""
+
+    def saved(n_layer):
+        gpt = GPT(GPTConfig(n_layer=n_layer))
+        own, seen = {p.untyped_storage()._cdata for p in gpt.parameters()}, {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                seen[storage._cdata] = storage.nbytes(), tensor.detach()
+            return tensor.detach()  # an output that holds its own node would never be freed
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            gpt(tokens(2, 32), tokens(2, 32))
+        return sum(size for size, _ in seen.values())
+
+    config = GPTConfig()
+    assert saved(3) - saved(2) == layer_bytes(config, sequences=2, block=32)
+    assert sum(layer_terms(config, sequences=2, block=32).values()) == 4 * 64 * (16 * 128 + 4 + 4)
+
+
+def test_the_quoted_formula():
+    """GPT-3's layer in the paper's appendix sizes: 34 s b h and 5 a s^2 b."""
+    config = GPTConfig(n_layer=96, n_head=96, n_embd=12288, block_size=2048)
+    got = quoted_layer_bytes(config, sequences=1, block=2048)
+    assert got == 34 * 2048 * 12288 + 5 * 96 * 2048**2
+    assert 5 * 96 * 2048 / 12288 == 80  # "5as/h = 80" for GPT-3: section 4 of the paper
+
+
+def test_the_moments_name_where_the_peak_is():
+    config, sequences, block = SHAPES[1]
+    moments = activation_moments(config, [1] * 4, sequences=sequences, block=block)
+    assert max(moments, key=moments.get) == "loss"
+    config, sequences, block = SHAPES[0]
+    moments = activation_moments(config, [2, 2], sequences=sequences, block=block)
+    assert max(moments, key=moments.get) in ("layers", "loss")
+    assert set(moments) == {"loss", "head", "embedding", "layers", "segment 0", "segment 1"}
+
+
+# --- sqrt(n) ------------------------------------------------------------------------------------
+
+
+def chain(n, segments=None):
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(n)]
+    return nn.Sequential(*(layers if segments is None else segmented(layers, segments)))
+
+
+def chain_peak(n, segments=None):
+    model, x = chain(n, segments), torch.ones(256, 16, requires_grad=True)
+    gc.collect()
+    with Recorder(0, 1) as recorder:
+        model(x).sum().backward()
+    return recorder.record["memory"]["peaks"]["activations"] / x.nbytes
+
+
+def test_sqrt_n_is_best_where_a_layer_stores_one_value():
+    n = 36
+    peaks = {k: chain_peak(n, every(n, k)) for k in (1, 4, 6, 9, 36)}
+    best = min(peaks, key=peaks.get)
+    assert best == 6 == best_length(n, layer=1, boundary=1)
+    assert peaks[6] < chain_peak(n) / 2
+    for k, peak in peaks.items():
+        assert peak == pytest.approx(n / k + k, abs=4)  # what is at work: a few values
+
+
+def test_for_a_gpt_it_is_another_root():
+    config, sequences, block = SHAPES[0]
+    layer = layer_bytes(config, sequences=sequences, block=block)
+    stream = 4 * sequences * block * config.n_embd
+    for n in (4, 16, 36, 144, 576):
+        k = best_length(n, layer=layer, boundary=stream)
+        cost = {i: n / i * stream + i * layer for i in range(1, n + 1)}
+        assert cost[k] <= 1.07 * min(cost.values())
+    assert best_length(16, layer=layer, boundary=stream) == 1  # not 4
+
+
+# --- Random state, autocast, and what else must be the same -------------------------------------
+
+
+def with_dropout(how, **options):
+    gpt = GPT(SHAPES[0][0])
+    for block in gpt.blocks:
+        block.mlp = nn.Sequential(block.mlp, nn.Dropout(0.5))
+    if how is not None:
+        checkpoint_blocks(gpt, [1, 2, 3], lambda f, x: how(f, x, **options))
+    torch.manual_seed(7)
+    gpt(tokens(2, 16), tokens(2, 16)).backward()
+    return gradients(gpt), torch.rand(3)
+
+
+def test_dropout_drops_the_same_values_again():
+    want, after = with_dropout(None)
+    for how in HOW.values():
+        got, random = with_dropout(how)
+        assert same(got, want)
+        assert torch.equal(random, after)  # and what comes later draws the same numbers
+
+
+def test_without_the_random_state_gradients_are_wrong():
+    want, _ = with_dropout(None)
+    wrong, _ = with_dropout(checkpoint, keep_random_state=False)
+    assert (wrong[2] - want[2]).norm() > 0.1 * want[2].norm()
+
+
+def test_the_second_forward_runs_under_the_same_autocast():
+    def found(how):
+        gpt = checkpoint_blocks(GPT(SHAPES[0][0]), [] if how is None else [2, 2], how or checkpoint)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = gpt(tokens(2, 16), tokens(2, 16))
+        loss.backward()
+        return gradients(gpt)
+
+    want = found(None)
+    for how in HOW.values():
+        assert same(found(how), want)
+
+
+def test_nested_and_several_inputs():
+    a, b = (torch.randn(4, 3, requires_grad=True) for _ in range(2))
+
+    def inner(x, y, factor):
+        return (x * y * factor).tanh()
+
+    def outer(x, y):
+        return checkpoint(inner, x, y, 2.0) + y
+
+    outer(a, b).sum().backward()
+    want = a.grad.clone(), b.grad.clone()
+    a.grad = b.grad = None
+    checkpoint(outer, a, b).sum().backward()
+    assert torch.equal(a.grad, want[0])
+    assert torch.equal(b.grad, want[1])
+
+
+def test_without_autograd_it_only_calls():
+    with torch.no_grad():
+        assert checkpoint(torch.tanh, torch.zeros(2)).grad_fn is None
+
+
+# --- What is refused ----------------------------------------------------------------------------
+
+
+class InPlace(nn.Module):
+    def forward(self, x):
+        x *= 0.5
+        return x.tanh()
+
+
+def test_a_module_that_changes_its_input():
+    x = torch.ones(3, requires_grad=True) * 1
+    with pytest.raises(ValueError, match=r"InPlace changes input 0 in place.* y = x \+ 1"):
+        checkpoint(InPlace(), x)
+
+
+def test_a_module_that_changes_a_buffer():
+    x = torch.randn(8, 4, requires_grad=True)
+    with pytest.raises(ValueError, match=r"BatchNorm1d changes buffer .* in place.*eval\(\)"):
+        checkpoint(nn.BatchNorm1d(4), x)
+    checkpoint(nn.BatchNorm1d(4).eval(), x)
+
+
+def test_torch_updates_batch_norm_twice_and_says_nothing():
+    """Why a buffer that changes is refused."""
+    for how in (early_stop, reentrant):
+        norm = nn.BatchNorm1d(4)
+        how(norm, torch.randn(8, 4, requires_grad=True)).sum().backward()
+        assert norm.num_batches_tracked == 2
+
+
+def test_an_input_that_is_changed_later():
+    x = torch.ones(3, requires_grad=True) * 1
+    y = checkpoint(torch.tanh, x)
+    x += 1
+    with pytest.raises(ValueError, match="an input of tanh was changed in place after its"):
+        y.sum().backward()
+
+
+def test_nothing_to_differentiate():
+    with pytest.raises(ValueError, match="none of the 1 inputs of GPT requires a gradient"):
+        checkpoint(GPT(SHAPES[0][0]), tokens(1, 8))
+
+
+def test_more_than_one_result():
+    with pytest.raises(ValueError, match="returns a tuple, not one tensor"):
+        checkpoint(lambda x: (x, x), torch.ones(2, requires_grad=True))
+
+
+@pytest.mark.parametrize("segments", [[4, 3], [0], [-1, 2], [1.5]])
+def test_placements_that_do_not_fit(segments):
+    config = SHAPES[0][0]
+    with pytest.raises(ValueError, match=r"segments=\[.*give "):
+        checkpoint_blocks(GPT(config), segments)
+    with pytest.raises(ValueError, match=r"segments=\[.*give "):
+        activation_peak(config, segments, sequences=1, block=8)
+
+
+@pytest.mark.parametrize("k", [0, 7])
+def test_a_length_that_does_not_fit(k):
+    with pytest.raises(ValueError, match=rf"k={k} .*give 1 to 6"):
+        every(6, k)
+
+
+# --- In ranks -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two():
+    with Ranks(2, default=False) as pool:
+        yield pool.run
+
+
+def in_ranks(wrapper, how, options):
+    gpt = checkpoint_blocks(GPT(SHAPES[0][0]), [2, 2, 1], how)
+    model = wrapper(gpt, **options)
+    x = tokens(4, 16).chunk(2)[dist.get_rank()]
+    model(x, x).backward()
+    getattr(model, "sync_gradients", lambda: None)()
+    alone = GPT(SHAPES[0][0])
+    alone(tokens(4, 16), tokens(4, 16)).backward()
+    pairs = zip(gradients(gpt), gradients(alone), strict=True)
+    return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "options"),
+    [
+        (BucketedDataParallel, {}),
+        (OverlappedDataParallel, {}),
+        (DistributedDataParallel, {}),
+        (DistributedDataParallel, {"static_graph": True}),
+    ],
+)
+@pytest.mark.parametrize("name", HOW)
+def test_in_ranks_it_is_one_process(two, wrapper, options, name):
+    # Half a batch in each rank: float32 sums in another order
+    assert max(two(in_ranks, wrapper, HOW[name], options)) < 1e-5
+
+
+def twice(how):
+    model = DistributedDataParallel(
+        checkpoint_blocks(GPT(SHAPES[0][0]), [1] * 6, how), find_unused_parameters=True
+    )
+    try:
+        model(tokens(1, 8), tokens(1, 8)).backward()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_ddp_that_looks_for_unused_parameters():
+    """It walks the graph, in which a reentrant checkpoint hides its parameters."""
+    with Ranks(2, default=False) as pool:  # of its own: a reducer is left in the middle of a step
+        assert pool.run(twice, early_stop) == [""] * 2
+        for how in (reentrant, checkpoint):
+            assert all("mark a variable ready only once" in text for text in pool.run(twice, how))
+
+
+# --- On fake tensors ----------------------------------------------------------------------------
+
+
+def test_on_fake_tensors_the_same_bytes():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config, sequences, block = SHAPES[0]
+    for segments in ([], [2, 2, 2]):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            got, flops, _ = step(config, sequences, block, segments)
+        sizes = {"sequences": sequences, "block": block}
+        assert got == pytest.approx(activation_peak(config, segments, **sizes), rel=0.01)
+        assert flops == step_flops(config, segments, **sizes)
