@@ -21,6 +21,7 @@ from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.data import BucketedDataParallel, OverlappedDataParallel
 from dlcourse.training.activations import (
+    Shape,
     activation_moments,
     activation_peak,
     layer_bytes,
@@ -30,11 +31,10 @@ from dlcourse.training.activations import (
     step_flops,
 )
 from dlcourse.training.checkpoint import checkpoint
-from dlcourse.training.placement import (
-    best_length,
+from dlcourse.training.placement import best_length, every
+from dlcourse.training.segments import (
     checkpoint_blocks,
     early_stop,
-    every,
     reentrant,
     segmented,
     selective,
@@ -94,18 +94,18 @@ def same(a, b):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_peak_flops_and_gradients_of_every_placement(shape):
     config, sequences, block = shape
-    n, sizes = config.n_layer, {"sequences": sequences, "block": block}
+    n, sizes = config.n_layer, Shape.of(config, sequences=sequences, block=block)
     peak, flops, want = step(*shape)
-    assert peak == pytest.approx(activation_peak(config, **sizes), rel=0.01)
-    assert flops == step_flops(config, **sizes)
+    assert peak == pytest.approx(activation_peak(sizes), rel=0.01)
+    assert flops == step_flops(sizes)
     for segments in (every(n, 1), every(n, 2), [1] * (n // 2), [n - 1]):
         for name, how in HOW.items():
             if name == "reentrant" and segments != every(n, 2):
                 continue  # the same as ours
             stops = {"early_stop": name == "early_stop"}
             peak, flops, got = step(*shape, segments, how)
-            assert peak == pytest.approx(activation_peak(config, segments, **sizes, **stops), 0.01)
-            assert flops == step_flops(config, segments, **sizes, **stops)
+            assert peak == pytest.approx(activation_peak(sizes, segments, **stops), 0.01)
+            assert flops == step_flops(sizes, segments, **stops)
             assert same(got, want)
 
 
@@ -115,7 +115,9 @@ def test_selective_repeats_no_product(shape):
     _, plain, want = step(*shape)
     peak, flops, got = step(*shape, every(config.n_layer, 1), selective(*PRODUCTS))
     assert flops == plain
-    assert peak == pytest.approx(selective_peak(config, sequences=sequences, block=block), rel=0.01)
+    assert peak == pytest.approx(
+        selective_peak(Shape.of(config, sequences=sequences, block=block)), rel=0.01
+    )
     assert same(got, want)
 
 
@@ -136,25 +138,24 @@ def test_layer_bytes_are_what_autograd_saves():
             gpt(tokens(2, 32), tokens(2, 32))
         return sum(size for size, _ in seen.values())
 
-    config = GPTConfig()
-    assert saved(3) - saved(2) == layer_bytes(config, sequences=2, block=32)
-    assert sum(layer_terms(config, sequences=2, block=32).values()) == 4 * 64 * (16 * 128 + 4 + 4)
+    shape = Shape(sequences=2, block=32)
+    assert saved(3) - saved(2) == layer_bytes(shape)
+    assert sum(layer_terms(shape).values()) == 4 * 64 * (16 * 128 + 4 + 4)
 
 
 def test_the_quoted_formula():
     """GPT-3's layer in the paper's appendix sizes: 34 s b h and 5 a s^2 b."""
-    config = GPTConfig(n_layer=96, n_head=96, n_embd=12288, block_size=2048)
-    got = quoted_layer_bytes(config, sequences=1, block=2048)
+    shape = Shape(n_layer=96, n_head=96, n_embd=12288, sequences=1, block=2048)
+    got = quoted_layer_bytes(shape)
     assert got == 34 * 2048 * 12288 + 5 * 96 * 2048**2
     assert 5 * 96 * 2048 / 12288 == 80  # "5as/h = 80" for GPT-3: section 4 of the paper
 
 
 def test_the_moments_name_where_the_peak_is():
-    config, sequences, block = SHAPES[1]
-    moments = activation_moments(config, [1] * 4, sequences=sequences, block=block)
+    shapes = [Shape.of(config, sequences=b, block=t) for config, b, t in SHAPES]
+    moments = activation_moments(shapes[1], [1] * 4)
     assert max(moments, key=moments.get) == "loss"
-    config, sequences, block = SHAPES[0]
-    moments = activation_moments(config, [2, 2], sequences=sequences, block=block)
+    moments = activation_moments(shapes[0], [2, 2])
     assert max(moments, key=moments.get) in ("layers", "loss")
     assert set(moments) == {"loss", "head", "embedding", "layers", "segment 0", "segment 1"}
 
@@ -188,7 +189,7 @@ def test_sqrt_n_is_best_where_a_layer_stores_one_value():
 
 def test_for_a_gpt_it_is_another_root():
     config, sequences, block = SHAPES[0]
-    layer = layer_bytes(config, sequences=sequences, block=block)
+    layer = layer_bytes(Shape.of(config, sequences=sequences, block=block))
     stream = 4 * sequences * block * config.n_embd
     for n in (4, 16, 36, 144, 576):
         k = best_length(n, layer=layer, boundary=stream)
@@ -314,7 +315,7 @@ def test_placements_that_do_not_fit(segments):
     with pytest.raises(ValueError, match=r"segments=\[.*give "):
         checkpoint_blocks(GPT(config), segments)
     with pytest.raises(ValueError, match=r"segments=\[.*give "):
-        activation_peak(config, segments, sequences=1, block=8)
+        activation_peak(Shape.of(config, sequences=1, block=8), segments)
 
 
 @pytest.mark.parametrize("k", [0, 7])
@@ -388,6 +389,6 @@ def test_on_fake_tensors_the_same_bytes():
     for segments in ([], [2, 2, 2]):
         with FakeTensorMode(allow_non_fake_inputs=True):
             got, flops, _ = step(config, sequences, block, segments)
-        sizes = {"sequences": sequences, "block": block}
-        assert got == pytest.approx(activation_peak(config, segments, **sizes), rel=0.01)
-        assert flops == step_flops(config, segments, **sizes)
+        shape = Shape.of(config, sequences=sequences, block=block)
+        assert got == pytest.approx(activation_peak(shape, segments), rel=0.01)
+        assert flops == step_flops(shape, segments)

@@ -13,21 +13,41 @@ Transformer Models", 2022, section 4.1, https://arxiv.org/abs/2205.05198.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from dlcourse.models.gpt import GPTConfig
 from dlcourse.training.placement import check_segments
 
 FLOAT32 = 4  # bytes
 
 
-def layer_terms(config: GPTConfig, *, sequences: int, block: int) -> dict[str, int]:
-    """Bytes that one layer stores for backward, by the operator that reads them there.
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model and the batch it trains on: ``sequences`` of ``block`` tokens. Needs no torch."""
 
-    Args:
-        sequences: B.
-        block: T, tokens in a sequence.
-    """
-    C, H = config.n_embd, config.n_head
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    vocab_size: int = 256
+    sequences: int = 4
+    block: int = 128
+
+    @classmethod
+    def of(cls, config: Any, *, sequences: int, block: int) -> Shape:
+        """The shape of a ``GPTConfig``."""
+        names = ("n_layer", "n_head", "n_embd", "vocab_size")
+        sizes = {name: getattr(config, name) for name in names}
+        return cls(**sizes, sequences=sequences, block=block)
+
+    @property
+    def tokens(self) -> int:
+        """B T, of one step."""
+        return self.sequences * self.block
+
+
+def layer_terms(shape: Shape) -> dict[str, int]:
+    """Bytes that one layer stores for backward, by the operator that reads them there."""
+    C, H = shape.n_embd, shape.n_head
     values = {  # for each token
         "attention_norm": C + 2,  # its input, the stream; a mean and a scale
         "q, k, v": C,  # one input for all three
@@ -38,27 +58,22 @@ def layer_terms(config: GPTConfig, *, sequences: int, block: int) -> dict[str, i
         "gelu": 4 * C,
         "down": 4 * C,
     }
-    return {name: FLOAT32 * sequences * block * n for name, n in values.items()}
+    return {name: FLOAT32 * shape.tokens * n for name, n in values.items()}
 
 
-def layer_bytes(config: GPTConfig, *, sequences: int, block: int) -> int:
+def layer_bytes(shape: Shape) -> int:
     """What one layer stores: 4 B T (16 C + H + 4)."""
-    return sum(layer_terms(config, sequences=sequences, block=block).values())
+    return sum(layer_terms(shape).values())
 
 
-def quoted_layer_bytes(config: GPTConfig, *, sequences: int, block: int) -> float:
+def quoted_layer_bytes(shape: Shape) -> float:
     """The published formula: 16 bits a value, dropout, attention scores in memory."""
-    s, b, h, a = block, sequences, config.n_embd, config.n_head
+    s, b, h, a = shape.block, shape.sequences, shape.n_embd, shape.n_head
     return s * b * h * (34 + 5 * a * s / h)
 
 
 def activation_moments(
-    config: GPTConfig,
-    segments: Sequence[int] = (),
-    *,
-    sequences: int,
-    block: int,
-    early_stop: bool = False,
+    shape: Shape, segments: Sequence[int] = (), *, early_stop: bool = False
 ) -> dict[str, int]:
     """Bytes of activations at the moments that may be the highest of a step.
 
@@ -72,13 +87,13 @@ def activation_moments(
             does: it does not make the segment's result again.
 
     Raises:
-        ValueError: ``segments`` do not fit ``config.n_layer``.
+        ValueError: ``segments`` do not fit ``shape.n_layer``.
     """
-    check_segments(segments, config.n_layer)
-    C, V, tokens = config.n_embd, config.vocab_size, sequences * block
+    check_segments(segments, shape.n_layer)
+    C, V, tokens = shape.n_embd, shape.vocab_size, shape.tokens
     stream, logits = FLOAT32 * tokens * C, FLOAT32 * tokens * V
-    layer = layer_bytes(config, sequences=sequences, block=block)
-    stored = len(segments) * stream + (config.n_layer - sum(segments)) * layer
+    layer = layer_bytes(shape)
+    stored = len(segments) * stream + (shape.n_layer - sum(segments)) * layer
     last_norm = 2 * stream + FLOAT32 * tokens * 2
     # Backward of an MLP: two gradients, of the stream and of gelu's result; the one of a weight
     work = stream + 4 * stream + FLOAT32 * 4 * C * C
@@ -87,7 +102,7 @@ def activation_moments(
         "head": stored + last_norm + logits + stream + FLOAT32 * V * C,
         "embedding": stream + FLOAT32 * V * C,
     }
-    if sum(segments) < config.n_layer:
+    if sum(segments) < shape.n_layer:
         moments["layers"] = stored + work
     for i, size in enumerate(segments):
         result = 0 if early_stop else stream
@@ -95,43 +110,36 @@ def activation_moments(
     return moments
 
 
-def activation_peak(config: GPTConfig, segments: Sequence[int] = (), **sizes: int) -> int:
+def activation_peak(shape: Shape, segments: Sequence[int] = (), *, early_stop: bool = False) -> int:
     """Largest bytes of activations in a step. Arguments as for ``activation_moments``."""
-    return max(activation_moments(config, segments, **sizes).values())
+    return max(activation_moments(shape, segments, early_stop=early_stop).values())
 
 
-def selective_peak(config: GPTConfig, *, sequences: int, block: int) -> int:
+def selective_peak(shape: Shape) -> int:
     """The same where each layer keeps the results of its products and of attention.
 
     A layer then stores 11 C + H values a token: the stream, q, k, v, attention, proj, up and down.
     Norms and gelu, which cost next to nothing, are computed again.
     """
-    C, H, tokens = config.n_embd, config.n_head, sequences * block
-    stored = config.n_layer * (11 * C + H)
+    C, H, tokens = shape.n_embd, shape.n_head, shape.tokens
+    stored = shape.n_layer * (11 * C + H)
     again = C + 2 + C + 2 + 4 * C  # both norms and gelu; proj's result makes way for the stream
     layers = FLOAT32 * tokens * (stored + again + 5 * C) + FLOAT32 * 4 * C * C
-    loss = FLOAT32 * tokens * (stored + 2 * C + 2 + 3 * config.vocab_size)
+    loss = FLOAT32 * tokens * (stored + 2 * C + 2 + 3 * shape.vocab_size)
     return max(layers, loss)
 
 
-def step_flops(
-    config: GPTConfig,
-    segments: Sequence[int] = (),
-    *,
-    sequences: int,
-    block: int,
-    early_stop: bool = False,
-) -> int:
+def step_flops(shape: Shape, segments: Sequence[int] = (), *, early_stop: bool = False) -> int:
     """FLOPs of forward, backward and what is computed again. Products count, nothing else does.
 
     A layer's forward takes 24 B T C^2 for its matrices and 4 B T^2 C for attention; backward takes
     2 times that for matrices and 2.5 times for fused attention, which makes its scores again.
     """
-    check_segments(segments, config.n_layer)
-    C, tokens = config.n_embd, sequences * block
-    matrices, attention = 24 * tokens * C * C, 4 * tokens * block * C
-    head = 2 * tokens * C * config.vocab_size
-    step = config.n_layer * (3 * matrices + 7 * attention // 2) + 3 * head
+    check_segments(segments, shape.n_layer)
+    C, tokens = shape.n_embd, shape.tokens
+    matrices, attention = 24 * tokens * C * C, 4 * tokens * shape.block * C
+    head = 2 * tokens * C * shape.vocab_size
+    step = shape.n_layer * (3 * matrices + 7 * attention // 2) + 3 * head
     again = sum(segments) * (matrices + attention)
     if early_stop:  # the last product of a segment is not needed by its backward
         again -= len(segments) * 8 * tokens * C * C
