@@ -10,6 +10,7 @@ The words of lessons, exercises and claims are in `words_course.py`.
 
 from __future__ import annotations
 
+from dlcourse.panel.words_accumulation import ACCUMULATION_WORDS
 from dlcourse.panel.words_collectives import COLLECTIVES_WORDS
 from dlcourse.panel.words_course import COURSE_WORDS
 from dlcourse.panel.words_data_parallel import DATA_PARALLEL_WORDS
@@ -208,6 +209,7 @@ _TABLE: _Area = {
 }
 
 AREAS: dict[str, _Area] = {
+    "accumulation": ACCUMULATION_WORDS,
     "category": _CATEGORY,
     "collectives": COLLECTIVES_WORDS,
     "data_parallel": DATA_PARALLEL_WORDS,
