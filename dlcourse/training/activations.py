@@ -51,9 +51,9 @@ def layer_terms(shape: Shape) -> dict[str, int]:
     values = {  # for each token
         "attention_norm": C + 2,  # its input, the stream; a mean and a scale
         "q, k, v": C,  # one input for all three
-        "attention": 3 * C + C + H,  # q, k, v, the result; log of the sum of each row of scores
+        "attention": 3 * C + H,  # q, k and v; of each row of scores the log of its sum
+        "proj": C,  # attention's result, which attention's own backward reads as well
         "mlp_norm": C + 2,
-        "proj": 0,  # reads attention's result, which is stored already
         "up": C,
         "gelu": 4 * C,
         "down": 4 * C,
@@ -66,10 +66,23 @@ def layer_bytes(shape: Shape) -> int:
     return sum(layer_terms(shape).values())
 
 
-def quoted_layer_bytes(shape: Shape) -> float:
-    """The published formula: 16 bits a value, dropout, attention scores in memory."""
+def quoted_terms(shape: Shape) -> dict[str, float]:
+    """The published formula by the same operators: 2 bytes a value, dropout masks, all scores.
+
+    Together s b h (34 + 5 a s / h): 32 of the 34 are 16 values of 2 bytes, as here; two are masks.
+    """
     s, b, h, a = shape.block, shape.sequences, shape.n_embd, shape.n_head
-    return s * b * h * (34 + 5 * a * s / h)
+    each = {  # bytes for each of the s b h numbers of the stream
+        "attention_norm": 2,
+        "q, k, v": 2,
+        "attention": 6 + 5 * a * s / h,  # softmax's result 2, its mask 1, what dropout leaves 2
+        "proj": 2 + 1,  # and the mask of a dropout
+        "mlp_norm": 2,
+        "up": 2,
+        "gelu": 8,
+        "down": 8 + 1,
+    }
+    return {name: s * b * h * n for name, n in each.items()}
 
 
 def activation_moments(

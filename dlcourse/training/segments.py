@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
@@ -20,6 +21,19 @@ from dlcourse.training.placement import check_segments
 Checkpoint = Callable[..., Tensor]
 early_stop: Checkpoint = partial(torch_checkpoint, use_reentrant=False)  # torch's newer one
 reentrant: Checkpoint = partial(torch_checkpoint, use_reentrant=True)
+
+_ATTENTION = (
+    "flash_attention_for_cpu",
+    "flash_attention",
+    "efficient_attention",
+    "cudnn_attention",
+)
+# Matrix products and fused attention: nearly all of a model's FLOPs
+PRODUCTS = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    *(getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default for name in _ATTENTION),
+]
 
 
 class Segment(nn.Module):
