@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ACCUMULATION_WORDS: dict[str, tuple[str, str]] = {
-    "at_peak": ("메모리가 가장 많을 때", "at the peak of memory"),
+    "at_peak": ("메모리를 가장 많이 쓸 때", "at the peak of memory"),
     "layer": ("층, 비교한 것", "layer, and what is compared"),
     "layer.batch_norm": ("배치 정규화, 4 × 16과 1 × 64", "batch norm, 4 × 16 with 1 × 64"),
     "layer.dropout": ("드롭아웃, 4 × 16과 1 × 64", "dropout, 4 × 16 with 1 × 64"),
@@ -25,7 +25,10 @@ ACCUMULATION_WORDS: dict[str, tuple[str, str]] = {
     ),
     "no_sync.drift": ("스텝 뒤 랭크 간 차이", "drift between ranks after the step"),
     "no_sync.none": ("없음", "nothing"),
-    "no_sync.sent": ("보낸 양 (그래디언트의 배수)", "sent (times the gradients)"),
+    "no_sync.sent": (
+        "올리듀스에 넘긴 양 (그래디언트의 배수)",
+        "given to all-reduce (times the gradients)",
+    ),
     "off": ("그래디언트의 상대 오차", "relative error of the gradient"),
     "peer": ("값", "quantity"),
     "peer.activations": ("최대 메모리 때의 활성화값", "activations at the peak of memory"),
@@ -37,7 +40,7 @@ ACCUMULATION_WORDS: dict[str, tuple[str, str]] = {
     "same": ("파라미터의 최대 차이", "largest difference of a parameter"),
     "same.bits": ("비트까지 같은 파라미터", "parameters equal bit for bit"),
     "same.lr": ("차이 ÷ 학습률", "difference ÷ learning rate"),
-    "same.what": ("4 × 16과 1 × 64, 5스텝", "4 × 16 with 1 × 64, after 5 steps"),
+    "same.what": ("4 × 16과 1 × 64, {steps}스텝", "4 × 16 with 1 × 64, after {steps} steps"),
     "time.axis": ("스텝 시간 (1 × 64 = 1)", "time of a step (1 × 64 = 1)"),
     "time.title": (
         "4 × 16은 1 × 64의 {four:.2f}배, 8 × 8은 {most:.2f}배 걸립니다",

@@ -11,7 +11,7 @@
 # %% [markdown] lang="ko" en="63a7cc52"
 # # 09 그래디언트 누적(gradient accumulation): 큰 배치를 작게 나누어
 #
-# 논문의 설정은 배치 하나에 시퀀스 64개입니다. 그런데 GPU에는 16개까지만 들어갑니다. 어떻게 할까요?
+# 따라 하려는 학습 설정은 배치 하나에 시퀀스 64개입니다. 그런데 GPU에는 16개까지만 들어갑니다. 어떻게 할까요?
 #
 # 흔히 이렇게 조언합니다. 16개짜리 **마이크로배치**(micro-batch) 네 개의 그래디언트를 더해 두었다가 한 번만
 # 업데이트하라고요. "64개일 때와 똑같이 학습되고, 메모리는 16개만큼만 쓰고, 조금 느릴 뿐"이라고 합니다.
@@ -84,7 +84,7 @@ split(batch, batch, accumulate=5)
 #
 # 64개를 한꺼번에 넣고 한 스텝을 기록합니다. (Adam의 상태는 그 앞의 스텝에서 만들어 둡니다.)
 # %%
-# %%ranks --fast
+# %%ranks
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.training.accumulation import train
 from dlcourse.training.corpus import Corpus
@@ -100,7 +100,7 @@ def step(count):
 
 
 # %%
-# %%ranks 0 --fast
+# %%ranks 0
 step(1)
 # %%
 # %%ranks 0 --as whole
@@ -144,8 +144,8 @@ Table([t("accumulation.at_peak"), "1 × 64", "4 × 16"], rows)
 # So it is the memory of 16 *plus one copy of the gradients*, and accumulation never makes that copy
 # smaller. How far down can we go? Guess first what is left with 8 × 8.
 # %% [markdown] lang="ko" en="14dc9096"
-# 활성화값은 정확히 4분의 1입니다. 그런데 한 줄이 더 생겼습니다. **그래디언트**입니다. 배치가 하나라면 메모리가 가장
-# 많은 순간은 순전파가 끝날 때이고, 그때는 아직 그래디언트가 없습니다. 네 개로 나누면 두 번째 순전파를 하는 동안
+# 활성화값은 정확히 4분의 1입니다. 그런데 한 줄이 더 생겼습니다. **그래디언트**입니다. 배치가 하나라면 메모리를 가장
+# 많이 쓰는 순간은 순전파가 끝날 때이고, 그때는 아직 그래디언트가 없습니다. 네 개로 나누면 두 번째 순전파를 하는 동안
 # 지금까지의 합이 메모리에 남아 있습니다.
 #
 # 그래서 16개만큼의 메모리에 *그래디언트 한 벌*이 더해집니다. 누적으로는 이 한 벌을 줄일 수 없습니다. 메모리는
@@ -188,7 +188,7 @@ ledger_figure(dict(zip(labels, peaks, strict=True)), title=title)
 #
 # ## 두 번째 약속: 조금 느릴 뿐
 #
-# 곱셈 하나까지 계산량은 똑같습니다. 한 번의 실행 안에서 번갈아 가며 시간을 재 봅니다.
+# 계산량은 곱셈 하나까지 똑같습니다. 한 번의 실행 안에서 번갈아 가며 시간을 재 봅니다.
 # %%
 # %%ranks --fast
 import time
@@ -205,6 +205,7 @@ def race(turns=3):
 
 seconds = race() if rank == 0 else None
 # %%
+assert parts.throughput.flops == whole.throughput.flops > 0
 times = ranks["seconds"][0]
 ratios = dict(zip(labels, (taken / times[0] for taken in times), strict=True))
 title = t("accumulation.time.title", four=ratios["4 × 16"], most=ratios["8 × 8"])
@@ -261,17 +262,18 @@ rows = [
 bits, apart, lr = trials["AdamW, float32"]
 assert apart <= 0.05 * lr and trials["SGD, float32"][1] < 1e-5
 assert trials.get("AdamW, float64", (0, 0, 0))[1] < 1e-10
-Table([t(f"accumulation.same{key}") for key in (".what", ".bits", "", ".lr")], rows)
+heads = [t(f"accumulation.same{key}", steps=steps) for key in (".what", ".bits", "", ".lr")]
+Table(heads, rows)
 # %% [markdown] lang="en"
 # Not bit for bit: the same numbers are added in another order, so the last digit differs. That it is
-# rounding and nothing else, float64 shows: the difference falls by nine digits.
+# rounding and nothing else, float64 shows: the difference falls by about nine digits.
 #
 # Adam enlarges it. It divides a gradient by its own size. Where the true gradient is almost zero,
 # nothing but rounding is divided by nothing but rounding, and the result moves the parameter by some
 # percent of the learning rate. Hence the tolerance: 5% of `lr`.
-# %% [markdown] lang="ko" en="ce3a3d58"
+# %% [markdown] lang="ko" en="a38023be"
 # 비트까지 같지는 않습니다. 같은 수를 다른 순서로 더해서 마지막 자리가 달라집니다. 반올림일 뿐이라는 것은
-# float64가 보여 줍니다. 차이가 아홉 자리나 줄어듭니다.
+# float64가 보여 줍니다. 차이가 아홉 자리쯤 줄어듭니다.
 #
 # Adam은 이 차이를 키웁니다. 그래디언트를 자기 크기로 나누기 때문입니다. 진짜 그래디언트가 0에 가까우면 반올림
 # 오차를 반올림 오차로 나누게 되고, 파라미터가 학습률의 몇 %까지 움직일 수 있습니다. 그래서 `lr`의 5%까지
@@ -285,7 +287,7 @@ Table([t(f"accumulation.same{key}") for key in (".what", ".bits", "", ".lr")], r
 # ## 같지 않은 경우
 #
 # 앞의 논리는 손실이 서로 상관없는 시퀀스의 평균이라는 것이었습니다. 어떤 층에서 깨질까요? 실행하기 전에
-# 맞혀 보세요. 네 줄 가운데 어느 것이 다를까요?
+# 맞혀 보세요. 네 줄 가운데 어느 줄에서 차이가 날까요?
 # %%
 # %%ranks --fast
 def gradient(layer, count, seed=0):
