@@ -74,7 +74,7 @@ class FlatParameters:
 
     def mine(self, flat: Tensor) -> Tensor:
         """This rank's part of ``flat``. Shape: (world size * n,) -> (n,)."""
-        return flat.chunk(self.world_size)[self.rank]
+        return flat.view(self.world_size, -1)[self.rank]
 
     @torch.no_grad()
     def start_gather(self) -> None:
@@ -101,7 +101,7 @@ class FlatParameters:
             part = self.mine(self.grad)
             self.reducing = [reduce_scatter_single(part, self.grad, group=group, async_op=True)]
             return
-        parts, peers = self.grad.chunk(size), [(self.rank + k) % size for k in range(1, size)]
+        parts, peers = self.grad.view(size, -1), [(self.rank + k) % size for k in range(1, size)]
         self.inboxes = self.grad.new_empty(size - 1, self.shard.numel())
         receives = zip(self.inboxes, peers, strict=True)
         ops = [dist.P2POp(dist.irecv, inbox, group=group, group_peer=k) for inbox, k in receives]

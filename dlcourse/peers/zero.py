@@ -10,6 +10,7 @@ import time
 import warnings
 from importlib.util import find_spec
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -87,9 +88,11 @@ def shard_with_deepspeed(model: nn.Module, stage: int, *, micro_batch: int, lr: 
     # DeepSpeed calls collectives by the names they had before torch 2.13
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=AdamW(model.parameters(), lr=lr), config=config
-    )
+    optimizer = AdamW(model.parameters(), lr=lr)
+    # Stage 3 writes the numbers of every parameter into a message that it then does not print:
+    # slow, and once in about thirty times torch's `unbind` fails in the middle of it.
+    with patch.object(nn.Parameter, "__repr__", object.__repr__):
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
 
 
