@@ -14,6 +14,7 @@ from dlcourse.panel.words_accumulation import ACCUMULATION_WORDS
 from dlcourse.panel.words_collectives import COLLECTIVES_WORDS
 from dlcourse.panel.words_course import COURSE_WORDS
 from dlcourse.panel.words_data_parallel import DATA_PARALLEL_WORDS
+from dlcourse.panel.words_mixed import MIXED_WORDS
 from dlcourse.panel.words_pipeline import PIPELINE_WORDS
 from dlcourse.panel.words_plan import PLAN_WORDS
 from dlcourse.panel.words_start import START_WORDS
@@ -214,6 +215,7 @@ AREAS: dict[str, _Area] = {
     "collectives": COLLECTIVES_WORDS,
     "data_parallel": DATA_PARALLEL_WORDS,
     "figure": _FIGURE,
+    "mixed": MIXED_WORDS,
     "panel": _PANEL,
     "pipeline": PIPELINE_WORDS,
     "plan": PLAN_WORDS,
