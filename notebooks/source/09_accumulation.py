@@ -29,20 +29,20 @@ steps = 5
 #
 # ```mermaid
 # flowchart LR
-#   B[batch of 64] --> M1[16] & M2[16] & M3[16] & M4[16]
-#   M1 & M2 & M3 & M4 -- "backward, one after the other" --> G(("sum in .grad"))
+#   B[batch of 64] --> M1["1st: 16"] & M2["2nd: 16"] & M3["3rd: 16"] & M4["4th: 16"]
+#   M1 & M2 & M3 & M4 --> G(("add to<br>.grad"))
 #   G --> S[one optimizer step]
 # ```
 #
 # Rank 0 starts alone. The others join in later, and then it matters who sends what, and when.
-# %% [markdown] lang="ko" en="9fa0e6ef"
+# %% [markdown] lang="ko" en="06edc237"
 # 왜 될까요? 평균의 그래디언트는 그래디언트의 평균이기 때문입니다. 그리고 `backward()`는 `.grad`를 덮어쓰지
 # 않고 **더합니다**.
 #
 # ```mermaid
 # flowchart LR
-#   B[64개짜리 배치] --> M1[16] & M2[16] & M3[16] & M4[16]
-#   M1 & M2 & M3 & M4 -- "역전파, 하나씩 차례로" --> G((".grad에 더하기"))
+#   B[64개짜리 배치] --> M1["첫째: 16개"] & M2["둘째: 16개"] & M3["셋째: 16개"] & M4["넷째: 16개"]
+#   M1 & M2 & M3 & M4 --> G((".grad에<br>더하기"))
 #   G --> S[옵티마이저 스텝 한 번]
 # ```
 #
@@ -78,11 +78,13 @@ split(batch, batch, accumulate=5)
 # %% [markdown] lang="en"
 # ## First promise: the memory of 16
 #
-# One step with all 64 at once, recorded. (A step before it has made Adam's state.)
-# %% [markdown] lang="ko" en="2e580424"
+# One step with all 64 at once, recorded. (A step before it makes Adam's state.) From here on `1 × 64`
+# means one batch of 64, and `4 × 16` four micro-batches of 16.
+# %% [markdown] lang="ko" en="6b788c36"
 # ## 첫 번째 약속: 메모리는 16개만큼
 #
-# 64개를 한꺼번에 넣고 한 스텝을 기록합니다. (Adam의 상태는 그 앞의 스텝에서 만들어 둡니다.)
+# 64개를 한꺼번에 넣고 한 스텝을 기록합니다. (Adam의 상태는 그 앞의 스텝에서 만들어 둡니다.) 이제부터
+# `1 × 64`는 64개짜리 배치 하나, `4 × 16`은 16개짜리 마이크로배치 네 개를 뜻합니다.
 # %%
 # %%ranks
 from dlcourse.models.gpt import GPT, GPTConfig
@@ -281,13 +283,13 @@ Table(heads, rows)
 # %% [markdown] lang="en"
 # ## Where it is not the same
 #
-# The argument was: the loss is a mean over sequences that do not know of each other. Which layers
-# break that? Before you run it: which of these four rows will be off?
-# %% [markdown] lang="ko" en="7c66a362"
+# The argument was: the loss is a mean over rows that do not know of each other. Does a layer break
+# that? Guess before you run it: layer norm, batch norm, dropout?
+# %% [markdown] lang="ko" en="b5ba544c"
 # ## 같지 않은 경우
 #
-# 앞의 논리는 손실이 서로 상관없는 시퀀스의 평균이라는 것이었습니다. 어떤 층에서 깨질까요? 실행하기 전에
-# 맞혀 보세요. 네 줄 가운데 어느 줄에서 차이가 날까요?
+# 앞의 논리는 손실이 서로 상관없는 행들의 평균이라는 것이었습니다. 이것을 깨뜨리는 층이 있을까요? 층 정규화, 배치
+# 정규화, 드롭아웃 가운데 어느 것일지 실행하기 전에 맞혀 보세요.
 # %%
 # %%ranks --fast
 def gradient(layer, count, seed=0):
@@ -356,10 +358,11 @@ assert set(ranks["mean_of_all"]) == {2.5}
 # %% [markdown] lang="en"
 # A mean of means. The lonely target counted three times as much as it should. The cure: every
 # micro-batch gives its *sum*, and all sums are divided by one number, counted **before** the first
-# backward:
-# %% [markdown] lang="ko" en="8e09f336"
+# backward. (A model with `no_sync` lives in several ranks: then all of them count together.)
+# %% [markdown] lang="ko" en="effdaba8"
 # 평균의 평균입니다. 혼자 있던 타깃이 세 배나 크게 세어졌습니다. 고치는 방법은 이렇습니다. 마이크로배치마다 *합*을
-# 내고, 모두 같은 수로 나눕니다. 그 수는 첫 역전파 **전에** 세어 두어야 합니다.
+# 내고, 모두 같은 수로 나눕니다. 그 수는 첫 역전파 **전에** 세어 두어야 합니다. (모델에 `no_sync`가 있으면 랭크가
+# 여러 개이므로 모든 랭크의 타깃을 함께 셉니다.)
 # %%
 show("dlcourse.training.accumulation:backward_by_tokens")
 # %%
@@ -545,16 +548,16 @@ claim(
 # ## Exercises
 #
 # Fill in the stub, run it, run the check. `hint("09.accumulate")` helps step by step;
-# `solution("09.accumulate")` shows one answer (import both from `dlcourse`).
+# `solution("09.accumulate")` shows one answer.
 #
 # **1. `09.accumulate`** (3 minutes). `parts` are micro-batches of equal size, `model(x, y)` is a mean
 # loss. Leave the gradient of the whole batch in `.grad` and return its mean loss. Target: never more
 # activations than those of one micro-batch.
-# %% [markdown] lang="ko" en="ef7e7034"
+# %% [markdown] lang="ko" en="451bbf2e"
 # ## 연습 문제
 #
 # 빈 곳을 채워 실행하고 check 셀을 실행하세요. `hint("09.accumulate")`는 한 단계씩 도와주고,
-# `solution("09.accumulate")`은 답 하나를 보여 줍니다(둘 다 `dlcourse`에서 가져옵니다).
+# `solution("09.accumulate")`은 답 하나를 보여 줍니다.
 #
 # **1. `09.accumulate`** (3분). `parts`는 크기가 같은 마이크로배치들이고 `model(x, y)`는 평균 손실입니다. 배치
 # 전체의 그래디언트를 `.grad`에 남기고 평균 손실을 돌려주세요. 목표: 활성화값은 언제나 마이크로배치 하나만큼만 있어야
