@@ -216,15 +216,15 @@ bars_figure(labels, list(ratios.values()), axis=axis, title=title, unit="×", re
 # %% [markdown] lang="en"
 # On a CPU, 4 × 16 may cost nothing at all. But the smaller the pieces, the thinner the matrices, and
 # every operator's fixed cost is paid once more for each piece. The ratio is the machine's, not the
-# method's: a GPU, which wants large matrices, loses more.
+# method's: yours may differ, and from run to run, too.
 #
 # ## Third promise: exactly the same
 #
 # A smaller GPT, trained both ways, with two optimizers and two number formats. How many parameters
 # are equal **bit for bit** at the end?
-# %% [markdown] lang="ko" en="2b456fc2"
+# %% [markdown] lang="ko" en="37a75eaa"
 # CPU에서는 4 × 16이 거의 느려지지 않기도 합니다. 하지만 조각이 작을수록 행렬이 얇아지고, 연산마다 드는 고정 비용을
-# 조각 수만큼 치릅니다. 이 비율은 방법이 아니라 컴퓨터가 정합니다. 큰 행렬을 좋아하는 GPU라면 더 많이 느려집니다.
+# 조각 수만큼 치릅니다. 이 비율은 방법이 아니라 컴퓨터가 정합니다. 컴퓨터마다, 실행할 때마다 조금씩 다릅니다.
 #
 # ## 세 번째 약속: 똑같이 학습된다
 #
@@ -620,17 +620,17 @@ check("09.ddp")
 # %% [markdown] lang="en"
 # ## On a GPU cluster
 #
-# A GPU wants large matrices: with micro-batches too small it idles, and "a little slower" becomes
-# much slower. So take the *largest* micro-batch that fits, then accumulate.
+# A GPU wants large matrices: with micro-batches too small it idles, and "a little slower" may become
+# much slower (not measured here). So take the *largest* micro-batch that fits, then accumulate.
 #
 # With many GPUs accumulation saves something else: messages. One all-reduce a step, not one for each
 # micro-batch, matters when nodes are joined by a network. No GPU run is recorded here yet. Derived
 # only: for 7 billion parameters in 16 bits, the gradients' GB, and GB sent a step by each of 64 GPUs
 # with 8 micro-batches, without `no_sync()` and with it.
-# %% [markdown] lang="ko" en="d9cdf5af"
+# %% [markdown] lang="ko" en="3cd85eec"
 # ## GPU 클러스터에서는
 #
-# GPU는 큰 행렬을 좋아합니다. 마이크로배치가 너무 작으면 GPU가 놀아서 "조금" 느린 정도가 아니게 됩니다. 그래서
+# GPU는 큰 행렬을 좋아합니다. 마이크로배치가 너무 작으면 GPU가 놀아서 "조금" 느린 정도가 아닐 수 있습니다(여기서는 재지 않았습니다). 그래서
 # 들어가는 *가장 큰* 마이크로배치를 고른 다음 누적합니다.
 #
 # GPU가 많으면 누적이 아껴 주는 것이 또 있습니다. 메시지입니다. 마이크로배치마다가 아니라 스텝마다 한 번만 올리듀스하면
