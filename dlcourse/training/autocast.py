@@ -47,9 +47,12 @@ SUMS_AND_POWERS = _names(
     "softmax log_softmax softmin layer_norm group_norm norm sum cumsum cumprod exp expm1 log log2 "
     "log10 log1p pow __pow__ reciprocal rsqrt acos asin cosh sinh tan erfinv"
 )
-WIDEST = _names("cat stack concat addcmul addcdiv cross dot tensordot index_put")
-# A CPU's kernels add up in float32 inside, so its list is shorter.
+# A CPU's kernels add up in float32 inside, so its lists are shorter.
 FLOAT32 = {"cpu": LOSSES, "cuda": LOSSES | SUMS_AND_POWERS}
+WIDEST = {
+    "cpu": _names("cat stack concat"),
+    "cuda": _names("cat stack concat addcmul addcdiv cross dot tensordot index_put"),
+}
 
 
 class Autocast(TorchFunctionMode):
@@ -71,7 +74,8 @@ class Autocast(TorchFunctionMode):
         super().__init__()
         check_precision(dtype, device_type)
         self.device_type, self.dtype, self.cache = device_type, dtype, cache
-        self.float32 = FLOAT32["cpu" if device_type == "cpu" else "cuda"]
+        lists = "cpu" if device_type == "cpu" else "cuda"
+        self.float32, self.widest = FLOAT32[lists], WIDEST[lists]
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # the parameter is held: its id stays
 
     def __torch_function__(
@@ -82,7 +86,7 @@ class Autocast(TorchFunctionMode):
             dtype = self.dtype
         elif name in self.float32:
             dtype = torch.float32
-        elif name in WIDEST:
+        elif name in self.widest:
             found = [x.dtype for x in tree_iter((args, kwargs)) if self._converts(x)]
             dtype = torch.float32 if torch.float32 in found else self.dtype
         else:

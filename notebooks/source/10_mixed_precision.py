@@ -93,13 +93,13 @@ F.linear(x.to(torch.bfloat16), weight)
 # %% source="dlcourse.training.autocast:Autocast"
 # %% [markdown] lang="en"
 # Three lists: `LOW` (whatever multiplies), `self.float32` (losses; on CUDA also softmax, norms, sums
-# and powers), `WIDEST`. The rest runs in what it gets. Note `copies`: the 16-bit copy of a weight is
+# and powers), `self.widest` (`cat` and the like). The rest runs in what it gets. Note `copies`: the 16-bit copy of a weight is
 # kept, and it takes room.
 #
 # Now run a GPT, once in ours, once in `torch.autocast`, and write down each operator's types:
-# %% [markdown] lang="ko" en="00d955d7"
+# %% [markdown] lang="ko" en="b1937990"
 # 목록은 세 가지입니다. `LOW`(곱하는 것), `self.float32`(손실. CUDA에서는 softmax, 정규화, 합, 거듭제곱도),
-# `WIDEST`. 나머지는 받은 자료형 그대로 돕니다. `copies`도 눈여겨보세요. 가중치의 16비트 복사본을 들고 있으니
+# `self.widest`(`cat` 등). 나머지는 받은 자료형 그대로 돕니다. `copies`도 눈여겨보세요. 가중치의 16비트 복사본을 들고 있으니
 # 자리를 차지합니다.
 #
 # 이제 GPT를 한 번은 우리 것으로, 한 번은 `torch.autocast`로 돌리며 연산자마다 자료형을 적습니다.
@@ -197,10 +197,10 @@ def live_bytes():
 def memory_of(way):
     idle = live_bytes()
     model, optimizer = prepare(GPT().to(device), way)
-    for _ in range(2):
+    for data in (few, batch):
         autocast = Autocast(kind) if way == "autocast" else None
         with Recorder(rank, world_size) as recorder:
-            mixed_step(model, batch, optimizer, autocast=autocast)
+            mixed_step(model, data, optimizer, autocast=autocast)
     found = recorder.record["memory"]
     found = [found["end"], found["at_peak"]]
     return [{name: n - idle[name] for name, n in sizes.items()} for sizes in found]
