@@ -38,8 +38,8 @@ MIXED_WORDS: dict[str, tuple[str, str]] = {
     "kept.mlp_in": ("MLP의 입력", "input of the MLP"),
     "kept.qkv": ("q, k, v", "q, k, v"),
     "kept.qkv_in": ("q, k, v의 입력", "input of q, k and v"),
+    "kept.stream": ("블록 사이의 흐름, 두 번", "the stream between blocks, twice"),
     "kept.together": ("합계", "together"),
-    "kept.x": ("블록 사이의 흐름, 두 번", "the stream between blocks, twice"),
     "large": (
         "GPT-2 Large: 배치를 키워도 autocast는 {autocast}, 마스터 가중치는 {master}까지만 "
         "줄어듭니다",

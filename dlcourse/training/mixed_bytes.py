@@ -1,16 +1,7 @@
 """Where the bytes of mixed precision are: formulas for one rank, by category, without torch.
 
-For the GPT of ``dlcourse.models.gpt`` with torch's fused attention. What autograd keeps for one
-token in one block, in numbers of width C (two norms keep 4 numbers and attention 1 a head besides):
-
-                              float32   autocast   all in 16 bits
-    residual stream, twice    2 x 4C     2 x 4C        2 x 2C      inputs of the two norms
-    input of q, k and v           4C     3 x 2C            2C      autocast converts it three times
-    q, k, v                   3 x 4C     3 x 2C        3 x 2C
-    output of attention           4C         2C            2C
-    input of the MLP              4C         2C            2C
-    its hidden layer, twice  2 x 16C     2 x 8C        2 x 8C      before and after GELU
-    together                     64C        40C           32C
+For the GPT of ``dlcourse.models.gpt`` with torch's fused attention. ``KEPT`` is what autograd keeps
+for one token in one block.
 
 Source: counted as in Korthikanti et al., "Reducing Activation Recomputation in Large Transformer
 Models", MLSys 2023, section 4.1, with the operators of this model.
@@ -27,6 +18,16 @@ _STATES = {  # parameter, gradient, optimizer state
     "autocast": (4, 4, 8),
     "master": (2, 2, 12),
     "bfloat16": (2, 2, 4),
+}
+
+# Bytes, as multiples of the width C: in float32, under autocast, with all in 16 bits
+KEPT = {
+    "stream": (8, 8, 4),  # residual stream, twice: the inputs of the two norms
+    "qkv_in": (4, 6, 2),  # autocast converts it three times, and each copy is kept
+    "qkv": (12, 6, 6),
+    "attention": (4, 2, 2),  # its output, which the projection reads
+    "mlp_in": (4, 2, 2),
+    "hidden": (32, 16, 16),  # 4C wide, before and after GELU
 }
 
 
@@ -55,7 +56,9 @@ def activation_bytes(sizes: Mapping[str, int], *, tokens: int, way: str) -> int:
     """
     C, H, V, L = (sizes[name] for name in ("n_embd", "n_head", "vocab_size", "n_layer"))
     wide = 4 if _known(way) in ("float32", "autocast") else 2  # residual stream, norms, the loss
-    block = {"float32": 64, "autocast": 40}.get(way, 32) * C + 4 * H + 4 * wide
+    column = {"float32": 0, "autocast": 1}.get(way, 2)
+    block = sum(row[column] for row in KEPT.values()) * C
+    block += 4 * H + 4 * wide  # a number for each head, and two for each norm
     last = wide * C + (4 if way == "float32" else 2) * C + 2 * wide  # the norm after the blocks
     loss = 3 * wide * V  # probabilities, and the gradients of two steps back from the loss
     return tokens * (L * block + last + loss) + weight_copies(sizes, way)

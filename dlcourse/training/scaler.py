@@ -45,17 +45,7 @@ class LossScaler:
         growth_interval: int = 2000,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        for name, value, allowed in (
-            ("init_scale", init_scale, 0 < init_scale < float("inf")),
-            ("growth_factor", growth_factor, growth_factor > 1),
-            ("backoff_factor", backoff_factor, 0 < backoff_factor < 1),
-            ("growth_interval", growth_interval, growth_interval >= 1),
-        ):
-            if not allowed:
-                raise ValueError(
-                    f"{name}={value} is not allowed: give init_scale above 0, growth_factor above "
-                    "1, backoff_factor between 0 and 1, growth_interval from 1 on"
-                )
+        check_factors(init_scale, growth_factor, backoff_factor, growth_interval)
         self._scale = float(init_scale)
         self.growth_factor, self.backoff_factor = growth_factor, backoff_factor
         self.growth_interval, self.process_group = growth_interval, process_group
@@ -80,17 +70,17 @@ class LossScaler:
         """
         if self.found_inf is not None:
             raise RuntimeError("unscale_() was called before in this step: call update() first")
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        grads = [grad for grad in grads if grad is not None]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        grads = [p.grad for p in parameters if p.grad is not None]
         if any(grad.dtype == torch.float16 for grad in grads):
             raise ValueError(
                 "the parameters are torch.float16, so gradients are, too: keep the parameters in "
                 "float32 and let autocast convert them, or use bfloat16, which needs no scaler"
             )
+        found = torch.zeros((), device=parameters[0].device)
         for grad in grads:
             grad.mul_(1 / self._scale)
-        bad = [(~grad.isfinite()).any() for grad in grads]
-        found = torch.stack(bad).any().float() if bad else torch.zeros(())
+            found += ~grad.isfinite().all()
         if self.process_group is not None:  # one rank's infinity is every rank's
             dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.process_group)
         self.found_inf = bool(found)
@@ -119,3 +109,19 @@ class LossScaler:
             if self._scale * self.growth_factor < 2.0**128:  # float32 ends there
                 self._scale *= self.growth_factor
         self.found_inf = None
+
+
+def check_factors(
+    init_scale: float, growth_factor: float, backoff_factor: float, growth_interval: int
+) -> None:
+    for name, value, allowed in (
+        ("init_scale", init_scale, 0 < init_scale < float("inf")),
+        ("growth_factor", growth_factor, growth_factor > 1),
+        ("backoff_factor", backoff_factor, 0 < backoff_factor < 1),
+        ("growth_interval", growth_interval, growth_interval >= 1),
+    ):
+        if not allowed:
+            raise ValueError(
+                f"{name}={value} is not allowed: give init_scale above 0, growth_factor above 1, "
+                "backoff_factor between 0 and 1, growth_interval from 1 on"
+            )

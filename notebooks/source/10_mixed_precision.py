@@ -50,7 +50,7 @@ from dlcourse.panel.ledger import ledger_figure
 from dlcourse.panel.strings import t
 from dlcourse.panel.tables import Table
 from dlcourse.plan.scale import MODELS
-from dlcourse.training.mixed_bytes import WAYS, activation_bytes, state_bytes, weight_copies
+from dlcourse.training.mixed_bytes import KEPT, WAYS, activation_bytes, state_bytes, weight_copies
 
 lesson(lang=lang, name="10_mixed_precision")
 ranks = Ranks(num_ranks, device=device)
@@ -227,10 +227,8 @@ ledger_figure(rows, title=t("mixed.peak", **{way: f"{share[way]:.0%}" for way in
 # 모델 상태에서는 한 바이트도 줄지 않았습니다. 파라미터, 그래디언트, Adam의 모멘트가 모두 float32 그대로입니다.
 # 활성화값은 4분의 3으로 줄었습니다. 까닭은 이렇습니다.
 # %%
-keep = {"x": (8, 8, 4), "qkv_in": (4, 6, 2), "qkv": (12, 6, 6), "attention": (4, 2, 2)}
-keep |= {"mlp_in": (4, 2, 2), "hidden": (32, 16, 16)}
-rows = [[t(f"mixed.kept.{name}"), *(f"{n}C" for n in each)] for name, each in keep.items()]
-together = [sum(column) for column in zip(*keep.values(), strict=True)]
+rows = [[t(f"mixed.kept.{name}"), *(f"{n}C" for n in each)] for name, each in KEPT.items()]
+together = [sum(column) for column in zip(*KEPT.values(), strict=True)]
 rows.append([t("mixed.kept.together"), *(f"{n}C" for n in together)])
 heads = [t("mixed.kept"), *(t(f"mixed.way.{way}") for way in ("float32", "autocast", "bfloat16"))]
 Table(heads, rows, caption=t("mixed.copies", share=weight_copies(sizes, "autocast") / acts["autocast"]))
@@ -296,14 +294,14 @@ best = {way: f"{min(ratios[way]):.0%}" for way in ("autocast", "master")}
 axes = {"x_title": t("mixed.axis.batch"), "y_title": t("mixed.axis.share")}
 sweep_figure(batches, curves, **axes, log_x=True, y_unit="%", title=t("mixed.large", **best))
 # %% [markdown] lang="en"
-# Only pure bfloat16 is at 50%, the one that forgets small steps. The others come near with a batch so
-# large that states no longer count.
+# Only pure bfloat16 is at 50%, the one that forgets small steps. The others fall as activations outweigh
+# states. With one sequence, autocast even needs *more* than float32: the copies of all weights.
 #
 # Now float16, and its other weakness. Gradients are small: the loss is a mean over all tokens. Multiply
 # the loss by a scale, and count which gradients become 0, and which infinite:
-# %% [markdown] lang="ko" en="26305c2a"
-# 50%에 이르는 것은 작은 걸음을 잊어버리는 순수 bfloat16뿐입니다. 나머지는 모델 상태가 무시될 만큼 배치가
-# 커야 그 근처에 갑니다.
+# %% [markdown] lang="ko" en="8af50042"
+# 50%인 것은 작은 걸음을 잊어버리는 순수 bfloat16뿐입니다. 나머지는 배치가 커져 활성화값의 비중이 늘어야
+# 줄어듭니다. 시퀀스가 하나면 autocast는 float32보다 *더* 씁니다. 모든 가중치의 복사본 때문입니다.
 #
 # 이제 float16의 다른 약점을 봅시다. 손실은 모든 토큰의 평균이라 그래디언트가 작습니다. 손실에 스케일을 곱하고
 # 그래디언트 가운데 몇이 0이 되고 몇이 무한대가 되는지 셉니다.
