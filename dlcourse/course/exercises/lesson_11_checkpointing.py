@@ -135,6 +135,7 @@ def check_place(place, rank, world_size):
         got = peak(n, cost, segments)
         key = "sum" if sum(segments) < n - max(segments, default=0) else "too_high"
         values = {"got": f"{got:.1f}", "want": f"{target:.1f}", "longest": max(segments, default=0)}
+        values |= {"count": len(segments)}
         missing = n - sum(segments)
         findings.append(expect(case, got <= target, key, **values, missing=missing, cost=cost))
     return findings
@@ -153,10 +154,10 @@ PLACE = Exercise(
     num_ranks=1,
     time_limit=40.0,
     cases={
-        "square": {"ko": "36층, 입력의 1배", "en": "36 layers that store 1 times their input"},
-        "rest": {"ko": "30층, 입력의 1배", "en": "30 layers that store 1 times their input"},
-        "costly": {"ko": "12층, 입력의 12배", "en": "12 layers that store 12 times their input"},
-        "middle": {"ko": "32층, 입력의 2배", "en": "32 layers that store twice their input"},
+        "square": {"ko": "36층, 입력의 1배", "en": "36 layers, each stores its input"},
+        "rest": {"ko": "30층, 입력의 1배", "en": "30 layers, each stores its input"},
+        "costly": {"ko": "12층, 입력의 12배", "en": "12 layers, each stores 12 times its input"},
+        "middle": {"ko": "32층, 입력의 2배", "en": "32 layers, each stores twice its input"},
     },
     messages={
         "no_placement": {
@@ -164,10 +165,10 @@ PLACE = Exercise(
             "en": "{got}: must be a list of whole numbers from 1 on that add up to {n} at most",
         },
         "too_high": {
-            "ko": "최대 메모리가 입력의 {got}배이고 목표는 {want}배입니다. 가장 긴 구간은 "
-            "{longest}층이고, 층 하나가 입력의 {cost}배를 저장합니다",
-            "en": "the peak is {got} inputs, the target {want}. Your longest segment has {longest} "
-            "layers, and each stores {cost} inputs when it comes alive",
+            "ko": "최대 메모리가 입력의 {got}배이고 목표는 {want}배입니다. 구간 {count}개가 입력을 하나씩 "
+            "저장하고, 가장 긴 구간은 {longest}층 × {cost}배가 한꺼번에 되살아납니다",
+            "en": "the peak is {got} inputs, the target {want}: {count} segments store an input "
+            "each, and the longest brings {longest} layers × {cost} inputs alive at once",
         },
         "sum": {
             "ko": "최대 메모리가 입력의 {got}배이고 목표는 {want}배입니다. 체크포인트 밖에 남은 층 "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import linecache
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ def pack(names: Sequence[str], namespace: Mapping[str, Any] | None = None) -> di
         if not callable(found[name]):
             return {"problem": "not_callable", "name": name, "kind": type(found[name]).__name__}
     try:
-        payload = cloudpickle.dumps([found[name] for name in names])
+        payload = _dumps([found[name] for name in names])
     except Exception as error:  # pickling runs code of any object that is referred to
         return {"problem": "not_sendable", "name": ", ".join(names), "error": str(error)}
     sources = {
@@ -32,6 +33,32 @@ def pack(names: Sequence[str], namespace: Mapping[str, Any] | None = None) -> di
         for code in _codes(found[name])
     }
     return {"payload": payload, "sources": sources}
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Sends torch's operators as well, such as ``torch.ops.aten.mm.default``: by their names."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj).__module__ == "torch._ops":
+            # "torch.ops" and "torch.ops.aten" are modules, "aten.mm.default" is an operator
+            name = obj.__name__ if isinstance(obj, type(sys)) else f"torch.ops.{obj}"
+            return _operator, (name,)
+        return super().reducer_override(obj)
+
+
+def _operator(name: str) -> Any:
+    import torch
+
+    found: Any = torch
+    for part in name.split(".")[1:]:
+        found = getattr(found, part)
+    return found
+
+
+def _dumps(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return buffer.getvalue()
 
 
 def judge(
