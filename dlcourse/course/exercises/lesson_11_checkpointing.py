@@ -165,8 +165,8 @@ PLACE = Exercise(
             "en": "{got}: must be a list of whole numbers from 1 on that add up to {n} at most",
         },
         "too_high": {
-            "ko": "최대 메모리가 입력의 {got}배이고 목표는 {want}배입니다. 구간 {count}개가 입력을 하나씩 "
-            "저장하고, 가장 긴 구간은 {longest}층 × {cost}배가 한꺼번에 되살아납니다",
+            "ko": "최대 메모리가 입력의 {got}배이고 목표는 {want}배입니다. 구간 {count}개가 입력을 "
+            "하나씩 저장하고, 가장 긴 구간은 {longest}층 × {cost}배가 한꺼번에 되살아납니다",
             "en": "the peak is {got} inputs, the target {want}: {count} segments store an input "
             "each, and the longest brings {longest} layers × {cost} inputs alive at once",
         },
