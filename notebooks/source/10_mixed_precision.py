@@ -532,7 +532,7 @@ Table([t("mixed.type"), t("mixed.units"), t("mixed.time")], rows)
 claim(
     "D2",
     backward=100 - backward_in_32,
-    states=kept["autocast"] / kept["float32"] * 16,
+    states=kept["autocast"] / num_parameters,
     autocast=100 * share["autocast"],
     master=100 * share["master"],
     bfloat16=100 * share["bfloat16"],

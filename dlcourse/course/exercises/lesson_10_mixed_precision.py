@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 from dlcourse.course.exercises import Exercise, expect, expect_calls, expect_sent, measured
@@ -278,6 +279,8 @@ def check_clip(clipped_step, rank, world_size):
             got, want = weight.detach(), -values * min(1.0, 1.0 / true)
             off = abs(float(norm) - true) > 1e-3 * true
             key = "scaled_norm" if abs(float(norm) - 1024 * true) < true else "norm"
+            if abs(float(norm) - (values + 77 / 1024).norm().item()) < 1e-3:
+                key = "leftover"
             findings.append(
                 expect(case, not off, key, got=f"{float(norm):.4g}", want=f"{true:.4g}")
             )
@@ -315,6 +318,10 @@ CLIP = Exercise(
         "scaled_norm": {
             "ko": "노름 {got}은(는) 스케일이 곱해진 값입니다. 진짜 노름은 {want}입니다",
             "en": "a norm of {got} is that of scaled gradients; the true one is {want}",
+        },
+        "leftover": {
+            "ko": "노름이 {got}입니다. 지난 스텝의 그래디언트가 섞여 있습니다. 없으면 {want}입니다",
+            "en": "the norm is {got}: gradients of the step before are in it; without, {want}",
         },
         "norm": {
             "ko": "노름이 {got}입니다. {want}이어야 합니다",
@@ -375,6 +382,11 @@ def _storm():
     return steps + [(0, inf)] * 30 + quiet * 90 + [(1, inf)] + quiet * 3
 
 
+def _power(scale):
+    exponent = math.log2(scale) if 0 < scale < math.inf else 0.5
+    return f"2^{exponent:.0f}" if exponent.is_integer() else f"{scale:g}"
+
+
 def check_scaler(Scaler, rank, world_size):
     import torch
 
@@ -414,12 +426,11 @@ def check_scaler(Scaler, rank, world_size):
             expect(
                 case,
                 got == want,
-                "scale",
+                "after_good" if ok else "after_bad",
                 step=number,
-                got=f"{got:g}",
-                want=f"{want:g}",
-                before=f"{before:g}",
-                what="good" if ok else "bad",
+                got=_power(got),
+                want=_power(want),
+                before=_power(before),
             )
         )
         if got != want or bool(good) != ok:
@@ -481,12 +492,15 @@ SCALER = Exercise(
             "ko": "스텝 {step}: 그래디언트를 제자리에서 그때의 스케일로 나눠야 합니다",
             "en": "step {step}: divide the gradients in place by the scale that they carry",
         },
-        "scale": {
-            "ko": "스텝 {step} ({what}) 뒤의 스케일이 {before}에서 {got}이(가) 되었습니다. "
-            "{want}이어야 "
-            "합니다",
-            "en": "after step {step} ({what}) the scale went from {before} to {got}; it should be "
-            "{want}",
+        "after_good": {
+            "ko": "멀쩡한 스텝 {step} 뒤의 스케일: {before}에서 {got}, 정답은 {want}",
+            "en": "after step {step}, a good one, the scale went from {before} to {got}; it should "
+            "be {want}",
+        },
+        "after_bad": {
+            "ko": "나쁜 스텝 {step} 뒤의 스케일: {before}에서 {got}, 정답은 {want}",
+            "en": "after step {step}, a bad one, the scale went from {before} to {got}; it should "
+            "be {want}",
         },
     },
     solution=_SCALER,
