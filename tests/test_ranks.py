@@ -95,6 +95,17 @@ def test_recorded_cell_fills_last(ranks):
     assert [(c["op"], c["bytes"]) for (c,) in calls] == [("all_reduce", 4000)] * 4
 
 
+def test_a_recorded_cell_knows_what_an_unrecorded_one_has_left(ranks):
+    """Also when it is slow to look for it, which is otherwise not done in every cell."""
+    ranks.cell("much = [[i] for i in range(500_000)]")
+    ranks.cell("pass")  # looks at all of it
+    ranks.cell("left = torch.ones(1_000_000)", record=False)
+    ranks.cell("pass")
+    held = [rank["end"]["other"] for rank in ranks.last.memory.ranks]
+    ranks.cell("del much, left", record=False)
+    assert min(held) >= 4_000_000
+
+
 def test_each_rank_has_its_share_of_the_cores(ranks):
     assert (
         ranks.run(lambda: __import__("torch").get_num_threads()) == [limits.threads_per_rank(4)] * 4

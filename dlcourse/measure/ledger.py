@@ -72,6 +72,7 @@ class Ledger:
         totals: live bytes, one number a category, in the order of `CATEGORIES`.
         total: their sum.
         window_end: ns at which the next point of the series is due.
+        unseen: set it when something ran that was not recorded: storages may have come to be.
         peak: largest total since `reset`; `at_peak` its categories; `peaks` each one's own.
     """
 
@@ -89,6 +90,7 @@ class Ledger:
         self.stepping: optim.Optimizer | None = None  # its state is looked up at each new peak
         self._hooking = False
         self._asking = False
+        self.unseen = False
         self._states_seen = 0
         self._swept_at, self._sweep_cost = -1e9, 0.0
         self.reset(time.monotonic_ns())
@@ -410,12 +412,14 @@ class Ledger:
         """Adopt storages that came to be where nobody looked: in cells that were not recorded.
 
         Walks the objects that Python's garbage collector knows. A rank is forked from a
-        process that froze its objects (`gc.freeze`), so these are the learner's. Never
-        takes more than about 5% of the time: where it is slow it is not done in every cell.
+        process that froze its objects (`gc.freeze`), so these are the learner's. Where nothing
+        has run unseen since the last time (`unseen`), it never takes more than about 5% of the
+        time: where it is slow it is not done in every cell.
         """
         now = time.monotonic()
-        if now - self._swept_at < 20 * self._sweep_cost:
+        if not self.unseen and now - self._swept_at < 20 * self._sweep_cost:
             return
+        self.unseen = False
         kinds: dict[type, int] = {}
         tensors, optimizers = [], []
         for thing in gc.get_objects():

@@ -193,6 +193,8 @@ class Rank:
         try:
             if record:
                 self.recorder.start()
+            else:
+                self.recorder.ledger.unseen = True
             if message["kind"] == "cell":
                 outcome |= self._cell(message["source"], message["filename"])
             else:
