@@ -402,6 +402,29 @@ def test_torchs_pipeline_trains_the_same(run):
         assert "tie_embeddings=True does not work in torch's pipeline" in message
 
 
+def in_deepspeed():
+    config, batches = GPTConfig(n_layer=8, **SMALL), Corpus()
+    alone = loop.train(GPT(config), batches, steps=3, batch_size=16, block=8, lr=LR)
+    theirs = torch_peer.DeepSpeedPipeline(GPT(config), 8, batch_size=16, lr=LR)
+    steps = (batches.batch(step, micro_batch=16, block=8) for step in range(3))
+    losses = [theirs.train_step(*batch).item() for batch in steps]
+    held = sum(p.numel() for p in theirs.engine.module.parameters())
+    try:
+        torch_peer.DeepSpeedPipeline(GPT(config), 3, batch_size=16)
+    except ValueError as error:
+        return alone, losses, held, str(error)
+
+
+@on_ranks(4)
+def test_deepspeeds_pipeline_trains_the_same(run):
+    found = run(in_deepspeed)
+    for alone, losses, _, message in found:
+        assert losses == pytest.approx(alone, abs=FLOAT32["losses"])
+        assert message.startswith("batch_size=16 cannot be cut into 3 equal parts")
+    whole = GPT(GPTConfig(n_layer=8, **SMALL)).num_parameters()
+    assert sum(held for _, _, held, _ in found) == whole  # each layer in one rank only
+
+
 def imposed(name, seconds):
     found = run_imposed(name, seconds, 8, shape=(4,))
     schedule = make_schedule(name, 4, 8)

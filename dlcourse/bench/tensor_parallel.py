@@ -7,8 +7,15 @@ that whatever else the machine does hits both alike. Only the ratio means someth
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from dlcourse import Ranks
 from dlcourse.parallel.shards import check_tensor_parallel
@@ -47,6 +54,41 @@ def measure(steps: int, batch_size: int, block: int) -> tuple[list[float], list[
     return seconds[ours], seconds[theirs]
 
 
+def megatron_beside_dtensor() -> dict[str, Any]:
+    """In every rank: the lesson's row for megatron-core."""
+    import torch
+
+    from dlcourse.models.gpt import GPT
+    from dlcourse.peers import tensor_parallel as peer
+    from dlcourse.peers.beside import beside, one_step
+    from dlcourse.training.corpus import Corpus
+
+    batch = Corpus().batch(0, micro_batch=2)
+
+    def stepping(cut: Callable[[GPT], GPT]) -> Callable[[], torch.Tensor]:
+        model = cut(GPT(seed=0))
+        return one_step(model, torch.optim.AdamW(model.parameters()), *batch)
+
+    reference = stepping(peer.tensor_parallel)
+    return beside(lambda: stepping(peer.megatron_parallel), reference, turns=40)
+
+
+def record(path: Path, ranks: Ranks) -> None:
+    """Write what megatron-core does in these ranks, for the lesson, which does not load it."""
+    rows = ranks.run(megatron_beside_dtensor)
+    versions = {name: version(name) for name in ("torch", "megatron-core")}
+    told = {
+        "library": "megatron-core",
+        "version": versions["megatron-core"],
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, Python "
+        f"{platform.python_version()}, torch {versions['torch']}, {len(rows)} ranks",
+        "what": "lesson 04's GPT with megatron-core's layers, beside DTensor; for each rank",
+        "ranks": rows,
+    }
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
 def slowest(per_rank: Sequence[Sequence[float]]) -> list[float]:
     """A step is over when the last rank has finished it."""
     return [max(step) for step in zip(*per_rank, strict=True)]
@@ -61,11 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--batch-size", type=int, default=4, help="sequences, the same in all ranks"
     )
     parser.add_argument("--block", type=int, default=128, help="tokens in a sequence")
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write megatron-core's row for lesson 04"
+    )
     args = parser.parse_args(argv)
     if args.steps < 2 or args.batch_size < 1:
         parser.error("give at least 2 steps and at least 1 sequence")
     check_tensor_parallel(n_head=4, n_embd=128, size=args.ranks)
     with Ranks(args.ranks) as ranks:
+        if args.record is not None:
+            record(args.record, ranks)
         per_rank = ranks.run(measure, args.steps, args.batch_size, args.block)
     ours, dtensor = (slowest(of_ranks) for of_ranks in zip(*per_rank, strict=True))
     low, ratio, high = statistics.quantiles(

@@ -16,6 +16,7 @@ from dlcourse.panel.words_collectives import COLLECTIVES_WORDS
 from dlcourse.panel.words_course import COURSE_WORDS
 from dlcourse.panel.words_data_parallel import DATA_PARALLEL_WORDS
 from dlcourse.panel.words_mixed import MIXED_WORDS
+from dlcourse.panel.words_peers import PEERS_WORDS
 from dlcourse.panel.words_pipeline import PIPELINE_WORDS
 from dlcourse.panel.words_plan import PLAN_WORDS
 from dlcourse.panel.words_start import START_WORDS
@@ -219,6 +220,7 @@ AREAS: dict[str, _Area] = {
     "figure": _FIGURE,
     "mixed": MIXED_WORDS,
     "panel": _PANEL,
+    "peers": PEERS_WORDS,
     "pipeline": PIPELINE_WORDS,
     "plan": PLAN_WORDS,
     "ranks": _RANKS,

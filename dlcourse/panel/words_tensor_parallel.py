@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 TENSOR_PARALLEL_WORDS: dict[str, tuple[str, str]] = {
-    "all_reduces": ("스텝당 올리듀스", "all-reduces a step"),
     "apart": ("파라미터의 최대 차이", "largest difference of a parameter"),
     "apart.float32": ("텐서 병렬, float32", "tensor parallel, float32"),
     "apart.float64": ("텐서 병렬, float64", "tensor parallel, float64"),
@@ -28,7 +27,6 @@ TENSOR_PARALLEL_WORDS: dict[str, tuple[str, str]] = {
         "더하기 전에 GELU를 하면 출력이 {wrong} 틀립니다. 열 다음에 행이면 {right}입니다",
         "GELU before the sum: the output is off by {wrong}; columns, then rows: by {right}",
     ),
-    "library": ("구현", "implementation"),
     "library.dtensor": ("DTensor", "DTensor"),
     "library.dtensor_plain": ("DTensor, PrepareModuleInput 없이", "DTensor, no PrepareModuleInput"),
     "library.installed": (
@@ -41,12 +39,6 @@ TENSOR_PARALLEL_WORDS: dict[str, tuple[str, str]] = {
         "megatron-core: not installed on this machine",
     ),
     "library.ours": ("이 레슨의 코드", "this lesson's code"),
-    "library.recorded": (
-        "megatron-core {version}의 층 ({date} 기록)",
-        "megatron-core {version}'s layers (recorded {date})",
-    ),
-    "library.same": ("DTensor와 같음", "as DTensor's"),
-    "loss": ("손실", "loss"),
     "naive_vocabulary": (
         "맞는 손실 {right}, 나머지를 버리면 {naive} ({off} 차이), 덧붙이고 가리면 {padded}",
         "Right loss {right}; with the rest dropped {naive} ({off} off); padded and masked {padded}",
@@ -59,8 +51,6 @@ TENSOR_PARALLEL_WORDS: dict[str, tuple[str, str]] = {
     "peak.sent": ("랭크 하나가 보낸 양, 한 스텝", "sent by a rank, one step"),
     "peak.sequence": ("시퀀스 병렬을 더함", "with sequence parallelism"),
     "peak.tensor": ("텐서 병렬", "tensor parallel"),
-    "sent": ("랭크 하나가 보낸 양", "sent by one rank"),
-    "time": ("스텝 시간 (DTensor = 1)", "time of a step (DTensor = 1)"),
     "way": ("두 층을 잇는 방법", "how two layers are joined"),
     "way.columns": ("열, 올게더, 열, 올게더", "columns, all-gather, columns, all-gather"),
     "way.messages": ("집합 통신", "collectives"),

@@ -32,16 +32,7 @@ ZERO_WORDS: dict[str, tuple[str, str]] = {
         "최대 메모리는 3단계에서도 {ratio:.1f}분의 1로 줄 뿐입니다. 활성화값은 나누지 않습니다",
         "Peak: even stage 3 saves {ratio:.1f} times only, as it leaves activations alone",
     ),
-    "peer.bytes": ("스텝당 보낸 양 ÷ 모델 크기", "sent in a step ÷ model size"),
-    "peer.library": ("구현", "implementation"),
-    "peer.loss": ("마지막 손실", "last loss"),
-    "peer.peak": ("최대 메모리", "peak memory"),
-    "peer.stage": ("단계", "stage"),
     "predicted": ("{stage}단계, 예측", "stage {stage}, predicted"),
-    "race": (
-        "ZeRO3의 스텝 시간은 FSDP2의 {ratio:.2f}배입니다",
-        "A step of ZeRO3 takes {ratio:.2f} times a step of FSDP2",
-    ),
     "stage": ("단계", "stage"),
     "stage.number": ("{stage}단계", "stage {stage}"),
     "timeline": (

@@ -1,8 +1,11 @@
-"""The job of ``dlcourse.parallel.pipeline`` in torch's own ``torch.distributed.pipelining``."""
+"""The job of ``dlcourse.parallel.pipeline`` in ``torch.distributed.pipelining`` and DeepSpeed."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -13,7 +16,9 @@ from torch.distributed import pipelining
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.schedules import make_schedule
+from dlcourse.parallel.shards import equal_part
 from dlcourse.parallel.stages import Stage, split_layers
+from dlcourse.peers import deepspeed_engine
 from dlcourse.training.corpus import Corpus
 
 # Our name, and the class that runs the same order of actions or one with the same aim
@@ -73,6 +78,10 @@ class TorchPipeline:
         self.is_first, self.is_last = 0 in mine, ours.num_stages - 1 in mine
         self.last_rank = ours.where(ours.num_stages - 1)[0]
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of this rank's stages."""
+        return self.modules.parameters()
+
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Forward and backward of a batch. Returns its mean loss in the last stage, 0 elsewhere."""
         losses: list[Tensor] = []
@@ -80,6 +89,48 @@ class TorchPipeline:
         inputs = [tokens_BT] if self.is_first else []
         self.schedule.step(*inputs, return_outputs=False, **options)
         return torch.stack(losses).mean().detach() if losses else torch.zeros(())
+
+
+class DeepSpeedPipeline:
+    """The same stages in DeepSpeed's pipeline engine, whose only schedule is 1F1B.
+
+    Args:
+        model: equal in all ranks, with ``tie_embeddings=False``.
+        batch_size: sequences of a step, over all micro-batches.
+
+    Raises:
+        ValueError: DeepSpeed is not installed, or the micro-batches do not divide the batch.
+    """
+
+    def __init__(
+        self, model: GPT, num_micro_batches: int, *, batch_size: int, lr: float = 1e-3
+    ) -> None:
+        if not deepspeed_engine.is_installed():
+            raise ValueError("DeepSpeed is not installed here: install the extra 'peers'")
+        size = equal_part("batch_size", batch_size, num_micro_batches)
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        deepspeed_engine.start(next(model.parameters()).device.type)
+        from deepspeed.pipe import PipelineModule
+
+        # It would build every layer's parameters in every rank, if it were given them all
+        layers: list[nn.Module] = [nn.Identity() for _ in range(world_size)]
+        layers[rank] = Stage(model, split_layers(model.config.n_layer, world_size)[rank])
+        with contextlib.redirect_stdout(io.StringIO()):  # it lists its layers
+            net = PipelineModule(
+                layers, num_stages=world_size, loss_fn=mean_loss, partition_method="uniform"
+            )
+        config = {
+            "train_micro_batch_size_per_gpu": size,
+            "gradient_accumulation_steps": num_micro_batches,
+        }
+        self.num_micro_batches = num_micro_batches
+        self.engine = deepspeed_engine.engine(net, config, lr=lr)
+
+    def train_step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Forward, backward and AdamW. Returns the batch's mean loss, in every rank."""
+        m = self.num_micro_batches
+        parts = zip(tokens_BT.chunk(m), targets_BT.chunk(m), strict=True)
+        return self.engine.train_batch(iter(parts))
 
 
 def train(
@@ -99,8 +150,8 @@ def train(
         ``losses``: of each step over the whole batch, in every rank. ``step_seconds``: wall time.
     """
     pipeline = TorchPipeline(model, schedule, num_micro_batches)
-    optimizer = torch.optim.AdamW(pipeline.modules.parameters(), lr=lr)
-    device = next(pipeline.modules.parameters()).device
+    optimizer = torch.optim.AdamW(pipeline.parameters(), lr=lr)
+    device = next(pipeline.parameters()).device
     losses, seconds = torch.zeros(steps, device=device), []
     for step in range(steps):
         tokens_BT, targets_BT = corpus.batch(step, micro_batch=batch_size, block=block)

@@ -5,16 +5,13 @@ DeepSpeed is optional: ``installed()`` tells which of `LIBRARIES` can run here.
 
 from __future__ import annotations
 
-import os
 import time
-import warnings
-from importlib.util import find_spec
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -23,6 +20,7 @@ from torch.optim import AdamW
 
 from dlcourse.collectives.wire import wire_counters
 from dlcourse.measure import mark_step
+from dlcourse.peers import deepspeed_engine
 from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 STAGE_OF = {
@@ -38,7 +36,9 @@ LIBRARIES = tuple(STAGE_OF)
 def installed() -> list[str]:
     """Those of `LIBRARIES` that this environment has."""
     return [
-        name for name in LIBRARIES if not name.startswith("DeepSpeed") or find_spec("deepspeed")
+        name
+        for name in LIBRARIES
+        if not name.startswith("DeepSpeed") or deepspeed_engine.is_installed()
     ]
 
 
@@ -62,15 +62,8 @@ def shard_with_torch_zero1(
 
 def shard_with_deepspeed(model: nn.Module, stage: int, *, micro_batch: int, lr: float = 1e-3):
     """A DeepSpeed engine, with every threshold off that would leave something undivided."""
-    os.environ.setdefault("DS_ACCELERATOR", next(model.parameters()).device.type)
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it builds one: a minute
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "gradient_clipping": 0.0,  # of 1.0: another training than everybody else's
         "zero_optimization": {
             "stage": stage,
             # Of 1,000,000 elements and 100,000: small parameters would never be divided
@@ -83,17 +76,52 @@ def shard_with_deepspeed(model: nn.Module, stage: int, *, micro_batch: int, lr: 
             "stage3_max_live_parameters": 0,
             "stage3_max_reuse_distance": 0,
         },
-        "steps_per_print": 10**9,
     }
-    # DeepSpeed calls collectives by the names they had before torch 2.13
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    optimizer = AdamW(model.parameters(), lr=lr)
-    # Stage 3 writes the numbers of every parameter into a message that it then does not print:
-    # slow, and once in about thirty times torch's `unbind` fails in the middle of it.
-    with patch.object(nn.Parameter, "__repr__", object.__repr__):
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    return engine
+    return deepspeed_engine.engine(model, config, lr=lr)
+
+
+def _check(library: str) -> None:
+    if library not in installed():
+        raise ValueError(
+            f"library={library!r} cannot run here: give one of {', '.join(installed())}"
+            + (", or install the extra 'peers'" if library in LIBRARIES else "")
+        )
+
+
+def training_step(
+    model: nn.Module, library: str, *, micro_batch: int, lr: float = 1e-3
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Put ``model`` into one of `LIBRARIES`, with AdamW.
+
+    Returns:
+        ``step(tokens_BT, targets_BT)``: one whole training step on this rank's sequences, as many
+        as ``micro_batch``; gives their loss, shape ().
+
+    Raises:
+        ValueError: the library is unknown or not installed.
+    """
+    _check(library)
+    if library.startswith("DeepSpeed"):
+        engine = shard_with_deepspeed(model, STAGE_OF[library], micro_batch=micro_batch, lr=lr)
+
+        def deepspeed_step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+            loss = engine(tokens_BT, targets_BT)
+            engine.backward(loss)
+            engine.step()
+            return loss.detach()
+
+        return deepspeed_step
+    shard = shard_with_fsdp2 if library == "FSDP2" else shard_with_torch_zero1
+    sharded, optimizer = shard(model, lr=lr)
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        loss = sharded(tokens_BT, targets_BT)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
 
 
 def train(
@@ -116,23 +144,11 @@ def train(
     Raises:
         ValueError: the library is unknown or not installed, or ranks do not divide the batch.
     """
-    if library not in installed():
-        raise ValueError(
-            f"library={library!r} cannot run here: give one of {', '.join(installed())}"
-            + (", or install the extra 'peers'" if library in LIBRARIES else "")
-        )
+    _check(library)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     micro_batch = sequences_per_rank(batch_size, world_size=world_size)
     device = next(model.parameters()).device
-    engine = None
-    if library == "FSDP2":
-        model, optimizer = shard_with_fsdp2(model, lr=lr)
-    elif library == "ZeroRedundancyOptimizer":
-        model, optimizer = shard_with_torch_zero1(model, lr=lr)
-    else:
-        model = engine = shard_with_deepspeed(
-            model, STAGE_OF[library], micro_batch=micro_batch, lr=lr
-        )
+    take_step = training_step(model, library, micro_batch=micro_batch, lr=lr)
     result: dict[str, list] = {"losses": [], "step_seconds": [], "bytes": []}
     for step in range(steps):
         tokens_BT, targets_BT = corpus.batch(
@@ -140,14 +156,7 @@ def train(
         )
         before = wire_counters()
         start = time.perf_counter()
-        loss = model(tokens_BT.to(device), targets_BT.to(device))
-        if engine is not None:
-            engine.backward(loss)
-            engine.step()
-        else:
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        loss = take_step(tokens_BT.to(device), targets_BT.to(device))
         result["losses"].append(loss.item())
         mark_step(tokens=tokens_BT.numel(), loss=result["losses"][-1])
         result["step_seconds"].append(time.perf_counter() - start)

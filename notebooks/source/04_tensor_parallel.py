@@ -54,6 +54,7 @@ steps = 5
 # ```
 # %%
 from dlcourse import Ranks, check, claim, compare, expect_failure, hint, lesson, predict, show, solution
+from dlcourse.panel.beside import beside_table
 from dlcourse.panel.figures import bars_figure
 from dlcourse.panel.strings import t
 from dlcourse.panel.tables import Table
@@ -558,9 +559,9 @@ bars_figure(
 # %%
 # %%ranks --fast
 from dlcourse.peers import tensor_parallel as peers
+from dlcourse.peers.beside import beside, one_step
 
 megatron = False
-installed = peers.megatron_installed()
 cuts = {
     "ours": lambda gpt: tensor_parallel(gpt, vocabulary=False),
     "dtensor": peers.tensor_parallel,
@@ -568,53 +569,40 @@ cuts = {
 }
 if megatron:
     cuts["megatron"] = peers.megatron_parallel
-model = None
-gc.collect()
-racers = {name: cut(GPT().to(device)) for name, cut in cuts.items()}
+batch = [half.to(device) for half in corpus.batch(0, micro_batch=2)]
+
+
 # %%
 # %%ranks --fast
-import time
-
-batch = [half.to(device) for half in corpus.batch(0, micro_batch=2)]
-seconds = {name: [] for name in racers}
-for name in [*racers] * 6:
-    dist.barrier()
-    start = time.perf_counter()
-    racers[name](*batch).backward()
-    seconds[name].append(time.perf_counter() - start)
-seconds = {name: min(times[1:]) for name, times in seconds.items()}
+def stepping(name):
+    model = cuts[name](GPT(seed=0).to(device))
+    return one_step(model, torch.optim.AdamW(model.parameters()), *batch)
 
 
-def once(name):
-    loss = racers[name](*batch)
-    loss.backward()
-    return loss.item()
+def row(name):
+    return beside(lambda: stepping(name), reference)
 
 
+model = None
+names, installed = [*cuts], peers.megatron_installed()
+reference = stepping("dtensor")
 # %%
-slowest = {n: max(of[n] for of in ranks["seconds"]) for n in ranks["seconds"][0]}
-rows = []
-for name in slowest:
-    ranks.cell(f"loss = once('{name}')")
-    ops = ranks.last.comm.ranks[0]["ops"]["all_reduce"]
-    cells = [f"{ranks['loss'][0]:.5f}", ops["calls"], human_bytes(ops["wire_bytes"])]
-    ratio = f"{slowest[name] / slowest['dtensor']:.2f}"
-    rows.append([t(f"tensor_parallel.library.{name}"), *cells, ratio])
-assert [row[2] for row in rows[:3]] == [16, 16, 24]
-assert len({row[1] for row in rows}) == 1
+found = {}
+for name in ranks["names"][0]:
+    ranks.cell(f"found = row({name!r})", record=False)
+    found[t(f"tensor_parallel.library.{name}")] = ranks["found"]
+ranks.cell("del reference", record=False)
+assert [of[0]["calls"] for of in found.values()][:3] == [16, 16, 24]
+assert len({f"{of[0]['loss']:.4f}" for of in found.values()}) == 1
 # %%
 import json
 
 from dlcourse.course.catalog import course_root
 
 told = json.loads((course_root() / "data" / "tensor_parallel_peers.json").read_text())
-if "megatron" not in slowest:
-    name = t("tensor_parallel.library.recorded", version=told["version"], date=told["date"])
-    same = t("tensor_parallel.library.same")
-    sent = human_bytes(told["sent_bytes"])
-    rows.append([name, same, told["all_reduces"], sent, f"{told['time_over_dtensor']:.2f}"])
+name = t("peers.recorded", name=f"{told['library']} {told['version']}", date=told["date"])
 print(t(f"tensor_parallel.library.{'' if ranks['installed'][0] else 'not_'}installed"))
-Table([t(f"tensor_parallel.{key}") for key in ("library", "loss", "all_reduces", "sent", "time")], rows)
+beside_table(found, reference="DTensor", recorded={name: told["ranks"]})
 # %% [markdown] lang="en"
 # Same loss. But 24 all-reduces in one row: q, k and v each summed the gradient of the same input. In
 # DTensor, `PrepareModuleInput` makes that input one replicated tensor first; here, one `copy_to` stands

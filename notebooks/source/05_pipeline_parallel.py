@@ -45,6 +45,7 @@ steps = 5
 # %%
 from dlcourse import Ranks, check, claim, compare, expect_failure
 from dlcourse import hint, lesson, predict, show, solution
+from dlcourse.panel.beside import beside_table
 from dlcourse.panel.colors import RANKS
 from dlcourse.panel.figures import bars_figure
 from dlcourse.panel.gantt import gantt_figure
@@ -408,55 +409,62 @@ gantt_figure({"1F1B": ranks["real"][0].spans}, title=title, seconds=True)
 #
 # ## Beside the real library
 #
-# `torch.distributed.pipelining` has the same schedules. Same stages, same data. (DeepSpeed has a
-# 1F1B too; it is not compared here yet.)
-# %% [markdown] lang="ko" en="0de7ad8a"
+# `torch.distributed.pipelining` has the same schedules, DeepSpeed has 1F1B. Same stages, same data.
+# %% [markdown] lang="ko" en="16a5367f"
 # 코어가 랭크보다 적으면 막대에는 코어를 기다린 시간도 들어 있고, 메시지를 기다리는 랭크는 코어를 이웃에게
 # 내줍니다. 버블을 이웃이 채우는 셈입니다. 그래서 이 컴퓨터에서는 어느 스케줄이든 시간이 비슷하고, 여기서 잰 스텝
 # 시간으로는 GPU 네 개에서 무엇이 나은지 알 수 없습니다.
 #
 # ## 실제 라이브러리와 나란히
 #
-# `torch.distributed.pipelining`에도 같은 스케줄들이 있습니다. 같은 단계, 같은 데이터로 견줍니다.
-# (DeepSpeed에도 1F1B가 있지만 아직 비교하지 않았습니다.)
+# `torch.distributed.pipelining`에는 같은 스케줄들이 있고, DeepSpeed에는 1F1B가 있습니다. 같은 단계, 같은
+# 데이터로 견줍니다.
 # %%
 # %%ranks --fast
-import time
+from dlcourse.peers import pipeline_parallel as peers
+from dlcourse.peers.beside import beside
 
-from dlcourse.peers import pipeline_parallel as peer
 
+def with_adamw(model):
+    optimizer = torch.optim.AdamW(model.parameters())
 
-def race(name, turns=3):
-    racers = [pipeline(name), peer.TorchPipeline(GPT(config).to(device), name, 8)]
-    seconds = [[], []]
-    for turn in range(2 * turns):
-        dist.barrier()
-        start = time.perf_counter()
-        racers[turn % 2].step(*batch)
-        seconds[turn % 2].append(time.perf_counter() - start)
-    return [sorted(times[1:])[turns // 2 - 1] for times in seconds]
+    def step():
+        optimizer.zero_grad()
+        loss = model.step(*batch)
+        optimizer.step()
+        return loss
+
+    return step
 
 
 # %%
 # %%ranks --fast
-def both(name):
-    short = job | dict(steps=2)
-    ours = train(pipeline(name), corpus, **short)
-    theirs = peer.train(GPT(config).to(device), corpus, schedule=name, **short)
-    return [*race(name), ours[-1], theirs["losses"][-1]]
+def stepping(kind, name):
+    if kind == "ours":
+        return with_adamw(pipeline(name))
+    if kind == "torch":
+        return with_adamw(peers.TorchPipeline(GPT(config).to(device), name, 8))
+    engine = peers.DeepSpeedPipeline(GPT(config).to(device), 8, batch_size=16)
+    return lambda: engine.train_step(*batch)
+
+
+def row(kind, name):
+    return beside(lambda: stepping(kind, name), reference)
 
 
 # %%
-rows = []
-for name in ("1f1b", "zb_v"):
-    ranks.cell(f"found = both({name!r})", record=False)
-    ours, theirs, our_loss, their_loss = map(max, zip(*ranks["found"], strict=True))
-    assert abs(our_loss - their_loss) < 1e-4
-    rows.append([name, f"{our_loss:.5f}", f"{their_loss:.5f}", f"{ours / theirs:.2f}"])
-keys = ("table.schedule", "peer.ours", "peer.theirs", "peer.time")
-Table([t(f"pipeline.{key}") for key in keys], rows)
-
-
+found = {}
+ranks.cell("installed = peers.deepspeed_engine.is_installed()", record=False)
+deepspeed = [("DeepSpeed", "1f1b")] if ranks["installed"][0] else []
+ranks.cell("reference = stepping('torch', '1f1b')", record=False)
+pairs = [(kind, name) for name in ("1f1b", "zb_v") for kind in ("ours", "torch")]
+for kind, name in [*pairs, *deepspeed]:
+    ranks.cell(f"found = row({kind!r}, {name!r})", record=False)
+    found[f"{t('peers.ours') if kind == 'ours' else kind} {name}"] = ranks["found"]
+ranks.cell("del reference", record=False)
+absent = [] if deepspeed else ["DeepSpeed 1f1b"]
+assert len({f"{max(rank['loss'] for rank in of):.3f}" for of in found.values()}) == 1
+beside_table(found, reference="torch 1f1b", loss=max, absent=absent)
 # %% [markdown] lang="en"
 # ## A quiet trap: dividing twice
 #

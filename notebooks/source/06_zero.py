@@ -49,6 +49,7 @@ steps = 4
 # ```
 # %%
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
+from dlcourse.panel.beside import beside_table
 from dlcourse.panel.figures import sweep_figure, timeline_figure
 from dlcourse.panel.ledger import ledger_figure
 from dlcourse.panel.strings import t
@@ -314,7 +315,7 @@ def gathers(run):
 
 counts = {"ZeRO3": gathers(steps_of_three), "FSDP2": gathers(fsdp2)}
 rows = [[name, f"{forward} / {backward}"] for name, (forward, backward) in counts.items()]
-Table([t("zero.peer.library"), t("zero.gathers")], rows)
+Table([t("peers.library"), t("zero.gathers")], rows)
 # %%
 claim("C3", forward=counts["ZeRO3"][0], backward=counts["ZeRO3"][1], fsdp2=counts["FSDP2"][1])
 # %% [markdown] lang="en"
@@ -522,79 +523,67 @@ claim("B6", at_4=saved[3], peak=ratio)
 # DeepSpeed에는 세 단계가 모두 있습니다(설치되어 있다면).
 # %%
 # %%ranks --fast
-def train_with(name):
-    idle = live_bytes()
-    gpt, job = GPT(seed=0).to(device), {"steps": 2, "batch_size": 2 * world_size}
-    with Recorder(rank, world_size) as recorder:
-        if name in peers.LIBRARIES:
-            found = peers.train(gpt, corpus, name, **job)
-            losses, sent = found["losses"], found["bytes"][-1]
-        else:
-            model = {"ZeRO1": ZeRO1, "ZeRO2": ZeRO2, "ZeRO3": ZeRO3}[name](gpt)
-            before = wire_counters()
-            losses = train(model, corpus, **job)
-            sent = (wire_counters()[0] - before[0]) / 2 if before else None
-    return losses[-1], sent, recorder.record["memory"]["peak_bytes"] - idle
+from dlcourse.peers.beside import beside
+
+half = corpus.batch(0, rank=rank, world_size=world_size, micro_batch=2, block=64)
+half = [part.to(device) for part in half]
 
 
-# %%
-def library_row(name, stage):
-    if name not in installed:
-        return [stage, name, t("zero.absent"), "", ""]
-    ranks.cell(f"found = train_with({name!r})", record=False)
-    losses, sent, peaks = zip(*ranks["found"], strict=True)
-    times = "" if None in sent else f"{sum(sent) / len(sent) / 4 / num_parameters:.2f}"
-    return [stage, name, f"{losses[0]:.5f}", times, human_bytes(max(peaks))]
+def our_step(model):
+    optimizer = torch.optim.AdamW(model.shards)
+
+    def step():
+        loss = model(*half)
+        loss.backward()
+        model.sync_gradients()
+        optimizer.step()
+        model.sync_parameters()
+        return loss.detach()
+
+    return step
 
 
-# %%
-stage_of = {"ZeRO1": 1, "ZeRO2": 2, "ZeRO3": 3}
-ranks.cell("stage_of, installed = peers.STAGE_OF, peers.installed()", record=False)
-stage_of |= ranks["stage_of"][0]
-installed = [*ranks["installed"][0], "ZeRO1", "ZeRO2", "ZeRO3"]
-order = sorted(stage_of.items(), key=lambda item: item[1])
-rows = [library_row(name, stage) for name, stage in order]
-assert len({row[2][:6] for row in rows if row[1] in installed}) == 1
-keys = ("stage", "peer.library", "peer.loss", "peer.bytes", "peer.peak")
-Table([t(f"zero.{key}") for key in keys], rows)
 # %%
 # %%ranks --fast
-import time
+def stepping(name):
+    gpt = GPT(seed=0).to(device)
+    if name in ("ZeRO1", "ZeRO2", "ZeRO3"):
+        return our_step({"ZeRO1": ZeRO1, "ZeRO2": ZeRO2, "ZeRO3": ZeRO3}[name](gpt))
+    step = peers.training_step(gpt, name, micro_batch=2)
+    return lambda: step(*half)
 
 
-def race(turns=6):
-    ours = ZeRO3(GPT().to(device))
-    theirs, optimizer = peers.shard_with_fsdp2(GPT().to(device))
-    racers, seconds = [(ours, torch.optim.AdamW(ours.shards)), (theirs, optimizer)], [[], []]
-    for turn in range(2 * turns):
-        (model, optimizer), start = racers[turn % 2], time.perf_counter()
-        model(*batch).backward()
-        getattr(model, "sync_gradients", lambda: None)()
-        optimizer.step()
-        optimizer.zero_grad()
-        dist.barrier()
-        seconds[turn % 2].append(time.perf_counter() - start)
-    return [min(times[1:]) for times in seconds]
+def row(name):
+    return beside(lambda: stepping(name), reference)
 
 
-race_seconds = race()
 # %%
-ours, theirs = (max(times) for times in zip(*ranks["race_seconds"], strict=True))
-print(t("zero.race", ratio=ours / theirs))
+ranks.cell("installed, stage_of = peers.installed(), peers.STAGE_OF", record=False)
+stage_of = {"ZeRO1": 1, "ZeRO2": 2, "ZeRO3": 3} | ranks["stage_of"][0]
+installed = ["ZeRO1", "ZeRO2", "ZeRO3", *ranks["installed"][0]]
+found = {}
+ranks.cell("reference = stepping('FSDP2')", record=False)
+for name in sorted(installed, key=stage_of.get):
+    ranks.cell(f"found = row({name!r})", record=False)
+    found[name] = ranks["found"]
+ranks.cell("del reference", record=False)
+assert len({f"{sum(rank['loss'] for rank in of):.3f}" for of in found.values()}) == 1
+beside_table(found, reference="FSDP2", absent=stage_of.keys() - set(installed))
 # %% [markdown] lang="en"
-# Same loss everywhere. FSDP2 sends more here for one reason: over Gloo its reduce-scatter is an
-# all-reduce; with NCCL it would send what ours sends, or less, since it keeps the outermost unit
-# from forward to backward. `ZeroRedundancyOptimizer` all-reduces whole gradients and then sends the
-# new parameters; and it cuts between parameters, not inside, so ranks are uneven.
+# Same loss everywhere. FSDP2 sends more here, since over Gloo its reduce-scatter is an all-reduce;
+# with NCCL it sends what ours sends, or less: it keeps the outermost unit from forward to backward. `ZeroRedundancyOptimizer` all-reduces whole gradients and then sends the
+# new parameters; and it cuts between parameters, not inside, so ranks are uneven. DeepSpeed 3 keeps its
+# shards outside of `nn.Parameter`, so the ledger counts gathered weights elsewhere.
 #
 # DeepSpeed has its thresholds off here. By default, parameters under 100,000 elements are never
 # divided, and a billion may stay gathered [3]: of a small model, all, so that stage 3 can need more
 # than stage 1. It also clips gradients to 1.0 unless told otherwise; then its losses are others.
-# %% [markdown] lang="ko" en="de619dc0"
+# %% [markdown] lang="ko" en="9d541b72"
 # 손실은 모두 같습니다. FSDP2가 더 많이 보내는 까닭은 하나입니다. Gloo에서는 리듀스스캐터가 사실 올리듀스이기
 # 때문입니다. NCCL이라면 우리와 같거나 더 적습니다. 가장 바깥 유닛은 순전파에서 역전파까지 그대로 두기
 # 때문입니다. `ZeroRedundancyOptimizer`는 그래디언트 전체를 올리듀스한 뒤 새 파라미터를 또 보냅니다. 파라미터
-# 단위로 나누므로 랭크마다 고르지도 않습니다.
+# 단위로 나누므로 랭크마다 고르지도 않습니다. DeepSpeed 3은 샤드를 `nn.Parameter` 밖에 두어, 모은 가중치가 표의
+# 다른 항목에 들어갑니다.
 #
 # DeepSpeed는 임계값을 껐습니다. 기본 설정에서는 원소 10만 개 미만인 파라미터를 나누지 않고, 10억 개까지는 모은
 # 채로 둡니다[3]. 작은 모델이라면 전부이므로 3단계가 1단계보다 더 쓸 수도 있습니다. 그래디언트도 1.0으로

@@ -1,0 +1,47 @@
+"""DeepSpeed on the ranks that are already running, on any device. It is optional."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib.util import find_spec
+from typing import Any
+from unittest.mock import patch
+
+import torch.distributed as dist
+from torch import nn
+from torch.optim import AdamW
+
+
+def is_installed() -> bool:
+    """Whether this environment has DeepSpeed."""
+    return find_spec("deepspeed") is not None
+
+
+def start(device: str) -> Any:
+    """DeepSpeed itself, told to use ``device`` and the process group that exists."""
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it builds one: a minute
+    # DeepSpeed calls collectives by the names they had before torch 2.13
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    return deepspeed
+
+
+def engine(model: nn.Module, config: dict[str, Any], *, lr: float) -> Any:
+    """A DeepSpeed engine around ``model`` with torch's AdamW, float32 and no gradient clipping."""
+    deepspeed = start(next(model.parameters()).device.type)
+    common: dict[str, Any] = {
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": 0.0,  # of 1.0: another training than everybody else's
+        "steps_per_print": 10**9,
+    }
+    optimizer = AdamW(model.parameters(), lr=lr)
+    # ZeRO-3 writes the numbers of every parameter into a message that it then does not print:
+    # slow, and once in about thirty times torch's `unbind` fails in the middle of it.
+    with patch.object(nn.Parameter, "__repr__", object.__repr__):
+        made, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=common | config)
+    return made
