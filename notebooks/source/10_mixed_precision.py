@@ -240,7 +240,7 @@ Table(heads, rows, caption=t("mixed.copies", share=weight_copies(sizes, "autocas
 # thousand times we subtract 0.001. What is left, in bfloat16?
 # %% [markdown] lang="ko" en="79395802"
 # q, k, v의 입력은 오히려 *늘었습니다*. 셋이 저마다 새로 변환하고, 복사본 세 개가 모두 역전파까지 남습니다(연습
-# 문제 2에서 고칩니다). 가중치의 복사본도 그때까지 삽니다.
+# 문제 2에서 고칩니다). 가중치의 복사본도 그때까지 남습니다.
 #
 # 전부 bfloat16으로 두면 모두 절반입니다. 왜 거기서 멈추지 않을까요? **예측해 보세요.** 가중치 1.0에서 0.001을
 # 천 번 뺍니다. bfloat16이라면 얼마가 남을까요?
@@ -335,11 +335,13 @@ title = t("mixed.window", zero=f"{zero[0]:.0f}", infinite=f"{infinite[-1]:.0f}")
 assert zero[0] > 5 and infinite[-1] > 5 and max(zero[3], infinite[3]) < 1
 sweep_figure(exponents, curves, **axes, y_unit="%", title=title)
 # %% [markdown] lang="en"
-# A window. Its left edge moves with the batch: 256 times the tokens is $2^{-8}$ on this axis. Its right
-# edge moves with the gradients. Nobody knows both beforehand, so the **loss scaler** tries:
-# %% [markdown] lang="ko" en="e002fd9a"
-# 창문이 보입니다. 왼쪽 끝은 배치에 따라 움직입니다. 토큰이 256배면 이 축에서 $2^{-8}$만큼입니다. 오른쪽
-# 끝은 그래디언트에 따라 움직입니다. 둘 다 미리 알 수 없으니 **손실 스케일러**(loss scaler)는 시도해 봅니다.
+# A window. Its left edge moves with the batch: what backward hands from layer to layer is divided by the
+# number of tokens, so 256 times as many shift it by 8. Its right edge moves with the gradients. Nobody
+# knows either beforehand, so the **loss scaler** tries:
+# %% [markdown] lang="ko" en="ffd8837b"
+# 쓸 수 있는 구간이 있습니다. 왼쪽 끝은 배치에 따라 움직입니다. 역전파가 층에서 층으로 넘기는 값은 토큰 수로
+# 나눈 것이라, 토큰이 256배면 8칸 밀립니다. 오른쪽 끝은 그래디언트에 따라 움직입니다. 둘 다 미리 알 수 없으니
+# **손실 스케일러**(loss scaler)는 직접 시도해 보며 찾습니다.
 # %% source="dlcourse.training.scaler:LossScaler"
 # %% [markdown] lang="en"
 # Provoke an overflow: start at $2^{24}$, and let it grow after every 4 quiet steps. Torch's `GradScaler`
@@ -394,12 +396,14 @@ train(GPT(tiny).to(device), corpus, way="autocast", dtype=torch.float16, steps=1
 # %%ranks --fails "is not a type for mixed precision"
 Autocast(kind, torch.float8_e4m3fn)
 # %% [markdown] lang="en"
-# `torch.autocast` only warns there, and goes on in float32.
+# `torch.autocast` only warns there, and goes on in float32. So does `GradScaler("cuda")` where there is
+# no GPU: it switches itself off.
 #
 # Now with ranks. Under data parallelism, all-reduce spreads an infinity, so that every rank skips. With
 # shards (lesson 06) each rank sees its own part. Rank 0 meets an infinity:
-# %% [markdown] lang="ko" en="8b2697ba"
-# `torch.autocast`는 경고만 하고 float32로 계속합니다.
+# %% [markdown] lang="ko" en="942289fb"
+# `torch.autocast`는 경고만 하고 float32로 계속합니다. GPU가 없는 곳의 `GradScaler("cuda")`도 경고만 하고
+# 스스로 꺼집니다.
 #
 # 이제 랭크가 여럿입니다. 데이터 병렬화에서는 올리듀스가 무한대를 퍼뜨려 모든 랭크가 건너뜁니다. 샤드로
 # 나누면(레슨 06) 랭크마다 자기 몫만 봅니다. 랭크 0이 무한대를 만납니다.
@@ -519,13 +523,13 @@ yes = {True: t("mixed.units.yes"), False: t("mixed.units.no")}
 rows = [[name, yes[units], f"{seconds / speeds[0][2]:.3g}×"] for name, units, seconds in speeds]
 Table([t("mixed.type"), t("mixed.units"), t("mixed.time")], rows)
 # %% [markdown] lang="en"
-# Where it says "emulated", 16 bits cost time, and this lesson claims no speed for them. Bytes and types
-# are the same everywhere.
+# Where it says "emulated", 16 bits cost time, and this lesson claims no speed for them. Bytes do not
+# depend on that.
 #
 # Now the verdict:
-# %% [markdown] lang="ko" en="5f1c3637"
-# "에뮬레이션"이라고 나온 곳에서는 16비트가 오히려 느리므로, 이 레슨은 빠르다고 말하지 않습니다. 바이트와
-# 자료형은 어디서나 같습니다.
+# %% [markdown] lang="ko" en="275826cc"
+# "에뮬레이션"이라고 나온 곳에서는 16비트가 오히려 느리므로, 이 레슨은 빠르다고 말하지 않습니다. 바이트는
+# 그것과 상관없습니다.
 #
 # 이제 판정입니다.
 # %%
