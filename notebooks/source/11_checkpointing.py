@@ -26,7 +26,6 @@
 lang = "ko"
 num_ranks = 2
 device = "auto"
-steps = 2
 # %% [markdown] lang="en"
 # Above: as always. Below: with **checkpoints**, the inputs of the layers. A filled box is stored:
 #
@@ -460,8 +459,8 @@ def in_ranks(segments, how=None, **options):
 whole = Corpus().batch(0, micro_batch=4 * world_size, block=64)
 alone = GPT(config).to(device)
 alone(*[half.to(device) for half in whole]).backward()
-pairs = zip(kept, (p.grad.cpu().numpy() for p in alone.parameters()))
-apart = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+theirs = [p.grad.cpu().numpy() for p in alone.parameters()]
+apart = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(kept, theirs))
 as_ddp = sent0 == sent1 and all(map(np.array_equal, ddp, kept))
 # %%
 assert all(ranks["as_ddp"]) and max(ranks["apart"]) < 1e-5
@@ -479,8 +478,9 @@ print(f"{max(ranks['apart']):.1e}")
 in_ranks([1] * 12, find_unused_parameters=True)
 # %%
 # %%ranks --fast
-new_kind, _ = in_ranks([1] * 12, early_stop, find_unused_parameters=True)
-as_new = all(map(np.array_equal, ddp, new_kind))
+unused = {"find_unused_parameters": True}
+new_kind, _ = in_ranks([1] * 12, early_stop, **unused)
+as_new = all(map(np.array_equal, new_kind, in_ranks([], **unused)[0]))
 # %% [markdown] lang="en"
 # "Marked ready twice" means: first as unused, then by the backward inside. `use_reentrant=False` keeps
 # the parameters visible; prefer it. (A layer that two reentrant checkpoints share fails in the same
@@ -520,7 +520,7 @@ def total_peak(sequences, segments):
     return recorder.record["memory"]["at_peak"]
 
 
-alone = g0 = g1 = g2 = None
+alone = theirs = g0 = g1 = g2 = None
 totals = {s: (total_peak(s, []), total_peak(s, [1] * 12)) for s in (1, 16)}
 # %%
 rows, saved = {}, {}
