@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 
-from dlcourse.course import catalog
+from dlcourse.course import build, catalog
 from dlcourse.course.claims import (
     claims_path,
     claims_table,
@@ -18,6 +21,7 @@ from dlcourse.course.claims import (
     schema_problems,
     verdict_problems,
 )
+from dlcourse.course.claims_page import claims_pages
 
 # Which lesson tests which claim, as the course's plan has it.
 PLAN = {
@@ -40,6 +44,9 @@ PLAN = {
 }
 IDS = [f"{letter}{i}" for letter, last in zip("ABCDE", (4, 7, 7, 9, 7), strict=True)
        for i in range(1, last + 1)]  # fmt: skip
+
+
+PROJECT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +174,35 @@ def test_a_claim_to_be_tested_names_the_next_lesson(demo_root):
 )
 def test_quantities_read_well(value, unit, text):
     assert quantity(value, unit) == text
+
+
+def test_the_page_has_every_claim_with_its_verdict_and_figures():
+    root = catalog.course_root()
+    pages = claims_pages(root)
+    assert [path.parts[-2:] for path in pages] == [("ko", "claims.md"), ("en", "claims.md")]
+    for (path, page), lang in zip(pages.items(), ("ko", "en"), strict=True):
+        assert path.read_text(encoding="utf-8") == page, "run `dlcourse build`"
+        for claim in load_claims(root).values():
+            assert claim.statement[lang] in page
+            known = claim.verdict != "not_tested_yet"
+            assert (f"\n## {claim.id}\n" in page) == known
+            if known:
+                assert claim.test in page and all(f.label[lang] in page for f in claim.figures)
+                assert claim.condition is None or claim.condition[lang] in page
+    links = re.findall(r"\]\(([^)#]+)\)", "".join(pages.values()))
+    missing = {link for link in links if not (root / "notebooks" / "ko" / link).exists()}
+    assert len(links) > 20 and not missing
+
+
+def test_a_claim_that_changes_makes_the_page_stale(demo_root):
+    demo = catalog.source_path(demo_root, "97_demo")
+    demo.rename(demo.with_name("00_start.py"))
+    index = catalog.source_path(demo_root, catalog.INDEX)
+    shutil.copy(catalog.source_path(PROJECT, catalog.INDEX), index)
+    build.build(demo_root, [])
+    path = claims_path(demo_root)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["claims"][0]["statement"]["en"] = "Something else."
+    path.write_text(json.dumps(data), encoding="utf-8")
+    stale = [str(problem) for problem in build.check(demo_root)]
+    assert any("en/claims.md" in problem and "dlcourse build" in problem for problem in stale)

@@ -17,6 +17,7 @@ from typing import Any
 import nbformat
 
 from dlcourse.course import catalog
+from dlcourse.course.claims_page import claims_pages
 from dlcourse.course.fill import filled_cell
 from dlcourse.course.rules import MAX_NOTEBOOK_BYTES, check_code, check_texts
 from dlcourse.course.source import Block, Lesson, Problem, read_lesson
@@ -333,7 +334,7 @@ def _check_same_code(root: Path, name: str) -> list[Problem]:
 
 
 def _orphans(root: Path) -> list[Problem]:
-    known = {path.stem for path in _chosen(root, None)}
+    known = {path.stem for path in [*_chosen(root, None), *claims_pages(root)]}
     return [
         Problem(path.relative_to(root), 0, "has no source: delete it, or add its source")
         for lang in catalog.LANGUAGES
@@ -358,7 +359,7 @@ def _index_pages(
         body = body.replace("{{lessons}}", lesson_table(root, lang))
         target = catalog.notebook_path(root, lang, lesson.name).with_suffix(".md")
         files[target] = body + "\n"
-    return files, problems
+    return files | claims_pages(root), problems
 
 
 def lesson_table(root: Path, lang: str) -> str:

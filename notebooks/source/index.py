@@ -27,12 +27,15 @@
 # number beside the predicted one, the real library beside ours, and exercises that check
 # themselves. If a run hangs, press the stop button: the course says which rank waits for which.
 #
-# Lessons also run without a browser: `dlcourse run 00_start --lang en`. The rules of thumb that
-# the course tests, each with its verdict: `dlcourse claims --lang en`.
-# %% [markdown] lang="ko" en="32f85338"
+# The rules of thumb that the course tests, each with its verdict and the figures it rests on:
+# [claims and verdicts](claims.md).
+#
+# Lessons also run without a browser: `dlcourse run 00_start --lang en`.
+# %% [markdown] lang="ko" en="12478872"
 # **레슨의 흐름.** 질문, 그림, 예측, 실제 코드, 실행, 예측값 옆에 놓인 측정값, 실제 라이브러리와의
 # 비교, 스스로 채점되는 연습 문제로 이어집니다. 실행이 멈추면 정지 버튼을 누르세요. 어느 랭크가
 # 어느 랭크를 기다리는지 알려 줍니다.
 #
-# 브라우저 없이도 실행됩니다: `dlcourse run 00_start --lang ko`. 이 과정에서 확인하는 경험칙과 그
-# 판정은 `dlcourse claims --lang ko`로 볼 수 있습니다.
+# 이 과정에서 확인하는 경험칙과 그 판정, 판정의 근거가 된 수치: [주장과 판정](claims.md)
+#
+# 브라우저 없이도 실행됩니다: `dlcourse run 00_start --lang ko`.
