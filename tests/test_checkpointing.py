@@ -355,23 +355,29 @@ def test_in_ranks_it_is_one_process(two, wrapper, options, name):
     assert max(two(in_ranks, wrapper, HOW[name], options)) < 1e-5
 
 
-def twice(how):
-    model = DistributedDataParallel(
-        checkpoint_blocks(GPT(SHAPES[0][0]), [1] * 6, how), find_unused_parameters=True
-    )
+def twice(how, shared=False, **options):
+    """What DDP says to two steps; ``shared``: two layers are the same module."""
+    gpt = GPT(SHAPES[0][0])
+    if shared:
+        gpt.blocks[2] = gpt.blocks[1]
+    model = DistributedDataParallel(checkpoint_blocks(gpt, [1] * 6, how), **options)
     try:
-        model(tokens(1, 8), tokens(1, 8)).backward()
+        for _ in range(2):
+            model(tokens(1, 8), tokens(1, 8)).backward()
     except RuntimeError as error:
         return str(error)
     return ""
 
 
-def test_ddp_that_looks_for_unused_parameters():
-    """It walks the graph, in which a reentrant checkpoint hides its parameters."""
+@pytest.mark.parametrize("options", [{"find_unused_parameters": True}, {"shared": True}])
+def test_what_ddp_cannot_do_with_a_reentrant_checkpoint(options):
+    """It walks the graph, in which such a checkpoint hides its parameters, or sees them twice."""
     with Ranks(2, default=False) as pool:  # of its own: a reducer is left in the middle of a step
-        assert pool.run(twice, early_stop) == [""] * 2
+        assert pool.run(twice, early_stop, **options) == [""] * 2
+        assert pool.run(twice, checkpoint, static_graph=True, **options) == [""] * 2
         for how in (reentrant, checkpoint):
-            assert all("mark a variable ready only once" in text for text in pool.run(twice, how))
+            said = pool.run(twice, how, **options)
+            assert all("mark a variable ready only once" in text for text in said)
 
 
 # --- On fake tensors ----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ use_reentrant=True)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,75 +57,73 @@ class Checkpoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Function, keep_random_state: bool, *inputs: Any) -> Tensor:
         ctx.function = function
-        ctx.random_state = RandomState(inputs) if keep_random_state else None
-        ctx.autocast = _same_autocast(inputs)
-        ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]
-        ctx.others = [x for x in inputs if not isinstance(x, Tensor)]
-        before = _versions(function, inputs)
+        ctx.surroundings = Surroundings(inputs, keep_random_state)
+        before = count_changes(function, inputs)
         output = function(*inputs)  # a Function's forward runs without autograd: nothing is stored
-        _refuse_changes(function, before, _versions(function, inputs))
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"{_name(function)} returns a {type(output).__name__}, not one tensor: checkpoint "
-                "a piece of the model with one result"
-            )
-        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+        refuse_changes(function, inputs, before, output)
+        save_inputs(ctx, inputs)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = _saved_inputs(ctx)
         # New leaves: the graph of the second forward ends here
         leaves = [
             x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
-            for x in inputs
+            for x in saved_inputs(ctx)
         ]
-        replay = ctx.random_state.replay() if ctx.random_state else nullcontext()
-        with torch.enable_grad(), replay, ctx.autocast():
+        with torch.enable_grad(), ctx.surroundings.again():
             output = ctx.function(*leaves)
         torch.autograd.backward(output, grad_output)  # fills .grad of leaves and of parameters
         return None, None, *(x.grad if isinstance(x, Tensor) else None for x in leaves)
 
 
-class RandomState:
-    """Where the random generators stood, on the CPU and on the inputs' device."""
+class Surroundings:
+    """What the first forward ran in: the random generators' states, and autocast or not."""
 
-    def __init__(self, inputs: tuple[Any, ...]) -> None:
-        devices = {x.device for x in inputs if isinstance(x, Tensor) and x.device.type == "cuda"}
-        self.cpu = torch.get_rng_state()
-        self.cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+    def __init__(self, inputs: tuple[Any, ...], keep_random_state: bool = True) -> None:
+        devices = {x.device for x in inputs if isinstance(x, Tensor)}
+        kind = next(iter(devices)).type
+        self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        self.random = torch.get_rng_state() if keep_random_state else None
+        self.random_cuda = {d: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
 
     @contextmanager
-    def replay(self) -> Iterator[None]:
-        """The same random numbers again inside; outside goes on as if nothing had happened."""
-        with torch.random.fork_rng(devices=list(self.cuda)):
-            torch.set_rng_state(self.cpu)
-            for device, state in self.cuda.items():
-                torch.cuda.set_rng_state(state, device)
-            yield
+    def again(self) -> Iterator[None]:
+        """The same inside; outside goes on as if nothing had happened."""
+        with torch.autocast(*self.autocast):
+            if self.random is None:
+                yield
+                return
+            with torch.random.fork_rng(devices=list(self.random_cuda)):
+                torch.set_rng_state(self.random)
+                for device, state in self.random_cuda.items():
+                    torch.cuda.set_rng_state(state, device)
+                yield
 
 
-def _same_autocast(inputs: tuple[Any, ...]) -> Callable[[], AbstractContextManager[None]]:
-    """Backward mostly runs outside ``torch.autocast``: how to enter the same one there."""
-    kind = next(x.device.type for x in inputs if isinstance(x, Tensor))
-    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
+def save_inputs(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    """Store tensors where autograd watches over them, and the rest beside them."""
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+    ctx.others = [None if isinstance(x, Tensor) else (x,) for x in inputs]
 
 
-def _saved_inputs(ctx: Any) -> list[Any]:
+def saved_inputs(ctx: Any) -> list[Any]:
+    """The inputs in their order, or an error if one was changed in place meanwhile."""
     try:
-        tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
-    except RuntimeError as error:  # autograd's own watch over saved tensors
+        tensors = iter(ctx.saved_tensors)
+    except RuntimeError as error:
         raise ValueError(
             f"an input of {_name(ctx.function)} was changed in place after its checkpoint, so the "
-            "second forward would start from other numbers: write y = x + 1 instead of x += 1, or "
-            "clone() first"
+            f"second forward would start from other numbers: {_OUT_OF_PLACE}"
         ) from error
-    return [next(tensors) if is_tensor else next(others) for is_tensor in ctx.is_tensor]
+    return [next(tensors) if other is None else other[0] for other in ctx.others]
 
 
-def _versions(function: Function, inputs: tuple[Any, ...]) -> dict[str, int]:
+_OUT_OF_PLACE = "write y = x + 1 instead of x += 1, or clone() first"
+
+
+def count_changes(function: Function, inputs: tuple[Any, ...]) -> dict[str, int]:
     """How often each input and each buffer was written to: torch counts in-place changes."""
     watched = {f"input {i}": x for i, x in enumerate(inputs) if isinstance(x, Tensor)}
     if isinstance(function, nn.Module):
@@ -133,17 +131,23 @@ def _versions(function: Function, inputs: tuple[Any, ...]) -> dict[str, int]:
     return {name: tensor._version for name, tensor in watched.items()}
 
 
-def _refuse_changes(function: Function, before: dict[str, int], after: dict[str, int]) -> None:
-    changed = [name for name, version in before.items() if after[name] != version]
-    if not changed:
-        return
-    what, how = changed[0], "write y = x + 1 instead of x += 1, or clone() first"
-    if what.startswith("buffer"):
-        how = "leave that module outside the checkpoint, or call eval() on it"
-    raise ValueError(
-        f"{_name(function)} changes {what} in place, and would change it again in the second "
-        f"forward: {how}"
-    )
+def refuse_changes(
+    function: Function, inputs: tuple[Any, ...], before: dict[str, int], output: Any
+) -> None:
+    """An error for what the second forward could not repeat: it would change things once more."""
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"{_name(function)} returns a {type(output).__name__}, not one tensor: checkpoint a "
+            "piece of the model with one result"
+        )
+    after = count_changes(function, inputs)
+    for what, count in before.items():
+        if after[what] != count:
+            buffer = "leave that module outside the checkpoint, or call eval() on it"
+            raise ValueError(
+                f"{_name(function)} changes {what} in place, and would change it again in the "
+                f"second forward: {buffer if what.startswith('buffer') else _OUT_OF_PLACE}"
+            )
 
 
 def _name(function: Function) -> str:

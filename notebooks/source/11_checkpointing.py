@@ -135,13 +135,13 @@ plain.memory.over_time()
 # without autograd, so nothing is stored but what we save: the inputs. In backward, `function` runs a
 # second time, now with autograd watching, and a small backward runs inside the large one.
 #
-# Two lines wait for later in this lesson: `RandomState` and `_refuse_changes`.
-# %% [markdown] lang="ko" en="6a9acfdc"
+# `Surroundings` and `refuse_changes` wait for later in this lesson.
+# %% [markdown] lang="ko" en="0f16ab02"
 # 순전파에서 오르고 역전파에서 내려갑니다. 이제 체크포인트입니다. `Function`의 순전파는 autograd 없이 실행되므로
 # 우리가 저장하는 것, 곧 입력 말고는 아무것도 남지 않습니다. 역전파에서는 `function`을 autograd가 지켜보는 가운데
 # 한 번 더 실행하고, 큰 역전파 안에서 작은 역전파를 돌립니다.
 #
-# `RandomState`와 `_refuse_changes` 두 줄은 이 레슨 뒤쪽에서 다룹니다.
+# `Surroundings`와 `refuse_changes`는 이 레슨 뒤쪽에서 다룹니다.
 # %% source="dlcourse.training.checkpoint:Checkpoint,checkpoint"
 # %% [markdown] lang="en"
 # **Predict** two numbers for a checkpoint around each of the 12 layers. The peak of activations: 12
@@ -363,7 +363,7 @@ Table([t(f"checkpointing.{key}") for key in ("how", "peak", "flops")], rows)
 #
 # 드롭아웃은 난수를 뽑습니다. 두 번째 순전파가 다른 난수를 뽑으면 어떻게 될까요?
 # %%
-show("dlcourse.training.checkpoint:RandomState")
+show("dlcourse.training.checkpoint:Surroundings")
 # %%
 # %%ranks --fast
 def with_dropout(segments, keep=True):
@@ -481,26 +481,26 @@ in_ranks([1] * 12, find_unused_parameters=True)
 unused = {"find_unused_parameters": True}
 new_kind, _ = in_ranks([1] * 12, early_stop, **unused)
 as_new = all(map(np.array_equal, new_kind, in_ranks([], **unused)[0]))
+# %%
+assert all(ranks["as_new"])
 # %% [markdown] lang="en"
 # "Marked ready twice" means: first as unused, then by the backward inside. `use_reentrant=False` keeps
 # the parameters visible; prefer it. (A layer that two reentrant checkpoints share fails in the same
-# way.)
+# way. With `static_graph=True` DDP counts instead, and both work.)
 #
 # ## 30 to 70% of memory for 20 to 50% more compute?
 #
 # Of *which* memory? Now a step with AdamW, its parameters, gradients and state, for many tokens and
 # for few:
-# %% [markdown] lang="ko" en="82be53a8"
+# %% [markdown] lang="ko" en="c4570967"
 # 두 번 준비되었다는 말은, 처음에는 쓰이지 않는 것으로, 다음에는 안쪽 역전파가 표시했다는 뜻입니다.
 # `use_reentrant=False`는 파라미터를 숨기지 않으므로 이쪽을 쓰세요. (재진입 방식 체크포인트 둘이 층 하나를 함께
-# 써도 똑같이 실패합니다.)
+# 써도 똑같이 실패합니다. `static_graph=True`를 켜면 DDP가 횟수를 세어 두므로 둘 다 됩니다.)
 #
-# ## 계산 20~50%로 메모리 30~70%를?
+# ## 계산을 20에서 50% 더 하면 메모리가 30에서 70% 줄까?
 #
 # *어떤* 메모리일까요? 이번에는 AdamW까지 넣어, 파라미터와 그래디언트, 옵티마이저 상태를 모두 가진 스텝을 토큰이
 # 많을 때와 적을 때 재 봅니다.
-# %%
-assert all(ranks["as_new"])
 # %%
 # %%ranks --fast
 def total_peak(sequences, segments):
