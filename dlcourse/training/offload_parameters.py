@@ -1,0 +1,72 @@
+"""Parameters on the host as well: a block's come just before it computes, and go again.
+
+    forward    fetch block 1 | compute 1, fetch 2 | drop 1, compute 2, fetch 3 | ...
+    backward   ... | compute 2, fetch 1 | drop 2, send its gradients, compute 1 | ...
+
+A dropped row keeps its shape and has no memory, as in stage 3 of ZeRO: its storage is resized to
+nothing, and what autograd has saved finds the numbers there again once they have been fetched.
+That stage gathers from the other ranks, this class from the host.
+
+Source: Rajbhandari et al., "ZeRO-Infinity: Breaking the GPU Memory Wall for Extreme Scale Deep
+Learning", SC 2021.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+
+from dlcourse.training.offload import Host, OptimizerOffload, Unit, Wait
+
+
+class ParameterOffload(OptimizerOffload):
+    """As `OptimizerOffload`, and the blocks' parameters stay on the host between their uses.
+
+    The rest of the model, unit 0, stays on the device. Every forward with gradients needs its
+    backward and ``step()``. Gradients leave as soon as they are made.
+
+    Args:
+        overlap: fetch the next block while this one computes; without, each move is waited for.
+    """
+
+    def __init__(self, model: nn.Module, host: Host, *, overlap: bool = True) -> None:
+        super().__init__(model, host, overlap=True)  # of gradients: no room to keep them
+        self.overlap = overlap
+        self.coming: dict[Unit, Wait] = {}
+        for block, unit in zip(model.blocks, self.units[1:], strict=True):
+            self.drop(unit)
+            block.register_forward_pre_hook(lambda _, args, unit=unit: self.enter(unit, args))
+            block.register_forward_hook(lambda _, args, y, unit=unit: self.leave(unit, y))
+
+    def enter(self, unit: Unit, args: tuple[Tensor, ...]) -> None:
+        """Before forward of a block, which has one input: the stream."""
+        self.use(unit, unit.index + 1)
+        if args[0].requires_grad:  # its gradient is the last that the block's backward makes
+            register_multi_grad_hook([args[0]], lambda _: self.drop(unit))
+
+    def leave(self, unit: Unit, y: Tensor) -> None:
+        self.drop(unit)
+        if y.requires_grad:
+            y.register_hook(lambda _: self.use(unit, unit.index - 1))
+
+    def use(self, unit: Unit, following: int) -> None:
+        """Have the unit's parameters here and, with overlap, those of the next one on their way."""
+        self.start(unit)
+        self.coming.pop(unit)()
+        if self.overlap and 1 <= following < len(self.units):
+            self.start(self.units[following])
+
+    def start(self, unit: Unit) -> None:
+        if not unit.is_here:
+            unit.row.untyped_storage().resize_(unit.nbytes)
+            unit.is_here = True
+            self.coming[unit] = self.fetch(unit)
+
+    def drop(self, unit: Unit) -> None:
+        unit.row.untyped_storage().resize_(0)
+        unit.is_here = False
+
+    def push(self, unit: Unit) -> None:
+        super().push(unit)
+        if not self.overlap:
+            self.leaving[unit]()

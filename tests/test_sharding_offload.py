@@ -1,0 +1,380 @@
+"""Layers over devices, offload to a host, and loading by shards, against one process.
+
+All of them compute what one process computes, with the same operations on the same numbers in the
+same order: losses and parameters must be equal bit for bit. Adam works on rows of whole units, not
+on single tensors; it goes element by element, so that must not matter either.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from itertools import pairwise
+
+import cloudpickle
+import pytest
+import torch
+import torch.distributed as dist
+
+from dlcourse import Ranks
+from dlcourse.measure.recorder import Recorder
+from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.stages import Stage
+from dlcourse.peers import beside
+from dlcourse.training.corpus import Corpus
+from dlcourse.training.host_rank import RankHost, serve
+from dlcourse.training.layers_over_devices import (
+    LayersOverDevices,
+    LayersOverRanks,
+    check_limits,
+    device_needs,
+    layer_ranges,
+)
+from dlcourse.training.local_host import LocalHost, host_bytes
+from dlcourse.training.offload import OptimizerOffload
+from dlcourse.training.offload_parameters import ParameterOffload
+from dlcourse.training.sharded_files import INDEX, File, load_module, save_file, save_shards
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
+
+SMALL = GPTConfig(n_layer=5, n_head=2, n_embd=32, block_size=32)
+DEEP = GPTConfig(n_layer=100, n_head=2, n_embd=24, block_size=32)
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def three():
+    with Ranks(3, default=False) as pool:
+        yield pool.run
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors: two threads would wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def batch(step, sequences=4, block=32):
+    return Corpus(limit=100_000).batch(step, micro_batch=sequences, block=block)
+
+
+def one_process(config=SMALL, steps=STEPS):
+    """Losses, and the model after the last step."""
+    model = GPT(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = model(*batch(step))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, model
+
+
+def equal(model, other):
+    other = dict(other.named_parameters())
+    return all(torch.equal(p, other[name]) for name, p in model.named_parameters())
+
+
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+# --- Layers over devices ------------------------------------------------------------------------
+
+
+def test_layers_are_cut_as_the_sizes_say():
+    assert layer_ranges(100, [33, 33, 34]) == [range(33), range(33, 66), range(66, 100)]
+
+
+@pytest.mark.parametrize("sizes", [[33, 33, 33], [50, 50, 0], [], [101, -1, 0]])
+def test_sizes_that_do_not_fit_are_refused(sizes):
+    with pytest.raises(ValueError, match=r"adds up to \d+ layers and the model has 100: give"):
+        layer_ranges(100, sizes)
+
+
+def test_layers_over_devices_equal_one_process():
+    losses, alone = one_process()
+    model = LayersOverDevices(GPT(SMALL), [2, 1, 2], ["cpu"] * 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = model(*batch(step))
+        loss.backward()
+        optimizer.step()
+        assert loss.item() == losses[step]
+    for stage in model.stages:
+        assert equal(stage, alone)
+    with pytest.raises(ValueError, match="3 sizes for 2 devices"):
+        LayersOverDevices(GPT(SMALL), [2, 1, 2], ["cpu"] * 2)
+
+
+def over_ranks(config, sizes, steps):
+    model = LayersOverRanks(GPT(config), sizes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses, spans = [], []
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        with Recorder(dist.get_rank(), 3) as recorder:
+            losses.append(model.step(*batch(step)).item())
+            optimizer.step()
+        spans.append(model.spans)
+    same = config.n_layer == 100 or equal(model.stage, one_process(config, steps)[1])
+    return losses, same, recorder.record, spans
+
+
+def test_layers_over_ranks_equal_one_process(three):
+    found = three(over_ranks, SMALL, [2, 1, 2], STEPS)
+    losses, _ = one_process()
+    assert found[2][0] == losses
+    assert all(rank[1] for rank in found)
+    for step in range(STEPS):  # one works, the others wait: a pipeline of one
+        work = sorted(span[:2] for rank in found for span in rank[3][step])
+        assert all(a[1] <= b[0] for a, b in pairwise(work))
+        assert [kind for _, _, (kind, _, _) in found[1][3][step]] == ["F", "BW"]
+
+
+def test_a_hundred_layers_need_what_was_predicted(three):
+    found = three(over_ranks, DEEP, [33, 33, 34], 1)
+    needs = device_needs(DEEP, [33, 33, 34], sequences=4, block=32)
+    message = 4 * 4 * 32 * 24
+    for rank, ((_, _, record, _), need) in enumerate(zip(found, needs, strict=True)):
+        kept = record["memory"]["end"]
+        for name in ("parameters", "gradients", "optimizer_state"):
+            assert kept[name] == need[name]
+        peaks = record["memory"]["peaks"]
+        peak = peaks["activations"] + peaks["communication"]
+        assert peak == pytest.approx(need["activations"], rel=0.05)
+        sent = [event["bytes"] for event in record["comm"] if event["op"] == "send"]
+        assert sent == [message] * (2 if rank == 1 else 1)
+        assert record["memory"]["peak_bytes"] < 1.01 * sum(need.values())
+
+
+def test_a_device_with_too_little_memory_says_what_to_change():
+    needs = device_needs(DEEP, [33, 33, 34], sequences=4, block=32)
+    most = max(sum(need.values()) for need in needs)
+    check_limits(needs, [most] * 3)
+    with pytest.raises(ValueError, match=r"device 2 has .* for activations: give it fewer layers"):
+        check_limits(needs, [most, most, most - 1])
+    needs = device_needs(DEEP, [33, 33, 34], sequences=1, block=1)
+    with pytest.raises(ValueError, match=r"for optimizer_state: .* offload its optimizer"):
+        check_limits(needs, [1000] * 3)
+
+
+# --- Offload ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [OptimizerOffload, ParameterOffload])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_offload_equals_one_process_and_moves_what_was_predicted(kind, overlap):
+    losses, alone = one_process()
+    model = GPT(SMALL)
+    names = [name for name, _ in model.named_parameters()]
+    total, blocks = 4 * size(model), 4 * size(model.blocks)
+    offload = kind(model, LocalHost(), overlap=overlap)
+    for step in range(STEPS):
+        loss = model(*batch(step))
+        loss.backward()
+        offload.step()
+        assert loss.item() == losses[step]
+        assert all(p.grad is None for p in model.parameters())
+    fetched = total if kind is OptimizerOffload else 2 * blocks + (total - blocks)
+    assert (offload.out_bytes, offload.back_bytes) == (STEPS * total, STEPS * fetched)
+    for unit in offload.units:  # a master's numbers, as the parameters would be
+        master = offload.host.masters[unit.index].detach()
+        want = [dict(alone.named_parameters())[name] for name in names_of(unit, model, names)]
+        assert torch.equal(master, torch.cat([p.detach().flatten() for p in want]))
+
+
+def names_of(unit, model, names):
+    of = {id(p): name for name, p in zip(names, model.parameters(), strict=True)}
+    return [of[id(p)] for p in unit.parameters]
+
+
+def test_bfloat16_parameters_have_a_float32_master():
+    model = GPT(SMALL).bfloat16()
+    offload = OptimizerOffload(model, LocalHost(lr=1e-5))
+    for step in range(2):
+        model(*batch(step)).backward()
+        offload.step()
+    master, unit = offload.host.masters[1], offload.units[1]
+    assert master.dtype == torch.float32 and unit.row.dtype == torch.bfloat16
+    assert torch.equal(unit.row, master.bfloat16()) and not torch.equal(unit.row.float(), master)
+    assert offload.out_bytes == 2 * 2 * size(model)
+    assert host_bytes(10, torch.bfloat16) == 140 and host_bytes(10) == 160
+
+
+def test_gradients_may_add_up_without_overlap_only():
+    model, tokens = GPT(SMALL), batch(0)
+    offload = OptimizerOffload(model, LocalHost(), overlap=False)
+    (model(*tokens) / 2).backward()
+    (model(*tokens) / 2).backward()
+    offload.step()
+    _, alone = one_process(steps=1)
+    apart = max(
+        (a - b).abs().max() for a, b in zip(model.parameters(), alone.parameters(), strict=True)
+    )
+    assert apart < 5e-5  # 5% of a step: sums of halves round differently
+    model = GPT(SMALL)
+    offload = OptimizerOffload(model, LocalHost())
+    model(*tokens).backward()
+    with pytest.raises(ValueError, match=r"second backward before step.*overlap=False"):
+        model(*tokens).backward()
+
+
+def test_a_host_with_too_little_memory_says_what_to_change():
+    model = GPT(SMALL)
+    need = host_bytes(size(model))
+    OptimizerOffload(model, LocalHost(memory=need))
+    with pytest.raises(ValueError, match=r"memory=.* needs .* there: leave the state on .*ZeRO"):
+        OptimizerOffload(GPT(SMALL), LocalHost(memory=need - 1))
+
+
+def to_a_rank(kind, overlap, config=SMALL, steps=STEPS, memory=None):
+    """Rank 0 computes, rank 2 is its host; rank 1 has nothing to do."""
+    rank = dist.get_rank()
+    before = beside.live_bytes()  # what other tests have left in this rank
+    with Recorder(rank, 3) as recorder:
+        if rank == 2:
+            serve(0, steps=steps, parameters=kind is ParameterOffload, memory=memory)
+        if rank == 0:
+            model = GPT(config)
+            offload = kind(model, RankHost(2), overlap=overlap)
+            losses = []
+            for step in range(steps):
+                loss = model(*batch(step))
+                losses.append(loss.item())
+                loss.backward()
+                del loss
+                offload.step()
+    memory = recorder.record["memory"]
+    found = {k: {c: memory[k][c] - before[c] for c in before} for k in ("end", "peaks")}
+    if rank == 0:
+        want, alone = one_process(config, steps)
+        same = losses == want and (kind is ParameterOffload or equal(model, alone))
+        sent = sum(event["bytes"] for event in recorder.record["comm"] if event["op"] == "send")
+        found |= {"same": same, "moved": (offload.out_bytes, offload.back_bytes), "sent": sent}
+        found |= {"total": 4 * size(model), "blocks": 4 * size(model.blocks)}
+    return found
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_rank_as_host_keeps_the_state(three, overlap):
+    device, _, host = three(to_a_rank, OptimizerOffload, overlap)
+    total = device["total"]
+    assert device["same"] and device["moved"] == (STEPS * total, STEPS * total)
+    assert device["end"]["parameters"] == total
+    assert device["end"]["gradients"] == device["end"]["optimizer_state"] == 0
+    assert device["sent"] == pytest.approx((STEPS + 1) * total, rel=0.01)  # and once, to begin with
+    if overlap:  # gradients leave while backward goes on
+        assert device["peaks"]["gradients"] < 0.6 * total
+    else:
+        assert device["peaks"]["gradients"] == total
+    units = 1 + SMALL.n_layer
+    assert host["peaks"]["optimizer_state"] == 2 * total + 4 * units
+    assert host["peaks"]["parameters"] == total
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_parameters_come_for_a_moment(three, overlap):
+    device, _, _ = three(to_a_rank, ParameterOffload, overlap)
+    total, blocks, end = device["total"], device["blocks"], device["end"]
+    assert device["same"] and device["moved"] == (STEPS * total, STEPS * (total + blocks))
+    assert end["parameters"] == total - blocks  # embeddings, norm and head stay
+    assert end["gradients"] == end["optimizer_state"] == end["communication"] == 0
+
+
+def test_a_rank_with_too_little_memory_is_refused_in_both(three):
+    def both():
+        try:
+            to_a_rank(OptimizerOffload, True, memory=1000)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    device, _, host = three(both)
+    assert device == host and "memory=1,000 B" in host and "ZeRO" in host
+
+
+# --- Loading ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path):
+    model = GPT(SMALL)
+    names = list(model.state_dict())
+    groups = [[n for n in names if n.startswith(f"blocks.{i}.")] for i in range(SMALL.n_layer)]
+    groups.append([n for n in names if not n.startswith("blocks.")])
+    save_shards(model, tmp_path, groups)
+    return tmp_path
+
+
+def live():
+    gc.collect()
+    with Recorder(0, 1) as recorder:
+        pass
+    return recorder.record["memory"]["end"]
+
+
+def test_a_meta_module_gets_its_own_tensors_alone(shards):
+    with torch.device("meta"):
+        stage = Stage(GPT(SMALL), range(2, 4))
+    assert all(p.is_meta for p in stage.parameters())
+    before = live()
+    with Recorder(0, 1) as recorder:
+        read = load_module(stage, shards)
+    assert equal(stage, GPT(SMALL))
+    assert all(p.requires_grad for p in stage.parameters())
+    assert read == 4 * size(stage)
+    memory = recorder.record["memory"]
+    assert memory["end"]["parameters"] - before["parameters"] == read
+    assert memory["peak_bytes"] - sum(before.values()) == read
+
+
+def test_torch_reads_the_same_header(tmp_path):
+    from torch.distributed.checkpoint._hf_utils import _get_safetensors_file_metadata
+
+    tensors = {
+        "a": torch.arange(6.0).view(2, 3),
+        "b": torch.tensor(7),
+        "c": torch.ones(3).bfloat16(),
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    with (tmp_path / "x.safetensors").open("rb") as file:
+        header, length = _get_safetensors_file_metadata(file)
+    file = File(tmp_path / "x.safetensors")
+    assert header == file.header and length == file.start and length % 8 == 0
+    assert header["c"] == {"dtype": "BF16", "shape": [3], "data_offsets": [32, 38]}
+    for name, tensor in tensors.items():
+        assert torch.equal(file.read(name), tensor)
+
+
+def test_the_package_reads_the_same_tensors(tmp_path):
+    package = pytest.importorskip("safetensors.torch")
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    for name, tensor in package.load_file(tmp_path / "x.safetensors").items():
+        assert torch.equal(tensor, tensors[name])
+
+
+def test_what_cannot_be_loaded_is_refused(shards):
+    with torch.device("meta"):
+        other = GPT(GPTConfig(n_layer=6, n_head=2, n_embd=32, block_size=32))
+        wide = GPT(GPTConfig(n_layer=5, n_head=2, n_embd=64, block_size=32))
+    with pytest.raises(ValueError, match=r"blocks.5.* is in no file"):
+        load_module(other, shards)
+    with pytest.raises(ValueError, match=r"has shape \(256, 32\) in .* and \(256, 64\)"):
+        load_module(wide, shards)
+    assert all(p.is_meta for p in wide.parameters())
+    name = json.loads((shards / INDEX).read_text())["weight_map"]["norm.weight"]
+    (shards / name).write_bytes((shards / name).read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"not a whole safetensors file"):
+        File(shards / name)
+    with pytest.raises(ValueError, match=r"each name of model.state_dict"):
+        save_shards(GPT(SMALL), shards, [["norm.weight"]])
