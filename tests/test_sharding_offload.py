@@ -22,15 +22,11 @@ from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.stages import Stage
 from dlcourse.peers import beside
+from dlcourse.training.activations import Shape
 from dlcourse.training.corpus import Corpus
+from dlcourse.training.device_plan import check_limits, device_needs, layer_ranges
 from dlcourse.training.host_rank import RankHost, serve
-from dlcourse.training.layers_over_devices import (
-    LayersOverDevices,
-    LayersOverRanks,
-    check_limits,
-    device_needs,
-    layer_ranges,
-)
+from dlcourse.training.layers_over_devices import LayersOverDevices, LayersOverRanks
 from dlcourse.training.local_host import LocalHost, host_bytes
 from dlcourse.training.offload import OptimizerOffload
 from dlcourse.training.offload_parameters import ParameterOffload
@@ -142,7 +138,7 @@ def test_layers_over_ranks_equal_one_process(three):
 
 def test_a_hundred_layers_need_what_was_predicted(three):
     found = three(over_ranks, DEEP, [33, 33, 34], 1)
-    needs = device_needs(DEEP, [33, 33, 34], sequences=4, block=32)
+    needs = device_needs(Shape.of(DEEP, sequences=4, block=32), [33, 33, 34])
     message = 4 * 4 * 32 * 24
     for rank, ((_, _, record, _), need) in enumerate(zip(found, needs, strict=True)):
         kept = record["memory"]["end"]
@@ -157,12 +153,12 @@ def test_a_hundred_layers_need_what_was_predicted(three):
 
 
 def test_a_device_with_too_little_memory_says_what_to_change():
-    needs = device_needs(DEEP, [33, 33, 34], sequences=4, block=32)
+    needs = device_needs(Shape.of(DEEP, sequences=4, block=32), [33, 33, 34])
     most = max(sum(need.values()) for need in needs)
     check_limits(needs, [most] * 3)
     with pytest.raises(ValueError, match=r"device 2 has .* for activations: give it fewer layers"):
         check_limits(needs, [most, most, most - 1])
-    needs = device_needs(DEEP, [33, 33, 34], sequences=1, block=1)
+    needs = device_needs(Shape.of(DEEP, sequences=1, block=1), [33, 33, 34])
     with pytest.raises(ValueError, match=r"for optimizer_state: .* offload its optimizer"):
         check_limits(needs, [1000] * 3)
 
