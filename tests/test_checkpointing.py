@@ -1,7 +1,7 @@
 """A checkpoint must change memory and FLOPs as predicted, and gradients by not a single bit.
 
 The second forward repeats the first one's operators on the same numbers, so gradients are compared
-for equality. Peaks are compared to 1%: the formulas leave out a few numbers such as the loss.
+for equality. Peaks are compared to 0.2%: the formulas leave out single numbers such as the loss.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def test_peak_flops_and_gradients_of_every_placement(shape):
     config, sequences, block = shape
     n, sizes = config.n_layer, Shape.of(config, sequences=sequences, block=block)
     peak, flops, want = step(*shape)
-    assert peak == pytest.approx(activation_peak(sizes), rel=0.01)
+    assert peak == pytest.approx(activation_peak(sizes), rel=0.002)
     assert flops == step_flops(sizes)
     for segments in (every(n, 1), every(n, 2), [1] * (n // 2), [n - 1]):
         for name, how in HOW.items():
@@ -99,7 +99,7 @@ def test_peak_flops_and_gradients_of_every_placement(shape):
                 continue  # the same as ours
             stops = {"early_stop": name == "early_stop"}
             peak, flops, got = step(*shape, segments, how)
-            assert peak == pytest.approx(activation_peak(sizes, segments, **stops), 0.01)
+            assert peak == pytest.approx(activation_peak(sizes, segments, **stops), 0.002)
             assert flops == step_flops(sizes, segments, **stops)
             assert same(got, want)
 
@@ -391,5 +391,5 @@ def test_on_fake_tensors_the_same_bytes():
         with FakeTensorMode(allow_non_fake_inputs=True):
             got, flops, _ = step(config, sequences, block, segments)
         shape = Shape.of(config, sequences=sequences, block=block)
-        assert got == pytest.approx(activation_peak(shape, segments), rel=0.01)
+        assert got == pytest.approx(activation_peak(shape, segments), rel=0.002)
         assert flops == step_flops(shape, segments)

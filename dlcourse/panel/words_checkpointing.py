@@ -29,8 +29,8 @@ CHECKPOINTING_WORDS: dict[str, tuple[str, str]] = {
     "large.none": ("{name}, 체크포인트 없음", "{name}, no checkpoint"),
     "large.ours": ("{name}, 층마다", "{name}, each layer"),
     "large.title": (
-        "GPT-2 Large, 시퀀스 8개: 활성화값 {plain:.1f} GB가 {light:.1f} GB로 줄어듭니다",
-        "GPT-2 Large, 8 sequences: {plain:.1f} GB of activations become {light:.1f} GB",
+        "GPT-2 Large, 시퀀스 8개: 활성화값이 {plain}에서 {light}로 줄어듭니다",
+        "GPT-2 Large, 8 sequences: activations fall from {plain} to {light}",
     ),
     "loss": ("손실", "loss"),
     "measured": ("측정", "measured"),
