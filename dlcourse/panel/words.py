@@ -16,6 +16,7 @@ from dlcourse.panel.words_collectives import COLLECTIVES_WORDS
 from dlcourse.panel.words_course import COURSE_WORDS
 from dlcourse.panel.words_data_parallel import DATA_PARALLEL_WORDS
 from dlcourse.panel.words_mixed import MIXED_WORDS
+from dlcourse.panel.words_offload import OFFLOAD_WORDS
 from dlcourse.panel.words_peers import PEERS_WORDS
 from dlcourse.panel.words_pipeline import PIPELINE_WORDS
 from dlcourse.panel.words_plan import PLAN_WORDS
@@ -219,6 +220,7 @@ AREAS: dict[str, _Area] = {
     "data_parallel": DATA_PARALLEL_WORDS,
     "figure": _FIGURE,
     "mixed": MIXED_WORDS,
+    "offload": OFFLOAD_WORDS,
     "panel": _PANEL,
     "peers": PEERS_WORDS,
     "pipeline": PIPELINE_WORDS,

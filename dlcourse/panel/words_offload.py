@@ -1,0 +1,52 @@
+"""Words of lesson 12, in the form of `words.py`, which takes them in as area "offload"."""
+
+from __future__ import annotations
+
+OFFLOAD_WORDS: dict[str, tuple[str, str]] = {
+    "apart": ("여러 파일, 자기 층만", "in shards, own layers only"),
+    "back": ("돌아온 바이트", "bytes back"),
+    "device": ("장치 {device}", "device {device}"),
+    "device.layers": ("장치 {device}, 층 {layers}개", "device {device}, {layers} layers"),
+    "device.plain": ("오프로드 없음", "no offload"),
+    "equal": ("손실", "loss"),
+    "full": (
+        "6 GB 모델의 학습: 장치마다 파라미터 2 GB, 전체 {low:.1f}~{high:.1f} GB",
+        "Training a model of 6 GB: 2 GB of parameters on each, {low:.1f} to {high:.1f} GB in all",
+    ),
+    "gantt": (
+        "한 번에 하나만 일합니다. 랭크는 시간의 {idle}를 기다립니다",
+        "One works at a time: ranks wait {idle} of the time",
+    ),
+    "gantt.many": ("마이크로배치 {m}개", "{m} micro-batches"),
+    "gantt.one": ("마이크로배치 1개, 측정", "1 micro-batch, measured"),
+    "host": ("호스트 랭크: {name}", "host rank: {name}"),
+    "ledger": (
+        "파라미터는 장치 메모리의 {share:.0f}%뿐입니다",
+        "Parameters are {share:.0f}% of what a device needs",
+    ),
+    "libraries": ("구현", "implementation"),
+    "limit": ("한도", "limit"),
+    "load": (
+        "통째로 읽으면 랭크마다 자기 층만 읽을 때의 {ratio:.1f}배가 필요합니다",
+        "Loading whole needs {ratio:.1f} times what a rank needs for its own layers",
+    ),
+    "measured": ("측정된 최대값", "measured peak"),
+    "needed": ("예측", "predicted"),
+    "out": ("나간 바이트", "bytes out"),
+    "overlap.no": ("중첩 없음", "no overlap"),
+    "overlap.yes": ("중첩", "with overlap"),
+    "parameters": ("파라미터 오프로드", "parameter offload"),
+    "seconds": ("초당 {rate} GB: 스텝마다 {time}", "at {rate} GB/s: {time} a step"),
+    "share": (
+        "장치에 남는 것: {plain}에서 {optimizer}로, 다시 {parameters}로 줄어듭니다",
+        "What the device needs: {plain}, then {optimizer}, then {parameters}",
+    ),
+    "unified": (
+        "메모리가 하나뿐이면 오프로드는 {ratio:.2f}배를 씁니다",
+        "With one memory only, offload needs {ratio:.2f} times as much",
+    ),
+    "unified.no": ("오프로드 없음", "no offload"),
+    "unified.yes": ("같은 메모리로 오프로드", "offload into the same memory"),
+    "way": ("방법", "method"),
+    "whole": ("파일 하나, 모델 전체", "one file, the whole model"),
+}
