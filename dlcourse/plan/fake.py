@@ -1,0 +1,138 @@
+"""The exact ledger of a training step of any size, on tensors that have shapes and no numbers.
+
+    ledgers([Case(sizes, Recipe(checkpoint=True), sequences=8, block=1024)])
+
+The loop of ``dlcourse.training.techniques`` runs as it is, for one step. Torch's fake process group
+stands for the other ranks. Bytes and FLOPs are exact; times mean nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dlcourse.measure.run import wire_bytes
+from dlcourse.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to take a step of.
+
+    Args:
+        sizes: as for ``GPTConfig``.
+        sequences: of a rank in a step.
+        ranks: how many there are; this is rank 0.
+    """
+
+    sizes: Mapping[str, Any]
+    recipe: Recipe = field(default_factory=Recipe)
+    sequences: int = 1
+    block: int = 128
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.sequences < 1 or self.sequences % self.recipe.accumulate:
+            raise ValueError(
+                f"accumulate={self.recipe.accumulate} does not divide {self.sequences} sequences: "
+                f"give a multiple of {self.recipe.accumulate}"
+            )
+        if self.block > self.sizes["block_size"]:
+            raise ValueError(
+                f"block={self.block} is longer than block_size={self.sizes['block_size']}: "
+                "give shorter sequences"
+            )
+        if self.ranks < 1:
+            raise ValueError(f"ranks={self.ranks}: give the number of devices, from 1 on")
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Take one step, whose optimizer has its state already.
+
+    Needs a process without a process group.
+
+    Returns:
+        "memory" as in a record; "flops"; "sent" bytes of this rank, in theory; "passes";
+        "seconds" of this machine; "peak_rss_bytes" of this process so far.
+    """
+    started = time.perf_counter()
+    import torch
+    import torch.distributed as dist
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from dlcourse.measure.recorder import Recorder
+    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.training.techniques import Training
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=case.ranks)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            training = Training(GPT(GPTConfig(**case.sizes)), case.recipe)
+            training.make_state()
+            tokens_BT = torch.zeros(case.sequences, case.block, dtype=torch.long)
+            with Recorder(0, case.ranks) as recorder:
+                training.step(tokens_BT, tokens_BT)
+    finally:
+        dist.destroy_process_group()
+    record, unit = recorder.record, 1 if sys.platform == "darwin" else 1024
+    return {
+        "memory": record["memory"],
+        "flops": record["flops"],
+        "sent": sum(wire_bytes(e["op"], e["bytes"], e["group_size"]) for e in record["comm"]),
+        "passes": case.recipe.accumulate,
+        "seconds": time.perf_counter() - started,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }
+
+
+def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict[str, Any]]:
+    """Measure each case, in processes of their own: two where there are two cores.
+
+    Raises:
+        ValueError: no case.
+        RuntimeError: a step failed; with the process's last words.
+    """
+    if not cases:
+        raise ValueError("cases is empty: give at least one")
+    count = min(processes or 2, len(cases), os.cpu_count() or 1)
+    with ThreadPoolExecutor(count) as pool:
+        shares = list(pool.map(_in_process, [cases[i::count] for i in range(count)]))
+    return [shares[i % count][i // count] for i in range(len(cases))]
+
+
+def _in_process(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "dlcourse.plan.fake"],
+        input=json.dumps([asdict(case) for case in cases]),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"the step failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _main() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    gc.disable()  # a step leaves little garbage; looking for it takes a tenth of the time
+    found = []
+    for case in json.load(sys.stdin):
+        found.append(measure(Case(**case | {"recipe": Recipe(**case["recipe"])})))
+        gc.collect()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,125 @@
+"""One training loop in which every memory technique can be switched on, alone or together.
+
+    training = Training(GPT(), Recipe(precision="master", accumulate=4, checkpoint=True, stage=3))
+    loss = training.step(tokens_BT, targets_BT)
+
+The order matters. Checkpoints go around the blocks first; the parameters get their type next; ZeRO
+comes last, since it makes one flat tensor of each block, checkpoint included. Then the optimizer is
+given what is left for this rank. Each technique has a lesson of its own, and its own module here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dlcourse.measure import mark_step
+from dlcourse.parallel.zero import ZeRO1
+from dlcourse.parallel.zero2 import ZeRO2
+from dlcourse.parallel.zero3 import ZeRO3
+from dlcourse.training.accumulation import split
+from dlcourse.training.master_adamw import MasterAdamW
+from dlcourse.training.precision import check_precision
+from dlcourse.training.recipe import Recipe
+from dlcourse.training.segments import checkpoint_blocks, early_stop
+
+_STAGES: dict[int, type[ZeRO1]] = {1: ZeRO1, 2: ZeRO2, 3: ZeRO3}
+
+
+class Training:
+    """A GPT, its optimizer, and the step that a recipe makes of them.
+
+    Args:
+        gpt: a ``GPT``; it is changed in place.
+        recipe: what to switch on.
+        lr: learning rate.
+        process_group: the ranks that share a step, each with a batch of its own. ZeRO divides
+            over them; without a stage gradients are averaged (naive data parallelism).
+
+    Raises:
+        ValueError: 16 bits on a device that does not compute in them.
+    """
+
+    def __init__(
+        self,
+        gpt: nn.Module,
+        recipe: Recipe,
+        *,
+        lr: float = 1e-3,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self.recipe, self.process_group = recipe, process_group
+        self.world_size = dist.get_world_size(process_group) if dist.is_initialized() else 1
+        self.device = next(gpt.parameters()).device
+        if recipe.precision != "float32":
+            check_precision(torch.bfloat16, self.device)
+        if recipe.checkpoint:
+            checkpoint_blocks(gpt, [1] * len(gpt.blocks), early_stop)
+        if recipe.precision in ("master", "bfloat16"):
+            for parameter in gpt.parameters():  # module.to() cannot do it to fake tensors
+                parameter.data = parameter.data.to(torch.bfloat16)
+        if recipe.stage:
+            gpt = _STAGES[recipe.stage](gpt, process_group=process_group)
+        self.model = gpt
+        self.parameters = gpt.shards if recipe.stage else list(gpt.parameters())
+        self.optimizer = _optimizer(recipe)(self.parameters, lr=lr)
+
+    def autocast(self) -> AbstractContextManager:
+        """For forward alone; backward runs in the types that forward has left."""
+        if self.recipe.precision != "autocast":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """One step on a batch. The gradients stay until the next one.
+
+        Returns:
+            This rank's mean loss, a number without a graph.
+
+        Raises:
+            ValueError: the micro-batches do not divide the batch.
+        """
+        accumulate, zero = self.recipe.accumulate, self.recipe.stage > 0
+        parts = split(tokens_BT, targets_BT, accumulate=accumulate)
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for tokens_MT, targets_MT in parts:
+            with self.autocast():
+                loss = self.model(tokens_MT, targets_MT) / accumulate
+            loss.backward()
+            total += loss.detach()
+            del loss  # or it would be there when the next micro-batch begins
+        if zero:
+            self.model.sync_gradients()
+        elif self.world_size > 1:
+            self._average_gradients()
+        self.optimizer.step()
+        if zero:
+            self.model.sync_parameters()
+        mark_step(tokens=tokens_BT.numel(), loss=total)
+        return total
+
+    def _average_gradients(self) -> None:
+        for parameter in self.parameters:
+            dist.all_reduce(parameter.grad, group=self.process_group)
+            parameter.grad /= self.world_size
+
+    def make_state(self) -> None:
+        """Have the optimizer make its state, as a first step does, from gradients of zero."""
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def _optimizer(recipe: Recipe) -> Callable[..., torch.optim.Optimizer]:
+    if recipe.precision == "master":
+        return MasterAdamW
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW
+    return partial(torch.optim.SGD, momentum=0.9 if recipe.optimizer == "momentum" else 0.0)
