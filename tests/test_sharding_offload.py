@@ -22,7 +22,7 @@ from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.stages import Stage
 from dlcourse.peers import beside
-from dlcourse.training.activations import Shape
+from dlcourse.training.activations import Shape, activation_peak
 from dlcourse.training.corpus import Corpus
 from dlcourse.training.device_plan import check_limits, device_needs, layer_ranges
 from dlcourse.training.host_rank import RankHost, serve
@@ -268,6 +268,8 @@ def test_a_rank_as_host_keeps_the_state(three, overlap):
     assert device["end"]["parameters"] == total
     assert device["end"]["gradients"] == device["end"]["optimizer_state"] == 0
     assert device["sent"] == pytest.approx((STEPS + 1) * total, rel=0.01)  # and once, to begin with
+    activations = activation_peak(Shape.of(SMALL, sequences=4, block=32))
+    assert device["peaks"]["activations"] == pytest.approx(activations, rel=0.05)
     if overlap:  # gradients leave while backward goes on
         assert device["peaks"]["gradients"] < 0.6 * total
     else:
@@ -282,6 +284,8 @@ def test_parameters_come_for_a_moment(three, overlap):
     device, _, _ = three(to_a_rank, ParameterOffload, overlap)
     total, blocks, end = device["total"], device["blocks"], device["end"]
     assert device["same"] and device["moved"] == (STEPS * total, STEPS * (total + blocks))
+    activations = activation_peak(Shape.of(SMALL, sequences=4, block=32))
+    assert device["peaks"]["activations"] == pytest.approx(activations, rel=0.05)
     assert end["parameters"] == total - blocks  # embeddings, norm and head stay
     assert end["gradients"] == end["optimizer_state"] == end["communication"] == 0
 

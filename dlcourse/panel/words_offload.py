@@ -5,6 +5,10 @@ from __future__ import annotations
 OFFLOAD_WORDS: dict[str, tuple[str, str]] = {
     "apart": ("여러 파일, 자기 층만", "in shards, own layers only"),
     "back": ("돌아온 바이트", "bytes back"),
+    "beside": (
+        "호스트가 갱신하는 시간의 {share}가 장치의 역전파와 겹칩니다",
+        "{share} of the host's updates run beside the device's backward",
+    ),
     "device": ("장치 {device}", "device {device}"),
     "device.layers": ("장치 {device}, 층 {layers}개", "device {device}, {layers} layers"),
     "device.plain": ("오프로드 없음", "no offload"),
