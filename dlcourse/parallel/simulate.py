@@ -183,12 +183,12 @@ def _incomplete(schedule: Schedule) -> list[str]:
                 f, b, w, bw = (
                     counts.pop(Action(kind, i, chunk), 0) for kind in ("F", "B", "W", "BW")
                 )
-                who = f"rank {rank} does with micro-batch {i}" + f" in chunk {chunk}" * (chunk > 0)
+                who = f"rank {rank}: micro-batch {i}" + f" in chunk {chunk}" * (chunk > 0)
                 if f != 1:
-                    problems.append(f"{who} {f} forwards (F) instead of 1")
+                    problems.append(f"{who} has {f} F and needs 1")
                 if (b, w, bw) not in ((1, 1, 0), (0, 0, 1)):
                     problems.append(
-                        f"{who} {b} B, {w} W and {bw} BW instead of one B and one W, or one BW"
+                        f"{who} has {b} B, {w} W, {bw} BW and needs one BW, or one B and one W"
                     )
         problems += [f"rank {rank} has {action}, which no stage has" for action in counts]
     return problems

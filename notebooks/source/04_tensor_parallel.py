@@ -84,9 +84,13 @@ predict("04.gather", ..., formula=(num_ranks - 1) / num_ranks * output_bytes, un
 # The layer, whole. It takes an ordinary `nn.Linear`, equal in all ranks, and keeps its part. Mind:
 # torch stores a weight as (outputs, inputs), so "columns" are rows of `weight`. What `enter` is for
 # comes soon.
-# %% [markdown] lang="ko" en="60877113"
+#
+# Capitals at the end of a name are a tensor's shape: B sequences, T tokens, I inputs, O outputs.
+# %% [markdown] lang="ko" en="b7b191c8"
 # 층의 코드 전체입니다. 모든 랭크에서 똑같은 보통의 `nn.Linear`를 받아 자기 조각만 남깁니다. torch는 가중치를
 # (출력, 입력) 모양으로 저장하므로 여기서 말하는 "열"은 `weight`의 행입니다. `enter`가 하는 일은 곧 나옵니다.
+#
+# 이름 끝의 대문자는 텐서의 모양입니다. B는 시퀀스, T는 토큰, I는 입력, O는 출력의 수입니다.
 # %% source="dlcourse.parallel.tensor_layers:ColumnParallelLinear"
 # %%
 # %%ranks --fast
@@ -118,11 +122,11 @@ held, column_apart = ranks["columns"][0], max(ranks["layer_off"])
 assert ranks["columns"] == [4096 // num_ranks] * num_ranks
 assert column_apart < 1e-5
 # %% [markdown] lang="en"
-# As told, to the byte (the rest is headers). But is the all-gather *needed*? A layer is seldom
+# As predicted: 768 KiB (the 1 KiB on top is message headers). But is the all-gather *needed*? A layer is seldom
 # alone. In an MLP a second matrix follows, and if that one is cut by rows, rank 0 needs just the part
 # of the input that rank 0 has made. Nothing is sent between the two.
-# %% [markdown] lang="ko" en="657d22a9"
-# 들은 그대로입니다(남는 것은 헤더입니다). 그런데 올게더가 *꼭 필요할까요?* 층은 보통 혼자 있지 않습니다. MLP라면
+# %% [markdown] lang="ko" en="994b1330"
+# 예측대로 768 KiB입니다(조금 더 나온 것은 메시지 헤더입니다). 그런데 올게더가 *꼭 필요할까요?* 층은 보통 혼자 있지 않습니다. MLP라면
 # 두 번째 행렬이 이어집니다. 그것을 행으로 자르면, 랭크 0에 필요한 입력은 바로 랭크 0이 방금 만든
 # 조각입니다. 둘 사이에는 보낼 것이 없습니다.
 # %% source="dlcourse.parallel.tensor_layers:RowParallelLinear"
@@ -203,16 +207,16 @@ assert right < 1e-5 < 0.1 < wrong
 #
 # No error there, only a wrong number. Now the gradients. Each rank's columns use *all* of $x$, so a
 # rank knows only a summand of the gradient of $x$: backward must **sum** it. At the other end the
-# forward sums, and then every summand gets the same gradient: nothing to do.
+# forward sums, and then every summand gets the same gradient: backward has nothing to do.
 #
 # Two functions say so, each the mirror of the other. `enter` above is `copy_to`, `leave` is
 # `reduce_from`.
-# %% [markdown] lang="ko" en="6cce0186"
+# %% [markdown] lang="ko" en="e94a75c4"
 # ## 역전파
 #
 # 오류는 없고 숫자만 틀렸습니다. 이제 그래디언트(gradient)를 봅시다. 랭크의 열은 $x$ *전체*를 쓰므로, 랭크 하나가
 # 아는 것은 $x$의 그래디언트에 들어갈 몫뿐입니다. 그래서 역전파에서 **더해야** 합니다. 반대쪽 끝에서는 순전파가
-# 더하고, 몫마다 같은 그래디언트를 받습니다. 할 일이 없습니다.
+# 더하고, 모든 몫이 같은 그래디언트를 받으므로 역전파에서는 할 일이 없습니다.
 #
 # 서로 거울 같은 두 함수가 이 일을 합니다. 위의 `enter`가 `copy_to`, `leave`가 `reduce_from`입니다.
 # %%
@@ -269,13 +273,15 @@ assert blocks.comm.ranks[0]["ops"]["all_reduce"]["bytes"] == steps * 16 * stream
 blocks.comm.figure()
 # %% [markdown] lang="en"
 # Four a layer: leaving attention and leaving the MLP in forward, entering each in backward. Each
-# carries the whole stream, tokens × width.
+# carries the whole residual stream, which flows from block to block: 2 sequences × 128 tokens ×
+# width 128 × 4 bytes = 128 KiB.
 #
 # Unlike in lesson 03, nothing can hide here: the next layer cannot start before the sum is there.
 # `tensor_parallel` does all this to a GPT, and cuts its vocabulary too (more on that below).
-# %% [markdown] lang="ko" en="7424610e"
-# 층마다 네 번입니다. 순전파에서 어텐션과 MLP를 나올 때, 역전파에서 각각에 들어갈 때입니다. 한 번에 스트림
-# 전체(토큰 수 × 폭)를 보냅니다.
+# %% [markdown] lang="ko" en="1c1a91f3"
+# 층마다 네 번입니다. 순전파에서 어텐션과 MLP를 나올 때, 역전파에서 각각에 들어갈 때입니다. 한 번에
+# 잔차 스트림(residual stream, 블록에서 블록으로 흐르는 활성화값) 전체를 보냅니다. 시퀀스 2개 × 토큰 128개 × 폭
+# 128 × 4바이트로 128 KiB입니다.
 #
 # 레슨 03과 달리 숨길 곳이 없습니다. 합이 와야 다음 층을 시작할 수 있습니다. `tensor_parallel`은 이 일을 GPT
 # 전체에 하고, 아래에서 볼 어휘까지 나눕니다.
@@ -333,18 +339,18 @@ assert trials["forgotten"][0] < 5e-6 and trials["forgotten"][1] > 0.2 * lr
 Table([t(f"tensor_parallel.apart{key}") for key in (".what", ".loss", "")], rows)
 # %% [markdown] lang="en"
 # Three tests for "normal". It vanishes in float64: only rounding does that. It is no larger than what
-# reordering a batch does in *one* process. And it is far below one step of the optimizer: Adam
+# reordering a batch does in *one* process. And it is far below one step of the optimizer (`lr`): Adam
 # divides a gradient by its own size, so near zero rounding becomes a part of a step; 5% is allowed.
 #
-# The last row fails all three, and its **first loss is right**: forward needs no `copy_to`. No error,
+# The last row is far beyond the second and the third, and its **first loss is right**: forward needs no `copy_to`. No error,
 # no warning. A check of the loss alone would have passed it.
-# %% [markdown] lang="ko" en="333c1ef6"
+# %% [markdown] lang="ko" en="d268b7b1"
 # "정상"인지 가리는 기준은 셋입니다. float64에서 사라집니다. 반올림만 그렇습니다. *단일* 프로세스에서 배치 순서만
-# 바꿔도 생기는 차이보다 크지 않습니다. 그리고 옵티마이저 한 걸음보다 훨씬 작습니다. Adam은 그래디언트를 자기
+# 바꿔도 생기는 차이보다 크지 않습니다. 그리고 옵티마이저 한 걸음(`lr`)보다 훨씬 작습니다. Adam은 그래디언트를 자기
 # 크기로 나누므로 0 근처에서는 반올림이 한 걸음의 일부가 됩니다. 5%까지 허용합니다.
 #
-# 마지막 줄은 셋 다 어기는데 **첫 손실은 맞습니다**. 순전파에는 `copy_to`가 필요 없기 때문입니다. 오류도 경고도
-# 없습니다. 손실만 확인했다면 그냥 넘어갔을 것입니다.
+# 마지막 줄은 둘째와 셋째 기준을 크게 넘는데 **첫 손실은 맞습니다**. 순전파에는 `copy_to`가 필요 없기
+# 때문입니다. 오류도 경고도 없습니다. 손실만 확인했다면 그냥 넘어갔을 것입니다.
 # %% [markdown] lang="en"
 # ## The vocabulary
 #
@@ -417,7 +423,7 @@ predict("04.sequence", ..., formula=1, unit="")
 show("dlcourse.parallel.sequence:_GatherSequence,_ScatterSequence")
 # %%
 # %%ranks
-model = None
+model = block = None
 gc.collect()
 model = GPT().to(device)
 # %%
@@ -483,9 +489,10 @@ Table([t(f"tensor_parallel.{key}") for key in heads], rows)
 #   R2 -- keys, values --> R3[rank 3] -- keys, values --> R0
 # ```
 #
-# Softmax over two sets of keys follows exactly from the two log-sum-exps:
-# %% [markdown] lang="ko" en="98903221"
-# ## 긴 시퀀스: 컨텍스트 병렬화
+# Attention over two sets of keys can be computed apart: with each set's log-sum-exp the two results
+# combine into the exact softmax over both.
+# %% [markdown] lang="ko" en="c5ddf500"
+# ## 긴 시퀀스: 컨텍스트 병렬화(context parallelism)
 #
 # 토큰이 12만 8천 개라면 시퀀스 하나가 랭크 하나에 너무 깁니다. 어텐션까지 그렇습니다. 그러면 아예 나눕니다.
 # 랭크마다 모든 층에서 자기 위치만 맡습니다. 다른 곳을 봐야 하는 것은 어텐션뿐입니다. 그래서 **키와 값이 고리를
@@ -497,16 +504,17 @@ Table([t(f"tensor_parallel.{key}") for key in heads], rows)
 #   R2 -- 키, 값 --> R3[랭크 3] -- 키, 값 --> R0
 # ```
 #
-# 두 키 묶음에 대한 softmax는 두 log-sum-exp에서 정확하게 나옵니다.
+# 키를 두 묶음으로 나눠 따로 계산해도, 묶음마다 log-sum-exp를 알면 둘을 합쳐 전체 softmax를 정확하게 구할 수
+# 있습니다.
 # %% source="dlcourse.parallel.context:merge"
 # %%
 show("dlcourse.parallel.context:_RingAttention")
 # %% [markdown] lang="en"
-# **Predict.** 64 positions, 4 heads of 32 numbers. A rank's keys and values together have $K$ bytes.
-# How many bytes does it send in forward?
-# %% [markdown] lang="ko" en="6e3bd47c"
-# **예측해 보세요.** 위치 64개, 크기 32인 헤드 4개입니다. 랭크 하나의 키와 값은 합쳐서 $K$바이트입니다. 순전파에서
-# 몇 바이트를 보낼까요?
+# **Predict.** One sequence of 64 positions, shared by the ranks; 4 heads of 32 float32 numbers each.
+# How many bytes does a rank send in forward? (Keys *and* values move; count how often.)
+# %% [markdown] lang="ko" en="fbff1343"
+# **예측해 보세요.** 위치 64개짜리 시퀀스 하나를 랭크들이 나눠 맡습니다. float32 숫자 32개짜리 헤드가 4개입니다. 랭크
+# 하나는 순전파에서 몇 바이트를 보낼까요? (키*와* 값이 움직입니다. 몇 번 넘기는지 세어 보세요.)
 # %%
 predict("04.ring", ..., formula=(num_ranks - 1) * 2 * 4 * (64 // num_ranks) * 4 * 32, unit="bytes")
 # %%
@@ -608,13 +616,13 @@ beside_table(found, reference="DTensor", recorded={name: told["ranks"]})
 # DTensor, `PrepareModuleInput` makes that input one replicated tensor first; here, one `copy_to` stands
 # before all three. It is your third exercise.
 #
-# The claim that opened this lesson:
-# %% [markdown] lang="ko" en="04c742ac"
+# Back to the example that opened this lesson, which is claim B2:
+# %% [markdown] lang="ko" en="a652322c"
 # 손실이 같습니다. 그런데 한 줄은 올리듀스가 24번입니다. q, k, v가 같은 입력의 그래디언트를 저마다 더했기
 # 때문입니다. DTensor에서는 `PrepareModuleInput`이 그 입력을 먼저 복제된 텐서 하나로 만들고, 여기서는 셋 앞에
 # `copy_to`를 하나 둡니다. 세 번째 연습 문제입니다.
 #
-# 처음에 본 주장으로 돌아갑시다.
+# 첫머리의 예, 곧 주장 B2로 돌아갑시다.
 # %%
 claim(
     "B2",
@@ -710,8 +718,9 @@ check("04.loss")
 # First this lesson's classes as **one rank of 1,024** (128 × 8) of a 7B model, on tensors without
 # numbers: bytes are exact, times mean nothing. Then derived: milliseconds of the all-reduces among 8
 # ranks in bf16 (half of those bytes), over NVLink, 450 GB/s each way [1], and over a 400 Gb/s card
-# [2]; and of computing 2048 tokens at 400 TFLOP/s. No GPU run of this lesson is recorded yet.
-# %% [markdown] lang="ko" en="37990ee1"
+# [2]; and of computing 2048 tokens, 6
+# FLOP a parameter and token, at an assumed 400 TFLOP/s. No GPU run of this lesson is recorded yet.
+# %% [markdown] lang="ko" en="99722ab6"
 # ## GPU 클러스터에서는
 #
 # 숨길 수 없는 통신이라 텐서 병렬은 노드 안에 둡니다. Megatron이 발표한 1.7B부터 1008B까지의 실행에서 텐서 병렬
@@ -719,8 +728,8 @@ check("04.loss")
 #
 # 먼저 이 레슨의 클래스를 숫자 없는 텐서로 돌려 7B 모델의 **랭크 1,024개(128 × 8) 가운데 하나**가 되어 봅니다.
 # 바이트는 정확하고 시간은 뜻이 없습니다. 다음은 계산입니다. 랭크 8개의 올리듀스가 bf16(그 바이트의 절반)으로
-# 방향마다 450 GB/s인 NVLink[1]와 400 Gb/s 카드[2]에서 몇 밀리초인지, 토큰 2048개를 400 TFLOP/s로 계산하는 시간과
-# 견줍니다. 이 레슨의 GPU 실행 기록은 아직 없습니다.
+# 방향마다 450 GB/s인 NVLink[1]와 400 Gb/s 카드[2]에서 몇 밀리초인지, 토큰 2048개를(파라미터와 토큰마다 6 FLOP) 400
+# TFLOP/s로 계산한다고 할 때의 시간과 견줍니다. 이 레슨의 GPU 실행 기록은 아직 없습니다.
 # %%
 from dlcourse.plan.scale import scale
 

@@ -91,34 +91,36 @@ def idle(gantt):
 whole = simulate(Schedule.parse(["F0 BW0"] * w))
 gantt_figure({"": whole.spans}, title=t("pipeline.gantt.one", name="F0 BW0", idle=idle(whole)))
 # %% [markdown] lang="en"
-# The white is the **bubble**: ranks that wait. Cut the batch into 8 **micro-batches**, and rank 1
+# The gaps are the **bubble**: ranks that wait. Cut the batch into 8 **micro-batches**, and rank 1
 # can begin as soon as the first eighth has arrived. GPipe does all forwards, then all backwards.
 #
-# **Predict.** Each rank now works 8 times. Before its first piece arrives, the last rank waits for
-# 3 forwards; the first rank waits as long for gradients at the end. Which percentage of the *total*
-# time is a rank idle?
-# %% [markdown] lang="ko" en="0cb6a6ca"
-# 흰 곳이 **파이프라인 버블**(pipeline bubble), 기다리는 시간입니다. 배치를 **마이크로배치**(micro-batch)
+# **Predict.** Each rank now does 8 forwards and 8 backwards. The last rank waits for 3 forwards before
+# its first piece arrives, and at the end it has nothing to do while 3 backwards reach the first rank.
+# Which percentage of the *total* time is it idle?
+# %% [markdown] lang="ko" en="b7912049"
+# 빈 곳이 **파이프라인 버블**(pipeline bubble), 기다리는 시간입니다. 배치를 **마이크로배치**(micro-batch)
 # 8개로 자르면 랭크 1은 첫 조각만 와도 시작할 수 있습니다. GPipe는 순전파를 모두 한 다음 역전파를 모두
 # 합니다.
 #
-# **예측해 보세요.** 랭크마다 조각 8개를 처리합니다. 마지막 랭크는 첫 조각이 올 때까지 순전파 3번만큼
-# 기다리고, 뒤로 올 때도 그만큼 기다립니다. 랭크는 *전체* 시간의 몇 퍼센트를 놀까요?
+# **예측해 보세요.** 랭크마다 순전파 8번, 역전파 8번을 합니다. 마지막 랭크는 첫 조각이 올 때까지 순전파
+# 3번만큼 기다리고, 끝에는 역전파 3번이 랭크 0에 닿을 때까지 놉니다. *전체* 시간의 몇 퍼센트를 놀까요?
 # %%
 predict("05.bubble", ..., formula=100 * (w - 1) / (m + w - 1), unit="%")
 # %% where="kernel" source="dlcourse.parallel.schedules:gpipe"
 # %% [markdown] lang="en"
-# `numbered` counts: the first `F0` is micro-batch 0 in chunk 0, the next is micro-batch 1.
+# In this code the 0 of `F0` is not a piece: it says which of the rank's stages, and each rank has one
+# so far. `numbered` then counts the micro-batches: `F0 F1 F2 …`.
 #
 # The simulation is one answer. Better to measure. But four ranks on two cores cannot compute at the
-# same time, so their bubble would tell about the cores. Hence **the stage times are imposed here**:
+# same time, so their bubble would only show that cores are missing. Hence **the stage times are imposed here**:
 # an action sleeps for 20 ms instead of computing, and sleeping ranks need no core. Processes,
 # messages and their order are real.
-# %% [markdown] lang="ko" en="5f5e97ff"
-# `numbered`는 차례를 셉니다. 첫 `F0`은 0번 청크의 0번 마이크로배치, 다음은 1번입니다.
+# %% [markdown] lang="ko" en="754ce080"
+# 이 코드에서 `F0`의 0은 조각 번호가 아니라 랭크가 맡은 단계의 번호입니다. 아직은 하나씩 맡으니 모두 0입니다.
+# 마이크로배치 번호는 `numbered`가 차례로 붙입니다. `F0 F1 F2 …`가 됩니다.
 #
 # 시뮬레이션도 답이지만 재 보는 편이 낫습니다. 그런데 코어 두 개로는 랭크 네 개가 동시에 계산할 수 없어서,
-# 재 봐야 코어 이야기만 듣게 됩니다. 그래서 **여기서는 단계 시간을 정해 줍니다.** 계산하는 대신 20 ms를
+# 재 봐야 코어가 모자란다는 것만 나옵니다. 그래서 **여기서는 단계 시간을 정해 줍니다.** 계산하는 대신 20 ms를
 # 잡니다. 자는 랭크는 코어가 필요 없습니다. 프로세스, 메시지, 순서는 모두 진짜입니다.
 # %%
 # %%ranks --fast
@@ -152,15 +154,15 @@ draw("GPipe", predicted, measured)
 # simulation in the upper picture does, with times taken from the run below.
 #
 # Careful when you compare papers. Idle over *total* time is $\frac{p-1}{m+p-1}$. Many papers give
-# idle over *ideal* time, $\frac{p-1}{m}$, a larger number for the same picture. For $p$ ranks and
-# $m$ micro-batches:
-# %% [markdown] lang="ko" en="c852b569"
+# idle over *ideal* time, $\frac{p-1}{m}$, a larger number for the same picture. For $p$ ranks (`w` in
+# the code) and $m$ micro-batches:
+# %% [markdown] lang="ko" en="30a5998c"
 # 조금 더 나온 것은 메시지가 오가고 잠에서 깨는 시간입니다. 공식은 이 시간을 0으로 놓습니다. 위 그림의
 # 시뮬레이션은 아래 그림에서 잰 시간을 그대로 씁니다.
 #
 # 논문을 견줄 때는 조심하세요. *전체* 시간으로 나누면 $\frac{p-1}{m+p-1}$입니다. 많은 논문은 *이상적인*
-# 시간으로 나눈 $\frac{p-1}{m}$을 씁니다. 같은 그림인데 숫자는 더 큽니다. 랭크 $p$개, 마이크로배치
-# $m$개일 때는 이렇습니다.
+# 시간으로 나눈 $\frac{p-1}{m}$을 씁니다. 같은 그림인데 숫자는 더 큽니다. 랭크 $p$개(코드의
+# `w`), 마이크로배치 $m$개일 때는 이렇습니다.
 # %%
 rows = []
 for count in (1, 4, 8, 16, 64):
@@ -172,12 +174,13 @@ Table([t(f"pipeline.{key}") for key in ("axis.micro_batches", "table.total", "ta
 #
 # Now with a real model. This class executes a rank's list: wait for the message, do the action,
 # send on what it made. It does not know GPipe or any other name. Who sends what follows from the
-# lists, which all ranks have.
-# %% [markdown] lang="ko" en="1549775c"
+# lists, which all ranks have. Pass over `B` and `W` for now: they are halves of `BW`, and come later.
+# %% [markdown] lang="ko" en="03dc6400"
 # 마이크로배치가 많을수록 버블은 줄지만 하나하나는 작아지고, GPU는 큰 조각을 좋아합니다.
 #
 # 이제 진짜 모델입니다. 아래 클래스는 랭크의 목록을 그대로 실행합니다. 메시지를 기다리고, 일하고, 만든 것을
 # 보냅니다. GPipe든 무엇이든 이름은 모릅니다. 누가 무엇을 보낼지는 모든 랭크가 가진 목록에서 나옵니다.
+# `B`와 `W`는 `BW`를 둘로 자른 것으로, 뒤에서 나오니 지금은 지나치세요.
 # %% source="dlcourse.parallel.pipeline:Runtime"
 # %% [markdown] lang="en"
 # Note the one division: each micro-batch's mean loss counts $1/m$. We come back to it. Is this the
@@ -236,7 +239,7 @@ draw("1F1B", *measure(one_f_one_b(w, m)))
 # %% [markdown] lang="ko" en="14921ede"
 # 이제 랭크 $p$개 가운데 $r$번은 마이크로배치가 아무리 많아도 $p - r$개까지만 들고 있습니다.
 #
-# **예측해 보세요.** GPipe에서 랭크 0이 드는 활성화값은 1F1B의 몇 배일까요? 진짜 GPT로 돌리고 장부로
+# **예측해 보세요.** GPipe에서 랭크 0이 들고 있는 활성화값은 1F1B의 몇 배일까요? 진짜 GPT로 돌리고 장부로
 # 잽니다. 마이크로배치 하나일 때와 둘일 때의 차이가 단위입니다.
 # %%
 predict("05.memory", ..., formula=m / w, unit="×")
@@ -354,16 +357,16 @@ draw("ZB-V", *zero)
 # begins where this one is still ending.
 #
 # DeepSeek's DualPipeV is also a V: each forward stands beside a backward of the other chunk, so that
-# on a GPU one's messages hide behind the other. All six beside each other, predicted from the measured times of stages and messages. An activation
-# of a rank with two chunks counts half.
-# %% [markdown] lang="ko" en="45971bc2"
+# on a GPU one's messages hide behind the other. All six beside each other, predicted from the
+# measured times of stages and messages. An activation of a rank with two chunks counts half.
+# %% [markdown] lang="ko" en="c98abc13"
 # 평행사변형입니다. 한 랭크의 처음과 끝 사이에는 빈틈이 없습니다. 제로 버블(zero bubble)의 '제로'는 이
 # 뜻입니다. 첫 시작부터 마지막 끝까지로 세면 조금 남습니다. 이번 스텝이 끝나 가는 동안 다음 스텝을 시작할 수
 # 있다면 그것마저 사라집니다.
 #
 # DeepSeek의 DualPipeV도 V자입니다. 순전파 옆에 다른 청크의 역전파를 두어, GPU에서는 한쪽의 통신이 다른 쪽
-# 계산 뒤에 숨습니다. 여섯 스케줄을 나란히 놓습니다. 예측값은 잰 단계 시간과 메시지 시간으로 계산합니다. 청크가 둘인 랭크의 활성화값은 반으로
-# 칩니다.
+# 계산 뒤에 숨습니다. 여섯 스케줄을 나란히 놓습니다. 예측값은 잰 단계 시간과 메시지 시간으로 계산합니다. 청크가 둘이면 활성화값
+# 하나를 반 개로 칩니다.
 # %%
 rows = []
 for name in SCHEDULES:
@@ -379,14 +382,14 @@ keys = ("schedule", "ideal", "inside", "predicted", "measured", "flight")
 Table([t(f"pipeline.table.{key}") for key in keys], rows)
 # %% [markdown] lang="en"
 # Read it as a price list. 1F1B costs no more time than GPipe and less memory. ZB-H1 takes two thirds
-# of the bubble for more activations in the later ranks. The V schedules take most of the rest. It
-# all assumes F = B = W; with other times, simulate yours.
+# of the bubble for more activations in the later ranks. The V schedules halve the rest, for more
+# messages. The first column assumes F = B = W and free messages; with other times, simulate yours.
 #
 # And the real GPT? Its measured picture on this machine:
-# %% [markdown] lang="ko" en="373dc9ff"
+# %% [markdown] lang="ko" en="6b86f997"
 # 가격표처럼 읽으면 됩니다. 1F1B는 GPipe와 시간이 같고 메모리가 적습니다. ZB-H1은 뒤쪽 랭크의 활성화값을 더
-# 쓰고 버블의 3분의 2를 없앱니다. V자 스케줄은 나머지도 거의 없앱니다. 모두 F = B = W라고 놓은 값이니, 다르면
-# 직접 시뮬레이션하세요.
+# 쓰고 버블의 3분의 2를 없앱니다. V자 스케줄은 남은 것을 다시 절반으로 줄이는 대신 메시지가 늘어납니다.
+# 첫 열은 F = B = W이고 메시지가 공짜일 때의 값이니, 다르면 직접 시뮬레이션하세요.
 #
 # 진짜 GPT는 어떨까요? 이 컴퓨터에서 잰 그림입니다.
 # %%
@@ -552,11 +555,11 @@ check("05.micro_batches")
 
 # %% [markdown] lang="en"
 # **2. `05.deadlock`** (8 minutes). This schedule hangs. Mend it so that rank $r$ of 3 never holds
-# more than $3 - r$ micro-batches, in the time of 1F1B (18 units). `simulate` says what is wrong;
+# more than $3 - r$ micro-batches, in the time of 1F1B (18 units, where F takes 1 and BW 2). `simulate` says what is wrong;
 # the check also trains with it.
-# %% [markdown] lang="ko" en="35d4144e"
+# %% [markdown] lang="ko" en="39146cc0"
 # **2. `05.deadlock`** (8분). 아래 스케줄은 멈춥니다. 랭크 3개 가운데 $r$번이 마이크로배치를 $3 - r$개보다 많이
-# 들지 않으면서 1F1B의 시간(18단위)에 끝나도록 고치세요. 무엇이 잘못됐는지는 `simulate`가 알려 줍니다. 검사는
+# 들지 않으면서 1F1B의 시간(18단위)에 끝나도록 고치세요(F는 1, BW는 2). 무엇이 잘못됐는지는 `simulate`가 알려 줍니다. 검사는
 # 실제로 학습도 해 봅니다.
 # %% exercise="05.deadlock"
 # %%ranks

@@ -222,7 +222,7 @@ model = optimizer = None
 gc.collect()
 model, optimizer = mixed_step(ZeRO2)
 # %% [markdown] lang="en"
-# The price: with gradient accumulation *each* micro-batch must send, because nobody has room to add
+# The price: with gradient accumulation over several micro-batches *each* micro-batch must send, because nobody has room to add
 # up whole gradients.
 #
 # Stage 3 divides what is left: the parameters. A rank cannot compute with a quarter of a matrix. So
@@ -233,8 +233,8 @@ model, optimizer = mixed_step(ZeRO2)
 # flowchart LR
 #   A["gather 0"] --> B["compute 0<br>gather 1"] --> C["free 0<br>compute 1<br>gather 2"] --> D["free 1<br>compute 2<br>…"]
 # ```
-# %% [markdown] lang="ko" en="41fd65b8"
-# 대신 그래디언트 누적을 하면 마이크로배치마다 *매번* 보내야 합니다. 전체 그래디언트를 더해 둘 자리가 아무에게도
+# %% [markdown] lang="ko" en="f844ed4c"
+# 대신 그래디언트 누적(gradient accumulation)을 하면 마이크로배치마다 *매번* 보내야 합니다. 전체 그래디언트를 더해 둘 자리가 아무에게도
 # 없기 때문입니다.
 #
 # 3단계는 남은 것, 파라미터를 나눕니다. 행렬의 4분의 1로는 계산할 수 없습니다. 그래서 블록의 파라미터를 계산하기
@@ -282,14 +282,15 @@ hidden = f"{steps_of_three.timeline.hidden_fraction:.0%}"
 figure = timeline_figure(steps_of_three.timeline.data(), steps=steps - 1)
 figure.update_layout(title_text=t("zero.timeline", hidden=hidden))
 # %% [markdown] lang="en"
-# In each step every unit is gathered twice, and its gradients leave once. Messages start while a block
+# In each step every **unit** (what is gathered together: a block, or what the blocks leave over) is
+# gathered twice, and its gradients leave once. Messages start while a block
 # computes; the title says how much of their time that hides. Here computing and sending share the
 # same cores, so hiding gains little. On a GPU it is what makes stage 3 bearable.
 #
 # So is there one all-gather before each layer's forward, as people say (claim C3)? Count, for ours
 # and for FSDP2, by the moment at which they start:
-# %% [markdown] lang="ko" en="cac94ed6"
-# 스텝마다 유닛(unit)을 두 번씩 모으고 그래디언트는 한 번 내보냅니다. 메시지는 블록이 계산하는 동안 출발하고,
+# %% [markdown] lang="ko" en="77df7b42"
+# 스텝마다 **유닛**(unit, 함께 모으는 것: 블록 하나 또는 블록 밖의 나머지)을 두 번씩 모으고 그래디언트는 한 번 내보냅니다. 메시지는 블록이 계산하는 동안 출발하고,
 # 그 시간이 얼마나 숨는지는 제목에 나옵니다. 여기서는 계산과 통신이 같은 코어를 나눠 쓰므로 숨겨도 이득이
 # 적지만, GPU에서는 이 덕분에 3단계를 쓸 만합니다.
 #
@@ -493,14 +494,14 @@ assert ratio < num_ranks
 ledger_figure(rows, title=t("zero.peak", ratio=ratio))
 # %% [markdown] lang="en"
 # A higher stage can even need *more*. The last bar is stage 3 with the whole model as one unit: all is
-# gathered at once. With 4 blocks, the two at work are half of the model; with 80 they are little.
+# gathered at once. With 4 blocks, the two that are here (one computing, one coming) are half of the model; with 80 they are little.
 # Message buffers weigh in the same way: much in a small model, little in a large one.
 #
 # And nothing here divides **activations**: that takes a smaller batch, checkpointing
 # ([lesson 11](11_checkpointing.ipynb)), or tensor parallelism.
-# %% [markdown] lang="ko" en="ec51e16a"
+# %% [markdown] lang="ko" en="d08632b4"
 # 단계를 올렸는데 오히려 *더* 필요할 수도 있습니다. 마지막 막대는 모델 전체를 유닛 하나로 둔 3단계입니다. 한꺼번에
-# 다 모으기 때문입니다. 블록이 4개면 일하는 두 개가 모델의 절반이지만, 80개면 얼마 되지 않습니다. 통신 버퍼도
+# 다 모으기 때문입니다. 블록이 4개면 와 있는 두 개(계산 중인 것과 오는 중인 것)가 모델의 절반이지만, 80개면 얼마 되지 않습니다. 통신 버퍼도
 # 마찬가지로 작은 모델에서만 큰 몫을 차지합니다.
 #
 # **활성화값**은 어느 단계도 나누지 않습니다. 배치를 줄이거나, 활성화 체크포인팅

@@ -113,12 +113,16 @@ def check_norm(gradient_norm, rank, world_size):
         got = float(got)
         often = sum(g.square().sum().item() for g in (*cut, *[w for w in whole] * world_size))
         alone = sum(g.square().sum().item() for g in (*mine, *whole))
+        held = [[g.chunk(world_size)[r].flatten() for g in cut] for r in range(world_size)]
+        added = sum(torch.cat(of).norm().item() for of in [*held, whole])
         ok = math.isclose(got, want, rel_tol=1e-5)
         key = "value"
         if math.isclose(got, math.sqrt(often), rel_tol=1e-5):
             key = "whole_often"
         elif math.isclose(got, math.sqrt(alone), rel_tol=1e-5):
             key = "own_only"
+        elif not ok and math.isclose(got, added, rel_tol=1e-5):
+            key = "norms_added"
         findings.append(
             expect(case, ok, key, got=f"{got:.5g}", want=f"{want:.5g}", times=world_size)
         )
@@ -140,6 +144,12 @@ NORM = Exercise(
         "whole_often": {
             "ko": "{got}: 통째인 그래디언트를 {times}번 셌습니다. 맞는 값은 {want}입니다",
             "en": "{got} counts the whole gradients {times} times; it should be {want}",
+        },
+        "norms_added": {
+            "ko": "{got}: 크기끼리 더했습니다. 제곱의 합을 더하고 제곱근은 마지막에 한 번만 "
+            "구하세요. 맞는 값은 {want}입니다",
+            "en": "{got} adds norms; add the squares, and take one root at the end. It should be "
+            "{want}",
         },
         "own_only": {
             "ko": "{got}: 이 랭크가 가진 것만의 크기입니다. 맞는 값은 {want}입니다. 랭크마다 "
@@ -338,7 +348,12 @@ def check_loss(vocab_loss, rank, world_size):
             )
         else:
             findings.append(expect(case, True))
-        findings.append(expect_close("gradient", gradient, wanted, atol=1e-5))
+        close = expect_close("gradient", gradient, wanted, atol=1e-5)
+        if not close["ok"] and isinstance(gradient, torch.Tensor):
+            summed = expect_close("gradient", gradient, wanted * len(targets), atol=1e-3)
+            if summed["ok"]:
+                close = expect("gradient", False, "summed", tokens=len(targets))
+        findings.append(close)
         share = 2 * (world_size - 1) / world_size
         bound = expect_sent("bytes", seen, minimum=share * 4 * 3 * len(targets), at_most=1.4)
         findings.append(bound)
@@ -377,6 +392,10 @@ LOSS = Exercise(
         "not_two": {
             "ko": "돌려준 값은 {got} 하나입니다. (손실, 그래디언트) 두 개를 돌려주세요",
             "en": "returned {got}: return two things, the loss and the gradient",
+        },
+        "summed": {
+            "ko": "손실의 평균이 아니라 합의 그래디언트입니다. 토큰 수 {tokens}로 나누세요",
+            "en": "it is the gradient of the sum of losses: for the mean divide by {tokens} tokens",
         },
         "overflow": {
             "ko": "nan입니다 (맞는 값 {want}). exp 앞에서 무엇을 빼야 할까요?",

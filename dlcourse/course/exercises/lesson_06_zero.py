@@ -260,6 +260,8 @@ def check_clip(clip_shards, rank, world_size):
         got = float(got)
         alone = float(torch.cat([row.chunk(world_size)[rank] for row in rows]).norm())
         key = "local" if abs(got - alone) < 1e-5 * alone else "off"
+        if abs(got - norm / world_size**0.5) < 1e-5 * norm:
+            key = "averaged"
         right = abs(got - norm) <= 1e-5 * norm
         findings.append(expect("norm", right, key, got=f"{got:.4g}", want=f"{norm:.4g}"))
         want = torch.cat([p.grad.chunk(world_size)[rank] for p in whole])
@@ -299,6 +301,11 @@ CLIP = Exercise(
         "local": {
             "ko": "{got}은(는) 이 랭크의 샤드만의 노름입니다. 전체는 {want}입니다",
             "en": "{got} is the norm of this rank's shards alone; over all it is {want}",
+        },
+        "averaged": {
+            "ko": "{got}은(는) 제곱의 합을 랭크 수로 나눈 값입니다. 나누지 않은 노름은 "
+            "{want}입니다",
+            "en": "{got} divides the sum of squares by the ranks; undivided the norm is {want}",
         },
         "off": {
             "ko": "{got}이(가) 나왔지만 {want}이어야 합니다. 더해야 하는 것은 노름이 아니라 제곱의 "
