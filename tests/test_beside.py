@@ -11,6 +11,7 @@ import torch
 from dlcourse import Ranks
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.panel.beside import beside_table
+from dlcourse.panel.strings import set_language
 from dlcourse.peers import zero as peers
 from dlcourse.peers.beside import beside, one_step
 from dlcourse.training.corpus import Corpus
@@ -58,6 +59,7 @@ def test_what_a_step_takes_and_nothing_else(found):
 
 def test_the_table_takes_the_rank_that_needs_most(found):
     rows = {name: [rank[name] for rank in found] for name in ("alone", "torch")}
+    set_language("ko")
     rows["torch"][1]["memory"]["other"] += 2**30
     table = beside_table(rows, reference="alone", absent=["DeepSpeed 9"])
     assert [row[0] for row in table.rows] == ["alone", "torch", "DeepSpeed 9 (설치되어 있지 않음)"]
