@@ -203,15 +203,17 @@ compare("06.sent1", mean("sent1") or to_send)
 half = (mean("sent1", 0) or to_send / 2) / to_send
 claim("C2", own_share=half)
 # %% [markdown] lang="en"
-# Not one byte more than data parallelism, and three quarters of the memory saved over many ranks.
+# Lesson 03's all-reduce also sends $2\frac{p-1}{p}$ times the 3.33 MiB of gradients: not one byte more
+# than data parallelism, and three quarters of the memory saved over many ranks.
 # (Over Gloo only with our own reduce-scatter: Gloo's sends twice as much.)
 #
 # Stage 2. After the reduce-scatter a rank needs its part of the gradients alone. So why wait until
 # backward is over? As soon as a block's gradients are complete: send them, keep a part, free the
 # rest.
-# %% [markdown] lang="ko" en="f82ca88e"
-# 데이터 병렬화보다 한 바이트도 더 보내지 않으면서, 랭크가 많으면 메모리의 4분의 3을 아낍니다(Gloo에서는 직접
-# 만든 리듀스스캐터(reduce-scatter)를 써야 그렇습니다. Gloo의 것은 두 배를 보냅니다).
+# %% [markdown] lang="ko" en="486ee731"
+# 그래디언트를 올리듀스해도 그 크기 3.33 MiB의 $2\frac{p-1}{p}$배를 보냅니다. 그러니 데이터 병렬화보다 한 바이트도
+# 더 보내지 않으면서, 랭크가 많으면 메모리의 4분의 3을 아낍니다(Gloo에서는 직접 만든
+# 리듀스스캐터(reduce-scatter)를 써야 그렇습니다. Gloo의 것은 두 배를 보냅니다).
 #
 # 2단계로 갑시다. 리듀스스캐터가 끝나면 그래디언트도 자기 몫만 있으면 됩니다. 역전파가 끝날 때까지 기다릴
 # 까닭이 없습니다. 블록 하나의 그래디언트가 다 모이는 대로 보내고, 자기 몫만 남기고 나머지는 놓아줍니다.
@@ -572,19 +574,20 @@ assert len({f"{sum(rank['loss'] for rank in of):.3f}" for of in found.values()})
 beside_table(found, reference="FSDP2", absent=stage_of.keys() - set(installed))
 # %% [markdown] lang="en"
 # Same loss everywhere. FSDP2 sends more here, since over Gloo its reduce-scatter is an all-reduce;
-# with NCCL it sends what ours sends, or less: it keeps the outermost unit from forward to backward. `ZeroRedundancyOptimizer` all-reduces whole gradients and then sends the
-# new parameters; and it cuts between parameters, not inside, so ranks are uneven. DeepSpeed 3 keeps its
+# with NCCL it sends what ours sends, or less: it keeps the outermost unit from forward to backward.
+# `ZeroRedundancyOptimizer` all-reduces whole gradients, then sends the new parameters (DeepSpeed 1 and
+# 2 send as much here); it cuts between parameters, so ranks are uneven. DeepSpeed 3 keeps its
 # shards outside of `nn.Parameter`, so the ledger counts gathered weights elsewhere.
 #
 # DeepSpeed has its thresholds off here. By default, parameters under 100,000 elements are never
 # divided, and a billion may stay gathered [3]: of a small model, all, so that stage 3 can need more
-# than stage 1. It also clips gradients to 1.0 unless told otherwise; then its losses are others.
-# %% [markdown] lang="ko" en="9d541b72"
-# 손실은 모두 같습니다. FSDP2가 더 많이 보내는 까닭은 하나입니다. Gloo에서는 리듀스스캐터가 사실 올리듀스이기
-# 때문입니다. NCCL이라면 우리와 같거나 더 적습니다. 가장 바깥 유닛은 순전파에서 역전파까지 그대로 두기
-# 때문입니다. `ZeroRedundancyOptimizer`는 그래디언트 전체를 올리듀스한 뒤 새 파라미터를 또 보냅니다. 파라미터
-# 단위로 나누므로 랭크마다 고르지도 않습니다. DeepSpeed 3은 샤드를 `nn.Parameter` 밖에 두어, 모은 가중치가 표의
-# 다른 항목에 들어갑니다.
+# than stage 1. It also clips gradients to 1.0 unless told otherwise.
+# %% [markdown] lang="ko" en="37a6f550"
+# 손실은 모두 같습니다. FSDP2가 더 많이 보내는 것은 Gloo의 리듀스스캐터가 올리듀스이기 때문입니다. NCCL이라면
+# 우리와 같거나 더 적습니다. 가장 바깥 유닛을 순전파에서 역전파까지 그대로 두기 때문입니다.
+# `ZeroRedundancyOptimizer`는 그래디언트 전체를 올리듀스한 뒤 새 파라미터를 또 보냅니다(여기서는 DeepSpeed 1, 2도 같은
+# 양입니다). 파라미터 단위로 나누므로 랭크마다 고르지도 않습니다. DeepSpeed 3은 샤드를 `nn.Parameter` 밖에 두어,
+# 모은 가중치가 표의 다른 항목에 들어갑니다.
 #
 # DeepSpeed는 임계값을 껐습니다. 기본 설정에서는 원소 10만 개 미만인 파라미터를 나누지 않고, 10억 개까지는 모은
 # 채로 둡니다[3]. 작은 모델이라면 전부이므로 3단계가 1단계보다 더 쓸 수도 있습니다. 그래디언트도 1.0으로
