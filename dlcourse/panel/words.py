@@ -11,6 +11,7 @@ The words of lessons, exercises and claims are in `words_course.py`.
 from __future__ import annotations
 
 from dlcourse.panel.words_accumulation import ACCUMULATION_WORDS
+from dlcourse.panel.words_anatomy import ANATOMY_WORDS
 from dlcourse.panel.words_checkpointing import CHECKPOINTING_WORDS
 from dlcourse.panel.words_collectives import COLLECTIVES_WORDS
 from dlcourse.panel.words_course import COURSE_WORDS
@@ -214,6 +215,7 @@ _TABLE: _Area = {
 
 AREAS: dict[str, _Area] = {
     "accumulation": ACCUMULATION_WORDS,
+    "anatomy": ANATOMY_WORDS,
     "category": _CATEGORY,
     "checkpointing": CHECKPOINTING_WORDS,
     "collectives": COLLECTIVES_WORDS,

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dlcourse.measure.run import wire_bytes
+from dlcourse.plan.memory import Plan, combinations_of
 from dlcourse.training.recipe import Recipe
 
 
@@ -110,6 +111,20 @@ def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict
     return [shares[i % count][i // count] for i in range(len(cases))]
 
 
+def measured_plans(
+    sizes: Mapping[str, Any], *, sequences: int, block: int, ranks: int
+) -> list[Plan]:
+    """As ``dlcourse.plan.memory.plans``, but each set of techniques measured."""
+    sets = combinations_of()
+    batch = dict(sequences=sequences, block=block, ranks=ranks)
+    found = ledgers([Case(sizes, Recipe.of(names), **batch) for names in sets])
+    costs = ("flops", "sent", "passes")
+    return [
+        Plan(names, one["memory"]["at_peak"], {key: one[key] for key in costs}, sequences)
+        for names, one in zip(sets, found, strict=True)
+    ]
+
+
 def _in_process(cases: Sequence[Case]) -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-m", "dlcourse.plan.fake"],
@@ -125,7 +140,10 @@ def _in_process(cases: Sequence[Case]) -> list[dict[str, Any]]:
 def _main() -> None:
     import torch
 
+    import dlcourse.training.techniques  # noqa: F401
+
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported is no tensor: the ledger need not look through it
     gc.disable()  # a step leaves little garbage; looking for it takes a tenth of the time
     found = []
     for case in json.load(sys.stdin):

@@ -37,6 +37,21 @@ GPT2_LARGE = dict(
     n_layer=36, n_head=20, n_embd=1280, vocab_size=50257, block_size=1024, tie_embeddings=True
 )
 
+# Claim D5, in percent
+PICTURE = {"parameters": 25, "gradients": 25, "optimizer_state": 35, "activations": 15}
+
+
+def shares(sizes: Mapping[str, float]) -> dict[str, float]:
+    """Percent of parameters, gradients, optimizer state and activations in their sum."""
+    total = sum(sizes[name] for name in PICTURE)
+    return {name: 100 * sizes[name] / total for name in PICTURE}
+
+
+def distance(sizes: Mapping[str, float]) -> float:
+    """Percent of the memory that would have to move to another category to give ``PICTURE``."""
+    found = shares(sizes)
+    return sum(abs(found[name] - PICTURE[name]) for name in PICTURE) / 2
+
 
 def activations_by_moment(
     sizes: Sizes, recipe: Recipe, *, sequences: int, block: int

@@ -56,16 +56,20 @@ def cheapest(plans: Sequence[Plan], limit: float, prices: Prices) -> Plan | None
     return min(fitting, key=lambda p: (prices.seconds(p), len(p.techniques)), default=None)
 
 
-def first_that_fits(
-    plans: Sequence[Plan], limit: float, order: Sequence[str] = RECOMMENDED
-) -> Plan | None:
-    """Switch on one technique after the other, in this order, and stop as soon as it fits.
+def stops(plans: Sequence[Plan], order: Sequence[str] | None = None) -> list[Plan]:
+    """The plans that a fixed order comes to: nothing, its first technique, its first two, ...
+
+    Args:
+        order: ``RECOMMENDED`` by default, as far as there are plans with its techniques.
 
     Raises:
         ValueError: the order has a technique of which there is no plan.
     """
     by_set = {frozenset(plan.techniques): plan for plan in plans}
-    on: frozenset[str] = frozenset()
+    if order is None:
+        there = {name for plan in plans for name in plan.techniques}
+        order = [name for name in RECOMMENDED if name in there]
+    found, on = [], frozenset()
     for technique in (None, *order):
         if technique is not None:
             on |= {technique}
@@ -76,9 +80,15 @@ def first_that_fits(
                 f"order={list(order)}: no plan has {', '.join(sorted(on))}; give an order of "
                 "techniques that the plans are made of"
             )
-        if by_set[on].peak <= limit:
-            return by_set[on]
-    return None
+        found.append(by_set[on])
+    return found
+
+
+def first_that_fits(
+    plans: Sequence[Plan], limit: float, order: Sequence[str] | None = None
+) -> Plan | None:
+    """Switch on one technique after the other, in this order, and stop as soon as it fits."""
+    return next((plan for plan in stops(plans, order) if plan.peak <= limit), None)
 
 
 def front(plans: Sequence[Plan], prices: Prices) -> list[Plan]:
@@ -88,6 +98,33 @@ def front(plans: Sequence[Plan], prices: Prices) -> list[Plan]:
     for plan in ranked:
         if not found or plan.peak < found[-1].peak:
             found.append(plan)
+    return found
+
+
+@dataclass(frozen=True)
+class Found:
+    """For one limit: the cheapest set, and the one that a fixed order stops at.
+
+    Attributes:
+        extra: percent of time that the order costs more than the cheapest.
+    """
+
+    limit: float
+    best: Plan
+    by_order: Plan
+    extra: float
+
+
+def compare_order(
+    plans: Sequence[Plan], prices: Prices, order: Sequence[str] | None = None
+) -> list[Found]:
+    """Every limit at which an answer can change, and to which the order has an answer."""
+    found = []
+    for limit in limits(plans):
+        best, by_order = cheapest(plans, limit, prices), first_that_fits(plans, limit, order)
+        if best is not None and by_order is not None:
+            extra = 100 * (prices.seconds(by_order) / prices.seconds(best) - 1)
+            found.append(Found(limit, best, by_order, extra))
     return found
 
 

@@ -109,6 +109,12 @@ class Training:
             dist.all_reduce(parameter.grad, group=self.process_group)
             parameter.grad /= self.world_size
 
+    def weights(self) -> Tensor:
+        """All parameters of the model in one row, float32, to compare. In all ranks."""
+        module = self.model.module if self.recipe.stage else self.model
+        with self.model.gathered() if self.recipe.stage == 3 else nullcontext():
+            return torch.cat([p.detach().float().flatten() for p in module.parameters()])
+
     def make_state(self) -> None:
         """Have the optimizer make its state, as a first step does, from gradients of zero."""
         for parameter in self.parameters:

@@ -1,0 +1,626 @@
+# %% [markdown] lang="en"
+# # 13 Anatomy of memory: where does it go, and which saving comes first?
+#
+# "CUDA out of memory." You know four remedies by now: 16 bits ([lesson 10](10_mixed_precision.ipynb)),
+# accumulation ([09](09_accumulation.ipynb)), checkpointing ([11](11_checkpointing.ipynb)), sharding
+# ([06](06_zero.ipynb)). Which one first? The advice on the net says: in that order, always, and here is
+# a pie chart of your memory.
+#
+# You will take memory apart category by category, check the pie and the order against measurements,
+# and end with a calculator for your own GPU. 30 to 40 minutes.
+# %% [markdown] lang="ko" en="99c76391"
+# # 13 메모리 해부: 메모리는 어디에 쓰이고, 무엇부터 줄여야 할까?
+#
+# "CUDA out of memory." 처방은 이미 네 가지를 알고 있습니다. 16비트([레슨 10](10_mixed_precision.ipynb)),
+# 누적([09](09_accumulation.ipynb)), 체크포인팅([11](11_checkpointing.ipynb)), 샤딩([06](06_zero.ipynb))입니다.
+# 무엇부터 켜야 할까요? 흔한 조언은 언제나 이 순서대로 켜라고 하고, 메모리는 이렇게 나뉜다며 원그래프를 보여
+# 줍니다.
+#
+# 메모리를 범주별로 뜯어보고, 그래프와 순서가 맞는지 재 보고, 마지막에 내 GPU용 계산기를 만듭니다. 30~40분
+# 걸립니다.
+# %% tags=["parameters"]
+lang = "ko"
+num_ranks = 2
+device = "auto"
+# %% [markdown] lang="en"
+# Four things live in memory, and not for the same time:
+#
+# ```mermaid
+# flowchart LR
+#   P["parameters<br>always"] --> F["forward<br>activations grow"] --> B["backward<br>activations shrink<br>gradients grow"]
+#   B --> O["optimizer<br>activations gone<br>gradients all there"] --> F
+#   S["optimizer state<br>always"] --> O
+# ```
+# %% [markdown] lang="ko" en="be9ccf39"
+# 메모리에는 네 가지가 있는데, 머무는 시간이 서로 다릅니다.
+#
+# ```mermaid
+# flowchart LR
+#   P["파라미터<br>늘 있음"] --> F["순전파<br>활성화값이 늘어남"] --> B["역전파<br>활성화값이 줄고<br>그래디언트가 늘어남"]
+#   B --> O["옵티마이저<br>활성화값은 없고<br>그래디언트는 모두 있음"] --> F
+#   S["옵티마이저 상태<br>늘 있음"] --> O
+# ```
+# %%
+from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
+from dlcourse.panel.anatomy import anatomy_figure, order_figure
+from dlcourse.panel.ledger import ledger_figure
+from dlcourse.panel.strings import t
+from dlcourse.panel.tables import Table
+from dlcourse.panel.units import human_bytes
+from dlcourse.plan.fake import Case, ledgers, measured_plans
+from dlcourse.plan.memory import GPT2_LARGE, PICTURE, activation_peak, distance, plans, shares
+from dlcourse.training.recipe import Recipe, num_parameters, state_bytes
+
+lesson(lang=lang, name="13_memory_anatomy")
+ranks = Ranks(num_ranks, device=device)
+# %% [markdown] lang="en"
+# ## One loop for everything
+#
+# So far each technique had a loop of its own. Here is one that composes them. Look at the order in
+# `__init__`: checkpoints go around blocks, then parameters get their type, then ZeRO cuts them up.
+# %% [markdown] lang="ko" en="b5559710"
+# ## 모든 것을 담은 루프 하나
+#
+# 지금까지는 기법마다 루프가 따로 있었습니다. 이번에는 모두 켤 수 있는 루프 하나를 씁니다. `__init__`의 순서를
+# 보세요. 블록을 체크포인트로 감싸고, 파라미터의 자료형을 바꾸고, 그다음에 ZeRO가 자릅니다.
+# %% source="dlcourse.training.techniques:Training"
+# %% [markdown] lang="en"
+# **Predict** two numbers for AdamW in float32, 8 sequences of 64 tokens in a rank. All states together:
+# parameters, gradients and state take how many bytes a parameter? And the peak of activations, by the
+# formula of lesson 11.
+# %% [markdown] lang="ko" en="a62f6e43"
+# AdamW, float32, 랭크마다 토큰 64개짜리 시퀀스 8개일 때 두 가지를 **예측해 보세요.** 파라미터, 그래디언트,
+# 옵티마이저 상태를 더한 상태 전체는 파라미터당 몇 바이트일까요? 활성화값의 최대 메모리는 얼마일까요? (레슨 11의
+# 공식)
+# %%
+sizes = dict(n_layer=8, n_head=4, n_embd=64, vocab_size=256, block_size=64)
+states = state_bytes(sizes, Recipe())
+activations = activation_peak(sizes, Recipe(), sequences=8, block=64)
+predict("13.states", ..., formula=sum(states.values()), unit="bytes")
+predict("13.activations", ..., formula=activations, unit="bytes")
+# %%
+# %%ranks --fast
+import gc
+
+import numpy as np
+from dlcourse.measure import Recorder
+from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.training.corpus import Corpus
+from dlcourse.training.recipe import Recipe
+
+config = GPTConfig(n_layer=8, n_embd=64, block_size=64)
+
+
+def measure(recipe, sequences=8, block=64):
+    gc.collect()
+    training = Training(GPT(config).to(device), recipe)
+    for step in range(2):
+        place = dict(rank=rank, world_size=world_size, micro_batch=sequences, block=block)
+        batch = [half.to(device) for half in Corpus().batch(step, **place)]
+        with Recorder(rank, world_size) as recorder:
+            training.step(*batch)
+    return recorder.record["memory"], training.weights().cpu().numpy().copy()
+
+
+# %%
+# %%ranks --fast
+adam, _ = measure(Recipe())
+# %%
+adam = ranks["adam"][0]
+found = {name: adam["end"][name] for name in states}
+compare("13.states", sum(found.values()))
+compare("13.activations", adam["peaks"]["activations"])
+assert found == states
+assert abs(adam["peaks"]["activations"] / activations - 1) < 0.05
+# %% [markdown] lang="en"
+# To the byte: 16 bytes a parameter (and 4 for each tensor, AdamW's step counters). The formula can be
+# trusted, so we shall use it later for models that do not fit here.
+#
+# Now change one thing at a time:
+# %% [markdown] lang="ko" en="3ff0e274"
+# 바이트까지 맞습니다. 파라미터당 16바이트입니다(여기에 텐서마다 4바이트, AdamW의 스텝 카운터). 공식을 믿어도 되니,
+# 여기에 들어가지 않는 모델에는 나중에 이 공식을 씁니다.
+#
+# 이제 하나씩 바꿔 봅니다.
+# %%
+# %%ranks --fast
+ways = {
+    "adam": (Recipe(), 8),
+    "master": (Recipe(precision="master"), 8),
+    "momentum": (Recipe(optimizer="momentum"), 8),
+    "sgd": (Recipe(optimizer="sgd"), 8),
+    "small": (Recipe(), 2),
+    "large": (Recipe(), 32),
+}
+anatomy = {name: measure(recipe, n)[0] for name, (recipe, n) in ways.items()}
+# %%
+anatomy = ranks["anatomy"][0]
+cases = {t(f"anatomy.case.{name}"): found["series"] for name, found in anatomy.items()}
+peaks = [found["peak_bytes"] for found in anatomy.values()]
+low, high = human_bytes(min(peaks)), human_bytes(max(peaks))
+anatomy_figure(cases, title=t("anatomy.over_time", low=low, high=high))
+
+
+# %% [markdown] lang="en"
+# Same model, same data. Two things to see. A large batch is a green mountain; a small one is a plain of
+# blue and yellow. And where the mountain is highest, **there are no gradients yet**: the peak of
+# activations and the peak of gradients are at different moments.
+#
+# ## 25, 25, 35, 15?
+#
+# The pie says: 25% parameters, 25% gradients, 35% optimizer state, 15% activations. Which case is that?
+# %% [markdown] lang="ko" en="a5839baa"
+# 같은 모델, 같은 데이터입니다. 두 가지를 보세요. 배치가 크면 초록색 산이 솟고, 작으면 파란색과 노란색 평지가
+# 됩니다. 그리고 산이 가장 높은 곳에는 **아직 그래디언트가 없습니다.** 활성화값이 최대인 순간과 그래디언트가 최대인
+# 순간은 서로 다릅니다.
+#
+# ## 25, 25, 35, 15?
+#
+# 그래프의 주장은 파라미터 25%, 그래디언트 25%, 옵티마이저 상태 35%, 활성화값 15%입니다. 어떤 경우일까요?
+# %%
+def share_row(name, sizes):
+    return [name, *(f"{x:.0f}%" for x in shares(sizes).values()), f"{distance(sizes):.0f}%"]
+
+
+rows = [share_row(t("anatomy.picture"), PICTURE)]
+rows += [share_row(t(f"anatomy.case.{name}"), found["at_peak"]) for name, found in anatomy.items()]
+header = [t("anatomy.case"), *(t(f"category.{name}") for name in PICTURE), t("anatomy.distance")]
+Table(header, rows, caption=t("anatomy.shares"))
+# %% [markdown] lang="en"
+# None so far. All four live at once only when gradients of an earlier micro-batch are still there: with
+# accumulation. Then activations decide, and they grow with the tokens. **Predict**: at how many tokens in
+# a micro-batch are they 15%?
+# %% [markdown] lang="ko" en="2f26abf3"
+# 아직 없습니다. 네 가지가 한순간에 모두 있으려면 앞선 마이크로배치의 그래디언트가 남아 있어야 합니다. 그래디언트를
+# 누적할 때입니다. 그러면 활성화값이 몫을 정하고, 활성화값은 토큰 수에 비례합니다. **예측해 보세요.** 마이크로배치의
+# 토큰이 몇 개일 때 15%가 될까요?
+# %%
+per_token = activation_peak(sizes, Recipe(), sequences=1, block=64) / 64
+predict("13.tokens", ..., formula=round(15 / 85 * sum(states.values()) / per_token))
+# %%
+# %%ranks --fast
+counts = (8, 16, 32, 48)
+few = [measure(Recipe(accumulate=2), 2, block)[0]["at_peak"] for block in counts]
+# %%
+few = ranks["few"][0]
+counts = ranks["counts"][0]
+by_share = {n: shares(sizes)["activations"] for n, sizes in zip(counts, few, strict=True)}
+nearest = min(by_share, key=lambda n: abs(by_share[n] - 15))
+compare("13.tokens", nearest)
+rows = [share_row(t("anatomy.picture"), PICTURE)]
+rows += [share_row(t("anatomy.tokens", count=n), s) for n, s in zip(counts, few, strict=True)]
+Table(header, rows, caption=t("anatomy.shares"))
+# %% [markdown] lang="en"
+# Some 30 tokens. That is the case, and even there the picture cannot be: AdamW's two moments
+# are **twice** the parameters, never 1.4 times. No optimizer above has such a ratio.
+#
+# On GPT-2 Large, with its published sizes, 15% would be:
+# %% [markdown] lang="ko" en="f263c6c9"
+# 토큰 30개쯤입니다. 이런 경우인데도 그림과는 맞지 않습니다. AdamW의 모멘트 둘은 파라미터의 **두
+# 배**이지 1.4배가 아닙니다. 앞에서 본 옵티마이저 가운데 그런 비율은 없습니다.
+#
+# 발표된 크기 그대로의 GPT-2 Large라면 15%는 다음과 같습니다.
+# %%
+large_states = sum(state_bytes(GPT2_LARGE, Recipe()).values())
+large_token = activation_peak(GPT2_LARGE, Recipe(), sequences=1, block=1024) / 1024
+num_parameters(GPT2_LARGE), round(15 / 85 * large_states / large_token)
+# %% [markdown] lang="en"
+# Not even one sequence of 1,024 tokens. Nobody trains so.
+# %% [markdown] lang="ko" en="0e079182"
+# 1,024개짜리 시퀀스 하나도 되지 않습니다. 그렇게 학습하는 사람은 없습니다.
+# %%
+found = [distance(sizes) for sizes in few]
+at_most = shares(anatomy["large"]["at_peak"])["activations"]
+states_there = shares(few[counts.index(nearest)])["optimizer_state"]
+claim("D5", nearest=min(found), state=states_there, large=at_most)
+# %% [markdown] lang="en"
+# ## What shrinks what
+#
+# The usual table: parameters shrink by sharding and mixed precision; gradients by mixed precision and
+# accumulation; optimizer state by mixed precision and ZeRO; activations by checkpointing and
+# accumulation. Eight promises. We switch on one technique at a time and read **each category's own**
+# peak.
+# %% [markdown] lang="ko" en="47ef52b1"
+# ## 무엇이 무엇을 줄이나
+#
+# 흔한 표는 이렇습니다. 파라미터는 샤딩과 혼합 정밀도로, 그래디언트는 혼합 정밀도와 누적으로, 옵티마이저 상태는 혼합
+# 정밀도와 ZeRO로, 활성화값은 체크포인팅과 누적으로 줄어든다고 합니다. 약속이 여덟 개입니다. 기법을 하나씩 켜고
+# **범주마다 그 최대값**을 읽습니다.
+# %%
+# %%ranks --fast
+alone = {
+    "autocast": Recipe(precision="autocast"),
+    "bfloat16": Recipe(precision="bfloat16"),
+    **{name: Recipe.of([name]) for name in ("mixed", "accumulate", "checkpoint", "zero1", "zero3")},
+}
+plain, want = measure(Recipe())
+matrix, errors = {}, {}
+for name, recipe in alone.items():
+    matrix[name], got = measure(recipe)
+    errors[name] = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+# %%
+matrix, plain, errors = (ranks[name][0] for name in ("matrix", "plain", "errors"))
+
+
+# %%
+def change(now, before):
+    ratio = 100 * (now / before - 1)
+    return "=" if abs(ratio) < 1 else f"{ratio:+.0f}%".replace("-", "−")
+
+
+def matrix_row(name, memory):
+    cells = [change(memory["peaks"][c], plain["peaks"][c]) for c in PICTURE]
+    return [t(f"anatomy.technique.{name}"), *cells, change(memory["peak_bytes"], plain["peak_bytes"])]
+
+
+rows = [matrix_row(name, memory) for name, memory in matrix.items()]
+header = [t("anatomy.technique"), *(t(f"category.{c}") for c in PICTURE), t("anatomy.total")]
+Table(header, rows, caption=t("anatomy.matrix"))
+# %% [markdown] lang="en"
+# Read down the columns. Accumulation leaves gradients as they are: it *keeps* them longer. Master weights
+# make optimizer state **half as large again**, 12 bytes for 8; autocast touches no state at all. And what
+# mixed precision shrinks most is missing in the usual table: activations.
+#
+# ZeRO-3 gathers a unit or two at work, so with our 8 layers parameters shrink by little. The more layers,
+# the nearer to 1/N.
+# %% [markdown] lang="ko" en="6dbadcf4"
+# 열을 따라 내려가며 읽어 보세요. 누적은 그래디언트를 줄이지 않고 오히려 더 오래 *들고 있습니다*. 마스터 가중치를 쓰면
+# 옵티마이저 상태가 8바이트에서 12바이트로 **절반만큼 늘고**, autocast는 상태를 전혀 건드리지 않습니다. 혼합 정밀도가
+# 가장 많이 줄이는 활성화값은 흔한 표에 없습니다.
+#
+# ZeRO-3는 계산 중인 유닛 한두 개를 모아 두므로, 층이 8개뿐이면 파라미터가 조금만 줄어듭니다. 층이 많을수록 1/N에
+# 가까워집니다.
+# %%
+promised = {
+    "parameters": ("zero3", "mixed"),
+    "gradients": ("mixed", "accumulate"),
+    "optimizer_state": ("mixed", "zero1"),
+    "activations": ("checkpoint", "accumulate"),
+}
+left = lambda name, category: matrix[name]["peaks"][category] / plain["peaks"][category]
+kept = sum(left(name, c) < 0.95 for c, names in promised.items() for name in names)
+state, halved = left("mixed", "optimizer_state"), left("mixed", "activations")
+claim("D6", kept=kept, state=state, activations=halved)
+# %% [markdown] lang="en"
+# Techniques that contradict each other are refused before anything is built:
+# %% [markdown] lang="ko" en="d8c4302a"
+# 서로 맞지 않는 기법은 모델을 만들기 전에 거절합니다.
+# %%
+# %%ranks --fails "keeps no master weights"
+Recipe(precision="master", optimizer="sgd")
+# %%
+# %%ranks --fails "does not divide a batch of 6"
+measure(Recipe(accumulate=4), 6)
+# %% [markdown] lang="en"
+# Does torch count the same? `MemTracker` watches one step of the same loop:
+# %% [markdown] lang="ko" en="80683388"
+# torch도 똑같이 셀까요? `MemTracker`로 같은 루프의 한 스텝을 지켜봅니다.
+# %%
+# %%ranks --fast
+from torch.distributed._tools.mem_tracker import MemTracker
+
+training, tracker = Training(GPT(config).to(device), Recipe()), MemTracker()
+tracker.track_external(training.model, training.optimizer)
+batch = [half.to(device) for half in Corpus().batch(0, micro_batch=8, block=64)]
+with tracker:
+    for _ in range(2):
+        tracker.reset_mod_stats()
+        training.step(*batch)
+total = tracker.get_tracker_snapshot("peak")[device]["Total"]
+training = tracker = None
+# %%
+total = ranks["total"][0]
+rows = [[t("anatomy.ledger.ours"), human_bytes(plain["peak_bytes"])]]
+rows += [[t("anatomy.ledger.torch"), human_bytes(total)]]
+assert abs(total / plain["peak_bytes"] - 1) < 0.01
+Table([t("anatomy.case"), t("anatomy.total")], rows)
+# %% [markdown] lang="en"
+# ## Which one first?
+#
+# Recommended: mixed precision, accumulation, checkpointing, then sharding; stop as soon as it fits. That
+# is one path through all sets of techniques. A set has a peak and a cost; the best one for a limit is the
+# **cheapest** that fits. So measure them all, on tensors without numbers: two layers as wide as those of
+# GPT-2 Large, 4 ranks.
+# %% [markdown] lang="ko" en="d3dff1cb"
+# ## 무엇부터?
+#
+# 권장 순서는 혼합 정밀도, 누적, 체크포인팅, 샤딩이고, 들어가는 순간 멈추라고 합니다. 이것은 기법의 모든 조합을
+# 지나는 길 하나일 뿐입니다. 조합마다 최대 메모리와 비용이 있고, 어떤 한도에서 가장 좋은 조합은 들어가는 것 중 **가장
+# 싼** 것입니다. 그러니 모두 재 봅니다. 숫자 없는 텐서로, GPT-2 Large와 폭이 같은 층 2개, 랭크 4개입니다.
+# %%
+show("dlcourse.plan.order:cheapest,first_that_fits")
+# %%
+from dlcourse.plan.order import Prices, compare_order, front, stops
+
+slice_sizes = GPT2_LARGE | dict(n_layer=2, vocab_size=8192)
+everything = measured_plans(slice_sizes, sequences=16, block=1024, ranks=4)
+a100 = dict(flops=156e12, flops16=312e12, per_pass=2e-3)
+machines = {
+    "fast": Prices(**a100, bandwidth=300e9),
+    "network": Prices(**a100, bandwidth=25e9 / 8),
+    "plain": Prices(**a100 | dict(flops16=156e12), bandwidth=300e9),
+}
+# %% [markdown] lang="en"
+# Bytes, FLOPs and bytes sent are measured. Time is not: it comes from **prices**, which you may change:
+# an A100's FLOPs (TF32, bf16) and NVLink by its datasheet [1], the same over a network of 25 Gb/s, and a
+# machine where 16 bits are no faster; 2 ms for each micro-batch are our assumption.
+# %% [markdown] lang="ko" en="3b229bd9"
+# 바이트와 FLOPs, 보낸 바이트는 측정값입니다. 시간은 재지 않고 **가격**으로 계산하며, 가격은 바꿔 볼 수 있습니다.
+# A100의 FLOPs(TF32, bf16)와 NVLink는 데이터시트[1]의 값이고, 나머지는 25 Gb/s 네트워크를 쓸 때와 16비트가 더
+# 빠르지 않은 기계입니다. 마이크로배치마다 2 ms는 우리의 가정입니다.
+# %%
+def label(plan):
+    return " + ".join(t(f"anatomy.technique.{n}") for n in plan.techniques) or t("anatomy.baseline")
+
+
+def path(plans, prices):
+    base = prices.seconds(everything[0])
+    return [(label(plan), prices.seconds(plan) / base, plan.peak) for plan in plans]
+
+
+# %%
+prices = machines["network"]
+results = compare_order(everything, prices)
+lines = {t("anatomy.best_path"): path(front(everything, prices), prices)}
+lines[t("anatomy.recommended")] = path(stops(everything), prices)
+right = sum(one.extra < 1 for one in results)
+title = t("anatomy.search", machine=t("anatomy.machine.network"), right=right, all=len(results))
+order_figure(path(everything, prices), lines, title=title)
+# %%
+rows, right = [], {}
+for name, prices in machines.items():
+    results = compare_order(everything, prices)
+    right[name] = 100 * sum(one.extra < 1 for one in results) / len(results)
+    bad = max((one for one in results if one.by_order.techniques), key=lambda one: one.extra)
+    cells = [human_bytes(bad.limit), label(bad.best), label(bad.by_order), f"+{bad.extra:.0f}%"]
+    rows.append([t(f"anatomy.machine.{name}"), f"{right[name]:.0f}%", *cells])
+keys = ("machine", "right", "limit", "cheapest", "recommended_first", "extra")
+Table([t(f"anatomy.{key}") for key in keys], rows)
+# %% [markdown] lang="en"
+# The table shows for each machine the limit at which the order is worst. Mixed precision first is right
+# where 16 bits compute faster: it saves time *and* memory. Sharding last is half wrong. ZeRO-1 sends what
+# an all-reduce sends anyway, so with several ranks it is free and comes **before** accumulation and
+# checkpointing. ZeRO-3 sends half as much again: on a slow link it comes last, if at all.
+#
+# On **one** device there is nothing to shard, and the order is nearly right. The line "one device" in the
+# verdict is the most that it costs for GPT-2 Large.
+# %% [markdown] lang="ko" en="40106960"
+# 표는 기계마다 권장 순서가 가장 불리한 한도를 보여 줍니다. 16비트가 더 빠른 곳이라면 혼합 정밀도를 먼저 켜는 것이
+# 맞습니다. 시간과 메모리를 *모두* 아끼니까요. 샤딩을 마지막에 두라는 것은 절반만 맞습니다. ZeRO-1은 올리듀스가 어차피
+# 보내는 만큼만 보내므로, 랭크가 여럿이면 공짜이고 누적과 체크포인팅**보다 먼저** 옵니다. ZeRO-3는 절반을 더
+# 보내므로, 링크가 느리면 맨 끝이거나 아예 켜지 않습니다.
+#
+# 장치가 **하나**라면 나눌 것이 없으므로 권장 순서가 거의 맞습니다. 판정의 "장치 하나" 줄이 GPT-2 Large에서 이 순서가
+# 더 쓰는 시간의 최대입니다.
+# %%
+alone = compare_order(plans(GPT2_LARGE, sequences=8, block=1024), machines["fast"])
+extra = max(one.extra for one in alone if one.by_order.techniques)
+claim("D7", **right, alone=extra)
+# %% [markdown] lang="en"
+# ## GPT-2 Large, row by row
+#
+# A popular table: 12 GB at first, 6 GB with mixed precision, still 6 with accumulation, 4 with
+# checkpointing, 2 on each device with sharding. **Predict** the first row: AdamW, float32, 774 million
+# parameters, two sequences of 1,024 tokens.
+# %% [markdown] lang="ko" en="555036d9"
+# ## GPT-2 Large, 한 줄씩
+#
+# 널리 알려진 표가 있습니다. 처음에는 12 GB, 혼합 정밀도로 6 GB, 누적을 더해도 6 GB, 체크포인팅으로 4 GB, 샤딩으로
+# 장치마다 2 GB라고 합니다. 첫 줄을 **예측해 보세요.** AdamW, float32, 파라미터 7억 7,400만 개, 토큰 1,024개짜리
+# 시퀀스 2개입니다.
+# %%
+two = dict(sequences=2, block=1024)
+predict("13.gpt2", ..., formula=plans(GPT2_LARGE, **two)[0].peak, unit="bytes")
+# %%
+names = ["mixed", "accumulate", "checkpoint", "zero3"]
+recipes = [Recipe.of(names[:n], **({"accumulate": 2} if n > 1 else {})) for n in range(5)]
+cases = [Case(GPT2_LARGE, recipe, **two, ranks=4 if recipe.stage else 1) for recipe in recipes]
+large = ledgers(cases)
+# %%
+at_peaks = [found["memory"]["at_peak"] for found in large]
+totals = [found["memory"]["peak_bytes"] / 1e9 for found in large]
+compare("13.gpt2", 1e9 * totals[0])
+labels = [t(f"anatomy.row.{name}", ranks=4, parts=2) for name in ("baseline", *names)]
+gb = [f"{total:.1f} GB" for total in totals]
+flops = [f"×{found['flops'] / large[0]['flops']:.2f}" for found in large]
+claimed = ["12 GB", "6 GB", "6 GB", "4 GB", "2 GB"]
+speeds = ["100%", "115%", "110%", "90%", "80%"]
+header = [t(f"anatomy.{key}") for key in ("technique", "row.claimed", "ledger", "flops", "speed")]
+Table(header, zip(labels, claimed, gb, flops, speeds, strict=True))
+# %%
+title = t("anatomy.large", states=large_states / 1e9, total=totals[0])
+ledger_figure(dict(zip(labels, at_peaks, strict=True)), title=title)
+# %% [markdown] lang="en"
+# "12 GB" is exactly the 16 bytes a parameter of the states, **without any activation**. And those 16
+# bytes stay 16 with mixed precision (2 + 2 + 12), so nothing halves. Only sharding divides them: the
+# last row depends on how many devices you have.
+#
+# Speed is for a GPU to say. One ratio can be checked by FLOPs: checkpointing from 110 to 90% is ×0.82,
+# and 1/1.21 is ×0.82.
+# %% [markdown] lang="ko" en="40cda14e"
+# "12 GB"는 상태 16바이트에 파라미터 수를 곱한 값이며, **활성화값은 하나도 들어 있지 않습니다**. 이 16바이트는 혼합
+# 정밀도에서도 16바이트(2 + 2 + 12)이므로 절반이 되지 않습니다. 샤딩만이 상태를 나누고, 마지막 줄은 장치가 몇 개냐에
+# 달렸습니다.
+#
+# 속도는 GPU에서 재야 합니다. FLOPs로 확인할 수 있는 비율이 하나 있습니다. 체크포인팅으로 110%가 90%가 되면 0.82배이고,
+# 1/1.21도 0.82배입니다.
+# %%
+figures = ("baseline", "mixed", "accumulate", "checkpoint", "sharded")
+claim("D8", states=large_states / 1e9, **dict(zip(figures, totals, strict=True)))
+# %% [markdown] lang="en"
+# ## A calculator for your GPU
+#
+# What fits, and what to switch on first? Put in your own numbers: the free memory of your device
+# (`torch.cuda.mem_get_info()`), your model, your batch and the number of devices.
+# %% [markdown] lang="ko" en="c5104b88"
+# ## 내 GPU용 계산기
+#
+# 무엇이 들어가고, 무엇부터 켜야 할까요? 내 숫자를 넣어 보세요. 장치의 빈 메모리(`torch.cuda.mem_get_info()`),
+# 모델, 배치, 장치 수입니다.
+# %%
+my_memory = 20e9
+my_model = GPT2_LARGE
+my_batch = dict(sequences=8, block=1024)
+my_devices = 2
+my_prices = machines["fast"]
+# %%
+options = plans(my_model, **my_batch, ranks=my_devices)
+fitting = sorted((p for p in options if p.peak <= my_memory), key=my_prices.seconds)
+base = my_prices.seconds(options[0])
+rows = [
+    [label(plan), f"{plan.peak / 1e9:.1f} GB", f"×{my_prices.seconds(plan) / base:.2f}"]
+    for plan in fitting[:6]
+] or [[t("anatomy.nothing_fits"), "", ""]]
+caption = t("anatomy.advice", memory=f"{my_memory / 1e9:.0f} GB", ranks=my_devices, **my_batch)
+Table([t(f"anatomy.{key}") for key in ("cheapest", "total", "axis.time")], rows, caption=caption)
+# %% [markdown] lang="en"
+# Leave room. The calculator counts tensors. A GPU adds what the ledger cannot see: the CUDA context,
+# workspaces of libraries, rounding of each tensor to 512 bytes, blocks that are free but in pieces [2], and
+# buffers of torch's `foreach` optimizers as large as the parameters [3].
+#
+# ## The pictures in our heads
+#
+# Two analogies are popular: moving house, and money. Ask each what it predicts.
+#
+# ```mermaid
+# flowchart LR
+#   H["too much furniture"] --> A["accumulation<br>several trips, small van"]
+#   H --> M["mixed precision<br>vacuum-packing"]
+#   H --> C["checkpointing<br>store some boxes, fetch the rest"]
+#   H --> S["sharding<br>parts in several places"]
+# ```
+# %% [markdown] lang="ko" en="5f376f19"
+# 여유를 남겨 두세요. 계산기는 텐서만 셉니다. GPU에는 장부에 보이지 않는 것이 더해집니다. CUDA 컨텍스트, 라이브러리의
+# 작업 공간, 텐서마다 512바이트 단위로 올림, 비었지만 조각난 블록[2], 그리고 파라미터만큼 큰 `foreach` 옵티마이저의
+# 버퍼[3]입니다.
+#
+# ## 머릿속의 그림
+#
+# 널리 쓰이는 비유가 둘 있습니다. 이사와 돈입니다. 비유마다 무엇을 예측하는지 물어봅시다.
+#
+# ```mermaid
+# flowchart LR
+#   H["짐이 너무 많다"] --> A["누적<br>작은 차로 여러 번"]
+#   H --> M["혼합 정밀도<br>압축 포장"]
+#   H --> C["체크포인팅<br>일부만 보관, 나머지는 다시"]
+#   H --> S["샤딩<br>분해해서 여러 곳에"]
+# ```
+# %%
+def analogy_row(name):
+    memory = change(matrix[name]["peak_bytes"], plain["peak_bytes"])
+    plan = next(p for p in everything if p.techniques == (name,))
+    flops = plan.cost["flops"] / everything[0].cost["flops"]
+    sent = plan.cost["sent"] / everything[0].cost["sent"]
+    error = t("anatomy.bits") if errors[name] == 0 else f"{errors[name]:.0e}"
+    names = [t(f"anatomy.technique.{name}"), t(f"anatomy.analogy.{name}")]
+    return [*names, memory, f"×{flops:.2f}", f"×{sent:.1f}", error]
+
+
+# %%
+keys = ("technique", "analogy", "total", "cost.flops", "cost.sent", "apart")
+analogies = ("accumulate", "mixed", "checkpoint", "zero3")
+Table([t(f"anatomy.{key}") for key in keys], map(analogy_row, analogies))
+# %% [markdown] lang="en"
+# Several trips: right, the trips take the same load (FLOPs) and nothing is lost but rounding. Boxes
+# fetched again: right, bit for bit, though they are *made* again, not fetched (fetching is offload,
+# [lesson 12](12_sharding_offload.ipynb)). Furniture in parts: right, with all the carrying. Vacuum-packing
+# misleads: what is packed comes out as it was, bf16 does not; packing takes time, 16 bits save it; and the
+# states do not shrink.
+# %% [markdown] lang="ko" en="782384a8"
+# 여러 번 나르기는 맞습니다. 나르는 짐(FLOPs)은 같고 반올림 말고는 잃는 것이 없습니다. 상자를 다시 가져오기도 비트까지
+# 맞지만, 가져오는 것이 아니라 *다시 만드는* 것입니다(가져오는 것은 [레슨 12](12_sharding_offload.ipynb)의
+# 오프로드입니다). 가구를 분해해 나눠 두기도 맞고, 그만큼 나르는 일이 늘어납니다. 압축 포장은 오해를 부릅니다. 압축은
+# 풀면 그대로지만 bf16은 그렇지 않고, 포장에는 시간이 들지만 16비트는 시간을 아끼며, 상태는 줄지 않습니다.
+# %%
+claim("D9", exact=errors["accumulate"], lossy=errors["mixed"], again=errors["checkpoint"])
+
+
+# %% [markdown] lang="en"
+# ## Exercises
+#
+# **1. `13.states`** (3 minutes). Bytes a parameter of all model states in one rank: `way` is
+# `"float32"` or `"mixed"` (16-bit parameters and gradients, 12 bytes of state), AdamW, ZeRO `stage` 0 to
+# 3 over `ranks` ranks.
+# %% [markdown] lang="ko" en="331bacb8"
+# ## 연습 문제
+#
+# **1. `13.states`** (3분). 랭크 하나의 모델 상태 전체가 파라미터당 몇 바이트인지 돌려주세요. `way`는
+# `"float32"`이거나 `"mixed"`(16비트 파라미터와 그래디언트, 상태 12바이트)이고, AdamW, `ranks`개 랭크에 ZeRO
+# `stage` 0~3입니다.
+# %% exercise="13.states"
+def bytes_a_parameter(way, stage, ranks):
+    raise NotImplementedError
+
+
+# %%
+check("13.states")
+
+
+# %% [markdown] lang="en"
+# **2. `13.batch`** (10 minutes). The largest micro-batch that fits. `need(n)` measures the bytes of a step
+# with `n` sequences; it grows with `n`, but not in proportion. Return the largest `n` with `need(n) <=
+# memory`, 0 if there is none, with at most 25 calls.
+# %% [markdown] lang="ko" en="0fcc16bf"
+# **2. `13.batch`** (10분). 들어가는 가장 큰 마이크로배치를 찾으세요. `need(n)`은 시퀀스가 `n`개일 때 한 스텝의
+# 바이트를 잽니다. `n`이 커지면 커지지만 비례하지는 않습니다. `need(n) <= memory`인 가장 큰 `n`을 돌려주세요. 없으면
+# 0이고, 호출은 25번까지입니다.
+# %% exercise="13.batch"
+def largest(need, memory):
+    raise NotImplementedError
+
+
+# %%
+check("13.batch")
+
+
+# %% [markdown] lang="en"
+# **3. `13.order`** (20 minutes). Your own search. `plans` is a list of `(techniques, peak, seconds)`, where
+# `techniques` is a tuple of names. Return the techniques to switch on **in an order** in which each stop
+# on the way is the best set for some limit: for falling limits, the fastest plan that fits, each once.
+# %% [markdown] lang="ko" en="bd808040"
+# **3. `13.order`** (20분). 직접 탐색해 보세요. `plans`는 `(techniques, peak, seconds)`의 리스트이고,
+# `techniques`는 이름의 튜플입니다. 한도를 낮춰 가며 들어가는 것 중 가장 빠른 조합을 차례로, 한 번씩만 담은 리스트를
+# 돌려주세요.
+# %% exercise="13.order"
+def best_sets(plans):
+    raise NotImplementedError
+
+
+# %%
+check("13.order")
+# %% [markdown] lang="en"
+# ## On a GPU cluster
+#
+# Bytes of tensors are the same. `dlcourse bench gpu` measures GPT-2 Large against `torch.cuda` peaks, with
+# its tokens per second; no GPU run of this lesson is recorded yet, so nothing here says how fast anything
+# is. What CUDA adds on top is measured there, too.
+# %% [markdown] lang="ko" en="8afe8eb4"
+# ## GPU 클러스터에서는
+#
+# 텐서의 바이트는 그대로입니다. `dlcourse bench gpu`가 GPT-2 Large를 `torch.cuda`의 최대 메모리와 견주고 초당 토큰
+# 수를 잽니다. 이 레슨의 GPU 실행 기록은 아직 없으므로, 여기서는 무엇이 얼마나 빠른지 말하지 않습니다. CUDA가 더하는
+# 메모리도 거기서 잽니다.
+# %% [markdown] lang="en"
+# ## In five lines
+#
+# 1. States are 16 bytes a parameter with AdamW, mixed precision or not; activations go with the tokens.
+# 2. No moment of a usual step looks like 25, 25, 35, 15.
+# 3. Accumulation never shrinks gradients; master weights make the state larger.
+# 4. ZeRO-1 is free once there are two ranks; what comes next depends on prices.
+# 5. Count tensors by formula, then leave room for what a GPU adds.
+#
+# Sources: [1] [NVIDIA A100 datasheet](https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf).
+# [2] [PyTorch: CUDA semantics, memory management](https://docs.pytorch.org/docs/stable/notes/cuda.html#memory-management).
+# [3] [torch.optim.AdamW, foreach](https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html).
+# %% [markdown] lang="ko" en="fd64feb3"
+# ## 다섯 줄 요약
+#
+# 1. AdamW의 상태는 혼합 정밀도든 아니든 파라미터당 16바이트이고, 활성화값은 토큰 수를 따라갑니다.
+# 2. 보통의 학습 스텝에 25, 25, 35, 15처럼 보이는 순간은 없습니다.
+# 3. 누적은 그래디언트를 줄이지 않고, 마스터 가중치는 상태를 늘립니다.
+# 4. 랭크가 둘만 되어도 ZeRO-1은 공짜입니다. 그다음 순서는 가격이 정합니다.
+# 5. 텐서는 공식으로 세고, GPU가 더하는 만큼 여유를 남기세요.
+#
+# 출처: [1] [NVIDIA A100 데이터시트](https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf).
+# [2] [PyTorch: CUDA semantics, 메모리 관리](https://docs.pytorch.org/docs/stable/notes/cuda.html#memory-management).
+# [3] [torch.optim.AdamW, foreach](https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html).
