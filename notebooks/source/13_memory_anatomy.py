@@ -86,7 +86,6 @@ import numpy as np
 from dlcourse.measure import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.training.corpus import Corpus
-from dlcourse.training.recipe import Recipe
 
 config = GPTConfig(n_layer=8, n_embd=64, block_size=64)
 
