@@ -14,8 +14,8 @@ OFFLOAD_WORDS: dict[str, tuple[str, str]] = {
     "device.plain": ("오프로드 없음", "no offload"),
     "equal": ("손실", "loss"),
     "full": (
-        "6 GB 모델의 학습: 장치마다 파라미터 2 GB, 전체 {low:.1f}~{high:.1f} GB",
-        "Training a model of 6 GB: 2 GB of parameters on each, {low:.1f} to {high:.1f} GB in all",
+        "장치마다 파라미터는 2 GB({each:.2f} GiB)지만, 학습에는 모두 {low:.1f}~{high:.1f} GiB",
+        "2 GB of parameters on each ({each:.2f} GiB), but {low:.1f} to {high:.1f} GiB for training",
     ),
     "gantt": (
         "한 번에 하나만 일합니다. 랭크는 시간의 {idle}를 기다립니다",
@@ -23,7 +23,8 @@ OFFLOAD_WORDS: dict[str, tuple[str, str]] = {
     ),
     "gantt.many": ("마이크로배치 {m}개", "{m} micro-batches"),
     "gantt.one": ("마이크로배치 1개, 측정", "1 micro-batch, measured"),
-    "host": ("호스트 랭크: {name}", "host rank: {name}"),
+    "gradients": ("그래디언트의 최대 메모리 (바이트)", "peak of gradients (bytes)"),
+    "host": ("호스트: {name}", "host: {name}"),
     "ledger": (
         "파라미터는 장치 메모리의 {share:.0f}%뿐입니다",
         "Parameters are {share:.0f}% of what a device needs",
@@ -37,9 +38,9 @@ OFFLOAD_WORDS: dict[str, tuple[str, str]] = {
     "measured": ("측정된 최대값", "measured peak"),
     "needed": ("예측", "predicted"),
     "out": ("나간 바이트", "bytes out"),
-    "overlap.no": ("중첩 없음", "no overlap"),
-    "overlap.yes": ("중첩", "with overlap"),
-    "parameters": ("파라미터 오프로드", "parameter offload"),
+    "overlap.no": ("옵티마이저 오프로드, 중첩 없음", "optimizer offload, no overlap"),
+    "overlap.yes": ("옵티마이저 오프로드, 중첩", "optimizer offload, overlap"),
+    "parameters": ("파라미터까지 오프로드", "parameters as well"),
     "seconds": ("초당 {rate} GB: 스텝마다 {time}", "at {rate} GB/s: {time} a step"),
     "share": (
         "장치에 남는 것: {plain}에서 {optimizer}로, 다시 {parameters}로 줄어듭니다",

@@ -60,7 +60,7 @@ from dlcourse.panel.units import human_bytes, human_seconds
 from dlcourse.parallel.schedules import one_f_one_b
 from dlcourse.parallel.simulate import simulate
 from dlcourse.training.activations import Shape, activation_peak
-from dlcourse.training.device_plan import check_limits, device_needs, layer_ranges
+from dlcourse.training.device_plan import check_limits, device_needs
 
 lesson(lang=lang, name="12_sharding_offload")
 ranks = Ranks(num_ranks, device=device)
@@ -140,7 +140,7 @@ ledger_figure(rows, title=t("offload.ledger", share=share))
 # whole model does not keep to:
 # %% [markdown] lang="ko" en="e7379158"
 # 상태는 바이트까지, 활성화값의 최대 메모리는 5% 안에서 맞았습니다. (이 모두가 한순간에 있지는 않습니다. 활성화값이
-# 사라지는 동안 그래디언트가 생깁니다.) 그 주장은 첫 번째 색만 셉니다. 장치들도 같지 않습니다. 한쪽 끝에는 임베딩이,
+# 사라지는 동안 그래디언트가 생깁니다.) 2 GB라는 주장은 첫 번째 색만 센 것입니다. 장치들도 같지 않습니다. 한쪽 끝에는 임베딩이,
 # 다른 끝에는 정규화, 출력층, 손실이 있습니다.
 #
 # 그러니 만들기 *전에* 들어가는지 물어보아야 합니다. 장치마다 자기 한도가 있습니다. 다음은 모델 전체로는 지킬 수 없는
@@ -151,11 +151,11 @@ with expect_failure("give it fewer layers"):
     check_limits(device_needs(shape, [n]), [limit])
 check_limits(needs, [limit] * w)
 assert all(rank["peak_bytes"] <= limit for rank in naive.memory.ranks)
-rows = [
-    [i, human_bytes(limit), human_bytes(sum(needs[i].values())), human_bytes(rank["peak_bytes"])]
-    for i, rank in enumerate(naive.memory.ranks)
-]
-Table([t("offload.device", device=""), *(t(f"offload.{k}") for k in ("limit", "needed", "measured"))], rows)
+wanted = [sum(need.values()) for need in needs]
+found = [rank["peak_bytes"] for rank in naive.memory.ranks]
+rows = [[i, *map(human_bytes, (limit, wanted[i], found[i]))] for i in range(w)]
+header = [t(f"offload.{key}") for key in ("limit", "needed", "measured")]
+Table([t("offload.device", device=""), *header], rows)
 # %% [markdown] lang="en"
 # The limit is checked against the plan, and afterwards against each rank's ledger; a GPU enforces it
 # by itself. And is it still the same training? One process does the same operations on the same
@@ -191,7 +191,7 @@ ranks["losses"][-1]
 # one before has made. **Predict**: which percentage of the time does a device wait, if all take the
 # same time?
 # %% [markdown] lang="ko" en="a4b97dc7"
-# ## 길이 1인 파이프라인
+# ## 마이크로배치가 하나뿐인 파이프라인
 #
 # 복사하는 것도 평균 내는 것도 없습니다. 비용은 시간입니다. 장치는 앞 장치의 결과가 있어야 계산할 수 있습니다. 모두
 # 같은 시간이 걸린다면 장치는 시간의 몇 %를 기다릴지 **예측해 보세요.**
@@ -270,9 +270,10 @@ big = Shape(n_layer=100, n_head=16, n_embd=1120, sequences=1, block=1024)
 big_needs, full = device_needs(big, sizes), ranks["full"][1]
 assert full["parameters"] == big_needs[1]["parameters"] == full["gradients"]
 assert abs(full["activations"] / big_needs[1]["activations"] - 1) < 0.05
-totals = [sum(need.values()) / 1e9 for need in big_needs]
+totals = [sum(need.values()) / 2**30 for need in big_needs]
 rows = {t("offload.device.layers", device=i, layers=k): big_needs[i] for i, k in enumerate(sizes)}
-title = t("offload.full", low=min(totals), high=max(totals))
+each = big_needs[1]["parameters"] / 2**30
+title = t("offload.full", each=each, low=min(totals), high=max(totals))
 ledger_figure(rows, title=title)
 # %%
 middle = big_needs[1]
@@ -380,11 +381,11 @@ timeline(overlapped)
 # %% [markdown] lang="en"
 # The same losses, the same bytes. Above, the host (the last rank) begins when backward is over; below,
 # it updates the last blocks while the first ones are still in backward. How much that saves depends
-# on the machine, so no time is compared here. The bytes on the device can be:
-# %% [markdown] lang="ko" en="f755f96c"
+# on the machine, so no time is compared here; bytes are, further down. This is all that the host does:
+# %% [markdown] lang="ko" en="1ce480b4"
 # 손실도 바이트도 같습니다. 위에서는 호스트(마지막 랭크)가 역전파가 끝나야 시작하고, 아래에서는 앞쪽 블록이 아직
-# 역전파하는 동안 뒤쪽 블록을 갱신합니다. 그 덕에 얼마나 빨라지는지는 기계에 달려 있으니 여기서 시간은 견주지
-# 않습니다. 장치의 바이트는 견줄 수 있습니다.
+# 역전파하는 동안 뒤쪽 블록을 갱신합니다. 그 덕에 얼마나 빨라지는지는 기계에 달려 있으니 시간은 견주지
+# 않고, 바이트는 조금 뒤에 견줍니다. 호스트가 하는 일은 이것이 전부입니다.
 # %%
 show("dlcourse.training.host_rank:serve")
 # %% [markdown] lang="en"
@@ -406,8 +407,9 @@ def peak_of(function, *args):
     before = live_bytes()
     with Recorder(rank, world_size) as recorder:
         result = function(*args)
-    at_peak = recorder.record["memory"]["at_peak"]
-    return {name: max(0, at_peak[name] - before[name]) for name in before}, result
+    memory = recorder.record["memory"]
+    at_peak = {name: max(0, memory["at_peak"][name] - before[name]) for name in before}
+    return at_peak, result, memory["peaks"]["gradients"] - before["gradients"]
 
 
 runs = {
@@ -432,17 +434,22 @@ assert of_device["plain"][1] == of_device["parameters"][1][0] == of_device["soon
 ledger_figure(rows, title=title)
 # %% [markdown] lang="en"
 # Losses are equal bit for bit in all four. What is gone from the device is in the host: 12 bytes for
-# each parameter, and 4 for what travels. Offload does not shrink memory, it moves it. With parameters
-# on the host a step fetches each block twice:
-# %% [markdown] lang="ko" en="0f0189f7"
+# each parameter, and 4 for what travels. Offload does not shrink memory, it moves it. Here the peak
+# comes when activations are at their highest, before there are gradients; so overlap does not show. It
+# does in the last column: gradients that leave at once never all meet. With parameters on the host a
+# step fetches each block twice:
+# %% [markdown] lang="ko" en="059678a6"
 # 네 방법의 손실이 비트까지 같습니다. 장치에서 사라진 것은 호스트에 있습니다. 파라미터마다 12바이트에, 오가는 값
-# 4바이트입니다. 오프로드는 메모리를 줄이지 않고 옮길 뿐입니다. 파라미터까지 호스트에 두면 한 스텝에 블록을 두 번씩
-# 가져옵니다.
+# 4바이트입니다. 오프로드는 메모리를 줄이지 않고 옮길 뿐입니다. 여기서는 활성화값이 가장 많고 그래디언트는 아직 없을
+# 때가 최대라서 중첩의 효과가 보이지 않습니다. 아래 표의 마지막 열에서는 보입니다. 만들자마자 떠나는 그래디언트는 한꺼번에
+# 모이지 않습니다. 파라미터까지 호스트에 두면 한 스텝에 블록을 두 번씩 가져옵니다.
 # %%
-header = [t(f"offload.{key}") for key in ("way", "out", "back")]
-moved = {key: of_device[key][1][1:] for key in ("soon", "parameters")}
-assert moved["soon"][0] == moved["parameters"][0] and moved["parameters"][1] > moved["soon"][1]
-Table(header, [[names[key], *(f"{count:,}" for count in moved[key])] for key in moved])
+header = [t(f"offload.{key}") for key in ("way", "out", "back", "gradients")]
+traffic = {key: [*of_device[key][1][1:], of_device[key][2]] for key in ("late", "soon", "parameters")}
+assert traffic["soon"][0] == traffic["parameters"][0]
+assert traffic["parameters"][1] > traffic["soon"][1]
+assert traffic["late"][2] == 4 * num_parameters > 2 * traffic["soon"][2]
+Table(header, [[names[key], *(f"{count:,}" for count in row)] for key, row in traffic.items()])
 # %% [markdown] lang="en"
 # The host is a memory with a limit, too. What if it is full? The same sentence in both ranks, before
 # anything has moved:
@@ -487,7 +494,8 @@ one_memory = [
     kept_by(lambda model: OptimizerOffload(model, LocalHost())),
 ]
 # %%
-rows = dict(zip((t("offload.unified.no"), t("offload.unified.yes")), ranks["one_memory"][0], strict=True))
+labels = [t("offload.unified.no"), t("offload.unified.yes")]
+rows = dict(zip(labels, ranks["one_memory"][0], strict=True))
 kept_plain, kept_unified = (sum(row.values()) for row in rows.values())
 ledger_figure(rows, title=t("offload.unified", ratio=kept_unified / kept_plain))
 # %% [markdown] lang="en"
@@ -529,7 +537,8 @@ from pathlib import Path
 
 from dlcourse.training.sharded_files import save_file, save_shards
 
-share = [tempfile.mkdtemp() if rank == 0 else None]
+place = tempfile.TemporaryDirectory() if rank == 0 else None
+share = [place and place.name]
 dist.broadcast_object_list(share)
 folder = Path(share[0])
 if rank == 0:
@@ -554,7 +563,7 @@ def load_own():
     return stage
 
 
-(whole, a), (own, b) = peak_of(load_whole), peak_of(load_own)
+(whole, a, _), (own, b, _) = peak_of(load_whole), peak_of(load_own)
 other = b.state_dict()
 same = all(torch.equal(tensor.to(device), other[name]) for name, tensor in a.state_dict().items())
 # %%
@@ -595,7 +604,8 @@ peers = [peak_of(fsdp2, offload) for offload in (False, True)]
 # %%
 ours = of_device["plain"][1]
 rows = [[names["plain"], f"{ours[1]:.6f}", human_bytes(sum(of_device["plain"][0].values()))]]
-for name, (size, (losses, _)) in zip(("FSDP2", "FSDP2 + CPUOffloadPolicy"), ranks["peers"][0], strict=True):
+labels = "FSDP2", "FSDP2 + CPUOffloadPolicy"
+for name, (size, (losses, _), _) in zip(labels, ranks["peers"][0], strict=True):
     assert abs(losses[1] - ours[1]) < 1e-4
     rows.append([name, f"{losses[1]:.6f}", human_bytes(sum(size.values()))])
 Table([t(f"offload.{key}") for key in ("libraries", "equal", "measured")], rows)
@@ -705,7 +715,7 @@ check("12.balance")
 # ## 다섯 줄 요약
 #
 # 1. 층을 장치에 나눠도 숫자는 비트까지 같습니다. 오가는 것은 활성화값뿐입니다.
-# 2. 길이 1인 파이프라인입니다. 메모리는 얻지만 속도는 얻지 못합니다.
+# 2. 마이크로배치가 하나뿐인 파이프라인입니다. 메모리는 얻지만 속도는 얻지 못합니다.
 # 3. "2 GB씩"은 파라미터만 센 것입니다. 학습에는 그 네 배에 활성화값이 더 필요합니다.
 # 4. 오프로드는 메모리를 옮깁니다. 그래디언트가 나가고 파라미터가 돌아오며, 중첩하면 역전파 뒤에 숨습니다.
 # 5. 메타 장치에서 만들고 자기 층만 읽으면, 어느 랭크도 모델 전체를 들고 있지 않습니다.
