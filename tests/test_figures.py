@@ -377,3 +377,9 @@ def test_equal_results_are_folded():
     assert len(repr(differ).split("\n")) == 6
     with pytest.raises(ValueError, match="2 numbers for 1"):
         results_by_rank(["a"], [0, 1])
+
+
+def test_a_table_of_many_columns_is_set_small_and_wraps_names_of_rows():
+    many, few = (Table(["a"] * n, [["row " * 9] * n])._repr_html_() for n in (12, 4))
+    assert many.count("font-size:10px") == 24 and many.count("pre-wrap") == 1
+    assert "font-size" not in few and "pre-wrap" not in few

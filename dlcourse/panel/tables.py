@@ -10,6 +10,8 @@ from typing import Any
 from dlcourse.panel.strings import t
 from dlcourse.panel.units import rank_ranges
 
+_MANY_COLUMNS = 8  # more than these are set in smaller letters
+
 
 class Table:
     """Rows of plain data with a header.
@@ -61,15 +63,21 @@ class Table:
 
     def _repr_html_(self) -> str:
         sides = ["right" if right else "left" for right in self._right]
+        # Narrow enough for a page of 1000 pixels, where a row's name may take two lines
+        many = len(self.header) > _MANY_COLUMNS
+        small = ";font-size:10px;padding:3px 4px" if many else ""
+        small_head = f"word-break:keep-all{small}"
+        spaces = ["pre-wrap" if many and i == 0 else "pre" for i in range(len(sides))]
         head = "".join(
-            f'<th scope="col" style="text-align:{side}">{escape(text)}</th>'
+            f'<th scope="col" style="text-align:{side};{small_head}">{escape(text)}</th>'
             for text, side in zip(self.header, sides, strict=True)
         )
         body = "".join(
             "<tr>"
             + "".join(
-                f'<td style="text-align:{side};white-space:pre">{escape(_text(cell))}</td>'
-                for cell, side in zip(row, sides, strict=True)
+                f'<td style="text-align:{side};white-space:{space}{small}">'
+                f"{escape(_text(cell))}</td>"
+                for cell, side, space in zip(row, sides, spaces, strict=True)
             )
             + "</tr>"
             for row in self.rows

@@ -545,7 +545,8 @@ bars_figure(
     title=t("tensor_parallel.context.title", ratio=f"{plain[-1] / plain[0]:g}"),
 )
 # %% [markdown] lang="en"
-# Output and gradients equal full attention (float32: below 1e-5). The bars show a trap: with causal
+# Output and gradients equal full attention (float32: below 1e-5). The bars count blocks of
+# $\frac{T}{2p}$ queries times as many keys, and show a trap: with causal
 # attention the first positions have little to read, and all ranks wait for the last. The zig-zag split
 # gives each rank one early and one late chunk: equal work.
 #
@@ -554,10 +555,10 @@ bars_figure(
 # torch's DTensor does this from a plan: `ColwiseParallel`, `RowwiseParallel`. Same model, same data,
 # blocks only. megatron-core has layers like ours, but importing it takes 90 MB more in each rank: its
 # row is a recorded run. Where it is installed, `megatron = True` runs it here.
-# %% [markdown] lang="ko" en="754847dc"
-# 출력과 그래디언트가 전체 어텐션과 같습니다(float32에서 1e-5 미만). 막대는 함정을 보여 줍니다. 인과적(causal)
-# 어텐션에서 앞쪽 위치는 읽을 것이 적어서, 모두 마지막 랭크를 기다립니다. 지그재그로 나누면 랭크마다 앞 조각
-# 하나와 뒤 조각 하나를 맡아 일이 같아집니다.
+# %% [markdown] lang="ko" en="109605a0"
+# 출력과 그래디언트가 전체 어텐션과 같습니다(float32에서 1e-5 미만). 막대는 쿼리와 키가
+# $\frac{T}{2p}$개씩인 칸을 센 것이고, 함정을 보여 줍니다. 인과적(causal) 어텐션에서 앞쪽 위치는 읽을 것이 적어서, 모두
+# 마지막 랭크를 기다립니다. 지그재그로 나누면 랭크마다 앞 조각 하나와 뒤 조각 하나를 맡아 일이 같아집니다.
 #
 # ## 실제 라이브러리와 나란히
 #
