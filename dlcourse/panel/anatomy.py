@@ -35,7 +35,7 @@ def anatomy_figure(
     divisor, unit = byte_scale(top)
     rows = -(-len(cases) // _COLUMNS)
     traces: list[dict] = []
-    layout = layout_of(title, height=110 + 150 * rows, xaxis={}, yaxis={}, hovermode="x")
+    layout = layout_of(title, height=110 + 180 * rows, xaxis={}, yaxis={}, hovermode="x")
     notes = list(layout.get("annotations", ()))
     for number, (label, series) in enumerate(cases.items()):
         row, column = divmod(number, _COLUMNS)
@@ -50,7 +50,7 @@ def anatomy_figure(
         )
         layout[f"yaxis{suffix}"] = axis_of(
             t("figure.axis.memory", lang, unit=unit) if column == 0 else "",
-            domain=[low + 0.09 * (row < rows - 1), low + 1 / rows - 0.09],
+            domain=[low + 0.06 * (row < rows - 1), low + 1 / rows - 0.06],
             anchor=f"x{suffix}",
             range=[0, rounded(1.05 * top / divisor)],
         )
@@ -59,7 +59,7 @@ def anatomy_figure(
             {
                 "text": f"<b>{label}</b>: {human_bytes(here)}",
                 "x": left,
-                "y": low + 1 / rows - 0.085,
+                "y": low + 1 / rows - 0.055,
                 "xref": "paper",
                 "yref": "paper",
                 "xanchor": "left",

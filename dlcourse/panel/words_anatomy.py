@@ -30,7 +30,7 @@ ANATOMY_WORDS: dict[str, tuple[str, str]] = {
     "bits": ("비트까지 같음", "equal bit for bit"),
     "case": ("경우", "case"),
     "case.adam": ("AdamW, float32", "AdamW, float32"),
-    "case.large": ("AdamW, 배치 4배", "AdamW, 4 times the batch"),
+    "case.large": ("AdamW, 배치 2배", "AdamW, twice the batch"),
     "case.master": ("AdamW, bf16 + 마스터", "AdamW, bf16 + masters"),
     "case.momentum": ("SGD + 모멘텀", "SGD with momentum"),
     "case.sgd": ("SGD", "SGD"),

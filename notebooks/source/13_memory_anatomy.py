@@ -129,7 +129,7 @@ ways = {
     "momentum": (Recipe(optimizer="momentum"), 8),
     "sgd": (Recipe(optimizer="sgd"), 8),
     "small": (Recipe(), 2),
-    "large": (Recipe(), 32),
+    "large": (Recipe(), 16),
 }
 anatomy = {name: measure(recipe, n)[0] for name, (recipe, n) in ways.items()}
 # %%
@@ -261,14 +261,15 @@ Table(header, rows, caption=t("anatomy.matrix"))
 # mixed precision shrinks most is missing in the usual table: activations.
 #
 # ZeRO-3 gathers a unit or two at work, so with our 8 layers parameters shrink by little. The more layers,
-# the nearer to 1/N.
-# %% [markdown] lang="ko" en="6dbadcf4"
+# the nearer to 1/N. ZeRO-1's gradients stay in one flat buffer, so its peak of all, at the loss, does not
+# fall here.
+# %% [markdown] lang="ko" en="722aeb3c"
 # 열을 따라 내려가며 읽어 보세요. 누적은 그래디언트를 줄이지 않고 오히려 더 오래 *들고 있습니다*. 마스터 가중치를 쓰면
 # 옵티마이저 상태가 8바이트에서 12바이트로 **절반만큼 늘고**, autocast는 상태를 전혀 건드리지 않습니다. 혼합 정밀도가
 # 가장 많이 줄이는 활성화값은 흔한 표에 없습니다.
 #
 # ZeRO-3는 계산 중인 유닛 한두 개를 모아 두므로, 층이 8개뿐이면 파라미터가 조금만 줄어듭니다. 층이 많을수록 1/N에
-# 가까워집니다.
+# 가까워집니다. ZeRO-1은 그래디언트를 평평한 버퍼 하나에 계속 두므로, 손실에서 오는 전체 최대는 여기서 줄지 않습니다.
 # %%
 promised = {
     "parameters": ("zero3", "mixed"),
