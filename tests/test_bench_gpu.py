@@ -1,4 +1,4 @@
-"""`dlcourse bench gpu` on the CPU: the rows train alike, the largest batch is found, targets bite."""
+"""`dlcourse bench gpu` on the CPU: rows train alike, the largest batch is found, targets bite."""
 
 from __future__ import annotations
 
