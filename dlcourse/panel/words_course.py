@@ -131,8 +131,8 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
     "claim.page.start": ("시작 페이지", "start page"),
     "claim.page.intro": (
         "이 과정에서 확인하는 경험칙의 목록입니다. 판정은 아래의 수치에 근거하며, CPU에서 확인할 "
-        "수 있는 판정은 모두 테스트가 다시 계산합니다. 수치마다 직접 잰 값인지, 계산한 값인지, 출처가 "
-        "있는 값인지 적었습니다.",
+        "수 있는 판정은 모두 테스트가 다시 계산합니다. 수치마다 직접 잰 값인지, 계산한 값인지, "
+        "출처가 있는 값인지 적었습니다.",
         "The rules of thumb that the course tests. Each verdict rests on the figures below it, and "
         "a test computes every verdict anew that a CPU can decide. Each figure says whether it was "
         "measured, derived, or taken from a source.",
