@@ -170,8 +170,8 @@ def test_a_deadlock_is_told_with_its_place_and_its_reason():
     [
         (["F0 BW0", "BW0"], "rank 1: micro-batch 0 has 0 F and needs 1"),
         (["F0 B0", "F0 BW0"], "rank 0: micro-batch 0 has 1 B, 0 W, 0 BW and needs"),
-        (["F0 F0 BW0", "F0 BW0"], "2 forwards"),
-        (["F0 BW0 F1.1 BW1.1", "F0 BW0"], "in chunk 1 0 forwards"),
+        (["F0 F0 BW0", "F0 BW0"], "micro-batch 0 has 2 F and needs 1"),
+        (["F0 BW0 F1.1 BW1.1", "F0 BW0"], "in chunk 1 has 0 F and needs 1"),
     ],
 )
 def test_incomplete_schedules(rows, message):
