@@ -262,7 +262,7 @@ def late_rank(rank: int) -> None:
     for _ in range(2):
         loss = model(x).square().mean()
         if rank == 1:
-            time.sleep(0.25)
+            time.sleep(0.6)
         loss.backward()
 
 
@@ -271,8 +271,9 @@ def test_what_ddp_waits_for_in_cpp_is_not_own_work(ranks: Ranks, ledger: bool) -
     """rank 0 has no gradient left to compute: until rank 1 comes it only waits."""
     run = Run(record(ranks, late_rank, ledger=ledger))
     patient = run.timeline.ranks[0]["totals"]
-    assert patient["waiting"] > 0.4
-    assert patient["backward"] < 0.25
+    # 1.2 s together, and a busy machine may take half a second of it for backward itself
+    assert patient["waiting"] > 0.6
+    assert patient["backward"] < 0.6
 
 
 def hooks_in_backward(rank: int) -> None:
