@@ -66,10 +66,10 @@ class Table:
         # Narrow enough for a page of 1000 pixels, where a row's name may take two lines
         many = len(self.header) > _MANY_COLUMNS
         small = ";font-size:10px;padding:3px 4px" if many else ""
-        small_head = f"word-break:keep-all{small}"
+        small_head = f";word-break:keep-all{small}" if many else ""
         spaces = ["pre-wrap" if many and i == 0 else "pre" for i in range(len(sides))]
         head = "".join(
-            f'<th scope="col" style="text-align:{side};{small_head}">{escape(text)}</th>'
+            f'<th scope="col" style="text-align:{side}{small_head}">{escape(text)}</th>'
             for text, side in zip(self.header, sides, strict=True)
         )
         body = "".join(
