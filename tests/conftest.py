@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,12 @@ def demo_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     accept_translations(root / "notebooks" / "source" / "97_demo.py")
     monkeypatch.setenv("DLCOURSE_ROOT", str(root))
     return root
+
+
+@pytest.fixture(scope="module")
+def nothing_before() -> Iterator[None]:
+    """What earlier files have left alive in this process is not in a new recorder's ledger."""
+    gc.collect()
+    gc.freeze()  # the ledger looks through the objects that Python's collector knows
+    yield
+    gc.unfreeze()

@@ -29,6 +29,8 @@ from dlcourse.training.accumulation import (
 )
 from dlcourse.training.corpus import Corpus
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 SMALL = GPTConfig(block_size=32, n_layer=2, n_embd=64)

@@ -23,6 +23,8 @@ from dlcourse.training.dtype_log import DtypeLog
 from dlcourse.training.mixed import mixed_step, prepare
 from dlcourse.training.mixed_bytes import WAYS, activation_bytes, state_bytes
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():

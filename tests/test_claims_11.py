@@ -23,6 +23,8 @@ from dlcourse.training.segments import (
     selective,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 CONFIG = GPTConfig(n_layer=12, n_embd=64, block_size=64)
 EACH = [1] * 12
 

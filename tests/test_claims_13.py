@@ -26,6 +26,8 @@ from dlcourse.plan.order import Prices, compare_order, front
 from dlcourse.training.recipe import OPTIMIZERS, Recipe, num_parameters, state_bytes
 from dlcourse.training.techniques import Training
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 SIZES = dict(n_layer=8, n_head=4, n_embd=64, vocab_size=256, block_size=64)
 SLICE = GPT2_LARGE | dict(n_layer=2, vocab_size=8192)
 A100 = dict(flops=156e12, flops16=312e12, per_pass=2e-3)

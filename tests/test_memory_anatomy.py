@@ -34,6 +34,8 @@ from dlcourse.plan.order import Prices, cheapest, first_that_fits, front
 from dlcourse.training.recipe import Recipe, num_parameters, state_bytes
 from dlcourse.training.techniques import Training
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 SIZES = dict(n_layer=3, n_head=4, n_embd=64, vocab_size=256, block_size=32)
