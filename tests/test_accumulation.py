@@ -31,6 +31,8 @@ from dlcourse.training.accumulation import (
 )
 from dlcourse.training.corpus import Corpus
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 SMALL = dict(block_size=16, n_layer=2, n_head=2, n_embd=32)

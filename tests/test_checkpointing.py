@@ -41,6 +41,8 @@ from dlcourse.training.segments import (
     selective,
 )
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 SHAPES = [

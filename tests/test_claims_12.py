@@ -20,6 +20,8 @@ from dlcourse.parallel.stages import Stage
 from dlcourse.training.activations import Shape
 from dlcourse.training.device_plan import device_needs, layer_ranges
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 CONFIG = GPTConfig(n_layer=100, n_head=16, n_embd=1120, block_size=1024)
 SIZES = [33, 33, 34]
 STATES = ("parameters", "gradients", "optimizer_state")

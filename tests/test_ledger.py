@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from dlcourse.measure import Recorder, mark_step
 from dlcourse.measure.run import CATEGORIES
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 WIDTH, HEADS, LAYERS, VOCABULARY, LENGTH = 64, 4, 2, 256, 32
 
 

@@ -34,6 +34,8 @@ from dlcourse.training.mixed_bytes import WAYS, activation_bytes, state_bytes
 from dlcourse.training.precision import check_precision, has_units
 from dlcourse.training.scaler import LossScaler
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 SMALL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)

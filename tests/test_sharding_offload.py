@@ -33,6 +33,8 @@ from dlcourse.training.offload import OptimizerOffload
 from dlcourse.training.offload_parameters import ParameterOffload
 from dlcourse.training.sharded_files import INDEX, File, load_module, save_file, save_shards
 
+pytestmark = pytest.mark.usefixtures("nothing_before")
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 SMALL = GPTConfig(n_layer=5, n_head=2, n_embd=32, block_size=32)
