@@ -14,8 +14,8 @@ lab: $(VENV)/.lab
 
 test: $(VENV)/.test lint
 	$(BIN)/dlcourse build --check
-# Two files of tests at a time: most of a test's time is spent waiting.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# Two files of tests at a time, in the order of tests/conftest.py: much of a test is waiting.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -21,6 +21,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Files that take minutes come first: a worker that begins one last is waited for by the other
+_SLOWEST = ("test_notebooks", "test_browser", "test_exercises")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files; the tests of each stay in their order."""
+    rank = {name: number for number, name in enumerate(_SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture
 def demo_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
