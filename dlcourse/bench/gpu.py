@@ -16,83 +16,42 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dlcourse.plan.scale import MODELS
+from dlcourse.plan.memory import GPT2_LARGE
+from dlcourse.training.recipe import Recipe
 
 TARGETS = {"mfu": 0.45, "ledger": 0.05}
 # Dense bf16 FLOP/s, as NVIDIA's data sheets give them; the first that is in the device's name
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+# Products with 50,257 columns are slow on tensor cores: padded, as Megatron pads, to 128 x 393
+SIZES = GPT2_LARGE | {"vocab_size": 50304}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Row:
-    """How to train: ``precision`` is "float32", "autocast" or "master" (weights), both in bf16."""
+    """How to train, and whether through ``torch.compile``."""
 
-    precision: str = "float32"
-    checkpoint: bool = False
-    accumulate: int = 1
+    recipe: Recipe
     compiled: bool = False
 
 
-ROWS = {
-    "float32": Row(),
-    "autocast": Row(precision="autocast"),
-    "autocast, accumulate 4": Row(precision="autocast", accumulate=4),
-    "autocast, checkpoint": Row(precision="autocast", checkpoint=True),
-    "master weights": Row(precision="master"),
-    "float32, compiled": Row(compiled=True),
-    "autocast, compiled": Row(precision="autocast", compiled=True),
-    "autocast, checkpoint, compiled": Row(precision="autocast", checkpoint=True, compiled=True),
-    "master weights, compiled": Row(precision="master", compiled=True),
+_EAGER = {
+    "float32": Recipe(),
+    "autocast": Recipe(precision="autocast"),
+    "autocast, accumulate 4": Recipe(precision="autocast", accumulate=4),
+    "autocast, checkpoint": Recipe(precision="autocast", checkpoint=True),
+    "master weights": Recipe(precision="master"),
+    "master weights, checkpoint": Recipe(precision="master", checkpoint=True),
 }
-Step = Callable[[Any, Any], Any]
-
-
-def make_step(row: Row, sizes: dict[str, int], device: str, backend: str = "inductor") -> Step:
-    """``step(tokens_BT, targets_BT) -> loss``: one whole training step, optimizer included.
-
-    Args:
-        sizes: of a ``GPTConfig``.
-        backend: of ``torch.compile``, where the row is compiled.
-    """
-    import torch
-
-    from dlcourse.models.gpt import GPT, GPTConfig
-    from dlcourse.training.accumulation import backward_equal, split
-    from dlcourse.training.master_adamw import MasterAdamW
-    from dlcourse.training.placement import every
-    from dlcourse.training.segments import checkpoint_blocks, early_stop
-
-    if row.precision not in ("float32", "autocast", "master"):
-        raise ValueError(
-            f"precision={row.precision!r} is unknown: give float32, autocast or master"
-        )
-    model: Any = GPT(GPTConfig(**sizes)).to(device)
-    if row.checkpoint:
-        checkpoint_blocks(model, every(sizes["n_layer"], 1), early_stop)
-    if row.precision == "master":
-        model = model.to(torch.bfloat16)
-        optimizer: torch.optim.Optimizer = MasterAdamW(model.parameters())
-    else:
-        optimizer = torch.optim.AdamW(model.parameters(), fused=device == "cuda")
-    if row.compiled:
-        model = torch.compile(model, backend=backend)
-
-    def step(tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        narrow = row.precision == "autocast"
-        with torch.autocast(device, torch.bfloat16) if narrow else nullcontext():
-            parts = split(tokens_BT, targets_BT, accumulate=row.accumulate)
-            loss = backward_equal(model, parts)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-
-    return step
+ROWS = {name: Row(recipe) for name, recipe in _EAGER.items()} | {
+    f"{name}, compiled": Row(recipe, compiled=True)
+    for name, recipe in _EAGER.items()
+    if recipe.accumulate == 1
+}
 
 
 def flops_per_token(sizes: dict[str, int], block: int) -> int:
@@ -117,6 +76,10 @@ def measure(
 ) -> dict[str, Any]:
     """Train for some steps with batches of ``batch`` sequences.
 
+    Args:
+        sizes: of a ``GPTConfig``.
+        backend: of ``torch.compile``, where the row is compiled.
+
     Returns:
         "tokens_per_s", "seconds" (median step), "loss"; "ledger_bytes": peak of the ledger, None
         for a compiled row, whose tensors are the compiler's; "cuda_bytes": the allocator's peak in
@@ -125,10 +88,15 @@ def measure(
     import torch
 
     from dlcourse.measure.recorder import Recorder
+    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.training.techniques import Training
 
     cuda = device == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None
-    step = make_step(row, sizes, device, backend)
+    training = Training(GPT(GPTConfig(**sizes)).to(device), row.recipe)
+    if row.compiled:
+        training.model = torch.compile(training.model, backend=backend)
+    step = training.step
     tokens_BT = torch.randint(sizes["vocab_size"], (batch, block), device=device)
     targets_BT = tokens_BT.roll(-1, dims=1)
     for _ in range(3):  # state of the optimizer, choice of kernels, compilation
@@ -187,27 +155,27 @@ def _clean() -> None:
         torch.cuda.empty_cache()
 
 
-def bench(model: str, *, block: int, most: int, steps: int) -> dict[str, Any]:
+def bench(*, block: int, most: int, steps: int) -> dict[str, Any]:
     """All rows on this machine's first CUDA device; prints them as they come."""
     import torch
 
-    sizes, device = MODELS[model], torch.cuda.get_device_name()
+    device = torch.cuda.get_device_name()
     peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device), None)
     rows = {}
     for name, row in ROWS.items():
 
         def measure_with(batch: int, row: Row = row) -> dict[str, Any]:
-            return measure(row, sizes, device="cuda", batch=batch, block=block, steps=steps)
+            return measure(row, SIZES, device="cuda", batch=batch, block=block, steps=steps)
 
-        found = largest(measure_with, first=row.accumulate, most=most)
+        found = largest(measure_with, first=row.recipe.accumulate, most=most)
         if found is None:
             print(f"gpu: {name}: does not fit", flush=True)
             continue
-        found["mfu"] = peak and found["tokens_per_s"] * flops_per_token(sizes, block) / peak
+        found["mfu"] = peak and found["tokens_per_s"] * flops_per_token(SIZES, block) / peak
         rows[name] = found
         print(_line(name, found), flush=True)
     return {
-        "model": model,
+        "sizes": SIZES,
         "machine": device,
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
@@ -243,7 +211,6 @@ def misses(rows: dict[str, dict[str, Any]]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the rows; 0 where all targets are met, and where there is no CUDA device."""
     parser = argparse.ArgumentParser(prog="dlcourse bench gpu", description=__doc__)
-    parser.add_argument("--model", default="gpt2-large", choices=sorted(MODELS))
     parser.add_argument("--block", type=int, default=1024, help="tokens of a sequence")
     parser.add_argument("--most", type=int, default=64, help="largest batch to try")
     parser.add_argument("--steps", type=int, default=10)
@@ -254,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("gpu: no CUDA device on this machine: nothing measured, nothing written")
         return 0
-    found = bench(args.model, block=args.block, most=args.most, steps=args.steps)
+    found = bench(block=args.block, most=args.most, steps=args.steps)
     if args.record is not None:
         args.record.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     missed = misses(found["rows"])

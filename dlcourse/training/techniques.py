@@ -67,7 +67,7 @@ class Training:
             gpt = _STAGES[recipe.stage](gpt, process_group=process_group)
         self.model = gpt
         self.parameters = gpt.shards if recipe.stage else list(gpt.parameters())
-        self.optimizer = _optimizer(recipe)(self.parameters, lr=lr)
+        self.optimizer = _optimizer(recipe, self.device)(self.parameters, lr=lr)
 
     def autocast(self) -> AbstractContextManager:
         """For forward alone; backward runs in the types that forward has left."""
@@ -115,17 +115,12 @@ class Training:
         with self.model.gathered() if self.recipe.stage == 3 else nullcontext():
             return torch.cat([p.detach().float().flatten() for p in module.parameters()])
 
-    def make_state(self) -> None:
-        """Have the optimizer make its state, as a first step does, from gradients of zero."""
-        for parameter in self.parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
 
-
-def _optimizer(recipe: Recipe) -> Callable[..., torch.optim.Optimizer]:
+def _optimizer(recipe: Recipe, device: torch.device) -> Callable[..., torch.optim.Optimizer]:
     if recipe.precision == "master":
         return MasterAdamW
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW
+        # On a GPU one kernel for all tensors, in place: the default there would make buffers as
+        # large as the parameters
+        return partial(torch.optim.AdamW, fused=device.type == "cuda" or None)
     return partial(torch.optim.SGD, momentum=0.9 if recipe.optimizer == "momentum" else 0.0)
