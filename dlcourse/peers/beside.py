@@ -49,7 +49,7 @@ def live_bytes() -> dict[str, int]:
 
 
 def beside(
-    make: Callable[[], Step], reference: Step | None = None, *, turns: int = 4
+    make: Callable[[], Step], reference: Step | None = None, *, turns: int = 2
 ) -> dict[str, Any]:
     """Take two steps with what ``make`` builds, then some in turns with the ``reference``.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import AdamW
@@ -42,6 +44,15 @@ def engine(model: nn.Module, config: dict[str, Any], *, lr: float) -> Any:
     optimizer = AdamW(model.parameters(), lr=lr)
     # ZeRO-3 writes the numbers of every parameter into a message that it then does not print:
     # slow, and once in about thirty times torch's `unbind` fails in the middle of it.
-    with patch.object(nn.Parameter, "__repr__", object.__repr__):
+    # It also decorates an optimizer that nobody here uses with `torch.compile`, which loads the
+    # whole compiler into each rank: some 130 MB and seconds.
+    with (
+        patch.object(nn.Parameter, "__repr__", object.__repr__),
+        patch.object(torch, "compile", _as_it_is),
+    ):
         made, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=common | config)
     return made
+
+
+def _as_it_is(function: Callable | None = None, **_: Any) -> Callable:
+    return function or _as_it_is
