@@ -55,6 +55,13 @@ RECIPES = [
     Recipe(precision="master", checkpoint=True, stage=3),
 ]
 ALONE = [Recipe(), Recipe(accumulate=4, checkpoint=True)]
+# The rows of claim D8
+LARGE = [Recipe(), Recipe.of({"mixed"})]
+LARGE += [Recipe.of({"mixed", "accumulate"}, accumulate=2)]
+LARGE += [
+    Recipe.of({"mixed", "accumulate", "checkpoint", *z}, accumulate=2) for z in ((), ("zero3",))
+]
+LARGE_BATCH = dict(sequences=2, block=1024)
 RANKS = 3  # does not divide the units: padding
 
 
@@ -69,11 +76,15 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def measured():
-    large = Case(GPT2_LARGE, Recipe(), sequences=1, block=1024)
+    large = [Case(GPT2_LARGE, r, **LARGE_BATCH, ranks=4 if r.stage else 1) for r in LARGE]
     cases = [Case(SIZES, recipe, **BATCH, ranks=RANKS) for recipe in RECIPES]
     alone = [Case(SIZES, recipe, **BATCH) for recipe in ALONE]
-    names = ["large", *RECIPES, *(("alone", recipe) for recipe in ALONE)]
-    return dict(zip(names, ledgers([large, *cases, *alone]), strict=True))
+    names = [
+        *(("large", recipe) for recipe in LARGE),
+        *RECIPES,
+        *(("alone", recipe) for recipe in ALONE),
+    ]
+    return dict(zip(names, ledgers([*large, *cases, *alone]), strict=True))
 
 
 def test_number_of_parameters():
@@ -95,15 +106,18 @@ def test_formulas_against_the_ledger(measured, recipe):
     assert found["sent"] == pytest.approx(cost["sent"], rel=0.002)  # padding
 
 
-def test_gpt2_large_by_ledger(measured):
+@pytest.mark.parametrize("recipe", LARGE, ids=repr)
+def test_gpt2_large_by_ledger(measured, recipe):
     """The whole model with 774 million parameters, on any laptop."""
-    found = measured["large"]
+    found = measured["large", recipe]
     assert num_parameters(GPT2_LARGE) == 773_891_840
-    states = state_bytes(GPT2_LARGE, Recipe())
+    ranks = 4 if recipe.stage else 1
+    states = state_bytes(GPT2_LARGE, recipe, ranks=ranks)
     assert {name: found["memory"]["end"][name] for name in states} == states
-    batch = dict(sequences=1, block=1024)
-    activations = activation_peak(GPT2_LARGE, Recipe(), **batch)
+    activations = activation_peak(GPT2_LARGE, recipe, **LARGE_BATCH)
     assert found["memory"]["peaks"]["activations"] == pytest.approx(activations, rel=0.05)
+    peak = sum(predict_peak(GPT2_LARGE, recipe, **LARGE_BATCH, ranks=ranks).values())
+    assert found["memory"]["peak_bytes"] == pytest.approx(peak, rel=0.001)
     assert found["peak_rss_bytes"] < 1e9
 
 

@@ -37,6 +37,12 @@ class MasterAdamW(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
+    def make_state(self, p: Tensor) -> None:
+        """What a first step makes for ``p``: no step is taken yet."""
+        master = p.detach().to(torch.float32, copy=True)
+        moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
+        self.state[p] = {"step": 0, "master": master, **moments}
+
     @torch.no_grad()
     def step(self) -> None:
         """One step for every parameter that has a gradient."""
@@ -45,12 +51,9 @@ class MasterAdamW(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
+                if p not in self.state:
+                    self.make_state(p)
                 state = self.state[p]
-                if not state:
-                    state["step"] = 0
-                    state["master"] = p.detach().to(torch.float32, copy=True)
-                    state["exp_avg"] = torch.zeros_like(state["master"])
-                    state["exp_avg_sq"] = torch.zeros_like(state["master"])
                 state["step"] += 1
                 master, mean, square = state["master"], state["exp_avg"], state["exp_avg_sq"]
                 grad = p.grad.float()
