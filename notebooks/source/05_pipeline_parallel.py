@@ -134,8 +134,12 @@ def impose(lines, placement):
 
 
 # %%
+runs = {}
+
+
 def measure(schedule):
     ranks.cell(f"found = impose({schedule.text()!r}, {schedule.placement!r})", record=False)
+    runs[schedule.text()] = ranks["found"][0]
     return ranks["found"][0]
 
 
@@ -373,7 +377,7 @@ for name in SCHEDULES:
     schedule = make_schedule(name, w, m)
     chunks = schedule.num_chunks
     paper = simulate(schedule, t_F=1 / chunks, t_B=1 / chunks, t_W=1 / chunks)
-    predicted, measured = measure(schedule)
+    predicted, measured = runs.get(schedule.text()) or measure(schedule)
     flight = ", ".join(f"{n / chunks:g}" for n in paper.peak_in_flight)
     ideal, inside = f"{paper.idle_over_ideal:.1%}", f"{paper.idle_inside:.1%}"
     rows.append([name, ideal, inside, idle(predicted), idle(measured), flight])
@@ -484,7 +488,7 @@ beside_table(found, reference="torch 1f1b", loss=max, absent=absent)
 def divide(extra, make_optimizer, **options):
     model = pipeline("1f1b")
     optimizer = make_optimizer(model.parameters(), **options)
-    for _ in range(6):
+    for _ in range(4):
         optimizer.zero_grad()
         loss = model.step(*batch)
         for p in model.parameters():
