@@ -48,6 +48,7 @@ ANATOMY_WORDS: dict[str, tuple[str, str]] = {
         "GPT-2 Large: 상태만 {states:.1f} GB이고, 시퀀스 2개면 {total:.1f} GB입니다",
         "GPT-2 Large: states alone are {states:.1f} GB, with two sequences it is {total:.1f} GB",
     ),
+    "formula": ("공식", "formula"),
     "ledger": ("장부 (정확)", "ledger (exact)"),
     "ledger.ours": ("우리 장부", "our ledger"),
     "ledger.torch": ("torch MemTracker", "torch MemTracker"),

@@ -48,7 +48,8 @@ from dlcourse.panel.strings import t
 from dlcourse.panel.tables import Table
 from dlcourse.panel.units import human_bytes
 from dlcourse.plan.fake import Case, ledgers, measured_plans
-from dlcourse.plan.memory import GPT2_LARGE, PICTURE, activation_peak, distance, plans, shares
+from dlcourse.plan.memory import GPT2_LARGE, PICTURE, activation_peak, distance
+from dlcourse.plan.memory import plans, predict_peak, shares, step_cost
 from dlcourse.training.recipe import Recipe, num_parameters, state_bytes
 
 lesson(lang=lang, name="13_memory_anatomy")
@@ -93,17 +94,17 @@ config = GPTConfig(n_layer=8, n_embd=64, block_size=64)
 def measure(recipe, sequences=8, block=64):
     gc.collect()
     training = Training(GPT(config).to(device), recipe)
-    for step in range(2):
-        place = dict(rank=rank, world_size=world_size, micro_batch=sequences, block=block)
-        batch = [half.to(device) for half in Corpus().batch(step, **place)]
-        with Recorder(rank, world_size) as recorder:
-            training.step(*batch)
+    place = dict(rank=rank, world_size=world_size, micro_batch=sequences, block=block)
+    first, second = ([x.to(device) for x in Corpus().batch(step, **place)] for step in range(2))
+    training.step(*first)
+    with Recorder(rank, world_size) as recorder:
+        training.step(*second)
     return recorder.record["memory"], training.weights().cpu().numpy().copy()
 
 
 # %%
 # %%ranks --fast
-adam, _ = measure(Recipe())
+adam, want = measure(Recipe())
 # %%
 adam = ranks["adam"][0]
 found = {name: adam["end"][name] for name in states}
@@ -124,14 +125,13 @@ assert abs(adam["peaks"]["activations"] / activations - 1) < 0.05
 # %%
 # %%ranks --fast
 ways = {
-    "adam": (Recipe(), 8),
     "master": (Recipe(precision="master"), 8),
     "momentum": (Recipe(optimizer="momentum"), 8),
     "sgd": (Recipe(optimizer="sgd"), 8),
     "small": (Recipe(), 2),
     "large": (Recipe(), 16),
 }
-anatomy = {name: measure(recipe, n)[0] for name, (recipe, n) in ways.items()}
+anatomy = {"adam": adam} | {name: measure(*way)[0] for name, way in ways.items()}
 # %%
 anatomy = ranks["anatomy"][0]
 cases = {t(f"anatomy.case.{name}"): found["series"] for name, found in anatomy.items()}
@@ -232,8 +232,7 @@ alone = {
     "bfloat16": Recipe(precision="bfloat16"),
     **{name: Recipe.of([name]) for name in ("mixed", "accumulate", "checkpoint", "zero1", "zero3")},
 }
-plain, want = measure(Recipe())
-matrix, errors = {}, {}
+plain, matrix, errors = adam, {}, {}
 for name, recipe in alone.items():
     matrix[name], got = measure(recipe)
     errors[name] = float(np.linalg.norm(got - want) / np.linalg.norm(want))
@@ -415,29 +414,40 @@ predict("13.gpt2", ..., formula=plans(GPT2_LARGE, **two)[0].peak, unit="bytes")
 names = ["mixed", "accumulate", "checkpoint", "zero3"]
 recipes = [Recipe.of(names[:n], **({"accumulate": 2} if n > 1 else {})) for n in range(5)]
 cases = [Case(GPT2_LARGE, recipe, **two, ranks=4 if recipe.stage else 1) for recipe in recipes]
-large = ledgers(cases)
+by_ledger = [4, 1, 0]
+large = dict(zip(by_ledger, ledgers([cases[n] for n in by_ledger]), strict=True))
 # %%
-at_peaks = [found["memory"]["at_peak"] for found in large]
-totals = [found["memory"]["peak_bytes"] / 1e9 for found in large]
-compare("13.gpt2", 1e9 * totals[0])
+formula = [predict_peak(GPT2_LARGE, c.recipe, **two, ranks=c.ranks) for c in cases]
+totals = [sum(sizes.values()) / 1e9 for sizes in formula]
+ledger = {n: found["memory"]["peak_bytes"] / 1e9 for n, found in large.items()}
+compare("13.gpt2", 1e9 * ledger[0])
+assert all(abs(total / totals[n] - 1) < 0.01 for n, total in ledger.items())
+costs = [step_cost(GPT2_LARGE, c.recipe, **two)["flops"] for c in cases]
+# %%
 labels = [t(f"anatomy.row.{name}", ranks=4, parts=2) for name in ("baseline", *names)]
-gb = [f"{total:.1f} GB" for total in totals]
-flops = [f"×{found['flops'] / large[0]['flops']:.2f}" for found in large]
+by_formula = [f"{total:.1f} GB" for total in totals]
+measured = [f"{ledger[n]:.1f} GB" if n in ledger else "" for n in range(5)]
+flops = [f"×{cost / costs[0]:.2f}" for cost in costs]
 claimed = ["12 GB", "6 GB", "6 GB", "4 GB", "2 GB"]
 speeds = ["100%", "115%", "110%", "90%", "80%"]
-header = [t(f"anatomy.{key}") for key in ("technique", "row.claimed", "ledger", "flops", "speed")]
-Table(header, zip(labels, claimed, gb, flops, speeds, strict=True))
+keys = ("technique", "row.claimed", "formula", "ledger", "flops", "speed")
+columns = (labels, claimed, by_formula, measured, flops, speeds)
+Table([t(f"anatomy.{key}") for key in keys], zip(*columns, strict=True))
 # %%
 title = t("anatomy.large", states=large_states / 1e9, total=totals[0])
-ledger_figure(dict(zip(labels, at_peaks, strict=True)), title=title)
+ledger_figure(dict(zip(labels, formula, strict=True)), title=title)
 # %% [markdown] lang="en"
+# Each whole model by ledger takes seconds; put 2 and 3 into `by_ledger` to measure those rows too.
+#
 # "12 GB" is exactly the 16 bytes a parameter of the states, **without any activation**. And those 16
 # bytes stay 16 with mixed precision (2 + 2 + 12), so nothing halves. Only sharding divides them: the
 # last row depends on how many devices you have.
 #
 # Speed is for a GPU to say. One ratio can be checked by FLOPs: checkpointing from 110 to 90% is ×0.82,
 # and 1/1.21 is ×0.82.
-# %% [markdown] lang="ko" en="40cda14e"
+# %% [markdown] lang="ko" en="47ec00f4"
+# 모델 전체를 장부로 재면 한 줄에 몇 초가 걸립니다. 나머지 줄도 재려면 `by_ledger`에 2와 3을 넣으세요.
+#
 # "12 GB"는 상태 16바이트에 파라미터 수를 곱한 값이며, **활성화값은 하나도 들어 있지 않습니다**. 이 16바이트는 혼합
 # 정밀도에서도 16바이트(2 + 2 + 12)이므로 절반이 되지 않습니다. 샤딩만이 상태를 나누고, 마지막 줄은 장치가 몇 개냐에
 # 달렸습니다.
