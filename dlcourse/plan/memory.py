@@ -21,7 +21,7 @@ from typing import Any
 
 from dlcourse.parallel.zero_plan import bytes_sent
 from dlcourse.training.activations import FLOAT32, Shape, activation_moments, step_flops
-from dlcourse.training.mixed_bytes import activation_bytes
+from dlcourse.training.mixed_bytes import activation_bytes, checkpointed_moments
 from dlcourse.training.recipe import (
     TECHNIQUES,
     Recipe,
@@ -62,15 +62,12 @@ def activations_by_moment(
         sequences: of the whole step in this rank, all micro-batches together.
 
     Raises:
-        ValueError: accumulate does not divide the sequences, or a recipe without a formula.
+        ValueError: accumulate does not divide the sequences.
     """
     shape = _shape(sizes, recipe, sequences, block)
     if recipe.precision == "autocast":
         if recipe.checkpoint:
-            raise ValueError(
-                "precision='autocast' with checkpoint=True has no formula: give "
-                "precision='master', or measure it with dlcourse.plan.fake.ledgers"
-            )
+            return checkpointed_moments(sizes, tokens=shape.tokens)
         return {"loss": activation_bytes(sizes, tokens=shape.tokens, way="autocast")}
     segments = [1] * shape.n_layer if recipe.checkpoint else []
     moments = activation_moments(shape, segments, early_stop=True)
@@ -102,7 +99,8 @@ def predict_peak(
     moments = activations_by_moment(sizes, recipe, sequences=sequences, block=block)
     # Gradients of an earlier micro-batch; stage 1 keeps the memory for all of them
     all_along = recipe.accumulate > 1 or recipe.stage == 1
-    whole = {"loss": 0, "head": 0, "layers": outside, "embedding": sum(units[1:])}
+    before = ("forward", "loss", "head")  # no gradients of this micro-batch yet
+    whole = {**dict.fromkeys(before, 0), "layers": outside, "embedding": sum(units[1:])}
     whole |= {f"segment {i}": outside + sum(units[i + 2 :]) for i in range(len(units) - 1)}
     divided = ranks if recipe.stage >= 2 else 1
     found = []
@@ -110,8 +108,8 @@ def predict_peak(
         gradients = states["gradients"] if all_along else whole[name] // divided
         gathered = under_way = 0
         if recipe.stage == 3:  # what is outside, the block at work, and the next one
-            gathered = outside + block_bytes * (1 if name in ("loss", "head") else 2)
-        if recipe.stage >= 2 and name not in ("loss", "head"):
+            gathered = outside + block_bytes * (1 if name in before else 2)
+        if recipe.stage >= 2 and name not in before:
             # A block's gradients that are being sent, and those that come on top of older ones
             under_way = block_bytes * (1 if recipe.accumulate == 1 else 2)
         found.append(

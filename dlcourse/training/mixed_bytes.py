@@ -64,6 +64,27 @@ def activation_bytes(sizes: Mapping[str, int], *, tokens: int, way: str) -> int:
     return tokens * (L * block + last + loss) + weight_copies(sizes, way)
 
 
+def checkpointed_moments(sizes: Mapping[str, int], *, tokens: int) -> dict[str, int]:
+    """Bytes of activations under autocast where each block stores its input only.
+
+    "forward": its end, where autocast still has the 16-bit copies of all matrices. "loss": backward
+    begins, autocast is over. "segment i": block i is computed again, with copies of its matrices,
+    and its MLP's backward runs. "embedding": the end. Arguments as for ``activation_bytes``.
+    """
+    C, H, V, L = (sizes[name] for name in ("n_embd", "n_head", "vocab_size", "n_layer"))
+    stream = 4 * tokens * C
+    stored = L * stream + tokens * (6 * C + 8)  # and what the norm after the blocks keeps
+    block = tokens * (sum(autocast for _, autocast, _ in KEPT.values()) * C + 4 * H + 16)
+    # Gradients of the stream in both types, of gelu's result, and of a matrix
+    work = tokens * (4 + 2 + 8) * C + 8 * C * C
+    moments = {
+        "forward": stored + 10 * V * tokens + weight_copies(sizes, "autocast"),
+        "loss": stored + 12 * V * tokens + 2 * V * C,
+        "embedding": stream + 4 * V * C,
+    }
+    return moments | {f"segment {i}": i * stream + block + 24 * C * C + work for i in range(L)}
+
+
 def _known(way: str) -> str:
     if way not in WAYS:
         raise ValueError(f"way={way!r} is unknown: give one of {', '.join(WAYS)}")
