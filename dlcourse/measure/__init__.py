@@ -11,12 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlcourse.measure.recorder import Recorder, mark_step
+    from dlcourse.measure.recorder import Recorder, live_bytes, mark_step
     from dlcourse.measure.run import CATEGORIES, Run
 
-__all__ = ["CATEGORIES", "Recorder", "Run", "mark_step"]
+__all__ = ["CATEGORIES", "Recorder", "Run", "live_bytes", "mark_step"]
 
-_HOME = {"Recorder": "recorder", "mark_step": "recorder", "Run": "run", "CATEGORIES": "run"}
+_HOME = {
+    **dict.fromkeys(("Recorder", "live_bytes", "mark_step"), "recorder"),
+    **dict.fromkeys(("Run", "CATEGORIES"), "run"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,6 @@ always on the same batch. ``reference`` is such a step, of what the others are c
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dlcourse.collectives.wire import wire_counters
-from dlcourse.measure import Recorder
+from dlcourse.measure import Recorder, live_bytes
 
 Step = Callable[[], Tensor]
 
@@ -37,15 +36,6 @@ def one_step(
         return loss.detach()
 
     return step
-
-
-def live_bytes() -> dict[str, int]:
-    """Bytes of this rank's live tensors by category, after a clean-up."""
-    for _ in range(3):  # what an earlier model leaves: reference cycles inside reference cycles
-        gc.collect()
-    with Recorder(dist.get_rank(), dist.get_world_size()) as recorder:
-        pass
-    return recorder.record["memory"]["end"]
 
 
 def beside(

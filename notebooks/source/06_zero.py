@@ -461,20 +461,10 @@ figure.update_layout(title_text=t("zero.limits"))
 # 게다가 이것은 모델 상태만 센 것입니다. *최대 메모리*는 어떨까요?
 # %%
 # %%ranks --fast
-from dlcourse.measure import Recorder
+from dlcourse.measure import Recorder, live_bytes
 from dlcourse.parallel import data
 
 
-def live_bytes():
-    for _ in range(3):
-        gc.collect()
-    with Recorder(rank, world_size) as recorder:
-        pass
-    return sum(recorder.record["memory"]["end"].values())
-
-
-# %%
-# %%ranks --fast
 def peak_of(wrapper):
     live_bytes()
     with Recorder(rank, world_size) as recorder:
