@@ -11,13 +11,13 @@
 # %% [markdown] lang="ko" en="63a7cc52"
 # # 09 그래디언트 누적(gradient accumulation): 큰 배치를 작게 나누어
 #
-# 따라 하려는 학습 설정은 배치 하나에 시퀀스 64개입니다. 그런데 GPU에는 16개까지만 들어갑니다. 어떻게 할까요?
+# 따라 하려는 학습 설정에는 배치가 시퀀스 64개라고 적혀 있습니다. GPU에는 16개까지만 들어갑니다. 어떻게 할까요?
 #
-# 흔히 이렇게 조언합니다. 16개짜리 **마이크로배치**(micro-batch) 네 개의 그래디언트를 더해 두었다가 한 번만
-# 업데이트하라고요. "64개일 때와 똑같이 학습되고, 메모리는 16개만큼만 쓰고, 조금 느릴 뿐"이라고 합니다.
+# 16개짜리 **마이크로배치**(micro-batch) 네 개의 그래디언트를 더해 두었다가 한 번만 업데이트하라는 조언이
+# 흔합니다. "64개일 때와 똑같이 학습되고, 메모리는 16개만큼만 쓰고, 조금 느릴 뿐"이라고 합니다.
 #
 # 약속은 세 가지입니다. 하나하나 마지막 비트까지 확인하고, 오류도 없이 깨지는 경우를 찾아봅니다.
-# [레슨 03](03_data_parallel.ipynb)을 알면 됩니다. 30분 걸립니다.
+# [레슨 03](03_data_parallel.ipynb)을 먼저 보세요. 30분 걸립니다.
 # %% tags=["parameters"]
 lang = "ko"
 num_ranks = 4
@@ -110,12 +110,12 @@ step(1)
 # %%
 whole.memory.figure()
 # %% [markdown] lang="en"
-# Nearly all of it is activations. **Predict** the peak in bytes with four micro-batches of 16.
+# Most of it is activations. **Predict** the peak in bytes with four micro-batches of 16.
 #
 # The formula takes the promise at its word: what was at this peak, with a quarter of the
 # activations. Write your number in place of `...`.
-# %% [markdown] lang="ko" en="8741da38"
-# 거의 다 활성화값입니다. 16개짜리 마이크로배치 네 개로 나누면 최대 메모리(peak memory)가 몇 바이트일지
+# %% [markdown] lang="ko" en="2decfc07"
+# 대부분 활성화값입니다. 16개짜리 마이크로배치 네 개로 나누면 최대 메모리(peak memory)가 몇 바이트일지
 # **예측해 보세요.**
 #
 # 공식은 약속을 그대로 믿습니다. 위와 같되 활성화값만 4분의 1입니다. `...` 자리에 숫자를 적어 보세요.
@@ -147,9 +147,9 @@ Table([t("accumulation.at_peak"), "1 × 64", "4 × 16"], rows)
 # So it is the memory of 16 *plus one copy of the gradients*, and accumulation never makes that copy
 # smaller. How far down can we go? Guess first what is left with 8 × 8.
 # %% [markdown] lang="ko" en="14dc9096"
-# 활성화값은 정확히 4분의 1입니다. 그런데 한 줄이 더 생겼습니다. **그래디언트**입니다. 배치가 하나라면 메모리를 가장
-# 많이 쓰는 순간은 순전파가 끝날 때이고, 그때는 아직 그래디언트가 없습니다. 네 개로 나누면 두 번째 순전파를 하는 동안
-# 지금까지의 합이 메모리에 남아 있습니다.
+# 활성화값은 정확히 4분의 1입니다. 그런데 한 줄이 더 생겼습니다. **그래디언트**입니다. 배치가 하나라면 메모리를
+# 가장 많이 쓰는 순간은 순전파가 끝날 때이고, 그때는 아직 그래디언트가 없습니다. 네 개로 나누면 두 번째 순전파를
+# 하는 동안 지금까지의 합이 메모리에 남아 있습니다.
 #
 # 그래서 16개만큼의 메모리에 *그래디언트 한 벌*이 더해집니다. 누적으로는 이 한 벌을 줄일 수 없습니다. 메모리는
 # 어디까지 줄어들까요? 8 × 8이면 얼마가 남을지 먼저 짐작해 보세요.
@@ -178,15 +178,14 @@ title = t("accumulation.memory.title", least=least)
 ledger_figure(dict(zip(labels, peaks, strict=True)), title=title)
 # %% [markdown] lang="en"
 # Half the micro-batch, half the activations. What stays is a floor of parameters, gradients and
-# Adam's state: 16 bytes a parameter, however small the pieces. Lessons 06, 10 and 12 shrink that
-# floor.
+# Adam's state: 16 bytes a parameter, however small the pieces. Lessons 06 and 12 shrink that floor.
 #
 # ## Second promise: a little slower
 #
 # The arithmetic is the same, to the last multiplication. So time all of it in turns, in one run:
-# %% [markdown] lang="ko" en="778b96ad"
+# %% [markdown] lang="ko" en="b2c5328c"
 # 마이크로배치가 반이면 활성화값도 반입니다. 그래도 남는 바닥이 있습니다. 파라미터, 그래디언트, Adam의 상태를
-# 합쳐 파라미터 하나에 16바이트입니다. 아무리 잘게 나누어도 줄지 않습니다. 이 바닥을 낮추는 방법은 레슨 06, 10,
+# 합쳐 파라미터 하나에 16바이트입니다. 아무리 잘게 나누어도 줄지 않습니다. 이 바닥을 낮추는 방법은 레슨 06과
 # 12에서 다룹니다.
 #
 # ## 두 번째 약속: 조금 느릴 뿐
@@ -224,13 +223,14 @@ bars_figure(labels, list(ratios.values()), axis=axis, title=title, unit="×", re
 # A smaller GPT, trained both ways, with two optimizers and two number formats. How many parameters
 # are equal **bit for bit** at the end?
 # %% [markdown] lang="ko" en="37a75eaa"
-# CPU에서는 4 × 16이 거의 느려지지 않기도 합니다. 하지만 조각이 작을수록 행렬이 얇아지고, 연산마다 드는 고정 비용을
-# 조각 수만큼 치릅니다. 이 비율은 방법이 아니라 컴퓨터가 정합니다. 컴퓨터마다, 실행할 때마다 조금씩 다릅니다.
+# CPU에서는 4 × 16이 거의 느려지지 않기도 합니다. 하지만 조각이 작을수록 행렬이 얇아지고, 연산마다 드는 고정
+# 비용을 조각 수만큼 치릅니다. 이 비율은 방법이 아니라 컴퓨터가 정합니다. 컴퓨터마다, 실행할 때마다 조금씩
+# 다릅니다.
 #
 # ## 세 번째 약속: 똑같이 학습된다
 #
-# 더 작은 GPT를 두 방식으로 학습합니다. 옵티마이저도 둘, 숫자 형식도 둘입니다. 끝났을 때 **비트까지** 같은 파라미터는
-# 얼마나 될까요?
+# 더 작은 GPT를 두 방식으로 학습합니다. 옵티마이저도 둘, 숫자 형식도 둘입니다. 끝났을 때 **비트까지** 같은
+# 파라미터는 얼마나 될까요?
 # %%
 # %%ranks --fast
 SMALL = GPTConfig(block_size=32, n_layer=2, n_embd=64)
@@ -272,9 +272,9 @@ Table(heads, rows)
 # rounding and nothing else, float64 shows: the difference falls by about nine digits.
 #
 # Adam enlarges it. It divides a gradient by its own size. Where the true gradient is almost zero,
-# nothing but rounding is divided by nothing but rounding, and the result moves the parameter by some
-# percent of the learning rate. Hence the tolerance: 5% of `lr`.
-# %% [markdown] lang="ko" en="a38023be"
+# nothing but rounding is divided by nothing but rounding, and the result can move the parameter by a
+# few percent of the learning rate. Hence the tolerance: 5% of `lr`.
+# %% [markdown] lang="ko" en="901c91e9"
 # 비트까지 같지는 않습니다. 같은 수를 다른 순서로 더해서 마지막 자리가 달라집니다. 반올림일 뿐이라는 것은
 # float64가 보여 줍니다. 차이가 아홉 자리쯤 줄어듭니다.
 #
@@ -284,13 +284,13 @@ Table(heads, rows)
 # %% [markdown] lang="en"
 # ## Where it is not the same
 #
-# The argument was: the loss is a mean over rows that do not know of each other. Does a layer break
-# that? Guess before you run it: layer norm, batch norm, dropout?
-# %% [markdown] lang="ko" en="b5ba544c"
+# "The gradient of a mean is the mean of the gradients" holds only where rows do not know of each
+# other. Does a layer break that? Guess before you run it: layer norm, batch norm, dropout?
+# %% [markdown] lang="ko" en="ecea185a"
 # ## 같지 않은 경우
 #
-# 앞의 논리는 손실이 서로 상관없는 행들의 평균이라는 것이었습니다. 이것을 깨뜨리는 층이 있을까요? 층 정규화, 배치
-# 정규화, 드롭아웃 가운데 어느 것일지 실행하기 전에 맞혀 보세요.
+# "평균의 그래디언트는 그래디언트의 평균"이라는 말은 행끼리 서로 상관없을 때만 맞습니다. 이것을 깨뜨리는 층이
+# 있을까요? 층 정규화, 배치 정규화, 드롭아웃 가운데 어느 것일지 실행하기 전에 맞혀 보세요.
 # %%
 # %%ranks --fast
 def gradient(layer, count, seed=0):
@@ -333,8 +333,8 @@ Table([t("accumulation.layer"), t("accumulation.off")], rows)
 # **배치 정규화**는 배치 전체를 봅니다. 16행의 통계는 64행의 통계와 다르고, 반복문에서 고칠 방법이 없습니다(이동
 # 평균도 네 번 움직입니다). 층 정규화는 한 행만 봅니다.
 #
-# **드롭아웃**은 다른 이유로 달라집니다. 난수를 뽑는 순서가 바뀌어 다른 뉴런이 꺼집니다. 그 차이는 배치 하나를 다른
-# 시드로 돌릴 때(마지막 줄)와 비슷합니다. 표본이 다를 뿐 틀린 것은 아닙니다.
+# **드롭아웃**은 다른 이유로 달라집니다. 난수를 뽑는 순서가 바뀌어 다른 뉴런이 꺼집니다. 그 차이는 배치 하나를
+# 다른 시드로 돌릴 때(마지막 줄)와 비슷합니다. 표본이 다를 뿐 틀린 것은 아닙니다.
 # %% [markdown] lang="en"
 # The third case concerns every language model. Texts differ in length, the rest is padding, and
 # padding has no target. Take losses of 4 in a micro-batch with **one** target, and of 2, 2, 2 in one
@@ -357,13 +357,13 @@ mean_of_all = torch.cat(losses_of).mean().item()
 compare("09.means", ranks["mean_of_means"])
 assert set(ranks["mean_of_all"]) == {2.5}
 # %% [markdown] lang="en"
-# A mean of means. The lonely target counted three times as much as it should. The cure: every
+# A mean of means. The lonely target counted three times as much as each of the others. The cure: every
 # micro-batch gives its *sum*, and all sums are divided by one number, counted **before** the first
 # backward. (A model with `no_sync` lives in several ranks: then all of them count together.)
-# %% [markdown] lang="ko" en="effdaba8"
-# 평균의 평균입니다. 혼자 있던 타깃이 세 배나 크게 세어졌습니다. 고치는 방법은 이렇습니다. 마이크로배치마다 *합*을
-# 내고, 모두 같은 수로 나눕니다. 그 수는 첫 역전파 **전에** 세어 두어야 합니다. (모델에 `no_sync`가 있으면 랭크가
-# 여러 개이므로 모든 랭크의 타깃을 함께 셉니다.)
+# %% [markdown] lang="ko" en="fdf09e9d"
+# 평균의 평균입니다. 혼자 있던 타깃의 비중이 다른 타깃의 세 배입니다. 고치는 방법은 이렇습니다. 마이크로배치마다
+# *합*을 내고, 모두 같은 수로 나눕니다. 그 수는 첫 역전파 **전에** 세어 두어야 합니다. (모델에 `no_sync`가
+# 있으면 랭크가 여러 개이므로 모든 랭크의 타깃을 함께 셉니다.)
 # %%
 show("dlcourse.training.accumulation:backward_by_tokens")
 # %%
@@ -390,16 +390,16 @@ uneven, by_tokens = ranks["uneven"][0], ranks["by_tokens"][0]
 print(t("accumulation.uneven", plain=f"{uneven:.0%}", weighted=f"{by_tokens:.0e}"))
 assert by_tokens < 1e-5 < 0.1 < uneven
 # %% [markdown] lang="en"
-# Nothing fails, the loss falls, and the gradient is off. This very mistake sat in widely used
-# training libraries until October 2024 [1].
+# Nothing fails, nothing warns, and the gradient is off. This very mistake sat in widely used training
+# libraries until October 2024 [1].
 #
 # ## In ranks: who sends, and when?
 #
 # Now data parallelism and accumulation together. DDP sends a gradient as soon as backward has filled
 # a bucket. But the first three sums are not finished. `no_sync()` holds them back. (DDP cuts the
 # batch by ranks, then each rank cuts its part.)
-# %% [markdown] lang="ko" en="888f19c4"
-# 오류도 없고 손실도 줄어드는데 그래디언트는 틀립니다. 널리 쓰이는 학습 라이브러리에도 2024년 10월까지 바로 이 버그가
+# %% [markdown] lang="ko" en="2ba22e24"
+# 오류도 경고도 없는데 그래디언트는 틀립니다. 널리 쓰이는 학습 라이브러리에도 2024년 10월까지 바로 이 버그가
 # 있었습니다[1].
 #
 # ## 랭크가 여러 개라면: 누가 언제 보낼까요?
@@ -461,14 +461,14 @@ rows = [
 ]
 Table([t(f"accumulation.no_sync{key}") for key in ("", ".sent", ".drift")], rows)
 # %% [markdown] lang="en"
-# Rows 1 and 2 are right, and four times as dear. Row 2 is the common mistake: `no_sync()` around
+# Rows 1 and 2 keep the ranks equal, but send four times as much. Row 2 is the common mistake: `no_sync()` around
 # `backward()` alone does **nothing**, because DDP decides in the *forward* whether the backward that
 # follows sends. Row 4 is the same rule from the other side: a last forward inside, and nobody sends.
 # The ranks drift, without an error.
 #
 # Our class from lesson 03 follows the same rule, but refuses:
-# %% [markdown] lang="ko" en="456e9a97"
-# 1, 2행은 결과가 맞지만 네 배를 보냅니다. 2행은 흔한 실수입니다. `backward()`만 `no_sync()`로 감싸면 **아무
+# %% [markdown] lang="ko" en="30e6e48b"
+# 1, 2행은 랭크끼리 같지만 네 배를 보냅니다. 2행은 흔한 실수입니다. `backward()`만 `no_sync()`로 감싸면 **아무
 # 효과도 없습니다.** DDP는 이어지는 역전파에서 보낼지를 *순전파*에서 정하기 때문입니다. 4행은 같은 규칙의 다른
 # 면입니다. 마지막 순전파까지 안에 넣으면 아무도 보내지 않고, 랭크는 오류 없이 어긋납니다.
 #
@@ -492,8 +492,8 @@ one_step_of_ours()
 # %% [markdown] lang="ko" en="9506e7eb"
 # ## 실제 라이브러리와 나란히
 #
-# 우리 반복문은 누구의 `no_sync()`든 상관없습니다. 같은 작업을 우리 클래스, torch의 DDP, 그리고 64개를 한꺼번에 읽는
-# 단일 프로세스로 해 봅니다.
+# 우리 반복문은 누구의 `no_sync()`든 상관없습니다. 같은 작업을 우리 클래스, torch의 DDP, 그리고 64개를 한꺼번에
+# 읽는 단일 프로세스로 해 봅니다.
 # %%
 # %%ranks --fast
 alone = trained(*optimizers["AdamW"], torch.float32, 1) if rank == 0 else None
@@ -563,8 +563,8 @@ claim(
 # `solution("09.accumulate")`은 답 하나를 보여 줍니다.
 #
 # **1. `09.accumulate`** (3분). `parts`는 크기가 같은 마이크로배치들이고 `model(x, y)`는 평균 손실입니다. 배치
-# 전체의 그래디언트를 `.grad`에 남기고 평균 손실을 돌려주세요. 목표: 활성화값은 언제나 마이크로배치 하나만큼만 있어야
-# 합니다.
+# 전체의 그래디언트를 `.grad`에 남기고 평균 손실을 돌려주세요. 목표: 활성화값은 언제나 마이크로배치 하나만큼만
+# 있어야 합니다.
 # %% exercise="09.accumulate"
 # %%ranks
 def accumulate(model, parts):
@@ -579,9 +579,9 @@ check("09.accumulate")
 # Leave the gradient of the mean over **all** targets in `.grad`, return that mean, and keep no more
 # activations than those of one micro-batch.
 # %% [markdown] lang="ko" en="bc239630"
-# **2. `09.tokens`** (10분). 마이크로배치의 크기가 서로 다르고, 값이 -100인 타깃은 세지 않습니다. 타깃이 하나도 없는
-# 마이크로배치도 있습니다. `model(x)`는 (행, 위치, 64) 모양의 로짓을 돌려줍니다. **모든** 타깃에 대한 평균의
-# 그래디언트를 `.grad`에 남기고 그 평균을 돌려주세요. 활성화값은 마이크로배치 하나만큼만 있어야 합니다.
+# **2. `09.tokens`** (10분). 마이크로배치의 크기가 서로 다르고, 값이 -100인 타깃은 세지 않습니다. 타깃이 하나도
+# 없는 마이크로배치도 있습니다. `model(x)`는 (행, 위치, 64) 모양의 로짓을 돌려줍니다. **모든** 타깃에 대한
+# 평균의 그래디언트를 `.grad`에 남기고 그 평균을 돌려주세요. 활성화값은 마이크로배치 하나만큼만 있어야 합니다.
 # %% exercise="09.tokens"
 # %%ranks
 def token_gradients(model, parts):
@@ -599,10 +599,12 @@ check("09.tokens")
 # Target: gradients are sent once, plus a few bytes. The loop below runs and gets most of it wrong.
 # %% [markdown] lang="ko" en="16285171"
 # **3. `09.ddp`** (20분). DDP로 한 스텝을 처음부터 끝까지 합니다. `parts`는 2번과 같고, 모델은 `ddp(x)`로
-# 부릅니다. **모든** 랭크의 마이크로배치를 배치 하나에 모아, 전체 타깃의 평균을 내고, 그래디언트의 노름(norm)을 0.5로
-# 자르고, 업데이트하는 단일 프로세스와 같아야 합니다. 랭크마다 타깃 수도, 마이크로배치 수도 다를 수 있습니다.
+# 부릅니다. **모든** 랭크의 마이크로배치를 배치 하나에 모아, 전체 타깃의 평균을 내고, 그래디언트의 노름(norm)을
+# 0.5로 자르고, 업데이트하는 단일 프로세스와 같아야 합니다. 랭크마다 타깃 수도, 마이크로배치 수도 다를 수
+# 있습니다.
 #
-# 목표: 그래디언트는 한 번만 보내고, 더 보내도 몇 바이트까지입니다. 아래 코드는 돌아가기는 하지만 대부분 틀렸습니다.
+# 목표: 그래디언트는 한 번만 보내고, 더 보내도 몇 바이트까지입니다. 아래 코드는 돌아가기는 하지만 대부분
+# 틀렸습니다.
 # %% exercise="09.ddp"
 # %%ranks
 from contextlib import nullcontext
@@ -626,18 +628,18 @@ check("09.ddp")
 # A GPU wants large matrices: with micro-batches too small it idles, and "a little slower" may become
 # much slower (not measured here). So take the *largest* micro-batch that fits, then accumulate.
 #
-# With many GPUs accumulation saves something else: messages. One all-reduce a step, not one for each
+# With many GPUs accumulation saves communication, too. One all-reduce a step, not one for each
 # micro-batch, matters when nodes are joined by a network. No GPU run is recorded here yet. Derived
 # only: for 7 billion parameters in 16 bits, the gradients' GB, and GB sent a step by each of 64 GPUs
 # with 8 micro-batches, without `no_sync()` and with it.
-# %% [markdown] lang="ko" en="3cd85eec"
+# %% [markdown] lang="ko" en="1e25bc08"
 # ## GPU 클러스터에서는
 #
-# GPU는 큰 행렬을 좋아합니다. 마이크로배치가 너무 작으면 GPU가 놀아서 "조금" 느린 정도가 아닐 수 있습니다(여기서는 재지 않았습니다). 그래서
-# 들어가는 *가장 큰* 마이크로배치를 고른 다음 누적합니다.
+# GPU는 큰 행렬을 좋아합니다. 마이크로배치가 너무 작으면 GPU가 놀아서 "조금" 느린 정도가 아닐 수
+# 있습니다(여기서는 재지 않았습니다). 그래서 메모리에 들어가는 *가장 큰* 마이크로배치를 고른 다음 누적합니다.
 #
-# GPU가 많으면 누적이 아껴 주는 것이 또 있습니다. 메시지입니다. 마이크로배치마다가 아니라 스텝마다 한 번만 올리듀스하면
-# 되므로, 노드 사이를 네트워크로 이을 때 차이가 큽니다. 아직 GPU 실행 기록이 없어 계산만 합니다. 16비트 파라미터 70억
+# GPU가 많으면 누적이 통신도 아껴 줍니다. 마이크로배치마다가 아니라 스텝마다 한 번만 올리듀스하면 되므로, 노드
+# 사이를 네트워크로 이을 때 차이가 큽니다. 아직 GPU 실행 기록이 없어 계산만 합니다. 16비트 파라미터 70억
 # 개일 때 그래디언트는 몇 GB일까요? GPU 64개가 마이크로배치 8개로 학습하면 하나가 스텝마다 몇 GB를 보낼까요?
 # `no_sync()`가 없을 때와 있을 때입니다.
 # %% tags=["nbval-check-output"]
@@ -653,12 +655,12 @@ once = 2 * 63 / 64 * gradients_gb
 # 4. Unequal targets: sums, divided by one count. A mean of means is a silent bug.
 # 5. Under DDP: forward *and* backward of all but the last inside `no_sync()`.
 #
-# The floor that is left, 16 bytes a parameter: lesson 10 starts there.
+# The floor that is left is 16 bytes a parameter. Do 16-bit numbers halve it? Lesson 10.
 #
 # Sources: [1] [Hugging Face, Fixing Gradient Accumulation, 2024](https://huggingface.co/blog/gradient_accumulation).
 # [DDP.no_sync](https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html),
 # [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
-# %% [markdown] lang="ko" en="314440f9"
+# %% [markdown] lang="ko" en="399261f3"
 # ## 다섯 줄 요약
 #
 # 1. `backward()`는 더합니다. 손실마다 나누고, 반복문 안에서 역전파하고, 업데이트는 한 번만 합니다.
@@ -667,7 +669,7 @@ once = 2 * 63 / 64 * gradients_gb
 # 4. 타깃 수가 다르면 합을 내고 같은 수로 나눕니다. 평균의 평균은 조용한 버그입니다.
 # 5. DDP에서는 마지막을 뺀 모든 순전파*와* 역전파를 `no_sync()` 안에 둡니다.
 #
-# 남은 바닥, 파라미터 하나에 16바이트는 레슨 10에서 다룹니다.
+# 파라미터 하나에 16바이트라는 바닥이 남았습니다. 16비트 수를 쓰면 절반이 될까요? 레슨 10에서 봅니다.
 #
 # 출처: [1] [Hugging Face, Fixing Gradient Accumulation, 2024](https://huggingface.co/blog/gradient_accumulation).
 # [DDP.no_sync](https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html),
