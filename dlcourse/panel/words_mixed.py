@@ -13,7 +13,7 @@ MIXED_WORDS: dict[str, tuple[str, str]] = {
         "0.05%까지 "
         "어긋납니다. 처음 몇 스텝의 손실은 그보다 덜 어긋납니다.",
         "Why it is allowed: bfloat16 has 8 significant bits, so a product is off by up to 0.4%; "
-        "float16 has 11, that is 0.05%. The losses of the first steps differ by about as much.",
+        "float16 has 11, that is 0.05%. The losses of the first steps differ by less.",
     ),
     "axis.batch": ("배치 (길이 1024인 시퀀스 수)", "batch (sequences of 1,024 tokens)"),
     "axis.gradients": ("0이 아니어야 할 그래디언트 중 비율", "share of the nonzero gradients"),
@@ -41,20 +41,20 @@ MIXED_WORDS: dict[str, tuple[str, str]] = {
     "kept.stream": ("블록 사이의 흐름, 두 번", "the stream between blocks, twice"),
     "kept.together": ("합계", "together"),
     "large": (
-        "GPT-2 Large: 배치를 키워도 autocast는 {autocast}, 마스터 가중치는 {master}까지만 "
-        "줄어듭니다",
-        "GPT-2 Large: however large the batch, autocast gets to {autocast}, masters to {master}",
+        "GPT-2 Large: 시퀀스 64개에서도 autocast는 {autocast}, 마스터 가중치는 {master}입니다",
+        "GPT-2 Large: even with 64 sequences, autocast gets to {autocast}, masters to {master}",
     ),
     "largest": ("가장 큰 수", "largest"),
     "master": (
         "마스터 가중치에서 옮겨 적은 bfloat16 가중치: {left}",
-        "the bfloat16 image of a master weight: {left}",
+        "the bfloat16 copy of the master weight: {left}",
     ),
     "no_group": ("랭크마다 따로", "each rank for itself"),
     "operator": ("연산자", "operator"),
     "peak": (
-        "최대 메모리: autocast {autocast}, 마스터 가중치 {master}, 순수 bfloat16만 {bfloat16}",
-        "Peak: autocast {autocast}, master weights {master}, and {bfloat16} only in pure bfloat16",
+        "float32 대비 최대 메모리: autocast {autocast}, 마스터 가중치 {master}, "
+        "순수 bfloat16만 {bfloat16}",
+        "Peak, of float32's: autocast {autocast}, masters {master}, only pure bfloat16 {bfloat16}",
     ),
     "per_parameter": ("바이트/파라미터", "bytes a parameter"),
     "recovered": (

@@ -7,9 +7,9 @@
 # What did run in 16 bits? Which bytes are still there? And why did one number type break where the
 # other did not?
 #
-# You will build autocast and a loss scaler, watch each operator's type and put both promises to the
-# ledger. 30 to 40 minutes.
-# %% [markdown] lang="ko" en="58499f52"
+# You will build autocast and a loss scaler, watch each operator's type and test both promises. You
+# need [lesson 09](09_accumulation.ipynb). 30 to 40 minutes.
+# %% [markdown] lang="ko" en="e25b7580"
 # # 10 혼합 정밀도: 나머지 절반은 어디로 갔을까?
 #
 # "혼합 정밀도(mixed precision)를 켜세요. 순전파는 16비트, 역전파는 32비트로 돌고 메모리가 50% 줄어듭니다."
@@ -18,8 +18,8 @@
 #
 # 16비트로 돈 것은 무엇일까요? 어떤 바이트가 남아 있을까요? 왜 한 자료형은 망가지고 다른 자료형은 괜찮을까요?
 #
-# autocast와 손실 스케일러를 직접 만들고, 연산자마다 자료형을 지켜보고, 두 가지 약속을 메모리 장부로 확인합니다.
-# 30~40분 걸립니다.
+# autocast와 손실 스케일러를 직접 만들고, 연산자마다 자료형을 지켜보고, 두 가지 약속이 맞는지 확인합니다.
+# [레슨 09](09_accumulation.ipynb)를 먼저 보세요. 30~40분 걸립니다.
 # %% tags=["parameters"]
 lang = "ko"
 num_ranks = 2
@@ -70,12 +70,14 @@ rows = [[n, b, f"{x:.3g}", f"{s:.2g}", f"1 + {e:.2g}"] for n, b, x, s, e in rank
 Table([t(f"mixed.{key}") for key in keys], rows)
 # %% [markdown] lang="en"
 # bfloat16 has float32's range and few digits. float16 has more digits, ends at 65,504, and knows
-# nothing between 0 and 6e-8. Keep both weaknesses in mind: each breaks training in its own way.
+# nothing between 0 and 6e-8. Keep both weaknesses in mind: each breaks training in its own way. (The
+# two float8 types come at the end.)
 #
 # So cast the batch and be done?
-# %% [markdown] lang="ko" en="dde0ecab"
+# %% [markdown] lang="ko" en="25bdb0ee"
 # bfloat16은 범위가 float32만큼 넓은 대신 자릿수가 적습니다. float16은 자릿수가 더 많지만 65,504가 끝이고,
 # 0과 6e-8 사이에는 아무 수도 없습니다. 두 약점을 기억해 두세요. 학습을 망가뜨리는 방식이 서로 다릅니다.
+# (float8 두 가지는 끝에서 다룹니다.)
 #
 # 그렇다면 배치만 변환하면 될까요?
 # %%
@@ -83,24 +85,24 @@ Table([t(f"mixed.{key}") for key in keys], rows)
 x, weight = torch.ones(2, 4, device=device), torch.ones(4, 4, device=device)
 F.linear(x.to(torch.bfloat16), weight)
 # %% [markdown] lang="en"
-# torch adds different types, but it does not multiply them. Someone has to convert, at every
+# torch adds different types, but takes no matrix product of them. Someone has to convert, at every
 # operator. `model.to(torch.bfloat16)` converts all; we shall see what that costs. **Autocast** decides
 # operator by operator. Ours is a mode that sees each torch function before it runs:
-# %% [markdown] lang="ko" en="b3b3a7d2"
+# %% [markdown] lang="ko" en="925291d4"
 # torch는 자료형이 달라도 더해 주지만 행렬 곱은 해 주지 않습니다. 누군가 연산자마다 변환해야 합니다.
 # `model.to(torch.bfloat16)`은 전부 바꿉니다. 그 대가는 뒤에서 봅니다. **autocast**는 연산자마다 따로
 # 정합니다. 우리 것은 torch 함수가 실행되기 직전에 끼어드는 모드입니다.
 # %% source="dlcourse.training.autocast:Autocast"
 # %% [markdown] lang="en"
-# Three lists: `LOW` (whatever multiplies), `self.float32` (losses; on CUDA also softmax, norms, sums
-# and powers), `self.widest` (`cat` and the like). The rest runs in what it gets. Note `copies`: the 16-bit copy of a weight is
-# kept, and it takes room.
+# Three lists [2]: `LOW` (matrix products), `self.float32` (losses; on CUDA also softmax, norms, sums
+# and powers), `self.widest` (`cat` and the like). The rest runs in what it gets. Note `copies`: the
+# 16-bit copy of a weight is kept, and it takes room.
 #
 # Now run a GPT, once in ours, once in `torch.autocast`, and write down each operator's types:
-# %% [markdown] lang="ko" en="b1937990"
-# 목록은 세 가지입니다. `LOW`(곱하는 것), `self.float32`(손실. CUDA에서는 softmax, 정규화, 합, 거듭제곱도),
-# `self.widest`(`cat` 등). 나머지는 받은 자료형 그대로 돕니다. `copies`도 눈여겨보세요. 가중치의 16비트 복사본을 들고 있으니
-# 자리를 차지합니다.
+# %% [markdown] lang="ko" en="fa1a7a4e"
+# 목록은 세 가지입니다[2]. `LOW`(행렬 곱), `self.float32`(손실. CUDA에서는 softmax, 정규화, 합, 거듭제곱도),
+# `self.widest`(`cat` 등). 나머지는 받은 자료형 그대로 실행됩니다. `copies`도 눈여겨보세요. 가중치의 16비트
+# 복사본을 들고 있으니 메모리를 차지합니다.
 #
 # 이제 GPT를 한 번은 우리 것으로, 한 번은 `torch.autocast`로 돌리며 연산자마다 자료형을 적습니다.
 # %%
@@ -135,14 +137,16 @@ rows = [[name, ours[name], theirs.get(name, "")] for name in ours]
 assert all(ranks["same_calls"]) or ranks["kind"][0] != "cpu"
 Table([t("mixed.operator"), "Autocast", "torch.autocast"], rows)
 # %% [markdown] lang="en"
-# Matrix products and attention run in bfloat16. Norms, the loss and the stream between the blocks do
-# not: `add` of float32 and bfloat16 is float32. So "16-bit forward" means the products.
+# Matrix products (`mm`, `addmm`), attention and what follows directly (`gelu`) run in bfloat16. Norms,
+# the loss and the residual stream between the blocks do not: `add` of float32 and bfloat16 is float32.
+# So "16-bit forward" is true of the products.
 #
 # **Predict.** People say backward runs in 32 bits. Of the floating-point operations in backward's
 # matrix products, how many percent are float32?
-# %% [markdown] lang="ko" en="ce52f182"
-# 행렬 곱과 어텐션은 bfloat16으로 돕니다. 정규화, 손실, 블록 사이를 잇는 흐름은 아닙니다. float32와 bfloat16을
-# 더하면(`add`) float32가 되기 때문입니다. "16비트 순전파"는 곱셈에만 맞는 말입니다.
+# %% [markdown] lang="ko" en="a5af2a1f"
+# 행렬 곱(`mm`, `addmm`), 어텐션, 바로 뒤의 `gelu`는 bfloat16으로 돕니다. 정규화, 손실, 블록 사이를 잇는 잔차
+# 흐름은 아닙니다. float32와 bfloat16을 더하면(`add`) float32가 되기 때문입니다. "16비트 순전파"는 곱셈에만 맞는
+# 말입니다.
 #
 # **예측해 보세요.** 역전파는 32비트로 돈다고들 합니다. 역전파의 행렬 곱 연산량 가운데 float32는 몇 퍼센트일까요?
 # %%
@@ -160,13 +164,13 @@ assert backward_in_32 == 0
 # graph meets the weight's cast, is each gradient cast back. So `.grad` is float32, its digits are not.
 #
 # Half of the sentence is gone. Now the 50%. **Predict** for autocast, our GPT and 4 x 128 tokens: bytes
-# kept between two steps, and the highest bytes of activations.
-# %% [markdown] lang="ko" en="e9a19806"
+# kept between two steps, and the highest bytes of activations (about 18 MiB in float32).
+# %% [markdown] lang="ko" en="3053a1f6"
 # 전혀 없습니다. 역전파는 순전파가 저장해 둔 것을 곱하는데, 그것이 16비트입니다. 그래프가 가중치의 변환과 만나는
-# 맨 끝에서야 그래디언트를 되돌립니다. `.grad`는 float32지만 자릿수는 16비트만큼입니다.
+# 맨 끝에서야 그래디언트를 float32로 되돌립니다. `.grad`는 float32지만 정밀도는 16비트입니다.
 #
 # 문장의 절반이 틀렸습니다. 이제 50% 차례입니다. autocast로 우리 GPT에 토큰 4 x 128개를 넣을 때, 스텝과
-# 스텝 사이에 남는 바이트와 활성화값의 최댓값을 **예측해 보세요.**
+# 스텝 사이에 남는 바이트와 활성화값의 최댓값(float32에서는 약 18 MiB)을 **예측해 보세요.**
 # %%
 sizes = dict(n_layer=4, n_head=4, n_embd=128, vocab_size=256)
 num_parameters, tokens = 873_728, 4 * 128
@@ -176,20 +180,10 @@ predict("10.states", ..., formula=sum(states["autocast"].values()), unit="bytes"
 predict("10.activations", ..., formula=acts["autocast"], unit="bytes")
 # %%
 # %%ranks --fast
-import gc
-
-from dlcourse.measure import Recorder
+from dlcourse.measure import Recorder, live_bytes
 from dlcourse.training.mixed import mixed_step, prepare
 
 batch = [half.to(device) for half in corpus.batch(0, micro_batch=4, block=128)]
-
-
-def live_bytes():
-    for _ in range(3):
-        gc.collect()
-    with Recorder(rank, world_size) as recorder:
-        pass
-    return recorder.record["memory"]["end"]
 
 
 # %%
@@ -222,10 +216,12 @@ rows = {t(f"mixed.way.{way}"): peak[way] for way in WAYS}
 ledger_figure(rows, title=t("mixed.peak", **{way: f"{share[way]:.0%}" for way in WAYS}))
 # %% [markdown] lang="en"
 # Not one byte of the states has gone: parameters, gradients and Adam's moments are float32 as before.
-# Activations fell to three quarters, and this is why:
-# %% [markdown] lang="ko" en="061f2a69"
+# (At the peak there are no gradients yet, as in lesson 09. The two lower rows come below.) Activations
+# fell to three quarters, and this is why:
+# %% [markdown] lang="ko" en="4b35da3a"
 # 모델 상태에서는 한 바이트도 줄지 않았습니다. 파라미터, 그래디언트, Adam의 모멘트가 모두 float32 그대로입니다.
-# 활성화값은 4분의 3으로 줄었습니다. 까닭은 이렇습니다.
+# (레슨 09에서처럼 최대 메모리일 때는 아직 그래디언트가 없습니다. 아래 두 줄은 뒤에서 다룹니다.) 활성화값은 4분의
+# 3으로 줄었습니다. 까닭은 이렇습니다.
 # %%
 rows = [[t(f"mixed.kept.{name}"), *(f"{n}C" for n in each)] for name, each in KEPT.items()]
 together = [sum(column) for column in zip(*KEPT.values(), strict=True)]
@@ -261,18 +257,21 @@ print(t("mixed.master", left=f"{ranks['weight'][0]:.1g}"))
 assert ranks["lost"][0] == 1.0 and abs(ranks["weight"][0]) < 1e-3
 # %% [markdown] lang="en"
 # Each step is rounded away, for ever: just below 1.0 the next bfloat16 number is 0.996. A **master
-# weight** in float32 takes the steps, and the 16-bit weight is its image. The optimizer of lesson 06:
-# %% [markdown] lang="ko" en="7a54193e"
+# weight** in float32 takes the steps, and the 16-bit weight is its rounded copy [1]. The optimizer of
+# lesson 06:
+# %% [markdown] lang="ko" en="c052512a"
 # 걸음마다 반올림되어 영영 제자리입니다. 1.0 바로 아래의 bfloat16 수가 0.996이기 때문입니다. 그래서 float32
-# **마스터 가중치**(master weights)가 걸음을 받고, 16비트 가중치는 그것을 비춘 값이 됩니다. 레슨 06의
+# **마스터 가중치**(master weights)를 갱신하고, 16비트 가중치에는 그것을 반올림해 옮겨 적습니다[1]. 레슨 06의
 # 옵티마이저입니다.
 # %%
 show("dlcourse.training.master_adamw:MasterAdamW")
 # %% [markdown] lang="en"
-# And so the saving is gone again: 2 + 2 + 12 bytes are 16, as 4 + 4 + 8 are. What mixed precision saves
+# And so the saving is gone again: parameter, gradient and optimizer take 2 + 2 + 12 = 16 bytes, as
+# 4 + 4 + 8 are. What mixed precision saves
 # are *activations*. How much that is depends on the batch. GPT-2 Large, by the same formulas:
-# %% [markdown] lang="ko" en="1dacc8e0"
-# 그래서 절약도 도로 사라집니다. 2 + 2 + 12바이트도 4 + 4 + 8바이트도 16입니다. 혼합 정밀도가 아끼는 것은
+# %% [markdown] lang="ko" en="4363a929"
+# 그래서 절약도 도로 사라집니다. 파라미터, 그래디언트, 옵티마이저를 더하면 2 + 2 + 12도 4 + 4 + 8도
+# 16바이트입니다. 혼합 정밀도가 아끼는 것은
 # *활성화값*이고, 얼마나 아끼는지는 배치에 달려 있습니다. 같은 공식으로 GPT-2 Large를 봅시다.
 # %%
 large = MODELS["gpt2-large"]
@@ -336,18 +335,21 @@ assert zero[0] > 5 and infinite[-1] > 5 and max(zero[3], infinite[3]) < 1
 sweep_figure(exponents, curves, **axes, y_unit="%", title=title)
 # %% [markdown] lang="en"
 # A window. Its left edge moves with the batch: what backward hands from layer to layer is divided by the
-# number of tokens, so 256 times as many shift it by 8. Its right edge moves with the gradients. Nobody
-# knows either beforehand, so the **loss scaler** tries:
-# %% [markdown] lang="ko" en="ffd8837b"
+# number of tokens, so 256 times as many shift it by 8. (Scales below 1 show here what a larger batch
+# meets.) Its right edge moves with the gradients. Nobody knows either beforehand, so the **loss
+# scaler** tries:
+# %% [markdown] lang="ko" en="9af045c5"
 # 쓸 수 있는 구간이 있습니다. 왼쪽 끝은 배치에 따라 움직입니다. 역전파가 층에서 층으로 넘기는 값은 토큰 수로
-# 나눈 것이라, 토큰이 256배면 8칸 밀립니다. 오른쪽 끝은 그래디언트에 따라 움직입니다. 둘 다 미리 알 수 없으니
-# **손실 스케일러**(loss scaler)는 직접 시도해 보며 찾습니다.
+# 나눈 것이라, 토큰이 256배면 8칸 밀립니다(1보다 작은 스케일은 배치가 더 클 때를 보여 줍니다). 오른쪽 끝은
+# 그래디언트에 따라 움직입니다. 둘 다 미리 알 수 없으니 **손실 스케일러**(loss scaler)는 직접 시도해 보며
+# 찾습니다.
 # %% source="dlcourse.training.scaler:LossScaler"
 # %% [markdown] lang="en"
-# Provoke an overflow: start at $2^{24}$, and let it grow after every 4 quiet steps. Torch's `GradScaler`
+# Provoke an overflow: start at $2^{24}$, and let it grow after 4 quiet steps in a row (without an
+# overflow). Torch's `GradScaler`
 # gets the same model and the same data. How many steps will be skipped?
-# %% [markdown] lang="ko" en="f46520d5"
-# 오버플로를 일부러 일으킵니다. $2^{24}$에서 시작하고, 조용한 스텝이 4번 이어지면 키웁니다. torch의
+# %% [markdown] lang="ko" en="1035cf9d"
+# 오버플로를 일부러 일으킵니다. $2^{24}$에서 시작하고, 오버플로 없는 스텝이 4번 이어지면 키웁니다. torch의
 # `GradScaler`에도 같은 모델과 같은 데이터를 줍니다. 몇 스텝을 건너뛸까요?
 # %%
 # %%ranks --fast
@@ -378,13 +380,13 @@ assert ours == theirs and 2 <= skipped < 16
 curves = {"LossScaler": ours, "GradScaler": theirs}
 sweep_figure(range(1, 25), curves, **axes, title=t("mixed.recovered", skipped=skipped, of=24))
 # %% [markdown] lang="en"
-# Same steps as torch's. Each skipped step leaves the weights as they were; each try upwards costs one
-# more. torch waits 2,000 quiet steps, so that the price is small.
+# The same scales as torch's. Each skipped step leaves the weights as they were, and a try upwards may
+# cost another. torch waits 2,000 quiet steps, so that the price is small.
 #
 # Without a scaler our loop refuses; and a type that no autocast has is refused, too:
-# %% [markdown] lang="ko" en="babaebc0"
-# torch의 것과 걸음이 똑같습니다. 건너뛴 스텝에서는 가중치가 그대로이고, 위로 시도할 때마다 한 스텝을 더
-# 잃습니다. torch는 조용한 스텝을 2,000번 기다리므로 손해가 적습니다.
+# %% [markdown] lang="ko" en="b52de7d3"
+# 스케일이 torch와 매번 같습니다. 건너뛴 스텝에서는 가중치가 그대로이고, 스케일을 키웠다가 또 한 스텝을 잃기도
+# 합니다. torch는 오버플로 없는 스텝을 2,000번 기다린 뒤에 키우므로 손해가 적습니다.
 #
 # 스케일러가 없으면 우리 루프는 거부합니다. autocast에 없는 자료형도 거부합니다.
 # %%
@@ -562,19 +564,23 @@ errors = [[str(d)[6:], error_of(d, False), error_of(d, True)] for d in eight]
 rows = [[name, f"{plain:.1%}", f"{scaled:.1%}"] for name, plain, scaled in ranks["errors"][0]]
 Table([t("mixed.type"), t("mixed.unscaled"), t("mixed.scaled")], rows)
 # %% [markdown] lang="en"
-# One scale for the loss is no longer enough: each tensor (or each block of it) needs its own. e4m3 for
-# weights and activations, e5m2 for gradients [3]. Master weights stay.
+# e4m3 needs the scale; e5m2 has the range, but fewer digits. One scale for the loss is no longer enough:
+# each tensor (or each block of it) has its own. e4m3 for weights and activations, e5m2 for gradients
+# [3]. Master weights stay.
 #
 # ## Exercises
 #
-# **1. `10.bytes`** (3 minutes). Bytes between two steps for the four ways of this lesson.
-# %% [markdown] lang="ko" en="a2841ff7"
-# 이제 손실에 스케일 하나로는 모자랍니다. 텐서마다, 또는 그 블록마다 스케일이 필요합니다. 가중치와 활성화값에는
-# e4m3, 그래디언트에는 e5m2를 씁니다[3]. 마스터 가중치는 그대로 남습니다.
+# **1. `10.bytes`** (3 minutes). Return the number of bytes kept between two steps. `way` is one of
+# "float32", "autocast", "master" (bfloat16 with master weights), "bfloat16" (pure).
+# %% [markdown] lang="ko" en="44ed8d0d"
+# e4m3에는 스케일이 꼭 필요하고, e5m2는 범위가 넓은 대신 자릿수가 적습니다. 이제 손실에 스케일 하나로는 모자라
+# 텐서마다, 또는 그 블록마다 스케일을 둡니다. 가중치와 활성화값에는 e4m3, 그래디언트에는 e5m2를 씁니다[3].
+# 마스터 가중치는 그대로 남습니다.
 #
 # ## 연습 문제
 #
-# **1. `10.bytes`** (3분). 이 레슨의 네 가지 방법에서 스텝과 스텝 사이에 남는 바이트를 돌려주세요.
+# **1. `10.bytes`** (3분). 스텝과 스텝 사이에 남는 바이트 수를 돌려주세요. `way`는 "float32", "autocast",
+# "master"(bfloat16 + 마스터 가중치), "bfloat16"(순수) 가운데 하나입니다.
 # %% exercise="10.bytes"
 def bytes_between_steps(num_parameters, way):
     raise NotImplementedError
@@ -599,11 +605,13 @@ def project(x, q, k, v):
 # %%
 check("10.copies")
 # %% [markdown] lang="en"
-# **3. `10.clip`** (10 minutes). A training step in float16 with gradients clipped to `max_norm`. Order
-# matters. Return the norm before clipping, that of the *true* gradients. `scaler` is torch's or ours.
-# %% [markdown] lang="ko" en="f52142fd"
-# **3. `10.clip`** (10분). 그래디언트를 `max_norm`으로 자르는 float16 학습 스텝입니다. 순서가 중요합니다. 자르기
-# 전의 *진짜* 그래디언트 노름을 돌려주세요. `scaler`는 torch의 것이거나 우리 것입니다.
+# **3. `10.clip`** (10 minutes). A whole training step in float16, from a given `loss` on, with gradients
+# clipped to `max_norm`. Order matters. Return the norm before clipping, that of the *true* gradients. `scaler`
+# is torch's or ours.
+# %% [markdown] lang="ko" en="e7660f9a"
+# **3. `10.clip`** (10분). `loss`를 받아 float16 학습 스텝 하나를 끝까지 합니다. 그래디언트는 `max_norm`으로
+# 자릅니다. 순서가 중요합니다. 자르기 전의 *진짜* 그래디언트 노름을 돌려주세요. `scaler`는 torch의 것이거나 우리
+# 것입니다.
 # %% exercise="10.clip"
 # %%ranks
 def clipped_step(loss, parameters, optimizer, scaler, max_norm):
@@ -618,10 +626,10 @@ check("10.clip")
 # a NaN; then it sets `self.scale` anew. Halve after a bad step, double after `interval` good ones in a
 # row, stay within 1 and $2^{24}$. One all-reduce of one number a step.
 # %% [markdown] lang="ko" en="9b939904"
-# **4. `10.scaler`** (20분). 무엇이 와도 살아남는 스케일러입니다. `unscale(grads)`는 제자리에서 나누고, 이 스텝을
-# 밟아도 되는지 *모든* 랭크에서 똑같이 돌려줍니다. 무한대나 NaN은 한 랭크만 볼 수도 있습니다. 그다음
-# `self.scale`을 새로 정합니다. 나쁜 스텝 뒤에는 절반, 좋은 스텝이 `interval`번 이어지면 두 배, 범위는 1부터
-# $2^{24}$까지입니다. 스텝마다 숫자 하나를 올리듀스 한 번으로 보냅니다.
+# **4. `10.scaler`** (20분). 무엇이 와도 살아남는 스케일러입니다. `unscale(grads)`는 제자리에서 나누고, 이
+# 스텝에서 업데이트해도 되는지 *모든* 랭크에서 똑같이 돌려줍니다. 무한대나 NaN은 한 랭크만 볼 수도 있습니다.
+# 그다음 `self.scale`을 새로 정합니다. 나쁜 스텝 뒤에는 절반, 좋은 스텝이 `interval`번 이어지면 두 배, 범위는
+# 1부터 $2^{24}$까지입니다. 스텝마다 숫자 하나를 올리듀스 한 번으로 보냅니다.
 # %% exercise="10.scaler"
 # %%ranks
 class Scaler:
@@ -660,8 +668,8 @@ check("10.scaler")
 # ## In five lines
 #
 # 1. Autocast: products in 16 bits, losses (on GPUs also norms and sums) in 32, forward *and* backward.
-# 2. `.grad`, optimizer and messages stay float32: states take 16 bytes a parameter either way.
-# 3. Activations shrink, by less than half; only pure bfloat16 halves all, and loses small steps.
+# 2. `.grad`, optimizer and messages stay float32. Master weights: also 16 bytes of states a parameter.
+# 3. Activations shrink, under autocast by less than half; pure bfloat16 halves all, and loses small steps.
 # 4. float16 needs a loss scaler; bfloat16 needs master weights, or float32 ones.
 # 5. Speed needs hardware with 16-bit units.
 #
@@ -669,12 +677,12 @@ check("10.scaler")
 # [2] [PyTorch, Autocast Op Reference](https://docs.pytorch.org/docs/stable/amp.html).
 # [3] [Micikevicius et al., FP8 Formats, 2022](https://arxiv.org/abs/2209.05433).
 # [4] [NVIDIA H100 data sheet](https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306).
-# %% [markdown] lang="ko" en="cf45c5aa"
+# %% [markdown] lang="ko" en="dd87855e"
 # ## 다섯 줄 요약
 #
 # 1. autocast는 순전파와 역전파 *모두* 곱셈을 16비트로, 손실(GPU에서는 정규화와 합도)을 32비트로 합니다.
-# 2. `.grad`, 옵티마이저, 통신은 float32 그대로입니다. 상태는 어느 쪽이든 파라미터당 16바이트입니다.
-# 3. 활성화값은 줄지만 절반까지는 아닙니다. 모두 절반이 되는 것은 순수 bfloat16뿐이고, 작은 걸음을 잃습니다.
+# 2. `.grad`, 옵티마이저, 통신은 float32 그대로입니다. 마스터 가중치를 써도 상태는 파라미터당 16바이트입니다.
+# 3. 활성화값은 줄지만 autocast로는 절반까지 줄지 않습니다. 모두 절반이 되는 것은 순수 bfloat16뿐이고, 작은 걸음을 잃습니다.
 # 4. float16에는 손실 스케일러가, bfloat16에는 마스터 가중치나 float32 가중치가 필요합니다.
 # 5. 빨라지려면 16비트 유닛이 있는 하드웨어가 있어야 합니다.
 #

@@ -28,16 +28,16 @@ def check_bytes(bytes_between_steps, rank, world_size):
                 bytes_between_steps(num_parameters, way),
             )
             if not isinstance(got, int | float):
-                findings.append(expect(way, False, "none"))
+                got = type(got).__name__
+                findings.append(expect(way, False, "not_a_number", got=got))
                 continue
             each = got / num_parameters
             findings.append(
                 expect(
                     way,
                     abs(got - want) <= 1e-9 * want,
-                    "off",
+                    "each" if each < 1 else "many" if got > want else "few",
                     each=f"{each:.4g}",
-                    want=want // num_parameters,
                 )
             )
     return _once(findings)
@@ -67,12 +67,23 @@ BYTES = Exercise(
         "bfloat16": {"ko": "순수 bfloat16", "en": "pure bfloat16"},
     },
     messages={
-        "off": {
-            "ko": "파라미터당 {each}바이트가 나왔습니다. 파라미터, 그래디언트, 옵티마이저 상태를 "
-            "더하면 "
-            "{want}바이트입니다",
-            "en": "{each} bytes a parameter; parameter, gradient and optimizer state are {want} "
-            "together",
+        "not_a_number": {
+            "ko": "{got}을(를) 돌려주었습니다. 바이트 수 하나를 돌려주세요",
+            "en": "returned {got}: return one number of bytes",
+        },
+        "each": {
+            "ko": "파라미터당 {each}바이트입니다. num_parameters를 곱했나요?",
+            "en": "that is {each} bytes a parameter: is it multiplied by num_parameters?",
+        },
+        "many": {
+            "ko": "파라미터당 {each}바이트는 너무 많습니다. 스텝이 끝난 뒤에도 남는 것만 세었나요?",
+            "en": "{each} bytes a parameter are too many: is all of it there after the step?",
+        },
+        "few": {
+            "ko": "파라미터당 {each}바이트는 너무 적습니다. 파라미터, 그래디언트, 옵티마이저 "
+            "상태의 자료형은 각각 무엇인가요?",
+            "en": "{each} bytes a parameter are too few: of which type are parameter, gradient and "
+            "optimizer state?",
         },
     },
     solution=_BYTES,
@@ -467,7 +478,7 @@ SCALER = Exercise(
     time_limit=30.0,
     cases={
         "together": {
-            "ko": "모든 랭크가 함께 밟거나 함께 건너뜀",
+            "ko": "모든 랭크가 함께 업데이트하거나 함께 건너뜀",
             "en": "all ranks step, or all skip",
         },
         "divided": {"ko": "그래디언트를 스케일로 나눔", "en": "gradients are divided by the scale"},
@@ -481,11 +492,11 @@ SCALER = Exercise(
             "en": "step {step}: skipped, though every rank's gradients were finite",
         },
         "seen": {
-            "ko": "스텝 {step}: 이 랭크에 무한대나 NaN이 있는데도 밟았습니다",
+            "ko": "스텝 {step}: 이 랭크에 무한대나 NaN이 있는데도 업데이트합니다",
             "en": "step {step}: taken, though this rank has an infinity or a NaN",
         },
         "other": {
-            "ko": "스텝 {step}: 다른 랭크에 무한대나 NaN이 있는데 이 랭크는 밟았습니다",
+            "ko": "스텝 {step}: 다른 랭크에 무한대나 NaN이 있는데 이 랭크는 업데이트합니다",
             "en": "step {step}: taken here, though another rank has an infinity or a NaN",
         },
         "not_divided": {
