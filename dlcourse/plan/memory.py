@@ -1,7 +1,7 @@
 """All the memory of a training step by formula, and what to switch on so that it fits.
 
     predict_peak(sizes, Recipe(), sequences=8, block=1024)     # bytes by category
-    for plan in plans(sizes, memory=24e9, sequences=8, block=1024, ranks=4): ...
+    for plan in plans(sizes, sequences=8, block=1024, ranks=4): ...
 
 States are exact and activations within 5% of the ledger, all together within 10% (see the tests;
 where ZeRO 2 or 3 accumulates, the ledger counts some gradients on their way as activations). What a
