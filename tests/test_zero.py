@@ -264,16 +264,20 @@ def test_stage_2_never_holds_all_gradients(run):
 # --- Stage 3: parameters come and go ------------------------------------------------------------
 
 
+def here(units):
+    return [any(flat.is_here for flat in unit.flats) for unit in units]
+
+
 def who_is_here(prefetch):
     """While each block computes: which blocks' parameters are here or on the way."""
     model = ZeRO3(gpt(n_layer=3), prefetch=prefetch)
     _, *blocks = model.units
     seen = []
     for block in model.module.blocks:
-        block.mlp.register_forward_hook(lambda *_: seen.append([u.is_here for u in blocks]))
-        block.mlp.register_full_backward_hook(lambda *_: seen.append([u.is_here for u in blocks]))
+        block.mlp.register_forward_hook(lambda *_: seen.append(here(blocks)))
+        block.mlp.register_full_backward_hook(lambda *_: seen.append(here(blocks)))
     loss = model(*Corpus(limit=9999).batch(0, micro_batch=2, block=16))
-    freed = not any(u.is_here for u in model.units)
+    freed = not any(here(model.units))
     nbytes = sum(f.full.untyped_storage().nbytes() for f in model.flats)
     loss.backward()
     model.sync_gradients()
