@@ -34,7 +34,7 @@ CHECKPOINTING_WORDS: dict[str, tuple[str, str]] = {
     ),
     "loss": ("손실", "loss"),
     "measured": ("측정", "measured"),
-    "mine": ("내 배치", "my placement"),
+    "mine": ("내 구간", "my placement"),
     "operator": ("연산자", "operator"),
     "ours": ("우리 GPT, float32 (바이트)", "our GPT, float32 (bytes)"),
     "peak": ("활성화값의 최대 메모리", "peak of activations"),

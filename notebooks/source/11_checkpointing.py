@@ -61,15 +61,15 @@ n = 12
 shape = formula.Shape(n_layer=n, n_embd=64, sequences=4, block=64)
 # %% [markdown] lang="en"
 # First: what does one layer of our GPT store? Go through its operators and ask what each one's
-# backward reads. A matrix product reads its input, a GELU its input, attention its q, k and v.
-# Count one value for each token and each of the $h$ = 64 channels: the layer stores 16 such values,
-# each 4 bytes.
+# backward reads. A matrix product reads its input, a GELU its input, attention its q, k and v. That
+# makes 16 values for each token and channel ($h$ = 64 channels), and 8 for each token (means and
+# scales of norms, one value for each of 4 heads), 4 bytes each.
 #
 # **Predict** the bytes for 4 sequences of 64 tokens.
-# %% [markdown] lang="ko" en="5c3ac8eb"
+# %% [markdown] lang="ko" en="7c94582f"
 # 먼저, 우리 GPT의 층 하나는 무엇을 저장할까요? 연산자를 하나씩 짚으며 그 역전파가 무엇을 읽는지 물어보면 됩니다.
-# 행렬 곱은 자기 입력을, GELU도 자기 입력을, 어텐션은 q, k, v를 읽습니다. 토큰 하나, 채널 하나($h$ = 64)마다
-# 값을 세면 층 하나에 16개이고, 값 하나가 4바이트입니다.
+# 행렬 곱은 자기 입력을, GELU도 자기 입력을, 어텐션은 q, k, v를 읽습니다. 모두 세면 토큰과 채널($h$ = 64)마다
+# 값이 16개, 그리고 토큰마다 8개(정규화의 평균과 배율, 헤드 4개에 하나씩)이고, 값 하나는 4바이트입니다.
 #
 # 토큰 64개짜리 시퀀스 4개라면 몇 바이트인지 **예측해 보세요.**
 # %%
@@ -104,17 +104,19 @@ rows = [[name, f"{ours[name]:,}", f"{quoted[name]:,.0f}"] for name in ours]
 rows.append([t("checkpointing.sum"), f"{sum(ours.values()):,}", f"{sum(quoted.values()):,.0f}"])
 Table([t("checkpointing.operator"), t("checkpointing.ours"), t("checkpointing.quoted")], rows)
 # %% [markdown] lang="en"
-# The right column is the formula that everybody quotes, $sbh(34 + 5as/h)$ bytes [1]. Same operators,
-# three differences: it counts 2 bytes a value where we store 4, it adds dropout masks (1 byte), and
-# it keeps all attention scores, the $5as/h$. Fused attention keeps one number for each row of scores
-# instead. So do not copy the formula: derive yours.
+# The right column is the formula that everybody quotes, $sbh(34 + 5as/h)$ bytes [1], for $b$
+# sequences of $s$ tokens, width $h$ and $a$ heads. Same operators, three differences: it counts 2
+# bytes a value where we store 4, it adds dropout masks (1 byte), and it keeps all attention scores,
+# the $5as/h$. Fused attention never writes them down, and keeps one number for each row. So do not
+# copy the formula: derive yours.
 #
 # Now a whole step, with 12 layers. Look at the shape of the mountain:
-# %% [markdown] lang="ko" en="c18a5a98"
-# 오른쪽 열은 누구나 인용하는 공식 $sbh(34 + 5as/h)$바이트입니다[1]. 연산자는 같고 다른 점은 셋입니다. 우리는
-# 값 하나를 4바이트로 저장하지만 공식은 2바이트로 셉니다. 공식은 드롭아웃 마스크(1바이트)를 더합니다. 그리고
-# 어텐션 점수를 모두 저장하는데, 그것이 $5as/h$입니다. 퓨즈드 어텐션은 점수 한 행마다 숫자 하나만 남깁니다.
-# 그러니 공식은 베끼지 말고 자기 모델에서 유도해야 합니다.
+# %% [markdown] lang="ko" en="084551eb"
+# 오른쪽 열은 누구나 인용하는 공식 $sbh(34 + 5as/h)$바이트입니다[1]. $b$는 시퀀스, $s$는 시퀀스의 토큰, $h$는
+# 너비, $a$는 헤드의 수입니다. 연산자는 같고 다른 점은 셋입니다. 우리는 값 하나를 4바이트로 저장하지만 공식은
+# 2바이트로 셉니다. 공식은 드롭아웃 마스크(1바이트)를 더합니다. 그리고 어텐션 점수를 모두 저장하는데, 그것이
+# $5as/h$입니다. 퓨즈드 어텐션(fused attention)은 점수를 적어 두지 않고 한 행마다 숫자 하나만 남깁니다. 그러니
+# 공식은 베끼지 말고 자기 모델에서 유도해야 합니다.
 #
 # 이제 12층 모델로 한 스텝을 돌려 봅니다. 산의 모양을 보세요.
 # %%
@@ -145,12 +147,12 @@ plain.memory.over_time()
 # %% source="dlcourse.training.checkpoint:Checkpoint,checkpoint"
 # %% [markdown] lang="en"
 # **Predict** two numbers for a checkpoint around each of the 12 layers. The peak of activations: 12
-# inputs, one layer that is being recomputed, and what its backward holds. And the price: how many
-# percent more FLOPs? (Backward costs twice a forward.)
-# %% [markdown] lang="ko" en="75de67de"
+# inputs, one layer that is being recomputed, and what its backward holds (here as much as 6 inputs).
+# And the price: how many percent more FLOPs? (Backward costs twice a forward.)
+# %% [markdown] lang="ko" en="abbeddbe"
 # 층 12개에 하나씩 체크포인트를 두면 어떻게 될지 두 가지를 **예측해 보세요.** 활성화값의 최대 메모리는 입력 12개에,
-# 다시 계산하는 층 하나와 그 역전파가 들고 있는 것을 더한 값입니다. 그리고 비용입니다. FLOPs가 몇 % 늘까요?
-# (역전파는 순전파의 두 배가 듭니다.)
+# 다시 계산하는 층 하나와 그 역전파가 들고 있는 것(여기서는 입력 6개만큼)을 더한 값입니다. 그리고 비용입니다.
+# FLOPs가 몇 % 늘까요? (역전파는 순전파의 두 배가 듭니다.)
 # %%
 layer_by_layer = every(n, 1)
 peak = formula.activation_peak(shape, layer_by_layer)
@@ -178,12 +180,14 @@ light.memory.over_time()
 # %% [markdown] lang="en"
 # The gradients are equal **bit for bit**: the second forward does the same operations on the same
 # numbers, so no tolerance is needed. The mountain is gone; each tooth of the saw is one layer that
-# comes alive. What is left on top belongs to gradients, which grow as activations fall.
+# comes alive. What is left on top belongs to gradients, which grow as activations fall. FLOPs grow by
+# a little less than a third: the head does not run again, and attention's backward costs 2.5 forwards.
 #
 # And torch? `torch.utils.checkpoint.checkpoint` has two kinds:
-# %% [markdown] lang="ko" en="e1288965"
+# %% [markdown] lang="ko" en="991d485f"
 # 그래디언트가 **비트까지** 같습니다. 두 번째 순전파가 같은 숫자로 같은 연산을 하므로 허용 오차가 필요 없습니다. 산은
 # 사라지고, 되살아나는 층마다 톱니가 하나씩 생깁니다. 활성화값이 줄어드는 동안 늘어나는 것은 그래디언트입니다.
+# FLOPs는 3분의 1보다 조금 적게 늘었습니다. 출력층은 다시 하지 않고, 어텐션은 역전파가 순전파의 2.5배이기 때문입니다.
 #
 # torch는 어떨까요? `torch.utils.checkpoint.checkpoint`에는 두 종류가 있습니다.
 # %%
@@ -212,16 +216,16 @@ at = {name: measured(*way) for name, way in ways.items()}
 rows = [[t(f"checkpointing.how.{name}"), human_bytes(b), f"{x:.1f}%"] for name, (x, b) in at.items()]
 Table([t(f"checkpointing.{key}") for key in ("how", "peak", "flops")], rows)
 # %% [markdown] lang="en"
-# Ours is `use_reentrant=True`: a backward inside a backward. The newer kind saves a third of the
-# recomputation. Its second forward stops at the last value that backward reads, and nobody reads the
-# result of the layer's last product, a third of its FLOPs.
+# Ours is `use_reentrant=True`: a backward inside a backward, which is what reentrant means. The newer
+# kind saves 29% of the recomputation. Its second forward stops at the last value that backward reads,
+# and nobody reads the result of the layer's last product, which makes up those 29%.
 #
 # So even the full price is bounded. One more forward is at most a third of a step. "50% more
 # compute" is out of reach.
-# %% [markdown] lang="ko" en="d6941c7e"
-# 우리 것은 역전파 안에서 역전파를 돌리는 `use_reentrant=True`와 같습니다. 새로운 쪽은 재계산을 3분의 1 아낍니다.
-# 두 번째 순전파를, 역전파가 읽을 마지막 값에서 멈추기 때문입니다. 층의 마지막 행렬 곱은 FLOPs의 3분의 1이지만 그
-# 결과는 아무도 읽지 않습니다.
+# %% [markdown] lang="ko" en="b58c3120"
+# 우리 것은 역전파 안에서 역전파를 돌리는 재진입(reentrant) 방식으로, `use_reentrant=True`와 같습니다. 새로운
+# 쪽은 재계산을 29% 아낍니다. 두 번째 순전파를, 역전파가 읽을 마지막 값에서 멈추기 때문입니다. 층의 마지막 행렬 곱의
+# 결과는 아무도 읽지 않는데, 그 곱이 층 FLOPs의 29%입니다.
 #
 # 그러니 비용에는 한계가 있습니다. 순전파 한 번은 많아야 한 스텝의 3분의 1입니다. "계산이 50% 늘어난다"는 일은
 # 일어날 수 없습니다.
@@ -268,10 +272,10 @@ sweep_figure(
     title=t("checkpointing.chain", best=best),
 )
 # %% [markdown] lang="en"
-# The root holds. Now our GPT, with 12 layers: $\sqrt{12}$ is about 3. But one of its layers stores 16
+# The root holds (backward's own gradients add 2 everywhere). Now our GPT, with 12 layers: $\sqrt{12}$ is about 3. But one of its layers stores 16
 # times as much as its input. **Predict** again: which $k$ is best?
-# %% [markdown] lang="ko" en="5f66746c"
-# 제곱근이 맞습니다. 이번에는 12층짜리 우리 GPT입니다. $\sqrt{12}$는 3쯤 됩니다. 하지만 GPT의 층 하나는 자기
+# %% [markdown] lang="ko" en="f317ed9c"
+# 제곱근이 맞습니다(역전파가 쓰는 그래디언트가 어디서나 2를 더합니다). 이번에는 12층짜리 우리 GPT입니다. $\sqrt{12}$는 3쯤 됩니다. 하지만 GPT의 층 하나는 자기
 # 입력의 16배를 저장합니다. 어떤 $k$가 가장 좋을지 다시 **예측해 보세요.**
 # %%
 stream = 4 * shape.tokens * shape.n_embd
@@ -304,10 +308,10 @@ sweep_figure(
 # 일반식은 $k = \sqrt{n \cdot \text{입력} / \text{층}}$이고, 여기서는 $\sqrt{12/16}$이므로 층마다 하나씩입니다.
 # 우리 층은 33개부터 둘씩 묶어야 이득입니다($n/2 + 32$와 $n + 16$을 견줘 보세요).
 #
-# ## 나만의 배치
+# ## 나만의 구간
 #
-# 배치(placement)는 리스트로 적습니다. 첫 층부터 구간마다 층이 몇 개인지 적고, 남은 층은 모두 저장합니다.
-# `[1] * 6`은 앞 절반만 체크포인트로 묶습니다. `mine`을 바꿔 가며 다시 실행해 보세요. 어디쯤 떨어지나요?
+# 어디를 묶을지는 리스트로 적습니다. 첫 층부터 구간마다 층이 몇 개인지 적고, 남은 층은 모두 저장합니다.
+# `[1] * 6`은 앞 절반만 체크포인트로 묶습니다. `mine`을 바꿔 가며 다시 실행해 보세요. 그림의 어디쯤에 찍히나요?
 # %%
 mine = [1, 1, 2, 3]
 # %%
@@ -329,13 +333,13 @@ trade_figure(lines, dots, title=title, mine=yours)
 # %% [markdown] lang="en"
 # ## Operator by operator
 #
-# Why recompute a matrix product, if a GELU is for free? **Selective** checkpointing keeps the results
+# A GELU costs next to nothing. Why run products again as well? **Selective** checkpointing keeps the results
 # of chosen operators. Torch asks for each operator of the second forward whether its result was kept.
 # Here we keep the products and attention, so norms and GELU are all that runs again.
-# %% [markdown] lang="ko" en="701ed378"
+# %% [markdown] lang="ko" en="e8417a8c"
 # ## 연산자마다 따로
 #
-# GELU는 거저인데 행렬 곱까지 다시 할 까닭이 있을까요? **선택적 체크포인팅**(selective checkpointing)은 고른
+# GELU는 다시 해도 거저나 다름없습니다. 행렬 곱까지 다시 할 까닭이 있을까요? **선택적 체크포인팅**(selective checkpointing)은 고른
 # 연산자의 결과를 남겨 둡니다. torch는 두 번째 순전파에서 연산자마다 결과를 남겨 두었는지 확인합니다. 여기서는
 # 행렬 곱과 어텐션의 결과를 남기므로 다시 하는 것은 정규화와 GELU뿐입니다.
 # %%
@@ -347,15 +351,15 @@ assert abs(at["selective"][1] / formula.selective_peak(shape) - 1) < 0.05
 rows = [[t(f"checkpointing.how.{name}"), human_bytes(b), f"{x:.1f}%"] for name, (x, b) in at.items()]
 Table([t(f"checkpointing.{key}") for key in ("how", "peak", "flops")], rows)
 # %% [markdown] lang="en"
-# A fifth to a third less memory for no FLOPs that count. The paper's selective recomputation [1]
+# 29% less for activations, at no FLOPs that count. The paper's selective recomputation [1]
 # throws attention scores away, for 70% less on GPT-3 at 2.7% more FLOPs. Fused attention does that
 # already inside its kernel, which is why our column above had no $5as/h$ to save.
 #
 # ## The second forward must be the first one
 #
 # Dropout draws random numbers. What if the second forward draws others?
-# %% [markdown] lang="ko" en="5c178a81"
-# 셀 만한 FLOPs는 하나도 쓰지 않고 메모리가 5분의 1에서 3분의 1쯤 줄어듭니다. 논문의 선택적 재계산[1]은 어텐션
+# %% [markdown] lang="ko" en="f56167ac"
+# 셀 만한 FLOPs는 하나도 쓰지 않고 활성화값이 29% 줄어듭니다. 논문의 선택적 재계산[1]은 어텐션
 # 점수를 버려서 GPT-3에서 FLOPs 2.7%로 70%를 아꼈습니다. 퓨즈드 어텐션은 커널 안에서 이미 그렇게 합니다. 그래서
 # 앞의 표에서 우리 열에는 아낄 $5as/h$가 없었습니다.
 #
@@ -425,22 +429,23 @@ x = torch.randn(8, 4, device=device, requires_grad=True)
 early_stop(norm, x).sum().backward()
 counted = norm.num_batches_tracked.item()
 # %%
+assert set(ranks["counted"]) == {2}
+ranks["counted"]
+# %%
 # %%ranks --fails "leave that module outside"
 checkpoint(norm, x)
-# %%
-assert set(ranks["counted"]) == {2}
 # %% [markdown] lang="en"
 # ## In ranks
 #
 # Under DDP each rank checkpoints its own copy, and nothing more is sent. Gradients must be those of
 # DDP without checkpoints, bit for bit, and one process's up to rounding: it adds up the sequences in
-# another order, which moves float32 by about $10^{-7}$ of a gradient's size; we allow $10^{-5}$.
-# %% [markdown] lang="ko" en="79245cce"
+# another order, which moves float32 by less than $10^{-6}$ of a gradient's size; we allow $10^{-5}$.
+# %% [markdown] lang="ko" en="90cf75b0"
 # ## 랭크에서
 #
 # DDP에서는 랭크마다 자기 복제본에 체크포인트를 두며, 더 보내는 것은 없습니다. 그래디언트는 체크포인트 없는 DDP와
 # 비트까지 같아야 합니다. 단일 프로세스와는 반올림만큼 다를 수 있습니다. 시퀀스를 더하는 순서가 달라 float32에서는
-# 그래디언트 크기의 $10^{-7}$쯤 차이가 나므로 $10^{-5}$까지 허용합니다.
+# 그래디언트 크기의 $10^{-6}$이 안 되는 차이가 나므로 $10^{-5}$까지 허용합니다.
 # %%
 # %%ranks --fast
 from torch.nn.parallel import DistributedDataParallel
@@ -497,7 +502,7 @@ assert all(ranks["as_new"])
 # `use_reentrant=False`는 파라미터를 숨기지 않으므로 이쪽을 쓰세요. (재진입 방식 체크포인트 둘이 층 하나를 함께
 # 써도 똑같이 실패합니다. `static_graph=True`를 켜면 DDP가 횟수를 세어 두므로 둘 다 됩니다.)
 #
-# ## 계산을 20에서 50% 더 하면 메모리가 30에서 70% 줄까?
+# ## 계산을 20~50% 더 하면 메모리가 30~70% 줄까?
 #
 # *어떤* 메모리일까요? 이번에는 AdamW까지 넣어, 파라미터와 그래디언트, 옵티마이저 상태를 모두 가진 스텝을 토큰이
 # 많을 때와 적을 때 재 봅니다.
@@ -527,16 +532,17 @@ rows, saved = {}, {}
 for sequences, pair in ranks["totals"][0].items():
     name = t("checkpointing.small", tokens=64 * int(sequences))
     for key, peaks in zip(("none", "ours"), pair, strict=True):
-        rows[f"{name}, {t(f'checkpointing.how.{key}')}"] = peaks
+        rows[t(f"checkpointing.large.{key}", name=name)] = peaks
     saved[int(sequences)] = 100 * (1 - sum(pair[1].values()) / sum(pair[0].values()))
 title = t("checkpointing.total", few=saved[1], many=saved[16])
 ledger_figure(rows, title=title)
 # %% [markdown] lang="en"
-# And GPT-2 Large, 8 sequences of 1,024 tokens, on tensors that have shapes and no numbers: bytes are
+# With few tokens the peak only moves to the end of backward, where gradients are all there. And
+# GPT-2 Large, 8 sequences of 1,024 tokens, on tensors that have shapes and no numbers: bytes are
 # exact, and no laptop needs 30 GiB. With checkpoints its peak is at the loss: most of what is left are
 # logits, 51,200 for each token, three times.
-# %% [markdown] lang="ko" en="5f5803d6"
-# GPT-2 Large도 해 봅니다. 토큰 1,024개짜리 시퀀스 8개를, 모양만 있고 숫자는 없는 텐서로 돌립니다. 바이트는
+# %% [markdown] lang="ko" en="e27b7b73"
+# 토큰이 적으면 최대가 그래디언트가 다 모인 역전파의 끝으로 옮겨 갈 뿐입니다. GPT-2 Large도 해 봅니다. 토큰 1,024개짜리 시퀀스 8개를, 모양만 있고 숫자는 없는 텐서로 돌립니다. 바이트는
 # 정확하면서 노트북에 30 GiB가 있을 필요는 없습니다. 체크포인트를 두면 최대 메모리가 손실 계산에서 나옵니다. 남은 것의
 # 대부분은 토큰마다 51,200개인 로짓이고, 그것이 세 벌 있습니다.
 # %%
@@ -573,14 +579,14 @@ claim("D3", few=saved[1], many=saved[16], reentrant=at["ours"][0], early_stop=at
 # ## Exercises
 #
 # **1. `11.kept`** (3 minutes). Bytes that our GPT stores between forward and backward: `layers` layers
-# with width `width`, `tokens` tokens, float32, a checkpoint every `k` layers (`k=0`: none). Count 16
-# values a channel for a layer, and leave out what is before and after the layers.
-# %% [markdown] lang="ko" en="6ba611b1"
+# with width `width`, `tokens` tokens, float32, a checkpoint every `k` layers (the last may cover fewer;
+# `k=0`: none). Count 16 values a layer for each token and channel, and leave out the rest.
+# %% [markdown] lang="ko" en="afadef1b"
 # ## 연습 문제
 #
 # **1. `11.kept`** (3분). 우리 GPT가 순전파와 역전파 사이에 저장하는 바이트 수를 돌려주세요. 층 `layers`개, 너비
-# `width`, 토큰 `tokens`개, float32이고, 체크포인트는 `k`층마다 둡니다(`k=0`이면 없음). 층 하나는 채널마다 값
-# 16개로 세고, 층들의 앞뒤에 있는 것은 뺍니다.
+# `width`, 토큰 `tokens`개, float32이고, 체크포인트는 `k`층마다 둡니다(마지막 구간은 짧을 수 있고, `k=0`이면
+# 없음). 층 하나는 토큰과 채널마다 값 16개로 세고, 나머지는 뺍니다.
 # %% exercise="11.kept"
 def bytes_kept(layers, width, tokens, k):
     raise NotImplementedError
@@ -594,8 +600,8 @@ check("11.kept")
 # measured; the target is 10% above the best there is with equal segments.
 # %% [markdown] lang="ko" en="ff830d77"
 # **2. `11.place`** (10분). 층 `n`개짜리 사슬이 있고, 층마다 입력의 `cost`배를 저장합니다. 메모리를 가장 적게 쓰는
-# 배치를 돌려주세요(`mine`과 같은 리스트). 그 배치를 진짜 사슬에 넣어 측정합니다. 목표는 같은 길이로 나눈 배치 중
-# 가장 좋은 것보다 10% 많은 데까지입니다.
+# 구간의 리스트를 돌려주세요(`mine`과 같은 형식). 그대로 진짜 사슬을 묶어 측정합니다. 목표는 같은 길이로 나눌 때의
+# 최솟값보다 10% 많은 데까지입니다.
 # %% exercise="11.place"
 # %%ranks
 def place(n, cost):
@@ -606,11 +612,11 @@ def place(n, cost):
 check("11.place")
 # %% [markdown] lang="en"
 # **3. `11.policy`** (10 minutes). A policy for torch's `create_selective_checkpoint_contexts`: for each
-# operator of a layer, say `MUST_SAVE` or `PREFER_RECOMPUTE`. Targets, with a checkpoint around each
+# operator of a layer, say `MUST_SAVE` or `PREFER_RECOMPUTE` (`PRODUCTS` has the costly ones). Targets, with a checkpoint around each
 # layer of our GPT: at most 12% more FLOPs and at most half of the activations.
-# %% [markdown] lang="ko" en="60dc4bfa"
+# %% [markdown] lang="ko" en="15bb3a46"
 # **3. `11.policy`** (10분). torch의 `create_selective_checkpoint_contexts`에 줄 정책을 쓰세요. 층의 연산자마다
-# `MUST_SAVE`나 `PREFER_RECOMPUTE`를 돌려줍니다. 우리 GPT의 층마다 체크포인트를 둘 때, 목표는 FLOPs 증가 12% 이하,
+# `MUST_SAVE`나 `PREFER_RECOMPUTE`를 돌려줍니다(비싼 연산자는 `PRODUCTS`에 있습니다). 우리 GPT의 층마다 체크포인트를 둘 때, 목표는 FLOPs 증가 12% 이하,
 # 활성화값 절반 이하입니다.
 # %% exercise="11.policy"
 # %%ranks
@@ -663,11 +669,11 @@ all_kept = sum(formula.quoted_terms(gpt3).values()) / (2048 * 12288)
 no_scores = all_kept - 5 * 96 * 2048 / 12288
 all_kept, no_scores, f"{1 - no_scores / all_kept:.0%}"
 # %% [markdown] lang="en"
-# Published: of the model FLOPs used (MFU) and those executed with recomputation (HFU), a 530B model
-# reached 56.0 and 57.0% with selective recomputation [1]: hardly anything is computed twice. DeepSpeed
+# Published: with selective recomputation a 530B model used 56.0% of the GPUs' FLOPs for what the model
+# needs (MFU), and 57.0% with recomputation counted (HFU) [1]: hardly anything is computed twice. DeepSpeed
 # and Megatron also divide checkpoints over tensor-parallel ranks, or move them to the CPU
 # ([lesson 12](12_sharding_offload.ipynb)).
-# %% [markdown] lang="ko" en="02190297"
+# %% [markdown] lang="ko" en="6b4913c5"
 # 발표된 값을 봅시다. 모델에 필요한 FLOPs 기준 이용률(MFU)과 재계산까지 센 이용률(HFU)이 530B 모델에서 56.0%와
 # 57.0%였습니다[1]. 선택적 재계산으로는 두 번 계산하는 것이 거의 없다는 뜻입니다. DeepSpeed와 Megatron은 체크포인트를
 # 텐서 병렬 랭크끼리 나누거나 CPU로 옮기기도 합니다([레슨 12](12_sharding_offload.ipynb)).
@@ -676,19 +682,19 @@ all_kept, no_scores, f"{1 - no_scores / all_kept:.0%}"
 #
 # 1. Store inputs, run forward again in backward: the same gradients, bit for bit.
 # 2. Derive your own formula, count the loss and backward's own work, and it is exact.
-# 3. The price is at most a third of a step; torch's newer kind stops early and pays a fifth.
+# 3. The price is at most a third of a step; torch's newer kind stops early and pays less than a quarter.
 # 4. The root of $n$ is for layers that store one value; transformer layers go one by one.
 # 5. The second forward must be the first: random state put back, nothing changed in place.
 #
 # Sources: [1] [Korthikanti et al., 2022](https://arxiv.org/abs/2205.05198).
 # [2] [Chen et al., 2016](https://arxiv.org/abs/1604.06174).
 # [3] [torch.utils.checkpoint](https://docs.pytorch.org/docs/stable/checkpoint.html).
-# %% [markdown] lang="ko" en="47f4f507"
+# %% [markdown] lang="ko" en="826c7914"
 # ## 다섯 줄 요약
 #
 # 1. 입력만 저장하고 역전파에서 순전파를 다시 합니다. 그래디언트는 비트까지 같습니다.
 # 2. 공식은 직접 유도하세요. 손실과 역전파가 쓰는 것까지 세면 정확합니다.
-# 3. 비용은 많아야 한 스텝의 3분의 1입니다. torch의 새 방식은 일찍 멈추므로 5분의 1쯤입니다.
+# 3. 비용은 많아야 한 스텝의 3분의 1입니다. torch의 새 방식은 일찍 멈추므로 4분의 1이 안 됩니다.
 # 4. $\sqrt n$은 값을 하나씩 저장하는 층의 규칙입니다. 트랜스포머 층은 하나씩 묶습니다.
 # 5. 두 번째 순전파는 첫 번째와 같아야 합니다. 난수 상태를 되돌리고, 제자리 변경은 하지 않습니다.
 #

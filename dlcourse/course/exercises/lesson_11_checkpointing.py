@@ -28,6 +28,10 @@ def check_kept(bytes_kept, rank, world_size):
                 key = "values"
             elif k and got == want + min(k, layers) * 16 * one:
                 key = "alive"
+            elif k and got == (layers // k + layers % k * 16) * one:
+                key = "rest"
+            elif got * tokens == want:
+                key = "tokens"
             finding = expect(case, got == want, key, got=f"{got:,}", want=f"{want:,}", k=k)
             findings.append(finding)
             if not finding["ok"]:
@@ -68,6 +72,14 @@ KEPT = Exercise(
             "ko": "다시 계산하는 층은 역전파에서야 생깁니다. 순전파가 끝났을 때 남은 것만 세세요",
             "en": "recomputed layers come alive in backward only: count what forward leaves",
         },
+        "rest": {
+            "ko": "남은 층도 더 짧은 구간 하나로 묶습니다. 그 구간도 입력 하나만 저장합니다",
+            "en": "layers left over make a shorter segment, which stores its input alone",
+        },
+        "tokens": {
+            "ko": "토큰 하나의 바이트입니다. 값은 토큰마다 있습니다",
+            "en": "these are the bytes of one token: every token has its values",
+        },
     },
     solution=_KEPT,
     wrong=(
@@ -75,6 +87,9 @@ KEPT = Exercise(
         _KEPT.replace("-(-layers // k)", "layers // k"),
         # What comes alive in backward counted as well
         _KEPT.replace("-(-layers // k) * one", "-(-layers // k) * one + k * 16 * one"),
+        # Layers left over taken to store everything
+        _KEPT.replace("-(-layers // k) * one", "(layers // k + layers % k * 16) * one"),
+        _KEPT.replace("width * tokens", "width"),
         # A checkpoint taken for the layers in it
         _KEPT.replace("-(-layers // k) * one", "layers * 16 * one / k"),
     ),
