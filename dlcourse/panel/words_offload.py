@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 OFFLOAD_WORDS: dict[str, tuple[str, str]] = {
+    "alone": ("우리 GPT, 나누지 않음", "our GPT, not divided"),
     "apart": ("여러 파일, 자기 층만", "in shards, own layers only"),
     "back": ("돌아온 바이트", "bytes back"),
     "beside": (

@@ -1,30 +1,29 @@
 # %% [markdown] lang="en"
 # # 12 Sharding and offload: a model that no device can hold
 #
-# A model has 100 layers and takes 6 GB. You have two GPUs with 4 GB each, and a CPU. The recipe that
-# everybody gives: 33 layers here, 33 there, 34 on the CPU, 2 GB on each. It even runs.
+# A model has 100 layers and takes 6 GB. You have two GPUs with 4 GB each, and a CPU. The usual
+# recipe: 33 layers here, 33 there, 34 on the CPU, 2 GB on each. It even runs.
 #
 # Does it also *train* there? What do devices do while they wait for each other? And if a GPU has
 # too little memory, why not keep in the CPU's what it does not need right now?
 #
-# You will cut a model over devices, move its state to a host and back, count every byte, and load a
-# model that fits nowhere as a whole. 30 to 40 minutes.
-# %% [markdown] lang="ko" en="3e8bdbe2"
+# You will cut a model over devices, move its state to the CPU's memory (the **host**), count every
+# byte, and load a model that fits nowhere as a whole. 30 to 40 minutes.
+# %% [markdown] lang="ko" en="a58f91d3"
 # # 12 샤딩과 오프로드: 어느 장치에도 들어가지 않는 모델
 #
 # 층이 100개이고 6 GB인 모델이 있습니다. 가진 것은 4 GB짜리 GPU 두 개와 CPU입니다. 흔히 이렇게들 합니다. 33개
 # 층은 여기, 33개는 저기, 34개는 CPU에 두면 2 GB씩입니다. 실제로 돌아가기도 합니다.
 #
-# 그런데 그 자리에서 *학습*도 될까요? 서로를 기다리는 동안 장치들은 무엇을 할까요? GPU 메모리가 모자란다면, 지금
+# 그런데 그렇게 나누고 *학습*도 할 수 있을까요? 서로를 기다리는 동안 장치들은 무엇을 할까요? GPU 메모리가 모자란다면, 지금
 # 당장 필요 없는 것은 CPU 메모리에 두면 되지 않을까요?
 #
-# 모델을 여러 장치에 나누고, 옵티마이저 상태를 호스트로 옮겼다 가져오며 바이트를 하나하나 세고, 통째로는 어디에도
-# 들어가지 않는 모델을 읽어 봅니다. 30~40분 걸립니다.
+# 모델을 여러 장치에 나누고, 옵티마이저 상태를 CPU 쪽 메모리(**호스트**, host)로 옮기며 바이트를 하나하나 세고,
+# 통째로는 어디에도 들어가지 않는 모델을 읽어 봅니다. 30~40분 걸립니다.
 # %% tags=["parameters"]
 lang = "ko"
 num_ranks = 3
 device = "auto"
-steps = 2
 # %% [markdown] lang="en"
 # Layers lie on devices in order. **Activations** travel to the next device, their gradients come back:
 #
@@ -72,12 +71,13 @@ shape = Shape(n_layer=n, n_head=2, n_embd=24, sequences=2, block=32)
 sizes
 # %% [markdown] lang="en"
 # Our 100 layers are small: 7,152 parameters each ($12h^2 + 10h$ with $h$ = 24). Training in float32
-# with Adam keeps a parameter, its gradient and two moments.
+# with Adam keeps a parameter, its gradient and two moments, and a step counter (4 bytes) for each of a
+# layer's 13 tensors.
 #
 # **Predict** the bytes of parameters, gradients and state in device 1, which has layers only.
-# %% [markdown] lang="ko" en="d81a6db4"
+# %% [markdown] lang="ko" en="70559aa2"
 # 우리 층 100개는 작습니다. 층마다 파라미터가 7,152개입니다($h$ = 24일 때 $12h^2 + 10h$). float32와 Adam으로
-# 학습하면 파라미터마다 값, 그래디언트, 모멘트 두 개를 들고 있습니다.
+# 학습하면 파라미터마다 값, 그래디언트, 모멘트 두 개를, 텐서(층마다 13개)마다 스텝 수(4바이트)를 들고 있습니다.
 #
 # 층만 있는 장치 1에서 파라미터, 그래디언트, 옵티마이저 상태가 몇 바이트일지 **예측해 보세요.**
 # %%
@@ -90,7 +90,7 @@ predict("12.states", ..., formula=sum(needs[1][name] for name in states), unit="
 # its `.grad` after backward is what the device before waits for. Take steps:
 # %% [markdown] lang="ko" en="d9370778"
 # `dist.recv`와 `dist.send`가 전부입니다. 받은 텐서는 `requires_grad`를 켠 리프(leaf)이므로, 역전파가 끝나면 그
-# `.grad`가 바로 앞 장치가 기다리는 값입니다. 스텝을 밟아 봅니다.
+# `.grad`가 바로 앞 장치가 기다리는 값입니다. 스텝을 돌려 봅니다.
 # %%
 # %%ranks --fast
 from dlcourse.models.gpt import GPT, GPTConfig
@@ -133,14 +133,14 @@ rows = {t("offload.device.layers", device=i, layers=k): needs[i] for i, k in enu
 ledger_figure(rows, title=t("offload.ledger", share=share))
 # %% [markdown] lang="en"
 # States were predicted to the byte, and the peak of activations within 5%. (Not all of it is there at
-# one moment: gradients grow while activations go.) The claim counts the first colour alone. Devices
+# one moment: gradients grow while activations go.) The recipe's 2 GB are the first colour alone. Devices
 # are not equal, either: embeddings are at one end, norm, head and loss at the other.
 #
 # So ask *before* building whether it fits. Each device has a limit of its own; here is one that the
-# whole model does not keep to:
-# %% [markdown] lang="ko" en="e7379158"
+# whole model would break:
+# %% [markdown] lang="ko" en="ba88d2e7"
 # 상태는 바이트까지, 활성화값의 최대 메모리는 5% 안에서 맞았습니다. (이 모두가 한순간에 있지는 않습니다. 활성화값이
-# 사라지는 동안 그래디언트가 생깁니다.) 2 GB라는 주장은 첫 번째 색만 센 것입니다. 장치들도 같지 않습니다. 한쪽 끝에는 임베딩이,
+# 사라지는 동안 그래디언트가 생깁니다.) 처음에 말한 2 GB는 첫 번째 색만 센 것입니다. 장치들도 같지 않습니다. 한쪽 끝에는 임베딩이,
 # 다른 끝에는 정규화, 출력층, 손실이 있습니다.
 #
 # 그러니 만들기 *전에* 들어가는지 물어보아야 합니다. 장치마다 자기 한도가 있습니다. 다음은 모델 전체로는 지킬 수 없는
@@ -217,16 +217,17 @@ panels = {t("offload.gantt.one"): one.spans, t("offload.gantt.many", m=8): many.
 gantt_figure(panels, title=t("offload.gantt", idle=f"{one.idle_over_total:.0%}"), seconds=True)
 # %% [markdown] lang="en"
 # Bars never overlap, and cannot: that is [lesson 05](05_pipeline_parallel.ipynb)'s pipeline with a
-# single micro-batch, idle $(p-1)/(m+p-1)$ with $m = 1$. (Times between bars are messages.) Below, what
-# 8 micro-batches would do, simulated. So this placement buys *memory*, never speed: three devices are
-# no faster than one. With one slow device, such as the CPU, all wait for that one.
+# single micro-batch. With $p$ devices it is idle $(p-1)/(m+p-1)$ of the time, for $m = 1$. (Gaps
+# between bars are messages, which add a little.) Below, what 8 micro-batches would do, simulated. So
+# this placement buys *memory*, never speed: three devices are no faster than one. With one slow
+# device, such as the CPU, all wait for that one.
 #
 # Where a process reaches several devices, no messages are needed:
-# %% [markdown] lang="ko" en="5cf75baa"
+# %% [markdown] lang="ko" en="24183e28"
 # 막대는 겹치지 않으며, 겹칠 수도 없습니다. [레슨 05](05_pipeline_parallel.ipynb)의 파이프라인에서 마이크로배치가
-# 하나인 경우로, 유휴 비율 $(p-1)/(m+p-1)$에 $m = 1$을 넣은 것입니다. (막대 사이는 메시지입니다.) 아래는
-# 마이크로배치가 8개일 때의 모의실험입니다. 이 배치로 얻는 것은 *메모리*뿐입니다. 장치 셋이 하나보다 빠르지 않고, CPU처럼
-# 느린 장치가 끼면 모두 그 장치를 기다립니다.
+# 하나인 경우로, 장치 $p$개의 유휴 비율 $(p-1)/(m+p-1)$에 $m = 1$을 넣은 것입니다. (막대 사이의 틈은 메시지이고,
+# 그만큼 예측보다 더 기다립니다.) 아래는 마이크로배치가 8개일 때의 시뮬레이션입니다. 이렇게 나누어 얻는 것은
+# *메모리*뿐입니다. 장치 셋이 하나보다 빠르지 않고, CPU처럼 느린 장치가 끼면 모두 그 장치를 기다립니다.
 #
 # 한 프로세스가 여러 장치를 쓸 수 있다면 메시지도 필요 없습니다.
 # %%
@@ -292,8 +293,8 @@ claim("D4", weights=weights, states=kept_gb, activations=peak, idle=100 * one.id
 # ## 비켜 두기: 옵티마이저 상태
 #
 # 상태의 절반은 Adam의 것이고, 한 스텝에 한 번만 건드립니다. 그러니 **오프로드**(offload)합니다. 옵티마이저 상태와
-# 파라미터의 마스터 사본을 호스트 메모리에 둡니다. 유닛(블록 하나, 또는 블록에 들지 않는 나머지)마다 그래디언트가
-# 나가고, 호스트가 Adam 스텝을 밟고, 파라미터가 돌아옵니다.
+# 마스터 가중치를 호스트 메모리에 둡니다. 유닛(블록 하나, 또는 블록에 들지 않는 나머지)마다 그래디언트가
+# 나가고, 호스트가 Adam 스텝을 실행하고, 파라미터가 돌아옵니다.
 #
 # float32 파라미터가 $P$개일 때 한 스텝에 나가는 바이트를 **예측해 보세요.** 돌아오는 것도 그만큼입니다.
 # %%
@@ -434,13 +435,13 @@ assert of_device["plain"][1] == of_device["parameters"][1][0] == of_device["soon
 ledger_figure(rows, title=title)
 # %% [markdown] lang="en"
 # Losses are equal bit for bit in all four. What is gone from the device is in the host: 12 bytes for
-# each parameter, and 4 for what travels. Offload does not shrink memory, it moves it. Here the peak
+# each parameter, and 4 to 5 for what travels. Offload does not shrink memory, it moves it. Here the peak
 # comes when activations are at their highest, before there are gradients; so overlap does not show. It
-# does in the last column: gradients that leave at once never all meet. With parameters on the host a
+# does in the table's last column: gradients that leave at once never all meet. With parameters on the host a
 # step fetches each block twice:
-# %% [markdown] lang="ko" en="059678a6"
+# %% [markdown] lang="ko" en="e9732b77"
 # 네 방법의 손실이 비트까지 같습니다. 장치에서 사라진 것은 호스트에 있습니다. 파라미터마다 12바이트에, 오가는 값
-# 4바이트입니다. 오프로드는 메모리를 줄이지 않고 옮길 뿐입니다. 여기서는 활성화값이 가장 많고 그래디언트는 아직 없을
+# 4~5바이트입니다. 오프로드는 메모리를 줄이지 않고 옮길 뿐입니다. 여기서는 활성화값이 가장 많고 그래디언트는 아직 없을
 # 때가 최대라서 중첩의 효과가 보이지 않습니다. 아래 표의 마지막 열에서는 보입니다. 만들자마자 떠나는 그래디언트는 한꺼번에
 # 모이지 않습니다. 파라미터까지 호스트에 두면 한 스텝에 블록을 두 번씩 가져옵니다.
 # %%
@@ -454,7 +455,7 @@ Table(header, [[names[key], *(f"{count:,}" for count in row)] for key, row in tr
 # The host is a memory with a limit, too. What if it is full? The same sentence in both ranks, before
 # anything has moved:
 # %% [markdown] lang="ko" en="4e309705"
-# 호스트도 한도가 있는 메모리입니다. 꽉 차 있으면 어떻게 될까요? 아무것도 옮기기 전에 두 랭크가 같은 말을 합니다.
+# 호스트도 한도가 있는 메모리입니다. 꽉 차 있으면 어떻게 될까요? 아무것도 옮기기 전에 두 랭크가 같은 오류를 냅니다.
 # %%
 # %%ranks --fails "leave the state on the device"
 if rank == world_size - 1:
@@ -465,14 +466,14 @@ elif rank == 0:
 # ## One memory: does it help?
 #
 # On a Mac, and on some servers, CPU and GPU share one memory: **unified memory**. This CPU is the
-# extreme case. `LocalHost` is for GPUs: pinned memory, and a thread and a stream for each direction.
-# Run it here, where both memories are one:
-# %% [markdown] lang="ko" en="e2af2669"
+# extreme case. `LocalHost` is for GPUs: pinned memory, which a GPU reaches without the CPU's help, and
+# a thread and a stream for each direction. Run it here, where both memories are one:
+# %% [markdown] lang="ko" en="a5bdf6aa"
 # ## 메모리가 하나라면?
 #
 # 맥과 일부 서버는 CPU와 GPU가 메모리를 함께 씁니다. **통합 메모리**(unified memory)입니다. 이 CPU가 그 극단입니다.
-# `LocalHost`는 GPU를 위한 것으로, 고정된(pinned) 메모리와 방향마다 스레드, 스트림을 하나씩 씁니다. 두 메모리가
-# 하나인 이곳에서 돌려 봅니다.
+# `LocalHost`는 GPU를 위한 것으로, GPU가 CPU의 도움 없이 읽고 쓰는 고정된(pinned) 메모리와 방향마다 스레드,
+# 스트림을 하나씩 씁니다. 두 메모리가 하나인 이곳에서 돌려 봅니다.
 # %%
 show("dlcourse.training.local_host:LocalHost")
 # %%
@@ -499,16 +500,16 @@ rows = dict(zip(labels, ranks["one_memory"][0], strict=True))
 kept_plain, kept_unified = (sum(row.values()) for row in rows.values())
 ledger_figure(rows, title=t("offload.unified", ratio=kept_unified / kept_plain))
 # %% [markdown] lang="en"
-# Nothing is saved: the master copy and the buffer come on top. (Between steps; with AdamW the
-# gradients are given back, too.) Where memory is one, do not offload, as there is nowhere to go to.
+# Nothing is saved: the master copy and the buffer come on top. (Between steps, when there
+# are no gradients in either.) Where memory is one, do not offload, as there is nowhere to go to.
 #
 # Where it is two, time is bytes over bandwidth. Measure yours on a GPU; put it here. For a model of 7
-# billion parameters in 16 bits, at 10, 50 and 400 GB/s (examples, not figures of a product):
-# %% [markdown] lang="ko" en="34ac56ee"
-# 아끼는 것이 없습니다. 마스터 사본과 버퍼가 더해질 뿐입니다. (스텝 사이의 값이며, AdamW만 쓸 때도 그래디언트는
-# 비웁니다.) 메모리가 하나라면 옮겨 갈 곳이 없으니 오프로드하지 마세요.
+# billion parameters in 16 bits, out and back, at 10, 50 and 400 GB/s (examples, not figures of a product):
+# %% [markdown] lang="ko" en="604ccb36"
+# 아끼는 것이 없습니다. 마스터 가중치와 버퍼가 더해질 뿐입니다. (스텝 사이에 재었으므로 양쪽 다 그래디언트가
+# 없습니다.) 메모리가 하나라면 옮겨 갈 곳이 없으니 오프로드하지 마세요.
 #
-# 둘이라면 시간은 바이트를 대역폭으로 나눈 값입니다. GPU에서 대역폭을 재어 넣어 보세요. 16비트로 파라미터 70억 개일 때,
+# 둘이라면 시간은 바이트를 대역폭으로 나눈 값입니다. GPU에서 대역폭을 재어 넣어 보세요. 16비트로 파라미터 70억 개가 나갔다 돌아올 때,
 # 초당 10, 50, 400 GB라면(제품의 수치가 아니라 예입니다) 다음과 같습니다.
 # %% tags=["nbval-check-output"]
 moved_bytes = 2 * 2 * 7e9
@@ -573,21 +574,21 @@ assert all(ranks["same"]) and whole[1] / own[1] > 1.8 * w
 rows = {t("offload.whole"): ranks["whole"][1], t("offload.apart"): ranks["own"][1]}
 ledger_figure(rows, title=t("offload.load", ratio=whole[1] / own[1]))
 # %% [markdown] lang="en"
-# The format is so simple that 60 lines write and read it; the package `safetensors` does the same.
+# A little over $2 \cdot 3$, as this rank has no embeddings. The format is so simple that 60 lines write and read it; the package `safetensors` does the same.
 # With a pickle (`torch.save`) `mmap=True` avoids reading all of it, too.
 #
 # ## Beside the real library
 #
 # FSDP2 shards over ranks *and* offloads: `CPUOffloadPolicy`. The same model, the same batch in each
 # rank, one step; the loss of the second batch tells whether it was the same step.
-# %% [markdown] lang="ko" en="88c4ab00"
-# 형식이 아주 단순해서 60줄이면 쓰고 읽습니다. `safetensors` 패키지도 같은 일을 합니다. 피클(`torch.save`)이라도
+# %% [markdown] lang="ko" en="2434c171"
+# $2 \cdot 3$배를 조금 넘는 것은 이 랭크에 임베딩이 없어서입니다. 형식이 아주 단순해서 60줄이면 쓰고 읽습니다. `safetensors` 패키지도 같은 일을 합니다. 피클(`torch.save`)이라도
 # `mmap=True`를 주면 다 읽지 않습니다.
 #
 # ## 실제 라이브러리와 나란히
 #
 # FSDP2는 랭크끼리 샤딩하면서 오프로드도 합니다. `CPUOffloadPolicy`입니다. 같은 모델, 모든 랭크에 같은 배치로 한
-# 스텝을 밟습니다. 두 번째 배치의 손실을 보면 같은 스텝이었는지 알 수 있습니다.
+# 스텝을 돌립니다. 두 번째 배치의 손실을 보면 같은 스텝이었는지 알 수 있습니다.
 # %%
 # %%ranks --fast
 from dlcourse.peers.offload import offload_with_fsdp2
@@ -603,7 +604,7 @@ a = b = other = None
 peers = [peak_of(fsdp2, offload) for offload in (False, True)]
 # %%
 ours = of_device["plain"][1]
-rows = [[names["plain"], f"{ours[1]:.6f}", human_bytes(sum(of_device["plain"][0].values()))]]
+rows = [[t("offload.alone"), f"{ours[1]:.6f}", human_bytes(sum(of_device["plain"][0].values()))]]
 labels = "FSDP2", "FSDP2 + CPUOffloadPolicy"
 for name, (size, (losses, _), _) in zip(labels, ranks["peers"][0], strict=True):
     assert abs(losses[1] - ours[1]) < 1e-4
@@ -616,16 +617,18 @@ Table([t(f"offload.{key}") for key in ("libraries", "equal", "measured")], rows)
 #
 # ## Exercises
 #
-# **1. `12.moved`** (3 minutes). Bytes out and back in a step, in 16 bits: `parameters` of them, `blocks`
-# of which are in blocks; `what` is "optimizer" or "parameters". Return both.
-# %% [markdown] lang="ko" en="26f157b4"
+# **1. `12.moved`** (3 minutes). Bytes out and back in a step, in 16 bits. The model has `parameters`
+# parameters, `blocks` of them in its blocks; the rest of it stays on the device. What is offloaded,
+# `what`, is "optimizer" or "parameters". Return both numbers.
+# %% [markdown] lang="ko" en="bfa440d0"
 # 손실은 반올림만큼만 다릅니다(그래디언트를 랭크끼리 평균 내므로 $10^{-4}$까지 허용합니다). CPU에서는 이 정책도 아끼는
 # 것이 없습니다. 메모리가 하나이기 때문입니다. DeepSpeed에서는 `offload_optimizer`와 `offload_param`입니다.
 #
 # ## 연습 문제
 #
 # **1. `12.moved`** (3분). 16비트일 때 한 스텝에 나가고 돌아오는 바이트를 둘 다 돌려주세요. 파라미터는 `parameters`개,
-# 그 가운데 `blocks`개가 블록에 있습니다. `what`은 "optimizer"나 "parameters"입니다.
+# 그 가운데 `blocks`개가 블록에 있고 나머지는 장치에 남습니다. 무엇을 오프로드하는지가 `what`이며, "optimizer"나
+# "parameters"입니다.
 # %% exercise="12.moved"
 def moved(parameters, blocks, what):
     raise NotImplementedError
@@ -688,15 +691,16 @@ check("12.balance")
 # PCIe link. No GPU run of this lesson is recorded yet, so no time is given; `LocalHost` has not run on
 # a GPU.
 #
-# Derived: GB in the host for 7 billion parameters in 16 bits (14 bytes each), for 1 to 64 ranks:
-# %% [markdown] lang="ko" en="ea40ca04"
+# Derived: GB in the host for each of 1 to 64 ranks that share 7 billion parameters (12 bytes each, and
+# 2 that travel):
+# %% [markdown] lang="ko" en="75b68b68"
 # ## GPU 클러스터에서는
 #
 # 달라지는 것이 있습니다. 고정된 메모리로의 복사는 별도의 스트림에서 계산과 나란히 진행되고, CPU의 Adam이 가장 느린
 # 부분이 되기도 합니다. ZeRO가 먼저입니다. 랭크마다 자기 샤드만 자기 PCIe로 오프로드합니다. 이 레슨의 GPU 실행 기록은
 # 아직 없어 시간은 적지 않으며, `LocalHost`는 GPU에서 돌려 보지 않았습니다.
 #
-# 16비트로 파라미터 70억 개일 때(14바이트씩) 랭크 1~64개에서 호스트에 드는 GB를 계산하면 다음과 같습니다.
+# 파라미터 70억 개(12바이트씩에, 오가는 2바이트)를 랭크 1~64개가 나눌 때 랭크 하나가 호스트에서 쓰는 GB입니다.
 # %% tags=["nbval-check-output"]
 {ranks_: round(14 * 7e9 / ranks_ / 1e9, 1) for ranks_ in (1, 8, 64)}
 # %% [markdown] lang="en"

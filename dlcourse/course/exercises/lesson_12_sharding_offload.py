@@ -23,6 +23,8 @@ def check_moved(moved, rank, world_size):
                 key = "values"
             elif (out, back) == (2 * want[0], 2 * want[1]):
                 key = "float32"
+            elif again and (out, back) == (want[0], 4 * blocks):
+                key = "left"
             elif out > want[0]:
                 key = "out"
             elif (out, back) == (want[0], 2 * parameters):
@@ -78,6 +80,10 @@ MOVED = Exercise(
             "ko": "블록의 파라미터는 순전파와 역전파에서 한 번씩, 두 번 가져옵니다",
             "en": "a block's parameters are fetched twice: in forward and in backward",
         },
+        "left": {
+            "ko": "블록에 들지 않는 나머지도 갱신되어 한 번 돌아옵니다",
+            "en": "what is in no block is updated as well, and comes back once",
+        },
         "rest": {
             "ko": "블록에 들지 않는 나머지는 장치에 남으므로 한 번만 돌아옵니다",
             "en": "what is in no block stays on the device and comes back once only",
@@ -89,6 +95,11 @@ MOVED = Exercise(
         _MOVED.replace("2 * ", "4 * "),
         # Master copy and moments sent along
         _MOVED.replace("return 2 * parameters", "return 14 * parameters"),
+        # What is in no block forgotten
+        _MOVED.replace(
+            'parameters + (blocks if what == "parameters" else 0)',
+            '2 * blocks if what == "parameters" else parameters',
+        ),
         # Fetched once only
         _MOVED.replace('(blocks if what == "parameters" else 0)', "0"),
         # Everything twice
@@ -389,6 +400,9 @@ def check_balance(balance, rank, world_size):
         ends = list(accumulate(sizes, initial=0))
         return max(sum(costs[a:b]) for a, b in pairwise(ends))
 
+    def shorten(costs):
+        return str(costs) if len(costs) <= 12 else f"{str(costs[:12])[:-1]}, …]"
+
     def best(costs, devices):
         """The least limit, found by dynamic programming over cuts."""
         total = list(accumulate(costs, initial=0))
@@ -420,7 +434,7 @@ def check_balance(balance, rank, world_size):
                 findings.append(expect(case, False, "sum", got=str(list(sizes)), n=len(costs)))
                 break
             got, want = fullest(costs, sizes), best(costs, devices)
-            shown = {"got": got, "want": want, "sizes": str(list(sizes)), "costs": str(costs)[:40]}
+            shown = {"got": got, "want": want, "sizes": str(list(sizes)), "costs": shorten(costs)}
             finding = expect(case, got <= want, "too_full", **shown)
             findings.append(finding)
             if not finding["ok"]:
@@ -468,13 +482,14 @@ BALANCE = Exercise(
             "en": "{got}: return a whole number for each of the {devices} devices",
         },
         "sum": {
-            "ko": "{got}: 장치마다 1 이상이고 합이 {n}이어야 합니다",
-            "en": "{got}: 1 or more for each device, {n} together",
+            "ko": "{got}: 층의 개수는 장치마다 1 이상, 합은 {n}이어야 합니다",
+            "en": "{got}: numbers of layers, 1 or more for each device, {n} together",
         },
         "too_full": {
-            "ko": "costs={costs}를 {sizes}로 나누면 가장 찬 장치에 {got}이 들어갑니다. {want}까지 "
-            "줄일 수 있습니다",
-            "en": "costs={costs} cut as {sizes}: the fullest device has {got}; {want} is possible",
+            "ko": "costs={costs}를 {sizes}로 나누면 가장 찬 장치에 {got}바이트가 들어갑니다. "
+            "{want}바이트까지 줄일 수 있습니다",
+            "en": "costs={costs} cut as {sizes}: the fullest device has {got} bytes; {want} are "
+            "possible",
         },
     },
     solution=_BALANCE,
