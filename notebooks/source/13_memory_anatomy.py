@@ -1,22 +1,22 @@
 # %% [markdown] lang="en"
 # # 13 Anatomy of memory: where does it go, and which saving comes first?
 #
-# "CUDA out of memory." You know four remedies by now: 16 bits ([lesson 10](10_mixed_precision.ipynb)),
-# accumulation ([09](09_accumulation.ipynb)), checkpointing ([11](11_checkpointing.ipynb)), sharding
-# ([06](06_zero.ipynb)). Which one first? The advice on the net says: in that order, always, and here is
+# "CUDA out of memory." You know four remedies by now: mixed precision
+# ([lesson 10](10_mixed_precision.ipynb)), accumulation ([09](09_accumulation.ipynb)), checkpointing
+# ([11](11_checkpointing.ipynb)), sharding ([06](06_zero.ipynb)). Which one first? The advice on the net says: in that order, always, and here is
 # a pie chart of your memory.
 #
 # You will take memory apart category by category, check the pie and the order against measurements,
 # and end with a calculator for your own GPU. 30 to 40 minutes.
-# %% [markdown] lang="ko" en="99c76391"
+# %% [markdown] lang="ko" en="8c4aa71f"
 # # 13 메모리 해부: 메모리는 어디에 쓰이고, 무엇부터 줄여야 할까?
 #
-# "CUDA out of memory." 처방은 이미 네 가지를 알고 있습니다. 16비트([레슨 10](10_mixed_precision.ipynb)),
-# 누적([09](09_accumulation.ipynb)), 체크포인팅([11](11_checkpointing.ipynb)), 샤딩([06](06_zero.ipynb))입니다.
-# 무엇부터 켜야 할까요? 흔한 조언은 언제나 이 순서대로 켜라고 하고, 메모리는 이렇게 나뉜다며 원그래프를 보여
-# 줍니다.
+# "CUDA out of memory." 처방은 이미 네 가지를 알고 있습니다. 혼합 정밀도(mixed precision,
+# [레슨 10](10_mixed_precision.ipynb)), 누적(accumulation, [09](09_accumulation.ipynb)),
+# 체크포인팅(checkpointing, [11](11_checkpointing.ipynb)), 샤딩(sharding, [06](06_zero.ipynb))입니다. 무엇부터
+# 켜야 할까요? 흔한 조언은 언제나 이 순서대로 켜라고 하며, 메모리가 어떻게 나뉘는지 원그래프도 보여 줍니다.
 #
-# 메모리를 범주별로 뜯어보고, 그래프와 순서가 맞는지 재 보고, 마지막에 내 GPU용 계산기를 만듭니다. 30~40분
+# 메모리를 범주별로 뜯어보고, 원그래프와 순서가 맞는지 재 보고, 마지막에 내 GPU용 계산기를 만듭니다. 30~40분
 # 걸립니다.
 # %% tags=["parameters"]
 lang = "ko"
@@ -32,7 +32,8 @@ device = "auto"
 #   S["optimizer state<br>always"] --> O
 # ```
 # %% [markdown] lang="ko" en="be9ccf39"
-# 메모리에는 네 가지가 있는데, 머무는 시간이 서로 다릅니다.
+# 메모리에는 파라미터, 그래디언트(gradient), 옵티마이저 상태(optimizer state), 활성화값(activation)이 있는데,
+# 머무는 시간이 서로 다릅니다.
 #
 # ```mermaid
 # flowchart LR
@@ -62,22 +63,25 @@ ranks = Ranks(num_ranks, device=device)
 # %% [markdown] lang="ko" en="b5559710"
 # ## 모든 것을 담은 루프 하나
 #
-# 지금까지는 기법마다 루프가 따로 있었습니다. 이번에는 모두 켤 수 있는 루프 하나를 씁니다. `__init__`의 순서를
+# 지금까지는 기법마다 루프가 따로 있었습니다. 이번에는 무엇이든 함께 켤 수 있는 루프 하나를 씁니다. `__init__`의 순서를
 # 보세요. 블록을 체크포인트로 감싸고, 파라미터의 자료형을 바꾸고, 그다음에 ZeRO가 자릅니다.
 # %% source="dlcourse.training.techniques:Training"
 # %% [markdown] lang="en"
-# **Predict** two numbers for AdamW in float32, 8 sequences of 64 tokens in a rank. All states together:
-# parameters, gradients and state take how many bytes a parameter? And the peak of activations, by the
-# formula of lesson 11.
-# %% [markdown] lang="ko" en="a62f6e43"
-# AdamW, float32, 랭크마다 토큰 64개짜리 시퀀스 8개일 때 두 가지를 **예측해 보세요.** 파라미터, 그래디언트,
-# 옵티마이저 상태를 더한 상태 전체는 파라미터당 몇 바이트일까요? 활성화값의 최대 메모리는 얼마일까요? (레슨 11의
-# 공식)
+# **Predict** two numbers for AdamW in float32. First the model states, parameters, gradients and
+# optimizer state together: how many bytes for each parameter? Then the peak of activations in bytes:
+# 8 layers of width 64 with 4 heads, and 8 sequences of 64 tokens in each rank. By lesson 11 a layer stores
+# 4 × tokens × (16 × width + heads + 4) bytes; the loss and what is outside the layers add about a tenth.
+# %% [markdown] lang="ko" en="b3e3875d"
+# float32 AdamW에 대해 두 가지를 **예측해 보세요.** 먼저 모델 상태, 곧 파라미터와 그래디언트와 옵티마이저 상태를
+# 더하면 파라미터 하나에 몇 바이트일까요? 다음은 활성화값의 최대 메모리(peak memory)입니다. 폭 64, 헤드 4개인 층이
+# 8개이고, 랭크(rank)마다 토큰 64개짜리 시퀀스가 8개입니다. 레슨 11에서 층 하나는
+# 4 × 토큰 × (16 × 폭 + 헤드 + 4)바이트를 저장했습니다. 손실과 층 밖의 것이 여기에 10%쯤 더합니다.
 # %%
 sizes = dict(n_layer=8, n_head=4, n_embd=64, vocab_size=256, block_size=64)
 states = state_bytes(sizes, Recipe())
 activations = activation_peak(sizes, Recipe(), sequences=8, block=64)
-predict("13.states", ..., formula=sum(states.values()), unit="bytes")
+each = sum(states.values()) / num_parameters(sizes)
+predict("13.states", ..., formula=each, unit="bytes")
 predict("13.activations", ..., formula=activations, unit="bytes")
 # %%
 # %%ranks --fast
@@ -108,18 +112,18 @@ adam, want = measure(Recipe())
 # %%
 adam = ranks["adam"][0]
 found = {name: adam["end"][name] for name in states}
-compare("13.states", sum(found.values()))
+compare("13.states", sum(found.values()) / num_parameters(sizes))
 compare("13.activations", adam["peaks"]["activations"])
 assert found == states
 assert abs(adam["peaks"]["activations"] / activations - 1) < 0.05
 # %% [markdown] lang="en"
-# To the byte: 16 bytes a parameter (and 4 for each tensor, AdamW's step counters). The formula can be
-# trusted, so we shall use it later for models that do not fit here.
+# The states agree to the byte: 16 bytes a parameter, and 4 for each tensor, AdamW's step counters.
+# Activations agree within 5%. So the formula can be trusted for models that do not fit here.
 #
 # Now change one thing at a time:
-# %% [markdown] lang="ko" en="3ff0e274"
-# 바이트까지 맞습니다. 파라미터당 16바이트입니다(여기에 텐서마다 4바이트, AdamW의 스텝 카운터). 공식을 믿어도 되니,
-# 여기에 들어가지 않는 모델에는 나중에 이 공식을 씁니다.
+# %% [markdown] lang="ko" en="419a1fae"
+# 상태는 한 바이트까지 맞습니다. 파라미터마다 16바이트이고, 텐서마다 AdamW의 스텝 카운터 4바이트가 더 있습니다.
+# 활성화값은 5% 안에서 맞습니다. 그러니 이 컴퓨터에 들어가지 않는 모델도 공식으로 계산할 수 있습니다.
 #
 # 이제 하나씩 바꿔 봅니다.
 # %%
@@ -141,21 +145,21 @@ anatomy_figure(cases, title=t("anatomy.over_time", low=low, high=high))
 
 
 # %% [markdown] lang="en"
-# Same model, same data. Two things to see. A large batch is a green mountain; a small one is a plain of
-# blue and yellow. And where the mountain is highest, **there are no gradients yet**: the peak of
-# activations and the peak of gradients are at different moments.
+# Same model, same data. Two things to see. With a large batch activations (green) rise like a mountain;
+# with a small one more of the area is flat, parameters and optimizer state (blue, yellow). And where the
+# mountain is highest, **there are no gradients yet**: they peak at another moment.
 #
 # ## 25, 25, 35, 15?
 #
 # The pie says: 25% parameters, 25% gradients, 35% optimizer state, 15% activations. Which case is that?
-# %% [markdown] lang="ko" en="a5839baa"
-# 같은 모델, 같은 데이터입니다. 두 가지를 보세요. 배치가 크면 초록색 산이 솟고, 작으면 파란색과 노란색 평지가
-# 됩니다. 그리고 산이 가장 높은 곳에는 **아직 그래디언트가 없습니다.** 활성화값이 최대인 순간과 그래디언트가 최대인
-# 순간은 서로 다릅니다.
+# %% [markdown] lang="ko" en="873340cf"
+# 같은 모델, 같은 데이터입니다. 두 가지를 보세요. 배치가 크면 활성화값(초록색)이 산처럼 솟고, 작으면 평평한
+# 파라미터와 옵티마이저 상태(파란색, 노란색)가 차지하는 몫이 커집니다. 그리고 산이 가장 높은 곳에는 **아직
+# 그래디언트가 없습니다.** 둘이 최대가 되는 순간은 서로 다릅니다.
 #
 # ## 25, 25, 35, 15?
 #
-# 그래프의 주장은 파라미터 25%, 그래디언트 25%, 옵티마이저 상태 35%, 활성화값 15%입니다. 어떤 경우일까요?
+# 원그래프에 따르면 파라미터 25%, 그래디언트 25%, 옵티마이저 상태 35%, 활성화값 15%입니다. 어떤 경우일까요?
 # %%
 def share_row(name, sizes):
     return [name, *(f"{x:.0f}%" for x in shares(sizes).values()), f"{distance(sizes):.0f}%"]
@@ -166,13 +170,13 @@ rows += [share_row(t(f"anatomy.case.{name}"), found["at_peak"]) for name, found 
 header = [t("anatomy.case"), *(t(f"category.{name}") for name in PICTURE), t("anatomy.distance")]
 Table(header, rows, caption=t("anatomy.shares"))
 # %% [markdown] lang="en"
-# None so far. All four live at once only when gradients of an earlier micro-batch are still there: with
-# accumulation. Then activations decide, and they grow with the tokens. **Predict**: at how many tokens in
-# a micro-batch are they 15%?
-# %% [markdown] lang="ko" en="2f26abf3"
-# 아직 없습니다. 네 가지가 한순간에 모두 있으려면 앞선 마이크로배치의 그래디언트가 남아 있어야 합니다. 그래디언트를
-# 누적할 때입니다. 그러면 활성화값이 몫을 정하고, 활성화값은 토큰 수에 비례합니다. **예측해 보세요.** 마이크로배치의
-# 토큰이 몇 개일 때 15%가 될까요?
+# None so far. For all four to be there at the peak, gradients of an earlier micro-batch must still be
+# alive: with accumulation. Activations grow with the tokens. **Predict**: at how many tokens in a
+# micro-batch are activations 15% of all?
+# %% [markdown] lang="ko" en="ac9d8908"
+# 아직 없습니다. 최대 시점에 네 가지가 모두 있으려면 앞선 마이크로배치(micro-batch)의 그래디언트가 남아 있어야
+# 합니다. 그래디언트를 누적할 때입니다. 활성화값은 토큰 수에 비례합니다. **예측해 보세요.** 마이크로배치의 토큰이 몇
+# 개일 때 활성화값이 전체의 15%가 될까요?
 # %%
 per_token = activation_peak(sizes, Recipe(), sequences=1, block=64) / 64
 predict("13.tokens", ..., formula=round(15 / 85 * sum(states.values()) / per_token))
@@ -190,23 +194,23 @@ rows = [share_row(t("anatomy.picture"), PICTURE)]
 rows += [share_row(t("anatomy.tokens", count=n), s) for n, s in zip(counts, few, strict=True)]
 Table(header, rows, caption=t("anatomy.shares"))
 # %% [markdown] lang="en"
-# Some 30 tokens. That is the case, and even there the picture cannot be: AdamW's two moments
-# are **twice** the parameters, never 1.4 times. No optimizer above has such a ratio.
+# Some 30 tokens: of the lengths measured, 32 comes nearest. Even there the picture does not fit: AdamW's
+# two moments are **twice** the parameters, never 35 ÷ 25 = 1.4 times. No optimizer above has such a ratio.
 #
-# On GPT-2 Large, with its published sizes, 15% would be:
-# %% [markdown] lang="ko" en="f263c6c9"
-# 토큰 30개쯤입니다. 이런 경우인데도 그림과는 맞지 않습니다. AdamW의 모멘트 둘은 파라미터의 **두
-# 배**이지 1.4배가 아닙니다. 앞에서 본 옵티마이저 가운데 그런 비율은 없습니다.
+# And GPT-2 Large, with its published sizes? Its parameters, and the tokens at which activations are 15%:
+# %% [markdown] lang="ko" en="b8fe473d"
+# 토큰 30개쯤이고, 재 본 길이 중에서는 32개가 가장 가깝습니다. 그래도 원그래프와는 맞지 않습니다. AdamW의 모멘트
+# 둘은 파라미터의 **두 배**이지 35 ÷ 25 = 1.4배가 아닙니다. 앞에서 본 옵티마이저 가운데 그런 비율은 없습니다.
 #
-# 발표된 크기 그대로의 GPT-2 Large라면 15%는 다음과 같습니다.
+# 발표된 크기의 GPT-2 Large라면 어떨까요? 파라미터 수와, 활성화값이 15%가 되는 토큰 수를 계산합니다.
 # %%
 large_states = sum(state_bytes(GPT2_LARGE, Recipe()).values())
 large_token = activation_peak(GPT2_LARGE, Recipe(), sequences=1, block=1024) / 1024
-num_parameters(GPT2_LARGE), round(15 / 85 * large_states / large_token)
+dict(parameters=num_parameters(GPT2_LARGE), tokens=round(15 / 85 * large_states / large_token))
 # %% [markdown] lang="en"
-# Not even one sequence of 1,024 tokens. Nobody trains so.
-# %% [markdown] lang="ko" en="0e079182"
-# 1,024개짜리 시퀀스 하나도 되지 않습니다. 그렇게 학습하는 사람은 없습니다.
+# Less than one sequence of 1,024 tokens.
+# %% [markdown] lang="ko" en="89bc87fa"
+# 토큰 1,024개짜리 시퀀스 하나보다도 적습니다.
 # %%
 found = [distance(sizes) for sizes in few]
 at_most = shares(anatomy["large"]["at_peak"])["activations"]
@@ -256,19 +260,20 @@ header = [t("anatomy.technique"), *(t(f"category.{c}") for c in PICTURE), t("ana
 Table(header, rows, caption=t("anatomy.matrix"))
 # %% [markdown] lang="en"
 # Read down the columns. Accumulation leaves gradients as they are: it *keeps* them longer. Master weights
-# make optimizer state **half as large again**, 12 bytes for 8; autocast touches no state at all. And what
-# mixed precision shrinks most is missing in the usual table: activations.
+# make optimizer state **half as large again**, 12 bytes instead of 8; autocast touches no state at all.
+# Mixed precision shrinks activations too, which the usual table leaves out.
 #
-# ZeRO-3 gathers a unit or two at work, so with our 8 layers parameters shrink by little. The more layers,
-# the nearer to 1/N. ZeRO-1's gradients stay in one flat buffer, so its peak of all, at the loss, does not
-# fall here.
-# %% [markdown] lang="ko" en="722aeb3c"
-# 열을 따라 내려가며 읽어 보세요. 누적은 그래디언트를 줄이지 않고 오히려 더 오래 *들고 있습니다*. 마스터 가중치를 쓰면
-# 옵티마이저 상태가 8바이트에서 12바이트로 **절반만큼 늘고**, autocast는 상태를 전혀 건드리지 않습니다. 혼합 정밀도가
-# 가장 많이 줄이는 활성화값은 흔한 표에 없습니다.
+# ZeRO-3 has the layer at work and the next one whole: with only 8 layers parameters do not fall to 1/ranks;
+# with more it comes nearer. ZeRO-1 keeps a buffer for all gradients even at the loss, where the peak is:
+# with 2 ranks it takes exactly what the state saves.
+# %% [markdown] lang="ko" en="c72746ff"
+# 열을 따라 내려가며 읽어 보세요. 누적은 그래디언트를 줄이지 않고 오히려 더 오래 *들고 있습니다*. 마스터
+# 가중치(master weights)를 쓰면 옵티마이저 상태가 8바이트에서 12바이트로 **절반만큼 늘고**, autocast는 상태를 전혀
+# 건드리지 않습니다. 혼합 정밀도는 활성화값도 줄이는데, 흔한 표에는 빠져 있습니다.
 #
-# ZeRO-3는 계산 중인 유닛 한두 개를 모아 두므로, 층이 8개뿐이면 파라미터가 조금만 줄어듭니다. 층이 많을수록 1/N에
-# 가까워집니다. ZeRO-1은 그래디언트를 평평한 버퍼 하나에 계속 두므로, 손실에서 오는 전체 최대는 여기서 줄지 않습니다.
+# ZeRO-3는 계산 중인 층과 다음 층을 온전히 모아 두므로, 층이 8개뿐이면 파라미터가 1/랭크 수까지 줄지 않습니다. 층이
+# 많을수록 가까워집니다. ZeRO-1은 최대 시점인 손실 때도 그래디언트 버퍼를 통째로 들고 있습니다. 랭크가 둘이면 상태가
+# 줄어든 만큼을 이 버퍼가 차지합니다.
 # %%
 promised = {
     "parameters": ("zero3", "mixed"),
@@ -281,9 +286,10 @@ kept = sum(left(name, c) < 0.95 for c, names in promised.items() for name in nam
 state, halved = left("mixed", "optimizer_state"), left("mixed", "activations")
 claim("D6", kept=kept, state=state, activations=halved)
 # %% [markdown] lang="en"
-# Techniques that contradict each other are refused before anything is built:
-# %% [markdown] lang="ko" en="d8c4302a"
-# 서로 맞지 않는 기법은 모델을 만들기 전에 거절합니다.
+# Techniques that contradict each other are refused before anything is built, and a batch that cannot be
+# split in its first step:
+# %% [markdown] lang="ko" en="4eda8604"
+# 서로 맞지 않는 기법은 모델을 만들기 전에 거절하고, 나누어떨어지지 않는 배치는 첫 스텝에서 거절합니다.
 # %%
 # %%ranks --fails "keeps no master weights"
 Recipe(precision="master", optimizer="sgd")
@@ -291,9 +297,9 @@ Recipe(precision="master", optimizer="sgd")
 # %%ranks --fails "does not divide a batch of 6"
 measure(Recipe(accumulate=4), 6)
 # %% [markdown] lang="en"
-# Does torch count the same? `MemTracker` watches one step of the same loop:
-# %% [markdown] lang="ko" en="80683388"
-# torch도 똑같이 셀까요? `MemTracker`로 같은 루프의 한 스텝을 지켜봅니다.
+# Does torch count the same as our memory ledger? Its `MemTracker` watches the same loop:
+# %% [markdown] lang="ko" en="595df58d"
+# torch도 우리 메모리 장부(ledger)와 똑같이 셀까요? torch의 `MemTracker`로 같은 루프를 지켜봅니다.
 # %%
 # %%ranks --fast
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -317,15 +323,16 @@ Table([t("anatomy.case"), t("anatomy.total")], rows)
 # ## Which one first?
 #
 # Recommended: mixed precision, accumulation, checkpointing, then sharding; stop as soon as it fits. That
-# is one path through all sets of techniques. A set has a peak and a cost; the best one for a limit is the
-# **cheapest** that fits. So measure them all, on tensors without numbers: two layers as wide as those of
-# GPT-2 Large, 4 ranks.
-# %% [markdown] lang="ko" en="d3dff1cb"
+# is one path through all sets of techniques. A set has a peak and a cost, the time of a step; the best one
+# for a memory limit is the **cheapest** that fits. So measure all sets, on fake tensors (shapes without
+# numbers): two layers as wide as those of GPT-2 Large, 4 ranks.
+# %% [markdown] lang="ko" en="b0c2f370"
 # ## 무엇부터?
 #
-# 권장 순서는 혼합 정밀도, 누적, 체크포인팅, 샤딩이고, 들어가는 순간 멈추라고 합니다. 이것은 기법의 모든 조합을
-# 지나는 길 하나일 뿐입니다. 조합마다 최대 메모리와 비용이 있고, 어떤 한도에서 가장 좋은 조합은 들어가는 것 중 **가장
-# 싼** 것입니다. 그러니 모두 재 봅니다. 숫자 없는 텐서로, GPT-2 Large와 폭이 같은 층 2개, 랭크 4개입니다.
+# 권장 순서는 혼합 정밀도, 누적, 체크포인팅, 샤딩이고, 들어가는 순간 멈추라고 합니다. 이것은 기법의 여러 조합을
+# 지나는 길 하나일 뿐입니다. 조합마다 최대 메모리와 비용(스텝 시간)이 있고, 어떤 메모리 한도에서 가장 좋은 조합은
+# 들어가는 것 중 **가장 싼** 것입니다. 그러니 조합을 모두 재 봅니다. 값 없이 모양만 있는 가짜 텐서(fake tensor)로,
+# GPT-2 Large와 폭이 같은 층 2개, 랭크 4개입니다.
 # %%
 show("dlcourse.plan.order:cheapest,first_that_fits")
 # %%
@@ -343,10 +350,14 @@ machines = {
 # Bytes, FLOPs and bytes sent are measured. Time is not: it comes from **prices**, which you may change:
 # an A100's FLOPs (TF32, bf16) and NVLink by its datasheet [1], the same over a network of 25 Gb/s, and a
 # machine where 16 bits are no faster; 2 ms for each micro-batch are our assumption.
-# %% [markdown] lang="ko" en="3b229bd9"
+#
+# The peak of each set serves as a limit. At how many of them is the order cheapest (within 1%)?
+# %% [markdown] lang="ko" en="8b471517"
 # 바이트와 FLOPs, 보낸 바이트는 측정값입니다. 시간은 재지 않고 **가격**으로 계산하며, 가격은 바꿔 볼 수 있습니다.
 # A100의 FLOPs(TF32, bf16)와 NVLink는 데이터시트[1]의 값이고, 나머지는 25 Gb/s 네트워크를 쓸 때와 16비트가 더
 # 빠르지 않은 기계입니다. 마이크로배치마다 2 ms는 우리의 가정입니다.
+#
+# 조합마다 그 최대 메모리를 한도로 삼습니다. 권장 순서가 가장 싼(1% 안) 한도는 몇 개일까요?
 # %%
 def label(plan):
     return " + ".join(t(f"anatomy.technique.{n}") for n in plan.techniques) or t("anatomy.baseline")
@@ -358,39 +369,48 @@ def path(plans, prices):
 
 
 # %%
-prices = machines["network"]
+machine = "fast"  # or "network", "plain"
+prices = machines[machine]
 results = compare_order(everything, prices)
 lines = {t("anatomy.best_path"): path(front(everything, prices), prices)}
 lines[t("anatomy.recommended")] = path(stops(everything), prices)
-right = sum(one.extra < 1 for one in results)
-title = t("anatomy.search", machine=t("anatomy.machine.network"), right=right, all=len(results))
+counted = dict(right=sum(one.extra < 1 for one in results), all=len(results))
+title = t("anatomy.search", machine=t(f"anatomy.machine.{machine}"), **counted)
 order_figure(path(everything, prices), lines, title=title)
 # %%
-rows, right = [], {}
+def percent_right(plans, prices):
+    results = compare_order(plans, prices)
+    return 100 * sum(one.extra < 1 for one in results) / len(results)
+
+
+whole = plans(GPT2_LARGE, sequences=16, block=1024, ranks=4)
+right = {name: percent_right(everything, prices) for name, prices in machines.items()}
+right_whole = {name: percent_right(whole, prices) for name, prices in machines.items()}
+# %%
+rows = []
 for name, prices in machines.items():
     results = compare_order(everything, prices)
-    right[name] = 100 * sum(one.extra < 1 for one in results) / len(results)
     bad = max((one for one in results if one.by_order.techniques), key=lambda one: one.extra)
     cells = [human_bytes(bad.limit), label(bad.best), label(bad.by_order), f"+{bad.extra:.0f}%"]
-    rows.append([t(f"anatomy.machine.{name}"), f"{right[name]:.0f}%", *cells])
-keys = ("machine", "right", "limit", "cheapest", "recommended_first", "extra")
+    percents = [f"{share[name]:.0f}%" for share in (right, right_whole)]
+    rows.append([t(f"anatomy.machine.{name}"), *percents, *cells])
+keys = ("machine", "right", "right_whole", "limit", "cheapest", "recommended_first", "extra")
 Table([t(f"anatomy.{key}") for key in keys], rows)
 # %% [markdown] lang="en"
-# The table shows for each machine the limit at which the order is worst. Mixed precision first is right
-# where 16 bits compute faster: it saves time *and* memory. Sharding last is half wrong. ZeRO-1 sends what
-# an all-reduce sends anyway, so with several ranks it is free and comes **before** accumulation and
-# checkpointing. ZeRO-3 sends half as much again: on a slow link it comes last, if at all.
+# On the right: the limit at which the order is worst. It depends on the job: on the whole model (by
+# formula) the order does better, since 2 ms weigh less there. Mixed precision first is right where
+# 16 bits are faster: it saves time *and* memory. But ZeRO-1 sends what an all-reduce sends
+# anyway: with several ranks it is free and comes **before** accumulation and checkpointing. ZeRO-3 sends
+# half as much again: on a slow link last, if at all.
 #
-# On **one** device there is nothing to shard, and the order is nearly right. The line "one device" in the
-# verdict is the most that it costs for GPT-2 Large.
-# %% [markdown] lang="ko" en="40106960"
-# 표는 기계마다 권장 순서가 가장 불리한 한도를 보여 줍니다. 16비트가 더 빠른 곳이라면 혼합 정밀도를 먼저 켜는 것이
-# 맞습니다. 시간과 메모리를 *모두* 아끼니까요. 샤딩을 마지막에 두라는 것은 절반만 맞습니다. ZeRO-1은 올리듀스가 어차피
-# 보내는 만큼만 보내므로, 랭크가 여럿이면 공짜이고 누적과 체크포인팅**보다 먼저** 옵니다. ZeRO-3는 절반을 더
-# 보내므로, 링크가 느리면 맨 끝이거나 아예 켜지 않습니다.
+# On **one** device nothing can be sharded, and where plain float32 does not fit the order is nearly right.
+# %% [markdown] lang="ko" en="0d444847"
+# 오른쪽은 권장 순서가 가장 불리한 한도입니다. 결과는 무엇을 학습하느냐에 달렸습니다. 모델 전체(공식)라면 2 ms의
+# 비중이 작아 권장 순서가 더 자주 맞습니다. 16비트가 더 빠른 곳이라면 혼합 정밀도가 먼저입니다. 시간과 메모리를 *모두*
+# 아끼니까요. 그러나 ZeRO-1은 올리듀스(all-reduce)가 어차피 보내는 만큼만 보내므로, 랭크가 여럿이면 공짜이고 누적과
+# 체크포인팅**보다 먼저** 옵니다. ZeRO-3는 절반을 더 보내므로, 링크가 느리면 맨 끝이거나 아예 켜지 않습니다.
 #
-# 장치가 **하나**라면 나눌 것이 없으므로 권장 순서가 거의 맞습니다. 판정의 "장치 하나" 줄이 GPT-2 Large에서 이 순서가
-# 더 쓰는 시간의 최대입니다.
+# 장치가 **하나**라면 나눌 곳이 없습니다. 이때 float32 그대로는 들어가지 않는다면 권장 순서가 거의 맞습니다.
 # %%
 alone = compare_order(plans(GPT2_LARGE, sequences=8, block=1024), machines["fast"])
 extra = max(one.extra for one in alone if one.by_order.techniques)
@@ -427,33 +447,34 @@ costs = [step_cost(GPT2_LARGE, c.recipe, **two)["flops"] for c in cases]
 labels = [t(f"anatomy.row.{name}", ranks=4, parts=2) for name in ("baseline", *names)]
 by_formula = [f"{total:.1f} GB" for total in totals]
 measured = [f"{ledger[n]:.1f} GB" if n in ledger else "" for n in range(5)]
-flops = [f"×{cost / costs[0]:.2f}" for cost in costs]
+flops = [f"×{cost / costs[0]:.3f}" for cost in costs]
 claimed = ["12 GB", "6 GB", "6 GB", "4 GB", "2 GB"]
 speeds = ["100%", "115%", "110%", "90%", "80%"]
 keys = ("technique", "row.claimed", "formula", "ledger", "flops", "speed")
 columns = (labels, claimed, by_formula, measured, flops, speeds)
 Table([t(f"anatomy.{key}") for key in keys], zip(*columns, strict=True))
 # %%
-title = t("anatomy.large", states=large_states / 1e9, total=totals[0])
+sums = dict(states=human_bytes(large_states), total=human_bytes(1e9 * totals[0]))
+title = t("anatomy.large", **sums)
 ledger_figure(dict(zip(labels, formula, strict=True)), title=title)
 # %% [markdown] lang="en"
 # Each whole model by ledger takes seconds; put 2 and 3 into `by_ledger` to measure those rows too.
 #
-# "12 GB" is exactly the 16 bytes a parameter of the states, **without any activation**. And those 16
-# bytes stay 16 with mixed precision (2 + 2 + 12), so nothing halves. Only sharding divides them: the
-# last row depends on how many devices you have.
+# "12 GB" is the states alone, 16 bytes a parameter, **without any activation**. And those 16 bytes stay 16
+# with mixed precision (2 + 2 + 12), so they do not halve. Only sharding divides them: the last row depends
+# on how many devices you have.
 #
 # Speed is for a GPU to say. One ratio can be checked by FLOPs: checkpointing from 110 to 90% is ×0.82,
-# and 1/1.21 is ×0.82.
-# %% [markdown] lang="ko" en="47ec00f4"
-# 모델 전체를 장부로 재면 한 줄에 몇 초가 걸립니다. 나머지 줄도 재려면 `by_ledger`에 2와 3을 넣으세요.
+# and 1/1.214 is ×0.82.
+# %% [markdown] lang="ko" en="b65e30a7"
+# 모델 전체를 장부로 재는 데는 한 줄에 몇 초씩 걸립니다. 나머지 줄도 재려면 `by_ledger`에 2와 3을 넣으세요.
 #
-# "12 GB"는 상태 16바이트에 파라미터 수를 곱한 값이며, **활성화값은 하나도 들어 있지 않습니다**. 이 16바이트는 혼합
-# 정밀도에서도 16바이트(2 + 2 + 12)이므로 절반이 되지 않습니다. 샤딩만이 상태를 나누고, 마지막 줄은 장치가 몇 개냐에
-# 달렸습니다.
+# "12 GB"는 파라미터마다 16바이트인 상태만의 크기이며, **활성화값은 하나도 들어 있지 않습니다**. 이 16바이트는 혼합
+# 정밀도에서도 16바이트(2 + 2 + 12)이므로 절반이 되지 않습니다. 상태를 나누는 것은 샤딩뿐이고, 마지막 줄은 장치가 몇
+# 개냐에 달렸습니다.
 #
 # 속도는 GPU에서 재야 합니다. FLOPs로 확인할 수 있는 비율이 하나 있습니다. 체크포인팅으로 110%가 90%가 되면 0.82배이고,
-# 1/1.21도 0.82배입니다.
+# 1/1.214도 0.82배입니다.
 # %%
 figures = ("baseline", "mixed", "accumulate", "checkpoint", "sharded")
 claim("D8", states=large_states / 1e9, **dict(zip(figures, totals, strict=True)))
@@ -461,12 +482,13 @@ claim("D8", states=large_states / 1e9, **dict(zip(figures, totals, strict=True))
 # ## A calculator for your GPU
 #
 # What fits, and what to switch on first? Put in your own numbers: the free memory of your device
-# (`torch.cuda.mem_get_info()`), your model, your batch and the number of devices.
-# %% [markdown] lang="ko" en="c5104b88"
+# (`torch.cuda.mem_get_info()`), your model (`GPT2_LARGE | dict(n_layer=48, n_embd=1600, n_head=25)` would
+# be GPT-2 XL), your batch and the number of devices.
+# %% [markdown] lang="ko" en="470eb9e0"
 # ## 내 GPU용 계산기
 #
 # 무엇이 들어가고, 무엇부터 켜야 할까요? 내 숫자를 넣어 보세요. 장치의 빈 메모리(`torch.cuda.mem_get_info()`),
-# 모델, 배치, 장치 수입니다.
+# 모델(예를 들어 `GPT2_LARGE | dict(n_layer=48, n_embd=1600, n_head=25)`는 GPT-2 XL), 배치, 장치 수입니다.
 # %%
 my_memory = 20e9
 my_model = GPT2_LARGE
@@ -482,7 +504,7 @@ rows = [
     for plan in fitting[:6]
 ] or [[t("anatomy.nothing_fits"), "", ""]]
 caption = t("anatomy.advice", memory=f"{my_memory / 1e9:.0f} GB", ranks=my_devices, **my_batch)
-Table([t(f"anatomy.{key}") for key in ("cheapest", "total", "axis.time")], rows, caption=caption)
+Table([t(f"anatomy.{key}") for key in ("set", "total", "axis.time")], rows, caption=caption)
 # %% [markdown] lang="en"
 # Leave room. The calculator counts tensors. A GPU adds what the ledger cannot see: the CUDA context,
 # workspaces of libraries, rounding of each tensor to 512 bytes, blocks that are free but in pieces [2], and
@@ -534,13 +556,14 @@ Table([t(f"anatomy.{key}") for key in keys], map(analogy_row, analogies))
 # Several trips: right, the trips take the same load (FLOPs) and nothing is lost but rounding. Boxes
 # fetched again: right, bit for bit, though they are *made* again, not fetched (fetching is offload,
 # [lesson 12](12_sharding_offload.ipynb)). Furniture in parts: right, with all the carrying. Vacuum-packing
-# misleads: what is packed comes out as it was, bf16 does not; packing takes time, 16 bits save it; and the
-# states do not shrink.
-# %% [markdown] lang="ko" en="782384a8"
+# misleads: what is packed comes out as it was, bf16 does not; packing takes time, 16 bits save it where
+# hardware computes in them; and the states do not shrink.
+# %% [markdown] lang="ko" en="b7dd17d1"
 # 여러 번 나르기는 맞습니다. 나르는 짐(FLOPs)은 같고 반올림 말고는 잃는 것이 없습니다. 상자를 다시 가져오기도 비트까지
 # 맞지만, 가져오는 것이 아니라 *다시 만드는* 것입니다(가져오는 것은 [레슨 12](12_sharding_offload.ipynb)의
 # 오프로드입니다). 가구를 분해해 나눠 두기도 맞고, 그만큼 나르는 일이 늘어납니다. 압축 포장은 오해를 부릅니다. 압축은
-# 풀면 그대로지만 bf16은 그렇지 않고, 포장에는 시간이 들지만 16비트는 시간을 아끼며, 상태는 줄지 않습니다.
+# 풀면 그대로지만 bf16은 그렇지 않고, 포장에는 시간이 들지만 16비트는 하드웨어가 있으면 시간을 아끼며, 상태는 줄지
+# 않습니다.
 # %%
 claim("D9", exact=errors["accumulate"], lossy=errors["mixed"], again=errors["checkpoint"])
 
@@ -585,12 +608,14 @@ check("13.batch")
 
 # %% [markdown] lang="en"
 # **3. `13.order`** (20 minutes). Your own search. `plans` is a list of `(techniques, peak, seconds)`, where
-# `techniques` is a tuple of names. Return the techniques to switch on **in an order** in which each stop
-# on the way is the best set for some limit: for falling limits, the fastest plan that fits, each once.
-# %% [markdown] lang="ko" en="bd808040"
+# `techniques` is a tuple of names. Let the limit fall from very large to the smallest peak: which set is
+# the fastest that fits? Return the list of their `techniques`, in this order, each once. Of equally fast
+# sets the one with the smaller peak counts, and then the one with fewer techniques.
+# %% [markdown] lang="ko" en="dd3ca5a7"
 # **3. `13.order`** (20분). 직접 탐색해 보세요. `plans`는 `(techniques, peak, seconds)`의 리스트이고,
-# `techniques`는 이름의 튜플입니다. 한도를 낮춰 가며 들어가는 것 중 가장 빠른 조합을 차례로, 한 번씩만 담은 리스트를
-# 돌려주세요.
+# `techniques`는 이름의 튜플입니다. 한도를 아주 큰 값에서 가장 작은 최대 메모리까지 낮추면 그때마다 들어가는 가장 빠른
+# 조합이 있습니다. 그 `techniques`를 차례로, 한 번씩만 담은 리스트를 돌려주세요. 시간이 같으면 메모리가 작은 것, 그것도
+# 같으면 기법이 적은 것을 고릅니다.
 # %% exercise="13.order"
 def best_sets(plans):
     raise NotImplementedError
@@ -603,13 +628,12 @@ check("13.order")
 #
 # Bytes of tensors are the same. `dlcourse bench gpu` measures GPT-2 Large against `torch.cuda` peaks, with
 # its tokens per second; no GPU run of this lesson is recorded yet, so nothing here says how fast anything
-# is. What CUDA adds on top is measured there, too.
-# %% [markdown] lang="ko" en="8afe8eb4"
+# is.
+# %% [markdown] lang="ko" en="f57bc250"
 # ## GPU 클러스터에서는
 #
 # 텐서의 바이트는 그대로입니다. `dlcourse bench gpu`가 GPT-2 Large를 `torch.cuda`의 최대 메모리와 견주고 초당 토큰
-# 수를 잽니다. 이 레슨의 GPU 실행 기록은 아직 없으므로, 여기서는 무엇이 얼마나 빠른지 말하지 않습니다. CUDA가 더하는
-# 메모리도 거기서 잽니다.
+# 수를 잽니다. 이 레슨의 GPU 실행 기록은 아직 없으므로, 여기서는 무엇이 얼마나 빠른지 말하지 않습니다.
 # %% [markdown] lang="en"
 # ## In five lines
 #

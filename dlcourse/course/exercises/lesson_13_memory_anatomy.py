@@ -10,6 +10,9 @@ from dlcourse.course.exercises import Exercise, expect
 def check_states(bytes_a_parameter, rank, world_size):
     from dlcourse.parallel.zero_plan import model_state_bytes
 
+    def digits(got):
+        return f"{got:.4g}" if isinstance(got, int | float) else repr(got)[:40]
+
     findings = []
     cases = {
         "one": [("float32", 0, 1), ("mixed", 0, 1), ("mixed", 0, 8)],
@@ -26,15 +29,16 @@ def check_states(bytes_a_parameter, rank, world_size):
             key = "off"
             if right or not isinstance(got, int | float):
                 pass
-            elif way == "mixed" and abs(got - 8) < 1e-6 and stage == 0:
-                key = "halved"
-            elif stage == 0:
+            elif way == "mixed" and stage == 0 and got in (8, 12):
+                key = "halved" if got == 8 else "masters"
+            elif stage == 0 and ranks > 1 and got < want:
                 key = "alone"
             elif abs(got - sum(sizes.values()) * ranks) < 1e-6 or got == 16:
                 key = "whole"
             elif stage < 3 and abs(got - 16 / ranks) < 1e-6:
                 key = "everything"
-            values = {"got": got, "want": f"{want:g}", "way": way, "stage": stage, "ranks": ranks}
+            values = {"way": way, "stage": stage, "ranks": ranks}
+            values |= {"got": digits(got), "want": digits(want)}
             findings.append(expect(case, right, key, **values))
             if not right:
                 break
@@ -67,7 +71,7 @@ STATES = Exercise(
     },
     messages={
         "off": {
-            "ko": "{way}, 단계 {stage}, 랭크 {ranks}개: {got}이 나왔지만 {want}이어야 합니다",
+            "ko": "{way}, 단계 {stage}, 랭크 {ranks}개: 나온 값 {got}, 맞는 값 {want}",
             "en": "{way}, stage {stage}, {ranks} ranks: got {got}, should be {want}",
         },
         "halved": {
@@ -76,9 +80,14 @@ STATES = Exercise(
             "en": "mixed precision does not halve the states: the master and both moments take 4 "
             "bytes each",
         },
+        "masters": {
+            "ko": "혼합 정밀도에는 4바이트 마스터 가중치가 더 있습니다. 모멘트 둘만 세었습니다",
+            "en": "mixed precision has a master weight of 4 bytes as well: only the two moments "
+            "are counted",
+        },
         "alone": {
-            "ko": "{way}, 단계 0: {got}이 나왔지만 {want}이어야 합니다. ZeRO가 없으면 랭크가 몇 "
-            "개든 나뉘지 않습니다",
+            "ko": "{way}, 단계 0: 나온 값 {got}, 맞는 값 {want}. ZeRO가 없으면 랭크가 몇 개든 "
+            "나뉘지 않습니다",
             "en": "{way}, stage 0: got {got}, should be {want}; without ZeRO nothing is divided, "
             "however many ranks there are",
         },
@@ -93,6 +102,8 @@ STATES = Exercise(
     },
     solution=_STATES,
     wrong=(
+        # The masters forgotten
+        _STATES.replace("(2, 2, 12)", "(2, 2, 8)"),
         # Mixed precision taken for half of everything
         _STATES.replace("(2, 2, 12)", "(2, 2, 4)"),
         # Every stage divides everything
@@ -159,7 +170,8 @@ def check_batch(largest, rank, world_size):
             continue
         over = got > 0 and need(got) > memory
         more = need(got + 1) <= memory
-        key = "over" if over else "more" if more else "calls"
+        one_over = over and (got == 1 or need(got - 1) <= memory)
+        key = "one_over" if one_over else "over" if over else "more" if more else "calls"
         values = {"got": got, "calls": calls, "limit": CALLS, "next": got + 1}
         findings.append(expect(case, not over and not more and calls <= CALLS, key, **values))
     return findings
@@ -187,7 +199,7 @@ BATCH = Exercise(
     where="kernel",
     cases={
         "large": {"ko": "GPT-2 Large, 24 GB", "en": "GPT-2 Large, 24 GB"},
-        "small": {"ko": "작은 GPT: 수백 개가 들어감", "en": "a small GPT: hundreds fit"},
+        "small": {"ko": "작은 GPT: 천 개 넘게 들어감", "en": "a small GPT: over a thousand fit"},
         "stairs": {"ko": "계단처럼 늘어나는 메모리", "en": "memory that grows in stairs"},
         "exact": {"ko": "딱 맞게 들어감", "en": "fits exactly"},
         "one": {"ko": "하나만 들어감", "en": "only one fits"},
@@ -195,8 +207,12 @@ BATCH = Exercise(
     },
     messages={
         "number": {
-            "ko": "돌려준 값이 0 이상의 정수가 아닙니다: {got}",
-            "en": "it returned {got}, which is no whole number from 0 on",
+            "ko": "돌려준 값이 {got}입니다. 0 이상의 int로 돌려주세요",
+            "en": "it returned {got}: give an int from 0 on",
+        },
+        "one_over": {
+            "ko": "{got}개는 한도를 넘고, 하나 적으면 들어갑니다. 들어가는 마지막 값을 돌려주세요",
+            "en": "{got} is over the limit, one less is not: return the last that fits",
         },
         "over": {
             "ko": "{got}개는 한도를 넘습니다. 바닥 메모리(상태)를 잊지 않았나요?",
@@ -289,8 +305,9 @@ def check_order(best_sets, rank, world_size):
         key, values = "differs", {"got": len(got), "want": len(want), "name": "–"}
         odd = [names for names in got if names not in want]
         missing = [names for names in want if names not in got]
-        if any(names not in peak for names in got):
-            key = "unknown"
+        strange = [names for names in got if names not in peak]
+        if strange:
+            key, values["name"] = "unknown", repr(strange[0])[:40]
         elif len(set(got)) < len(got):
             key = "twice"
         elif odd:
@@ -336,12 +353,12 @@ ORDER = Exercise(
             "en": "{got} sets, should be {want}",
         },
         "unknown": {
-            "ko": "plans에 없는 조합이 있습니다",
-            "en": "it has a set that is not among the plans",
+            "ko": "plans의 techniques에 없는 것이 있습니다: {name}",
+            "en": "it holds {name}, which is the techniques of no plan",
         },
         "twice": {"ko": "같은 조합이 두 번 있습니다", "en": "it has a set twice"},
         "never": {
-            "ko": "{name}: 어떤 한도에서도 가장 좋지 않습니다. 더 빠르면서 더 작거나 같은 조합이 "
+            "ko": "{name}: 어떤 한도에서도 고르지 않습니다. 그만큼 빠르면서 더 크지 않은 조합이 "
             "있습니다",
             "en": "{name} is best for no limit: another set is as fast, and no larger",
         },
@@ -373,6 +390,8 @@ ORDER = Exercise(
         "            found.append(order[:n])\n"
         "    return found\n",
         "def best_sets(plans):\n    return [min(plans, key=lambda p: p[2])[0]]\n",
+        # Whole plans, not their techniques
+        _ORDER.replace("append(names)", "append((names, peak, seconds))"),
     ),
     hints={
         "ko": (
