@@ -269,6 +269,7 @@ def test_calculator():
         (lambda: Case(SIZES, block=32, ranks=0), "ranks=0: give the number of devices"),
         (lambda: ledgers([]), "cases is empty"),
         (lambda: plans(SIZES, sequences=4, block=32, ranks=0), "ranks=0: give the number"),
+        (lambda: plans(SIZES, sequences=4, block=33), "block=33 is longer than block_size=32"),
         (lambda: step_cost(SIZES, Recipe(accumulate=4), **BATCH | {"sequences": 2}), "multiple"),
         (lambda: Prices(flops=0, flops16=1, bandwidth=1), "flops=0: give a rate above 0"),
         (lambda: first_that_fits([plan("", 9)], 1, ["mixed"]), "no plan has mixed"),

@@ -124,7 +124,7 @@ def measured_plans(
     sizes: Mapping[str, Any], *, sequences: int, block: int, ranks: int
 ) -> list[Plan]:
     """As ``dlcourse.plan.memory.plans``, but each set of techniques measured."""
-    sets = combinations_of()
+    sets = [names for names in combinations_of() if sequences % Recipe.of(names).accumulate == 0]
     batch = dict(sequences=sequences, block=block, ranks=ranks)
     found = ledgers([Case(sizes, Recipe.of(names), **batch) for names in sets])
     costs = ("flops", "sent", "passes")

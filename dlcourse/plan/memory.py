@@ -181,10 +181,14 @@ def plans(
     """Every set of techniques with its predicted memory and cost.
 
     Raises:
-        ValueError: the micro-batches do not divide the sequences, or fewer than one rank.
+        ValueError: fewer than one rank, or sequences longer than ``block_size``.
     """
     if ranks < 1:
         raise ValueError(f"ranks={ranks}: give the number of devices, from 1 on")
+    if block > sizes["block_size"]:
+        raise ValueError(
+            f"block={block} is longer than block_size={sizes['block_size']}: give shorter sequences"
+        )
     found = []
     for names in combinations_of(techniques):
         if ranks == 1 and {"zero1", "zero3"} & set(names):
