@@ -336,6 +336,8 @@ Table([t("anatomy.case"), t("anatomy.total")], rows)
 # %%
 show("dlcourse.plan.order:cheapest,first_that_fits")
 # %%
+from dataclasses import replace
+
 from dlcourse.plan.order import Prices, compare_order, front, stops
 
 slice_sizes = GPT2_LARGE | dict(n_layer=2, vocab_size=8192)
@@ -346,16 +348,17 @@ machines = {
     "network": Prices(**a100, bandwidth=25e9 / 8),
     "plain": Prices(**a100 | dict(flops16=156e12), bandwidth=300e9),
 }
+two_layers = {name: replace(p, per_pass=2 / 36 * p.per_pass) for name, p in machines.items()}
 # %% [markdown] lang="en"
 # Bytes, FLOPs and bytes sent are measured. Time is not: it comes from **prices**, which you may change:
 # an A100's FLOPs (TF32, bf16) and NVLink by its datasheet [1], the same over a network of 25 Gb/s, and a
-# machine where 16 bits are no faster; 2 ms for each micro-batch are our assumption.
+# machine where 16 bits are no faster; 2 ms for each micro-batch of all 36 layers are our assumption.
 #
 # The peak of each set serves as a limit. At how many of them is the order cheapest (within 1%)?
-# %% [markdown] lang="ko" en="8b471517"
+# %% [markdown] lang="ko" en="0becb175"
 # 바이트와 FLOPs, 보낸 바이트는 측정값입니다. 시간은 재지 않고 **가격**으로 계산하며, 가격은 바꿔 볼 수 있습니다.
 # A100의 FLOPs(TF32, bf16)와 NVLink는 데이터시트[1]의 값이고, 나머지는 25 Gb/s 네트워크를 쓸 때와 16비트가 더
-# 빠르지 않은 기계입니다. 마이크로배치마다 2 ms는 우리의 가정입니다.
+# 빠르지 않은 기계입니다. 36층 전체에 마이크로배치마다 2 ms는 우리의 가정입니다.
 #
 # 조합마다 그 최대 메모리를 한도로 삼습니다. 권장 순서가 가장 싼(1% 안) 한도는 몇 개일까요?
 # %%
@@ -370,7 +373,7 @@ def path(plans, prices):
 
 # %%
 machine = "fast"  # or "network", "plain"
-prices = machines[machine]
+prices = two_layers[machine]
 results = compare_order(everything, prices)
 lines = {t("anatomy.best_path"): path(front(everything, prices), prices)}
 lines[t("anatomy.recommended")] = path(stops(everything), prices)
@@ -384,11 +387,11 @@ def percent_right(plans, prices):
 
 
 whole = plans(GPT2_LARGE, sequences=16, block=1024, ranks=4)
-right = {name: percent_right(everything, prices) for name, prices in machines.items()}
+right = {name: percent_right(everything, prices) for name, prices in two_layers.items()}
 right_whole = {name: percent_right(whole, prices) for name, prices in machines.items()}
 # %%
 rows = []
-for name, prices in machines.items():
+for name, prices in two_layers.items():
     results = compare_order(everything, prices)
     bad = max((one for one in results if one.by_order.techniques), key=lambda one: one.extra)
     cells = [human_bytes(bad.limit), label(bad.best), label(bad.by_order), f"+{bad.extra:.0f}%"]
@@ -397,17 +400,16 @@ for name, prices in machines.items():
 keys = ("machine", "right", "right_whole", "limit", "cheapest", "recommended_first", "extra")
 Table([t(f"anatomy.{key}") for key in keys], rows)
 # %% [markdown] lang="en"
-# On the right: the limit at which the order is worst. It depends on the job: on the whole model (by
-# formula) the order does better, since 2 ms weigh less there. Mixed precision first is right where
-# 16 bits are faster: it saves time *and* memory. But ZeRO-1 sends what an all-reduce sends
+# On the right: the limit at which the order is worst. It pays for checkpointing where ZeRO-1 would have
+# been enough. On the whole model (by formula) the picture is the same. Mixed precision first is right
+# where 16 bits are faster: it saves time *and* memory. But ZeRO-1 sends what an all-reduce sends
 # anyway: with several ranks it is free and comes **before** accumulation and checkpointing. ZeRO-3 sends
 # half as much again: on a slow link last, if at all.
 #
 # On **one** device nothing can be sharded, and where plain float32 does not fit the order is nearly right.
-# %% [markdown] lang="ko" en="0d444847"
-# 오른쪽은 권장 순서가 가장 불리한 한도입니다. 결과는 무엇을 학습하느냐에 달렸습니다. 모델 전체(공식)라면 2 ms의
-# 비중이 작아 권장 순서가 더 자주 맞습니다. 16비트가 더 빠른 곳이라면 혼합 정밀도가 먼저입니다. 시간과 메모리를 *모두*
-# 아끼니까요. 그러나 ZeRO-1은 올리듀스(all-reduce)가 어차피 보내는 만큼만 보내므로, 랭크가 여럿이면 공짜이고 누적과
+# %% [markdown] lang="ko" en="9fff6e1d"
+# 오른쪽은 권장 순서가 가장 불리한 한도입니다. ZeRO-1로 충분한데 체크포인팅 값을 치릅니다. 모델 전체(공식)도 결과가
+# 비슷합니다. 16비트가 더 빠른 곳이라면 혼합 정밀도가 먼저입니다. 시간과 메모리를 *모두* 아끼니까요. 그러나 ZeRO-1은 올리듀스(all-reduce)가 어차피 보내는 만큼만 보내므로, 랭크가 여럿이면 공짜이고 누적과
 # 체크포인팅**보다 먼저** 옵니다. ZeRO-3는 절반을 더 보내므로, 링크가 느리면 맨 끝이거나 아예 켜지 않습니다.
 #
 # 장치가 **하나**라면 나눌 곳이 없습니다. 이때 float32 그대로는 들어가지 않는다면 권장 순서가 거의 맞습니다.
