@@ -78,7 +78,8 @@ def mark_step(tokens: int = 0, loss: float | Tensor | None = None) -> None:
 def live_bytes() -> dict[str, int]:
     """Bytes of this process's live tensors by category, once what is no longer used is freed."""
     for _ in range(3):  # what an earlier model leaves: reference cycles inside reference cycles
-        gc.collect()
+        if not gc.collect():
+            break
     with Recorder(0, 1) as recorder:
         pass
     return recorder.record["memory"]["end"]
