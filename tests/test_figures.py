@@ -206,6 +206,12 @@ def test_timeline_tells_hidden_communication_from_waiting():
     assert {math.floor(lane + 0.3) for lane in waiting.y} == {0, 1, 3}
 
 
+def test_nobody_waits_for_a_rank_that_takes_no_part():
+    data = Run(records(late=2)).timeline.data()
+    data["ranks"][0] |= {"spans": [], "totals": {}}
+    assert title(figures.timeline_figure(data, "en")).endswith("mostly for rank 2")
+
+
 def test_timeline_can_show_one_step():
     data = Run(records(steps=5)).timeline.data()
     one = figures.timeline_figure(data, "en", steps=3)

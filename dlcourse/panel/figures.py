@@ -367,8 +367,11 @@ def _timeline_title(ranks: Sequence[Mapping], data: Mapping, lang: str | None) -
     waits = [r["totals"].get("waiting", 0.0) for r in ranks]
     work = [sum(r["totals"].get(kind, 0.0) for kind in _OWN_WORK) for r in ranks]
     share = sum(waits) / len(waits) / wall
-    if share > 0.2 and max(waits) > 1.5 * min(waits):
-        late = ranks[waits.index(min(waits))]["rank"]
+    # Nobody waits for a rank that takes part in no communication
+    pairs = zip(waits, ranks, strict=True)
+    taking_part = [(w, r["rank"]) for w, r in pairs if w or r["totals"].get("communication")]
+    if share > 0.2 and max(waits) > 1.5 * min(taking_part)[0]:
+        late = min(taking_part)[1]
         return t("figure.timeline.waiting", lang, share=_percent(share), rank=late)
     if data["hidden_fraction"] is None:
         busy = sum(work) / len(work) / wall
