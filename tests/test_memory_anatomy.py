@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 
 import cloudpickle
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -138,6 +140,27 @@ def test_gpt2_large_by_ledger(measured, recipe):
     peak = sum(predict_peak(GPT2_LARGE, recipe, **LARGE_BATCH, ranks=ranks).values())
     assert found["memory"]["peak_bytes"] == pytest.approx(peak, rel=0.001)
     assert found["peak_rss_bytes"] < 1e9
+
+
+def test_a_killed_kernel_leaves_no_process(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "from dlcourse.plan.fake import Case, ledgers\n"
+        "from dlcourse.plan.memory import GPT2_LARGE\n"
+        "if __name__ == '__main__':\n"
+        "    ledgers([Case(GPT2_LARGE, sequences=1, block=1024)] * 8)\n"
+    )
+    kernel = psutil.Popen([sys.executable, script])
+    workers = []
+    deadline = time.monotonic() + 60
+    while len(workers) < 4 and time.monotonic() < deadline:  # two, who forks them, a tracker
+        time.sleep(0.2)
+        workers = kernel.children(recursive=True)
+    assert len(workers) >= 4
+    kernel.kill()
+    kernel.wait()
+    _, left = psutil.wait_procs(workers, timeout=30)
+    assert not left
 
 
 def one_step(recipe, steps=1):

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -158,6 +159,15 @@ def _prepare() -> None:
     """In each process, before its first case."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     gc.freeze()  # what is imported is no tensor: the ledger need not look through it
     gc.disable()  # a step leaves little garbage; looking for it takes a tenth of the time
+
+
+def _end_with_parent() -> None:
+    """A kernel that is killed cannot tell its processes; they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
