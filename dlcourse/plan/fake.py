@@ -111,6 +111,7 @@ def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict
     # They are forked from one that has torch, which stays for the next call: it is loaded once
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "dlcourse.training.techniques"])
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(count, mp_context=context, initializer=_prepare) as pool:
         try:
             return list(pool.map(measure, cases))
@@ -119,6 +120,10 @@ def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict
                 f"one of {count} processes was killed, most likely for lack of memory: give "
                 "processes=1, or smaller sizes"
             ) from None
+        except KeyboardInterrupt:  # or it would wait until they are done
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
 
 
 def measured_plans(
