@@ -19,10 +19,9 @@ import torch
 import torch.distributed as dist
 
 from dlcourse import Ranks
-from dlcourse.measure.recorder import Recorder
+from dlcourse.measure.recorder import Recorder, live_bytes
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.stages import Stage
-from dlcourse.peers import beside
 from dlcourse.training.activations import Shape, activation_peak
 from dlcourse.training.corpus import Corpus
 from dlcourse.training.device_plan import check_limits, device_needs, layer_ranges
@@ -238,7 +237,7 @@ def test_a_host_with_too_little_memory_says_what_to_change():
 def to_a_rank(kind, overlap, config=SMALL, steps=STEPS, memory=None):
     """Rank 0 computes, rank 2 is its host; rank 1 has nothing to do."""
     rank = dist.get_rank()
-    before = beside.live_bytes()  # what other tests have left in this rank
+    before = live_bytes()  # what other tests have left in this rank
     with Recorder(rank, 3) as recorder:
         if rank == 2:
             serve(0, steps=steps, parameters=kind is ParameterOffload, memory=memory)

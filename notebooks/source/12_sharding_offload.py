@@ -316,8 +316,7 @@ predict("12.moved", ..., formula=4 * num_parameters, unit="bytes")
 # %%ranks --fast
 import gc
 
-from dlcourse.measure import mark_step
-from dlcourse.peers.beside import live_bytes
+from dlcourse.measure import live_bytes, mark_step
 from dlcourse.training.host_rank import RankHost, serve
 from dlcourse.training.offload_parameters import ParameterOffload
 
