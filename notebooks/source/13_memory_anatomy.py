@@ -436,7 +436,7 @@ predict("13.gpt2", ..., formula=plans(GPT2_LARGE, **two)[0].peak, unit="bytes")
 names = ["mixed", "accumulate", "checkpoint", "zero3"]
 recipes = [Recipe.of(names[:n], **({"accumulate": 2} if n > 1 else {})) for n in range(5)]
 cases = [Case(GPT2_LARGE, recipe, **two, ranks=4 if recipe.stage else 1) for recipe in recipes]
-by_ledger = [4, 1, 0]
+by_ledger = [4, 0]
 large = dict(zip(by_ledger, ledgers([cases[n] for n in by_ledger]), strict=True))
 # %%
 formula = [predict_peak(GPT2_LARGE, c.recipe, **two, ranks=c.ranks) for c in cases]
@@ -460,7 +460,7 @@ sums = dict(states=human_bytes(large_states), total=human_bytes(1e9 * totals[0])
 title = t("anatomy.large", **sums)
 ledger_figure(dict(zip(labels, formula, strict=True)), title=title)
 # %% [markdown] lang="en"
-# Each whole model by ledger takes seconds; put 2 and 3 into `by_ledger` to measure those rows too.
+# Each whole model by ledger takes seconds; put 1, 2 and 3 into `by_ledger` to measure those rows too.
 #
 # "12 GB" is the states alone, 16 bytes a parameter, **without any activation**. And those 16 bytes stay 16
 # with mixed precision (2 + 2 + 12), so they do not halve. Only sharding divides them: the last row depends
@@ -468,8 +468,8 @@ ledger_figure(dict(zip(labels, formula, strict=True)), title=title)
 #
 # Speed is for a GPU to say. One ratio can be checked by FLOPs: checkpointing from 110 to 90% is ×0.82,
 # and 1/1.214 is ×0.82.
-# %% [markdown] lang="ko" en="b65e30a7"
-# 모델 전체를 장부로 재는 데는 한 줄에 몇 초씩 걸립니다. 나머지 줄도 재려면 `by_ledger`에 2와 3을 넣으세요.
+# %% [markdown] lang="ko" en="de190779"
+# 모델 전체를 장부로 재는 데는 한 줄에 몇 초씩 걸립니다. 나머지 줄도 재려면 `by_ledger`에 1, 2, 3을 넣으세요.
 #
 # "12 GB"는 파라미터마다 16바이트인 상태만의 크기이며, **활성화값은 하나도 들어 있지 않습니다**. 이 16바이트는 혼합
 # 정밀도에서도 16바이트(2 + 2 + 12)이므로 절반이 되지 않습니다. 상태를 나누는 것은 샤딩뿐이고, 마지막 줄은 장치가 몇
