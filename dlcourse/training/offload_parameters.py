@@ -46,8 +46,9 @@ class ParameterOffload(OptimizerOffload):
 
     def leave(self, unit: Unit, y: Tensor) -> None:
         self.drop(unit)
-        if y.requires_grad:
-            y.register_hook(lambda _: self.use(unit, unit.index - 1))
+        if y.grad_fn is not None:
+            # Not a hook of the tensor: the block after this one must have been dropped by then
+            y.grad_fn.register_prehook(lambda _: self.use(unit, unit.index - 1))
 
     def use(self, unit: Unit, following: int) -> None:
         """Have the unit's parameters here and, with overlap, those of the next one on their way."""
