@@ -83,6 +83,11 @@ ANATOMY_WORDS: dict[str, tuple[str, str]] = {
     ),
     "sequences": ("마이크로배치 최대", "largest micro-batch"),
     "set": ("조합", "set"),
+    "set.accumulate": ("누적 ×4", "accumulation ×4"),
+    "set.checkpoint": ("체크포인팅", "checkpointing"),
+    "set.mixed": ("혼합 정밀도", "mixed"),
+    "set.zero1": ("ZeRO-1", "ZeRO-1"),
+    "set.zero3": ("ZeRO-3", "ZeRO-3"),
     "shares": (
         "최대 시점에 차지하는 몫. 거리: 그림처럼 되려면 옮겨야 하는 몫",
         "Shares of all memory at the peak. Distance: the share that would have to move",

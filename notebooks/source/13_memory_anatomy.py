@@ -363,7 +363,7 @@ two_layers = {name: replace(p, per_pass=2 / 36 * p.per_pass) for name, p in mach
 # 조합마다 그 최대 메모리를 한도로 삼습니다. 권장 순서가 가장 싼(1% 안) 한도는 몇 개일까요?
 # %%
 def label(plan):
-    return " + ".join(t(f"anatomy.technique.{n}") for n in plan.techniques) or t("anatomy.baseline")
+    return " + ".join(t(f"anatomy.set.{n}") for n in plan.techniques) or t("anatomy.baseline")
 
 
 def path(plans, prices):
@@ -389,28 +389,31 @@ def percent_right(plans, prices):
 whole = plans(GPT2_LARGE, sequences=16, block=1024, ranks=4)
 right = {name: percent_right(everything, prices) for name, prices in two_layers.items()}
 right_whole = {name: percent_right(whole, prices) for name, prices in machines.items()}
+of_machine = {name: t(f"anatomy.machine.{name}") for name in machines}
+rows = [[of_machine[m], f"{right[m]:.0f}%", f"{right_whole[m]:.0f}%"] for m in machines]
+Table([t(f"anatomy.{key}") for key in ("machine", "right", "right_whole")], rows)
 # %%
 rows = []
 for name, prices in two_layers.items():
     results = compare_order(everything, prices)
     bad = max((one for one in results if one.by_order.techniques), key=lambda one: one.extra)
     cells = [human_bytes(bad.limit), label(bad.best), label(bad.by_order), f"+{bad.extra:.0f}%"]
-    percents = [f"{share[name]:.0f}%" for share in (right, right_whole)]
-    rows.append([t(f"anatomy.machine.{name}"), *percents, *cells])
-keys = ("machine", "right", "right_whole", "limit", "cheapest", "recommended_first", "extra")
+    rows.append([of_machine[name], *cells])
+keys = ("machine", "limit", "cheapest", "recommended_first", "extra")
 Table([t(f"anatomy.{key}") for key in keys], rows)
 # %% [markdown] lang="en"
-# On the right: the limit at which the order is worst. It pays for checkpointing where ZeRO-1 would have
+# The second table: the limit at which the order is worst. It pays for checkpointing where ZeRO-1 would have
 # been enough. On the whole model (by formula) the picture is the same. Mixed precision first is right
 # where 16 bits are faster: it saves time *and* memory. But ZeRO-1 sends what an all-reduce sends
 # anyway: with several ranks it is free and comes **before** accumulation and checkpointing. ZeRO-3 sends
 # half as much again: on a slow link last, if at all.
 #
 # On **one** device nothing can be sharded, and where plain float32 does not fit the order is nearly right.
-# %% [markdown] lang="ko" en="9fff6e1d"
-# 오른쪽은 권장 순서가 가장 불리한 한도입니다. ZeRO-1로 충분한데 체크포인팅 값을 치릅니다. 모델 전체(공식)도 결과가
-# 비슷합니다. 16비트가 더 빠른 곳이라면 혼합 정밀도가 먼저입니다. 시간과 메모리를 *모두* 아끼니까요. 그러나 ZeRO-1은 올리듀스(all-reduce)가 어차피 보내는 만큼만 보내므로, 랭크가 여럿이면 공짜이고 누적과
-# 체크포인팅**보다 먼저** 옵니다. ZeRO-3는 절반을 더 보내므로, 링크가 느리면 맨 끝이거나 아예 켜지 않습니다.
+# %% [markdown] lang="ko" en="25cb69e1"
+# 둘째 표는 권장 순서가 가장 불리한 한도입니다. ZeRO-1로 충분한데 체크포인팅 값을 치릅니다. 모델 전체(공식)도 결과가
+# 비슷합니다. 16비트가 더 빠른 곳이라면 혼합 정밀도가 먼저입니다. 시간과 메모리를 *모두* 아끼니까요. 그러나 ZeRO-1은
+# 올리듀스(all-reduce)가 어차피 보내는 만큼만 보내므로, 랭크가 여럿이면 공짜이고 누적과 체크포인팅**보다 먼저**
+# 옵니다. ZeRO-3는 절반을 더 보내므로, 링크가 느리면 맨 끝이거나 아예 켜지 않습니다.
 #
 # 장치가 **하나**라면 나눌 곳이 없습니다. 이때 float32 그대로는 들어가지 않는다면 권장 순서가 거의 맞습니다.
 # %%
