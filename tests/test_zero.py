@@ -264,20 +264,16 @@ def test_stage_2_never_holds_all_gradients(run):
 # --- Stage 3: parameters come and go ------------------------------------------------------------
 
 
-def here(units):
-    return [any(flat.is_here for flat in unit.flats) for unit in units]
-
-
 def who_is_here(prefetch):
     """While each block computes: which blocks' parameters are here or on the way."""
     model = ZeRO3(gpt(n_layer=3), prefetch=prefetch)
     _, *blocks = model.units
     seen = []
     for block in model.module.blocks:
-        block.mlp.register_forward_hook(lambda *_: seen.append(here(blocks)))
-        block.mlp.register_full_backward_hook(lambda *_: seen.append(here(blocks)))
+        block.mlp.register_forward_hook(lambda *_: seen.append([u.is_here for u in blocks]))
+        block.mlp.register_full_backward_hook(lambda *_: seen.append([u.is_here for u in blocks]))
     loss = model(*Corpus(limit=9999).batch(0, micro_batch=2, block=16))
-    freed = not any(here(model.units))
+    freed = not any(u.is_here for u in model.units)
     nbytes = sum(f.full.untyped_storage().nbytes() for f in model.flats)
     loss.backward()
     model.sync_gradients()
@@ -293,6 +289,24 @@ def test_only_the_units_at_work_are_here(run):
     for seen, freed in run(who_is_here, True):
         assert seen == [[x, x, o], [o, x, x], [o, o, x], [o, x, x], [x, x, o], [x, o, o]]
         assert freed
+
+
+def most_blocks_here():
+    """Of three, whenever another one is asked for."""
+    model = ZeRO3(gpt(n_layer=3))
+    _, *blocks = model.units
+    seen = []
+    for block in blocks:
+        start = block.start
+        block.start = lambda start=start: (start(), seen.append(sum(u.is_here for u in blocks)))
+    model(*Corpus(limit=9999).batch(0, micro_batch=2, block=16)).backward()
+    model.sync_gradients()
+    return max(seen)
+
+
+@on_ranks(3)
+def test_a_block_is_free_before_the_next_but_one_is_gathered(run):
+    assert run(most_blocks_here) == [2, 2, 2]
 
 
 def look_at_freed_parameters():

@@ -36,20 +36,20 @@ class Unit:
 
     def __init__(self, flats: list[FlatParameters]) -> None:
         self.flats = flats
+        self.is_here = True  # gathered, or on the way
         for flat in flats:
             flat.shard.data = flat.shard.detach().clone()  # a memory of its own
             flat.nbytes = flat.full.nbytes
             flat.nothing = flat.full.new_full((), float("nan"))
-            flat.is_here = True  # gathered, or on the way
         self.free()
 
     def start(self) -> None:
         """Ask all ranks for their shards."""
-        for flat in self.flats:
-            if not flat.is_here:
+        if not self.is_here:
+            for flat in self.flats:
                 flat.full.untyped_storage().resize_(flat.nbytes)
                 flat.start_gather()
-                flat.is_here = True
+            self.is_here = True
 
     def wait(self) -> None:
         """Wait until they have come, and let the parameters point to them."""
@@ -62,18 +62,12 @@ class Unit:
 
     def free(self) -> None:
         """Give the memory back. Who reads a parameter now reads NaN, not somebody else's memory."""
-        for flat in self.flats:
-            free(flat)
-
-
-def free(flat: FlatParameters) -> None:
-    """The same for a part of a unit."""
-    if flat.is_here:
-        flat.finish_gather()
-        for parameter in flat.parameters:
-            parameter.data = flat.nothing.expand(parameter.shape)
-        flat.full.untyped_storage().resize_(0)
-        flat.is_here = False
+        for flat in self.flats if self.is_here else ():
+            flat.finish_gather()
+            for parameter in flat.parameters:
+                parameter.data = flat.nothing.expand(parameter.shape)
+            flat.full.untyped_storage().resize_(0)
+        self.is_here = False
 
 
 class ZeRO3(ZeRO2):
@@ -122,11 +116,6 @@ class ZeRO3(ZeRO2):
         unit.wait()
         if self.prefetch and unit in following:
             following[unit].start()
-
-    def send(self, flat: FlatParameters) -> None:
-        """All its gradients are there, so nobody reads its parameters any more."""
-        free(flat)
-        super().send(flat)
 
     def finish_backward(self) -> None:
         super().finish_backward()
