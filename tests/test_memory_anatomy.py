@@ -153,7 +153,7 @@ def test_a_stopped_kernel_leaves_no_process(tmp_path, how):
         "if __name__ == '__main__':\n"
         "    ledgers([Case(GPT2_LARGE, sequences=1, block=1024)] * 8)\n"
     )
-    kernel = psutil.Popen([sys.executable, script], stderr=subprocess.DEVNULL)
+    kernel = psutil.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
     workers = []
     deadline = time.monotonic() + 60
     while len(workers) < 4 and time.monotonic() < deadline:  # two, who forks them, a tracker
@@ -164,6 +164,7 @@ def test_a_stopped_kernel_leaves_no_process(tmp_path, how):
     kernel.wait(timeout=15)  # eight cases would take more than 20 seconds
     _, left = psutil.wait_procs(workers, timeout=30)
     assert not left
+    assert "InvalidStateError" not in kernel.stderr.read()  # no words of the pool's own
 
 
 def one_step(recipe, steps=1):

@@ -114,7 +114,8 @@ def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(count, mp_context=context, initializer=_prepare) as pool:
         try:
-            return list(pool.map(measure, cases))
+            futures = [pool.submit(measure, case) for case in cases]
+            return [future.result() for future in futures]
         except BrokenProcessPool:
             raise RuntimeError(
                 f"one of {count} processes was killed, most likely for lack of memory: give "
