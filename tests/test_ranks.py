@@ -9,16 +9,20 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from dlcourse.ranks import RankError, Ranks, RanksInterrupted, expect_failure, limits
 from dlcourse.ranks import output as output_module
 from dlcourse.ranks.display import Results, ranges
 from dlcourse.ranks.output import Output
+from dlcourse.ranks.worker import Rank
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +163,39 @@ def test_marker_in_pieces_is_found():
         out.feed(0, "out", bytes([byte]))
     out.feed(0, "err", marker)
     assert out.ended(0)
+
+
+def test_a_question_where_a_rank_stands_keeps_nothing_alive(monkeypatch):
+    """Frames hold tensors: kept while source is read, they would be counted as memory in use."""
+    asked = threading.Event()
+
+    def slow(*args):
+        asked.set()
+        time.sleep(0.2)
+        return "x = object()\n"
+
+    monkeypatch.setattr("linecache.getline", slow)
+    monkeypatch.setattr("linecache.checkcache", slow)
+    rank = SimpleNamespace(
+        main_thread=threading.get_ident(), running=1, history=SimpleNamespace(collectives=dict)
+    )
+    answers = []
+    asker = threading.Thread(target=lambda: answers.append(Rank.where(rank)))
+    scope = {"asker": asker, "asked": asked, "torch": torch, "weakref": weakref}
+    cell = """
+def work():
+    x = torch.ones(2)
+    asker.start()
+    asked.wait(5)
+    return weakref.ref(x)
+found = work()()
+"""
+    exec(compile(cell, "<ranks cell 7>", "exec"), scope)
+    asker.join()
+    assert scope["found"] is None
+    line = answers[0]["line"]
+    assert line["line"] in (4, 5)
+    assert (line["file"], line["code"]) == ("<ranks cell 7>", "x = object()")
 
 
 # -- failures: each ends in seconds, says who and where, and the next cell works -------------------

@@ -318,20 +318,19 @@ class Rank:
 
     def where(self) -> dict[str, Any]:
         """Where the main thread stands: line of the cell, collective, what it started last."""
-        frame = sys._current_frames().get(self.main_thread)
-        line = collective = None
-        stack = traceback.extract_stack(frame) if frame else []
-        for entry in stack:
-            if entry.filename.startswith("<ranks cell"):
-                line = {"line": entry.lineno, "code": entry.line or "", "file": entry.filename}
-        if frame is not None:
-            collective = _collective_of(frame)
+        stack, collective = _stack_of(self.main_thread)
+        cell = next((at for at in stack if at[0].startswith("<ranks cell")), None)
+        line = cell and {
+            "line": cell[1],
+            "code": linecache.getline(*cell).strip(),
+            "file": cell[0],
+        }
         return {
             "running": self.running is not None,
             "cpu_s": time.process_time(),
             "line": line,
             "call": collective,
-            "innermost": f"{stack[-1].filename}:{stack[-1].lineno}" if stack else None,
+            "innermost": "{}:{}".format(*stack[0]) if stack else None,
             "collectives": self.history.collectives(),
         }
 
@@ -401,6 +400,20 @@ class History:
                 }
             )
         return {name: found[-8:] for name, found in groups.items()}
+
+
+def _stack_of(thread: int) -> tuple[list[tuple[str, int]], dict[str, Any] | None]:
+    """Files and lines in which a thread stands, innermost first, and its collective.
+
+    Reads no source and waits for nothing: who holds a frame holds its tensors, and while this
+    thread waits the other one goes on, so that memory would be counted that nobody uses.
+    """
+    frame = sys._current_frames().get(thread)
+    collective, stack = _collective_of(frame), []
+    while frame is not None:
+        stack.append((frame.f_code.co_filename, frame.f_lineno))
+        frame = frame.f_back
+    return stack, collective
 
 
 def _collective_of(frame: types.FrameType | None) -> dict[str, Any] | None:
