@@ -281,6 +281,26 @@ def test_a_rank_as_host_keeps_the_state(three, overlap):
     assert host["peaks"]["parameters"] == total
 
 
+class Counted(ParameterOffload):
+    """Notes the largest number of blocks that are on the device at once."""
+
+    most = 0
+
+    def start(self, unit):
+        super().start(unit)
+        self.most = max(self.most, sum(block.is_here for block in self.units[1:]))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_block_goes_before_the_next_but_one_comes(overlap):
+    model = GPT(SMALL)
+    offload = Counted(model, LocalHost(), overlap=overlap)
+    for step in range(2):
+        model(*batch(step)).backward()
+        offload.step()
+    assert offload.most == (2 if overlap else 1)
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_parameters_come_for_a_moment(three, overlap):
     device, _, _ = three(to_a_rank, ParameterOffload, overlap)
