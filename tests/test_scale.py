@@ -118,6 +118,11 @@ def test_more_ranks_make_no_more_calls():
         (dict(rank=1024), ("rank=1024", "1023")),
         (dict(block=4096), ("block=4096", "2048")),
         (dict(world=0), ("world=0",)),
+        (dict(pipeline=8), ("micro_batches=1", "pipeline=8")),
+        (dict(lesson="05_pipeline_parallel", micro_batches=7), ("micro_batches=7", "pipeline=8")),
+        (dict(micro_batch=1.5), ("micro_batch=1.5", "whole number")),
+        (dict(tensor=2.0), ("tensor=2.0", "whole number")),
+        (dict(rank=0.5), ("rank=0.5", "1023")),
     ],
     ids=str,
 )
@@ -126,6 +131,11 @@ def test_what_cannot_be_is_refused_before_anything_starts(options, words, monkey
     with pytest.raises(ValueError) as refused:
         scale(**options)
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+@pytest.mark.parametrize("lesson", scaling.LESSONS)
+def test_each_lessons_job_can_run_as_it_is(lesson):
+    Job(**scaling.LESSONS[lesson])
 
 
 def test_the_command_prints_the_record(capsys):

@@ -36,7 +36,7 @@ MODELS: dict[str, dict[str, int]] = {
 LESSONS = {
     "03_data_parallel": {},
     "04_tensor_parallel": {"tensor": 8},
-    "05_pipeline_parallel": {"tensor": 8, "pipeline": 8},
+    "05_pipeline_parallel": {"tensor": 8, "pipeline": 8, "micro_batches": 8},
     "06_zero": {"tensor": 8, "stage": 3},
 }
 
@@ -52,11 +52,11 @@ class Job:
         stage: ZeRO stage along data, 0 for whole copies.
         rank: which rank to be.
         micro_batch: sequences that a rank works on at a time.
-        micro_batches: how many of them a step has.
+        micro_batches: how many of them a step has; at least as many as ``pipeline``.
         block: tokens of a sequence.
 
     Raises:
-        ValueError: sizes that do not divide; it names both numbers.
+        ValueError: sizes that do not divide or do not fit together; it names both numbers.
     """
 
     model: str = "7b"
@@ -73,17 +73,18 @@ class Job:
         if self.model not in MODELS:
             raise ValueError(f"model={self.model!r}: give one of {', '.join(MODELS)}")
         for name in ("world", "tensor", "pipeline", "micro_batch", "micro_batches", "block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number from 1 on")
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}={value!r}: give a whole number from 1 on")
         sizes = MODELS[self.model]
         check_mesh(
             data=self.data, pipeline=self.pipeline, tensor=self.tensor, world_size=self.world
         )
         check_tensor_parallel(n_head=sizes["n_head"], n_embd=sizes["n_embd"], size=self.tensor)
-        if not 0 <= self.rank < self.world:
-            raise ValueError(f"rank={self.rank}: there are ranks 0 to {self.world - 1}")
+        if type(self.rank) is not int or not 0 <= self.rank < self.world:
+            raise ValueError(f"rank={self.rank!r}: there are ranks 0 to {self.world - 1}")
         if self.stage not in (0, 1, 2, 3):
-            raise ValueError(f"stage={self.stage}: ZeRO has stages 1, 2 and 3; 0 is without")
+            raise ValueError(f"stage={self.stage!r}: ZeRO has stages 1, 2 and 3; 0 is without")
         if self.pipeline > 1 and self.stage > 1:
             raise ValueError(
                 f"stage={self.stage} with pipeline={self.pipeline}: along a pipeline only "
@@ -93,6 +94,11 @@ class Job:
             raise ValueError(
                 f"pipeline={self.pipeline} is more than the {sizes['n_layer']} layers of "
                 f"{self.model}: give at most {sizes['n_layer']}"
+            )
+        if self.pipeline > 1 and self.micro_batches < self.pipeline:
+            raise ValueError(
+                f"micro_batches={self.micro_batches} cannot feed pipeline={self.pipeline} stages: "
+                f"1F1B needs at least as many, so give micro_batches={self.pipeline} or more"
             )
         if self.block > sizes["block_size"]:
             raise ValueError(
