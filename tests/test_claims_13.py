@@ -125,10 +125,16 @@ def test_d7():
         right = 100 * sum(one.extra < 1 for one in results) / len(results)
         assert right == pytest.approx(found[name], abs=0.1)
         assert front(everything, prices)[0].techniques == ("mixed", "zero1")  # not the last
-    # One device, wherever plain float32 does not fit
-    alone = compare_order(plans(GPT2_LARGE, sequences=8, block=1024), machines["fast"])
-    extra = max(one.extra for one in alone if one.by_order.techniques)
-    assert extra == pytest.approx(found["alone"], abs=0.1)
+    # One device, wherever plain float32 does not fit: mixed precision is right as the first, and
+    # what the order costs goes with the fixed price of a micro-batch
+    jobs = {"alone": (1024, 2e-3), "short": (256, 2e-3), "slow": (256, 10e-3)}
+    for name, (block, per_pass) in jobs.items():
+        options = plans(GPT2_LARGE, sequences=8, block=block)
+        prices = replace(machines["fast"], per_pass=per_pass)
+        assert all("mixed" in plan.techniques for plan in front(options, prices))
+        alone = compare_order(options, prices)
+        extra = max(one.extra for one in alone if one.by_order.techniques)
+        assert extra == pytest.approx(found[name], abs=0.1)
 
 
 def test_d8():
