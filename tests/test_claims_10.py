@@ -22,6 +22,7 @@ from dlcourse.training.corpus import Corpus
 from dlcourse.training.dtype_log import DtypeLog
 from dlcourse.training.mixed import mixed_step, prepare
 from dlcourse.training.mixed_bytes import WAYS, activation_bytes, state_bytes
+from dlcourse.training.recipe import num_parameters
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 
@@ -56,6 +57,18 @@ def backward_in_16_bits(autocast):
     return backward.share_in("bfloat16", "float16")
 
 
+def share_of_large(way, sequences):
+    """Peak memory by formula, of that in float32, GPT-2 Large with sequences of 1,024 tokens."""
+    sizes = MODELS["gpt2-large"]
+
+    def peak(way):
+        kept = state_bytes(num_parameters(sizes), way)
+        active = activation_bytes(sizes, tokens=1024 * sequences, way=way)
+        return sum(kept.values()) + max(0, active - kept["gradients"])  # not there together
+
+    return peak(way) / peak("float32")
+
+
 def test_d2():
     claim = find_claim("D2")
     assert claim.verdict == "does_not_hold"
@@ -71,6 +84,12 @@ def test_d2():
         share = 100 * peaks[way] / peaks["float32"]
         assert share == pytest.approx(found[way], abs=0.1)
     assert found["autocast"] > found["master"] > 60 > found["bfloat16"]
+    # GPT-2 Large: with many sequences master weights come near one half, autocast does not
+    for way in ("autocast", "master"):
+        assert 100 * share_of_large(way, 64) == pytest.approx(found[f"large_{way}"], abs=0.1)
+    assert share_of_large("master", 64) > share_of_large("master", 4096) > 0.5
+    assert share_of_large("autocast", 4096) > 0.68
+    assert share_of_large("bfloat16", 1) == pytest.approx(0.5, abs=0.001)
 
 
 @pytest.mark.parametrize("way", WAYS[:2])

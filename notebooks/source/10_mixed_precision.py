@@ -293,14 +293,16 @@ best = {way: f"{min(ratios[way]):.0%}" for way in ("autocast", "master")}
 axes = {"x_title": t("mixed.axis.batch"), "y_title": t("mixed.axis.share")}
 sweep_figure(batches, curves, **axes, log_x=True, y_unit="%", title=t("mixed.large", **best))
 # %% [markdown] lang="en"
-# Only pure bfloat16 is at 50%, the one that forgets small steps. The others fall as activations outweigh
-# states. With one sequence, autocast even needs *more* than float32: the copies of all weights.
+# Only pure bfloat16, the one that forgets small steps, is at 50% from the start. Master weights come
+# near it as activations outweigh states. Autocast does not: its residual stream and the loss stay
+# float32. With one sequence it even needs *more* than float32: the copies of all weights.
 #
 # Now float16, and its other weakness. Gradients are small: the loss is a mean over all tokens. Multiply
 # the loss by a scale, and count which gradients become 0, and which infinite:
-# %% [markdown] lang="ko" en="8af50042"
-# 50%인 것은 작은 걸음을 잊어버리는 순수 bfloat16뿐입니다. 나머지는 배치가 커져 활성화값의 비중이 늘어야
-# 줄어듭니다. 시퀀스가 하나면 autocast는 float32보다 *더* 씁니다. 모든 가중치의 복사본 때문입니다.
+# %% [markdown] lang="ko" en="c56b37cb"
+# 처음부터 50%인 것은 작은 걸음을 잊어버리는 순수 bfloat16뿐입니다. 마스터 가중치는 배치가 커져 활성화값의 비중이
+# 늘수록 50%에 다가갑니다. autocast는 잔차 흐름과 손실이 float32라서 그러지 못합니다. 시퀀스가 하나면 float32보다
+# *더* 쓰기도 합니다. 모든 가중치의 복사본 때문입니다.
 #
 # 이제 float16의 다른 약점을 봅시다. 손실은 모든 토큰의 평균이라 그래디언트가 작습니다. 손실에 스케일을 곱하고
 # 그래디언트 가운데 몇이 0이 되고 몇이 무한대가 되는지 셉니다.
@@ -542,6 +544,8 @@ claim(
     autocast=100 * share["autocast"],
     master=100 * share["master"],
     bfloat16=100 * share["bfloat16"],
+    large_autocast=100 * ratios["autocast"][-1],
+    large_master=100 * ratios["master"][-1],
 )
 # %% [markdown] lang="en"
 # **Outlook: 8 bits.** The same trade once more. Gradients of size 0.001, cast to 8 bits and back; then
