@@ -221,6 +221,14 @@ def test_the_scaler_takes_the_same_steps_as_torch_s(interval):
     assert torch.equal(torch.stack(weights), torch.stack(want_weights))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_loss_is_scaled_in_float32(dtype):
+    loss = torch.tensor(2.0, dtype=dtype)
+    want = torch.amp.GradScaler("cpu").scale(loss)
+    found = LossScaler().scale(loss)
+    assert found.dtype == want.dtype and found == want == 2.0**17  # float16 ends at 65504
+
+
 def test_the_scale_stops_where_float32_ends():
     scaler, theirs = (
         make(init_scale=2.0**126, growth_interval=1)

@@ -58,7 +58,8 @@ class LossScaler:
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to call ``backward()`` on."""
-        return loss * self._scale
+        # A tensor, not a number: a loss in float16 would stay so, and be infinite
+        return loss * torch.tensor(self._scale, device=loss.device)
 
     @torch.no_grad()
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
