@@ -30,6 +30,7 @@ from dlcourse.training.activations import (
     selective_peak,
     step_flops,
 )
+from dlcourse.training.autocast import Autocast
 from dlcourse.training.checkpoint import checkpoint
 from dlcourse.training.placement import best_length, every
 from dlcourse.training.segments import (
@@ -234,6 +235,17 @@ def test_the_second_forward_runs_under_the_same_autocast():
     want = found(None)
     for how in HOW.values():
         assert same(found(how), want)
+
+
+def test_the_second_forward_runs_under_our_own_autocast():
+    def found(segments):
+        gpt = checkpoint_blocks(GPT(SHAPES[0][0]), segments, checkpoint)
+        with Autocast("cpu", torch.bfloat16):
+            loss = gpt(tokens(2, 16), tokens(2, 16))
+        loss.backward()  # outside, where the mode is not on
+        return gradients(gpt)
+
+    assert same(found([2, 2]), found([]))
 
 
 def test_nested_and_several_inputs():

@@ -6,8 +6,9 @@ piece, it runs forward once more, with autograd watching, and goes on from there
 
     x_BTC = checkpoint(block, x_BTC)        # instead of block(x_BTC)
 
-The second forward must be the first one over again. So the random state and autocast are put back
-to what they were; what a piece changes in place cannot be put back, and is refused.
+The second forward must be the first one over again. So the random state and autocast (torch's, and
+that of ``autocast.py``) are put back to what they were; what a piece changes in place cannot be put
+back, and is refused.
 
 Sources: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016,
 https://arxiv.org/abs/1604.06174. The same in torch: ``torch.utils.checkpoint.checkpoint(...,
@@ -17,12 +18,13 @@ use_reentrant=True)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.overrides import _get_current_function_mode_stack
 
 Function = Callable[..., Tensor]
 
@@ -84,6 +86,7 @@ class Surroundings:
     def __init__(self, inputs: tuple[Any, ...], keep_random_state: bool = True) -> None:
         devices = {x.device for x in inputs if isinstance(x, Tensor)}
         kind = next(iter(devices)).type
+        self.modes = _get_current_function_mode_stack()  # such as our Autocast
         self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         self.random = torch.get_rng_state() if keep_random_state else None
         self.random_cuda = {d: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
@@ -91,15 +94,17 @@ class Surroundings:
     @contextmanager
     def again(self) -> Iterator[None]:
         """The same inside; outside goes on as if nothing had happened."""
-        with torch.autocast(*self.autocast):
-            if self.random is None:
-                yield
-                return
-            with torch.random.fork_rng(devices=list(self.random_cuda)):
+        with ExitStack() as stack:
+            for mode in self.modes:
+                if mode not in _get_current_function_mode_stack():
+                    stack.enter_context(mode)
+            stack.enter_context(torch.autocast(*self.autocast))
+            if self.random is not None:
+                stack.enter_context(torch.random.fork_rng(devices=list(self.random_cuda)))
                 torch.set_rng_state(self.random)
                 for device, state in self.random_cuda.items():
                     torch.cuda.set_rng_state(state, device)
-                yield
+            yield
 
 
 def save_inputs(ctx: Any, inputs: tuple[Any, ...]) -> None:
