@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import cloudpickle
@@ -226,6 +227,16 @@ def test_gradients_may_add_up_without_overlap_only():
         model(*tokens).backward()
 
 
+def test_parameters_without_gradients_are_refused():
+    model = GPT(SMALL)
+    model.blocks[1].mlp_norm.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"1 parameters .* gradient, blocks\.1\.mlp_norm\.weight"):
+        OptimizerOffload(model, LocalHost())
+    offload = OptimizerOffload(GPT(SMALL), LocalHost())
+    with pytest.raises(ValueError, match=r"parameters of unit 5 have no gradient: call backward"):
+        offload.step()
+
+
 def test_a_host_with_too_little_memory_says_what_to_change():
     model = GPT(SMALL)
     need = host_bytes(size(model))
@@ -357,6 +368,19 @@ def test_a_meta_module_gets_its_own_tensors_alone(shards):
     memory = recorder.record["memory"]
     assert memory["end"]["parameters"] - before["parameters"] == read
     assert memory["peak_bytes"] - sum(before.values()) == read
+
+
+def test_tied_parameters_are_read_once_and_stay_tied(tmp_path):
+    config = replace(SMALL, tie_embeddings=True)
+    torch.manual_seed(1)
+    model = GPT(config)
+    save_shards(model, tmp_path, [list(model.state_dict())])
+    with torch.device("meta"):
+        loaded = GPT(config)
+    assert load_module(loaded, tmp_path) == 4 * size(model) == 4 * size(loaded)
+    assert len(list(loaded.parameters())) == len(list(model.parameters()))
+    states = zip(loaded.state_dict().items(), model.state_dict().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in states)
 
 
 def test_torch_reads_the_same_header(tmp_path):

@@ -38,6 +38,11 @@ class Unit:
 
     def take_gradients(self) -> Tensor:
         """The gradients as one row; the parameters have none any more."""
+        if unused := sum(p.grad is None for p in self.parameters):
+            raise ValueError(
+                f"{unused} of {len(self.parameters)} parameters of unit {self.index} have no "
+                "gradient: call backward() before step(), and use every parameter in forward"
+            )
         row = torch.cat([p.grad.flatten() for p in self.parameters])
         for p in self.parameters:
             p.grad = None
@@ -71,9 +76,19 @@ class OptimizerOffload:
 
     Attributes:
         out_bytes, back_bytes: moved to the host and back since the beginning.
+
+    Raises:
+        ValueError: a parameter is frozen, or the host has too little memory.
     """
 
     def __init__(self, model: nn.Module, host: Host, *, overlap: bool = True) -> None:
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        if frozen:
+            raise ValueError(
+                f"{len(frozen)} parameters do not require a gradient, {frozen[0]} first: a unit "
+                "travels as one row, with a gradient for all of it; train them, or leave the "
+                "offload out"
+            )
         self.host, self.overlap = host, overlap
         self.out_bytes = self.back_bytes = 0
         in_blocks = {p for p in model.blocks.parameters()}

@@ -113,7 +113,11 @@ def load_module(module: nn.Module, folder: Path, device: torch.device | str = "c
     """
     where = json.loads((folder / INDEX).read_text())["weight_map"]
     files, loaded = {}, {}
-    for name, wanted in module.state_dict().items():
+    tied: dict[Tensor, Tensor] = {}  # a tensor with two names is read once, and stays one
+    for name, wanted in module.state_dict(keep_vars=True).items():
+        if wanted in tied:
+            loaded[name] = tied[wanted]
+            continue
         if name not in where:
             raise ValueError(
                 f"{name} is in no file of {folder.name}: build the model with the configuration "
@@ -128,6 +132,9 @@ def load_module(module: nn.Module, folder: Path, device: torch.device | str = "c
                 f"{name} has shape {shape} in {where[name]} and {tuple(wanted.shape)} in the "
                 "module: build the model with the configuration that was saved"
             )
-        loaded[name] = file.read(name).to(device)
+        tensor = file.read(name).to(device)
+        if isinstance(wanted, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=wanted.requires_grad)
+        loaded[name] = tied[wanted] = tensor
     module.load_state_dict(loaded, assign=True)  # the meta tensors make way
-    return sum(math.prod(t.shape) * t.itemsize for t in loaded.values())
+    return sum(math.prod(t.shape) * t.itemsize for t in tied.values())
