@@ -60,6 +60,12 @@ def activations(record):
     return record["memory"]["peaks"]["activations"]
 
 
+def share_of_activations(sequences):
+    """Percent of all memory at its peak, without a checkpoint."""
+    memory = step(sequences, [], reentrant)["memory"]
+    return 100 * memory["at_peak"]["activations"] / memory["peak_bytes"]
+
+
 def more_flops(how):
     plain, light = (step(1, segments, how)["flops"] for segments in ([], EACH))
     return 100 * (light / plain - 1)
@@ -82,6 +88,13 @@ def test_d3():
     assert few == pytest.approx(found["few"], abs=2)
     assert many == pytest.approx(found["many"], abs=2)
     assert few < 30 < 70 < many
+    # From which share of activations to which: a little less than half is too little
+    half, more, most = (share_of_activations(sequences) for sequences in (2, 3, 12))
+    assert 45 < half < 50 < more < 60
+    assert saved(2, reentrant, whole) == pytest.approx(found["half"], abs=2)
+    assert found["half"] < 30 < saved(3, reentrant, whole) < 70
+    assert most == pytest.approx(found["share"], abs=1)
+    assert saved(12, reentrant, whole) == pytest.approx(70, abs=2)
     assert saved(4, reentrant, activations) == pytest.approx(found["activations"], abs=0.5)
     assert more_flops(reentrant) == pytest.approx(found["reentrant"], abs=0.1)
     assert more_flops(early_stop) == pytest.approx(found["early_stop"], abs=0.1)

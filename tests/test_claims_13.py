@@ -23,6 +23,7 @@ from dlcourse.plan.memory import (
     plans,
     predict_peak,
     shares,
+    step_cost,
 )
 from dlcourse.plan.order import Prices, compare_order, front
 from dlcourse.training.recipe import OPTIMIZERS, Recipe, num_parameters, state_bytes
@@ -142,11 +143,16 @@ def test_d8():
     assert 16 * num_parameters(GPT2_LARGE) / 1e9 == pytest.approx(found["states"], abs=0.05)
     names = ["mixed", "accumulate", "checkpoint", "zero3"]
     rows = ("baseline", "mixed", "accumulate", "checkpoint", "sharded")
+    flops = {}
     for n, row in enumerate(rows):
         recipe = Recipe.of(names[:n], **({"accumulate": 2} if n > 1 else {}))
         ranks = 4 if recipe.stage else 1
         peak = predict_peak(GPT2_LARGE, recipe, sequences=2, block=1024, ranks=ranks)
         assert sum(peak.values()) / 1e9 == pytest.approx(found[row], rel=0.01)
+        flops[row] = step_cost(GPT2_LARGE, recipe, sequences=2, block=1024, ranks=ranks)["flops"]
+    again = flops["checkpoint"] / flops["accumulate"]
+    assert again == pytest.approx(found["again"], abs=0.001)
+    assert 1 / again == pytest.approx(90 / 110, abs=0.01)  # the claimed speeds
 
 
 def test_d9(measured):
