@@ -7,6 +7,7 @@ steps agree to 1e-10, parameters after five AdamW steps to 1e-9.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import cloudpickle
 import pytest
@@ -15,6 +16,11 @@ from dlcourse import Ranks
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.mesh import MeshParallel, make_mesh, train
 from dlcourse.parallel.shards import check_mesh
+from dlcourse.parallel.tensor import tensor_parallel
+from dlcourse.parallel.zero import ZeRO1
+from dlcourse.parallel.zero import train as zero_train
+from dlcourse.parallel.zero2 import ZeRO2
+from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.training import loop
 from dlcourse.training.corpus import Corpus
 
@@ -24,29 +30,61 @@ SMALL = dict(block_size=16, n_layer=2, n_head=2, n_embd=32)
 JOB = dict(steps=5, batch_size=8, block=16)
 
 
-def new_model(seed: int, tie: bool = False) -> GPT:
+FROZEN = ("position_embedding",)
+A_WHOLE_STAGE = ("token_embedding", "position_embedding", "blocks.0")  # of two
+
+
+def new_model(seed: int, tie: bool = False, frozen: tuple[str, ...] = FROZEN) -> GPT:
     model = GPT(GPTConfig(**SMALL, tie_embeddings=tie), seed=seed).double()
-    model.position_embedding.weight.requires_grad_(False)  # a frozen parameter
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
     return model
 
 
-def difference(sides: dict[str, int], zero: bool, tie: bool) -> tuple[float, float]:
-    """Largest difference from one process, in losses and in this rank's parameters."""
-    import torch.distributed as dist
-
-    corpus, alone = Corpus(limit=100_000), new_model(0, tie)
-    expected = loop.train(alone, corpus, **JOB)
-    mesh = make_mesh(**sides)
-    model = MeshParallel(new_model(dist.get_rank(), tie), mesh, num_micro_batches=2, zero=zero)
-    losses = train(model, corpus, **JOB)
+def apart(model, alone: GPT, mesh) -> float:
+    """Largest difference between this rank's parameters and its parts of one process's."""
     whole, worst = dict(alone.named_parameters(remove_duplicate=False)), 0.0
-    for name, mine in model.layers.named_parameters():
+    for name, mine in model.named_parameters():
         full = whole[name[name.index("blocks" if "blocks" in name else name.split(".")[-2]) :]]
         for dim in range(full.dim()):
             if mine.shape[dim] != full.shape[dim]:
-                full = full.chunk(sides["tensor"], dim)[mesh.get_local_rank("tensor")]
+                full = full.chunk(mesh["tensor"].size(), dim)[mesh.get_local_rank("tensor")]
         worst = max(worst, (mine - full).abs().max().item())
-    return max(abs(a - b) for a, b in zip(losses, expected, strict=True)), worst
+    return worst
+
+
+def difference(
+    sides: dict[str, int], zero: bool, tie: bool, frozen: tuple[str, ...] = FROZEN
+) -> tuple[float, float]:
+    """Largest difference from one process, in losses and in this rank's parameters."""
+    import torch.distributed as dist
+
+    corpus, alone = Corpus(limit=100_000), new_model(0, tie, frozen)
+    expected = loop.train(alone, corpus, **JOB)
+    mesh = make_mesh(**sides)
+    ours = new_model(dist.get_rank(), tie, frozen)
+    model = MeshParallel(ours, mesh, num_micro_batches=2, zero=zero)
+    losses = train(model, corpus, **JOB)
+    off = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+    return off, apart(model.layers, alone, mesh)
+
+
+def tensor_and_zero(stage: type[ZeRO1], tie: bool, frozen: tuple[str, ...]) -> list[float]:
+    """The same over all ranks, for tensor parallelism inside stage 2 or 3."""
+    import torch
+    import torch.distributed as dist
+
+    corpus, alone = Corpus(limit=100_000), new_model(0, tie, frozen)
+    expected = loop.train(alone, corpus, **JOB)
+    mesh = make_mesh(data=2, tensor=2)
+    ours = tensor_parallel(new_model(dist.get_rank(), tie, frozen), mesh["tensor"])
+    model = stage(ours, process_group=mesh.get_group("data"))
+    losses = zero_train(model, corpus, **JOB)
+    off = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+    with getattr(model, "gathered", nullcontext)():
+        worst = torch.tensor([off, apart(model.module, alone, mesh)])
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    return worst.tolist()
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +93,42 @@ def four():
         yield pool
 
 
-@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("tie", [False, True], ids=["", "tied"])
+@pytest.mark.parametrize("zero", [False, True], ids=["copies", "zero"])
 @pytest.mark.parametrize(
     "sides",
     [dict(data=2, tensor=2), dict(data=2, pipeline=2), dict(pipeline=2, tensor=2), dict(data=4)],
     ids=str,
 )
-def test_two_sides_equal_one_process(four, sides, zero):
-    for losses, parameters in four.run(difference, sides, zero, tie=False):
+def test_two_sides_equal_one_process(four, sides, zero, tie):
+    for losses, parameters in four.run(difference, sides, zero, tie):
         assert losses < 1e-10 and parameters < 1e-9
 
 
 def test_three_sides_equal_one_process():
     sides = dict(data=2, pipeline=2, tensor=2)
     with Ranks(8, default=False) as pool:
-        for zero, tie in ((True, False), (False, True)):
+        for zero, tie in ((True, False), (False, True), (True, True)):
             for losses, parameters in pool.run(difference, sides, zero, tie):
                 assert losses < 1e-10 and parameters < 1e-9
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["copies", "zero"])
+def test_a_frozen_stage_equals_one_process(four, zero):
+    sides = dict(data=2, pipeline=2)
+    for losses, parameters in four.run(difference, sides, zero, False, A_WHOLE_STAGE):
+        assert losses < 1e-10 and parameters < 1e-9
+
+
+@pytest.mark.parametrize("stage", [ZeRO2, ZeRO3])
+@pytest.mark.parametrize(
+    ("tie", "frozen"),
+    [(False, FROZEN), (True, FROZEN), (False, A_WHOLE_STAGE), (True, ("head", "token_embedding"))],
+    ids=["", "tied", "frozen", "tied-and-frozen"],
+)
+def test_tensor_parallel_in_zero_equals_one_process(four, stage, tie, frozen):
+    for losses, parameters in four.run(tensor_and_zero, stage, tie, frozen):
+        assert losses < 1e-10 and parameters < 1e-9
 
 
 def test_ranks_of_one_tensor_group_are_neighbours(four):
@@ -88,6 +145,17 @@ def test_a_mesh_that_does_not_multiply_out_is_refused():
         check_mesh(data=2, pipeline=1, tensor=3, world_size=4)
     with pytest.raises(ValueError, match="tensor=0"):
         check_mesh(data=4, pipeline=1, tensor=0, world_size=4)
+
+
+def test_a_frozen_model_is_refused_in_every_rank(four):
+    def refused() -> str:
+        try:
+            MeshParallel(new_model(0, frozen=("",)), make_mesh(data=2, pipeline=2), zero=True)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    assert all("no trainable parameter" in text for text in four.run(refused))
 
 
 def test_a_batch_that_does_not_divide_is_refused(four):

@@ -177,7 +177,7 @@ class TestEqualsOneProcess:
     ids=["frozen", "tied-and-frozen", "frozen-accumulate", "odd-sizes", "one-unit"],
 )
 def test_variations_equal_one_process(run, stage, case):
-    results = run(compare_with_one_process, stage, dtype=torch.float64, steps=3, **case)
+    results = run(compare_with_one_process, stage, dtype=torch.float64, **case)
     assert_equal_training(results, tolerance=FLOAT64)
 
 

@@ -78,7 +78,8 @@ class MeshParallel(nn.Module):
             not for pipelines: they would send every micro-batch's gradients.
 
     Raises:
-        ValueError: heads, width or layers do not divide by their side of the mesh.
+        ValueError: heads, width or layers do not divide by their side of the mesh, or all of the
+            model is frozen; in every rank.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class MeshParallel(nn.Module):
         super().__init__()
         config, size = gpt.config, dict(zip(SIDES, mesh.shape, strict=True))
         check_tensor_parallel(n_head=config.n_head, n_embd=config.n_embd, size=size["tensor"])
+        if not any(parameter.requires_grad for parameter in gpt.parameters()):
+            raise ValueError("gpt has no trainable parameter: set requires_grad before")
         broadcast_module(gpt)
         self.num_micro_batches = num_micro_batches
         self.mesh, self.group = mesh, {side: mesh.get_group(side) for side in SIDES}
@@ -99,7 +102,9 @@ class MeshParallel(nn.Module):
             self.layers = PipelineParallel(gpt, schedule, process_group=self.group["pipeline"])
         else:
             self.layers = _Whole(gpt, num_micro_batches)
-        copies = ZeRO1 if zero else BucketedDataParallel
+        # One stage may be frozen as a whole: it has no optimizer state to share out
+        trains = any(parameter.requires_grad for parameter in self.layers.parameters())
+        copies = ZeRO1 if zero and trains else BucketedDataParallel
         self.copies = copies(self.layers, process_group=self.group["data"])
 
     def optimizer(self, lr: float = 1e-3) -> torch.optim.Optimizer:
