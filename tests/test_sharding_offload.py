@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from dlcourse import Ranks
+from dlcourse.collectives import messages
 from dlcourse.measure.recorder import Recorder, live_bytes
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.stages import Stage
@@ -111,6 +112,38 @@ def test_layers_over_devices_equal_one_process():
         assert equal(stage, alone)
     with pytest.raises(ValueError, match="3 sizes for 2 devices"):
         LayersOverDevices(GPT(SMALL), [2, 1, 2], ["cpu"] * 2)
+
+
+def test_activations_and_targets_move_to_each_device():
+    """An operator that mixes the meta device with the CPU fails."""
+    model = LayersOverDevices(GPT(SMALL), [2, 1, 2], ["cpu", "meta", "meta"])
+    assert model(*batch(0)).is_meta
+    assert [next(stage.parameters()).is_meta for stage in model.stages] == [False, True, True]
+
+
+def send_around(over_cpu):
+    """Each rank sends to the next; what was received before and after the wait."""
+    rank, decided = dist.get_rank(), messages.goes_over_cpu
+    if over_cpu:  # as for a tensor on a GPU that the ranks share
+        messages.goes_over_cpu = lambda tensor, group: True
+    try:
+        received = torch.full((3,), -1.0)
+        coming = messages.irecv(received, (rank - 1) % 3)
+        going = messages.isend(torch.full((3,), float(rank)), (rank + 1) % 3)
+        going.wait()
+        dist.barrier()
+        before = received.tolist()
+        coming.wait()
+        return before, received.tolist()
+    finally:
+        messages.goes_over_cpu = decided
+
+
+@pytest.mark.parametrize("over_cpu", [False, True])
+def test_a_message_arrives(three, over_cpu):
+    for rank, (before, after) in enumerate(three(send_around, over_cpu)):
+        assert after == [(rank - 1) % 3] * 3
+        assert not over_cpu or before == [-1.0] * 3  # it came to another place first
 
 
 def over_ranks(config, sizes, steps):
@@ -243,6 +276,12 @@ def test_a_host_with_too_little_memory_says_what_to_change():
     OptimizerOffload(model, LocalHost(memory=need))
     with pytest.raises(ValueError, match=r"memory=.* needs .* there: leave the state on .*ZeRO"):
         OptimizerOffload(GPT(SMALL), LocalHost(memory=need - 1))
+
+
+def test_the_limit_of_a_container_counts(monkeypatch):
+    monkeypatch.setattr("dlcourse.training.local_host.memory_bytes", lambda: 2**20)
+    with pytest.raises(ValueError, match="the host has memory="):
+        OptimizerOffload(GPT(SMALL), LocalHost())
 
 
 def to_a_rank(kind, overlap, config=SMALL, steps=STEPS, memory=None):

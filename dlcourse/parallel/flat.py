@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dlcourse.collectives.messages import Message, irecv, isend
+
 # Torch 2.13 has renamed them
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -63,7 +65,7 @@ class FlatParameters:
         self.shard = nn.Parameter(self.mine(self.full), requires_grad=first.requires_grad)
         self.grad: Tensor | None = None
         self.gathering: dist.Work | None = None
-        self.reducing: list[dist.Work] = []
+        self.reducing: list[dist.Work | Message] = []
         self.inboxes: Tensor | None = None  # what other ranks have for this one. (p - 1, n)
 
     def views(self, flat: Tensor) -> list[Tensor]:
@@ -104,9 +106,8 @@ class FlatParameters:
         parts, peers = self.grad.view(size, -1), [(self.rank + k) % size for k in range(1, size)]
         self.inboxes = self.grad.new_empty(size - 1, self.shard.numel())
         receives = zip(self.inboxes, peers, strict=True)
-        ops = [dist.P2POp(dist.irecv, inbox, group=group, group_peer=k) for inbox, k in receives]
-        ops += [dist.P2POp(dist.isend, parts[k], group=group, group_peer=k) for k in peers]
-        self.reducing = dist.batch_isend_irecv(ops) if ops else []
+        self.reducing = [irecv(inbox, k, group) for inbox, k in receives]
+        self.reducing += [isend(parts[k], k, group) for k in peers]
 
     @torch.no_grad()
     def finish_reduce(self) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dlcourse.collectives.messages import irecv, isend
 from dlcourse.parallel.schedules import Action, Schedule
 
 Message = tuple[str, int, int]  # "F" or "B", micro-batch, and the stage that needs it
@@ -118,7 +119,7 @@ class Mailbox:
             self.here[message] = tensor
             return
         group = self.groups["up" if self.rank < to else "down"]
-        work = dist.isend(tensor, group=group, group_dst=to)
+        work = isend(tensor, to, group)
         self.leaving[message] = tensor, work  # it has to stay alive until it has left
 
     def close(self) -> None:
@@ -131,6 +132,6 @@ class Mailbox:
         if channel.posted < len(channel.messages):
             tensor = torch.empty_like(self.like)
             group = self.groups["up" if source < self.rank else "down"]
-            work = dist.irecv(tensor, group=group, group_src=source)
+            work = irecv(tensor, source, group)
             self.arriving[channel.messages[channel.posted]] = tensor, work
             channel.posted += 1

@@ -12,23 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dlcourse.collectives.messages import Message, irecv, isend
 from dlcourse.measure import mark_step
-from dlcourse.training.local_host import check_host, step_of_adam
+from dlcourse.training.local_host import available_bytes, check_host, step_of_adam
 from dlcourse.training.offload import Unit, Wait
 
 
-def waiting(work: dist.Work, tensor: Tensor) -> Wait:
-    """A wait that may be called again: Gloo's own may not. Keeps the tensor alive till then."""
-    open_ = [(work, tensor)]
+def waiting(message: Message) -> Wait:
+    """A wait that may be called again: Gloo's own may not."""
+    open_ = [message]
 
     def wait() -> None:
         if open_:
-            open_.pop()[0].wait()
+            open_.pop().wait()
 
     return wait
 
@@ -51,16 +51,16 @@ class RankHost:
         dist.recv_object_list(memory, self.rank)
         check_host(sum(sizes), dtype, memory[0])  # fails in both ranks, before anything moves
         for row in rows:
-            dist.send(row, self.rank)
+            isend(row, self.rank).wait()
 
     def push(self, unit: Unit, gradients: Tensor) -> Wait:
-        return waiting(dist.isend(gradients, self.rank), gradients)
+        return waiting(isend(gradients, self.rank))
 
     def update(self, unit: Unit) -> None:
         """The other rank does it when the gradients arrive."""
 
     def pull(self, unit: Unit) -> Wait:
-        return waiting(dist.irecv(unit.row, self.rank), unit.row)
+        return waiting(irecv(unit.row, self.rank))
 
 
 def serve(
@@ -78,20 +78,21 @@ def serve(
         lr: learning rate of AdamW.
         memory: bytes that may be used; what the machine has available by default.
     """
-    memory = psutil.virtual_memory().available if memory is None else memory
+    memory = available_bytes() if memory is None else memory
     asked: list = [None, None]
     dist.recv_object_list(asked, device)
     dist.send_object_list([memory], device)
     sizes, dtype = asked
     check_host(sum(sizes), dtype, memory)
-    buffers = [torch.empty(size, dtype=dtype) for size in sizes]
+    home = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL knows no other memory
+    buffers = [torch.empty(size, dtype=dtype, device=home) for size in sizes]
     for buffer in buffers:
-        dist.recv(buffer, device)
+        irecv(buffer, device).wait()
     masters = [nn.Parameter(buffer.to(torch.float32, copy=True)) for buffer in buffers]
     adams = [torch.optim.AdamW([master], lr=lr) for master in masters]
 
     def send(i: int) -> Wait:
-        return waiting(dist.isend(buffers[i], device), buffers[i])
+        return waiting(isend(buffers[i], device))
 
     blocks = range(1, len(sizes))
     for _ in range(steps):
@@ -103,7 +104,7 @@ def serve(
         for i in reversed(range(len(sizes))):
             if i in sent:
                 sent[i]()
-            dist.recv(buffers[i], device)
+            irecv(buffers[i], device).wait()
             step_of_adam(adams[i], masters[i], buffers[i])
             if i == 0 or not parameters:
                 sent[i] = send(i)

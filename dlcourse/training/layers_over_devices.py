@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dlcourse.collectives.messages import irecv, isend
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.schedules import Action
 from dlcourse.parallel.stages import Stage
@@ -73,6 +74,12 @@ class LayersOverRanks(nn.Module):
         self.stage = Stage(model, layer_ranges(model.config.n_layer, sizes)[self.rank])
         self.spans: list[tuple[float, float, Action]] = []  # work of the last step, in seconds
 
+    def now(self) -> float:
+        """Seconds, once the device has done all that it was given."""
+        if next(self.parameters()).is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Forward and backward of a batch; adds to every ``.grad``.
 
@@ -84,19 +91,19 @@ class LayersOverRanks(nn.Module):
         if not self.stage.is_first:
             weight = next(self.parameters())
             x = weight.new_empty((*tokens_BT.shape, self.stage.config.n_embd))
-            dist.recv(x, before)
+            irecv(x, before).wait()
             x.requires_grad_()  # a leaf: this rank's graph ends here
-        start = time.perf_counter()
+        start = self.now()
         y = self.stage(x, targets_BT) if self.stage.is_last else self.stage(x)
-        self.spans.append((start, time.perf_counter(), Action("F", 0, 0)))
+        self.spans.append((start, self.now(), Action("F", 0, 0)))
         grad = None
         if not self.stage.is_last:
-            dist.send(y.detach(), after)
+            isend(y.detach(), after).wait()
             grad = torch.empty_like(y)
-            dist.recv(grad, after)
-        start = time.perf_counter()
+            irecv(grad, after).wait()
+        start = self.now()
         y.backward(grad)
-        self.spans.append((start, time.perf_counter(), Action("BW", 0, 0)))
+        self.spans.append((start, self.now(), Action("BW", 0, 0)))
         if not self.stage.is_first:
-            dist.send(x.grad, before)
+            isend(x.grad, before).wait()
         return y.detach() if self.stage.is_last else y.new_zeros(())

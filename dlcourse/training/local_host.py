@@ -19,12 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from dlcourse.panel.units import human_bytes
+from dlcourse.ranks.limits import memory_bytes
 from dlcourse.training.offload import Unit, Wait
 
 
 def host_bytes(num_parameters: int, dtype: torch.dtype = torch.float32) -> int:
     """12 for the master copy and Adam's state of a parameter, and a buffer for what travels."""
     return num_parameters * (12 + dtype.itemsize)
+
+
+def available_bytes() -> int:
+    """What this process may still take: of the machine, or of the container around it."""
+    used = psutil.Process().memory_info().rss
+    return min(psutil.virtual_memory().available, max(0, memory_bytes() - used))
 
 
 def check_host(num_parameters: int, dtype: torch.dtype, memory: int) -> None:
@@ -60,7 +67,7 @@ class LocalHost:
 
     def __init__(self, *, lr: float = 1e-3, memory: int | None = None) -> None:
         self.lr = lr
-        self.memory = psutil.virtual_memory().available if memory is None else memory
+        self.memory = available_bytes() if memory is None else memory
         self.out, self.back = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.arriving: dict[int, Future] = {}
 
