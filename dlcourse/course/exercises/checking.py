@@ -104,7 +104,9 @@ def _judge(exercise: Exercise, packed: dict[str, Any]) -> CheckResult:
     patience = max(30.0, exercise.time_limit)
     with _no_panel(), _time_limit(exercise.time_limit) as clock:
         try:
-            with Ranks(exercise.num_ranks, default=False, timeout=patience) as fresh:
+            # Checkers make their tensors in the CPU's memory, whatever the learner's ranks have.
+            fresh = Ranks(exercise.num_ranks, device="cpu", default=False, timeout=patience)
+            with fresh:
                 clock.start()
                 findings = fresh.run(judge, packed["payload"], packed["sources"], exercise.checker)
                 clock.stop()
