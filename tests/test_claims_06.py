@@ -13,6 +13,7 @@ import cloudpickle
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
 
 from dlcourse import Ranks
 from dlcourse.course.claims import find_claim
@@ -125,8 +126,12 @@ def one_step_of(library):
 
     if library == "ZeRO3":
         model = ZeRO3(GPT())
-    else:
+    elif library == "FSDP2":
         model, _ = peers.shard_with_fsdp2(GPT())
+    else:
+        model = GPT()
+        for unit in (*model.blocks, model):
+            fully_shard(unit, reshard_after_forward=False)
     batch = Corpus(limit=9999).batch(0, micro_batch=1, block=8)
     counts = []
     for _ in range(2):  # FSDP2 sets itself up in its first step
@@ -145,3 +150,4 @@ def test_c3(ranks):
     found = recorded("C3")
     assert ranks.run(one_step_of, "ZeRO3") == [[found["forward"], found["backward"]]] * 4
     assert ranks.run(one_step_of, "FSDP2") == [[found["forward"], found["fsdp2"]]] * 4
+    assert ranks.run(one_step_of, "FSDP2, kept after forward") == [[found["forward"], 0]] * 4

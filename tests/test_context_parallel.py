@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from dlcourse import Ranks
 from dlcourse.measure.recorder import Recorder
@@ -85,13 +86,27 @@ def test_a_world_of_one_and_groups_of_two(run):
     assert max(run(in_groups)) < 1e-12
 
 
+def flops_of_forward(balanced, T=48):
+    q, k, v = (split_sequence(torch.ones(2, 3, T, 8), dim=2, balanced=balanced) for _ in "qkv")
+    with FlopCounterMode(display=False) as counter:
+        ring_attention(q, k, v, balanced=balanced)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_work_is_what_the_ranks_compute(run, balanced):
+    """Two products for each pair of chunks, scores and values; a multiply-add counts twice."""
+    one_block = 2 * 2 * (2 * 3) * (48 // 8) ** 2 * 8
+    wanted = [one_block * blocks_of_work(rank, 4, balanced=balanced) for rank in range(4)]
+    assert run(flops_of_forward, balanced) == wanted
+
+
 def test_the_balanced_split_shares_work_equally():
     for size in (1, 2, 4, 7):
         plain = [blocks_of_work(rank, size, balanced=False) for rank in range(size)]
         fair = [blocks_of_work(rank, size, balanced=True) for rank in range(size)]
-        assert sum(plain) == sum(fair) == 2 * size**2
-        assert fair == [2.0 * size] * size
-        assert plain == [4 * rank + 2 for rank in range(size)]
+        assert fair == [2 * size + 1] * size
+        assert plain == [4 * (rank + 1) for rank in range(size)]
         held = sorted(c for rank in range(size) for c in chunks_of(rank, size, balanced=True))
         assert held == list(range(2 * size))
 

@@ -83,7 +83,8 @@ def record(path: Path, ranks: Ranks) -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, Python "
         f"{platform.python_version()}, torch {versions['torch']}, {len(rows)} ranks",
-        "what": "lesson 04's GPT with megatron-core's layers, beside DTensor; for each rank",
+        "what": "lesson 04's GPT, its blocks in megatron-core's layers, beside DTensor; "
+        "in each rank",
         "ranks": rows,
     }
     path.write_text(json.dumps(told, indent=1) + "\n")

@@ -51,11 +51,15 @@ def split_sequence(
     return torch.cat([chunks[i] for i in chunks_of(rank, size, balanced=balanced)], dim)
 
 
-def blocks_of_work(rank: int, size: int, *, balanced: bool) -> float:
-    """Chunk pairs that a rank computes, in units of (T / 2p)^2; a causal pair counts half."""
+def blocks_of_work(rank: int, size: int, *, balanced: bool) -> int:
+    """Chunk pairs that a rank computes, in units of (T / 2p)^2.
+
+    A chunk's queries and its own keys are a whole pair: ``attend`` computes all of its scores, then
+    masks half of them. (A kernel that leaves that half out would count it as 1/2.)
+    """
     mine = chunks_of(rank, size, balanced=balanced)
     num_chunks = 2 * size if balanced else size
-    pairs = sum(1.0 if k < q else 0.5 for q in mine for k in range(num_chunks) if k <= q)
+    pairs = sum(k <= q for q in mine for k in range(num_chunks))
     return pairs * (1 if balanced else 4)
 
 
