@@ -9,7 +9,7 @@ data. The same lists are drawn, simulated (``simulate.py``) and executed (``pipe
 
 F   forward of a micro-batch through a stage
 B   backward for the stage's input: what the stage before waits for
-W   backward for the stage's weights: nobody waits for it
+W   backward for the stage's weight matrices: nobody waits for it
 BW  both at once, as ``loss.backward()`` does
 
 A rank may hold several stages, its chunks: ``F3.1`` is micro-batch 3 in chunk 1. Chunk c of rank
@@ -195,7 +195,8 @@ def zb_h1(num_ranks: int, num_micro_batches: int) -> Schedule:
 
     B alone is shorter than B and W, so gradients come back sooner, and the W that are left over
     fill the gaps at the end. At most w micro-batches' activations live in each rank: in rank 0
-    as many as in 1F1B, in the others more.
+    as many as in 1F1B, in the others more. A W that waits counts as a whole one: it keeps the
+    inputs of the stage's matrices and the gradients of their outputs.
     """
     w, m = num_ranks, num_micro_batches
     at_least(w, m, "zb_h1", w)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,66 +73,86 @@ class Stage(nn.Module):
 
 
 class StageWorker:
-    """Runs one stage's F, B, W and BW, and keeps between them what autograd needs.
+    """Runs one stage's F, B, W and BW, and keeps between them what they need of each other.
 
-    How B leaves the weights out: a forward hook notes, for each layer with parameters of its own,
-    where its output y is in the graph. B asks autograd for the gradients of x and of every y, and
-    of no parameter, so no weight's gradient is computed. W then goes from each y to its layer's
-    parameters: one step of the graph, with a matrix product that B has left out.
+    Nearly all work on weights is the matrix product of each ``nn.Linear``. So only that product
+    waits: in B each of them notes its input and the gradient of its output, and W multiplies. The
+    gradients of biases, norms and embeddings are small and come along in B. All else that the
+    forward has kept is free after B.
 
     Args:
         module: called as ``module(x)`` or, in the last stage, ``module(x, targets)``.
-        splits: whether B and W come separately; without, no hook is needed.
+        splits: whether B and W come separately; without, the layers stay as they are.
     """
 
     def __init__(self, module: nn.Module, *, splits: bool = True) -> None:
         self.module = module
-        self.kept: dict[int, tuple] = {}  # micro-batch -> input, output, layers' outputs
-        self.ready: dict[int, list] = {}  # micro-batch -> what W starts from
-        self.outputs: list[tuple[list[nn.Parameter], GradientEdge]] = []
+        self.kept: dict[int, tuple[Tensor | None, GradientEdge | None]] = {}  # F → B: input, end
+        self.waiting: dict[int, list[tuple[nn.Parameter, Tensor, Tensor]]] = {}  # B → W
+        self.notes: list[tuple[nn.Parameter, Tensor, Tensor]] | None = None  # None: nothing waits
         for layer in module.modules() if splits else ():
-            if any(True for _ in layer.parameters(recurse=False)):
-                layer.register_forward_hook(self._note)
+            if isinstance(layer, nn.Linear) and layer.weight.requires_grad:
+                layer.forward = partial(self._linear, layer)
 
-    def _note(self, layer: nn.Module, _: tuple, output: Tensor) -> None:
-        own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
-        if own and output.requires_grad:
-            self.outputs.append((own, get_gradient_edge(output)))
+    def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        return LinearInTwo.apply(x, layer.weight, layer.bias, self)
 
     def forward(self, i: int, x: Tensor, *targets: Tensor, scale: float = 1.0) -> Tensor:
         """F of micro-batch ``i``: the output, cut off from its graph, times ``scale``."""
         if x.is_floating_point():
             x = x.detach().requires_grad_()  # else autograd would stop short of it
-        self.outputs = []
         y = self.module(x, *targets)
         if scale != 1.0:
             y = y * scale
         end = get_gradient_edge(y) if y.requires_grad else None  # all of it may be frozen
-        self.kept[i] = (x if x.requires_grad else None, end, self.outputs)
+        self.kept[i] = (x if x.requires_grad else None, end)
         return y.detach()
 
     def backward(self, i: int, grad: Tensor | None) -> Tensor | None:
         """BW: adds to every ``.grad``; returns the gradient of the stage's input."""
-        x, end, _ = self.kept.pop(i)
+        x, end = self.kept.pop(i)
         if end is not None:
             torch.autograd.backward(end, grad)
         return None if x is None else x.grad
 
     def backward_input(self, i: int, grad: Tensor | None) -> Tensor | None:
-        """B: the gradient of the stage's input, and no ``.grad`` yet."""
-        x, end, outputs = self.kept.pop(i)
-        if end is None:
-            self.ready[i] = []
-            return None
-        wanted = [edge for _, edge in outputs] + ([] if x is None else [x])
-        grads = torch.autograd.grad(end, wanted, grad, retain_graph=True)
-        self.ready[i] = list(zip(outputs, grads, strict=False))
-        return None if x is None else grads[-1]
+        """B: as BW, but the matrices get nothing yet."""
+        self.notes = self.waiting[i] = []
+        x_grad = self.backward(i, grad)
+        self.notes = None
+        return x_grad
 
     def backward_weight(self, i: int) -> None:
-        """W: adds to every ``.grad`` what B of micro-batch ``i`` has left out."""
-        for (parameters, edge), grad in self.ready.pop(i):
-            torch.autograd.backward(edge, grad, inputs=parameters)
+        """W: adds to the matrices' ``.grad`` what B of micro-batch ``i`` has left out."""
+        for weight, x_NI, grad_NO in self.waiting.pop(i):
+            torch.autograd.backward(weight, grad_NO.T @ x_NI)
+
+
+class LinearInTwo(torch.autograd.Function):
+    """``F.linear``, whose backward leaves one of its two matrix products to W while B runs.
+
+    N is the tokens of a micro-batch, I and O are the layer's inputs and outputs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, worker: StageWorker
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.worker = worker
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_OI = ctx.saved_tensors
+        x_NI, grad_NO = x.flatten(0, -2), grad.flatten(0, -2)
+        needs_x, _, needs_bias, _ = ctx.needs_input_grad
+        x_grad = (grad_NO @ weight_OI).view_as(x) if needs_x else None
+        bias_grad = grad_NO.sum(0) if needs_bias else None
+        if ctx.worker.notes is None:
+            return x_grad, grad_NO.T @ x_NI, bias_grad, None
+        ctx.worker.notes.append((weight_OI, x_NI, grad_NO))
+        return x_grad, None, bias_grad, None
 
 
 class Sleeper:
