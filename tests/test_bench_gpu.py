@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -21,6 +23,25 @@ def row_on_cpu(name, batch=4, **options):
 def rows():
     compiled = ("float32, compiled", "autocast, checkpoint, compiled")  # the others alike, slowly
     return {n: row_on_cpu(n) for n, row in gpu.ROWS.items() if not row.compiled or n in compiled}
+
+
+def test_rows_are_measured_printed_and_added_to_the_file(tmp_path, capsys):
+    """All of it but the device: the CPU trains as the GPU would."""
+    path = tmp_path / "gpu.json"
+    job = dict(sizes=SIZES, device="cpu", block=16, steps=1, most=4, backend="aot_eager")
+    job |= dict(machine="test", peak=1e12)
+    gpu.record(["D2: float32", "D2: bfloat16"], path, **job)
+    rows = gpu.record(["float32", "float32, compiled"], path, **job)
+    assert json.loads(path.read_text())["rows"] == rows
+    assert [row["batch"] for row in rows.values()] == [8, 8, 4, 4]
+    flops = gpu.flops_per_token(SIZES, 16)
+    assert all(row["mfu"] == row["tokens_per_s"] * flops / 1e12 for row in rows.values())
+    printed = capsys.readouterr().out.splitlines()
+    ratio = rows["D2: bfloat16"]["ledger_bytes"] / rows["D2: float32"]["ledger_bytes"]
+    assert ratio == pytest.approx(0.5, abs=0.02)  # all in 16 bits, but for the tokens
+    assert "of D2: float32: time" in printed[1] and f"ledger {ratio:.3f}" in printed[1]
+    with pytest.raises(ValueError, match="machine='test', this run has 'other'"):
+        gpu.record(["float32"], path, **(job | {"machine": "other"}))
 
 
 def test_every_row_trains_the_same_model(rows):
@@ -49,23 +70,35 @@ def test_flops_are_six_for_each_weight_of_a_product():
     assert 16 * (gpu.flops_per_token(SIZES, 16) - attention) == counter.get_total_flops()
 
 
-def test_the_largest_batch_that_fits():
+@pytest.mark.parametrize("first", [1, 4])
+def test_the_largest_batch_that_fits(first):
     tried = []
 
-    def fits_up_to_8(batch):
+    def fits(batch, limit=100):
         tried.append(batch)
-        if batch > 8:
-            raise torch.OutOfMemoryError
-        return {"batch": batch}
+        return batch <= limit
 
-    assert gpu.largest(fits_up_to_8, first=2, most=64) == {"batch": 8} and tried == [2, 4, 8, 16]
-    assert gpu.largest(fits_up_to_8, first=1, most=4) == {"batch": 4}
-    assert gpu.largest(fits_up_to_8, first=16, most=64) is None
+    found = gpu.largest(fits, first=first, most=1024)
+    assert 100 - max(first, 6) <= found <= 100 and found % first == 0
+    assert len(tried) == len(set(tried)) < 13
+    assert gpu.largest(fits, first=first, most=16) == 16
+    assert gpu.largest(lambda batch: False, first=first, most=16) == 0
+
+
+def test_what_does_not_fit_is_left_out(monkeypatch, capsys):
+    def measure(*args, **job):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    rows = {}
+    gpu.bench(["float32", "D8: float32"], rows, None, sizes=SIZES, most=4, steps=1, peak=None)
+    assert not rows and capsys.readouterr().out.count("does not fit") == 2
 
 
 def test_missed_targets_are_named():
     good = {"ledger_bytes": 96, "cuda_bytes": 100, "mfu": 0.5}
     assert gpu.misses({"a": good, "compiled": good | {"ledger_bytes": None}}) == []
+    assert gpu.misses({})[0].startswith("no MFU: nothing fits")
     bad = good | {"ledger_bytes": 94, "mfu": 0.3}
     assert [line.split(":")[0] for line in gpu.misses({"a": bad})] == [
         "a",
