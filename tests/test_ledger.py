@@ -298,6 +298,26 @@ def test_optimizer_of_the_learners_own(recorder: Recorder) -> None:
     assert memory["end"]["optimizer_state"] == bytes_of(model.parameters())
 
 
+def test_gradients_set_by_hand_in_a_backward_are_no_activations(recorder: Recorder) -> None:
+    """As ZeRO 2 does with its shards: the optimizer's parameter is not the one in the graph."""
+    layer, shard = nn.Linear(64, 64, bias=False), nn.Parameter(torch.zeros(64 * 64))
+
+    def keep(weight: Tensor) -> None:
+        shard.grad = weight.grad.flatten().clone()
+        weight.grad = None
+
+    layer.weight.register_post_accumulate_grad_hook(keep)
+    optimizer = torch.optim.SGD([shard])
+    layer(torch.ones(1, 64)).sum().backward()
+    with recorder:
+        optimizer.step()  # who owns the shard
+        shard.grad = None
+        layer(torch.ones(1, 64)).sum().backward()
+        before = recorder.ledger.snapshot()
+    assert before["gradients"] == shard.nbytes
+    assert before["activations"] < shard.nbytes
+
+
 def test_activations_under_checkpointing_and_without_gradients(recorder: Recorder) -> None:
     model, _, x = gpt(batch=16)
     with recorder:

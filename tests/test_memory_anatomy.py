@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 
 import cloudpickle
 import numpy as np
@@ -36,7 +37,7 @@ from dlcourse.plan.memory import (
     step_cost,
 )
 from dlcourse.plan.order import Prices, cheapest, first_that_fits, front
-from dlcourse.training.mixed_bytes import checkpointed_moments
+from dlcourse.training.mixed_bytes import WAYS, checkpointed_moments
 from dlcourse.training.recipe import Recipe, num_parameters, state_bytes
 from dlcourse.training.techniques import Training
 
@@ -60,6 +61,11 @@ RECIPES = [
     Recipe(stage=3),
     Recipe(precision="master", accumulate=2, checkpoint=True, stage=1),
     Recipe(precision="master", checkpoint=True, stage=3),
+    # Gradients of an earlier micro-batch stay in shards: no activations, though made in backward
+    *(
+        Recipe(precision=precision, accumulate=2, checkpoint=checkpoint, stage=stage)
+        for precision, checkpoint, stage in product(WAYS, (False, True), (2, 3))
+    ),
 ]
 # Sizes, sequences, and the moment that is the highest with autocast and checkpoints
 MOMENTS = {

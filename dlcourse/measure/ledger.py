@@ -342,6 +342,13 @@ class Ledger:
         """autograd has just added to `parameter.grad`."""
         self.claim(parameter.grad, GRADIENTS)
 
+    def see_gradients(self) -> None:
+        """Put every `parameter.grad` under gradients, whoever has set it."""
+        for known in list(self._parameters.values()):
+            parameter = known.ref()
+            if parameter is not None and parameter.is_leaf and parameter.grad is not None:
+                self.claim(parameter.grad, GRADIENTS)
+
     def hook_parameters(self, on: bool) -> None:
         """Put hooks on the known parameters, or take them off again.
 
@@ -449,7 +456,7 @@ class Ledger:
 
     def _new_peak(self) -> None:
         if self.in_backward:
-            self._ask(self._resolve_gradients)
+            self._ask(self.see_gradients)
         self.peak = self.total
         self.at_peak = list(self.totals)
 
@@ -468,12 +475,6 @@ class Ledger:
                 for tensor in _tensors(optimizer.state[key]):
                     self.claim(tensor, OPTIMIZER_STATE)
             self._states_seen += new - 1
-
-    def _resolve_gradients(self) -> None:
-        for known in list(self._parameters.values()):
-            parameter = known.ref()
-            if parameter is not None and parameter.is_leaf and parameter.grad is not None:
-                self.claim(parameter.grad, GRADIENTS)
 
     def transient(self, extra: int) -> None:
         """For a moment `extra` bytes of "other" were live too, unseen."""

@@ -323,6 +323,7 @@ class Recorder:
             return
         if self.ledger is not None:
             self.ledger.in_backward = False
+            self.ledger.see_gradients()  # also those that were put in place by hand, as by ZeRO 2
         self._timeline.enter("optimizer" if self._optimizers else "compute")
 
     def _is_worker(self) -> bool:

@@ -3,11 +3,10 @@
     predict_peak(sizes, Recipe(), sequences=8, block=1024)     # bytes by category
     for plan in plans(sizes, sequences=8, block=1024, ranks=4): ...
 
-States are exact and activations within 5% of the ledger, all together within 10% (see the tests;
-where ZeRO 2 or 3 accumulates, the ledger counts some gradients on their way as activations). What a
-GPU has on top is not in it: the allocator rounds each tensor up to 512 bytes and keeps what it
-cannot give back in pieces, libraries have workspaces, and torch's optimizers update all tensors at
-once there, with buffers as large as the parameters.
+States are exact and activations within 5% of the ledger, all together within 10% (see the tests).
+What a GPU has on top is not in it: the allocator rounds each tensor up to 512 bytes and keeps what
+it cannot give back in pieces, libraries have workspaces, and torch's optimizers update all tensors
+at once there, with buffers as large as the parameters.
 
 Needs no torch. Source: the formulas of ``activations.py``, ``mixed_bytes.py``, ``zero_plan.py``.
 """
@@ -130,7 +129,9 @@ def step_cost(
     segments = [1] * shape.n_layer if recipe.checkpoint else []
     size = value_bytes(recipe) * num_parameters(sizes)
     sent = bytes_sent(size, world_size=ranks, stage=recipe.stage)
-    if recipe.stage >= 2:  # each micro-batch sends; stage 3 gathers twice for each as well
+    if recipe.stage == 2:  # gradients for each micro-batch, parameters once
+        sent *= (recipe.accumulate + 1) / 2
+    elif recipe.stage == 3:  # all of it for each
         sent *= recipe.accumulate
     flops = recipe.accumulate * step_flops(shape, segments, early_stop=True)
     return {"flops": flops, "sent": sent, "passes": recipe.accumulate}
