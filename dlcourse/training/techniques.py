@@ -35,7 +35,7 @@ class Training:
     """A GPT, its optimizer, and the step that a recipe makes of them.
 
     Args:
-        gpt: a ``GPT``; it is changed in place.
+        gpt: a ``GPT``, which may be ``tensor_parallel``; it is changed in place.
         recipe: what to switch on.
         lr: learning rate.
         process_group: the ranks that share a step, each with a batch of its own. ZeRO divides
