@@ -478,25 +478,27 @@ def test_deepspeeds_pipeline_trains_the_same(run):
 
 
 def imposed(name, seconds):
-    found = run_imposed(name, seconds, 8, shape=(4,))
-    schedule = make_schedule(name, 4, 8)
+    found = run_imposed(name, seconds, 8, repeats=3, shape=(4,))
     order = tuple(action for _, _, action in found.gantt.spans[dist.get_rank()])
-    same = order == schedule.ranks[dist.get_rank()]
-    return found.gantt.total, found.predicted.total, found.predicted.idle_over_total, same
+    same = order == make_schedule(name, 4, 8).ranks[dist.get_rank()]
+    gantts = (found.gantt, found.predicted, found.free)
+    return [(gantt.total, gantt.idle_over_total) for gantt in gantts], same
 
 
 @on_ranks(4)
 def test_ranks_that_sleep_take_the_predicted_time(run):
+    """Idle shares to 10% of the prediction, or to 5 points of 100: a busy machine wakes up late."""
     for name in ("gpipe", "zb_v"):
         results = run(imposed, name, 0.03)
-        assert all(same for *_, same in results)
-        assert results[0][:3] == results[1][:3]  # every rank has the whole picture
-        total, predicted, idle, _ = results[0]
-        chunk = 0.03 / make_schedule(name, 4, 8).num_chunks
-        assert total >= 0.99 * chunk * simulate(make_schedule(name, 4, 8)).total
-        assert 0.95 * predicted <= total <= 1.3 * predicted  # a busy machine makes it later
-        wanted = simulate(make_schedule(name, 4, 8)).idle_over_total
-        assert idle == pytest.approx(wanted, abs=0.1)
+        assert all(same for _, same in results)
+        assert results[0][0] == results[1][0]  # every rank has the whole picture
+        (total, idle), (predicted, predicted_idle), (_, free_idle) = results[0][0]
+        schedule = make_schedule(name, 4, 8)
+        paper = simulate(schedule)
+        assert total >= 0.99 * 0.03 / schedule.num_chunks * paper.total
+        assert 0.95 * predicted <= total <= 1.3 * predicted
+        assert idle == pytest.approx(predicted_idle, rel=0.1, abs=0.05)
+        assert free_idle == pytest.approx(paper.idle_over_total, rel=0.1, abs=0.05)
 
 
 def refused_in_ranks():

@@ -8,6 +8,7 @@ core: it sleeps. Messages, their order and the ranks are the real ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -20,12 +21,18 @@ from dlcourse.parallel.stages import Sleeper
 
 @dataclass(frozen=True)
 class Imposed:
-    """What the ranks did, and what the simulation says for the times that they had: the mean time
-    of each stage's F, B and W, and the median time of a message.
+    """What the ranks did, and what the simulation says.
+
+    Attributes:
+        gantt: measured, in the fastest run.
+        predicted: from the mean times of each stage's F, B and W in that run, and the median time
+            of a message in the *other* runs: how long this one waited is not told.
+        free: the same with messages that take no time.
     """
 
     gantt: Gantt
     predicted: Gantt
+    free: Gantt
 
 
 def run_imposed(
@@ -42,7 +49,8 @@ def run_imposed(
     Args:
         schedule: one of ``SCHEDULES`` by name, or one of your own.
         num_micro_batches: where a name is given.
-        repeats: the fastest run counts, the others had something else on the machine in them.
+        repeats: 2 or more. The fastest run counts, the others had something else on the machine
+            in them; how long a message takes is measured in those.
         shape: of what travels between stages; float32.
     """
     if isinstance(schedule, str):
@@ -58,6 +66,9 @@ def run_imposed(
         dist.barrier(group=process_group)
         runtime.run(inputs, inputs, like)
         gantts.append(gather_spans(runtime))
-    best = min(gantts, key=lambda gantt: gantt.total)
+    gantts.sort(key=lambda gantt: gantt.total)
+    best, *others = gantts
+    t_send = median(message_time(schedule, other) for other in others)
     times = best.stage_times(schedule)
-    return Imposed(best, simulate(schedule, **times, t_send=message_time(schedule, best)))
+    predicted, free = (simulate(schedule, **times, t_send=t) for t in (t_send, 0.0))
+    return Imposed(best, predicted, free)
