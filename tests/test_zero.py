@@ -23,6 +23,7 @@ from torch import nn
 
 from dlcourse import Ranks
 from dlcourse.collectives.wire import wire_counters
+from dlcourse.measure import Recorder, live_bytes
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.flat import all_gather_single, split_into_units
 from dlcourse.parallel.zero import ZeRO1, train
@@ -30,6 +31,7 @@ from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.parallel.zero_checkpoint import (
     check_checkpoint,
+    layout_of,
     load_checkpoint,
     save_checkpoint,
 )
@@ -261,6 +263,24 @@ def test_stage_2_never_holds_all_gradients(run):
     assert max(run(gradients_alive, ZeRO2)) < 0.5
 
 
+def peak_of_a_small_model(stage, **options):
+    """Bytes at the highest moment of two steps, one sequence of 16 tokens in each rank."""
+    live_bytes()
+    with Recorder(dist.get_rank(), dist.get_world_size()) as recorder:
+        model = stage(GPT(), **options)
+        train(model, Corpus(limit=100_000), steps=2, batch_size=4, block=16)
+    return sum(recorder.record["memory"]["at_peak"].values())
+
+
+@on_ranks(4)
+def test_a_higher_stage_can_need_more(run):
+    """A small model as one unit: whole gradients wait for one message, beside its buffer."""
+    one, two, three = (run(peak_of_a_small_model, stage, units=[])[0] for stage in STAGES)
+    assert 1.05 * one < two and 1.05 * two < three
+    one, two, three = (run(peak_of_a_small_model, stage)[0] for stage in STAGES)
+    assert one > 1.05 * two and two > 1.05 * three  # with its blocks as units
+
+
 # --- Stage 3: parameters come and go ------------------------------------------------------------
 
 
@@ -465,6 +485,17 @@ def load_and_go_on(stage, path, **sizes):
         return [p.detach().numpy().copy() for p in model.module.parameters()]
 
 
+def refusal(path, n_embd):
+    """What is wrong with a checkpoint for a model of this width, asked without any rank."""
+    assert not dist.is_initialized()
+    with torch.device("meta"):
+        model = gpt(frozen=("position",), n_embd=n_embd)
+    try:
+        check_checkpoint(path, layout_of(model))
+    except ValueError as error:
+        return str(error)
+
+
 @on_ranks(4)
 @pytest.mark.parametrize(("saver", "loader"), [(ZeRO3, ZeRO3), (ZeRO1, ZeRO3), (ZeRO3, ZeRO2)])
 def test_saved_by_four_and_loaded_by_two(run, tmp_path, saver, loader):
@@ -477,6 +508,8 @@ def test_saved_by_four_and_loaded_by_two(run, tmp_path, saver, loader):
     for message in other:
         assert "checkpoint of another model" in message
         assert "(256, 32)" in message and "(256, 48)" in message
+    assert refusal(tmp_path, 32) is None
+    assert refusal(tmp_path, 48) == other[0]
     file = tmp_path / "rank2.pt"
     size = file.stat().st_size
     file.write_bytes(file.read_bytes()[:-100])
@@ -487,9 +520,18 @@ def test_saved_by_four_and_loaded_by_two(run, tmp_path, saver, loader):
 def test_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match=r"has no manifest.json"):
         check_checkpoint(tmp_path)
-    (tmp_path / "manifest.json").write_text('{"bytes": [1], "lay')
-    with pytest.raises(ValueError, match=r"manifest.json in .* cannot be read"):
-        check_checkpoint(tmp_path)
+    for text in (
+        '{"bytes": [1], "lay',
+        '{"bytes": 7, "layout": []}',
+        '{"bytes": [null], "layout": []}',
+        '{"bytes": [], "layout": []}',
+        '{"bytes": [1], "layout": ["row"]}',
+        '{"bytes": [1], "layout": [{"parameters": [["norm.weight", 8]]}]}',
+        "[]",
+    ):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"manifest.json in .* cannot be read"):
+            check_checkpoint(tmp_path)
 
 
 # --- Bad input ----------------------------------------------------------------------------------
@@ -578,8 +620,6 @@ def one_fake_step(world_size):
     """In a process of its own; returns bytes by category and bytes of collectives."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    from dlcourse.measure.recorder import Recorder
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
     results = []

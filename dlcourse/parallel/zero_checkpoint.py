@@ -7,19 +7,23 @@ A shard means nothing without the layout of its flat tensor. With it, the shards
 side by side, their padding cut off, and the row is cut anew for 2 ranks, or 3. Stages 1, 2 and 3
 have the same layout, so a checkpoint of one can be loaded by another.
 
-`check_checkpoint` needs neither torch nor ranks: call it before any rank starts.
+A checkpoint can be checked before any rank starts, against the model that is to load it:
+
+    with torch.device("meta"):          # shapes, and no memory
+        check_checkpoint("checkpoint", layout_of(GPT(config)))
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from dlcourse.parallel.flat import FlatParameters
     from dlcourse.parallel.zero import ZeRO1
@@ -38,13 +42,16 @@ def check_checkpoint(path: str | os.PathLike[str], layout: Layout | None = None)
     folder = Path(path)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sizes, saved = manifest["bytes"], manifest["layout"]
+        sizes = [int(size) for size in manifest["bytes"]]
+        saved = [_shapes(flat) for flat in manifest["layout"]]
+        if not sizes:
+            raise ValueError("no rank has saved anything")
     except FileNotFoundError:
         raise ValueError(
             f"path={str(path)!r} has no {MANIFEST}, which is written last: it is no checkpoint, or "
             "saving was interrupted; give an older one"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
             f"{MANIFEST} in path={str(path)!r} cannot be read: give another checkpoint"
         ) from None
@@ -57,14 +64,20 @@ def check_checkpoint(path: str | os.PathLike[str], layout: Layout | None = None)
                 "checkpoint is truncated; copy it again, or give an older one"
             )
     if layout is not None:
-        _compare(saved, layout, path)
+        _compare(saved, [_shapes(flat) for flat in layout], path)
     return manifest
 
 
-def _compare(saved: Layout, layout: Layout, path: str | os.PathLike[str]) -> None:
+Shapes = dict[str, tuple[int, ...]]  # of the parameters in one flat tensor
+
+
+def _shapes(flat: dict[str, Any]) -> Shapes:
+    return {name: tuple(shape) for name, shape in flat["parameters"]}
+
+
+def _compare(saved: list[Shapes], layout: list[Shapes], path: str | os.PathLike[str]) -> None:
     mine, theirs = (
-        {name: tuple(shape) for flat in rows for name, shape in flat["parameters"]}
-        for rows in (layout, saved)
+        {name: shape for flat in rows for name, shape in flat.items()} for rows in (layout, saved)
     )
     for name in [*mine, *theirs]:
         if mine.get(name) != theirs.get(name):
@@ -73,22 +86,29 @@ def _compare(saved: Layout, layout: Layout, path: str | os.PathLike[str]) -> Non
                 f"{theirs.get(name, 'none')}, in this model {mine.get(name, 'none')}; build the "
                 "model from the same configuration"
             )
-    rows = [[name for name, _ in flat["parameters"]] for flat in layout]
-    saved_rows = [[name for name, _ in flat["parameters"]] for flat in saved]
-    if rows != saved_rows:
+    if [[*flat] for flat in saved] != [[*flat] for flat in layout]:
         raise ValueError(
-            f"path={str(path)!r} has its parameters in {len(saved_rows)} flat tensors, this model "
-            f"in {len(rows)} other ones: freeze the same parameters and give the same units"
+            f"path={str(path)!r} has its parameters in {len(saved)} flat tensors, this model "
+            f"in {len(layout)} other ones: freeze the same parameters and give the same units"
         )
 
 
-def layout_of(model: ZeRO1) -> Layout:
-    """Names and shapes in each flat tensor of the model, in order. Plain data."""
-    names = {p: name for name, p in model.module.named_parameters()}
-    return [
-        {"parameters": [[names[p], list(p.shape)] for p in flat.parameters]}
-        for flat in _flats(model)
-    ]
+def layout_of(model: ZeRO1 | nn.Module, units: Sequence[nn.Module] | None = None) -> Layout:
+    """Names and shapes in each flat tensor of the model, in order. Plain data.
+
+    Args:
+        model: in a ZeRO class; or plain, for what a ZeRO class would make of it, without ranks.
+        units: of a plain model, see ``split_into_units``.
+    """
+    from dlcourse.parallel.flat import alike, split_into_units
+
+    if hasattr(model, "flats_of"):
+        module, rows = model.module, [flat.parameters for flat in _flats(model)]
+    else:
+        groups = split_into_units(model, units).values()
+        module, rows = model, [row for group in groups for row in alike(group)]
+    names = {p: name for name, p in module.named_parameters()}
+    return [{"parameters": [[names[p], list(p.shape)] for p in row]} for row in rows]
 
 
 def save_checkpoint(

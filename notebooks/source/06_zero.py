@@ -48,7 +48,7 @@ steps = 4
 #   S2 --> S3["3단계<br>파라미터 ¼<br>그래디언트 ¼<br>옵티마이저 상태 ¼"]
 # ```
 # %%
-from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
+from dlcourse import Ranks, check, claim, compare, expect_failure, hint, lesson, predict, show, solution
 from dlcourse.panel.beside import beside_table
 from dlcourse.panel.figures import sweep_figure, timeline_figure
 from dlcourse.panel.ledger import ledger_figure
@@ -194,25 +194,36 @@ def bytes_of_a_step(wrapper):
 
 sent1 = bytes_of_a_step(ZeRO1)
 # %%
+# %%ranks --fast
+from dlcourse.parallel.data import BucketedDataParallel
+
+copies = BucketedDataParallel(GPT(seed=rank).to(device))
+copies(*batch).backward()
+before = wire_counters()
+copies.sync_gradients()
+all_reduced = [wire_counters()[0] - before[0] if before else None]
+copies = None
+# %%
 def mean(name, place=1):
     counts = [found[place] for found in ranks[name] if found[place] is not None]
     return sum(counts) / len(counts) if counts else None
 
 
 compare("06.sent1", mean("sent1") or to_send)
-half = (mean("sent1", 0) or to_send / 2) / to_send
+half = (mean("sent1", 0) or to_send / 2) / (mean("all_reduced", 0) or to_send)
+assert abs(half - 0.5) < 0.02
 claim("C2", own_share=half)
 # %% [markdown] lang="en"
-# Lesson 03's all-reduce also sends $2\frac{p-1}{p}$ times the 3.33 MiB of gradients: not one byte more
-# than data parallelism, and three quarters of the memory saved over many ranks.
+# The reduce-scatter sent half of what lesson 03's all-reduce sends, the all-gather the other half:
+# $2\frac{p-1}{p}$ times the 3.33 MiB of gradients. Not one byte more than data parallelism, and three quarters of the memory saved over many ranks.
 # (Over Gloo only with our own reduce-scatter: Gloo's sends twice as much.)
 #
 # Stage 2. After the reduce-scatter a rank needs its part of the gradients alone. So why wait until
 # backward is over? As soon as a block's gradients are complete: send them, keep a part, free the
 # rest.
-# %% [markdown] lang="ko" en="486ee731"
-# 그래디언트를 올리듀스해도 그 크기 3.33 MiB의 $2\frac{p-1}{p}$배를 보냅니다. 그러니 데이터 병렬화보다 한 바이트도
-# 더 보내지 않으면서, 랭크가 많으면 메모리의 4분의 3을 아낍니다(Gloo에서는 직접 만든
+# %% [markdown] lang="ko" en="f943ee6e"
+# 리듀스스캐터는 레슨 03의 올리듀스가 보내는 양의 절반을, 올게더는 나머지 절반을 보냅니다. 합치면 그래디언트
+# 3.33 MiB의 $2\frac{p-1}{p}$배입니다. 그러니 데이터 병렬화보다 한 바이트도 더 보내지 않으면서, 랭크가 많으면 메모리의 4분의 3을 아낍니다(Gloo에서는 직접 만든
 # 리듀스스캐터(reduce-scatter)를 써야 그렇습니다. Gloo의 것은 두 배를 보냅니다).
 #
 # 2단계로 갑시다. 리듀스스캐터가 끝나면 그래디언트도 자기 몫만 있으면 됩니다. 역전파가 끝날 때까지 기다릴
@@ -414,7 +425,7 @@ def apart_from(alone, wrapper):
 # %%
 # %%ranks --fast
 alone = GPT(seed=0).to(device)
-loop.train(alone, corpus, **job)
+wanted = loop.train(alone, corpus, **job)
 apart = [apart_from(alone, wrapper) for wrapper in (ZeRO1, ZeRO2, ZeRO3)]
 # %%
 lr = 1e-3
@@ -465,39 +476,57 @@ from dlcourse.measure import Recorder, live_bytes
 from dlcourse.parallel import data
 
 
-def peak_of(wrapper):
+def peak_of(wrapper, batch_size=2 * world_size, block=128):
     live_bytes()
     with Recorder(rank, world_size) as recorder:
         model = wrapper(GPT(seed=rank).to(device))
         loop = data.train if wrapper is NaiveDataParallel else train
-        loop(model, corpus, steps=2, batch_size=2 * world_size)
+        loop(model, corpus, steps=2, batch_size=batch_size, block=block)
     return recorder.record["memory"]["at_peak"]
 
 
 model = optimizer = alone = None
-one_unit = lambda module: ZeRO3(module, units=[])
-peaks = [peak_of(wrap) for wrap in (NaiveDataParallel, ZeRO1, ZeRO2, ZeRO3, one_unit)]
+peaks = [peak_of(wrap) for wrap in (NaiveDataParallel, ZeRO1, ZeRO2, ZeRO3)]
 # %%
 peaks = ranks["peaks"][0]
 ratio = sum(peaks[0].values()) / sum(peaks[3].values())
-rows = {t("zero.stage.number", stage=stage): peak for stage, peak in enumerate(peaks[:4])}
-rows[t("zero.one_unit")] = peaks[4]
-assert ratio < num_ranks
+rows = {t("zero.stage.number", stage=stage): peak for stage, peak in enumerate(peaks)}
+assert ratio < num_ranks and peaks[3]["activations"] > sum(peaks[3].values()) / 2
 ledger_figure(rows, title=t("zero.peak", ratio=ratio))
 # %% [markdown] lang="en"
-# A higher stage can even need *more*. The last bar is stage 3 with the whole model as one unit: all is
-# gathered at once. With 4 blocks, the two that are here (one computing, one coming) are half of the model; with 80 they are little.
-# Message buffers weigh in the same way: much in a small model, little in a large one.
+# Most of what stage 3 leaves is **activations**. No stage divides them: that takes a smaller batch,
+# checkpointing ([lesson 11](11_checkpointing.ipynb)), or tensor parallelism.
 #
-# And nothing here divides **activations**: that takes a smaller batch, checkpointing
-# ([lesson 11](11_checkpointing.ipynb)), or tensor parallelism.
-# %% [markdown] lang="ko" en="d08632b4"
-# 단계를 올렸는데 오히려 *더* 필요할 수도 있습니다. 마지막 막대는 모델 전체를 유닛 하나로 둔 3단계입니다. 한꺼번에
-# 다 모으기 때문입니다. 블록이 4개면 와 있는 두 개(계산 중인 것과 오는 중인 것)가 모델의 절반이지만, 80개면 얼마 되지 않습니다. 통신 버퍼도
-# 마찬가지로 작은 모델에서만 큰 몫을 차지합니다.
-#
-# **활성화값**은 어느 단계도 나누지 않습니다. 배치를 줄이거나, 활성화 체크포인팅
+# And a higher stage can even need *more*. Take the whole small model as one unit, and 16 tokens a
+# rank, so that activations do not hide it. Which stage needs least?
+# %% [markdown] lang="ko" en="c27250cf"
+# 3단계에 남은 것은 대부분 **활성화값**입니다. 어느 단계도 이것을 나누지 않습니다. 배치를 줄이거나, 활성화 체크포인팅
 # ([레슨 11](11_checkpointing.ipynb))이나 텐서 병렬화를 써야 합니다.
+#
+# 단계를 올렸는데 오히려 *더* 필요할 수도 있습니다. 이 작은 모델 전체를 유닛 하나로 두고, 활성화값에 가리지 않게
+# 랭크마다 토큰을 16개만 줍니다. 가장 적게 쓰는 것은 몇 단계일까요?
+# %%
+# %%ranks --fast
+def one_unit(stage):
+    return lambda module: stage(module, units=[])
+
+
+small = [peak_of(one_unit(stage), world_size, 16) for stage in (ZeRO1, ZeRO2, ZeRO3)]
+# %%
+small = ranks["small"][0]
+rows = {t("zero.one_unit", stage=stage): peak for stage, peak in enumerate(small, start=1)}
+least, two_needs, three_needs = (sum(peak.values()) for peak in small)
+assert three_needs > two_needs > least
+ledger_figure(rows, title=t("zero.trap", ratio=three_needs / least))
+# %% [markdown] lang="en"
+# Stage 1! One unit is gathered at once, and all its gradients wait for one message, beside the buffer
+# that they are copied to. With 4 blocks as units, the two that are here (one computing, one coming)
+# are half of the model; with 80 they are little. So buffers weigh much in a small model, little in a
+# large one.
+# %% [markdown] lang="ko" en="bd9c0e08"
+# 1단계입니다! 유닛이 하나면 한꺼번에 다 모으고, 그래디언트도 모두 모였다가 메시지 하나로 나갑니다. 옮겨 담을 버퍼도
+# 그 옆에 있어야 합니다. 블록 4개를 유닛으로 두어도 와 있는 두 개(계산 중인 것과 오는 중인 것)가 모델의 절반이지만,
+# 80개면 얼마 되지 않습니다. 이런 버퍼는 작은 모델에서만 큰 몫을 차지합니다.
 # %%
 baseline = sum(sizes[0].values())
 saved = {n: baseline / sum(ledger[n].values()) for n in (1, 2, 3)}
@@ -582,21 +611,103 @@ beside_table(found, reference="FSDP2", absent=stage_of.keys() - set(installed))
 # DeepSpeed는 임계값을 껐습니다. 기본 설정에서는 원소 10만 개 미만인 파라미터를 나누지 않고, 10억 개까지는 모은
 # 채로 둡니다[3]. 작은 모델이라면 전부이므로 3단계가 1단계보다 더 쓸 수도 있습니다. 그래디언트도 1.0으로
 # 자르므로, 끄지 않으면 손실이 달라집니다.
+# %% [markdown] lang="en"
+# ## Four ranks save, two load
+#
+# A checkpoint is in shards, too: each rank writes its own. To load them over fewer ranks, the shards
+# are put side by side, the padding is cut off, and the row is cut anew:
+# %% [markdown] lang="ko" en="689f50ef"
+# ## 네 랭크가 저장하고 두 랭크가 읽기
+#
+# 체크포인트도 샤드로 되어 있습니다. 랭크마다 자기 것을 씁니다. 더 적은 랭크로 읽으려면 샤드를 이어 붙이고, 패딩을
+# 버리고, 다시 자릅니다.
 # %%
 show("dlcourse.parallel.zero_checkpoint:load_checkpoint")
+# %%
+import tempfile
+
+folder = tempfile.TemporaryDirectory()
+ranks.cell(f"path = {folder.name!r}")
+# %%
+# %%ranks --fast
+from dlcourse.parallel.zero_checkpoint import layout_of, load_checkpoint, save_checkpoint
+
+
+def new(**options):
+    model = ZeRO3(GPT(seed=rank).to(device), **options)
+    return model, torch.optim.AdamW(model.shards)
+
+
+saved, optimizer = new()
+train(saved, corpus, **job, optimizer=optimizer)
+save_checkpoint(saved, optimizer, path)
+by_all = train(saved, corpus, **job, optimizer=optimizer)
+# %%
+# %%ranks --fast
+half_of = [r * 2 // world_size for r in range(world_size)]
+halves = [[r for r in range(world_size) if half_of[r] == half] for half in (0, 1)]
+groups = [dist.new_group(members) for members in halves]
+loaded, optimizer = new(process_group=groups[half_of[rank]])
+load_checkpoint(loaded, optimizer, path)
+by_half = train(loaded, corpus, **job, optimizer=optimizer)
+saved = loaded = optimizer = None
+# %%
+pairs = zip(ranks["by_all"][0], ranks["by_half"][0], strict=True)
+resumed_apart = max(abs(a - b) for a, b in pairs)
+print(t("zero.resumed", apart=f"{resumed_apart:.0e}"))
+assert resumed_apart < 1e-4
 # %% [markdown] lang="en"
-# A checkpoint is in shards, too: each rank writes its own. Above: how 2 ranks load what 4 have saved.
-# The shards are put side by side, the padding cut off, the row cut anew. A checkpoint of another
-# model, or one that broke off, is refused before any rank changes anything.
+# Each half of the ranks has gone on alone, with the same losses. A checkpoint that is of another model,
+# or broke off, is refused where nothing has started yet: sizes are enough to tell.
+# %% [markdown] lang="ko" en="584fb4cd"
+# 랭크를 반으로 나누어 저마다 이어 갔는데 손실이 같습니다. 다른 모델의 체크포인트이거나 쓰다 만 것이면, 아무것도
+# 시작하기 전에 거부합니다. 크기만 봐도 알 수 있습니다.
+# %%
+# %%ranks --fast
+from dlcourse.models.gpt import GPTConfig
+
+with torch.device("meta"):
+    wider = layout_of(GPT(GPTConfig(n_embd=256)))
+# %%
+from dlcourse.parallel.zero_checkpoint import check_checkpoint
+
+with expect_failure("has shape"):
+    check_checkpoint(folder.name, ranks["wider"][0])
+# %% [markdown] lang="en"
+# ## On one mesh
 #
+# Large runs combine what you have seen. Ranks form a grid: those of a row share each matrix
+# ([lesson 04](04_tensor_parallel.ipynb)), those of a column hold the same part of it, read other
+# sequences, and divide their states by ZeRO. It must still be the training of one process.
+# %% [markdown] lang="ko" en="ed306417"
+# ## 하나의 메시 위에서
+#
+# 큰 학습에서는 지금까지 본 것을 함께 씁니다. 랭크를 격자로 놓습니다. 같은 행의 랭크는 행렬을 나눠
+# 갖고([레슨 04](04_tensor_parallel.ipynb)), 같은 열의 랭크는 같은 조각을 가지고 서로 다른 시퀀스를 읽으며 상태를
+# ZeRO로 나눕니다. 그래도 단일 프로세스의 학습과 같아야 합니다.
+# %%
+# %%ranks --fast
+from dlcourse.parallel.mesh import make_mesh
+from dlcourse.parallel.tensor import tensor_parallel
+
+tensor = 1 if world_size % 2 else 2
+mesh = make_mesh(data=world_size // tensor, tensor=tensor)
+model = tensor_parallel(GPT(seed=rank).to(device), mesh["tensor"])
+model = ZeRO3(model, process_group=mesh.get_group("data"))
+kept_by_rank = sum(shard.numel() for shard in model.shards)
+losses = train(model, corpus, **job)
+mesh_apart = torch.tensor([abs(a - b) for a, b in zip(losses, wanted, strict=True)]).max()
+dist.all_reduce(mesh_apart, op=dist.ReduceOp.MAX)
+mesh_apart = mesh_apart.item()
+# %%
+print(t("zero.mesh", apart=f"{ranks['mesh_apart'][0]:.0e}", share=ranks["kept_by_rank"][0] / num_parameters))
+assert ranks["mesh_apart"][0] < 1e-4
+assert abs(ranks["kept_by_rank"][0] * num_ranks / num_parameters - 1) < 0.05
+# %% [markdown] lang="en"
 # ## Exercises
 #
 # **1. `06.bytes`** (3 minutes). Bytes that a rank keeps, mixed precision, stages 0 to 3.
-# %% [markdown] lang="ko" en="04c03003"
-# 체크포인트도 샤드로 되어 있습니다. 랭크마다 자기 것을 씁니다. 위는 랭크 4개가 저장한 것을 2개가 읽는
-# 코드입니다. 샤드를 이어 붙이고, 패딩을 버리고, 다시 자릅니다. 다른 모델의 것이거나 쓰다 만 것이면 아무것도
-# 바꾸기 전에 거부합니다.
-#
+# %% [markdown] lang="ko" en="51484c99"
 # ## 연습 문제
 #
 # **1. `06.bytes`** (3분). 혼합 정밀도에서 0~3단계의 랭크 하나가 들고 있는 바이트 수를 돌려주세요.
