@@ -67,6 +67,10 @@ ANATOMY_WORDS: dict[str, tuple[str, str]] = {
         "같은 모델의 한 스텝: 옵티마이저, 정밀도, 배치에 따라 {low}에서 {high}까지",
         "One step of the same model: {low} to {high}, by optimizer, precision and batch",
     ),
+    "parity": (
+        "단일 프로세스와의 차이 (두 스텝 동안 움직인 거리의 몇 배)",
+        "apart from one process, times what two steps move",
+    ),
     "per_pass": ("마이크로배치의 고정 비용", "fixed price of a micro-batch"),
     "picture": ("주장하는 그림", "the picture"),
     "recommended": ("권장 순서", "recommended order"),

@@ -64,10 +64,10 @@ def measure(case: Case) -> dict[str, Any]:
 
     Returns:
         "memory" as in a record; "flops"; "sent" bytes of this rank, in theory; "passes";
-        "seconds" of this machine; "peak_rss_bytes" of this process so far.
+        "seconds" of this machine, "cpu_seconds" of this process; "peak_rss_bytes" of it so far.
     """
     gc.collect()  # an earlier case
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     import torch
     import torch.distributed as dist
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -94,6 +94,7 @@ def measure(case: Case) -> dict[str, Any]:
         "sent": sum(wire_bytes(e["op"], e["bytes"], e["group_size"]) for e in record["comm"]),
         "passes": case.recipe.accumulate,
         "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
 
