@@ -358,11 +358,13 @@ def test_float32(run):
     assert_equal_training(run(several, cases), FLOAT32)
 
 
-def ledger_peak(name, num_micro_batches):
+def ledger_peak(name, num_micro_batches, in_torch=False):
     """Largest activations of a step in this rank, in bytes; 2 layers a rank, 1 a chunk."""
     config = GPTConfig(n_layer=8, n_embd=64, block_size=64)
-    schedule = make_schedule(name, 4, num_micro_batches)
-    pipeline = PipelineParallel(GPT(config), schedule)
+    if in_torch:
+        pipeline = torch_peer.TorchPipeline(GPT(config), name, num_micro_batches)
+    else:
+        pipeline = PipelineParallel(GPT(config), make_schedule(name, 4, num_micro_batches))
     batch = Corpus(limit=99_999).batch(0, micro_batch=2 * num_micro_batches, block=64)
     pipeline.step(*batch)
     with measured() as seen:
@@ -388,6 +390,12 @@ def test_the_ledger_shows_the_activations_that_the_simulation_counts(run):
                 rank,
                 found,
             )
+
+
+@on_ranks(4)
+def test_torchs_w_keeps_more_than_ours(run):
+    """The whole graph, and the gradients of its layers' outputs. Rank 3 waits longest."""
+    assert run(ledger_peak, "zb_h1", 8, True)[3] > 1.4 * run(ledger_peak, "zb_h1", 8)[3]
 
 
 def train_three_ways(steps):

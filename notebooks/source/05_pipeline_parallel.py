@@ -46,7 +46,7 @@ steps = 5
 from dlcourse import Ranks, check, claim, compare, expect_failure
 from dlcourse import hint, lesson, predict, show, solution
 from dlcourse.panel.beside import beside_table
-from dlcourse.panel.colors import RANKS
+from dlcourse.panel.colors import CATEGORIES
 from dlcourse.panel.figures import bars_figure
 from dlcourse.panel.gantt import gantt_figure
 from dlcourse.panel.strings import t
@@ -155,14 +155,15 @@ compare("05.bubble", 100 * measured.idle_over_total)
 draw("GPipe", predicted, measured)
 # %% [markdown] lang="en"
 # The little more that was measured is messages, and waking up; the formula gives them no time. The
-# simulation in the upper picture does, with times taken from the run below.
+# simulation in the upper picture does: with this run's stage times, and the time that a message
+# took in another run.
 #
 # Careful when you compare papers. Idle over *total* time is $\frac{p-1}{m+p-1}$. Many papers give
 # idle over *ideal* time, $\frac{p-1}{m}$, a larger number for the same picture. For $p$ ranks (`w` in
 # the code) and $m$ micro-batches:
-# %% [markdown] lang="ko" en="30a5998c"
+# %% [markdown] lang="ko" en="2fbc4bfd"
 # 조금 더 나온 것은 메시지가 오가고 잠에서 깨는 시간입니다. 공식은 이 시간을 0으로 놓습니다. 위 그림의
-# 시뮬레이션은 아래 그림에서 잰 시간을 그대로 씁니다.
+# 시뮬레이션은 0으로 놓지 않습니다. 단계 시간은 이 실행에서, 메시지 시간은 다른 실행에서 잰 값입니다.
 #
 # 논문을 견줄 때는 조심하세요. *전체* 시간으로 나누면 $\frac{p-1}{m+p-1}$입니다. 많은 논문은 *이상적인*
 # 시간으로 나눈 $\frac{p-1}{m}$을 씁니다. 같은 그림인데 숫자는 더 큽니다. 랭크 $p$개(코드의
@@ -254,16 +255,17 @@ for name, count in (("gpipe", 1), ("gpipe", 2), ("gpipe", m), ("1f1b", m)):
     ranks.cell(f"train(model, corpus, steps=1, batch_size={2 * count}, block=64)")
     peaks[name, count] = ranks.last.memory.peaks("activations")
 # %%
-bars, one, two = {}, peaks["gpipe", 1], peaks["gpipe", 2]
+kept, labels, one, two = [], [], peaks["gpipe", 1], peaks["gpipe", 2]
 for name in ("gpipe", "1f1b"):
     flight = simulate(make_schedule(name, w, m)).peak_in_flight
-    kept = [a + (n - 1) * (b - a) for n, a, b in zip(flight, one, two, strict=True)]
-    bars[t("pipeline.activations.predicted", name=name)] = kept
-    bars[t("pipeline.activations.measured", name=name)] = peaks[name, m]
+    kept += [a + (n - 1) * (b - a) for n, a, b in zip(flight, one, two, strict=True)]
+    labels += [f"{name}, {t('figure.rank', rank=rank)}" for rank in range(w)]
 ratio = peaks["gpipe", m][0] / peaks["1f1b", m][0]
 compare("05.memory", ratio)
-labels = [t("figure.rank", rank=rank) for rank in range(w)]
-words = {"axis": t("pipeline.activations.axis"), "unit": "bytes", "colors": RANKS[4:]}
+bars = {"predicted": kept, "measured": peaks["gpipe", m] + peaks["1f1b", m]}
+bars = {t(f"pipeline.{key}"): values for key, values in bars.items()}
+colors = [CATEGORIES["other"], CATEGORIES["activations"]]
+words = {"axis": t("pipeline.activations.axis"), "unit": "bytes", "colors": colors}
 bars_figure(labels, bars, title=t("pipeline.activations", ratio=f"{ratio:.2g}"), **words)
 # %% [markdown] lang="en"
 # Same time, less memory. And in 1F1B it is *uneven*: rank 0 holds the most. Four equal parts of the
@@ -286,17 +288,19 @@ stuck = Schedule.parse(["F0 BW0 F1 BW1", "F0 F1 BW0 BW1"])
 with expect_failure("deadlocks after 2 of 8 actions"):
     simulate(stuck)
 # %% [markdown] lang="en"
-# Run without that check, both ranks would wait in a receive until the time-out (ten minutes on
-# NCCL), and the message would name the receive, not the reason. Whether a schedule deadlocks is a
+# Run without that check, both ranks would wait in a receive until the time-out ([ten minutes on
+# NCCL](https://docs.pytorch.org/docs/stable/distributed.html#torch.distributed.init_process_group)),
+# and the message would name the receive, not the reason. Whether a schedule deadlocks is a
 # question about lists: answer it before you start ranks. `PipelineParallel` does.
 #
 # ## Smaller stages: interleaved
 #
 # The bubble is the time to *fill* the pipeline. Give each rank two smaller stages, its **chunks**,
 # layers far apart, and the first micro-batch reaches the last rank in half the time.
-# %% [markdown] lang="ko" en="6b86e64a"
-# 이 검사 없이 돌리면 두 랭크는 시간 초과(NCCL은 10분)까지 수신에서 기다리고, 메시지는 이유가 아니라 수신의
-# 이름만 알려 줍니다. 교착 상태(deadlock)인지는 목록만 봐도 알 수 있으니 랭크를 띄우기 전에 확인하세요.
+# %% [markdown] lang="ko" en="c75494ea"
+# 이 검사 없이 돌리면 두 랭크는 시간 초과까지
+# ([NCCL은 10분](https://docs.pytorch.org/docs/stable/distributed.html#torch.distributed.init_process_group))
+# 수신에서 기다리고, 메시지는 이유가 아니라 수신의 이름만 알려 줍니다. 교착 상태(deadlock)인지는 목록만 봐도 알 수 있으니 랭크를 띄우기 전에 확인하세요.
 # `PipelineParallel`도 그렇게 합니다.
 #
 # ## 더 작은 단계: 인터리브(interleaved)
@@ -337,16 +341,19 @@ draw("interleaved", *measure(make_schedule("interleaved", w, m)))
 # 그러니 B는 바로 하고, W는 달리 할 일이 없을 때, 곧 버블에서 합니다.
 # %%
 show("dlcourse.parallel.stages:StageWorker")
+# %%
+show("dlcourse.parallel.stages:LinearInTwo")
 # %% [markdown] lang="en"
-# `backward_input` asks autograd for the gradients of the input and of each layer's output, and of
-# no parameter. `backward_weight` picks up from there. Together they compute exactly what `backward`
-# computes, nothing twice.
+# In B each linear layer notes its input and the gradient of its output; `backward_weight` multiplies
+# them later. Together they compute exactly what `backward` computes, nothing twice. And they keep
+# little: all that only B needed is free when B ends.
 #
 # **ZB-H1** is 1F1B with W put off. **ZB-V** also folds the stages into a V: rank 0 has the first
 # *and* the last stage.
-# %% [markdown] lang="ko" en="34cca098"
-# `backward_input`은 입력과 각 층 출력의 그래디언트만 autograd에 요청하고, 파라미터의 것은 요청하지 않습니다.
-# `backward_weight`가 거기서 이어받습니다. 둘을 합치면 `backward`와 똑같은 계산이고, 두 번 하는 것은 없습니다.
+# %% [markdown] lang="ko" en="ef0622e1"
+# B에서 선형 층은 자기 입력과 출력의 그래디언트를 적어 두기만 하고, 곱셈은 나중에 `backward_weight`가 합니다.
+# 둘을 합치면 `backward`와 똑같은 계산이고, 두 번 하는 것은 없습니다. 들고 있는 것도 적습니다. B에만 필요하던
+# 것은 B가 끝나면 모두 비웁니다.
 #
 # **ZB-H1**은 W를 뒤로 미룬 1F1B입니다. **ZB-V**는 단계를 V자로 접습니다. 랭크 0이 첫 단계와 마지막 단계를
 # *모두* 맡습니다.
@@ -361,39 +368,82 @@ draw("ZB-V", *zero)
 # begins where this one is still ending.
 #
 # DeepSeek's DualPipeV is also a V: each forward stands beside a backward of the other chunk, so that
-# on a GPU one's messages hide behind the other. All six beside each other, predicted from the
-# measured times of stages and messages. An activation of a rank with two chunks counts half.
-# %% [markdown] lang="ko" en="c98abc13"
+# on a GPU one's messages hide behind the other. All six beside each other. The formula takes
+# F = B = W and free messages; the prediction, the measured times of stages and messages:
+# %% [markdown] lang="ko" en="57178637"
 # 평행사변형입니다. 한 랭크의 처음과 끝 사이에는 빈틈이 없습니다. 제로 버블(zero bubble)의 '제로'는 이
 # 뜻입니다. 첫 시작부터 마지막 끝까지로 세면 조금 남습니다. 이번 스텝이 끝나 가는 동안 다음 스텝을 시작할 수
 # 있다면 그것마저 사라집니다.
 #
 # DeepSeek의 DualPipeV도 V자입니다. 순전파 옆에 다른 청크의 역전파를 두어, GPU에서는 한쪽의 통신이 다른 쪽
-# 계산 뒤에 숨습니다. 여섯 스케줄을 나란히 놓습니다. 예측값은 잰 단계 시간과 메시지 시간으로 계산합니다. 청크가 둘이면 활성화값
-# 하나를 반 개로 칩니다.
+# 계산 뒤에 숨습니다. 여섯 스케줄을 나란히 놓습니다. 공식은 F = B = W이고 메시지가 공짜라고 놓은 값이고, 예측값은 잰
+# 단계 시간과 메시지 시간으로 계산합니다.
 # %%
-rows = []
+rows, flight = [], {}
 for name in SCHEDULES:
     schedule = make_schedule(name, w, m)
-    chunks = schedule.num_chunks
-    paper = simulate(schedule, t_F=1 / chunks, t_B=1 / chunks, t_W=1 / chunks)
+    part = 1 / schedule.num_chunks
+    paper = simulate(schedule, t_F=part, t_B=part, t_W=part)
     predicted, measured = runs.get(schedule.text()) or measure(schedule)
-    flight = ", ".join(f"{n / chunks:g}" for n in paper.peak_in_flight)
-    ideal, inside = f"{paper.idle_over_ideal:.1%}", f"{paper.idle_inside:.1%}"
-    rows.append([name, ideal, inside, idle(predicted), idle(measured), flight])
+    rows.append([name, idle(paper), idle(predicted), idle(measured), f"{paper.idle_inside:.1%}"])
+    flight[name] = [part * count for count in paper.peak_in_flight]
     assert measured.total < 2 * predicted.total
-keys = ("schedule", "ideal", "inside", "predicted", "measured", "flight")
+keys = ("schedule", "formula", "predicted", "measured", "inside")
 Table([t(f"pipeline.table.{key}") for key in keys], rows)
 # %% [markdown] lang="en"
-# Read it as a price list. 1F1B costs no more time than GPipe and less memory. ZB-H1 takes two thirds
+# The three idle columns are one definition, idle over total, and should agree. The last one does
+# not count what a rank waits before its first and after its last action.
+#
+# And the price in memory? The ledger counts, on a GPT of 8 layers (so that two chunks are equal). One
+# unit is what a micro-batch adds in a middle rank; half a rank's layers are half a unit.
+# %% [markdown] lang="ko" en="6bf3b791"
+# 유휴 열 셋은 모두 전체 시간으로 나눈 값이라 서로 맞아야 합니다. 마지막 열은 랭크의 첫 작업 전과 마지막 작업
+# 뒤에 기다린 시간을 빼고 셉니다.
+#
+# 메모리로는 얼마를 낼까요? 층이 8개인 GPT에서(두 청크가 같아지도록) 장부로 잽니다. 마이크로배치 하나가 가운데
+# 랭크에서 늘리는 양이 1이고, 그 랭크 층의 절반이면 0.5입니다.
+# %%
+# %%ranks --fast
+eight = GPTConfig(n_layer=8, n_embd=64, block_size=64)
+
+
+def in_eight_layers(name, micro_batches):
+    schedule = make_schedule(name, world_size, micro_batches)
+    model = PipelineParallel(GPT(eight).to(device), schedule)
+    tokens, targets = corpus.batch(0, micro_batch=2 * micro_batches, block=64)
+    return model, (tokens.to(device), targets.to(device))
+
+
+# %%
+def activations(name, micro_batches):
+    ranks.cell(f"model, given = in_eight_layers({name!r}, {micro_batches})", record=False)
+    ranks.cell("model.step(*given)")
+    return ranks.last.memory.peaks("activations")
+
+
+one, two = (activations("gpipe", count)[1] for count in (1, 2))
+rows = []
+for name in SCHEDULES:
+    units = [1 + (peak - one) / (two - one) for peak in activations(name, m)]
+    rows.append([name, *(", ".join(f"{n:.1f}" for n in row) for row in (flight[name], units))])
+    assert all(abs(a - b) < 0.3 for a, b in zip(units[:-1], flight[name][:-1], strict=True))
+Table([t(f"pipeline.table.{key}") for key in ("schedule", "flight", "ledger")], rows)
+# %% [markdown] lang="en"
+# A W that waits counts as a whole forward: for the inputs of its matrices it also keeps the
+# gradients of their outputs. (The last rank holds logits too, unless it is a V.)
+#
+# Read both as a price list. 1F1B costs no more time than GPipe and less memory. ZB-H1 takes two thirds
 # of the bubble for more activations in the later ranks. The V schedules halve the rest, for more
-# messages. The first column assumes F = B = W and free messages; with other times, simulate yours.
+# messages. With other times than F = B = W, simulate yours.
 #
 # And the real GPT? Its measured picture on this machine:
-# %% [markdown] lang="ko" en="6b86f997"
-# 가격표처럼 읽으면 됩니다. 1F1B는 GPipe와 시간이 같고 메모리가 적습니다. ZB-H1은 뒤쪽 랭크의 활성화값을 더
+# %% [markdown] lang="ko" en="fbf9efad"
+# 기다리는 W는 순전파 하나만큼 자리를 차지합니다. 행렬의 입력에다 출력의 그래디언트까지 들고 있기
+# 때문입니다. (V자가 아니면 마지막 랭크에는 로짓이 더해집니다.)
+#
+# 두 표는 가격표처럼 읽으면 됩니다. 1F1B는 GPipe와 시간이 같고 메모리가 적습니다. ZB-H1은 뒤쪽 랭크의 활성화값을 더
 # 쓰고 버블의 3분의 2를 없앱니다. V자 스케줄은 남은 것을 다시 절반으로 줄이는 대신 메시지가 늘어납니다.
-# 첫 열은 F = B = W이고 메시지가 공짜일 때의 값이니, 다르면 직접 시뮬레이션하세요.
+# F = B = W가 아니라면 직접 시뮬레이션하세요.
 #
 # 진짜 GPT는 어떨까요? 이 컴퓨터에서 잰 그림입니다.
 # %%
@@ -411,21 +461,22 @@ title = t("pipeline.gantt.cores", cores=f"{ranks['cores'][0]:g}", ranks=w)
 gantt_figure({"1F1B": ranks["real"][0].spans}, title=title, seconds=True)
 # %% [markdown] lang="en"
 # With fewer cores than ranks, a bar also contains waiting for a core, and a rank that waits for a
-# message lends its core to another. The bubble is filled by neighbours. So on this machine all
-# schedules take about the same time, and no step time here says which one is better on four GPUs.
+# message lends its core to another. The bubble is filled by neighbours, so no step time here says
+# which schedule is better on four GPUs.
 #
 # ## Beside the real library
 #
 # `torch.distributed.pipelining` has the same schedules, DeepSpeed has 1F1B. Same stages, same data.
-# %% [markdown] lang="ko" en="16a5367f"
+# Look at the activations of `zb_h1`:
+# %% [markdown] lang="ko" en="f10ed007"
 # 코어가 랭크보다 적으면 막대에는 코어를 기다린 시간도 들어 있고, 메시지를 기다리는 랭크는 코어를 이웃에게
-# 내줍니다. 버블을 이웃이 채우는 셈입니다. 그래서 이 컴퓨터에서는 어느 스케줄이든 시간이 비슷하고, 여기서 잰 스텝
-# 시간으로는 GPU 네 개에서 무엇이 나은지 알 수 없습니다.
+# 내줍니다. 버블을 이웃이 채우는 셈입니다. 그래서 여기서 잰 스텝 시간으로는 GPU 네 개에서 어느 스케줄이 나은지 알
+# 수 없습니다.
 #
 # ## 실제 라이브러리와 나란히
 #
 # `torch.distributed.pipelining`에는 같은 스케줄들이 있고, DeepSpeed에는 1F1B가 있습니다. 같은 단계, 같은
-# 데이터로 견줍니다.
+# 데이터로 견줍니다. `zb_h1`의 활성화값을 눈여겨보세요.
 # %%
 # %%ranks --fast
 from dlcourse.peers import pipeline_parallel as peers
@@ -464,7 +515,7 @@ found = {}
 ranks.cell("installed = peers.deepspeed_engine.is_installed()", record=False)
 deepspeed = [("DeepSpeed", "1f1b")] if ranks["installed"][0] else []
 ranks.cell("reference = stepping('torch', '1f1b')", record=False)
-pairs = [(kind, name) for name in ("1f1b", "zb_v") for kind in ("ours", "torch")]
+pairs = [(kind, name) for name in ("1f1b", "zb_h1", "zb_v") for kind in ("ours", "torch")]
 for kind, name in [*pairs, *deepspeed]:
     ranks.cell(f"found = row({kind!r}, {name!r})", record=False)
     found[f"{t('peers.ours') if kind == 'ours' else kind} {name}"] = ranks["found"]
@@ -472,13 +523,20 @@ ranks.cell("del reference", record=False)
 absent = [] if deepspeed else ["DeepSpeed 1f1b"]
 assert len({f"{max(rank['loss'] for rank in of):.3f}" for of in found.values()}) == 1
 beside_table(found, reference="torch 1f1b", loss=max, absent=absent)
+
+
 # %% [markdown] lang="en"
+# torch's B keeps the whole graph until W, and the layers' gradients on top; ours frees what W does
+# not need.
+#
 # ## A quiet trap: dividing twice
 #
 # torch's schedules divide the gradients by $m$ themselves (`scale_grads=True`). Our runtime scales
 # the loss. If you do *both*, no error appears. Here the gradients are divided once more, then
 # training goes on with AdamW and with SGD:
-# %% [markdown] lang="ko" en="be37a217"
+# %% [markdown] lang="ko" en="f5dca3c7"
+# torch의 B는 W 때까지 그래프를 통째로 들고 층의 그래디언트까지 더합니다. 우리 것은 W에 필요 없는 것을 비웁니다.
+#
 # ## 조용한 함정: 두 번 나누기
 #
 # torch의 스케줄은 그래디언트를 스스로 $m$으로 나눕니다(`scale_grads=True`). 우리 런타임은 손실을 나눕니다.
@@ -619,22 +677,22 @@ check("05.own")
 # | | here | GPU cluster |
 # |---|---|---|
 # | a rank waits | lends its core to others | wastes a GPU |
-# | one message, 1F1B | 32 KiB over loopback | sequence × width × 2 bytes, over NVLink or InfiniBand |
-# | step time by schedule | about equal | as in the table |
+# | one message | 2 × 64 × 64 × 4 bytes over loopback | sequence × width × 2 bytes, over NVLink or InfiniBand |
+# | the bubble | filled by other ranks | as in the table of six |
 # | tried with this code | yes | not yet |
 #
 # A pipeline sends little, so it goes *between* nodes, with tensor parallelism inside. Megatron-LM
 # trained 1008B parameters with 64 stages and 8-way tensor parallelism, at 52% of peak [1]. Llama 3
 # 405B used 16 stages [2]. The message of one stage there, and its time on one 400 Gb/s card
 # (derived):
-# %% [markdown] lang="ko" en="30921b3c"
+# %% [markdown] lang="ko" en="e89120c7"
 # ## GPU 클러스터에서는
 #
 # | | 여기 | GPU 클러스터 |
 # |---|---|---|
 # | 기다리는 랭크 | 코어를 남에게 내줌 | GPU를 놀림 |
-# | 메시지 하나, 1F1B | 루프백으로 32 KiB | 시퀀스 × 너비 × 2바이트, NVLink나 InfiniBand |
-# | 스케줄별 스텝 시간 | 거의 같음 | 위의 표대로 |
+# | 메시지 하나 | 루프백으로 2 × 64 × 64 × 4바이트 | 시퀀스 × 너비 × 2바이트, NVLink나 InfiniBand |
+# | 버블 | 다른 랭크가 채움 | 위의 여섯 줄 표대로 |
 # | 이 코드로 해 봄 | 예 | 아직 |
 #
 # 파이프라인은 적게 보내므로 노드 *사이*에 두고, 노드 안에서는 텐서 병렬화를 합니다. Megatron-LM은 파라미터
