@@ -398,7 +398,7 @@ DDP = Exercise(
     names=("train_step",),
     checker=check_ddp,
     num_ranks=3,
-    time_limit=40.0,
+    time_limit=60.0,
     cases={
         "replicas": {"ko": "랭크끼리 파라미터가 같음", "en": "the ranks keep equal parameters"},
         "same": {

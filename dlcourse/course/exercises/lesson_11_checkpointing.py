@@ -167,7 +167,7 @@ PLACE = Exercise(
     names=("place",),
     checker=check_place,
     num_ranks=1,
-    time_limit=40.0,
+    time_limit=60.0,
     cases={
         "square": {"ko": "36층, 입력의 1배", "en": "36 layers, each stores its input"},
         "rest": {"ko": "30층, 입력의 1배", "en": "30 layers, each stores its input"},
@@ -287,7 +287,7 @@ POLICY = Exercise(
     names=("policy",),
     checker=check_policy,
     num_ranks=1,
-    time_limit=40.0,
+    time_limit=60.0,
     cases={
         "answers": {
             "ko": "연산자마다 CheckpointPolicy를 돌려줌",
@@ -417,7 +417,7 @@ FUNCTION = Exercise(
     names=("run_again",),
     checker=check_function,
     num_ranks=1,
-    time_limit=40.0,
+    time_limit=60.0,
     cases={
         "loss": {"ko": "손실이 같음", "en": "the same loss"},
         "gradients": {"ko": "그래디언트가 비트까지 같음", "en": "gradients equal bit for bit"},
