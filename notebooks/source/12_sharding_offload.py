@@ -178,12 +178,21 @@ def train_alone(config, steps):
     return losses, alone
 
 
-want, alone = train_alone(config, 2)
-named = dict(alone.named_parameters())
-same = all(torch.equal(p, named[name]) for name, p in model.stage.named_parameters())
 # %%
-assert all(ranks["same"]) and ranks["losses"][-1] == ranks["want"][-1]
-ranks["losses"][-1]
+# %%ranks --fast
+def train_over_ranks(config, steps):
+    divided = LayersOverRanks(GPT(config).to(device), sizes)
+    optimizer = torch.optim.AdamW(divided.parameters(), lr=1e-3)
+    return [take_step(divided, optimizer, step) for step in range(steps)], divided.stage
+
+
+(want, alone), (got, part) = train_alone(config, 2), train_over_ranks(config, 2)
+named = dict(alone.named_parameters())
+same = all(torch.equal(p, named[name]) for name, p in part.named_parameters())
+alone = part = named = None
+# %%
+assert all(ranks["same"]) and ranks["got"][-1] == ranks["want"][-1]
+ranks["got"][-1]
 # %% [markdown] lang="en"
 # ## A pipeline of one
 #
@@ -202,8 +211,8 @@ predict("12.idle", ..., formula=100 * (1 - 1 / w), unit="%")
 take_step(model, optimizer, 2)
 spans = [None] * world_size
 dist.all_gather_object(spans, model.spans)
-start = min(row[0][0] for row in spans)
-spans = [[(a - start, b - start, what) for a, b, what in row] for row in spans]
+began = min(row[0][0] for row in spans)
+spans = [[(a - began, b - began, what) for a, b, what in row] for row in spans]
 # %%
 from dlcourse.parallel.simulate import Gantt
 
@@ -234,11 +243,11 @@ gantt_figure(panels, title=t("offload.gantt", idle=f"{one.idle_over_total:.0%}")
 show("dlcourse.training.layers_over_devices:LayersOverDevices")
 # %% [markdown] lang="en"
 # With GPUs: `devices=["cuda:0", "cuda:1", "cpu"]`. Now the claim's own size: 100 layers, 6 GB in
-# float32, one sequence of 1,024 tokens. Device 1 does forward and backward on tensors with shapes and
+# float32, a vocabulary of 256, one sequence of 1,024 tokens. Device 1 does forward and backward on tensors with shapes and
 # no numbers; bytes are exact. The rest comes from the formula, which has just been exact.
-# %% [markdown] lang="ko" en="c50a4a92"
+# %% [markdown] lang="ko" en="b16fccc3"
 # GPU가 있다면 `devices=["cuda:0", "cuda:1", "cpu"]`입니다. 이제 주장에 나온 크기 그대로 해 봅니다. 100층, float32로
-# 6 GB, 토큰 1,024개짜리 시퀀스 하나입니다. 장치 1이 모양만 있고 숫자는 없는 텐서로 순전파와 역전파를 합니다. 바이트는
+# 6 GB, 어휘 256개, 토큰 1,024개짜리 시퀀스 하나입니다. 장치 1이 모양만 있고 숫자는 없는 텐서로 순전파와 역전파를 합니다. 바이트는
 # 정확합니다. 나머지는 방금 정확히 맞은 공식으로 계산합니다.
 # %%
 # %%ranks --fast
@@ -246,11 +255,10 @@ from dlcourse.measure import Recorder
 from dlcourse.parallel.stages import Stage
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-model = optimizer = alone = named = None
 big = GPTConfig(n_layer=100, n_head=16, n_embd=1120, block_size=1024)
-start = sum(sizes[:rank])
+layers = range(sum(sizes[:rank]), sum(sizes[: rank + 1]))
 with torch.device("meta"):
-    stage = Stage(GPT(big), range(start, start + sizes[rank]))
+    stage = Stage(GPT(big), layers)
 # %%
 # %%ranks --fast
 def full_size(stage):
@@ -380,12 +388,12 @@ timeline(waiting)
 timeline(overlapped)
 # %% [markdown] lang="en"
 # The same losses, the same bytes. Above, the host (the last rank) begins when backward is over; below,
-# it updates the last blocks while the first ones are still in backward. How much that saves depends
-# on the machine, so no time is compared here; bytes are, further down. This is all that the host does:
-# %% [markdown] lang="ko" en="1ce480b4"
+# it updates the last blocks while the first ones are still in backward. What that saves, in bytes and
+# in time, comes further down. This is all that the host does:
+# %% [markdown] lang="ko" en="f606436e"
 # 손실도 바이트도 같습니다. 위에서는 호스트(마지막 랭크)가 역전파가 끝나야 시작하고, 아래에서는 앞쪽 블록이 아직
-# 역전파하는 동안 뒤쪽 블록을 갱신합니다. 그 덕에 얼마나 빨라지는지는 기계에 달려 있으니 시간은 견주지
-# 않고, 바이트는 조금 뒤에 견줍니다. 호스트가 하는 일은 이것이 전부입니다.
+# 역전파하는 동안 뒤쪽 블록을 갱신합니다. 그 덕에 바이트와 시간을 얼마나 아끼는지는 조금 뒤에 봅니다. 호스트가 하는
+# 일은 이것이 전부입니다.
 # %%
 show("dlcourse.training.host_rank:serve")
 # %% [markdown] lang="en"
@@ -416,6 +424,7 @@ runs = {
     "plain": peak_of(plain),
     "late": peak_of(offloaded, OptimizerOffload, False),
     "soon": peak_of(offloaded, OptimizerOffload, True),
+    "parameters_late": peak_of(offloaded, ParameterOffload, False),
     "parameters": peak_of(offloaded, ParameterOffload, True),
 }
 # %%
@@ -424,22 +433,24 @@ names = {
     "plain": t("offload.device.plain"),
     "late": t("offload.overlap.no"),
     "soon": t("offload.overlap.yes"),
+    "parameters_late": t("offload.parameters.no"),
     "parameters": t("offload.parameters"),
 }
 rows = {names[key]: of_device[key][0] for key in names}
 peak = {key: human_bytes(sum(of_device[key][0].values())) for key in names}
 rows |= {t("offload.host", name=names[key]): of_host[key][0] for key in ("soon", "parameters")}
 title = t("offload.share", plain=peak["plain"], optimizer=peak["soon"], parameters=peak["parameters"])
-assert of_device["plain"][1] == of_device["parameters"][1][0] == of_device["soon"][1][0]
+losses = [of_device[key][1][0] for key in names if key != "plain"]
+assert all(found == of_device["plain"][1] for found in losses)
 ledger_figure(rows, title=title)
 # %% [markdown] lang="en"
-# Losses are equal bit for bit in all four. What is gone from the device is in the host: 12 bytes for
+# Losses are equal bit for bit in all five. What is gone from the device is in the host: 12 bytes for
 # each parameter, and 4 to 5 for what travels. Offload does not shrink memory, it moves it. Here the peak
 # comes when activations are at their highest, before there are gradients; so overlap does not show. It
 # does in the table's last column: gradients that leave at once never all meet. With parameters on the host a
 # step fetches each block twice:
-# %% [markdown] lang="ko" en="e9732b77"
-# 네 방법의 손실이 비트까지 같습니다. 장치에서 사라진 것은 호스트에 있습니다. 파라미터마다 12바이트에, 오가는 값
+# %% [markdown] lang="ko" en="f4016cb4"
+# 다섯 방법의 손실이 비트까지 같습니다. 장치에서 사라진 것은 호스트에 있습니다. 파라미터마다 12바이트에, 오가는 값
 # 4~5바이트입니다. 오프로드는 메모리를 줄이지 않고 옮길 뿐입니다. 여기서는 활성화값이 가장 많고 그래디언트는 아직 없을
 # 때가 최대라서 중첩의 효과가 보이지 않습니다. 아래 표의 마지막 열에서는 보입니다. 만들자마자 떠나는 그래디언트는 한꺼번에
 # 모이지 않습니다. 파라미터까지 호스트에 두면 한 스텝에 블록을 두 번씩 가져옵니다.
@@ -450,6 +461,31 @@ assert traffic["soon"][0] == traffic["parameters"][0]
 assert traffic["parameters"][1] > traffic["soon"][1]
 assert traffic["late"][2] == 4 * num_parameters > 2 * traffic["soon"][2]
 Table(header, [[names[key], *(f"{count:,}" for count in row)] for key, row in traffic.items()])
+# %%
+# %%ranks --fast
+def nanoseconds_of_steps(kind, overlap):
+    with Recorder(rank, world_size) as recorder:
+        offloaded(kind, overlap, steps=6)
+    return [step["end_ns"] - step["start_ns"] for step in recorder.record["steps"][1:]]
+
+
+kinds = {"optimizer": OptimizerOffload, "parameters": ParameterOffload}
+times = {key: [nanoseconds_of_steps(k, o) for o in (False, True)] for key, k in kinds.items()}
+# %%
+rows = []
+for key, both in ranks["times"][0].items():
+    off, on = (min(each) / 1e9 for each in both)
+    rows.append([t(f"offload.{key}"), *map(human_seconds, (off, on)), f"{on / off:.2f}×"])
+header = [t(f"offload.{key}") for key in ("way", "time.no", "time.yes", "time.ratio")]
+Table(header, rows)
+# %% [markdown] lang="en"
+# Time is of this run, the shortest of five steps on rank 0. Expect a ratio near 1, on either side:
+# here device, host and messages share the same cores, so little can go on at once. A GPU, its copy
+# engines and the CPU are three; measure it there.
+# %% [markdown] lang="ko" en="188fe7d0"
+# 시간은 이번 실행에서 잰, 랭크 0의 다섯 스텝 가운데 가장 짧은 것입니다. 여기서는 장치와 호스트, 메시지가 같은 코어를
+# 나눠 쓰므로 동시에 할 수 있는 일이 적어 비율이 1보다 조금 작거나 클 수 있습니다. GPU에서는 GPU와 복사 엔진, CPU가
+# 따로 일하니 거기서 재 보세요.
 # %% [markdown] lang="en"
 # The host is a memory with a limit, too. What if it is full? The same sentence in both ranks, before
 # anything has moved:
@@ -553,12 +589,12 @@ dist.barrier()
 def load_whole():
     file, model = File(folder / "whole.safetensors"), GPT(config)
     model.load_state_dict({name: file.read(name) for name in file.header})
-    return Stage(model, range(start, start + sizes[rank]))
+    return Stage(model, layers)
 
 
 def load_own():
     with torch.device("meta"):
-        stage = Stage(GPT(config), range(start, start + sizes[rank]))
+        stage = Stage(GPT(config), layers)
     load_module(stage, folder, device)
     return stage
 
