@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from dlcourse.ranks import RankError, Ranks, RanksInterrupted, expect_failure, limits
 from dlcourse.ranks import output as output_module
@@ -196,6 +197,21 @@ found = work()()
     line = answers[0]["line"]
     assert line["line"] in (4, 5)
     assert (line["file"], line["code"]) == ("<ranks cell 7>", "x = object()")
+
+
+def test_many_calls_of_a_smaller_group_are_no_disagreement(ranks):
+    """They push the calls of all ranks out of what torch remembers, in some ranks only."""
+
+    def busy_pairs():
+        group = dist.new_group([0, 2])
+        for _ in range(3):
+            dist.all_reduce(torch.ones(1))
+        for _ in range(250 if dist.get_rank() in (0, 2) else 0):
+            dist.all_reduce(torch.ones(1), group=group)
+
+    for _ in range(2):
+        ranks.run(busy_pairs)
+    ranks.run(lambda: dist.barrier())
 
 
 # -- failures: each ends in seconds, says who and where, and the next cell works -------------------

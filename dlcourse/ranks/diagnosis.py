@@ -43,9 +43,11 @@ class State:
     collectives: dict[str, list[dict[str, Any]]] | None = None
 
     def progress(self, group: str) -> int | None:
-        """The number of the last collective that this rank started in a group."""
+        """The number of the last collective that this rank started in a group; None: unknown."""
         entries = (self.collectives or {}).get(group)
-        return entries[-1]["seq"] if entries else (0 if self.kind != "dead" else None)
+        if entries:
+            return entries[-1]["seq"]
+        return 0 if entries is None and self.kind != "dead" else None
 
     def waiting(self) -> tuple[str, dict[str, Any]] | None:
         """The group and the collective that a rank waits in, or waited in when it was looked at."""
@@ -100,7 +102,9 @@ def find_mismatch(states: list[State]) -> str | None:
     for state in states:
         waits = state.waiting()
         if waits is None and state.kind == "failed":
-            last = [(g, e[-1]) for g, e in (state.collectives or {}).items() if not e[-1]["done"]]
+            last = [
+                (g, e[-1]) for g, e in (state.collectives or {}).items() if e and not e[-1]["done"]
+            ]
             waits = last[0] if last else None
         if waits is not None and (sentence := _mismatch_sentence(states, *waits)) is not None:
             return sentence
@@ -275,7 +279,7 @@ def uneven_progress(states: list[State]) -> str | None:
     """A sentence if ranks that ended a cell have not made the same number of collectives."""
     for group in sorted({g for s in states for g in s.collectives or {}}):
         members = [s for s in states if group in (s.collectives or {}) or group == WORLD]
-        counts = {s.rank: s.progress(group) for s in members}
+        counts = {s.rank: s.progress(group) for s in members if s.progress(group) is not None}
         if len(set(counts.values())) > 1:
             parts = [f"{label(ranks)} made {count}" for ranks, count in fold(counts)]
             return (

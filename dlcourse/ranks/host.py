@@ -15,6 +15,7 @@ from typing import IO
 
 from dlcourse.ranks.channel import AGENT, Hub
 
+FLIGHT_RECORDER_SIZE = 200  # entries: what each rank has called last
 START_LIMIT = 120.0  # seconds for the agent to import torch on a slow machine
 
 
@@ -132,7 +133,7 @@ def _environment() -> dict[str, str]:
     """Settings that must be there before the agent imports torch."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     return {
-        "TORCH_FR_BUFFER_SIZE": "200",  # the flight recorder: what each rank has called
+        "TORCH_FR_BUFFER_SIZE": str(FLIGHT_RECORDER_SIZE),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", loopback),
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),

@@ -38,6 +38,7 @@ from dlcourse.measure.recorder import Recorder
 from dlcourse.ranks.agent import STREAMS, end_with_parent
 from dlcourse.ranks.channel import Link, Wakeup, dumps_result, name_of
 from dlcourse.ranks.display import describe
+from dlcourse.ranks.host import FLIGHT_RECORDER_SIZE
 
 _DISTRIBUTED = dist.distributed_c10d.__file__
 _TORCH = os.path.dirname(torch.__file__)
@@ -384,10 +385,14 @@ class History:
         self._forgotten = max((e["record_id"] for e in self._entries()), default=self._forgotten)
 
     def collectives(self) -> dict[str, list[dict[str, Any]]]:
-        """group name -> up to 8 entries: number, kind, shapes, types, and whether it is done."""
+        """group name -> up to 8 entries: number, kind, shapes, types, and whether it is done.
+
+        No entry for "world": other groups have made so many that it is not known any more.
+        """
         groups: dict[str, list[dict[str, Any]]] = {}
-        for entry in self._entries():
-            if entry["is_p2p"] or entry["record_id"] <= self._forgotten:
+        entries = [e for e in self._entries() if e["record_id"] > self._forgotten]
+        for entry in entries:
+            if entry["is_p2p"]:
                 continue
             name = entry["process_group"][0]
             groups.setdefault("world" if name == self.world else name, []).append(
@@ -399,6 +404,8 @@ class History:
                     "done": bool(entry["retired"]),
                 }
             )
+        if len(entries) >= FLIGHT_RECORDER_SIZE:
+            groups.setdefault("world", [])
         return {name: found[-8:] for name, found in groups.items()}
 
 
