@@ -142,6 +142,7 @@ def test_d1():
     # The memory of 16, and the gradients on top
     assert found["activations"] == pytest.approx(recorded["activations"], rel=0.01)
     assert found["extra"] == pytest.approx(recorded["extra"], abs=0.05)
-    # "A little slower": the same operations, so no more than what small pieces cost a machine
-    assert found["work"] == 1 and recorded["time"] > 0
+    # "A little slower": the same operations, so no more than what small pieces cost a machine.
+    # How much is that machine's; a test beside others cannot time it again
+    assert found["work"] == 1 and 1 <= recorded["time"] < 1.5
     assert claim.verdict == "holds_when"

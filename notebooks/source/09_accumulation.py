@@ -128,26 +128,31 @@ predict("09.peak", ..., formula=promised, unit="bytes")
 # %%ranks 0 --as parts
 step(4)
 # %%
-[after] = parts.memory.ranks
+# %%ranks 0 --as small
+train(model, corpus, **job | {"batch_size": 16}, accumulate=1)
+# %%
+[after], [of_16] = parts.memory.ranks, small.memory.ranks
 compare("09.peak", after["peak_bytes"])
 names = ("parameters", "gradients", "optimizer_state", "activations")
 rows = [
-    [t(f"category.{name}"), *(human_bytes(run["at_peak"][name]) for run in (before, after))]
+    [t(f"category.{name}"), *(human_bytes(run["at_peak"][name]) for run in (before, of_16, after))]
     for name in names
 ]
 missing = after["peak_bytes"] - promised
 grown = after["at_peak"]["gradients"] - at_peak["gradients"]
 assert abs(missing / grown - 1) < 0.25
-Table([t("accumulation.at_peak"), "1 × 64", "4 × 16"], rows)
+extra = (after["peak_bytes"] - of_16["peak_bytes"]) / at_peak["parameters"]
+assert abs(of_16["peak_bytes"] / promised - 1) < 0.02 and abs(extra - 1) < 0.05
+Table([t("accumulation.at_peak"), "1 × 64", "1 × 16", "4 × 16"], rows)
 # %% [markdown] lang="en"
-# The activations are a quarter, exactly. But there is a row more: **gradients**. With one batch the
-# peak comes at the end of the forward, when there are none yet. With four, the sum so far lies in
+# The activations are a quarter, exactly, as with a single batch of 16, beside it. But there is a row
+# more: **gradients**. With one batch the peak comes at the end of the forward, when there are none yet. With four, the sum so far lies in
 # memory while the second forward runs.
 #
 # So it is the memory of 16 *plus one copy of the gradients*, and accumulation never makes that copy
 # smaller. How far down can we go? Guess first what is left with 8 × 8.
-# %% [markdown] lang="ko" en="14dc9096"
-# 활성화값은 정확히 4분의 1입니다. 그런데 한 줄이 더 생겼습니다. **그래디언트**입니다. 배치가 하나라면 메모리를
+# %% [markdown] lang="ko" en="a2cece11"
+# 활성화값은 정확히 4분의 1이고, 옆의 16개짜리 배치 하나(`1 × 16`)와 같습니다. 그런데 한 줄이 더 생겼습니다. **그래디언트**입니다. 배치가 하나라면 메모리를
 # 가장 많이 쓰는 순간은 순전파가 끝날 때이고, 그때는 아직 그래디언트가 없습니다. 네 개로 나누면 두 번째 순전파를
 # 하는 동안 지금까지의 합이 메모리에 남아 있습니다.
 #
@@ -543,7 +548,7 @@ claim(
     batch_norm=100 * layer_errors["batch_norm"],
     uneven=100 * uneven,
     activations=after["at_peak"]["activations"] / at_peak["activations"],
-    extra=missing / grown,
+    extra=extra,
     sent=cases["none"][0] / cases["both"][0],
     time=ratios["4 × 16"],
 )
