@@ -20,7 +20,7 @@ from dlcourse.parallel.schedules import gpipe
 from dlcourse.parallel.simulate import simulate
 from dlcourse.parallel.stages import Stage
 from dlcourse.training.activations import Shape
-from dlcourse.training.device_plan import device_needs, layer_ranges
+from dlcourse.training.device_plan import check_devices, device_needs, layer_ranges
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 
@@ -73,3 +73,9 @@ def test_d4():
     assert last["activations"] / 1e9 == pytest.approx(found["loss"], rel=0.05)
     idle = simulate(gpipe(3, 1)).idle_over_total
     assert 100 * idle == pytest.approx(found["idle"], abs=0.1)
+
+
+def test_one_device_is_refused():
+    check_devices(2)
+    with pytest.raises(ValueError, match="num_ranks=1: layers cannot be divided, give 2 or more"):
+        check_devices(1)

@@ -28,6 +28,16 @@ def layer_ranges(n_layer: int, sizes: Sequence[int]) -> list[range]:
     return [range(a, b) for a, b in pairwise(accumulate(sizes, initial=0))]
 
 
+def check_devices(num_ranks: int) -> None:
+    """Refuse to divide layers over a single device.
+
+    Raises:
+        ValueError: fewer than two ranks.
+    """
+    if num_ranks < 2:
+        raise ValueError(f"num_ranks={num_ranks}: layers cannot be divided, give 2 or more")
+
+
 def device_needs(
     shape: Shape, sizes: Sequence[int], *, positions: int | None = None
 ) -> list[Needs]:

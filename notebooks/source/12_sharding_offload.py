@@ -59,9 +59,10 @@ from dlcourse.panel.units import human_bytes, human_seconds
 from dlcourse.parallel.schedules import one_f_one_b
 from dlcourse.parallel.simulate import simulate
 from dlcourse.training.activations import Shape, activation_peak
-from dlcourse.training.device_plan import check_limits, device_needs
+from dlcourse.training.device_plan import check_devices, check_limits, device_needs
 
 lesson(lang=lang, name="12_sharding_offload")
+check_devices(num_ranks)
 ranks = Ranks(num_ranks, device=device)
 w = num_ranks
 # %%
