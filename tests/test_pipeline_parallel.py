@@ -8,9 +8,11 @@ step: parameters are compared to 5% of one step's length, lr = 1e-3.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 import cloudpickle
 import pytest
@@ -244,6 +246,23 @@ def test_b_computes_no_weight_gradient_and_w_adds_all_of_them():
     assert b_and_w == bw  # nothing is computed twice
     assert b < 0.65 * bw
     assert not worker.kept and not worker.waiting
+
+
+def test_a_stage_goes_with_its_last_reference():
+    """A cycle would keep parameters and gradients until Python looks for cycles."""
+    stage = Stage(GPT(GPTConfig(n_layer=2, n_embd=16, n_head=2, block_size=8)), range(1))
+    worker = StageWorker(stage)
+    tokens = torch.zeros(2, 8, dtype=torch.long)
+    y = worker.forward(0, tokens)
+    worker.backward_input(0, torch.ones_like(y))
+    worker.backward_weight(0)
+    alive = weakref.ref(stage.blocks["0"].mlp_norm.weight)
+    gc.disable()
+    try:
+        del stage, worker
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_what_waits_for_w_is_no_more_than_a_forward_keeps():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -89,13 +88,10 @@ class StageWorker:
         self.module = module
         self.kept: dict[int, tuple[Tensor | None, GradientEdge | None]] = {}  # F → B: input, end
         self.waiting: dict[int, list[tuple[nn.Parameter, Tensor, Tensor]]] = {}  # B → W
-        self.notes: list[tuple[nn.Parameter, Tensor, Tensor]] | None = None  # None: nothing waits
+        self.notes = Notes()
         for layer in module.modules() if splits else ():
             if isinstance(layer, nn.Linear) and layer.weight.requires_grad:
-                layer.forward = partial(self._linear, layer)
-
-    def _linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        return LinearInTwo.apply(x, layer.weight, layer.bias, self)
+                layer.forward = linear_in_two(layer.weight, layer.bias, self.notes)
 
     def forward(self, i: int, x: Tensor, *targets: Tensor, scale: float = 1.0) -> Tensor:
         """F of micro-batch ``i``: the output, cut off from its graph, times ``scale``."""
@@ -117,15 +113,28 @@ class StageWorker:
 
     def backward_input(self, i: int, grad: Tensor | None) -> Tensor | None:
         """B: as BW, but the matrices get nothing yet."""
-        self.notes = self.waiting[i] = []
+        self.notes.now = self.waiting[i] = []
         x_grad = self.backward(i, grad)
-        self.notes = None
+        self.notes.now = None
         return x_grad
 
     def backward_weight(self, i: int) -> None:
         """W: adds to the matrices' ``.grad`` what B of micro-batch ``i`` has left out."""
         for weight, x_NI, grad_NO in self.waiting.pop(i):
             torch.autograd.backward(weight, grad_NO.T @ x_NI)
+
+
+class Notes:
+    """Where the layers of a stage note what waits for W: a list while B runs, else None."""
+
+    now: list[tuple[nn.Parameter, Tensor, Tensor]] | None = None
+
+
+def linear_in_two(
+    weight: nn.Parameter, bias: nn.Parameter | None, notes: Notes
+) -> Callable[[Tensor], Tensor]:
+    """Forward of an ``nn.Linear``. It must not hold the layer: a cycle would outlive the model."""
+    return lambda x: LinearInTwo.apply(x, weight, bias, notes)
 
 
 class LinearInTwo(torch.autograd.Function):
@@ -135,11 +144,9 @@ class LinearInTwo(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, worker: StageWorker
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, notes: Notes) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.worker = worker
+        ctx.notes = notes
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -149,9 +156,9 @@ class LinearInTwo(torch.autograd.Function):
         needs_x, _, needs_bias, _ = ctx.needs_input_grad
         x_grad = (grad_NO @ weight_OI).view_as(x) if needs_x else None
         bias_grad = grad_NO.sum(0) if needs_bias else None
-        if ctx.worker.notes is None:
+        if ctx.notes.now is None:
             return x_grad, grad_NO.T @ x_NI, bias_grad, None
-        ctx.worker.notes.append((weight_OI, x_NI, grad_NO))
+        ctx.notes.now.append((weight_OI, x_NI, grad_NO))
         return x_grad, None, bias_grad, None
 
 
