@@ -6,6 +6,7 @@ Shape suffixes as in ``dlcourse.models.gpt``; B is the sequences of one micro-ba
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -91,7 +92,7 @@ class StageWorker:
         self.notes = Notes()
         for layer in module.modules() if splits else ():
             if isinstance(layer, nn.Linear) and layer.weight.requires_grad:
-                layer.forward = linear_in_two(layer.weight, layer.bias, self.notes)
+                layer.forward = linear_in_two(layer, self.notes)
 
     def forward(self, i: int, x: Tensor, *targets: Tensor, scale: float = 1.0) -> Tensor:
         """F of micro-batch ``i``: the output, cut off from its graph, times ``scale``."""
@@ -130,11 +131,15 @@ class Notes:
     now: list[tuple[nn.Parameter, Tensor, Tensor]] | None = None
 
 
-def linear_in_two(
-    weight: nn.Parameter, bias: nn.Parameter | None, notes: Notes
-) -> Callable[[Tensor], Tensor]:
-    """Forward of an ``nn.Linear``. It must not hold the layer: a cycle would outlive the model."""
-    return lambda x: LinearInTwo.apply(x, weight, bias, notes)
+def linear_in_two(layer: nn.Linear, notes: Notes) -> Callable[[Tensor], Tensor]:
+    """A new forward for ``layer``. It holds the layer weakly: a cycle would outlive the model."""
+    held = weakref.ref(layer)
+
+    def forward(x: Tensor) -> Tensor:
+        layer = held()
+        return LinearInTwo.apply(x, layer.weight, layer.bias, notes)
+
+    return forward
 
 
 class LinearInTwo(torch.autograd.Function):
