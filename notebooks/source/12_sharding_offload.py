@@ -87,11 +87,11 @@ needs = device_needs(shape, sizes)
 predict("12.states", ..., formula=sum(needs[1][name] for name in states), unit="bytes")
 # %% source="dlcourse.training.layers_over_devices:LayersOverRanks"
 # %% [markdown] lang="en"
-# `dist.recv` and `dist.send` are all there is. A received tensor is a leaf with `requires_grad`, so
-# its `.grad` after backward is what the device before waits for. Take steps:
-# %% [markdown] lang="ko" en="d9370778"
-# `dist.recv`와 `dist.send`가 전부입니다. 받은 텐서는 `requires_grad`를 켠 리프(leaf)이므로, 역전파가 끝나면 그
-# `.grad`가 바로 앞 장치가 기다리는 값입니다. 스텝을 돌려 봅니다.
+# `irecv` and `isend`, each waited for, are all there is. A received tensor is a leaf with
+# `requires_grad`, so its `.grad` after backward is what the device before waits for. Take steps:
+# %% [markdown] lang="ko" en="1b305db2"
+# `irecv`와 `isend`를 부르고 끝나기를 기다리는 것이 전부입니다. 받은 텐서는 `requires_grad`를 켠 리프(leaf)이므로,
+# 역전파가 끝나면 그 `.grad`가 바로 앞 장치가 기다리는 값입니다. 스텝을 돌려 봅니다.
 # %%
 # %%ranks --fast
 from dlcourse.models.gpt import GPT, GPTConfig
