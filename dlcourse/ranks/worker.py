@@ -12,7 +12,6 @@ import builtins
 import contextlib
 import ctypes
 import faulthandler
-import json
 import linecache
 import os
 import signal
@@ -35,12 +34,19 @@ import torch.distributed as dist
 import zmq
 
 from dlcourse.measure.recorder import Recorder
+from dlcourse.ranks import waits
 from dlcourse.ranks.agent import STREAMS, end_with_parent
 from dlcourse.ranks.channel import Link, Wakeup, dumps_result, name_of
 from dlcourse.ranks.display import describe
-from dlcourse.ranks.host import FLIGHT_RECORDER_SIZE
+from dlcourse.ranks.waits import History, Waits
 
 _DISTRIBUTED = dist.distributed_c10d.__file__
+_WAITS = waits.__file__
+_COMMUNICATION = {
+    name
+    for name in dist.distributed_c10d.__all__
+    if not name.startswith(("get_", "is_")) and callable(getattr(dist.distributed_c10d, name))
+}
 _TORCH = os.path.dirname(torch.__file__)
 _ABOVE = str(Path(__file__).parents[2]) + os.sep  # tracebacks name files as the course does
 
@@ -74,6 +80,8 @@ class Rank:
         torch.set_num_threads(request["threads"])
         self.generation = 0
         self.history = History()
+        self.waits = Waits()
+        self.waits.install()
         faulthandler.disable()  # elastic enables it; a crash is explained by the notebook's side
         self.store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
@@ -148,6 +156,7 @@ class Rank:
         self.generation += 1
         self.cut = False
         self.history.forget()
+        self.waits.forget()
         dist.init_process_group(
             self.request["backend"],
             store=dist.PrefixStore(f"group{self.generation}", self.store),
@@ -202,9 +211,11 @@ class Rank:
                 function, args, kwargs = cloudpickle.loads(message["call"])
                 outcome["value"] = dumps_result(function(*args, **kwargs))
         except BaseException as error:
-            outcome["error"] = self._failure(error)
-        finally:
+            # From here on an interrupt comes too late: no call may stand before this line, or the
+            # signal is handled in that call, outside the `try`, and ends the rank.
             self.running = None
+            outcome["error"] = self._failure(error)
+        self.running = None
         outcome["wall_s"] = time.monotonic() - started
         try:
             if record:
@@ -213,7 +224,7 @@ class Rank:
             pass
         except Exception as error:  # the recorder's fault must not end the rank
             outcome.setdefault("error", self._failure(error))
-        outcome["collectives"] = self.history.collectives()
+        outcome |= self._calls()
         self._flush(message["marker"])
         self._send("done", **outcome)
         if outcome["wall_s"] > TRIM_AFTER:
@@ -244,7 +255,7 @@ class Rank:
         place = (in_cell or own or frames)[-1]
         shown = [f for f in own if not f.filename.startswith(_TORCH)] or own
         text = traceback.format_list(shown) + traceback.format_exception_only(error)
-        in_collective = any(f.filename == _DISTRIBUTED for f in frames)
+        in_collective = any(f.filename in (_DISTRIBUTED, _WAITS) for f in frames)
         return {
             "type": type(error).__name__,
             "message": str(error),
@@ -255,8 +266,8 @@ class Rank:
             "interrupted": isinstance(error, KeyboardInterrupt),
             "cut": self.cut and isinstance(error, RuntimeError),
             "collective": _collective_call(error.__traceback__) if in_collective else None,
-            "transport": in_collective and _from_transport(error),
-            "group_broken": self.cut or (in_collective and _from_transport(error)),
+            "transport": _from_transport(error, in_collective),
+            "group_broken": self.cut or _from_transport(error, in_collective),
         }
 
     def _flush(self, marker: bytes) -> None:
@@ -326,13 +337,35 @@ class Rank:
             "code": linecache.getline(*cell).strip(),
             "file": cell[0],
         }
+        calls = self._calls()
+        wait = self.waits.now
+        # Another thread may make the call that this one waits for.
+        others = len(threading.enumerate()) - 2
         return {
             "running": self.running is not None,
+            "time_s": time.monotonic(),
             "cpu_s": time.process_time(),
             "line": line,
             "call": collective,
+            "wait": wait and {**wait, "group": self.history.name(wait.get("group", ""))},
+            "certain": self.history.complete and others <= 0,
             "innermost": "{}:{}".format(*stack[0]) if stack else None,
+            **calls,
+        }
+
+    def _calls(self) -> dict[str, Any]:
+        """What this rank has called in each group, for the notebook to compare with the others."""
+        posted, lost = dict(self.waits.posted), self.waits.lost()
+        return {
             "collectives": self.history.collectives(),
+            "members": self.history.members(),
+            "messages": {
+                (way, self.history.name(group), peer, tag): (
+                    None if lost is None or (way, group, peer, tag) in lost else count
+                )
+                for (way, group, peer, tag), count in posted.items()
+            },
+            "blind": lost is None,
         }
 
     def _cut_connections(self) -> None:
@@ -361,54 +394,6 @@ def _sockets() -> list[tuple[int, int]]:
     return found
 
 
-class History:
-    """The last collectives of each process group, from torch's flight recorder.
-
-    The recorder is private to torch; this is the only place that reads it. On Gloo it knows the
-    collectives, not the point-to-point calls.
-    """
-
-    def __init__(self) -> None:
-        self.world = "0"  # torch's name of the group of all ranks
-        self._forgotten = -1  # entries up to this one belong to a group that is gone
-
-    def _entries(self) -> list[dict[str, Any]]:
-        from torch._C._distributed_c10d import _dump_fr_trace_json
-
-        try:
-            return json.loads(_dump_fr_trace_json(True, False)).get("entries", [])
-        except (RuntimeError, ValueError):
-            return []
-
-    def forget(self) -> None:
-        """Start anew, with a new process group."""
-        self._forgotten = max((e["record_id"] for e in self._entries()), default=self._forgotten)
-
-    def collectives(self) -> dict[str, list[dict[str, Any]]]:
-        """group name -> up to 8 entries: number, kind, shapes, types, and whether it is done.
-
-        No entry for "world": other groups have made so many that it is not known any more.
-        """
-        groups: dict[str, list[dict[str, Any]]] = {}
-        entries = [e for e in self._entries() if e["record_id"] > self._forgotten]
-        for entry in entries:
-            if entry["is_p2p"]:
-                continue
-            name = entry["process_group"][0]
-            groups.setdefault("world" if name == self.world else name, []).append(
-                {
-                    "seq": entry["collective_seq_id"],
-                    "op": entry["profiling_name"].rpartition(":")[2],
-                    "shapes": entry["input_sizes"],
-                    "dtypes": entry["input_dtypes"],
-                    "done": bool(entry["retired"]),
-                }
-            )
-        if len(entries) >= FLIGHT_RECORDER_SIZE:
-            groups.setdefault("world", [])
-        return {name: found[-8:] for name, found in groups.items()}
-
-
 def _stack_of(thread: int) -> tuple[list[tuple[str, int]], dict[str, Any] | None]:
     """Files and lines in which a thread stands, innermost first, and its collective.
 
@@ -424,10 +409,13 @@ def _stack_of(thread: int) -> tuple[list[tuple[str, int]], dict[str, Any] | None
 
 
 def _collective_of(frame: types.FrameType | None) -> dict[str, Any] | None:
-    """The torch.distributed call that a stack stands in: its name, peer and tensor."""
+    """The torch.distributed call that a stack stands in: its name, peer and tensor.
+
+    Calls that only ask (`get_rank`, `is_initialized`) are none: they wait for nobody.
+    """
     found = None
     while frame is not None:
-        if frame.f_code.co_filename == _DISTRIBUTED and frame.f_code.co_name != "wrapper":
+        if frame.f_code.co_filename == _DISTRIBUTED and frame.f_code.co_name in _COMMUNICATION:
             values = frame.f_locals
             tensor = values.get("tensor")
             found = {"op": frame.f_code.co_name}
@@ -448,12 +436,19 @@ def _collective_call(tb: types.TracebackType | None) -> dict[str, Any] | None:
     return _collective_of(last)
 
 
-def _from_transport(error: BaseException) -> bool:
-    """Whether an error in a collective means that connections are lost, not a wrong argument."""
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("gloo", "NCCL", "Connection", "Timed out", "timed out")
-    )
+def _from_transport(error: BaseException, in_collective: bool) -> bool:
+    """Whether an error means that connections are lost, not a wrong argument."""
+    signs = ["gloo/", "NCCL error"]  # also out of C++ code that waits unseen, such as DDP's
+    if in_collective:
+        signs += ["gloo", "NCCL", "Connection", "Timed out", "timed out"]
+    return isinstance(error, RuntimeError) and any(sign in _text(error) for sign in signs)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def _give_memory_back() -> None:
