@@ -34,7 +34,8 @@ IDLE_CPU = 0.05  # a rank that does nothing uses less than this share of a core
 UNEVEN = ("scatter", "all_to_all")
 
 
-Message = tuple[str, str, int, int]  # way, group, peer in the group (-1: any), tag
+# "send", "recv", "ended" or "taken" (see `Waits`), group, peer's number in it (-1: any), tag
+Message = tuple[str, str, int, int]
 
 
 @dataclass
@@ -214,31 +215,25 @@ def _stuck_in_message(state: State, message: dict[str, Any], fixed: dict[int, St
     if members is None or state.rank not in members:
         return False
     own = members.index(state.rank)
-    if peer != ANY:
-        other = fixed.get(members[peer])
-        if other is None:
-            return False
-        if message["way"] == "recv":
-            counts = [other.posted("send", group, own, tag)]
-            if state.posted("recv", group, ANY, tag) != 0:  # one of these may have taken it
-                return False
-        else:
-            counts = [other.posted("recv", group, p, tag) for p in (own, ANY)]
-    else:  # what comes first from anybody: nobody has sent more than was asked for before
-        if any(key[0] == "recv" and key[1] == group and key[2] != ANY for key in state.messages):
-            return False
-        others = [fixed.get(rank) for rank in members if rank != state.rank]
-        counts = [other and other.posted("send", group, own, tag) for other in others]
-    known = [c for c in counts if c is not None]
-    return (
-        len(known) == len(counts)
-        and sum(known) < count
-        and state.posted(*_key(message)) is not None
-    )
+    others = [fixed.get(r) for r in (members if peer == ANY else [members[peer]])]
+    if any(s is None for s in others if s is not state):
+        return False
+    if message["way"] == "recv" and peer != ANY:  # sent, less what receives from anybody took
+        more = [others[0].posted("send", group, own, tag)]
+        less = [state.posted("taken", group, peer, tag)]
+    elif message["way"] == "recv":  # sent by all, less what receives from a named rank took
+        more = [s.posted("send", group, own, tag) for s in others]
+        less = [state.posted("ended", group, rank, tag) for rank in range(len(members))]
+    else:  # received, or asked for from anybody and not yet ended
+        other = others[0]
+        more = [other.posted(*x, tag) for x in _takers(group, own)]
+        less = [other.posted("taken", group, rank, tag) for rank in range(len(members))]
+    numbers = [*more, *less, state.posted(message["way"], group, peer, tag)]
+    return None not in numbers and sum(more) - sum(less) < count
 
 
-def _key(message: dict[str, Any]) -> Message:
-    return message["way"], message["group"], message["peer"], message["tag"]
+def _takers(group: str, own: int) -> list[tuple[str, str, int]]:
+    return [("recv", group, own), ("recv", group, ANY), ("taken", group, own)]
 
 
 def _missed(state: State, group: str, entry: dict[str, Any]) -> bool:

@@ -30,7 +30,8 @@ class Waits:
         now: the wait that the watched thread is in, or None: {"id": its number, "limited": whether
             it ends by itself after a time of the caller's}; for a message also {"way": "send" or
             "recv", "group", "peer" and "tag" as in torch's call, "count": its number of these}.
-        posted: (way, group, peer, tag) -> calls so far.
+        posted: (way, group, peer, tag) -> calls so far; "ended" and "taken" are the receives that
+            have ended, from a peer that was named and from one that came first.
     """
 
     def __init__(self) -> None:
@@ -70,6 +71,8 @@ class Waits:
             try:
                 result = wait(work, *args, **kwargs)
                 self._messages.pop(id(work), None)
+                if message.get("way") == "recv":
+                    self._received(work, message)
                 return result
             finally:
                 self.now = outer
@@ -92,6 +95,14 @@ class Waits:
             return work
 
         return counted
+
+    def _received(self, work: Work, message: dict[str, Any]) -> None:
+        """Count a receive that has ended; one from anybody by who it was."""
+        way, peer = "ended", message["peer"]
+        if peer == ANY:
+            way, peer = "taken", work._source_rank()
+        key = (way, message["group"], peer, message["tag"])
+        self.posted[key] = self.posted.get(key, 0) + 1
 
     def _drop(self, number: int) -> None:
         """A work is gone that nobody has waited for."""
