@@ -214,18 +214,104 @@ def test_the_loss_equals_cross_entropy(run, scale, vocab_size):
         assert gradient < 1e-12
 
 
-def test_a_vocabulary_cut_without_padding_gives_a_wrong_loss(run):
-    """What the padding is for: rows that nobody holds drop out of the sum, and nothing fails."""
+def test_a_vocabulary_cut_without_padding_is_refused(run):
+    """What the padding is for: rows that nobody holds would drop out of the sum."""
 
     def naive():
         torch.manual_seed(0)
         logits, targets = torch.randn(100, 10), torch.randint(10, (100,))
         width = 10 // dist.get_world_size()
         mine = logits.narrow(1, dist.get_rank() * width, width).clone()
-        return parallel_cross_entropy(mine, targets).item(), F.cross_entropy(logits, targets).item()
+        with pytest.raises(ValueError, match="allowed is 0 to 7"):
+            parallel_cross_entropy(mine, targets)
 
-    for wrong, right in run(naive):
-        assert abs(wrong / right - 1) > 0.02
+    run(naive)
+
+
+OUTSIDE = {  # what is wrong: (token, target, the words that must say so)
+    "target above": (None, 20, "targets_N has 20"),
+    "target below": (None, -1, "targets_N has -1"),
+    "token above": (20, None, "tokens has 20"),
+    "token below": (-1, None, "tokens has -1"),
+}
+
+
+def loss_and_gradients(model, tokens, targets):
+    loss = model(tokens, targets)
+    loss.backward()
+    return loss.detach(), model.norm.weight.grad
+
+
+def odd_targets(case, dtype=torch.float64):
+    """Loss and a gradient of the tensor-parallel GPT beside one process's; or the words."""
+    config = GPTConfig(vocab_size=20, block_size=8, n_layer=1, n_head=4, n_embd=16)
+    tokens = torch.randint(0, 20, (2, 8), generator=torch.Generator().manual_seed(0))
+    targets = tokens.roll(-1, 1)
+    if case in OUTSIDE:
+        token, target, _ = OUTSIDE[case]
+        tokens[0, 0] = tokens[0, 0] if token is None else token
+        targets[0, 0] = targets[0, 0] if target is None else target
+        with pytest.raises(ValueError) as caught:
+            tensor_parallel(GPT(config).to(dtype))(tokens, targets)
+        return str(caught.value)
+    targets[0, : {"some ignored": 5, "a sequence ignored": 8}.get(case, 0)] = -100
+    targets = torch.full_like(targets, -100) if case == "all ignored" else targets
+    whole = loss_and_gradients(GPT(config).to(dtype), tokens, targets)
+    cut = loss_and_gradients(tensor_parallel(GPT(config).to(dtype)), tokens, targets)
+    return [(a - b).abs().nan_to_num(0.0 if a.isnan() else 1.0).max().item() if not a.dim()
+            else (a - b).abs().max().item() for a, b in zip(whole, cut, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", ["none ignored", "some ignored", "a sequence ignored", "all ignored"]
+)
+def test_ignored_targets_do_not_count(run, case):
+    for differences in run(odd_targets, case):
+        assert max(differences) < 1e-12
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_numbers_outside_the_vocabulary_are_refused_in_every_rank(run, case):
+    assert all(OUTSIDE[case][2] in words for words in run(odd_targets, case))
+
+
+def test_the_loss_has_the_type_of_cross_entropy(run):
+    def types():
+        found = []
+        for autocast in (False, True):
+            logits = torch.randn(6, 8).bfloat16()
+            targets = torch.randint(8, (6,))
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                ours = parallel_cross_entropy(logits, targets)
+                whole = F.cross_entropy(logits, targets)
+            found.append((ours.dtype == whole.dtype, torch.isfinite(ours).item()))
+        return found
+
+    assert all(all(both) for found in run(types) for both in found)
+
+
+def test_options_of_an_embedding_are_kept_or_refused(run):
+    def padding():
+        torch.manual_seed(0)
+        whole = nn.Embedding(10, 4, padding_idx=3).double()
+        with torch.no_grad():
+            whole.weight[3] = 7.0  # not zero by itself
+        cut = VocabParallelEmbedding(whole)
+        tokens = torch.tensor([[3, 1, 9, 3]])
+        (whole(tokens) ** 2).sum().backward()
+        out = cut(tokens)
+        (out**2).sum().backward()
+        mine = shard(whole.weight.grad, dim=0, padded=padded_size(10, dist.get_world_size()))
+        difference = (out - whole(tokens)).abs().max() + (cut.weight.grad - mine).abs().max()
+        refused = []
+        for option in (dict(max_norm=1.0), dict(scale_grad_by_freq=True), dict(sparse=True)):
+            with pytest.raises(ValueError) as caught:
+                VocabParallelEmbedding(nn.Embedding(10, 4, **option))
+            refused.append(next(iter(option)) in str(caught.value))
+        return difference.item(), refused
+
+    for difference, refused in run(padding):
+        assert difference < 1e-12 and all(refused)
 
 
 # --- What is sent -------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
+from dlcourse.models.targets import IGNORED
 from dlcourse.parallel.shards import padded_size
 from dlcourse.parallel.tensor_layers import Group, reduce_from, shard
 
@@ -37,14 +39,44 @@ class VocabParallelEmbedding(nn.Module):
         leave: Callable[[Tensor, Group], Tensor] = reduce_from,
     ) -> None:
         super().__init__()
+        for name in ("max_norm", "scale_grad_by_freq", "sparse"):
+            if getattr(embedding, name):
+                raise ValueError(
+                    f"embedding.{name}={getattr(embedding, name)!r}: an embedding that is cut over "
+                    "ranks has no such thing; make it without"
+                )
         self.group, self.leave = group, leave
+        self.num_embeddings, self.padding_idx = embedding.num_embeddings, embedding.padding_idx
         padded = padded_size(embedding.num_embeddings, dist.get_world_size(group))
         self.weight = shard(embedding.weight, dim=0, group=group, padded=padded)  # (V/p, C)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
+        check_range("tokens", tokens_BT, self.num_embeddings)
         row_BT, mine_BT = local_rows(tokens_BT, self.weight.size(0), self.group)
+        if self.padding_idx is not None:  # its row gets no gradient, and is not zero by itself
+            x_BTC = F.embedding(row_BT, self.weight) * mine_BT[..., None]
+            padding_BT1 = (tokens_BT == self.padding_idx)[..., None]
+            return self.leave(torch.where(padding_BT1, x_BTC.detach(), x_BTC), self.group)
         x_BTC = F.embedding(row_BT, self.weight) * mine_BT[..., None]
         return self.leave(x_BTC, self.group)
+
+
+def check_range(name: str, numbers: Tensor, vocab_size: int, *, ignored: int | None = None) -> None:
+    """Refuse numbers outside the vocabulary, in every rank alike: each would find them nowhere.
+
+    Raises:
+        ValueError: a number below 0 or from ``vocab_size`` on, other than ``ignored``.
+    """
+    if isinstance(numbers, FakeTensor) or numbers.is_meta or not numbers.numel():
+        return  # shapes without numbers
+    wrong = (numbers < 0) | (numbers >= vocab_size)
+    if ignored is not None:
+        wrong &= numbers != ignored
+    if wrong.any():
+        raise ValueError(
+            f"{name} has {numbers[wrong][0].item()}: allowed is 0 to {vocab_size - 1}"
+            + ("" if ignored is None else f", or {ignored} for a target that does not count")
+        )
 
 
 def local_rows(tokens: Tensor, num_rows: int, group: Group = None) -> tuple[Tensor, Tensor]:
@@ -58,6 +90,8 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits_NV: Tensor, targets_N: Tensor, group: Group) -> Tensor:
         row_N, mine_N = local_rows(targets_N, logits_NV.size(1), group)
+        ctx.dtype, logits_NV = logits_NV.dtype, logits_NV.float() if low(logits_NV) else logits_NV
+        valid_N = targets_N != IGNORED
         max_N = logits_NV.amax(dim=1)
         dist.all_reduce(max_N, op=dist.ReduceOp.MAX, group=group)  # else exp would overflow
         shifted_NV = logits_NV - max_N[:, None]
@@ -67,15 +101,22 @@ class _CrossEntropy(torch.autograd.Function):
         dist.all_reduce(sums_2N, group=group)
         sum_N, target_N = sums_2N
         softmax_NV = exp_NV.div_(sum_N[:, None])
-        ctx.save_for_backward(softmax_NV, row_N, mine_N)
-        return (sum_N.log() - target_N).mean()
+        num_valid = valid_N.sum()
+        ctx.save_for_backward(softmax_NV, row_N, mine_N, valid_N, num_valid)
+        return torch.where(valid_N, sum_N.log() - target_N, 0.0).sum() / num_valid
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        softmax_NV, row_N, mine_N = ctx.saved_tensors
+        softmax_NV, row_N, mine_N, valid_N, num_valid = ctx.saved_tensors
         one_hot_N1 = mine_N.to(softmax_NV.dtype)[:, None]
         grad_NV = softmax_NV.scatter_add(1, row_N[:, None], -one_hot_N1)
-        return grad_NV.mul_(grad / len(row_N)), None, None
+        scale_N1 = torch.where(valid_N, grad / num_valid, 0.0)[:, None]
+        return grad_NV.mul_(scale_N1).to(ctx.dtype), None, None
+
+
+def low(x: Tensor) -> bool:
+    """Whether a tensor has 16 bits or fewer a number: sums of exponentials need more."""
+    return x.is_floating_point() and x.element_size() < 4
 
 
 def parallel_cross_entropy(
@@ -88,17 +129,26 @@ def parallel_cross_entropy(
 
     Args:
         logits_NV: this rank's part, (N, V/p), padding included.
-        targets_N: token numbers in the whole vocabulary, the same in all ranks.
+        targets_N: token numbers in the whole vocabulary, the same in all ranks. Targets of -100
+            do not count, as in ``F.cross_entropy``.
         group: the ranks that share the vocabulary; all by default.
         vocab_size: V without padding; columns behind it count as minus infinity.
 
     Returns:
-        The loss, the same in all ranks. Its gradient is that of ``F.cross_entropy``.
+        The loss, the same in all ranks; computed in float32 or more, and under autocast of that
+        type. Its gradient is that of ``F.cross_entropy``.
+
+    Raises:
+        ValueError: a target outside the vocabulary; in every rank.
     """
     num_columns = logits_NV.size(1)
+    num_tokens = num_columns * dist.get_world_size(group) if vocab_size is None else vocab_size
+    check_range("targets_N", targets_N, num_tokens, ignored=IGNORED)
     if vocab_size is not None:
         num_valid = vocab_size - dist.get_rank(group) * num_columns
         if num_valid < num_columns:
             column_V = torch.arange(num_columns, device=logits_NV.device)
             logits_NV = logits_NV.masked_fill(column_V >= num_valid, float("-inf"))
-    return _CrossEntropy.apply(logits_NV, targets_N, group)
+    loss = _CrossEntropy.apply(logits_NV, targets_N, group)
+    autocast = torch.is_autocast_enabled(logits_NV.device.type)
+    return loss if autocast else loss.to(logits_NV.dtype)
