@@ -17,8 +17,15 @@ Each rank's optimizer is given its shards alone, so it makes state for them alon
     optimizer.step()                # each rank updates its shards ...
     model.sync_parameters()         # ... and everybody gets everybody's
 
+As in one process, gradients add up over backwards, ``zero_grad`` (of the optimizer or the model)
+clears them, and ``sync_gradients`` is what ends a step: the backward after it starts anew.
+
 An optimizer that treats all elements alike (SGD, AdamW) gives the numbers of one process. One that
 looks at whole matrices (LAMB, Muon), or a weight decay that skips biases, does not see them here.
+A unit that no rank has used gets no gradient and no step; a parameter that no rank has used, in a
+unit that was used, has a gradient of zero, so weight decay and momentum go on. Buffers (the means
+of BatchNorm) stay each rank's own. ``optimizer.state_dict()`` is of this rank's shards alone: see
+``zero_checkpoint.py``.
 
 Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter
 Models", SC 2020.
@@ -26,16 +33,46 @@ Models", SC 2020.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import increment_version
+from torch.utils._pytree import tree_leaves
 
 from dlcourse.measure import mark_step
+from dlcourse.parallel import zero_guard as guard
 from dlcourse.parallel.flat import FlatParameters, alike, split_into_units
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.training.corpus import Corpus, sequences_per_rank
+
+
+def weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """For hooks of tensors: torch hides them from Python's garbage collector, so that one that
+    holds a model would never be freed."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        bound = reference()
+        if bound is not None:
+            bound(*args)
+
+    return call
+
+
+def tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    """Tensors with a graph in what a module returns: in tuples, dicts, and objects' attributes."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            if leaf.grad_fn is not None:
+                yield leaf
+        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module | type):
+            yield from tensors_in(vars(leaf), depth - 1)  # such as a dataclass
 
 
 class ZeRO1(nn.Module):
@@ -51,7 +88,8 @@ class ZeRO1(nn.Module):
         units: submodules that are sent as one message each, see ``split_into_units``.
 
     Raises:
-        ValueError: nothing to train, a type that cannot be trained in, or units that overlap.
+        ValueError: nothing to train, a type that cannot be trained in, units that overlap, or a
+            module that is in a wrapper already.
     """
 
     def __init__(
@@ -67,6 +105,7 @@ class ZeRO1(nn.Module):
             raise ValueError("module has no trainable parameter: set requires_grad before")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype={dtype} cannot hold gradients: give a floating-point type")
+        guard.refuse_second_wrapper(module, ZeRO1)
         groups = split_into_units(module, units)
         self.module, self.process_group = module, process_group
         self.world_size = dist.get_world_size(process_group)
@@ -83,7 +122,12 @@ class ZeRO1(nn.Module):
         self.flats = [
             flat for u in units_backwards for flat in self.flats_of[u] if flat.shard.requires_grad
         ]
-        self.starts_anew = True  # the gradients of the last step have been used
+        self.flat_of = {p: flat for flat in self.flats for p in flat.parameters}
+        for i, flat in enumerate(self.flats):
+            for parameter in flat.parameters:
+                parameter.register_hook(partial(weakly(self.before_gradient), i))
+                parameter.register_post_accumulate_grad_hook(weakly(self.gradient_is_ready))
+        guard.claim(self)
 
     @property
     def shards(self) -> list[nn.Parameter]:
@@ -91,27 +135,72 @@ class ZeRO1(nn.Module):
         return [flat.shard for flat in self.flats]
 
     def forward(self, *args, **kwargs):
-        if self.starts_anew and torch.is_grad_enabled():
-            self.start_gradients()
-            self.starts_anew = False
+        guard.check_parameters(self)
         return self.module(*args, **kwargs)
 
-    @torch.no_grad()
-    def start_gradients(self) -> None:
-        """Let autograd add up its gradients in place, side by side."""
-        for flat in self.flats:
-            flat.grad = torch.zeros_like(flat.full) if flat.grad is None else flat.grad.zero_()
-            for parameter, view in zip(flat.parameters, flat.views(flat.grad), strict=True):
-                parameter.grad = view
+    def before_gradient(self, i: int, _: Tensor) -> None:
+        """Backward calls this before it adds to a gradient of the i-th of ``flats``."""
+        self.flats[i].drop_if_cleared()
+
+    def gradient_is_ready(self, parameter: nn.Parameter) -> None:
+        """Backward calls this for each parameter, last layers first."""
+        flat = self.flat_of[parameter]
+        flat.keep(parameter)
+        if flat.seen is None:
+            flat.shard.grad = flat.mine(flat.grad).data  # so that optimizer.zero_grad() is seen
+            flat.watch()
 
     @torch.no_grad()
     def sync_gradients(self) -> None:
         """Make each shard's gradient the mean over the ranks of all backwards since last time."""
         for flat in self.flats:
+            flat.drop_if_cleared()
+        used = self.in_any_rank(flat.has_gradients() for flat in self.flats)
+        used_flats = [flat for flat, is_used in zip(self.flats, used, strict=True) if is_used]
+        for flat in used_flats:
+            for parameter in flat.parameters:
+                flat.keep(parameter)
+            flat.drop_gradients()
+            flat.grad /= self.world_size
             flat.start_reduce()
+        for flat in self.flats if used_flats else ():
+            flat.shard.grad = flat.finish_reduce() if flat in used_flats else None
+
+    def in_any_rank(self, mine: Iterable[bool]) -> list[bool]:
+        """For each of ``mine``, whether it is true in this rank or in another."""
+        flags = [int(flag) for flag in mine]
+        if isinstance(self.flats[0].full, FakeTensor):  # fake tensors hold no numbers to agree on
+            return [bool(flag) for flag in flags]
+        row = torch.tensor(flags, device=self.flats[0].full.device)
+        dist.all_reduce(row, op=dist.ReduceOp.MAX, group=self.process_group)
+        return row.bool().tolist()
+
+    def is_unsynced(self) -> bool:
+        """Whether there are gradients since the last ``sync_gradients``."""
+        return any(flat.has_gradients() for flat in self.flats)
+
+    def before_step(self) -> None:
+        """An optimizer that has some of ``shards`` calls this.
+
+        Raises:
+            RuntimeError: it would make a step with gradients of this rank's batch alone.
+        """
+        if self.is_unsynced() and any(shard.grad is not None for shard in self.shards):
+            raise RuntimeError(guard.UNSYNCED.format(type(self).__name__))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, those of the shards and those that are not reduced yet."""
         for flat in self.flats:
-            flat.shard.grad = flat.finish_reduce().div_(self.world_size)
-        self.starts_anew = True
+            flat.drop_gradients()
+            if set_to_none:
+                flat.shard.grad = None
+            elif flat.shard.grad is not None:
+                flat.shard.grad.zero_()
+
+    def start_gradients(self) -> None:
+        """Clear what a step that was cut off has left."""
+        for flat in self.flats:
+            flat.drop_gradients()
 
     def sync_parameters(self) -> None:
         """After the optimizer's step: collect the other ranks' new shards."""
@@ -119,6 +208,50 @@ class ZeRO1(nn.Module):
             flat.start_gather()
         for flat in self.flats:
             flat.finish_gather()
+        increment_version(self.flat_of)  # a backward through an older forward raises, as always
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """``torch.nn.utils.clip_grad_norm_`` over all ranks' shards; after ``sync_gradients``.
+
+        Returns:
+            The norm of the whole gradient before, the same number in every rank.
+
+        Raises:
+            RuntimeError: gradients are not synced.
+            ValueError: the module is cut over other ranks as well, whose norms this cannot see.
+        """
+        guard.check_clipping(self)
+        grads = [shard.grad for shard in self.shards if shard.grad is not None]
+        wide = torch.promote_types(self.flats[0].full.dtype, torch.float32)
+        square = torch.zeros((), dtype=wide, device=self.flats[0].full.device)
+        for grad in grads:
+            square += torch.linalg.vector_norm(grad, dtype=wide).square()
+        dist.all_reduce(square, group=self.process_group)
+        norm = square.sqrt()
+        for grad in grads:
+            grad *= (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
+        return norm
+
+    def named_parameters(self, *args, **kwargs):
+        """Refused: an optimizer needs ``shards``, and the module's own are in ``module``.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(guard.PARAMETERS.format(type(self).__name__))
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As torch's; call it in all ranks, with the same numbers."""
+        guard.refuse_assign(assign)
+        return super().load_state_dict(state_dict, strict)
+
+    def _apply(self, fn, recurse: bool = True):  # behind .to(), .half(), .cuda()
+        guard.refuse_move(self, fn)
+        return super()._apply(fn, recurse)
+
+    def __reduce_ex__(self, protocol):
+        guard.no_copy(self)
 
 
 def train(
