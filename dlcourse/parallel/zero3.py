@@ -149,8 +149,12 @@ class ZeRO3(ZeRO2):
         if unit.user is None:
             unit.user, unit.call = module, object()
             inputs = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
-            if inputs and torch.is_grad_enabled():  # their gradients are the last to be made
-                register_multi_grad_hook(inputs, partial(unit.end_backward, unit.call))
+            if torch.is_grad_enabled():  # their gradients are the last that backward makes
+                end = partial(unit.end_backward, unit.call)
+                if len(inputs) == 1:
+                    inputs[0].register_hook(end)
+                elif inputs:  # makes a cycle, which Python's garbage collector has to find
+                    register_multi_grad_hook(inputs, end)
 
     def after_forward(self, module: nn.Module, unit: Unit, outputs: object) -> None:
         if self.is_gathered:

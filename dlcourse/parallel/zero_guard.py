@@ -8,9 +8,9 @@ reads, without any error of torch's.
 from __future__ import annotations
 
 import gc
-import types
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -236,10 +236,10 @@ class ZeroGrad:
             model.zero_grad(set_to_none)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return types.MethodType(nn.Module.zero_grad, memo[id(self.module())])  # of the copy
+        return partial(nn.Module.zero_grad, memo[id(self.module())])  # of the copy
 
     def __reduce__(self) -> tuple:
-        return types.MethodType, (nn.Module.zero_grad, self.module())
+        return partial, (nn.Module.zero_grad, self.module())
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
