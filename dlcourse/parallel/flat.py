@@ -90,15 +90,19 @@ class FlatParameters:
         memory = parameter.untyped_storage()._cdata
         return any(tensor.untyped_storage()._cdata == memory for tensor in memories)
 
+    def make_room(self) -> None:
+        """Memory for the parameters' gradients, unless it is there already."""
+        if self.grad is None:
+            self.grad = torch.zeros_like(self.full)
+            self.places = dict(zip(self.parameters, self.views(self.grad), strict=True))
+
     @torch.no_grad()
     def keep(self, parameter: nn.Parameter) -> None:
         """Move its gradient to its place in ``grad``, where autograd then adds the next ones.
 
         Where there is none, the place is filled by zeros.
         """
-        if self.grad is None:
-            self.grad = torch.zeros_like(self.full)
-            self.places = dict(zip(self.parameters, self.views(self.grad), strict=True))
+        self.make_room()
         place = self.places[parameter]
         if parameter.grad is None:
             place.zero_()

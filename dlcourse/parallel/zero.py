@@ -75,7 +75,7 @@ def tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
             yield from tensors_in(vars(leaf), depth - 1)  # such as a dataclass
 
 
-class ZeRO1(nn.Module):
+class ZeRO1(guard.Guarded):
     """Every rank has all parameters and all gradients, and the optimizer state of its shards.
 
     Where data parallelism has an all-reduce of the gradients, this has its first half before the
@@ -136,7 +136,14 @@ class ZeRO1(nn.Module):
 
     def forward(self, *args, **kwargs):
         guard.check_parameters(self)
+        if torch.is_grad_enabled():
+            self.make_room()
         return self.module(*args, **kwargs)
+
+    def make_room(self) -> None:
+        """Memory for the gradients, side by side, where autograd is to add them up."""
+        for flat in self.flats:
+            flat.make_room()
 
     def before_gradient(self, i: int, _: Tensor) -> None:
         """Backward calls this before it adds to a gradient of the i-th of ``flats``."""
@@ -179,24 +186,6 @@ class ZeRO1(nn.Module):
         """Whether there are gradients since the last ``sync_gradients``."""
         return any(flat.has_gradients() for flat in self.flats)
 
-    def before_step(self) -> None:
-        """An optimizer that has some of ``shards`` calls this.
-
-        Raises:
-            RuntimeError: it would make a step with gradients of this rank's batch alone.
-        """
-        if self.is_unsynced() and any(shard.grad is not None for shard in self.shards):
-            raise RuntimeError(guard.UNSYNCED.format(type(self).__name__))
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients, those of the shards and those that are not reduced yet."""
-        for flat in self.flats:
-            flat.drop_gradients()
-            if set_to_none:
-                flat.shard.grad = None
-            elif flat.shard.grad is not None:
-                flat.shard.grad.zero_()
-
     def start_gradients(self) -> None:
         """Clear what a step that was cut off has left."""
         for flat in self.flats:
@@ -209,49 +198,6 @@ class ZeRO1(nn.Module):
         for flat in self.flats:
             flat.finish_gather()
         increment_version(self.flat_of)  # a backward through an older forward raises, as always
-
-    @torch.no_grad()
-    def clip_grad_norm_(self, max_norm: float) -> Tensor:
-        """``torch.nn.utils.clip_grad_norm_`` over all ranks' shards; after ``sync_gradients``.
-
-        Returns:
-            The norm of the whole gradient before, the same number in every rank.
-
-        Raises:
-            RuntimeError: gradients are not synced.
-            ValueError: the module is cut over other ranks as well, whose norms this cannot see.
-        """
-        guard.check_clipping(self)
-        grads = [shard.grad for shard in self.shards if shard.grad is not None]
-        wide = torch.promote_types(self.flats[0].full.dtype, torch.float32)
-        square = torch.zeros((), dtype=wide, device=self.flats[0].full.device)
-        for grad in grads:
-            square += torch.linalg.vector_norm(grad, dtype=wide).square()
-        dist.all_reduce(square, group=self.process_group)
-        norm = square.sqrt()
-        for grad in grads:
-            grad *= (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
-        return norm
-
-    def named_parameters(self, *args, **kwargs):
-        """Refused: an optimizer needs ``shards``, and the module's own are in ``module``.
-
-        Raises:
-            RuntimeError: always.
-        """
-        raise RuntimeError(guard.PARAMETERS.format(type(self).__name__))
-
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """As torch's; call it in all ranks, with the same numbers."""
-        guard.refuse_assign(assign)
-        return super().load_state_dict(state_dict, strict)
-
-    def _apply(self, fn, recurse: bool = True):  # behind .to(), .half(), .cuda()
-        guard.refuse_move(self, fn)
-        return super()._apply(fn, recurse)
-
-    def __reduce_ex__(self, protocol):
-        guard.no_copy(self)
 
 
 def train(

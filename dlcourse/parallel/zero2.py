@@ -44,6 +44,9 @@ class ZeRO2(ZeRO1):
             output.grad_fn.register_prehook(lambda _: self.begin_backward())
         return outputs
 
+    def make_room(self) -> None:
+        """There is none for all gradients: ``send`` makes it for one flat tensor's."""
+
     def begin_backward(self) -> None:
         """Once in each backward, whatever comes first in it."""
         self.end_cut_off_backward()

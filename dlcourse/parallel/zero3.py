@@ -18,15 +18,12 @@ Parallel", VLDB 2023.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version, register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
@@ -91,7 +88,7 @@ class Unit:
             self.free()
 
 
-class ZeRO3(ZeRO2):
+class ZeRO3(guard.WholeState, ZeRO2):
     """Every rank keeps its shards of parameters, gradients and optimizer state, and nothing else.
 
     All ranks must run the same modules in the same order, in evaluation as well: every forward is
@@ -224,37 +221,6 @@ class ZeRO3(ZeRO2):
             for unit in self.units:
                 unit.is_here = True
                 unit.free()
-
-    @torch.no_grad()
-    def write_shards(self) -> None:
-        """Take this rank's part of what the parameters are now."""
-        parts, checksum = {}, 0
-        for flat in (flat for unit in self.units for flat in unit.flats):
-            row = torch.cat([parameter.flatten() for parameter in flat.parameters])
-            checksum = zlib.crc32(row.view(torch.uint8).cpu().numpy(), checksum)
-            padding = flat.shard.numel() * flat.world_size - flat.numel
-            parts[flat] = flat.mine(F.pad(row, (0, padding))).clone()
-        guard.refuse_different(self, checksum)
-        for flat, part in parts.items():
-            if not torch.equal(part, flat.shard):  # or the shard would count as changed
-                flat.shard.copy_(part)
-
-    def refuse_unless_gathered(self, *_: object) -> None:
-        if not self.is_gathered:
-            raise RuntimeError(guard.SHARDS)
-
-    def state_dict(self, *args, **kwargs) -> dict[str, Any]:
-        """As torch's, of whole parameters; a collective, so call it in all ranks."""
-        with self.gathered():
-            found = super().state_dict(*args, **kwargs)
-            for name, value in found.items():
-                found[name] = value.detach() if isinstance(value, Tensor) else value
-            return found
-
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
-        """As torch's; call it in all ranks, with the same numbers."""
-        with self.gathered():
-            return super().load_state_dict(state_dict, strict, assign)
 
 
 def in_backward() -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import gc
 import weakref
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -240,6 +242,106 @@ class ZeroGrad:
 
     def __reduce__(self) -> tuple:
         return partial, (nn.Module.zero_grad, self.module())
+
+
+class Guarded(nn.Module):
+    """What ZeRO models do for whoever uses them as any other module."""
+
+    def before_step(self) -> None:
+        """An optimizer that has some of ``shards`` calls this.
+
+        Raises:
+            RuntimeError: it would make a step with gradients of this rank's batch alone.
+        """
+        if self.is_unsynced() and any(shard.grad is not None for shard in self.shards):
+            raise RuntimeError(UNSYNCED.format(type(self).__name__))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, those of the shards and those that are not reduced yet."""
+        for flat in self.flats:
+            flat.drop_gradients()
+            if set_to_none:
+                flat.shard.grad = None
+            elif flat.shard.grad is not None:
+                flat.shard.grad.zero_()
+
+    @torch.no_grad()
+    def clip_grad_norm_(self, max_norm: float) -> Tensor:
+        """``torch.nn.utils.clip_grad_norm_`` over all ranks' shards; after ``sync_gradients``.
+
+        Returns:
+            The norm of the whole gradient before, the same number in every rank.
+
+        Raises:
+            RuntimeError: gradients are not synced.
+            ValueError: the module is cut over other ranks as well, whose norms this cannot see.
+        """
+        check_clipping(self)
+        grads = [shard.grad for shard in self.shards if shard.grad is not None]
+        wide = torch.promote_types(self.flats[0].full.dtype, torch.float32)
+        square = torch.zeros((), dtype=wide, device=self.flats[0].full.device)
+        for grad in grads:
+            square += torch.linalg.vector_norm(grad, dtype=wide).square()
+        dist.all_reduce(square, group=self.process_group)
+        norm = square.sqrt()
+        for grad in grads:
+            grad *= (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
+        return norm
+
+    def named_parameters(self, *args, **kwargs):
+        """Refused: an optimizer needs ``shards``, and the module's own are in ``module``.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(PARAMETERS.format(type(self).__name__))
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As torch's; call it in all ranks, with the same numbers."""
+        refuse_assign(assign)
+        return super().load_state_dict(state_dict, strict)
+
+    def _apply(self, fn, recurse: bool = True):  # behind .to(), .half(), .cuda()
+        refuse_move(self, fn)
+        return super()._apply(fn, recurse)
+
+    def __reduce_ex__(self, protocol):
+        no_copy(self)
+
+
+class WholeState(nn.Module):
+    """State dicts of stage 3, and what is written to gathered parameters."""
+
+    @torch.no_grad()
+    def write_shards(self) -> None:
+        """Take this rank's part of what the parameters are now."""
+        parts, checksum = {}, 0
+        for flat in (flat for unit in self.units for flat in unit.flats):
+            row = torch.cat([parameter.flatten() for parameter in flat.parameters])
+            checksum = zlib.crc32(row.view(torch.uint8).cpu().numpy(), checksum)
+            padding = flat.shard.numel() * flat.world_size - flat.numel
+            parts[flat] = flat.mine(F.pad(row, (0, padding))).clone()
+        refuse_different(self, checksum)
+        for flat, part in parts.items():
+            if not torch.equal(part, flat.shard):  # or the shard would count as changed
+                flat.shard.copy_(part)
+
+    def refuse_unless_gathered(self, *_: object) -> None:
+        if not self.is_gathered:
+            raise RuntimeError(SHARDS)
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Any]:
+        """As torch's, of whole parameters; a collective, so call it in all ranks."""
+        with self.gathered():
+            found = super().state_dict(*args, **kwargs)
+            for name, value in found.items():
+                found[name] = value.detach() if isinstance(value, Tensor) else value
+            return found
+
+    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+        """As torch's; call it in all ranks, with the same numbers."""
+        with self.gathered():
+            return super().load_state_dict(state_dict, strict, assign)
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
