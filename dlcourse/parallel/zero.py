@@ -176,10 +176,10 @@ class ZeRO1(guard.Guarded):
     def in_any_rank(self, mine: Iterable[bool]) -> list[bool]:
         """For each of ``mine``, whether it is true in this rank or in another."""
         flags = [int(flag) for flag in mine]
-        if isinstance(self.flats[0].full, FakeTensor):  # fake tensors hold no numbers to agree on
-            return [bool(flag) for flag in flags]
         row = torch.tensor(flags, device=self.flats[0].full.device)
         dist.all_reduce(row, op=dist.ReduceOp.MAX, group=self.process_group)
+        if isinstance(row, FakeTensor):  # has no numbers
+            return [bool(flag) for flag in flags]
         return row.bool().tolist()
 
     def is_unsynced(self) -> bool:
