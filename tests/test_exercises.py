@@ -136,7 +136,7 @@ def told(pool: Ranks, source: str, monkeypatch) -> str:
         ("def mean(x):\n    dist.all_reduce(x)", "the mean: returned None: is a return missing?"),
         ("def mean(x):\n    return x[:5]", "the shape is (5,), and should be (1000,)"),
         ("def mean(x):\n    return x.double()", "torch.float64, and should be torch.float32"),
-        ("def mean(x):\n    return 3", "returned a int, and should return a Tensor"),
+        ("def mean(x):\n    return 3", "returned 3 (int), and should return a Tensor"),
         (
             "def mean(x):\n    for _ in range(3): dist.all_reduce(x)\n    return x",
             "sent 11.7 KiB: 3 times the minimum of 3.91 KiB (allowed: 1.05 times)",
