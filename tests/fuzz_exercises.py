@@ -110,7 +110,7 @@ def _each(got, change):
         return type(got)(_each(x, change) for x in got)
     if isinstance(got, bool | int | float):
         got = torch.tensor(got)
-    return change(got) if isinstance(got, torch.Tensor) else got
+    return change(got) if isinstance(got, torch.Tensor) else None
 """
 
 
@@ -147,9 +147,8 @@ NOISE = ("Traceback", "terminate called", "AnswerError", "lesson_", "sending.py"
 def faults(exercise: Exercise, label: str, text: str, passed: bool, output: str) -> list[str]:
     """What is wrong with how an answer was told."""
     found = []
-    harmless = ("right, but None", "right, but a ", "right, but NaN", "right, but as", "right, but")
-    ignored = exercise.id in RETURN_NOTHING and label.startswith(harmless)
-    if passed and not ignored and (exercise.id, label) not in RIGHT:
+    nothing = exercise.id in RETURN_NOTHING and label.startswith("right, but")
+    if passed and not nothing and label not in RIGHT:
         found.append("passes")
     raised = any(word in label for word in RAISES)
     for noise in NOISE:
@@ -163,9 +162,9 @@ def faults(exercise: Exercise, label: str, text: str, passed: bool, output: str)
 
 
 # Exercises of which the returned value does not count.
-RETURN_NOTHING = ("03.find_the_bug", "04.all_reduces", "09.ddp", "12.leave", "03.overlap")
-# Changes that leave an answer right.
-RIGHT: set[tuple[str, str]] = set()
+RETURN_NOTHING = ("03.find_the_bug", "03.overlap", "04.all_reduces", "09.ddp", "12.leave")
+# A number is a number also in these forms; where a tensor is asked for they do not pass.
+RIGHT = ("right, but as float64", "right, but one axis more")
 # Answers with an exception of the learner's own, which is shown with its lines.
 RAISES = ("an exception", "leaves", "strange repr")
 

@@ -182,6 +182,12 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
         "Gloo ends a process (SIGABRT) when tensors of different sizes meet in one message. Does "
         "every rank call the same collectives with tensors of the same shape and type?",
     ),
+    "check.changed": (
+        "{module} 파일은 {place}에서 import한 뒤에 바뀌었습니다. 검사는 지금 파일을 봅니다. "
+        "{place}에서도 쓰려면 importlib.reload({module})를 실행하세요.",
+        "The file of {module} has changed since {place} imported it. The check judges the file as "
+        "it is now; for {place}, run importlib.reload({module}).",
+    ),
     "check.rank": ("랭크 {rank}", "rank {rank}"),
     "check.ranks": ("랭크 {ranks}", "ranks {ranks}"),
     "check.unmet": ("조건을 만족하지 못했습니다", "the condition is not met"),

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.course import metrics
@@ -55,6 +55,10 @@ def check(id: str, *, pool: Any = None) -> CheckResult:
         result = _not_run(exercise, _problem_text(exercise, packed))
     else:
         result = _judge(exercise, packed)
+    for module in packed.get("changed", ()):
+        place = t(f"check.place.{exercise.where}")
+        text = result.text + "\n" + t("check.changed", module=module, place=place)
+        result = replace(result, text=text)
     print(result.text)
     metrics.append("check", id=id, passed=result.passed, cases=result.cases)
     return result

@@ -7,6 +7,7 @@ imported afresh, so the file is judged as it is now, even where the ranks hold a
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import io
 import linecache
@@ -55,23 +56,56 @@ def pack(names: Sequence[str], namespace: Mapping[str, Any] | None = None) -> di
         payload = _dumps([found[name] for name in names])
     except Exception as error:  # pickling runs code of any object that is referred to
         return {"problem": "not_sendable", "name": ", ".join(names), "error": _said(error)}
-    _forget_compiled()
+    changed = _forget_compiled(payload)
     files = {function.__code__.co_filename for function in _reach([found[name] for name in names])}
     sources = {file: linecache.getlines(file) for file in files if not os.path.exists(file)}
-    return {"payload": payload, "sources": sources, "paths": [os.getcwd(), *sys.path]}
+    return {
+        "payload": payload,
+        "sources": sources,
+        "paths": [os.getcwd(), *sys.path],
+        "from_ranks": namespace is None,
+        "changed": changed,
+    }
 
 
-def _forget_compiled() -> None:
+def _forget_compiled(payload: bytes) -> list[str]:
     """Remove Python's compiled copies of the learner's files.
 
-    It takes one for good by the second and the size of the source: a file that is changed within
-    that second, from `2 * x` to `3 * x`, would be judged as it was.
+    Python takes one for good by the second and the size of the source: a file that is changed
+    within that second, from `2 * x` to `3 * x`, would be judged as it was.
+
+    Returns the modules that the payload names and whose file has changed since they were imported.
     """
-    for module in list(sys.modules.values()):
+    changed = []
+    for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and file.endswith(".py") and _is_learners(file):
+        if name != "__main__" and isinstance(file, str) and file.endswith(".py"):
+            if not (os.path.isfile(file) and _is_learners(file)):
+                continue
             with suppress(OSError):  # there is none, or the folder may only be read
                 os.unlink(importlib.util.cache_from_source(file))
+            named = bytes([0x8C, len(name.encode())]) + name.encode()  # a string in a pickle
+            if named in payload and _is_out_of_date(module, file):
+                changed.append(name)
+    return changed
+
+
+def _is_out_of_date(module: types.ModuleType, file: str) -> bool:
+    """Whether a function of an imported module reads differently in its file now."""
+    try:
+        left = [compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)]
+    except (OSError, SyntaxError, ValueError):
+        return True
+    now = set()
+    while left:
+        code = left.pop()
+        now.add(code)
+        left += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    own = [value for value in vars(module).values() if hasattr(value, "__qualname__")]
+    own = [value for value in own if value.__module__ == module.__name__]
+    members = [vars(value).values() for value in own if isinstance(value, type)]
+    functions = [f for f in (*own, *(m for of in members for m in of)) if hasattr(f, "__code__")]
+    return any(f.__code__ not in now for f in functions if f.__code__.co_filename == file)
 
 
 def _is_learners(file: str) -> bool:
@@ -126,12 +160,15 @@ def judge(
     for name, lines in packed["sources"].items():
         linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
     sys.path += [path for path in packed["paths"] if path not in sys.path]
-    sys.dont_write_bytecode = True  # a learner's file may change within the second
+    sys.dont_write_bytecode = True  # see `_forget_compiled`
+    importlib.invalidate_caches()
     objects = cloudpickle.loads(packed["payload"])
     # The functions bring rank 0's globals with them; here they must see this rank's.
-    own = {k: v for k, v in sys.modules["__main__"].__dict__.items() if not k.startswith("__")}
+    # Names that a learner gave a meaning of their own, as a wrapped `dist`, keep it.
+    own = {k: v for k, v in vars(sys.modules["__main__"]).items() if not k.startswith("__")}
+    each = {k: own[k] for k in ("rank", "world_size", "device") if packed["from_ranks"]}
     for scope in _scopes(objects):
-        scope.update(own)
+        scope.update({**own, **scope, **each})
     torch.manual_seed(0)
     torch.set_num_threads(1)  # little to compute; two threads wait for each other on a busy machine
     asked = Asked(lang)
