@@ -318,14 +318,38 @@ def test_tensors_that_do_not_meet_end_without_glooss_own_words(pool, monkeypatch
     assert pool.run(len, "abc") == [3, 3], "the learner's own ranks go on"
 
 
-def test_nan_in_one_rank_is_not_lost(pool, kept, monkeypatch):
-    """A NaN is not larger than a limit; neither may it pass for small."""
+NAN = "float('nan')"
+
+
+@pytest.mark.parametrize(
+    ("id", "right", "spoilt"),
+    [
+        ("03.overlap", "part.view_as(parameter)", f"part.view_as(parameter) * {NAN}"),
+        (
+            "03.find_the_bug",
+            "        scheduler.step(loss.item())\n",
+            "        scheduler.step(loss.item())\n"
+            f"    if rank == 1:\n        model[0].bias.data.fill_({NAN})\n",
+        ),
+        (
+            "04.all_reduces",
+            "    mlp.up, mlp.down",
+            "    if rank == 2:\n"
+            f"        attention.proj.bias.register_hook(lambda grad: grad * {NAN})\n"
+            "    mlp.up, mlp.down",
+        ),
+        ("06.peak", "grad_shard / world_size", f"grad_shard * {NAN}"),
+        ("10.clip", "    return norm", f"    return norm * {NAN}"),
+    ],
+)
+def test_nan_never_passes_for_small(id, right, spoilt, pool, kept, monkeypatch):
+    """It is not larger than a limit either."""
     monkeypatch.setattr("dlcourse.ranks.Ranks", kept)
-    spoil = "\n    if rank == 2:\n        shards[0].grad[0] = float('nan')\n    return norm"
-    source = find_exercise("06.clip").solution.replace("\n    return norm", spoil)
-    define(find_exercise("06.clip"), source, pool, monkeypatch)
-    result = check("06.clip", pool=pool)
-    assert result.cases["large"] is False and "rank 2" in result.text
+    exercise = find_exercise(id)
+    assert right in exercise.solution
+    define(exercise, exercise.solution.replace(right, spoilt), pool, monkeypatch)
+    result = check(id, pool=pool)
+    assert False in result.cases.values(), result.text
 
 
 def test_numbers_are_numbers_whatever_holds_them():
