@@ -151,6 +151,14 @@ def told(pool: Ranks, source: str, monkeypatch) -> str:
         ("def mean(x):\n    return x.flatten()[:0]", "✗ the shape: the shape has changed"),
         ("def mean(x):\n    raise NotImplementedError", "not filled in yet"),
         ("def mean(x):\n    return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("def mean(x):\n    raise KeyboardInterrupt", "ranks 0-1 raised RuntimeError: Keyboard"),
+        ("def mean(x):\n    raise SystemExit(3)", "ranks 0-1 raised SystemExit: 3"),
+        ("def mean():\n    return 1", "keep the parameters"),
+        (
+            "class Odd:\n    def __reduce__(self):\n        raise SystemExit(3)\n"
+            "odd = Odd()\ndef mean(x):\n    return odd",
+            "cannot be sent to fresh ranks: 3",
+        ),
         ("mean = 3", "mean must be a function or a class, and is int"),
         ("other = 3", "mean is not defined in the ranks"),
         (

@@ -19,6 +19,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,9 @@ def pack(names: Sequence[str], namespace: Mapping[str, Any] | None = None) -> di
             return {"problem": "not_callable", "name": name, "kind": type(found[name]).__name__}
     try:
         payload = _dumps([found[name] for name in names])
-    except Exception as error:  # pickling runs code of any object that is referred to
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # pickling runs code of any object that is referred to
         return {"problem": "not_sendable", "name": ", ".join(names), "error": _said(error)}
     changed = _forget_compiled(payload)
     files = {function.__code__.co_filename for function in _reach([found[name] for name in names])}
@@ -176,8 +179,10 @@ def judge(
     try:
         with _errors_held_back():
             findings = checker(*things, dist.get_rank(), dist.get_world_size())
-    except KeyboardInterrupt:
-        raise
+    except KeyboardInterrupt as error:
+        if traceback.extract_tb(error.__traceback__)[-1].name == "_on_interrupt":
+            raise  # the notebook's, at the time limit or after another rank's failure
+        raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from None
     except BaseException as error:
         own_words = isinstance(error, AnswerError)
         if not own_words and not asked.raised(error, {*packed["sources"]}, checker):
@@ -286,10 +291,9 @@ def _reach(things: Sequence[Any]) -> Iterator[Any]:
                 yield thing
                 named = {*_names(thing.__code__)}
                 left += [value for key, value in thing.__globals__.items() if key in named]
-        elif isinstance(thing, list | tuple | set):
-            left += thing
-        elif isinstance(thing, dict):
-            left += thing.values()
+        elif isinstance(thing, list | tuple | set | dict):
+            elements = thing.values() if isinstance(thing, dict) else thing
+            left += islice(elements, 1000)  # of data there may be more than anyone wants to see
         elif isinstance(thing, functools.partial):
             left += [thing.func, thing.args, thing.keywords]
         elif isinstance(thing, types.MethodType):
@@ -299,10 +303,13 @@ def _reach(things: Sequence[Any]) -> Iterator[Any]:
         elif isinstance(thing, property):
             left += [thing.fget, thing.fset]
         elif isinstance(thing, type):
-            if thing.__module__ not in sys.stdlib_module_names and thing is not object:
+            home = sys.modules.get(thing.__module__)
+            if thing.__module__ == "__main__" or getattr(home, thing.__name__, None) is not thing:
                 left += [*vars(thing).values(), *thing.__bases__]
-        elif isinstance(getattr(thing, "__dict__", None), dict):
-            left += [type(thing), vars(thing)]
+        else:
+            left.append(type(thing))
+            with suppress(Exception):  # not by `vars`: a learner's class may answer it in any way
+                left.append(object.__getattribute__(thing, "__dict__"))
 
 
 def _filled(cell: Any) -> bool:
