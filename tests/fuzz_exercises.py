@@ -150,7 +150,7 @@ def faults(exercise: Exercise, label: str, text: str, passed: bool, output: str)
     nothing = exercise.id in RETURN_NOTHING and label.startswith("right, but")
     if passed and not nothing and label not in RIGHT:
         found.append("passes")
-    raised = any(word in label for word in RAISES) or exercise.id == "06.cut"
+    raised = any(word in label for word in RAISES) or exercise.id in CHAINED
     for noise in NOISE:
         if noise in text and not (raised and noise == "Traceback"):
             found.append(f"shows {noise!r}")
@@ -165,8 +165,9 @@ def faults(exercise: Exercise, label: str, text: str, passed: bool, output: str)
 RETURN_NOTHING = ("03.find_the_bug", "03.overlap", "04.all_reduces", "09.ddp", "12.leave")
 # A number is a number also in these forms; where a tensor is asked for they do not pass.
 RIGHT = ("right, but as float64", "right, but one axis more")
-# Answers with an exception of the learner's own, which is shown with its lines; and in 06.cut
-# `join` is handed what `cut` gave.
+# Answers with an exception of the learner's own, which is shown with its lines; and exercises
+# in which the learner's code is handed what it gave before.
+CHAINED = ("06.cut", "06.peak", "11.function")
 RAISES = ("an exception", "leaves", "strange repr")
 
 

@@ -381,17 +381,17 @@ def check_function(run_again, rank, world_size):
             loss.backward()
         grads = [p.grad for layer in layers for p in layer.parameters()]
         peak = seen.record["memory"]["peaks"]["activations"] / x.nbytes
-        return loss.detach(), x.grad, grads, torch.rand(2), peak, seen.record["flops"]
+        return y.detach(), x.grad, grads, torch.rand(2), peak, seen.record["flops"]
 
-    loss, x_grad, grads, random, _, flops = step(lambda layer, x: layer(x))
-    got_loss, got_x, got, got_random, got_peak, got_flops = step(run_again)
+    want, x_grad, grads, random, _, flops = step(lambda layer, x: layer(x))
+    got_y, got_x, got, got_random, got_peak, got_flops = step(run_again)
     missing = got_x is None or any(g is None for g in got)
     same = not missing and torch.equal(got_x, x_grad) and all(map(torch.equal, got, grads))
     key = "missing" if missing else "dropout"
-    same_loss = expect_equal("loss", got_loss, loss)["ok"]
+    result = expect_equal("loss", got_y, want)
     limit = LAYERS + 20  # inputs, one layer that is alive (9 of them), its backward
     return [
-        expect("loss", same_loss, "loss_differs"),
+        expect("loss", False, "loss_differs") if result["key"] == "far" else result,
         expect("gradients", same, key),
         expect("random", torch.equal(got_random, random), "disturbed"),
         expect("memory", got_peak <= limit, "too_high", got=f"{got_peak:.0f}", want=limit),
