@@ -25,9 +25,16 @@ def load_ipython_extension(shell: Any) -> None:
     notebook = _notebook(os.environ.get(NOTEBOOK, ""))
     if notebook is not None and notebook.parent.name in ("ko", "en"):
         os.environ.setdefault("DLCOURSE_LANG", notebook.parent.name)
-    shell.register_magic_function(_ranks, "cell", "ranks")
+    register_magic()
     shell.push({name: _late(name) for name in _SETS_UP}, interactive=False)
     shell.events.register("post_run_cell", lambda result: _explain(result, shell, notebook))
+
+
+def register_magic() -> None:
+    """Make `%%ranks` known to the notebook, if this runs in one; what it needs is imported late."""
+    shell = sys.modules["IPython"].get_ipython()
+    if shell is not None and "ranks" not in shell.magics_manager.magics["cell"]:
+        shell.register_magic_function(_ranks, "cell", "ranks")
 
 
 def _notebook(path: str) -> Path | None:
@@ -38,7 +45,7 @@ def _notebook(path: str) -> Path | None:
 
 
 def _ranks(line: str, source: str) -> Any:
-    """Run a cell in every rank."""
+    """Run a cell in every rank: %%ranks [0,2] [--fast] [--as NAME] [--fails TEXT]"""
     from dlcourse.ranks import magic
 
     magic.register()  # from the next cell on, IPython calls it itself
