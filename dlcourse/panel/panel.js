@@ -290,10 +290,18 @@ function render({ model, el }, past) {
     show();
   };
   let closed = false;
+  const view = {
+    seen: false,
+    place: () => {
+      const away = ![...past.views].some((other) => other.seen);
+      dock(away && !closed && model.get("now").ranks.length > 0);
+    },
+  };
+  past.views.add(view);
   const watch = new IntersectionObserver((entries) => {
-    const visible = entries[entries.length - 1].isIntersecting;
-    if (visible) closed = false;
-    dock(!visible && !closed && model.get("now").ranks.length > 0);
+    view.seen = entries[entries.length - 1].isIntersecting;
+    if (view.seen) closed = false;
+    for (const each of past.views) each.place(); // one strip at most, and none beside a panel
   });
   watch.observe(el);
   shut.addEventListener("click", () => {
@@ -309,13 +317,14 @@ function render({ model, el }, past) {
   return () => {
     model.off("change:now", show);
     watch.disconnect();
+    past.views.delete(view);
     resize.disconnect();
     root.remove();
   };
 }
 
 export default () => {
-  const past = { cell: null, t: 0, rows: {} };
+  const past = { cell: null, t: 0, rows: {}, views: new Set() };
   return {
     initialize: (context) => initialize(context, past),
     render: (context) => render(context, past),

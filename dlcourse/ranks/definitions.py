@@ -26,7 +26,10 @@ def _shell() -> Any:
 
 def notebook_cell() -> int | None:
     """The number that the notebook shows beside the cell that runs now, or None elsewhere."""
-    return getattr(_shell(), "execution_count", None)
+    history = getattr(_shell(), "history_manager", None)
+    # Not the shell's own counter: which cell that counts, the last or the next, differs between
+    # versions of IPython.
+    return None if history is None else len(history.input_hist_parsed) - 1
 
 
 def cell_id() -> str | None:
@@ -82,6 +85,7 @@ class Cell:
     life: int
     bound: set[str]
     read: set[str]
+    lost_ranks: bool = False  # it ended them
 
     def __str__(self) -> str:
         count = "" if self.number is None else f"[{self.number}] "
@@ -103,15 +107,21 @@ class Definitions:
             cell = Cell(source, notebook_cell(), ranks, life, bound, names_read(source))
             self._cells[self._last] = cell
 
+    def last_lost_ranks(self) -> None:
+        """The cell that ran last has ended the ranks."""
+        if cell := self._cells.get(self._last):
+            cell.lost_ranks = True
+
     def to_run_again(self, life: int | None) -> list[Cell]:
         """Cells whose names ended with an earlier life of the ranks, in the order they ran.
 
-        A cell is not needed if later ones have bound all its names without looking at them.
+        A cell is not needed if later ones have bound all its names without looking at them, and
+        one that ended the ranks would do it again.
         """
         needed: list[Cell] = []
         replaced: set[str] = set()
         for cell in reversed(self._cells.values()):
-            if cell.life != life and cell.bound - replaced:
+            if cell.life != life and cell.bound - replaced and not cell.lost_ranks:
                 needed.append(cell)
             replaced |= cell.bound - cell.read
         return needed[::-1]

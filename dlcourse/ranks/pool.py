@@ -350,8 +350,10 @@ class Ranks:
                 missing.setdefault(name, self._definitions.advice(name, rank, self._number))
         for advice in filter(None, missing.values()):
             error.add_note(advice)
-        if self.state == "lost" and self._definitions.to_run_again(None):
-            error.add_note(t("ranks.which_again"))
+        if self.state == "lost":
+            self._definitions.last_lost_ranks()
+            if self._definitions.to_run_again(None):
+                error.add_note(t("ranks.which_again"))
 
     def regroup(self) -> bool:
         """Make the process group anew in living ranks, so that their variables are kept."""
