@@ -88,8 +88,6 @@ function render({ model, el }, past) {
   const root = make("section", "dlc-panel", el);
   root.setAttribute("role", "region");
   root.setAttribute("aria-label", words.label.replace("{}", size));
-  // While a button has the focus, Lab's keys must not act on the cell: x would cut it.
-  root.setAttribute("data-lm-suppress-shortcuts", "true");
   // A click leaves the focus where it was, so that Shift+Enter still runs the cell.
   root.addEventListener("mousedown", (event) => event.target.closest("button") && event.preventDefault());
 
@@ -311,6 +309,9 @@ function render({ model, el }, past) {
   const resize = new ResizeObserver(() => show());
   resize.observe(body);
 
+  // While a button has the focus, Lab's keys must not act on the cell: x would cut it. Lab looks
+  // for this on what has the focus, before it looks further up.
+  for (const button of [fold, shut]) button.dataset.lmSuppressShortcuts = "true";
   setFold();
   show();
   model.on("change:now", show);
