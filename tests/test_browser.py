@@ -19,6 +19,7 @@ from dlcourse.course.catalog import LESSONS, written_lessons
 
 # A busy machine may need this long for one test; a quiet one needs 4 minutes for all of them.
 pytestmark = pytest.mark.timeout(900)
+expect.set_options(timeout=browser.PATIENCE)
 
 HANGUL = re.compile("[가-힣]")
 POOL = "from dlcourse import Ranks\nranks = Ranks(4)"
