@@ -71,6 +71,7 @@ class Ranks:
         self.last: Run | None = None
         self._cells = itertools.count(1)
         self.panel: Panel | None = None
+        self._shown_in: int | None = None  # the cell below which the panel was shown last
         self._definitions = Definitions()
         self._cell: RunningCell | None = None
         if default:
@@ -377,10 +378,11 @@ class Ranks:
         if front_end_present():
             self.panel = self.panel or Panel(self.size)
             self.panel.display()
+            self._shown_in = notebook_cell()
 
     def _ipython_display_(self) -> None:
         """As the last line of a cell: the panel, the state, and the cells to run again."""
-        if not front_end_present():
+        if not front_end_present() or self._shown_in == notebook_cell():
             raise NotImplementedError  # IPython then uses _repr_pretty_
         from IPython.display import display
 
