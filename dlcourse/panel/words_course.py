@@ -148,8 +148,8 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
     ),
     "check.not_run": ("{id}: 아직 아닙니다.", "{id}: not yet."),
     "check.no_ranks": (
-        "랭크가 없습니다. Ranks(...) 셀을 먼저 실행하세요.",
-        "There are no ranks. Run the cell with Ranks(...) first.",
+        "랭크가 없습니다. 레슨의 처음 두 셀을 먼저 실행하세요.",
+        "There are no ranks. Run the first two cells of the lesson first.",
     ),
     "check.no_name": (
         "{place}에 {name} 이름이 없습니다. 연습 문제 셀을 먼저 실행하세요.",

@@ -19,11 +19,14 @@ from typing import Any
 import cloudpickle
 
 from dlcourse.measure.run import Run
+from dlcourse.panel.strings import t
 from dlcourse.panel.widget import Panel, front_end_present, last_state
 from dlcourse.ranks import limits
 from dlcourse.ranks.cell import RunningCell
 from dlcourse.ranks.channel import name_of
+from dlcourse.ranks.definitions import Definitions, notebook_cell
 from dlcourse.ranks.display import Results, label, ranges
+from dlcourse.ranks.failure import NoRanks, RankError, RanksInterrupted, undefined_name
 from dlcourse.ranks.host import Host, new_directory, remove
 from dlcourse.ranks.output import Output
 
@@ -35,7 +38,7 @@ _default: Ranks | None = None
 def default_pool() -> Ranks:
     """The pool that `%%ranks` uses; raises ValueError where none was made."""
     if _default is None:
-        raise ValueError("there are no ranks yet. Make them first: ranks = Ranks(4)")
+        raise NoRanks("there are no ranks yet. Make them first: ranks = Ranks(4)")
     return _default
 
 
@@ -68,6 +71,8 @@ class Ranks:
         self.last: Run | None = None
         self._cells = itertools.count(1)
         self.panel: Panel | None = None
+        self._shown_in: int | None = None  # the cell below which the panel was shown last
+        self._definitions = Definitions()
         self._cell: RunningCell | None = None
         if default:
             if _default is not None:
@@ -111,7 +116,8 @@ class Ranks:
         answers = self.ask("value", name=name)
         failed = {rank: a["error"] for rank, a in answers.items() if "error" in a}
         if failed:
-            raise KeyError(f"{name} is not a name in {label(sorted(failed))}")
+            advice = self._definitions.advice(name, min(failed), self._number, in_last=True)
+            raise KeyError(f"{name} is not a name in {label(sorted(failed))} {advice}".rstrip())
         return [pickle.loads(answers[rank]["value"]) for rank in sorted(answers)]
 
     def restart(self) -> None:
@@ -155,7 +161,7 @@ class Ranks:
         self._device = self.device
         self._clock_offsets: dict[int, int] = {}
         self.host = Host.get()
-        self._number = self.host.add(lambda rank, message: self._events.put((rank, message)))
+        self._number = self.host.add(self._arrived)
         self.state = "starting"
         directory = new_directory()
         try:
@@ -179,10 +185,15 @@ class Ranks:
         finally:
             if self.state != "ready":
                 remove(directory)
-        if self.panel is None and front_end_present():
-            self.panel = Panel(self.size)
-            self.panel.display()
-        self._show()
+        if self.panel is None:
+            self.show()
+        self._show(cell=0)  # what an earlier life of the ranks measured is over
+
+    def _arrived(self, rank: int | None, message: dict) -> None:
+        """Keep a message for whoever waits; a death is shown at once, also between cells."""
+        self._events.put((rank, message))
+        if message["kind"] == "dead" and self.state == "ready":
+            self._show(died=[message["rank"]])
 
     def _wait_for_ranks(self) -> None:
         limit = time.monotonic() + START_LIMIT
@@ -223,6 +234,7 @@ class Ranks:
 
     def end(self, state: str) -> None:
         """End the processes of this pool; quick, whatever they are doing."""
+        died, self.state = list(self.dead), state
         if self.host.alive():
             self.host.send_agent("end", pool=self._number)
             limit = time.monotonic() + 3
@@ -235,8 +247,7 @@ class Ranks:
                         break
         self.host.remove(self._number)
         self._pids, self.dead = {}, {}
-        self.state = state
-        self._show()
+        self._show(died=died)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -302,6 +313,8 @@ class Ranks:
         }
         cell = RunningCell(self, number, chosen, Output(chosen, marker, live=front_end_present()))
         self._cell = cell
+        if self.panel is not None:
+            self.panel.next_label = notebook_cell()
         self.state = "running"
         try:
             for rank in chosen:
@@ -317,9 +330,31 @@ class Ranks:
             records = [cell.done[r]["record"] for r in chosen if cell.done.get(r, {}).get("record")]
             if records:
                 self.last = Run(records)
-            self._show_end(number, time.monotonic() - cell.started, records)
-        cell.judge()
+            fine = all("error" not in cell.done.get(rank, {"error": None}) for rank in chosen)
+            self._show_end(cell, records, "done" if fine else "failed")
+            if "source" in request:
+                self._definitions.note(request["source"], chosen, self._number)
+        try:
+            cell.judge()
+        except (RankError, RanksInterrupted) as error:
+            self._advise(error)
+            if fine:  # every rank ended well, but not in step with the others
+                self._show_end(cell, records, "failed")
+            raise
         return cell.done
+
+    def _advise(self, error: RankError | RanksInterrupted) -> None:
+        """Say which cell defined the names that ranks did not find, and what is lost."""
+        missing: dict[str, str] = {}
+        for rank, failure in sorted(getattr(error, "failures", {}).items()):
+            if name := undefined_name(failure):
+                missing.setdefault(name, self._definitions.advice(name, rank, self._number))
+        for advice in filter(None, missing.values()):
+            error.add_note(advice)
+        if self.state == "lost":
+            self._definitions.last_lost_ranks()
+            if self._definitions.to_run_again(None):
+                error.add_note(t("ranks.which_again"))
 
     def regroup(self) -> bool:
         """Make the process group anew in living ranks, so that their variables are kept."""
@@ -334,19 +369,54 @@ class Ranks:
             for rank in ranks:
                 self.send(rank, "sample")
 
-    def _show(self) -> None:
-        """Show the state of the ranks while no cell runs."""
-        if self.panel is not None:
-            kind = {"ready": "idle"}.get(self.state, self.state)
-            states = [
-                {"rank": r, "state": "dead" if r in self.dead else kind} for r in range(self.size)
-            ]
-            self.panel.update({"busy": False, "ranks": states})
+    def show(self) -> None:
+        """Show the live panel below the running cell, if somebody is there to see it.
 
-    def _show_end(self, cell: int, elapsed_s: float, records: list[dict]) -> None:
+        A panel is drawn where `Ranks` was made. After a reload of the page, or far below that
+        cell, it can be had again; all that are drawn show the same.
+        """
+        if front_end_present():
+            self.panel = self.panel or Panel(self.size)
+            self.panel.display()
+            self._shown_in = notebook_cell()
+
+    def _ipython_display_(self) -> None:
+        """As the last line of a cell: the panel, the state, and the cells to run again."""
+        if not front_end_present() or self._shown_in == notebook_cell():
+            raise NotImplementedError  # IPython then uses _repr_pretty_
+        from IPython.display import display
+
+        self.show()
+        display({"text/plain": self._described()}, raw=True)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self._described())
+
+    def _described(self) -> str:
+        alive = self._number if self.state in ("ready", "running") else None
+        cells = self._definitions.to_run_again(alive)
+        heading = [t("ranks.run_again")] if cells else []
+        return "\n".join([repr(self), *heading, *(f"  {cell}" for cell in cells)])
+
+    def _show(self, cell: int | None = None, died: Iterable[int] = ()) -> None:
+        """Show the state of the ranks while no cell runs; a new `cell` empties the panel."""
+        if self.panel is not None:
+            died = set(died) | set(self.dead)
+            # Where one died, the others were ended; where none did, nothing is known of them.
+            kind = {"ready": "idle", "lost": "stopped" if died else "lost"}
+            states = [
+                {"rank": r, "state": "dead" if r in died else kind.get(self.state, self.state)}
+                for r in range(self.size)
+            ]
+            number = {} if cell is None else {"cell": cell}
+            self.panel.update({"busy": False, "ranks": states} | number)
+
+    def _show_end(self, running: RunningCell, records: list[dict], outcome: str) -> None:
         """Show what a cell moved and used; a short one is over before its first sample."""
         if self.panel is not None:
-            state = last_state(cell, elapsed_s, records)
+            outcome = "interrupted" if running.interrupted else outcome
+            elapsed_s = time.monotonic() - running.started
+            state = last_state(running.number, elapsed_s, records) | {"outcome": outcome}
             # A rank that recorded nothing (--fast, or not chosen) has its row all the same.
             silent = set(range(self.size)) - {rank["rank"] for rank in state["ranks"]}
             state["ranks"] += [
