@@ -23,6 +23,10 @@ class RankError(RuntimeError):
         return str(self).splitlines()
 
 
+class CellError(RankError):
+    """A `%%ranks` cell that Python cannot compile; nothing ran."""
+
+
 class RanksInterrupted(KeyboardInterrupt):
     """The learner interrupted a cell; the message says where each rank stood."""
 
