@@ -92,7 +92,7 @@ def test_cells_run_in_the_ranks(kernel):
 def test_a_failure_is_one_message_without_the_engine(kernel):
     text = kernel.run("%%ranks\nx = 1\nif rank == 1:\n    x / 0")
     assert text.startswith("rank 1 raised ZeroDivisionError")
-    assert "line 3: x / 0" in text and "pool.py" not in text
+    assert "line 4: x / 0" in text and "pool.py" not in text
     text = kernel.run("%%ranks --fails ZeroDivisionError\n1 / 0")
     assert text.startswith("ranks 0-1 raised ZeroDivisionError")
 
@@ -128,7 +128,7 @@ def test_interrupt_of_a_stuck_collective(kernel):
     kernel.manager.interrupt_kernel()
     text = kernel.finish(message)
     assert "interrupted" in text and "rank 1  waiting in barrier" in text
-    assert "rank 0  computing, line 3: time.sleep(1000)" in text
+    assert "rank 0  computing, line 4: time.sleep(1000)" in text
     assert time.monotonic() - started < 10
     assert kernel.run("%%ranks\ndist.barrier(); kept") == "rank 0: 0\nrank 1: 1\n"
 

@@ -44,6 +44,10 @@ def undefined_name(failure: dict[str, Any]) -> str | None:
     return found[1] if found else None
 
 
+class CellError(RankError):
+    """A `%%ranks` cell that Python cannot compile; nothing ran."""
+
+
 class RanksInterrupted(KeyboardInterrupt):
     """The learner interrupted a cell; the message says where each rank stood."""
 

@@ -7,7 +7,6 @@ has started, and cut the connections so that the wait ends in an error.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import contextlib
 import ctypes
@@ -37,7 +36,8 @@ from dlcourse.measure.recorder import Recorder
 from dlcourse.ranks import waits
 from dlcourse.ranks.agent import STREAMS, end_with_parent
 from dlcourse.ranks.channel import Link, Wakeup, dumps_result, name_of
-from dlcourse.ranks.display import describe
+from dlcourse.ranks.display import describe, in_words, plain, shorten
+from dlcourse.ranks.source import compiled
 from dlcourse.ranks.waits import History, Waits
 
 _DISTRIBUTED = dist.distributed_c10d.__file__
@@ -52,6 +52,7 @@ _ABOVE = str(Path(__file__).parents[2]) + os.sep  # tracebacks name files as the
 
 
 TRIM_AFTER = 0.2  # seconds; shorter cells have not taken much, and stay quick
+MESSAGE_LIMIT = 5000  # characters of an exception's message
 
 
 def main(request: dict) -> None:
@@ -63,8 +64,10 @@ class Rank:
     """One rank of a pool: its namespace, its process group and its link to the notebook."""
 
     def __init__(self, request: dict) -> None:
-        self.launcher = os.getppid()
+        self.launcher = request["launcher"]
         end_with_parent()
+        if os.getppid() != self.launcher:  # it was ended before it could take us with it
+            os._exit(1)
         self.rank = int(os.environ["RANK"])
         self.size = int(os.environ["WORLD_SIZE"])
         self.request = request
@@ -75,7 +78,9 @@ class Rank:
         self.cut = False  # connections were cut to end a wait
         self.interrupt: int | None = None  # the cell that the notebook wants interrupted
         signal.signal(signal.SIGINT, self._on_interrupt)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the agent ends ranks with SIGKILL
+        # The agent ends ranks with SIGKILL. Caught, for what is ignored stays so in what we start.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        _fork_as_a_notebook_does()
         _prefer_as_victim()
         torch.set_num_threads(request["threads"])
         self.generation = 0
@@ -165,6 +170,7 @@ class Rank:
             timeout=timedelta(seconds=self.request["timeout"]),
         )
         self.history.world = dist.group.WORLD.group_name
+        _keep_descriptors()
 
     # -- the main thread ------------------------------------------------------------------------
 
@@ -177,12 +183,16 @@ class Rank:
             self._send("failed", text=traceback.format_exc())
             time.sleep(60)
             return
+        # From here on modules are found where the notebook finds them: in its folder first.
+        sys.path[:] = self.request["path"]
         self._send("ready", pid=os.getpid(), device=str(self.device), now_ns=time.monotonic_ns())
         while True:
             message = self.inbox.get()
             kind = message["kind"]
             if kind == "join":
                 self._answer(message, self.join)
+            elif kind == "value" and message["name"] not in self.namespace:
+                self._send("answer", id=message["id"], missing=True)
             elif kind == "value":
                 self._answer(message, lambda name=message["name"]: self.namespace[name])
             else:
@@ -190,9 +200,16 @@ class Rank:
 
     def _answer(self, message: dict, action: Any) -> None:
         try:
-            self._send("answer", id=message["id"], value=dumps_result(action()))
+            try:
+                self.running = message["id"]  # it may take long, and be interrupted
+                value = dumps_result(action())
+            finally:
+                self.running = None
         except BaseException as error:
-            self._send("answer", id=message["id"], error=f"{type(error).__name__}: {error}")
+            words = in_words(error, str, MESSAGE_LIMIT)
+            self._send("answer", id=message["id"], error=f"{type(error).__name__}: {words}")
+        else:
+            self._send("answer", id=message["id"], value=value)
 
     def _run(self, message: dict) -> None:
         """Run one cell or function and report how it ended."""
@@ -214,7 +231,7 @@ class Rank:
             # From here on an interrupt comes too late: no call may stand before this line, or the
             # signal is handled in that call, outside the `try`, and ends the rank.
             self.running = None
-            outcome["error"] = self._failure(error)
+            outcome["error"] = self._explained(error)
         self.running = None
         outcome["wall_s"] = time.monotonic() - started
         try:
@@ -223,7 +240,7 @@ class Rank:
         except KeyboardInterrupt:
             pass
         except Exception as error:  # the recorder's fault must not end the rank
-            outcome.setdefault("error", self._failure(error))
+            outcome.setdefault("error", self._explained(error))
         outcome |= self._calls()
         self._flush(message["marker"])
         self._send("done", **outcome)
@@ -233,19 +250,27 @@ class Rank:
     def _cell(self, source: str, filename: str) -> dict[str, Any]:
         """Execute a cell; the value of its last expression is its result, as in a notebook."""
         linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-        tree = ast.parse(source, filename)
-        last = None
-        silent = source.rstrip().endswith(";")
-        if tree.body and isinstance(tree.body[-1], ast.Expr):
-            last = ast.Expression(tree.body.pop().value)
-        exec(compile(tree, filename, "exec"), self.namespace)
+        statements, last = compiled(source, filename)
+        exec(statements, self.namespace)
         if last is None:
             return {}
-        value = eval(compile(last, filename, "eval"), self.namespace)
-        if value is None or silent:
+        value = eval(last, self.namespace)
+        if value is None or source.rstrip().endswith(";"):
             return {}
         self.namespace["_"] = value
         return describe(value)
+
+    def _explained(self, error: BaseException) -> dict[str, Any]:
+        """What `_failure` says, or that an exception is too odd for it: the rank lives on."""
+        try:
+            return self._failure(error)
+        except BaseException as second:
+            name = in_words(error, lambda e: type(e).__name__)
+            message = f"its traceback cannot be shown ({in_words(second, str, 200)})"
+            none = dict.fromkeys(("interrupted", "cut", "transport", "group_broken"), False)
+            place = {"file": "", "line": None, "code": "", "collective": None}
+            text = f"{name}: {message}"
+            return {"type": name, "message": message, "traceback": text, **place, **none}
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
         """What the notebook needs to explain an exception, its own frames left out."""
@@ -254,12 +279,13 @@ class Rank:
         in_cell = [f for f in own if f.filename.startswith("<ranks cell")]
         place = (in_cell or own or frames)[-1]
         shown = [f for f in own if not f.filename.startswith(_TORCH)] or own
-        text = traceback.format_list(shown) + traceback.format_exception_only(error)
+        text = traceback.format_list(shown)
+        text += [shorten(x, MESSAGE_LIMIT) for x in traceback.format_exception_only(error)]
         in_collective = any(f.filename in (_DISTRIBUTED, _WAITS) for f in frames)
         return {
             "type": type(error).__name__,
-            "message": str(error),
-            "traceback": "".join(text).replace(_ABOVE, ""),
+            "message": in_words(error, str, MESSAGE_LIMIT),
+            "traceback": plain("".join(text)).replace(_ABOVE, ""),
             "file": place.filename,
             "line": place.lineno,
             "code": place.line or "",
@@ -276,8 +302,8 @@ class Rank:
             try:
                 stream.flush()
                 os.write(number, marker)
-            except (OSError, ValueError):
-                pass  # the cell closed it; the notebook does not wait for long
+            except Exception:
+                pass  # the cell closed or replaced it; the notebook does not wait for long
 
     def _on_interrupt(self, *_: Any) -> None:
         """Raise KeyboardInterrupt in the cell that runs, if the notebook asked for it.
@@ -441,14 +467,35 @@ def _from_transport(error: BaseException, in_collective: bool) -> bool:
     signs = ["gloo/", "NCCL error"]  # also out of C++ code that waits unseen, such as DDP's
     if in_collective:
         signs += ["gloo", "NCCL", "Connection", "Timed out", "timed out"]
-    return isinstance(error, RuntimeError) and any(sign in _text(error) for sign in signs)
+    return isinstance(error, RuntimeError) and any(
+        sign in in_words(error, str, MESSAGE_LIMIT) for sign in signs
+    )
 
 
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return ""
+def _keep_descriptors() -> None:
+    """Gloo's sockets are not for the programs that a cell starts: they would keep them open."""
+    for descriptor in range(3, 256):
+        with contextlib.suppress(OSError):
+            os.set_inheritable(descriptor, False)
+
+
+def _fork_as_a_notebook_does() -> None:
+    """Have processes that are forked from this rank answer to signals as a new Python does.
+
+    A signal that comes before the new process has its own handlers waits until it has.
+    """
+    ours = {signal.SIGINT, signal.SIGTERM}
+
+    def in_child() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ours),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ours),
+        after_in_child=in_child,
+    )
 
 
 def _give_memory_back() -> None:
