@@ -10,6 +10,18 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
     "course.index.lesson": ("레슨", "Lesson"),
     "course.index.question": ("이 레슨이 답하는 질문", "The question it answers"),
     "course.index.planned": ("준비 중", "not written yet"),
+    "lab.no_browser": (
+        "이 컴퓨터에서 열 브라우저가 없습니다. 노트북 컴퓨터에서 아래 명령을 실행해 둔 채로\n\n"
+        "    {ssh}\n\n"
+        "그 브라우저에서 아래에 나올 주소(http://127.0.0.1:{port}/lab/…?token=…)를 여세요.",
+        "No browser opens here. On your laptop, leave this running\n\n"
+        "    {ssh}\n\n"
+        "and open, in its browser, the address below (http://127.0.0.1:{port}/lab/…?token=…).",
+    ),
+    "lab.root": (
+        "root로 실행합니다. 노트북의 코드가 여기서 무엇이든 바꿀 수 있으니 믿는 노트북만 여세요.",
+        "This runs as root: a notebook may change anything here, so open only those you trust.",
+    ),
     "lesson.00_start.title": ("시작하기", "Start here"),
     "lesson.00_start.question": (
         "랭크란 무엇이고, 이 컴퓨터에서는 무엇을 해 볼 수 있을까요?",
