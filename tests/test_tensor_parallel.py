@@ -24,8 +24,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from dlcourse import Ranks
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.clipping import clip_grad_norm_
+from dlcourse.parallel.data import NaiveDataParallel
 from dlcourse.parallel.replicas import replica_drift
-from dlcourse.parallel.sequence import sequence_parallel
+from dlcourse.parallel.sequence import (
+    gather_sequence,
+    reduce_scatter_sequence,
+    sequence_parallel,
+)
 from dlcourse.parallel.shards import check_tensor_parallel, equal_part, padded_size
 from dlcourse.parallel.tensor import (
     ColumnParallelLinear,
@@ -35,6 +41,7 @@ from dlcourse.parallel.tensor import (
     gather,
     parallel_blocks,
     parallel_cross_entropy,
+    reduce_from,
     tensor_parallel,
     train,
 )
@@ -42,6 +49,7 @@ from dlcourse.parallel.tensor_layers import shard
 from dlcourse.peers import tensor_parallel as dtensor
 from dlcourse.training import loop
 from dlcourse.training.corpus import Corpus
+from dlcourse.training.mixed import mixed_step
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -529,6 +537,173 @@ def test_mistakes_name_both_numbers(run):
             strict=True,
         ):
             assert part in message
+
+
+CUTS = {
+    "tensor": tensor_parallel,
+    "blocks": lambda gpt: tensor_parallel(gpt, vocabulary=False),
+    "only blocks": parallel_blocks,
+    "sequence": sequence_parallel,
+}
+
+
+def cut_twice(first, second):
+    """What the second cut says, and whether the first model is as before."""
+    gpt = GPT(GPTConfig(**SMALL))
+    model = CUTS[first](gpt)
+    before = [parameter.clone() for parameter in model.parameters()]
+    found = []
+    for again in {id(gpt): gpt, id(model): model}.values():
+        for mistake in (CUTS[second], NaiveDataParallel):
+            try:
+                mistake(again)
+                found.append("")
+            except ValueError as error:
+                found.append(str(error))
+    return found, apart(model.parameters(), before)
+
+
+@pytest.mark.parametrize("second", CUTS)
+@pytest.mark.parametrize("first", CUTS)
+def test_a_model_is_cut_once(run, first, second):
+    """And not wrapped over the ranks that it is cut over: their parts would be overwritten."""
+    for found, changed in run(cut_twice, first, second):
+        assert set(found[::2]) == {"model has been cut before: make a new GPT and cut that"}
+        for message in found[1::2]:
+            assert "is cut over the ranks [0, 1, 2, 3], and each has its own part" in message
+        assert changed == 0.0
+
+
+def copies_of_a_cut_model():
+    """A mesh of 2 x 2: two copies of a model that is cut in two, on half of the batch each."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    batch = Corpus(limit=9999).batch(0, micro_batch=4, block=16)
+    alone = GPT(GPTConfig(**SMALL)).double()
+    alone(*batch).backward()
+    model = tensor_parallel(GPT(GPTConfig(**SMALL)).double(), mesh["tensor"])
+    copies = NaiveDataParallel(model, process_group=mesh.get_group("data"))
+    copies(*(half.chunk(2)[mesh.get_local_rank("data")] for half in batch)).backward()
+    copies.sync_gradients()
+    norm = clip_grad_norm_(copies, 0.1)
+    wanted = nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
+    return (norm - wanted).abs().item(), apart([model.norm.weight.grad], [alone.norm.weight.grad])
+
+
+def test_copies_of_a_cut_model(run):
+    for off in run(copies_of_a_cut_model):
+        assert max(off) < 1e-12
+
+
+def clip_beside_one_process(kind, norm_type, max_norm, frozen=()):
+    """How far norm and gradients are from one process's, and whether ranks have the same norm."""
+    alone, ours = GPT(GPTConfig(**SMALL)).double(), GPT(GPTConfig(**SMALL)).double()
+    for gpt in (alone, ours):
+        for name, parameter in gpt.named_parameters():
+            parameter.requires_grad_(not name.startswith(tuple(frozen)))
+    model = cut_as(kind, ours)
+    batch = Corpus(limit=9999).batch(0, block=16)
+    for each in (alone, model):
+        each(*batch).backward()
+    if kind == "sequence":
+        model.sync_gradients()
+    wanted = nn.utils.clip_grad_norm_(alone.parameters(), max_norm, norm_type)
+    norm = clip_grad_norm_(model, max_norm, norm_type)
+    norms = [torch.empty_like(norm) for _ in range(dist.get_world_size())]
+    dist.all_gather(norms, norm)
+    gradients = dict(alone.named_parameters())
+    off = [
+        (p.grad - gradients[name].grad).abs().max().item()
+        for name, p in model.named_parameters()
+        if p.grad is not None and p.shape == gradients[name].shape
+    ]
+    return (norm - wanted).abs().item(), max(off, default=0.0), len({n.item() for n in norms})
+
+
+@KINDS
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
+@pytest.mark.parametrize("max_norm", [0.05, 1e6])
+def test_clipping_equals_one_process(run, kind, norm_type, max_norm):
+    for norm, gradients, different in run(clip_beside_one_process, kind, norm_type, max_norm):
+        assert norm < 1e-10  # of up to 2000
+        assert gradients < 1e-12
+        assert different == 1
+
+
+@pytest.mark.parametrize("frozen", [("blocks", "token", "head"), ("position", "norm")])
+def test_clipping_where_gradients_are_missing(run, frozen):
+    """All of what is cut, or some of what is whole."""
+    for norm, gradients, _ in run(clip_beside_one_process, "tensor", 2.0, 0.05, frozen):
+        assert max(norm, gradients) < 1e-12
+
+
+def train_with_clipping(kind):
+    """The step of the mixed precision lesson, which clips and knows nothing of ranks."""
+    batch = Corpus(limit=9999).batch(0, block=16)
+    losses = []
+    for model in (GPT(GPTConfig(**SMALL)).double(), cut_as(kind, GPT(GPTConfig(**SMALL)).double())):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        for _ in range(4):
+            loss = mixed_step(model, batch, optimizer, max_norm=0.1)
+        losses.append(loss.item())
+    return abs(losses[0] - losses[1]), replica_drift(model.norm)
+
+
+@KINDS
+def test_a_step_that_clips_equals_one_process(run, kind):
+    for off, drift in run(train_with_clipping, kind):
+        assert off < 1e-12
+        assert drift == 0.0
+
+
+def tie_by_hand():
+    """Without ``tie_embeddings``, and after a step of SGD."""
+    batch, losses = Corpus(limit=9999).batch(0, block=16), []
+    for kind in ("alone", "tensor", "sequence"):
+        gpt = GPT(GPTConfig(**SMALL)).double()
+        gpt.head.weight = gpt.token_embedding.weight
+        model = gpt if kind == "alone" else cut_as(kind, gpt)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        for _ in range(2):
+            loss = mixed_step(model, batch, optimizer)
+        losses.append(loss.item())
+    return [abs(loss - losses[0]) for loss in losses]
+
+
+def test_embeddings_tied_by_hand(run):
+    for off in run(tie_by_hand):
+        assert max(off) < 1e-12
+
+
+def share_between_layers():
+    gpt = GPT(GPTConfig(**SMALL))
+    gpt.blocks[1].mlp.up = gpt.blocks[0].mlp.up
+    try:
+        tensor_parallel(gpt)
+    except ValueError as error:
+        return str(error), isinstance(gpt.blocks[0].mlp.up, nn.Linear)
+
+
+def test_a_matrix_that_layers_share_is_refused(run):
+    for message, untouched in run(share_between_layers):
+        assert "a matrix that several attentions or MLPs share" in message
+        assert untouched
+
+
+def differentiate_twice():
+    """The sums over ranks have no second derivative here; it must not be a wrong one."""
+    found = []
+    for function in (copy_to, reduce_from, gather, gather_sequence, reduce_scatter_sequence):
+        x = torch.randn(1, 4, 4, requires_grad=True)
+        (grad,) = torch.autograd.grad(function(x).pow(3).sum(), x, create_graph=True)
+        try:
+            grad.sum().backward()
+        except RuntimeError as error:
+            found.append("once_differentiable" in str(error))
+    return found
+
+
+def test_second_derivatives_are_refused(run):
+    assert run(differentiate_twice) == [[True] * 5] * 4
 
 
 def test_gather_and_shard(run):

@@ -31,6 +31,8 @@ class VocabParallelEmbedding(nn.Module):
         leave: what joins the ranks' rows.
     """
 
+    cut = ("weight",)
+
     def __init__(
         self,
         embedding: nn.Embedding,
