@@ -29,6 +29,7 @@ from dlcourse.training import loop
 from dlcourse.training.autocast import Autocast
 from dlcourse.training.corpus import Corpus
 from dlcourse.training.dtype_log import DtypeLog
+from dlcourse.training.master_adamw import MasterAdamW
 from dlcourse.training.mixed import mixed_step, prepare, train
 from dlcourse.training.mixed_bytes import WAYS, activation_bytes, state_bytes
 from dlcourse.training.precision import check_precision, has_units
@@ -331,6 +332,77 @@ def test_a_bfloat16_parameter_does_not_move_and_its_master_does():
             norm.weight.grad = torch.ones(4, dtype=torch.bfloat16)
             optimizer.step()
         assert (norm.weight != 1).any().item() is moved
+
+
+# --- Master weights -----------------------------------------------------------------------------
+
+
+def master_steps(p, optimizer, steps):
+    for number in steps:
+        p.grad = torch.randn(50, generator=torch.Generator().manual_seed(number)).to(p.dtype)
+        optimizer.step()
+
+
+def started(dtype=torch.bfloat16):
+    p = nn.Parameter(torch.linspace(-1, 1, 50).to(dtype))
+    optimizer = MasterAdamW([p], lr=1e-3)
+    master_steps(p, optimizer, range(3))
+    return p, optimizer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_a_loaded_state_is_the_saved_one_in_float32_and_in_its_own_memory(dtype):
+    p, optimizer = started(dtype)
+    saved, value = optimizer.state_dict(), p.detach().clone()
+    q = nn.Parameter(value)
+    other = MasterAdamW([q], lr=7.0)
+    other.load_state_dict(saved)  # not a copy: both optimizers go on, and do not meet
+    assert other.param_groups[0]["lr"] == 1e-3
+    for name, tensor in optimizer.state[p].items():
+        if name != "step":
+            assert other.state[q][name].dtype == torch.float32
+            assert torch.equal(other.state[q][name], tensor)
+    master_steps(p, optimizer, range(3, 9))
+    master_steps(q, other, range(3, 9))
+    assert torch.equal(p, q) and torch.equal(optimizer.state[p]["master"], other.state[q]["master"])
+    assert optimizer.state[p]["step"] == other.state[q]["step"] == 9
+
+
+def test_the_state_of_another_optimizer_has_no_master():
+    p, optimizer = started()
+    plain = torch.optim.AdamW([p])
+    plain.step()
+    with pytest.raises(ValueError, match=r"state_dict holds step, exp_avg.* no master"):
+        optimizer.load_state_dict(plain.state_dict())
+    master_steps(p, optimizer, [3])  # nothing has changed
+
+
+def test_weights_that_are_loaded_later_are_the_new_master():
+    """As in torch's AdamW: a step starts from what is in the parameter."""
+    new = torch.linspace(3, 4, 50)
+    p, optimizer = started()
+    with torch.no_grad():
+        p.copy_(new)
+    q = nn.Parameter(torch.linspace(-1, 1, 50).bfloat16().float())
+    plain = torch.optim.AdamW([q], lr=1e-3)
+    master_steps(q, plain, range(3))
+    with torch.no_grad():
+        q.copy_(new.bfloat16())
+    for one, its in ((p, optimizer), (q, plain)):
+        one.grad = torch.zeros_like(one)
+        its.step()
+    apart = (optimizer.state[p]["master"] - q).abs().max()
+    assert apart < 1e-4  # a tenth of a step: gradients of the first steps were rounded
+
+
+@pytest.mark.parametrize("make", [MasterAdamW, torch.optim.AdamW])
+def test_a_parameter_without_a_gradient_is_not_decayed(make):
+    used, unused = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = make([used, unused], lr=0.1, weight_decay=0.5)
+    for _ in range(2):
+        used.grad = torch.ones(2)
+        optimizer.step()
+    assert torch.equal(unused, torch.ones(2)) and not torch.equal(used, torch.ones(2))
 
 
 # --- Bytes --------------------------------------------------------------------------------------
