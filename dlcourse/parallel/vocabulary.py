@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlcourse.parallel.shards import padded_size
+from dlcourse.parallel.targets import check_embedding, check_vocabulary
 from dlcourse.parallel.tensor_layers import Group, reduce_from, shard
+from dlcourse.training.accumulation import IGNORED
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -27,6 +29,10 @@ class VocabParallelEmbedding(nn.Module):
         embedding: the whole table, equal in all ranks.
         group: the ranks that share it; all by default.
         leave: what joins the ranks' rows.
+
+    Raises:
+        ValueError: in every rank; options of ``nn.Embedding`` that are not kept here, and in
+            forward tokens outside the table.
     """
 
     def __init__(
@@ -37,13 +43,20 @@ class VocabParallelEmbedding(nn.Module):
         leave: Callable[[Tensor, Group], Tensor] = reduce_from,
     ) -> None:
         super().__init__()
+        check_embedding(embedding)
         self.group, self.leave = group, leave
-        padded = padded_size(embedding.num_embeddings, dist.get_world_size(group))
+        self.num_embeddings = embedding.num_embeddings
+        padded = padded_size(self.num_embeddings, dist.get_world_size(group))
         self.weight = shard(embedding.weight, dim=0, group=group, padded=padded)  # (V/p, C)
+        self.padding_row = None  # is read like others, and learns nothing
+        if embedding.padding_idx is not None:
+            row, mine = local_rows(torch.tensor(embedding.padding_idx), len(self.weight), group)
+            self.padding_row = row.item() if mine else None
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
+        check_vocabulary("tokens", tokens_BT, self.num_embeddings)
         row_BT, mine_BT = local_rows(tokens_BT, self.weight.size(0), self.group)
-        x_BTC = F.embedding(row_BT, self.weight) * mine_BT[..., None]
+        x_BTC = F.embedding(row_BT, self.weight, self.padding_row) * mine_BT[..., None]
         return self.leave(x_BTC, self.group)
 
 
@@ -58,7 +71,8 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits_NV: Tensor, targets_N: Tensor, group: Group) -> Tensor:
         row_N, mine_N = local_rows(targets_N, logits_NV.size(1), group)
-        max_N = logits_NV.amax(dim=1)
+        # 16 bits are too few to add exponentials in: from here on 32 or 64
+        max_N = logits_NV.amax(dim=1).to(torch.promote_types(logits_NV.dtype, torch.float32))
         dist.all_reduce(max_N, op=dist.ReduceOp.MAX, group=group)  # else exp would overflow
         shifted_NV = logits_NV - max_N[:, None]
         target_N = shifted_NV.gather(1, row_N[:, None]).squeeze(1)
@@ -67,15 +81,19 @@ class _CrossEntropy(torch.autograd.Function):
         dist.all_reduce(sums_2N, group=group)
         sum_N, target_N = sums_2N
         softmax_NV = exp_NV.div_(sum_N[:, None])
-        ctx.save_for_backward(softmax_NV, row_N, mine_N)
-        return (sum_N.log() - target_N).mean()
+        counts_N = targets_N != IGNORED
+        ctx.save_for_backward(softmax_NV, row_N, mine_N, counts_N)
+        ctx.dtype = logits_NV.dtype
+        loss_N = torch.where(counts_N, sum_N.log() - target_N, 0.0)
+        return loss_N.sum() / counts_N.sum()  # NaN where no target counts, as in torch
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        softmax_NV, row_N, mine_N = ctx.saved_tensors
+        softmax_NV, row_N, mine_N, counts_N = ctx.saved_tensors
         one_hot_N1 = mine_N.to(softmax_NV.dtype)[:, None]
         grad_NV = softmax_NV.scatter_add(1, row_N[:, None], -one_hot_N1)
-        return grad_NV.mul_(grad / len(row_N)), None, None
+        grad_N = torch.where(counts_N, grad / counts_N.sum(), 0.0)
+        return grad_NV.mul_(grad_N[:, None]).to(ctx.dtype), None, None
 
 
 def parallel_cross_entropy(
@@ -88,17 +106,31 @@ def parallel_cross_entropy(
 
     Args:
         logits_NV: this rank's part, (N, V/p), padding included.
-        targets_N: token numbers in the whole vocabulary, the same in all ranks.
+        targets_N: token numbers in the whole vocabulary, the same in all ranks. ``IGNORED``
+            (-100) does not count, as in ``F.cross_entropy``.
         group: the ranks that share the vocabulary; all by default.
         vocab_size: V without padding; columns behind it count as minus infinity.
 
     Returns:
-        The loss, the same in all ranks. Its gradient is that of ``F.cross_entropy``.
+        The loss, the same in all ranks; value, gradient and type are those of ``F.cross_entropy``.
+
+    Raises:
+        ValueError: before anything is sent: targets of another shape or type, or outside V.
     """
     num_columns = logits_NV.size(1)
+    whole = num_columns * dist.get_world_size(group)
+    allowed = whole if vocab_size is None else min(vocab_size, whole)
+    if targets_N.shape != logits_NV.shape[:1]:
+        raise ValueError(
+            f"targets of shape {tuple(targets_N.shape)} for logits of shape "
+            f"{tuple(logits_NV.shape)}: give one token number for each row"
+        )
+    check_vocabulary("targets", targets_N, allowed, ignored=True)
     if vocab_size is not None:
         num_valid = vocab_size - dist.get_rank(group) * num_columns
         if num_valid < num_columns:
             column_V = torch.arange(num_columns, device=logits_NV.device)
             logits_NV = logits_NV.masked_fill(column_V >= num_valid, float("-inf"))
-    return _CrossEntropy.apply(logits_NV, targets_N, group)
+    loss = _CrossEntropy.apply(logits_NV, targets_N, group)
+    in_autocast = torch.is_autocast_enabled(logits_NV.device.type)
+    return loss if in_autocast else loss.to(logits_NV.dtype)
