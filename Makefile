@@ -7,6 +7,8 @@ COURSE_LANG ?= ko
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# A half-made environment does not count as made.
+.DELETE_ON_ERROR:
 .PHONY: lab test lint build clean
 
 lab: $(VENV)/.lab
@@ -24,18 +26,21 @@ lint: $(VENV)/.test
 build: $(VENV)/.lab
 	$(BIN)/dlcourse build
 
+ANOTHER = name another Python, as in make PYTHON=python3.12
+
+# One sentence for each way in which a Python cannot make the environment.
 $(VENV)/bin/python:
+	@$(PYTHON) -c '' >/dev/null 2>&1 \
+	  || { echo "$(PYTHON) does not run here: $(ANOTHER)"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "dlcourse needs Python 3.11 or newer: make PYTHON=python3.12 lab"; exit 1; }
+	  || { echo "dlcourse needs Python 3.11 or newer, $(PYTHON) is older: $(ANOTHER)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "$(PYTHON) has no venv (on Debian and Ubuntu: apt install python3-venv): $(ANOTHER)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and by its exact version: an unpinned torch brings gigabytes of GPU packages to a
+# Always under the constraints, torch too: an unpinned torch brings gigabytes of GPU packages to a
 # machine that has no GPU.
-$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet $$(grep -E '^torch==' constraints.txt)
-	@touch $@
-
-$(VENV)/.lab: pyproject.toml constraints.txt $(VENV)/.torch
+$(VENV)/.lab: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lab]'
 	@touch $@
 

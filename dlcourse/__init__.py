@@ -41,4 +41,4 @@ def __getattr__(name: str) -> Any:
 
 
 if "IPython" in sys.modules:  # a notebook, not a script, the agent or a rank
-    import_module("dlcourse.ranks.magic").register()
+    import_module("dlcourse.course.kernel").register_magic()

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dlcourse.course import catalog
+from dlcourse.course import catalog, serve
+from dlcourse.panel import strings
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
+LANG_HELP = "ko or en (default: the system's language, else ko)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dlcourse {args.command}: unknown argument {extra[0]!r}", file=sys.stderr)
         return USAGE_ERROR
     args.extra = extra
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Korean letters is no error
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
+        if hasattr(args, "lang"):
+            args.lang = _language(args.lang)
         return args.run(args)
     except ValueError as error:
         print(f"dlcourse {args.command}: {error}", file=sys.stderr)
@@ -37,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:  # a full disk, a file that may not be written
+        print(f"dlcourse {args.command}: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         # asyncio would report the cell that was cut off when its task is collected, at exit.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -64,7 +74,7 @@ def _parser() -> _Parser:
     run = commands.add_parser("run", help="run lessons without a browser")
     run.add_argument("lesson", nargs="?", help="number or name")
     run.add_argument("--all", action="store_true", help="run every lesson")
-    run.add_argument("--lang", default="ko", help="ko or en (default: ko)")
+    run.add_argument("--lang", help=LANG_HELP)
     run.add_argument("--ranks", type=int, help="number of ranks (default: the lesson's)")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     run.add_argument("--steps", type=int, help="training steps, where a lesson has them")
@@ -73,11 +83,11 @@ def _parser() -> _Parser:
     run.set_defaults(run=_run)
 
     lessons = commands.add_parser("lessons", help="list the lessons")
-    lessons.add_argument("--lang", default="ko", help="ko or en (default: ko)")
+    lessons.add_argument("--lang", help=LANG_HELP)
     lessons.set_defaults(run=_lessons)
 
     claims = commands.add_parser("claims", help="list the claims and their verdicts")
-    claims.add_argument("--lang", default="ko", help="ko or en (default: ko)")
+    claims.add_argument("--lang", help=LANG_HELP)
     claims.set_defaults(run=_claims)
 
     bench = commands.add_parser("bench", help="measure the course's own speed and size")
@@ -98,14 +108,22 @@ def _parser() -> _Parser:
         ("block", "tokens of a sequence"),
     ):
         scale.add_argument(f"--{name}", type=int, help=help)
-    scale.add_argument("--lang", default="ko", help="ko or en (default: ko)")
+    scale.add_argument("--lang", help=LANG_HELP)
     scale.add_argument("--json", action="store_true", help="print the record")
     scale.set_defaults(run=_scale)
 
     lab = commands.add_parser("lab", help="open JupyterLab on the start page")
-    lab.add_argument("--lang", default="ko", help="ko or en (default: ko)")
+    lab.add_argument("--lang", help=LANG_HELP)
+    lab.add_argument("--port", type=int, help="the first port to try (default: 8888)")
     lab.set_defaults(run=_lab)
     return parser
+
+
+def _language(asked: str | None) -> str:
+    """The language to answer in: the one asked for, else what the environment says."""
+    if asked is not None:
+        return catalog.check_language(asked)
+    return strings.language()
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -145,7 +163,6 @@ def _run(args: argparse.Namespace) -> int:
     root = catalog.course_root()
     if args.all == bool(args.lesson):
         raise ValueError("give one lesson, or --all")
-    catalog.check_language(args.lang)
     names = catalog.written_lessons(root) if args.all else [catalog.find_lesson(args.lesson, root)]
     run.check_device(args.device)
     run.check_ranks(args.ranks)
@@ -156,6 +173,7 @@ def _run(args: argparse.Namespace) -> int:
         for option, name in (("ranks", "num_ranks"), ("steps", "steps")):
             if getattr(args, option) is not None and name not in declared:
                 raise ValueError(f"lesson {names[0]} has no parameter for --{option}: leave it out")
+    run.check_out(args.out, names, args.lang)
     failed = 0
     for name in names:
         result = run.run_lesson(
@@ -178,21 +196,18 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _lessons(args: argparse.Namespace) -> int:
-    from dlcourse.panel.strings import t
-
-    catalog.check_language(args.lang)
     root = catalog.course_root()
     written = catalog.written_lessons(root)
     for name in catalog.all_lessons(root):
-        state = "" if name in written else f" ({t('course.index.planned', args.lang)})"
-        print(f"{name:<24}{t(f'lesson.{name}.title', args.lang)}{state}")
+        state = "" if name in written else f" ({strings.t('course.index.planned', args.lang)})"
+        print(f"{name:<24}{strings.t(f'lesson.{name}.title', args.lang)}{state}")
     return 0
 
 
 def _claims(args: argparse.Namespace) -> int:
     from dlcourse.course.claims import claims_table
 
-    print(claims_table(catalog.course_root(), catalog.check_language(args.lang)))
+    print(claims_table(catalog.course_root(), args.lang))
     return 0
 
 
@@ -205,10 +220,9 @@ def _bench(args: argparse.Namespace) -> int:
 def _scale(args: argparse.Namespace) -> int:
     import json
 
-    from dlcourse.panel.strings import set_language
     from dlcourse.plan import scale
 
-    set_language(catalog.check_language(args.lang))
+    strings.set_language(args.lang)
     names = [name for name in scale.LESSONS if args.lesson in (name, name[:2])]
     if not names:
         raise ValueError(
@@ -222,19 +236,33 @@ def _scale(args: argparse.Namespace) -> int:
 
 
 def _lab(args: argparse.Namespace) -> int:
-    catalog.check_language(args.lang)
     root = catalog.course_root()
     if importlib.util.find_spec("jupyterlab") is None:
         raise ValueError("JupyterLab is not installed: pip install 'dlcourse[lab]'")
-    command = [sys.executable, "-m", "jupyterlab", *lab_arguments(root, args.lang), *args.extra]
+    port = serve.free_port(serve.FIRST_PORT if args.port is None else args.port)
+    options = lab_arguments(root, args.lang, port)
+    if serve.is_root():
+        options.append("--allow-root")
+        print(strings.t("lab.root", args.lang), file=sys.stderr)
+    if not serve.has_browser():
+        options.append("--no-browser")
+    if {"--no-browser", "--ServerApp.open_browser=False"} & {*options, *args.extra}:
+        told = strings.t("lab.no_browser", args.lang, ssh=serve.tunnel(port), port=port)
+        print(told, file=sys.stderr)
+    command = [sys.executable, "-m", "jupyterlab", *dict.fromkeys([*options, *args.extra])]
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **lab_environment()})
 
 
-def lab_arguments(root: Path, lang: str) -> list[str]:
-    """JupyterLab's options: the course's folder, opened on the start page."""
+def lab_arguments(root: Path, lang: str, port: int = serve.FIRST_PORT) -> list[str]:
+    """JupyterLab's options: the course's folder, opened on the start page, on this machine only."""
     page = f"/lab/tree/notebooks/{lang}/{catalog.INDEX}.md"
-    return [f"--ServerApp.root_dir={root}", f"--LabApp.default_url={page}"]
+    return [
+        f"--ServerApp.root_dir={root}",
+        f"--LabApp.default_url={page}",
+        f"--ServerApp.ip={serve.ADDRESS}",
+        f"--ServerApp.port={port}",
+    ]
 
 
 def lab_environment() -> dict[str, str]:

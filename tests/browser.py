@@ -299,6 +299,22 @@ class Notebook:
         """Press the toolbar's stop button."""
         self.page.locator(".jp-Toolbar [data-command='notebook:interrupt-kernel']").click()
 
+    def save_and_reload(self) -> None:
+        """Save, load the page again, and wait until the kernel is connected and idle."""
+        self.page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
+        saved = "() => !jupyterapp.shell.currentWidget.context.model.dirty"
+        self.page.wait_for_function(saved)
+        self.page.reload()
+        self.idle()
+
+    def theme(self, name: str) -> None:
+        """Choose a theme: "JupyterLab Dark" or "JupyterLab Light"."""
+        change = "theme => jupyterapp.commands.execute('apputils:change-theme', { theme })"
+        self.page.evaluate(change, name)
+        self.page.wait_for_function(
+            "dark => document.body.dataset.jpThemeLight === String(!dark)", arg="Dark" in name
+        )
+
     @property
     def panel(self) -> Locator:
         """The live panel of the ranks."""
@@ -372,6 +388,59 @@ root => {
   return found;
 }
 """
+
+
+# The contrast of every text of a diagram with the shape or the ground on which it stands, and of
+# every line with a given page; 1 where a text stands on the page itself, whatever that is.
+DIAGRAM = """
+([source, page]) => {
+  const place = document.body.appendChild(document.createElement("div"));
+  place.innerHTML = decodeURIComponent(source.slice(source.indexOf(",") + 1))
+    .replace(/^[^]*?<svg/, "<svg");
+  const color = text => (text.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+  const opaque = text => text !== "none" && (color(text)[3] ?? 1) >= 0.5;
+  const light = text => {
+    const linear = c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = color(text).slice(0, 3).map(c => linear(c / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const contrast = (a, b) => {
+    const [dark, bright] = [light(a), light(b)].sort((x, y) => x - y);
+    return (bright + 0.05) / (dark + 0.05);
+  };
+  const ground = label => {
+    for (let node = label; node !== place; node = node.parentElement) {
+      const back = getComputedStyle(node).backgroundColor;
+      if (opaque(back)) return back;
+      const shape = node.matches(".node, .cluster")
+        && node.querySelector("rect, circle, ellipse, polygon, path");
+      if (shape && opaque(getComputedStyle(shape).fill)) return getComputedStyle(shape).fill;
+    }
+  };
+  const found = {};
+  for (const label of place.querySelectorAll(".nodeLabel, .edgeLabel, text")) {
+    const text = label.textContent.trim();
+    if (!text || label.querySelector(".nodeLabel, .edgeLabel, text")) continue;
+    const style = getComputedStyle(label);
+    const front = label.closest("text") ? style.fill : style.color;
+    const back = ground(label);
+    found[text] = back ? contrast(front, back) : 1;
+  }
+  place.querySelectorAll(".flowchart-link").forEach((line, i) => {
+    found[`line ${i}`] = 1.5 * contrast(getComputedStyle(line).stroke, page);
+  });
+  place.remove();
+  return found;
+}
+"""
+
+
+def diagram_contrasts(diagram: Locator, page: str) -> dict[str, float]:
+    """How well a diagram can be read: 4.5 and more is enough, for lines (needing 3) as well.
+
+    page: the colour of the page below it, such as "rgb(255, 255, 255)".
+    """
+    return diagram.evaluate(f"(img, page) => ({DIAGRAM})([img.src, page])", page)
 
 
 def figure_facts(figure: Locator) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dlcourse.course.catalog import LESSONS, written_lessons
 
 # A busy machine may need this long for one test; a quiet one needs 4 minutes for all of them.
 pytestmark = pytest.mark.timeout(900)
+expect.set_options(timeout=browser.PATIENCE)
 
 HANGUL = re.compile("[가-힣]")
 POOL = "from dlcourse import Ranks\nranks = Ranks(4)"
@@ -330,6 +331,109 @@ def test_the_panel_folds_and_docks_and_shows_what_it_is_given(open_notebook, lab
     assert (notebook.watch.outside, notebook.watch.errors) == ([], [])
 
 
+RUN = """
+code => jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({ code }).done
+"""
+
+
+def test_the_panel_is_there_and_live_after_a_reload(open_notebook):
+    """Of a lesson that was run in part: some of its cells hold outputs that nobody here made."""
+    notebook = open_notebook("notebooks/ko/01_collectives.ipynb")
+    page = notebook.page
+    stored = [c for c in notebook.cells() if c["cell_type"] == "code"]
+    assert any(c["outputs"] for c in stored) and all(c["metadata"]["trusted"] for c in stored)
+    first, second = [i for i, c in enumerate(notebook.cells()) if c["cell_type"] == "code"][:2]
+    notebook.run(first)
+    said = notebook.run(second)
+    assert "ranks.show()" in said and HANGUL.search(said), "where it is not drawn, words tell"
+    notebook.save_and_reload()
+    expect(notebook.panel).to_have_count(1)
+    expect(notebook.panel.locator("tr[data-rank]")).to_have_count(4)
+    page.evaluate(RUN, "%%ranks\ndist.all_reduce(torch.ones(5))")
+    expect(notebook.panel.locator("[data-op=all_reduce]")).to_have_text("20 B · 1×")
+    assert notebook.watch.outside == []
+
+
+def test_the_panel_can_be_shown_again_and_tells_what_went_wrong(open_notebook, lab):
+    work = "%%ranks\nkept = torch.ones(5)\ndist.all_reduce(kept)"
+    kill = "%%ranks\nimport os\nif rank == 1: os.kill(os.getpid(), 9)\ndist.barrier()"
+    cells = [POOL, work, "%%ranks\n1", "%%ranks\nno_such_name", "ranks", kill, "%%ranks\nkept"]
+    notebook = open_notebook(lab.write("wrong", [*cells, "ranks.show()"]))
+    panel = notebook.panel.first
+    status = panel.locator("[data-field=status]")
+    for index in (0, 1, 2):
+        notebook.run(index)
+    # A cell that measures nothing gives way to the last one that did, with its number.
+    expect(panel.locator("[data-field=cell]")).to_have_text("셀 [2]")
+    expect(panel.locator("[data-op=all_reduce]")).to_have_text("20 B · 1×")
+    notebook.run(3)
+    expect(status).to_contain_text("실패")
+    expect(panel.locator("[role=status]")).to_have_text("셀이 실패했습니다.")
+    said = notebook.run(4)
+    assert "Ranks(4, cpu, ready)" in said
+    expect(notebook.panel).to_have_count(2)
+    expect(notebook.panel.nth(1).locator("[data-field=status]")).to_contain_text("실패")
+    expect(notebook.page.locator(".dlc-docked")).to_have_count(0)
+    notebook.run(5)
+    rows = panel.locator("tr[data-rank]")
+    states = ["stopped", "dead", "stopped", "stopped"]
+    expect(rows.nth(1)).to_have_attribute("data-state", "dead")
+    assert rows.evaluate_all("rows => rows.map(r => r.dataset.state)") == states
+    expect(status).to_contain_text("실패")
+    expect(panel.locator("[data-field=alert]")).to_contain_text("1번 랭크")
+    said = notebook.run(6)
+    assert "`kept` 정의가 있는 셀: [2] kept = torch.ones(5)" in said, said
+    notebook.run(7)
+    expect(notebook.panel).to_have_count(3)
+    assert (notebook.watch.outside, notebook.watch.errors) == ([], [])
+
+
+# The heading of the memory stands, whole, above its number. (A page is laid out in its own time.)
+ABOVE = """
+words => {
+  const panel = document.querySelector(".dlc-panel");
+  const heading = [...panel.querySelectorAll("th")].find(th => th.textContent === words);
+  const [above, below] = [heading, panel.querySelector("td[data-field=memory]")]
+    .map(cell => cell.getBoundingClientRect());
+  return above.width > 0 && Math.abs(above.right - below.right) < 3
+    && below.right <= panel.getBoundingClientRect().right
+    && heading.scrollWidth <= heading.clientWidth;
+}
+"""
+
+
+def test_a_narrow_panel_keeps_its_names_and_the_keys_to_itself(open_notebook, lab):
+    show = SHOW.replace("Panel(4)", "Panel(4, 'ko')")
+    notebook = open_notebook(lab.write("narrow", [show, "panel.update(state(900, busy=False))"]))
+    panel, page = notebook.panel, notebook.page
+    notebook.run(0)
+    notebook.run(1)
+    seen = []
+    # 800 pixels are also what is left of 1200 at 150%.
+    for width in (1400, 1200, 800, 640):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.wait_for_function(ABOVE, arg="메모리")
+        seen.append(panel.locator(".dlc-bar").first.is_visible())
+    assert seen[0], "the widths tell cases apart"
+    expect(panel.locator(".dlc-bar").first).to_be_hidden()
+    # One-key shortcuts of Lab: x cuts a cell, b makes one, dd deletes one, 00 restarts.
+    notebook.cell(1).locator(".jp-InputPrompt").click()
+    fold = panel.locator("[data-field=fold]")
+    fold.focus()
+    for key in "xbddc":
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    expect(fold).to_have_attribute("aria-expanded", "false")
+    assert len(notebook.cells()) == 2
+    # A click folds, too, but leaves the focus with the notebook, where keys are Lab's again.
+    notebook.cell(1).locator(".jp-InputPrompt").click()
+    fold.click()
+    expect(fold).to_have_attribute("aria-expanded", "true")
+    assert not page.evaluate("() => document.activeElement.closest('.dlc-panel')")
+    page.keyboard.press("b")
+    page.wait_for_function(f"() => ({browser.CELLS})().length === 3")
+
+
 # ------------------------------------------------------------------------------- the end
 
 
@@ -378,12 +482,7 @@ def test_nothing_is_left_of_a_kernel_nor_of_lab(chromium, tmp_path):
 def test_the_panel_is_readable_in_both_themes(theme, open_notebook, lab):
     short = TRAIN.replace("while not enough", "for _ in range(5)")
     notebook = open_notebook(lab.write("theme", [POOL, short, "ranks.last.comm.figure()", STUCK]))
-    notebook.page.evaluate(
-        "theme => jupyterapp.commands.execute('apputils:change-theme', { theme })", theme
-    )
-    notebook.page.wait_for_function(
-        "dark => document.body.dataset.jpThemeLight === String(!dark)", arg="Dark" in theme
-    )
+    notebook.theme(theme)
     notebook.run(0)
     notebook.run(1)
     seen = [browser.contrasts(notebook.panel)]
@@ -400,3 +499,21 @@ def test_the_panel_is_readable_in_both_themes(theme, open_notebook, lab):
     ] * 3
     weak = {text: round(x, 1) for texts in seen for text, x in texts.items() if x < 4.5}
     assert not weak
+
+
+def test_diagrams_are_readable_after_a_change_of_theme(open_notebook):
+    """Lab does not draw them again: one picture has to do for a white page and a black one."""
+    for theme, other in (("Light", "Dark"), ("Dark", "Light")):
+        notebook = open_notebook("notebooks/ko/00_start.ipynb")
+        notebook.theme(f"JupyterLab {theme}")
+        notebook.save_and_reload()
+        notebook.page.wait_for_function(f"() => ({DIAGRAMS})().length === 3")
+        notebook.page.wait_for_function(f"() => ({DIAGRAMS})().every(width => width > 0)")
+        notebook.theme(f"JupyterLab {other}")
+        ground = notebook.page.locator(".jp-NotebookPanel-notebook")
+        page = ground.evaluate("ground => getComputedStyle(ground).backgroundColor")
+        for diagram in notebook.page.locator(".jp-RenderedMermaid img").all():
+            found = browser.diagram_contrasts(diagram, page)
+            assert len(found) > 5
+            weak = {text: round(x, 1) for text, x in found.items() if x < 4.5}
+            assert not weak, (theme, page, weak)

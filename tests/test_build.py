@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import nbformat
@@ -373,3 +374,14 @@ def test_the_parser_sees_what_jupytext_sees(demo_root):
     code = [block.code for block in lesson.blocks if block.kind == "code"]
     assert code == [cell.source for cell in cells if cell.cell_type == "code"]
     assert json.dumps(lesson.problems, default=str) == "[]"
+
+
+def test_source_is_found_in_a_file_that_a_learner_writes_and_changes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for value in (1, 2):
+        (tmp_path / "my_copy.py").write_text(f"class NaiveDataParallel:\n    mine = {value}\n")
+        found = find_source("my_copy", "NaiveDataParallel")
+        assert found.code.endswith(f"mine = {value}") and found.path.parent == tmp_path
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    with pytest.raises(ValueError, match="no module '__main__'"):
+        find_source("__main__", "NaiveDataParallel")

@@ -10,7 +10,9 @@ learning rate. Hence parameters are compared to 5% of one step's length, lr = 1e
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import math
 import sys
 import weakref
 
@@ -21,7 +23,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dlcourse import Ranks
+from dlcourse import RankError, Ranks
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.buckets import make_buckets
 from dlcourse.parallel.data import (
@@ -30,7 +32,8 @@ from dlcourse.parallel.data import (
     OverlappedDataParallel,
     train,
 )
-from dlcourse.parallel.replicas import loss_weight, replica_drift
+from dlcourse.parallel.replicas import broadcast_module, loss_weight, replica_drift
+from dlcourse.parallel.sendable import overlaps
 from dlcourse.peers import ddp as ddp_peer
 from dlcourse.training import loop
 from dlcourse.training.corpus import Corpus
@@ -608,6 +611,437 @@ def freed_after_a_step(wrapper):
 def test_a_model_that_nobody_holds_is_freed(run, wrapper):
     """In a notebook a cell that is run again makes another one."""
     assert run(freed_after_a_step, wrapper) == [True, True]
+
+
+# --- Tensors of any kind ------------------------------------------------------------------------
+
+VIEWS = {
+    "columns": lambda x: x[:, :4],
+    "transposed": lambda x: x.t(),
+    "every second row": lambda x: x[::2],
+    "expanded": lambda x: x[:, :1].expand(4, 6),
+    "windows": lambda x: x.flatten().unfold(0, 4, 2),  # neighbours share two elements
+}
+
+
+def of_rank(rank):
+    return 100.0 * rank + torch.arange(32.0).view(4, 8)
+
+
+class Weighted(nn.Module):
+    """A parameter (or a buffer, where frozen) that is a view of a larger tensor."""
+
+    def __init__(self, kind, *, trained=True):
+        super().__init__()
+        self.whole = [of_rank(dist.get_rank())]  # in a list: not registered
+        view = VIEWS[kind](self.whole[0])
+        if trained:
+            self.weight = nn.Parameter(view)
+        else:
+            self.bias = nn.Parameter(torch.zeros(()))
+            self.register_buffer("weight", view)
+
+    def forward(self, x):
+        return (self.weight * x).sum()
+
+
+def train_a_view(wrapper, kind):
+    """Whether the view is rank 0's, whether its gradient is the mean, and what else changed."""
+    model = Weighted(kind)
+    beside = torch.ones(4, 8, dtype=torch.bool)
+    VIEWS[kind](beside).fill_(False)
+    before = model.whole[0][beside].clone()
+    wrapped = wrap(wrapper, model)
+    wrapped(torch.tensor(dist.get_rank() + 1.0)).backward()
+    wrapped.sync_gradients()
+    return (
+        torch.equal(model.weight, VIEWS[kind](of_rank(0))),
+        torch.equal(model.weight.grad, torch.full(model.weight.shape, 1.5)),
+        torch.equal(model.whole[0][beside], before),
+        replica_drift(wrapped),
+    )
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("kind", ["columns", "transposed", "every second row"])
+def test_a_parameter_that_is_a_view(run, wrapper, kind):
+    assert run(train_a_view, wrapper, kind) == [(True, True, True, 0.0)] * 2
+
+
+def wrap_what_overlaps(kind, *, trained, in_ranks=(0, 1)):
+    model = Weighted(kind if dist.get_rank() in in_ranks else "columns", trained=trained)
+    try:
+        NaiveDataParallel(model)
+    except ValueError as error:
+        return str(error)
+    return torch.equal(model.weight, VIEWS[kind](of_rank(0)))
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("kind", ["expanded", "windows"])
+def test_elements_that_share_memory(run, kind):
+    """As a buffer they are sent; to train them is refused, in every rank."""
+    assert run(wrap_what_overlaps, kind, trained=False) == [True, True]
+    for message in run(wrap_what_overlaps, kind, trained=True):
+        assert "elements of parameter weight share memory" in message
+        assert {"expanded": "(4, 6), strides (8, 0)", "windows": "(15, 4), strides (2, 1)"}[
+            kind
+        ] in message
+    messages = run(wrap_what_overlaps, kind, trained=True, in_ranks=[1])
+    assert "rank 1 cannot send its module" in messages[0]
+    assert "elements of parameter weight share memory" in messages[1]
+    for message in run(wrap_what_overlaps, "expanded", trained=False, in_ranks=[1]):
+        assert "module differs between ranks" in message  # or rank 0 would send more than fits
+
+
+def test_overlap_is_found_exactly():
+    x = torch.zeros(40)
+    for shape, strides, expected in [
+        ((4, 6), (6, 1), False),
+        ((6, 4), (1, 6), False),
+        ((2, 3), (3, 2), False),  # places 0 2 4 and 3 5 7
+        ((3, 4), (3, 2), True),  # places 0 2 4 6 and 3 5 7 9 and 6 ...
+        ((4, 1, 3), (3, 0, 1), False),
+        ((4, 2), (1, 0), True),
+        ((0, 2), (1, 0), False),
+        ((), (), False),
+        ((5, 4), (2, 1), True),
+    ]:
+        assert overlaps(x.as_strided(shape, strides)) == expected, (shape, strides)
+
+
+SENT = [torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16, torch.bfloat16]
+SENT += [torch.float64, torch.complex64, torch.complex128, torch.float8_e4m3fn]
+
+
+def broadcast_everything():
+    rank, found = dist.get_rank(), {}
+    for dtype in SENT:
+        for shape in ((), (0, 3), (5,), (2, 3)):
+            module = nn.Module()
+            values = torch.arange(6)[: torch.Size(shape).numel()].view(shape) + 1 - rank
+            module.register_buffer("values", values.to(dtype))
+            broadcast_module(module)
+            wanted = torch.arange(6)[: torch.Size(shape).numel()].view(shape) + 1
+            same = torch.equal(module.values.double(), wanted.to(dtype).double())
+            found[f"{dtype} {shape}"] = same and replica_drift(module) == 0.0
+    turned = nn.Module()
+    turned.register_buffer("values", torch.full((2,), complex(rank, 1 + rank)).conj())
+    broadcast_module(turned)
+    found["conjugate"] = turned.values.tolist() == [-1j, -1j]
+    return [case for case, right in found.items() if not right]
+
+
+@on_ranks(2)
+@pytest.mark.filterwarnings("ignore:Casting complex")
+def test_tensors_of_every_dtype_are_sent(run):
+    assert run(broadcast_everything) == [[], []]
+
+
+def gradients_of_any_kind(wrapper):
+    """Gradients that a rank's own backward does not give: half precision, sparse, replaced."""
+    rank, found = dist.get_rank(), {}
+    layer = nn.Linear(1, 1, bias=False, dtype=torch.float16)
+    model = wrap(wrapper, layer)
+    model(torch.full((1, 1), 40_000.0, dtype=torch.float16)).sum().backward()
+    model.sync_gradients()
+    found["float16"] = layer.weight.grad.item()  # the sum would be infinite
+
+    table = nn.Embedding(3, 2, sparse=True)
+    model = wrap(wrapper, table)
+    for _ in range(2):
+        table.zero_grad()
+        model(torch.tensor([rank, 2])).sum().backward()
+        model.sync_gradients()
+        found["sparse"] = table.weight.grad.to_dense()[:, 0].tolist()
+
+    layer = nn.Linear(2, 3, bias=False)
+    model = wrap(wrapper, layer)
+    grad = torch.arange(6.0).view(3, 2) * (1 + 2 * rank)
+    layer.weight.grad = grad.t().contiguous().t() if rank else grad  # other strides in rank 1
+    model.sync_gradients()
+    found["strides"] = layer.weight.grad.flatten().tolist()
+
+    layer.weight.grad = torch.full((), 1.0 + rank).expand(3, 2)
+    model.sync_gradients()
+    found["expanded"] = layer.weight.grad.flatten().tolist()
+    return found
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_gradients_of_any_kind(run, wrapper):
+    for found in run(gradients_of_any_kind, wrapper):
+        assert found == {
+            "float16": 40_000.0,
+            "sparse": [0.5, 0.5, 1.0],
+            "strides": [0.0, 2.0, 4.0, 6.0, 8.0, 10.0],
+            "expanded": [1.5] * 6,
+        }
+
+
+def train_batch_norm(wrapper):
+    """How far our buffers are from those of DDP's first rank, after each step."""
+    rank, off = dist.get_rank(), 0.0
+    models = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    ddp, ours = DistributedDataParallel(models[0]), wrap(wrapper, models[1])
+    for step in range(3):
+        generator = torch.Generator().manual_seed(10 * step + rank)
+        x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+        ddp(x).square().sum().backward()
+        ours(x).square().sum().backward()
+        ours.sync_gradients()
+        off = max(off, replica_drift(ours))
+        for here, there in zip(models[1].buffers(), models[0].buffers(), strict=True):
+            first = there.clone()
+            dist.broadcast(first, 0)
+            off = max(off, (here - first).abs().max().item())
+    return off, models[1][1].num_batches_tracked.item()
+
+
+@on_ranks(3)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_buffers_are_those_of_the_first_rank(run, wrapper):
+    for off, steps in run(train_batch_norm, wrapper):
+        assert off < 1e-15
+        assert steps == 3
+
+
+def drift_of(kind, who):
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3, dtype=torch.float64))
+    mine = dist.get_rank() in who
+    if kind in ("nan", "inf"):
+        torch.nn.init.constant_(model[1].bias, float(kind) if mine else 0.0)
+    elif kind == "mean":
+        model[0].running_mean[1] = 0.25 * mine
+    else:  # beyond what float32 can tell apart
+        model[0].num_batches_tracked.fill_(2**24 + mine)
+    for parameter in model[1].weight, model[1].bias if kind not in ("nan", "inf") else None:
+        if parameter is not None:
+            torch.nn.init.zeros_(parameter)
+    return replica_drift(model)
+
+
+@on_ranks(3)
+@pytest.mark.parametrize("who", [[0], [1], [2], [0, 1, 2]])
+def test_drift_sees_buffers_and_what_is_no_number(run, who):
+    for kind in ("nan", "inf"):
+        assert [math.isnan(drift) for drift in run(drift_of, kind, who)] == [True] * 3
+    same = len(who) == 3
+    assert run(drift_of, "mean", who) == [0.0 if same else 0.25] * 3
+    assert run(drift_of, "count", who) == [0.0 if same else 1.0] * 3
+    assert run(replica_drift, nn.Identity()) == [0.0] * 3
+
+
+# --- Steps that go wrong, and parameters that come and go ---------------------------------------
+
+
+class Fails(torch.autograd.Function):
+    """Backward fails the first time."""
+
+    tries = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        Fails.tries += 1
+        if Fails.tries == 1:
+            raise ArithmeticError("in the middle of backward")
+        return grad
+
+
+class FailsOnce(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(3)).double()
+        Fails.tries = 0
+
+    def forward(self, x):
+        return self.layers[2](self.layers[1](Fails.apply(self.layers[0](x)))).sum()
+
+
+def go_on_after_a_failed_backward(wrapper, set_to_none, buckets):
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(dist.get_rank())).double()
+    ours, alone = FailsOnce(), FailsOnce()
+    model, said = wrap(wrapper, ours, **buckets), []
+    with contextlib.suppress(ArithmeticError):
+        model(x).backward()
+    for _ in range(2):  # the first time, at the latest, a message says what to do
+        ours.zero_grad(set_to_none=set_to_none)
+        try:
+            model(x).backward()
+            model.sync_gradients()
+            break
+        except RuntimeError as error:
+            said.append(str(error))
+            with contextlib.suppress(RuntimeError):
+                model.sync_gradients()
+    Fails.tries = 1
+    alone(x).backward()
+    for parameter in alone.parameters():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
+    return said, largest_difference(gradients(ours), gradients(alone))
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("buckets", [dict(first_bucket_mb=0, bucket_cap_mb=0), dict()])
+def test_a_step_after_a_backward_that_failed(run, wrapper, set_to_none, buckets):
+    results = run(go_on_after_a_failed_backward, wrapper, set_to_none, buckets)
+    for said, off in results:
+        assert off < 1e-12
+        assert len(said) == (wrapper is OverlappedDataParallel)
+        assert all("If the last backward failed, call sync_gradients()" in text for text in said)
+
+
+def change_gradients_in_flight(how):
+    model = wrap(OverlappedDataParallel, nn.Linear(2, 2))
+    weight, x = model.module.weight, torch.ones(1, 2)
+    model(x).sum().backward()
+    if how == "in place":
+        weight.grad.mul_(0.5)
+    elif how == "replaced":
+        weight.grad = weight.grad * 0.5
+    elif how == "zeroed":
+        model.zero_grad(set_to_none=False)
+    else:
+        model.zero_grad()
+    said = ""
+    try:
+        model.sync_gradients()
+    except RuntimeError as error:
+        said = str(error)
+    left = weight.grad
+    model.zero_grad()
+    model(x).sum().backward()
+    model.sync_gradients()
+    return said, left is None, weight.grad.tolist()
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("how", ["in place", "replaced", "zeroed"])
+def test_gradients_changed_while_they_are_sent(run, how):
+    """It cannot be right: a part may have left before. Afterwards a step is as ever."""
+    for said, _, gradient in run(change_gradients_in_flight, how):
+        assert "gradients were changed while they were being sent" in said
+        assert gradient == [[1.0, 1.0], [1.0, 1.0]]
+
+
+@on_ranks(2)
+def test_gradients_thrown_away_while_they_are_sent(run):
+    """As in one process: nothing is left to step by."""
+    for said, gone, gradient in run(change_gradients_in_flight, "thrown away"):
+        assert (said, gone, gradient) == ("", True, [[1.0, 1.0], [1.0, 1.0]])
+
+
+def two_at_once(wrapper):
+    """Two wrappers of one module: both losses in one backward, then one of them alone."""
+    rank, module = dist.get_rank(), nn.Linear(2, 1, bias=False)
+    first, second = wrap(wrapper, module), wrap(wrapper, module)
+    x = torch.ones(1, 2) * (rank + 1)
+    with Events() as sent:
+        (first(x) + 10 * second(x)).sum().backward()
+    for model in (second, first):
+        model.sync_gradients()
+    both = module.weight.grad.tolist()
+    module.zero_grad()
+    first(x).sum().backward()
+    first.sync_gradients()
+    return len(sent), both, module.weight.grad.tolist()
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_two_wrappers_of_one_module_at_once(run, wrapper):
+    once = int(wrapper is OverlappedDataParallel)
+    assert run(two_at_once, wrapper) == [(once, [[16.5, 16.5]], [[1.5, 1.5]])] * 2
+
+
+def change_parameters(wrapper, change):
+    """After one step: what is said, or how far a second one is from that of one process."""
+    rank = dist.get_rank()
+    ours, alone = TwoPaths(seed=0).double(), TwoPaths(seed=0).double()
+    for model in (ours, alone):
+        model.right.requires_grad_(change != "unfrozen")
+    model = wrap(wrapper, ours)
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.1) for m in (ours, alone)]
+    inputs = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    for step in range(2):
+        if step:
+            for changed in (ours, alone):
+                if change in ("frozen", "unfrozen"):
+                    changed.right.requires_grad_(change == "unfrozen")
+                elif change == "added":
+                    torch.manual_seed(1)
+                    changed.right = nn.Linear(3, 3).double()
+                else:
+                    changed.float()
+                    inputs = inputs.float()
+            optimizers = [torch.optim.AdamW(m.parameters(), lr=0.1) for m in (ours, alone)]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        try:
+            model(inputs[rank], "both").backward()
+            model.sync_gradients()
+        except RuntimeError as error:
+            return str(error)
+        (sum(alone(x, "both") for x in inputs) / 2).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return largest_difference(list(ours.parameters()), list(alone.parameters()))
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("change", ["frozen", "unfrozen", "added", "float32"])
+def test_parameters_that_change_after_wrapping(run, wrapper, change):
+    for outcome in run(change_parameters, wrapper, change):
+        if wrapper is NaiveDataParallel or change == "frozen":
+            assert outcome < 1e-5  # float32 in one case
+        else:
+            assert "after the module was wrapped, so it is in no bucket: wrap the module" in outcome
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_ranks_that_freeze_different_parameters(run, wrapper):
+    def different():
+        model = TwoPaths(seed=0)
+        model.left.requires_grad_(dist.get_rank() == 0)
+        try:
+            wrap(wrapper, model)
+        except ValueError as error:
+            return str(error)
+
+    for message in run(different):
+        assert "or which of them are frozen, in ranks [1] are not those in rank 0" in message
+
+
+@on_ranks(2)
+def test_an_exception_inside_no_sync(run):
+    def leave():
+        model = wrap(OverlappedDataParallel, nn.Linear(2, 1))
+        with contextlib.suppress(ArithmeticError), model.no_sync():
+            raise ArithmeticError
+        with Events() as log:
+            model(torch.ones(1, 2)).sum().backward()
+        return len(log)
+
+    assert min(run(leave)) > 0  # it sends again
+
+
+@on_ranks(2)
+def test_no_token_in_any_rank(run):
+    with pytest.raises(RankError, match="num_tokens is 0 in all ranks"):
+        run(loss_weight, 0)
 
 
 # --- The training loops -------------------------------------------------------------------------

@@ -11,18 +11,23 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from fuzz_exercises import Kept, answers, faults
 
 from dlcourse.course import catalog
 from dlcourse.course.exercises import (
     Exercise,
     all_exercises,
+    as_number,
+    as_truth,
     check,
+    describe,
     find_exercise,
     hint,
     lesson_exercises,
     solution,
 )
 from dlcourse.panel import strings
+from dlcourse.parallel import data
 from dlcourse.ranks import Ranks
 
 ROOT = catalog.course_root()
@@ -136,7 +141,7 @@ def told(pool: Ranks, source: str, monkeypatch) -> str:
         ("def mean(x):\n    dist.all_reduce(x)", "the mean: returned None: is a return missing?"),
         ("def mean(x):\n    return x[:5]", "the shape is (5,), and should be (1000,)"),
         ("def mean(x):\n    return x.double()", "torch.float64, and should be torch.float32"),
-        ("def mean(x):\n    return 3", "returned a int, and should return a Tensor"),
+        ("def mean(x):\n    return 3", "returned 3 (int), and should return a Tensor"),
         (
             "def mean(x):\n    for _ in range(3): dist.all_reduce(x)\n    return x",
             "sent 11.7 KiB: 3 times the minimum of 3.91 KiB (allowed: 1.05 times)",
@@ -146,6 +151,14 @@ def told(pool: Ranks, source: str, monkeypatch) -> str:
         ("def mean(x):\n    return x.flatten()[:0]", "✗ the shape: the shape has changed"),
         ("def mean(x):\n    raise NotImplementedError", "not filled in yet"),
         ("def mean(x):\n    return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("def mean(x):\n    raise KeyboardInterrupt", "ranks 0-1 raised RuntimeError: Keyboard"),
+        ("def mean(x):\n    raise SystemExit(3)", "ranks 0-1 raised SystemExit: 3"),
+        ("def mean():\n    return 1", "keep the parameters"),
+        (
+            "class Odd:\n    def __reduce__(self):\n        raise SystemExit(3)\n"
+            "odd = Odd()\ndef mean(x):\n    return odd",
+            "cannot be sent to fresh ranks: 3",
+        ),
         ("mean = 3", "mean must be a function or a class, and is int"),
         ("other = 3", "mean is not defined in the ranks"),
         (
@@ -248,3 +261,177 @@ def test_an_incomplete_exercise_is_refused(change, said):
     whole = {f: getattr(find_exercise("97.mean"), f) for f in Exercise.__dataclass_fields__}
     with pytest.raises(ValueError, match=said):
         Exercise(**{**whole, **change})
+
+
+# -- whatever a learner answers -------------------------------------------------------------------
+
+FEW = ("returns a vector", "returns a meta tensor", "right, but NaN", "no parameters")
+
+
+@pytest.fixture(scope="module")
+def kept() -> Iterator[Kept]:
+    """Ranks for checks, used again by the next one."""
+    pools = Kept()
+    yield pools
+    pools.end()
+
+
+@pytest.mark.parametrize("id", ids())
+def test_an_answer_of_any_kind_is_told_in_words(id, pool, kept, monkeypatch, capfd):
+    """`fuzz_exercises.py` tries many more."""
+    exercise = find_exercise(id)
+    monkeypatch.setattr("dlcourse.ranks.Ranks", kept)
+    for label, source in answers(exercise):
+        if label in FEW:
+            define(exercise, source, pool, monkeypatch)
+            result = check(id, pool=pool)
+            printed = "".join(capfd.readouterr()).replace(result.text, "")
+            assert not faults(exercise, label, result.text, result.passed, printed), result.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("torch.ones(2)", "Tensor(shape=(2,), dtype=float32), and should return one number"),
+        ("torch.ones((), device='meta')", "device=meta), and should return one number"),
+        ("'abc'", "'abc' (str), and should return one number"),
+        ("(x for x in [1])", "generator object, and should return one number"),
+        ("10**5000", "inf, and should be"),
+        ("True", "True (bool), and should return one number"),
+        ("None if rank == 1 else torch.ones(3)", "rank 1: returned None: is a return missing?"),
+    ],
+)
+def test_the_message_names_what_was_returned(answer, said, pool, kept, monkeypatch):
+    monkeypatch.setattr("dlcourse.ranks.Ranks", kept)
+    source = f"def mean_over_ranks(x):\n    return {answer}\n"
+    define(find_exercise("03.mean"), source, pool, monkeypatch)
+    text = check("03.mean", pool=pool).text
+    assert said in text and "Traceback" not in text
+
+
+def test_what_a_checker_cannot_use_is_not_the_learners_exception(pool, kept, monkeypatch):
+    monkeypatch.setattr("dlcourse.ranks.Ranks", kept)
+    for lang, said in (("en", "It returned 'abc' (str)"), ("ko", "돌려준 것: 'abc' (str)")):
+        strings.set_language(lang)
+        source = "def linear(x, shard):\n    return 'abc'\n"
+        define(find_exercise("06.peak"), source, pool, monkeypatch)
+        text = check("06.peak", pool=pool).text
+        assert said in text and "TypeError" in text and "Traceback" not in text
+
+
+def test_tensors_that_do_not_meet_end_without_glooss_own_words(pool, monkeypatch, capfd):
+    source = "def mean(x):\n    dist.all_reduce(torch.ones(5 + 3 * rank))\n    return x"
+    text = told(pool, source, monkeypatch)
+    assert "tensors of" in text and "terminate called" not in text + "".join(capfd.readouterr())
+    assert pool.run(len, "abc") == [3, 3], "the learner's own ranks go on"
+
+
+NAN = "float('nan')"
+
+
+@pytest.mark.parametrize(
+    ("id", "right", "spoilt"),
+    [
+        ("03.overlap", "part.view_as(parameter)", f"part.view_as(parameter) * {NAN}"),
+        (
+            "03.find_the_bug",
+            "        scheduler.step(loss.item())\n",
+            "        scheduler.step(loss.item())\n"
+            f"    if rank == 1:\n        model[0].bias.data.fill_({NAN})\n",
+        ),
+        (
+            "04.all_reduces",
+            "    mlp.up, mlp.down",
+            "    if rank == 2:\n"
+            f"        attention.proj.bias.register_hook(lambda grad: grad * {NAN})\n"
+            "    mlp.up, mlp.down",
+        ),
+        ("06.peak", "grad_shard / world_size", f"grad_shard * {NAN}"),
+        ("10.clip", "    return norm", f"    return norm * {NAN}"),
+    ],
+)
+def test_nan_never_passes_for_small(id, right, spoilt, pool, kept, monkeypatch):
+    """It is not larger than a limit either."""
+    monkeypatch.setattr("dlcourse.ranks.Ranks", kept)
+    exercise = find_exercise(id)
+    assert right in exercise.solution
+    define(exercise, exercise.solution.replace(right, spoilt), pool, monkeypatch)
+    result = check(id, pool=pool)
+    assert False in result.cases.values(), result.text
+
+
+def test_numbers_are_numbers_whatever_holds_them():
+    import numpy
+    import torch
+
+    for got in (3, 3.0, torch.tensor(3), torch.tensor([[3.0]]), numpy.float32(3), numpy.array([3])):
+        assert as_number(got) == 3.0
+    for got in (None, True, "3", 3j, [3], torch.ones(2), torch.tensor(True), torch.tensor(3j)):
+        assert as_number(got) is None
+    assert as_truth(torch.tensor(True)) is True and as_truth(numpy.bool_(False)) is False
+    assert as_truth("True") is None and as_truth(None) is None
+    assert describe([torch.ones(2), None]) == "[Tensor(shape=(2,), dtype=float32), None] (list)"
+
+
+# -- code of the learner's own files --------------------------------------------------------------
+
+RIGHT = "def mean(x):\n    dist.all_reduce(x)\n    return x / dist.get_world_size()\n"
+
+
+def test_a_learners_changed_copy_is_judged(tmp_path, pool, monkeypatch):
+    """A module of the course, copied into a folder, imported, and changed within the second."""
+    copied = Path(data.__file__).read_text()
+    file = tmp_path / "data.py"
+    file.write_text(f"{copied}\n\n{RIGHT}")
+    pool.cell(f"import sys\nsys.path.append({str(tmp_path)!r})", record=False)
+    try:
+        define(find_exercise("97.mean"), "from data import mean", pool, monkeypatch)
+        assert check("97.mean", pool=pool).passed
+        file.write_text(f"{copied}\n\n{RIGHT.replace('x / dist', 'x * dist')}")
+        define(find_exercise("97.mean"), "from data import mean", pool, monkeypatch)
+        result = check("97.mean", pool=pool)
+        assert not result.passed and "run importlib.reload(data)" in result.text
+        again = "import data, importlib\nmean = importlib.reload(data).mean"
+        define(find_exercise("97.mean"), again, pool, monkeypatch)
+        result = check("97.mean", pool=pool)
+        assert not result.passed and "importlib" not in result.text
+        file.write_text(f"{copied}\n\n{RIGHT}")
+        through = "import data\ndef mean(x):\n    return data.mean(x)"
+        define(find_exercise("97.mean"), through, pool, monkeypatch)
+        assert check("97.mean", pool=pool).passed
+    finally:
+        pool.cell("sys.path.pop()\nsys.modules.pop('data')", record=False)
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "@torch.no_grad()\ndef mean(x):\n    return _mean(x)",
+        "import functools\nmean = functools.partial(_mean)",
+        "class Mean:\n    def go(self, x):\n        return _mean(x)\nmean = Mean().go",
+    ],
+)
+def test_a_wrapped_function_sees_its_own_rank(wrapped, pool, monkeypatch):
+    inner = (
+        "def _mean(x):\n    assert rank == dist.get_rank()\n    dist.all_reduce(x)\n"
+        "    return x / 2"
+    )
+    define(find_exercise("97.mean"), f"{inner}\n\n{wrapped}", pool, monkeypatch)
+    assert check("97.mean", pool=pool).passed
+
+
+def test_names_that_a_learner_gave_another_meaning_keep_it(pool, monkeypatch):
+    source = (
+        "import torch.distributed\n"
+        "class Mine:\n"
+        "    def all_reduce(self, x):\n"
+        "        torch.distributed.all_reduce(x)\n"
+        "        x += 1\n"
+        "def mean(x):\n    Mine().all_reduce(x) if F == 'mine' else dist.all_reduce(x)\n"
+        "    return x / world_size\n"
+        "_F, F = F, 'mine'"
+    )
+    try:
+        assert "values are off by up to 0.5" in told(pool, source, monkeypatch)
+    finally:
+        pool.cell("F = _F", record=False)

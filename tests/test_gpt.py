@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.models.tiny import MoE, TinyLM
 
 SMALL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
 
@@ -177,3 +178,38 @@ def test_bad_sizes(options, message):
 def test_too_long_a_sequence():
     with pytest.raises(ValueError, match=r"17 tokens does not fit block_size=16"):
         GPT(SMALL)(torch.zeros(1, 17, dtype=torch.long))
+
+
+# --- The smallest models ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["dense", "moe"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tiny_models_under_autocast(architecture, dtype):
+    """Loss and gradients are those of float32, to the digits that 16 bits have (bfloat16: 8)."""
+    tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for enabled in (False, True):
+        model = TinyLM(architecture)
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            loss = model(tokens, tokens.roll(-1, 1))
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert loss.dtype == torch.float32
+    exact, low = gradients
+    assert (low - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_routes_as_float32_does(dtype):
+    """Two experts closer than 16 bits can tell apart: the router computes in float32."""
+    layer = MoE(8, 2)
+    with torch.no_grad():
+        layer.router.weight.copy_(torch.tensor([[1.0], [1.0 + 2**-14]]).expand(2, 8))
+        for number, expert in enumerate(layer.experts):
+            expert[2].weight.zero_()
+            expert[2].bias.fill_(number)
+    with torch.autocast("cpu", dtype):
+        y = layer(torch.ones(5, 8))
+    assert (y > 0.4).all()  # all go to the second expert, with half of the weight
+    assert (layer.to(dtype)(torch.ones(5, 8, dtype=dtype))).dtype == dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
+from typing import Any
 
 import psutil
 import pytest
@@ -17,9 +18,9 @@ PIDS = "import os; print([os.getpid(), *ranks.pids, ranks.host.process.pid])"
 class Kernel:
     """A kernel and what its cells print."""
 
-    def __init__(self) -> None:
-        self.manager = KernelManager()
-        self.manager.start_kernel()
+    def __init__(self, manager: KernelManager | None = None, **options: Any) -> None:
+        self.manager = manager or KernelManager()
+        self.manager.start_kernel(**options)
         self.client = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
@@ -91,7 +92,7 @@ def test_cells_run_in_the_ranks(kernel):
 def test_a_failure_is_one_message_without_the_engine(kernel):
     text = kernel.run("%%ranks\nx = 1\nif rank == 1:\n    x / 0")
     assert text.startswith("rank 1 raised ZeroDivisionError")
-    assert "line 3: x / 0" in text and "pool.py" not in text
+    assert "line 4: x / 0" in text and "pool.py" not in text
     text = kernel.run("%%ranks --fails ZeroDivisionError\n1 / 0")
     assert text.startswith("ranks 0-1 raised ZeroDivisionError")
 
@@ -127,7 +128,7 @@ def test_interrupt_of_a_stuck_collective(kernel):
     kernel.manager.interrupt_kernel()
     text = kernel.finish(message)
     assert "interrupted" in text and "rank 1  waiting in barrier" in text
-    assert "rank 0  computing, line 3: time.sleep(1000)" in text
+    assert "rank 0  computing, line 4: time.sleep(1000)" in text
     assert time.monotonic() - started < 10
     assert kernel.run("%%ranks\ndist.barrier(); kept") == "rank 0: 0\nrank 1: 1\n"
 
@@ -137,6 +138,35 @@ def test_a_second_pool_replaces_the_first(kernel):
     assert kernel.run("ranks = Ranks(3)\nprint(ranks)") == "Ranks(3, cpu, ready)\n"
     assert gone(old)
     assert kernel.run("%%ranks\nworld_size") == "ranks 0-2: 3\n"
+
+
+def test_what_lost_ranks_knew_is_named_with_its_cell(kernel):
+    """In words and numbers that the notebook shows: `[5]` stands beside the cell."""
+    kernel.run("import dlcourse; dlcourse.lesson(lang='en'); ranks = Ranks(2)")
+    number = int(kernel.run("print(len(In) - 1)"))
+    kernel.run("%%ranks\nimport math\nclass Scale:\n    factor = 3")
+    kernel.run("%%ranks\nscale = Scale()")
+    kernel.run("%%ranks\nscale.factor")  # defines nothing
+    kernel.run("%%ranks 1\nonly_here = 1")
+    text = kernel.run("%%ranks\nonly_here")
+    assert "only_here = 1" in text and "It ran in rank 1 only" in text
+    text = kernel.run("%%ranks 1\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    assert "lists the cells to run again" in text
+    text = kernel.run("%%ranks\nscale.factor")
+    assert f"The cell that defines `scale`: [{number + 2}] scale = Scale()" in text, text
+    assert "run that cell again" in text
+    again = kernel.run("ranks").splitlines()
+    assert again[0] == "Ranks(2, cpu, ready)"
+    assert again[2:] == [
+        f"  [{number + 1}] class Scale:",
+        f"  [{number + 2}] scale = Scale()",
+        f"  [{number + 4}] only_here = 1",
+    ]
+    # What was run again is off the list; a name that no cell defined brings no advice.
+    kernel.run("%%ranks\nimport math\nclass Scale:\n    factor = 3")
+    assert "class Scale" not in kernel.run("ranks")
+    assert "defines" not in kernel.run("%%ranks\nnowhere")
+    assert "scale = Scale()" in kernel.run("ranks['scale']")
 
 
 def test_restart_leaves_nothing(kernel):

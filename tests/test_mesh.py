@@ -105,6 +105,32 @@ def test_two_sides_equal_one_process(four, sides, zero, tie):
         assert losses < 1e-10 and parameters < 1e-9
 
 
+def uneven(sides: dict[str, int]) -> float:
+    """Largest difference of gradients where copies and micro-batches have different targets."""
+    import torch.distributed as dist
+
+    mesh = make_mesh(**sides)
+    tokens, targets = Corpus(limit=9999).batch(0, micro_batch=8, block=16)
+    targets[0, :13] = targets[1] = targets[2] = targets[3, 3:] = -100  # 2 without any, of 4 pairs
+    alone = new_model(0)
+    wanted = alone(tokens, targets)
+    wanted.backward()
+    model = MeshParallel(new_model(dist.get_rank()), mesh, num_micro_batches=2)
+    copy, copies = mesh.get_local_rank("data"), mesh["data"].size()
+    loss = model.step(tokens.chunk(copies)[copy], targets.chunk(copies)[copy])
+    whole, worst = dict(alone.named_parameters()), abs(loss - wanted).item()
+    for name, mine in model.layers.named_parameters():
+        full = whole[name[name.index("blocks" if "blocks" in name else name.split(".")[-2]) :]]
+        if mine.shape == full.shape and full.grad is not None:
+            worst = max(worst, (mine.grad - full.grad).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("sides", [dict(data=2, tensor=2), dict(data=2, pipeline=2)], ids=str)
+def test_every_target_counts_the_same(four, sides):
+    assert max(four.run(uneven, sides)) < 1e-12
+
+
 def test_three_sides_equal_one_process():
     sides = dict(data=2, pipeline=2, tensor=2)
     with Ranks(8, default=False) as pool:

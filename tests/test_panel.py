@@ -100,8 +100,73 @@ def test_a_hang_a_death_and_a_loss_are_one_sentence(lang, monkeypatch):
     summary.note(state([rank_state(2, "dead")]))
     assert "2" in summary.message()["alert"] and "5.0" not in summary.message()["alert"]
     words = {"ko": "응답", "en": "No answer"}
+    spoken = {clock_time: _spoken_after(clock_time, clock, lang) for clock_time in (3.0, 9.0)}
+    assert spoken[3.0] == spoken[9.0] != "", "a screen reader says a wait once"
     lost = message(state([rank_state(0, "lost"), rank_state(1, "lost")]), size=2, lang=lang)
     assert "0-1" in lost["alert"] and words[lang] in lost["alert"]
+
+
+def _spoken_after(seconds: float, clock: list[float], lang: str) -> str:
+    """What is read aloud when three of four ranks have waited so long, at two collectives."""
+    summary = widget._Summary(4, lang)
+    waits = [rank_state(r, "waiting", f"all_reduce #{seconds:.0f}") for r in (0, 2, 3)]
+    summary.note(state([*waits, rank_state(1)]))
+    summary.message()
+    clock[0] += seconds
+    return summary.message()["say"]
+
+
+def ended(cell: int, outcome: str = "done", *, calls: int = 0, held: int = 0, now=None) -> dict:
+    """The end of a cell in two ranks."""
+    counts = {"comm_calls": {"all_reduce": calls}, "comm_bytes": {"all_reduce": 8 * calls}}
+    memory = {"memory": {"parameters": held}}
+    ranks = [rank_state(r, now or "idle", **memory, **(counts if calls else {})) for r in range(2)]
+    return state(ranks, cell=cell, busy=False, elapsed=0.1 * cell) | {"outcome": outcome}
+
+
+def test_after_a_cell_that_measured_nothing_the_last_one_that_did_is_shown():
+    summary = widget._Summary(2, "en")
+    for number, one in enumerate([ended(1, held=MIB), ended(2, calls=3, held=MIB)], 4):
+        summary.note(one, label=number)
+    after = [ended(3, held=MIB), {"cell": 4, "busy": True, "ranks": []}, ended(4, held=MIB)]
+    for one in after:
+        summary.note(one, label=9)
+        drawn = summary.message()
+        if one["busy"]:
+            assert (drawn["cell"], drawn["kept"], drawn["comm"]) == (4, 2, []), "it runs: shown"
+    assert (drawn["cell"], drawn["where"], drawn["status"]) == (2, "cell [5]", "done in 200 ms")
+    assert drawn["comm"] == [["all_reduce", 24, 3]] and drawn["ranks"][0]["m"][0] == MIB
+    # What allocates has measured something; what failed is shown, but does not come back.
+    summary.note(ended(5, held=9 * MIB), label=10)
+    assert summary.message()["where"] == "cell [10]"
+    summary.note(ended(6, "failed", calls=1, held=9 * MIB), label=11)
+    assert summary.message()["status"] == "failed after 600 ms"
+    summary.note(ended(7, held=9 * MIB), label=12)
+    assert summary.message()["where"] == "cell [10]"
+    # New ranks have measured nothing yet.
+    summary.note({"cell": 0, "busy": False, "ranks": [{"rank": 0, "state": "idle"}]})
+    assert (summary.message()["status"], summary.message()["comm"]) == ("ready", [])
+    summary.note(ended(8), label=13)
+    assert summary.message()["cell"] == 8
+
+
+@pytest.mark.parametrize("lang", ["ko", "en"])
+def test_a_cell_that_failed_or_was_stopped_says_so(lang):
+    words = {"failed": ("실패", "failed"), "interrupted": ("중단", "interrupted")}
+    for outcome, (korean, english) in words.items():
+        drawn = message(ended(1, outcome, calls=1), size=2, lang=lang)
+        word = korean if lang == "ko" else english
+        assert word in drawn["status"] and word in drawn["say"]
+    assert message(ended(1, calls=1), size=2, lang=lang)["say"] == ""
+    # A death: the rank by its number, the others ended with it; the cell's numbers stay.
+    gone = {
+        "busy": False,
+        "ranks": [{"rank": r, "state": s} for r, s in ((0, "stopped"), (1, "dead"))],
+    }
+    drawn = message(ended(3, "failed", calls=2), gone, size=2, lang=lang)
+    assert [row["s"] for row in drawn["ranks"]] == ["stopped", "dead"]
+    assert "1" in drawn["alert"] and drawn["say"] == drawn["alert"]
+    assert ("실패" if lang == "ko" else "failed") in drawn["status"] and drawn["comm"]
 
 
 def test_throughput_is_of_the_last_seconds_and_at_the_end_of_the_whole_cell():

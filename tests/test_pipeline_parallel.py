@@ -228,7 +228,7 @@ def test_b_computes_no_weight_gradient_and_w_adds_all_of_them():
 
     def backward(split):
         stage.zero_grad()
-        worker.forward(0, x, targets, scale=0.5)
+        worker.forward(0, x, targets, share=torch.tensor(0.5))
         with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
             if split:
                 grad = worker.backward_input(0, None)
@@ -442,20 +442,50 @@ def test_the_training_loop_of_twelve_layers(run):
     ]
 
 
-def accumulated():
-    """Two calls in a row: a pipeline that scales gradients once more changes the first call's."""
-    pipeline = PipelineParallel(GPT(GPTConfig(n_layer=4, **SMALL)), one_f_one_b(4, 4))
-    batch = Corpus(limit=9999).batch(0, micro_batch=4, block=8)
-    found = []
-    for _ in range(2):
-        pipeline.step(*batch)
-        found.append(next(pipeline.parameters()).grad.clone())
-    return (found[1] - 2 * found[0]).abs().max().item() / found[0].abs().max().item()
+IGNORED = {"none": 0, "some": 11, "a micro-batch": 16}  # of the first two sequences' 16 targets
+
+
+def gradients_beside_one_process(name, *, calls=1, tie=False, ignored=0):
+    """Largest difference, in gradients and loss, after some calls of step() in a row."""
+    world_size = dist.get_world_size()
+    schedule = make_schedule(name, world_size, MICRO_BATCHES[world_size])
+    config = GPTConfig(n_layer=max(2 * world_size, 3), tie_embeddings=tie, **SMALL)
+    alone = GPT(config).double()
+    pipeline = PipelineParallel(GPT(config).double(), schedule)
+    tokens, targets = Corpus(limit=9999).batch(
+        0, micro_batch=2 * schedule.num_micro_batches, block=8
+    )
+    targets[:2].flatten()[:ignored] = -100
+    for _ in range(calls):
+        wanted = alone(tokens, targets)
+        wanted.backward()
+        loss = pipeline.step(tokens, targets)
+    theirs = dict(alone.named_parameters(remove_duplicate=False))
+    worst = abs(loss - wanted).item() if dist.get_rank() == pipeline.last_rank else 0.0
+    for stage in pipeline.stages:
+        for key, p in stage.named_parameters():
+            worst = max(worst, (p.grad - theirs[key].grad).abs().max().item())
+    ends = [s.token_embedding.weight for s in pipeline.stages if s.is_first]
+    ends += [s.head.weight for s in pipeline.stages if s.is_last]
+    return worst, len({id(end) for end in ends}) < 2 if tie else True
 
 
 @on_ranks(4)
-def test_gradients_add_up_over_calls(run):
-    assert max(run(accumulated)) < 1e-5
+@pytest.mark.parametrize("name", ["1f1b", "zb_v"])
+@pytest.mark.parametrize("tie", [False, True], ids=["", "tied"])
+def test_gradients_add_up_over_calls(run, name, tie):
+    """Two calls in a row: only what the second adds may be exchanged between tied copies."""
+    for worst, one_matrix in run(gradients_beside_one_process, name, calls=2, tie=tie):
+        assert worst < 1e-12
+        assert one_matrix, "a rank with both ends has a tied matrix once"
+
+
+@on_ranks(4)
+@pytest.mark.parametrize("ignored", IGNORED)
+def test_every_target_counts_the_same(run, ignored):
+    """Micro-batches with fewer targets than others, and one with none."""
+    results = run(gradients_beside_one_process, "1f1b", ignored=IGNORED[ignored])
+    assert max(worst for worst, _ in results) < 1e-12
 
 
 def in_torch(names):

@@ -178,7 +178,11 @@ def test_a_question_where_a_rank_stands_keeps_nothing_alive(monkeypatch):
     monkeypatch.setattr("linecache.getline", slow)
     monkeypatch.setattr("linecache.checkcache", slow)
     rank = SimpleNamespace(
-        main_thread=threading.get_ident(), running=1, history=SimpleNamespace(collectives=dict)
+        main_thread=threading.get_ident(),
+        running=1,
+        history=SimpleNamespace(complete=True),
+        waits=SimpleNamespace(now=None),
+        _calls=dict,
     )
     answers = []
     asker = threading.Thread(target=lambda: answers.append(Rank.where(rank)))
@@ -281,7 +285,7 @@ def test_mismatched_shape_and_type(ranks, tensor, wrong):
 
 def test_receive_that_nobody_sends(ranks):
     message, seconds = fails(ranks, "if rank == 0:\n    dist.recv(torch.ones(2), src=3)")
-    assert "rank 0 waits in recv with rank 3" in message
+    assert "rank 0 waits in recv (float32 [2]) with rank 3" in message
     assert seconds < 10
     works(ranks)
 

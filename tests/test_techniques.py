@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import cloudpickle
 import pytest
 import torch
+import torch.distributed as dist
 
 from dlcourse import Ranks
 from dlcourse.models.gpt import GPT, GPTConfig
@@ -66,3 +67,34 @@ def four():
 def test_recipes_on_a_mesh_equal_one_process(four, stage):
     recipe = Recipe(accumulate=2, checkpoint=True, stage=stage)
     assert max(four.run(apart, recipe)) < 1e-9
+
+
+def uneven_parts(stage, frozen, seed_of_rank):
+    """Largest difference of parameters from one process, in float64, after three steps.
+
+    Ranks may start differently, some parameters be frozen, and targets be ignored unevenly.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    models = [GPT(GPTConfig(**SIZES), seed=seed).double() for seed in (0, rank * seed_of_rank)]
+    for model in models:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(frozen))
+    alone = Training(models[0], Recipe(accumulate=4))
+    alone.world_size = 1  # every rank for itself
+    ours = Training(models[1], Recipe(accumulate=2, stage=stage))
+    for tokens, targets in batches()[:3]:
+        targets = targets.clone()
+        targets[0, :13] = targets[1] = -100
+        targets[2:4] = -100  # a micro-batch without any
+        loss = alone.step(tokens, targets)
+        part = ours.step(tokens.chunk(size)[rank], targets.chunk(size)[rank])
+        dist.all_reduce(part)
+        assert abs(part / size - loss) < 1e-5  # the loss is added up in float32
+    return (alone.weights() - ours.weights()).abs().max().item()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_target_counts_the_same(four, stage):
+    """Frozen parameters have no gradient to average, and replicas start from rank 0's."""
+    for frozen in ((), ("token_embedding", "head")):
+        assert max(four.run(uneven_parts, stage, frozen, 1)) < 1e-9

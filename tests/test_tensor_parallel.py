@@ -11,7 +11,6 @@ to 2e-5.
 from __future__ import annotations
 
 import copy
-import math
 import sys
 
 import cloudpickle
@@ -25,8 +24,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from dlcourse import Ranks
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.clipping import clip_grad_norm_
+from dlcourse.parallel.data import NaiveDataParallel
 from dlcourse.parallel.replicas import replica_drift
-from dlcourse.parallel.sequence import sequence_parallel
+from dlcourse.parallel.sequence import (
+    gather_sequence,
+    reduce_scatter_sequence,
+    sequence_parallel,
+)
 from dlcourse.parallel.shards import check_tensor_parallel, equal_part, padded_size
 from dlcourse.parallel.tensor import (
     ColumnParallelLinear,
@@ -36,6 +41,7 @@ from dlcourse.parallel.tensor import (
     gather,
     parallel_blocks,
     parallel_cross_entropy,
+    reduce_from,
     tensor_parallel,
     train,
 )
@@ -43,6 +49,7 @@ from dlcourse.parallel.tensor_layers import shard
 from dlcourse.peers import tensor_parallel as dtensor
 from dlcourse.training import loop
 from dlcourse.training.corpus import Corpus
+from dlcourse.training.mixed import mixed_step
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -220,17 +227,6 @@ def test_the_loss_equals_cross_entropy(run, scale, vocab_size):
         assert gradient < 1e-12
 
 
-def test_targets_that_are_ignored_do_not_count(run):
-    """As in ``F.cross_entropy``: the mean is over the others, and NaN where there are none."""
-
-    def losses():
-        return [loss_beside_whole(1.0, 250, ignored=count) for count in (1, 11, 12)]
-
-    for some, nearly_all, every in run(losses):
-        assert max(*some[:2], *nearly_all[:2]) < 1e-12
-        assert math.isnan(every[0]) and every[1] == 0  # no gradient at all
-
-
 def test_the_loss_has_the_type_and_the_exactness_of_cross_entropy(run):
     """In 16 bits too: one rounding of the loss is 2**-8 of it in bf16, of gradients below 0.2
     2**-11. Sums of exponentials in 16 bits are off by more."""
@@ -250,8 +246,8 @@ def test_the_loss_has_the_type_and_the_exactness_of_cross_entropy(run):
 
 
 WRONG_TARGETS = {
-    "hold 250": torch.tensor([0, 250]),
-    "hold -1": torch.tensor([-1, 0]),
+    "has 250": torch.tensor([0, 250]),
+    "has -1": torch.tensor([-1, 0]),
     "shape (3,)": torch.tensor([0, 1, 2]),
     "torch.int32": torch.tensor([0, 1], dtype=torch.int32),
     "torch.float32": torch.tensor([0.0, 1.0]),
@@ -283,9 +279,9 @@ def refusals():
     return found
 
 
-def test_what_is_outside_the_vocabulary_is_refused_in_every_rank(run):
-    wanted = [*WRONG_TARGETS, "targets hold 252", "tokens hold 250", "tokens hold -1"]
-    wanted += ["tokens of torch.float32", "targets hold 250"]
+def test_wrong_types_and_shapes_are_refused_in_every_rank(run):
+    wanted = [*WRONG_TARGETS, "targets_N has 252", "tokens has 250", "tokens has -1"]
+    wanted += ["tokens has type torch.float32", "targets_N has 250"]
     wanted += ["max_norm=1.0", "scale_grad_by_freq=True", "sparse=True"]
     for messages in run(refusals):
         for message, words in zip(messages, wanted, strict=True):
@@ -312,11 +308,61 @@ def test_a_vocabulary_cut_without_padding_is_refused(run):
     """What the padding is for: rows that nobody holds would drop out of the sum."""
 
     def naive():
+        torch.manual_seed(0)
+        logits, targets = torch.randn(100, 10), torch.randint(10, (100,))
         width = 10 // dist.get_world_size()
-        with pytest.raises(ValueError, match="targets hold 8, and the vocabulary has 8 tokens"):
-            parallel_cross_entropy(torch.zeros(10, width), torch.arange(10))
+        mine = logits.narrow(1, dist.get_rank() * width, width).clone()
+        with pytest.raises(ValueError, match="allowed is 0 to 7"):
+            parallel_cross_entropy(mine, targets)
 
     run(naive)
+
+
+OUTSIDE = {  # what is wrong: (token, target, the words that must say so)
+    "target above": (None, 20, "targets_N has 20"),
+    "target below": (None, -1, "targets_N has -1"),
+    "token above": (20, None, "tokens has 20"),
+    "token below": (-1, None, "tokens has -1"),
+}
+
+
+def loss_and_gradients(model, tokens, targets):
+    loss = model(tokens, targets)
+    loss.backward()
+    return loss.detach(), model.norm.weight.grad
+
+
+def odd_targets(case, dtype=torch.float64):
+    """Loss and a gradient of the tensor-parallel GPT beside one process's; or the words."""
+    config = GPTConfig(vocab_size=20, block_size=8, n_layer=1, n_head=4, n_embd=16)
+    tokens = torch.randint(0, 20, (2, 8), generator=torch.Generator().manual_seed(0))
+    targets = tokens.roll(-1, 1)
+    if case in OUTSIDE:
+        token, target, _ = OUTSIDE[case]
+        tokens[0, 0] = tokens[0, 0] if token is None else token
+        targets[0, 0] = targets[0, 0] if target is None else target
+        with pytest.raises(ValueError) as caught:
+            tensor_parallel(GPT(config).to(dtype))(tokens, targets)
+        return str(caught.value)
+    targets[0, : {"some ignored": 5, "a sequence ignored": 8}.get(case, 0)] = -100
+    targets = torch.full_like(targets, -100) if case == "all ignored" else targets
+    whole = loss_and_gradients(GPT(config).to(dtype), tokens, targets)
+    cut = loss_and_gradients(tensor_parallel(GPT(config).to(dtype)), tokens, targets)
+    return [(a - b).abs().nan_to_num(0.0 if a.isnan() else 1.0).max().item() if not a.dim()
+            else (a - b).abs().max().item() for a, b in zip(whole, cut, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", ["none ignored", "some ignored", "a sequence ignored", "all ignored"]
+)
+def test_ignored_targets_do_not_count(run, case):
+    for differences in run(odd_targets, case):
+        assert max(differences) < 1e-12
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_numbers_outside_the_vocabulary_are_refused_in_every_rank(run, case):
+    assert all(OUTSIDE[case][2] in words for words in run(odd_targets, case))
 
 
 # --- What is sent -------------------------------------------------------------------------------
@@ -534,6 +580,173 @@ def test_mistakes_name_both_numbers(run):
             strict=True,
         ):
             assert part in message
+
+
+CUTS = {
+    "tensor": tensor_parallel,
+    "blocks": lambda gpt: tensor_parallel(gpt, vocabulary=False),
+    "only blocks": parallel_blocks,
+    "sequence": sequence_parallel,
+}
+
+
+def cut_twice(first, second):
+    """What the second cut says, and whether the first model is as before."""
+    gpt = GPT(GPTConfig(**SMALL))
+    model = CUTS[first](gpt)
+    before = [parameter.clone() for parameter in model.parameters()]
+    found = []
+    for again in {id(gpt): gpt, id(model): model}.values():
+        for mistake in (CUTS[second], NaiveDataParallel):
+            try:
+                mistake(again)
+                found.append("")
+            except ValueError as error:
+                found.append(str(error))
+    return found, apart(model.parameters(), before)
+
+
+@pytest.mark.parametrize("second", CUTS)
+@pytest.mark.parametrize("first", CUTS)
+def test_a_model_is_cut_once(run, first, second):
+    """And not wrapped over the ranks that it is cut over: their parts would be overwritten."""
+    for found, changed in run(cut_twice, first, second):
+        assert set(found[::2]) == {"model has been cut before: make a new GPT and cut that"}
+        for message in found[1::2]:
+            assert "is cut over the ranks [0, 1, 2, 3], and each has its own part" in message
+        assert changed == 0.0
+
+
+def copies_of_a_cut_model():
+    """A mesh of 2 x 2: two copies of a model that is cut in two, on half of the batch each."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    batch = Corpus(limit=9999).batch(0, micro_batch=4, block=16)
+    alone = GPT(GPTConfig(**SMALL)).double()
+    alone(*batch).backward()
+    model = tensor_parallel(GPT(GPTConfig(**SMALL)).double(), mesh["tensor"])
+    copies = NaiveDataParallel(model, process_group=mesh.get_group("data"))
+    copies(*(half.chunk(2)[mesh.get_local_rank("data")] for half in batch)).backward()
+    copies.sync_gradients()
+    norm = clip_grad_norm_(copies, 0.1)
+    wanted = nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
+    return (norm - wanted).abs().item(), apart([model.norm.weight.grad], [alone.norm.weight.grad])
+
+
+def test_copies_of_a_cut_model(run):
+    for off in run(copies_of_a_cut_model):
+        assert max(off) < 1e-12
+
+
+def clip_beside_one_process(kind, norm_type, max_norm, frozen=()):
+    """How far norm and gradients are from one process's, and whether ranks have the same norm."""
+    alone, ours = GPT(GPTConfig(**SMALL)).double(), GPT(GPTConfig(**SMALL)).double()
+    for gpt in (alone, ours):
+        for name, parameter in gpt.named_parameters():
+            parameter.requires_grad_(not name.startswith(tuple(frozen)))
+    model = cut_as(kind, ours)
+    batch = Corpus(limit=9999).batch(0, block=16)
+    for each in (alone, model):
+        each(*batch).backward()
+    if kind == "sequence":
+        model.sync_gradients()
+    wanted = nn.utils.clip_grad_norm_(alone.parameters(), max_norm, norm_type)
+    norm = clip_grad_norm_(model, max_norm, norm_type)
+    norms = [torch.empty_like(norm) for _ in range(dist.get_world_size())]
+    dist.all_gather(norms, norm)
+    gradients = dict(alone.named_parameters())
+    off = [
+        (p.grad - gradients[name].grad).abs().max().item()
+        for name, p in model.named_parameters()
+        if p.grad is not None and p.shape == gradients[name].shape
+    ]
+    return (norm - wanted).abs().item(), max(off, default=0.0), len({n.item() for n in norms})
+
+
+@KINDS
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
+@pytest.mark.parametrize("max_norm", [0.05, 1e6])
+def test_clipping_equals_one_process(run, kind, norm_type, max_norm):
+    for norm, gradients, different in run(clip_beside_one_process, kind, norm_type, max_norm):
+        assert norm < 1e-10  # of up to 2000
+        assert gradients < 1e-12
+        assert different == 1
+
+
+@pytest.mark.parametrize("frozen", [("blocks", "token", "head"), ("position", "norm")])
+def test_clipping_where_gradients_are_missing(run, frozen):
+    """All of what is cut, or some of what is whole."""
+    for norm, gradients, _ in run(clip_beside_one_process, "tensor", 2.0, 0.05, frozen):
+        assert max(norm, gradients) < 1e-12
+
+
+def train_with_clipping(kind):
+    """The step of the mixed precision lesson, which clips and knows nothing of ranks."""
+    batch = Corpus(limit=9999).batch(0, block=16)
+    losses = []
+    for model in (GPT(GPTConfig(**SMALL)).double(), cut_as(kind, GPT(GPTConfig(**SMALL)).double())):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        for _ in range(4):
+            loss = mixed_step(model, batch, optimizer, max_norm=0.1)
+        losses.append(loss.item())
+    return abs(losses[0] - losses[1]), replica_drift(model.norm)
+
+
+@KINDS
+def test_a_step_that_clips_equals_one_process(run, kind):
+    for off, drift in run(train_with_clipping, kind):
+        assert off < 1e-12
+        assert drift == 0.0
+
+
+def tie_by_hand():
+    """Without ``tie_embeddings``, and after a step of SGD."""
+    batch, losses = Corpus(limit=9999).batch(0, block=16), []
+    for kind in ("alone", "tensor", "sequence"):
+        gpt = GPT(GPTConfig(**SMALL)).double()
+        gpt.head.weight = gpt.token_embedding.weight
+        model = gpt if kind == "alone" else cut_as(kind, gpt)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        for _ in range(2):
+            loss = mixed_step(model, batch, optimizer)
+        losses.append(loss.item())
+    return [abs(loss - losses[0]) for loss in losses]
+
+
+def test_embeddings_tied_by_hand(run):
+    for off in run(tie_by_hand):
+        assert max(off) < 1e-12
+
+
+def share_between_layers():
+    gpt = GPT(GPTConfig(**SMALL))
+    gpt.blocks[1].mlp.up = gpt.blocks[0].mlp.up
+    try:
+        tensor_parallel(gpt)
+    except ValueError as error:
+        return str(error), isinstance(gpt.blocks[0].mlp.up, nn.Linear)
+
+
+def test_a_matrix_that_layers_share_is_refused(run):
+    for message, untouched in run(share_between_layers):
+        assert "a matrix that several attentions or MLPs share" in message
+        assert untouched
+
+
+def differentiate_twice():
+    """The sums over ranks have no second derivative here; it must not be a wrong one."""
+    found = []
+    for function in (copy_to, reduce_from, gather, gather_sequence, reduce_scatter_sequence):
+        x = torch.randn(1, 4, 4, requires_grad=True)
+        (grad,) = torch.autograd.grad(function(x).pow(3).sum(), x, create_graph=True)
+        try:
+            grad.sum().backward()
+        except RuntimeError as error:
+            found.append("once_differentiable" in str(error))
+    return found
+
+
+def test_second_derivatives_are_refused(run):
+    assert run(differentiate_twice) == [[True] * 5] * 4
 
 
 def test_gather_and_shard(run):

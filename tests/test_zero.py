@@ -253,6 +253,7 @@ def gradients_alive(stage):
     for block in model.module.blocks:
         block.register_full_backward_hook(look)
     model(*Corpus(limit=9999).batch(0, micro_batch=2, block=16)).backward()
+    look()
     model.sync_gradients()
     return max(seen)
 

@@ -18,6 +18,7 @@ import nbformat
 
 from dlcourse.course import catalog
 from dlcourse.course.claims_page import claims_pages
+from dlcourse.course.diagrams import with_colors
 from dlcourse.course.fill import filled_cell
 from dlcourse.course.rules import MAX_NOTEBOOK_BYTES, check_code, check_texts
 from dlcourse.course.source import Block, Lesson, Problem, read_lesson
@@ -113,7 +114,7 @@ def notebook_of(lesson: Lesson, lang: str, outputs: Outputs | None = None) -> An
         used[key] += 1
         cell_id = f"{block.kind}-{key}" + (f"-{used[key]}" if used[key] > 1 else "")
         if block.kind == "text":
-            cells.append(nbformat.v4.new_markdown_cell(block.text[lang], id=cell_id))
+            cells.append(nbformat.v4.new_markdown_cell(with_colors(block.text[lang]), id=cell_id))
             continue
         code_cells += 1
         source = set_language(block.code, lang) if "parameters" in block.tags else block.code

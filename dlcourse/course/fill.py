@@ -7,6 +7,7 @@ says today, so that a lesson and its module cannot drift apart.
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,11 @@ def module_path(module: str) -> Path:
         ValueError: there is no such module.
     """
     top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
+    importlib.invalidate_caches()  # a file that a learner has written a moment ago
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # __main__, or a module that was made by hand
+        spec = None
     if spec is not None and not rest and spec.origin:
         return Path(spec.origin)
     for folder in (spec.submodule_search_locations or []) if spec else []:

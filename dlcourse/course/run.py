@@ -16,7 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,17 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from traitlets.config import Config
 
 from dlcourse.course import catalog, metrics
+from dlcourse.course.serve import kernel_settings
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 CELL_TIMEOUT = 600  # seconds; a lesson's own limits are far shorter, this one is against hangs
 
-# For nbclient: no widget state in the notebook, no warnings of the kernel's own among our lines.
-_CLIENT: dict[str, Any] = {
-    "store_widget_state": False,
-    "extra_arguments": ["--IPKernelApp.log_level=ERROR"],
-}
+
+def _client() -> dict[str, Any]:
+    """For nbclient: no widget state in the notebook, the kernel as Lab starts it."""
+    settings = Config({"KernelManager": kernel_settings()})
+    return {"store_widget_state": False, "config": settings}
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,33 @@ def check_ranks(ranks: int | None) -> int | None:
     return ranks
 
 
+def check_out(out: Path, names: Iterable[str] = (), lang: str = "ko") -> Path:
+    """Make the folder for results, and return it if the files of ``names`` can be written there.
+
+    Raises:
+        ValueError: it, or one of the files, cannot be made or written; says which and why.
+    """
+    path = out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (p for name in names for p in _left(out, name, lang)):
+            new = not path.exists()
+            path.open("ab").close()  # writes nothing, and fails as writing would
+            if new:
+                path.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(
+            f"out={str(out)!r}: {path} cannot be written ({reason}); give a folder of yours"
+        ) from None
+    return out
+
+
+def _left(out: Path, name: str, lang: str) -> tuple[Path, Path]:
+    """The two files that a run leaves: the executed notebook and the results."""
+    return out / f"{name}.{lang}.ipynb", out / f"{name}.{lang}.json"
+
+
 def run_lesson(
     name: str,
     *,
@@ -120,7 +149,8 @@ def run_lesson(
     notebook is kept up to there, with the error in it.
 
     Raises:
-        ValueError: an unknown lesson, language or device, before anything starts.
+        ValueError: an unknown lesson, language or device, or no place for the results, before
+            anything starts.
         KeyboardInterrupt: interrupted; kernel and ranks have ended.
     """
     import papermill
@@ -133,8 +163,9 @@ def run_lesson(
     wanted = {"lang": lang, "num_ranks": ranks, "device": device, "steps": steps}
     declared = declared_parameters(notebook)
     parameters = {k: v for k, v in wanted.items() if k in declared and v is not None}
-    out.mkdir(parents=True, exist_ok=True)
-    target, results = out / f"{name}.{lang}.ipynb", out / f"{name}.{lang}.json"
+    check_out(out, [name], lang)
+    target, results = _left(out, name, lang)
+    source = catalog.notebook_path(root, lang, name)
     error = None
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="dlcourse-") as scratch:
@@ -143,14 +174,14 @@ def run_lesson(
         with _environment(variables), interruptible():
             try:
                 papermill.execute_notebook(
-                    str(catalog.notebook_path(root, lang, name)),
-                    str(target),
+                    _literal(source),
+                    _literal(target),
                     parameters=parameters,
                     kernel_name="python3",
-                    cwd=str(catalog.notebook_path(root, lang, name).parent),
+                    cwd=str(source.parent),
                     progress_bar={"desc": f"{name}.{lang}"} if progress else False,
                     execution_timeout=CELL_TIMEOUT,
-                    **_CLIENT,
+                    **_client(),
                 )
             except KeyboardInterrupt:
                 raise
@@ -178,7 +209,7 @@ def run_cells(notebook: Any, *, cwd: Path) -> None:
             timeout=CELL_TIMEOUT,
             kernel_name="python3",
             resources={"metadata": {"path": str(cwd)}},
-            **_CLIENT,
+            **_client(),
         ).execute()
 
 
@@ -219,6 +250,11 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill takes it: there, what stands in braces is a parameter's name."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _headless(lang: str) -> dict[str, str]:

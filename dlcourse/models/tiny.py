@@ -34,11 +34,13 @@ class MoE(nn.Module):
         self.experts = nn.ModuleList(mlp(width) for _ in range(num_experts))
 
     def forward(self, x_NC: Tensor) -> Tensor:
-        weight_N, chosen_N = self.router(x_NC).softmax(dim=-1).max(dim=-1)
+        with torch.autocast(x_NC.device.type, enabled=False):  # small differences decide: float32
+            logits_NE = F.linear(x_NC.float(), self.router.weight.float())
+        weight_N, chosen_N = logits_NE.softmax(dim=-1).max(dim=-1)
         y_NC = torch.zeros_like(x_NC)
         for number, expert in enumerate(self.experts):
             mine = chosen_N == number
-            y_NC[mine] = weight_N[mine, None] * expert(x_NC[mine])
+            y_NC[mine] = (weight_N[mine, None] * expert(x_NC[mine])).to(y_NC.dtype)
         return y_NC
 
 

@@ -31,9 +31,15 @@ const hide = (node, hidden) => {
   if (node.hidden !== hidden) node.hidden = hidden;
 };
 
-// History: for each rank, pieces [end, state] of the running cell.
+// History: for each rank, pieces [end, state] of the running cell, and of the one that is kept to
+// be shown after cells that measure nothing.
 function remember(past, now) {
-  if (past.cell !== now.cell || now.t < past.t) Object.assign(past, { cell: now.cell, rows: {} });
+  if (past.cell !== now.cell || now.t < past.t) {
+    const kept = { [past.cell]: past, ...past.kept }[now.kept] ?? {};
+    const again = now.cell === now.kept && !now.busy ? kept : {};
+    past.kept = { [now.kept]: { rows: kept.rows, t: kept.t } };
+    Object.assign(past, { cell: now.cell, rows: again.rows ?? {}, t: again.t ?? 0 });
+  }
   if (now.busy || now.t > past.t) {
     for (const { r, s } of now.ranks) {
       const row = (past.rows[r] ??= []);
@@ -70,6 +76,8 @@ function draw(canvas, row, end, states) {
 function initialize({ model }, past) {
   const take = () => remember(past, model.get("now"));
   take();
+  // A page that was loaded again has not seen what the ranks did before.
+  for (const row of Object.values(past.rows)) row[0][1] = "idle";
   model.on("change:now", take);
   return () => model.off("change:now", take);
 }
@@ -80,6 +88,8 @@ function render({ model, el }, past) {
   const root = make("section", "dlc-panel", el);
   root.setAttribute("role", "region");
   root.setAttribute("aria-label", words.label.replace("{}", size));
+  // A click leaves the focus where it was, so that Shift+Enter still runs the cell.
+  root.addEventListener("mousedown", (event) => event.target.closest("button") && event.preventDefault());
 
   // Header: one line that says everything when the rest is folded away.
   const head = make("div", "dlc-head", root);
@@ -89,6 +99,7 @@ function render({ model, el }, past) {
   make("span", "dlc-title", head, { field: "title" }).textContent = words.title.replace("{}", size);
   const dots = make("span", "dlc-dots", head);
   dots.setAttribute("aria-hidden", "true");
+  const where = make("span", "dlc-where", head, { field: "cell" });
   const status = make("span", "dlc-status", head, { field: "status" });
   const facts = make("span", "dlc-facts", head);
   const shut = make("button", "dlc-shut", head, { field: "close" });
@@ -97,18 +108,21 @@ function render({ model, el }, past) {
   shut.title = words.close;
   shut.textContent = "×";
   const alert = make("div", "dlc-alert", root, { field: "alert" });
-  alert.setAttribute("role", "status"); // read aloud when it changes, unlike the running numbers
+  const live = make("div", "dlc-live", root, { field: "say" });
+  live.setAttribute("role", "status"); // read aloud when it changes: it holds no running numbers
 
   const body = make("div", "dlc-body", root);
   const table = make("table", "dlc-table", body);
   const top = make("tr", "", make("thead", "", table));
-  const heads = ["", "", words.memory, "", words.timeline, words.bytes].map((text, i) => {
-    const cell = make("th", ["dlc-rank", "dlc-state", "", "dlc-num", "dlc-time", "dlc-num"][i], top);
+  // The heading stands above the number: where there is no room, the bar goes and it stays.
+  const kinds = ["dlc-rank", "dlc-state", "dlc-room", "dlc-num", "dlc-time", "dlc-num"];
+  const heads = ["", "", "", words.memory, words.timeline, words.bytes].map((text, i) => {
+    const cell = make("th", kinds[i], top);
     cell.scope = "col";
     cell.textContent = text;
     return cell;
   });
-  heads[2].title = words["memory.help"];
+  heads[3].title = words["memory.help"];
   heads[4].title = words["timeline.help"];
   heads[5].title = words["bytes.help"];
   const span = make("span", "dlc-span", heads[4], { field: "span" });
@@ -138,7 +152,7 @@ function render({ model, el }, past) {
     make("i", "", name).style.background = rankColors[r % rankColors.length];
     name.append(words.rank.replace("{}", r));
     const state = make("td", "dlc-state", tr, { rank: r, field: "state" });
-    const bar = make("div", "dlc-bar", make("td", "", tr), { rank: r, field: "bar" });
+    const bar = make("div", "dlc-bar", make("td", "dlc-room", tr), { rank: r, field: "bar" });
     bar.setAttribute("role", "img");
     const pieces = categories.map(([key, background, color]) => {
       const piece = make("span", "", bar, { rank: r, field: `memory.${key}` });
@@ -161,6 +175,9 @@ function render({ model, el }, past) {
     root.dataset.busy = now.busy;
     root.dataset.cell = now.cell;
     write(status, now.status);
+    write(where, now.where);
+    hide(where, !now.where);
+    write(live, now.say);
     write(alert, now.alert);
     hide(alert, !now.alert);
     write(more, now.more);
@@ -271,10 +288,18 @@ function render({ model, el }, past) {
     show();
   };
   let closed = false;
+  const view = {
+    seen: false,
+    place: () => {
+      const away = ![...past.views].some((other) => other.seen);
+      dock(away && !closed && model.get("now").ranks.length > 0);
+    },
+  };
+  past.views.add(view);
   const watch = new IntersectionObserver((entries) => {
-    const visible = entries[entries.length - 1].isIntersecting;
-    if (visible) closed = false;
-    dock(!visible && !closed && model.get("now").ranks.length > 0);
+    view.seen = entries[entries.length - 1].isIntersecting;
+    if (view.seen) closed = false;
+    for (const each of past.views) each.place(); // one strip at most, and none beside a panel
   });
   watch.observe(el);
   shut.addEventListener("click", () => {
@@ -284,19 +309,23 @@ function render({ model, el }, past) {
   const resize = new ResizeObserver(() => show());
   resize.observe(body);
 
+  // While a button has the focus, Lab's keys must not act on the cell: x would cut it. Lab looks
+  // for this on what has the focus, before it looks further up.
+  for (const button of [fold, shut]) button.dataset.lmSuppressShortcuts = "true";
   setFold();
   show();
   model.on("change:now", show);
   return () => {
     model.off("change:now", show);
     watch.disconnect();
+    past.views.delete(view);
     resize.disconnect();
     root.remove();
   };
 }
 
 export default () => {
-  const past = { cell: null, t: 0, rows: {} };
+  const past = { cell: null, t: 0, rows: {}, views: new Set() };
   return {
     initialize: (context) => initialize(context, past),
     render: (context) => render(context, past),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 
 from dlcourse.panel.words import WORDS
 
@@ -21,8 +22,18 @@ def set_language(lang: str) -> None:
 
 
 def language() -> str:
-    """The language in use: the one that was set, else the variable DLCOURSE_LANG, else "ko"."""
-    return _chosen or _checked(os.environ.get("DLCOURSE_LANG") or "ko", "DLCOURSE_LANG")
+    """The language in use: the one that was set, else DLCOURSE_LANG, else the system's, else "ko".
+
+    The system's is in LC_ALL, LC_MESSAGES or LANG: the first of them that is not empty counts.
+    ValueError for another DLCOURSE_LANG; a system in another language has Korean.
+    """
+    if _chosen:
+        return _chosen
+    if own := os.environ.get("DLCOURSE_LANG"):
+        return _checked(own, "DLCOURSE_LANG")
+    said = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    code = re.split(r"[^a-z]", next(filter(None, said), "").lower())[0]  # en_US.UTF-8: "en"
+    return code if code in LANGUAGES else "ko"
 
 
 def t(key: str, lang: str | None = None, **fmt: object) -> str:

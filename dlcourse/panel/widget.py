@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from copy import copy
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -25,7 +26,10 @@ SHOWN_RANKS = 16  # more would not fit a screen, nor the 4 KB of one message
 ALERT_AFTER_S = 2.0  # a collective that takes longer than this deserves a sentence
 RATE_WINDOW_S = 3.0  # tokens per second are counted over the last seconds
 
+NOTHING_BYTES = 1024  # a cell whose ranks hold no more than this anew has measured nothing
+
 _AWAY = ("dead", "lost")
+_CELL = ("cell", "label", "elapsed", "known", "peaks", "tokens_at", "outcome")  # kept of a cell
 
 
 def front_end_present() -> bool:
@@ -70,6 +74,10 @@ def _widget_class() -> type:
         look = traitlets.Dict().tag(sync=True)
         now = traitlets.Dict().tag(sync=True)
 
+        def __repr__(self) -> str:
+            # Jupyter keeps it for where the panel is not drawn: without its kernel, or trust.
+            return self.words["plain"]
+
     return DlcoursePanel
 
 
@@ -82,6 +90,7 @@ class Panel:
         self.size = size
         self.lang = lang or language()
         t("panel.title", self.lang, size=size)  # refuses an unknown language here, not later
+        self.next_label: int | None = None  # the number beside the notebook's cell that runs next
         self._widget: Any = None
         self._lock = threading.Lock()
         self._pending = False
@@ -103,19 +112,22 @@ class Panel:
         if self._widget is None:
             look = _LOOK | {"size": self.size}
             self._widget = _widget_class()(
-                words=_words(self.lang), look=look, now=self._summary.message()
+                words=_words(self.lang, self.size), look=look, now=self._summary.message()
             )
         display(self._widget)
 
     def update(self, state: dict) -> None:
         """Show `state`; thread-safe, returns at once.
 
-        state: {"cell": int, "busy": bool, "elapsed_s": float, "ranks": [{"rank": int,
+        state: {"cell": int, "busy": bool, "elapsed_s": float,
+            "outcome": "done"|"failed"|"interrupted", "ranks": [{"rank": int,
             "state": "idle"|"running"|"waiting"|"dead"|"lost"|"stopped",
             "collective": {"op", "seq", "since_ns"}|"all_reduce #3"|None, and what a recorder's
             `sample()` gives: "memory", "comm_bytes", "comm_calls", "pss_bytes", "tokens",
             "steps", "loss"}, ...]}
-            What a rank leaves out stays as it was in the same cell; a new cell starts at zero.
+            What a state or a rank leaves out stays as it was in the same cell; a new cell starts
+            at zero. A cell that ends well and has measured nothing gives way to the last one that
+            has, so that the end of "Run all" is not an empty panel.
 
         A state that comes less than 0.1 s after the last one waits, and only the newest waiting
         one is drawn. A state with `busy` false is the end of a cell and is drawn right away.
@@ -123,7 +135,7 @@ class Panel:
         if self._widget is None:
             return
         with self._lock:
-            self._summary.note(state)
+            self._summary.note(state, self.next_label)
             self._pending = True
             wait = self._sent_at + INTERVAL_S - time.monotonic()
             if wait <= 0 or not state.get("busy"):
@@ -197,26 +209,60 @@ class _Summary:
 
     def __init__(self, size: int, lang: str) -> None:
         self.size, self.lang = size, lang
-        self.cell: int | None = None
+        self.held: dict[int, int] = {}  # bytes of tensors in each rank when the last cell ended
+        self.measured: dict[str, Any] = {}  # the last cell that measured something, as it ended
         self._new_cell(None)
 
-    def _new_cell(self, cell: int | None) -> None:
+    def _new_cell(self, cell: int | None, label: int | None = None) -> None:
         self.cell = cell
-        self.busy, self.elapsed = False, 0.0
+        self.busy, self.elapsed, self.outcome = False, 0.0, "done"
+        self.label = label
         self.known: dict[int, dict] = {}
         self.peaks: dict[int, int] = {}
         self.waiting_since: dict[int, tuple[str, float]] = {}
         self.tokens_at: deque[tuple[float, int]] = deque([(0.0, 0)])
 
-    def note(self, state: dict) -> None:
-        """Take in a state, whether or not it will be drawn."""
-        if state.get("cell") != self.cell:
-            self._new_cell(state.get("cell"))
+    def note(self, state: dict, label: int | None = None) -> None:
+        """Take in a state, whether or not it will be drawn; `label` is a new cell's."""
+        ended = self.busy or state.get("cell", self.cell) != self.cell
+        if state.get("cell", self.cell) != self.cell:
+            self._new_cell(state["cell"], label)
+            if not self.cell:  # new ranks: nothing is left of what the old ones held
+                self.held, self.measured = {}, {}
         self.busy = bool(state.get("busy"))
         self.elapsed = float(state.get("elapsed_s") or self.elapsed)
+        self.outcome = state.get("outcome") or self.outcome
         # A rank that says nothing new about itself still has what it had.
         for rank in state.get("ranks") or []:
             self.known[rank["rank"]] = {**self.known.get(rank["rank"], {}), **rank}
+        if ended and not self.busy and self.elapsed:
+            self._end_cell()
+
+    def _end_cell(self) -> None:
+        """Keep a cell that measured something; go back to the kept one after one that did not."""
+        now = self.known
+        measured = self._has_measured()
+        self.held |= {number: _bytes(rank) for number, rank in now.items() if "memory" in rank}
+        if measured and self.outcome != "failed":
+            self.measured = {name: copy(getattr(self, name)) for name in _CELL}
+        elif not measured and self.outcome == "done" and self.measured:
+            vars(self).update({name: copy(value) for name, value in self.measured.items()})
+            for number, rank in self.known.items():
+                state = now.get(number, {}).get("state", "idle")
+                self.known[number] = {**rank, "state": state, "collective": None}
+
+    def _has_measured(self) -> bool:
+        """Whether the cell communicated, marked steps, or changed what its ranks hold."""
+        for number, rank in self.known.items():
+            if rank.get("comm_calls") or rank.get("comm_bytes") or rank.get("steps"):
+                return True
+            if "memory" not in rank:
+                continue
+            before, after = self.held.get(number, 0), _bytes(rank)
+            peak = max(self.peaks.get(number, 0), rank.get("peak_bytes") or 0, after)
+            if max(peak - before, before - after) > NOTHING_BYTES:
+                return True
+        return False
 
     def message(self) -> dict:
         """What the browser is to draw now; below 4 KB."""
@@ -229,10 +275,13 @@ class _Summary:
         more = len(ranks) - len(shown)
         return {
             "cell": self.cell or 0,
+            "kept": self.measured.get("cell") or 0,
+            "where": t("panel.cell", self.lang, number=self.label) if self.label else "",
             "busy": busy,
             "t": round(elapsed, 2),
             "status": self._status(busy, elapsed),
             "alert": self._alert(ranks, waits),
+            "say": self._spoken(ranks, waits),
             "facts": self._facts(ranks, busy, elapsed),
             "comm": self._comm(ranks),
             "more": t("panel.more", self.lang, count=more) if more else "",
@@ -243,10 +292,12 @@ class _Summary:
 
     def _status(self, busy: bool, elapsed: float) -> str:
         if not busy and not elapsed:
-            return t("panel.status.idle", self.lang)
+            states = {rank.get("state") for rank in self.known.values()}
+            ready = "stopped" if states & {"stopped", *_AWAY} else "idle"
+            return t(f"panel.status.{ready}", self.lang)
         # One decimal while it counts up: a text that changes its length flickers.
         time_ = f"{elapsed:.1f} s" if busy else human_seconds(elapsed)
-        return t("panel.status.busy" if busy else "panel.status.done", self.lang, time=time_)
+        return t(f"panel.status.{'busy' if busy else self.outcome}", self.lang, time=time_)
 
     def _waited(self, rank: dict) -> tuple[str, float] | None:
         """The collective that the rank is in and the seconds it has been there."""
@@ -287,6 +338,18 @@ class _Summary:
                 absent=rank_ranges(absent),
             )
         return t("panel.alert.all_wait", self.lang, time=longest, ops=", ".join(where[:3]))
+
+    def _spoken(self, ranks: list[dict], waits: dict[int, tuple[str, float] | None]) -> str:
+        """What a screen reader says: only what has happened, not how long ago, and so once."""
+        late = [n for n, w in waits.items() if w and w[1] >= ALERT_AFTER_S]
+        if any(r.get("state") in _AWAY for r in ranks):
+            return self._alert(ranks, waits)
+        if late:
+            absent = [r["rank"] for r in ranks if r["rank"] not in late]
+            key, told = ("absent", absent) if absent else ("all_wait", late)
+            return t(f"panel.say.{key}", self.lang, ranks=rank_ranges(told))
+        wrong = not self.busy and self.elapsed and self.outcome != "done"
+        return t(f"panel.say.{self.outcome}", self.lang) if wrong else ""
 
     def _facts(self, ranks: list[dict], busy: bool, elapsed: float) -> list[list[str]]:
         """[field, label, text] of throughput, steps and loss, as far as a rank reported them."""
@@ -342,12 +405,16 @@ class _Summary:
         }
 
 
+def _bytes(rank: Mapping[str, Any]) -> int:
+    return sum(int((rank.get("memory") or {}).get(name, 0)) for name in CATEGORIES)
+
+
 def _clock(seconds: float) -> str:
     """A running clock: no more digits than can be read while it runs."""
     return human_seconds(seconds) if seconds < 1 else f"{seconds:.1f} s"
 
 
-def _words(lang: str) -> dict[str, str]:
+def _words(lang: str, size: int) -> dict[str, str]:
     fixed = "bytes bytes.help close collapse comm comm.none memory memory.help timeline"
     fixed += " timeline.help state.dead state.idle state.lost state.running"
     fixed += " state.stopped state.waiting"
@@ -357,6 +424,7 @@ def _words(lang: str) -> dict[str, str]:
     words["peak"] = t("panel.peak", lang, bytes="{}")
     words["process"] = t("panel.process", lang, bytes="{}")
     words["rank"] = t("panel.rank", lang, rank="{}")
+    words["plain"] = t("panel.plain", lang, size=size)
     words["title"] = t("panel.title", lang, size="{}")
     words["label"] = t("panel.label", lang, size="{}")
     return words

@@ -144,6 +144,27 @@ _FIGURE: _Area = {
     "window": (" · 스텝 {steps} / {count}", " · step {steps} of {count}"),
 }
 
+_KERNEL: _Area = {
+    "defined_in": (
+        "`{name}` 정의가 있는 셀을 먼저 실행하세요: {cell}",
+        "Run the cell that defines `{name}` first: {cell}",
+    ),
+    "first_cells": (
+        "이 레슨의 처음 두 셀을 먼저 실행하세요. 필요한 이름과 랭크가 거기서 준비됩니다.",
+        "Run the first two cells of this lesson first: they bring the names and the ranks.",
+    ),
+    "only_notebook": (
+        "`{name}` 변수는 노트북에만 있고 랭크에는 없습니다. %%ranks 셀에서 다시 정의하거나 "
+        "ranks.run(함수, {name})처럼 인자로 넘기세요.",
+        "`{name}` is in the notebook, not in the ranks: define it in a %%ranks cell, or pass it "
+        "on, as in ranks.run(function, {name}).",
+    ),
+    "only_ranks": (
+        '`{name}` 변수는 랭크에 있습니다. %%ranks 셀에서 쓰거나 ranks["{name}"]으로 가져오세요.',
+        '`{name}` is in the ranks: use it in a %%ranks cell, or fetch it with ranks["{name}"].',
+    ),
+}
+
 _PANEL: _Area = {
     "alert.absent": (
         "{waiting}번 랭크는 {op}에서 {time}째 기다립니다. {absent}번 랭크는 아직 오지 않았습니다.",
@@ -154,8 +175,8 @@ _PANEL: _Area = {
         "Every rank has waited {time}: {ops}.",
     ),
     "alert.dead": (
-        "{ranks}번 랭크가 종료되었습니다.",
-        "Dead: rank {ranks}.",
+        "{ranks}번 랭크가 종료되었습니다. 다음 셀을 실행하면 랭크가 새로 시작합니다.",
+        "Dead: rank {ranks}. The next cell starts the ranks afresh.",
     ),
     "alert.lost": (
         "{ranks}번 랭크가 응답하지 않습니다.",
@@ -166,6 +187,7 @@ _PANEL: _Area = {
         "이 셀에서 랭크가 집합 통신에 넘긴 버퍼 크기의 합",
         "buffers that this rank gave to collectives in this cell",
     ),
+    "cell": ("셀 [{number}]", "cell [{number}]"),
     "close": ("띠 닫기", "close the strip"),
     "collapse": ("접기/펼치기", "collapse or expand"),
     "comm": ("집합 통신 (랭크당 최대)", "collectives (most of any rank)"),
@@ -182,9 +204,20 @@ _PANEL: _Area = {
         "{count} more ranks are not shown.",
     ),
     "peak": ("최대 {bytes}", "peak {bytes}"),
+    "plain": (
+        "랭크 {size}개의 실시간 패널입니다. 보이지 않으면 ranks.show()를 실행하세요.",
+        "The live panel of {size} ranks. Where it is not drawn, run ranks.show().",
+    ),
     "process": ("프로세스 {bytes}", "process {bytes}"),
     "rank": ("랭크 {rank}", "rank {rank}"),
     "rate": ("토큰/s", "tokens/s"),
+    "say.absent": (
+        "다른 랭크가 기다리고 있습니다. 아직 오지 않은 랭크: {ranks}.",
+        "Ranks are waiting; not there yet: {ranks}.",
+    ),
+    "say.all_wait": ("모든 랭크가 기다리고 있습니다.", "Every rank is waiting."),
+    "say.failed": ("셀이 실패했습니다.", "The cell failed."),
+    "say.interrupted": ("셀을 중단했습니다.", "The cell was interrupted."),
     "state.dead": ("종료됨", "dead"),
     "state.idle": ("쉬는 중", "idle"),
     "state.lost": ("응답 없음", "lost"),
@@ -193,7 +226,10 @@ _PANEL: _Area = {
     "state.waiting": ("대기 중", "waiting"),
     "status.busy": ("실행 중 {time}", "running {time}"),
     "status.done": ("끝남 {time}", "done in {time}"),
+    "status.failed": ("실패 {time}", "failed after {time}"),
     "status.idle": ("준비됨", "ready"),
+    "status.interrupted": ("중단됨 {time}", "interrupted after {time}"),
+    "status.stopped": ("정지됨", "stopped"),
     "steps": ("스텝", "steps"),
     "timeline": ("타임라인", "timeline"),
     "timeline.help": (
@@ -204,7 +240,26 @@ _PANEL: _Area = {
     "waiting": ("{op} 대기 {time}", "in {op} {time}"),
 }
 
-_RANKS: _Area = {}
+_RANKS: _Area = {
+    "defined_before": (
+        "`{name}` 정의가 있는 셀: {cell}\n그 뒤에 랭크가 새로 시작했으니 이 셀을 다시 실행하세요. "
+        "다시 실행할 셀은 `ranks`를 실행하면 모두 보입니다.",
+        "The cell that defines `{name}`: {cell}\nThe ranks were started afresh since: run that "
+        "cell again. `ranks`, run as a cell, lists all cells to run again.",
+    ),
+    "defined_elsewhere": (
+        "`{name}` 정의가 있는 셀: {cell}\n이 셀은 랭크 {ranks}에서만 실행했습니다.",
+        "The cell that defines `{name}`: {cell}\nIt ran in rank {ranks} only.",
+    ),
+    "run_again": (
+        "랭크가 새로 시작해 변수가 사라졌습니다. 다시 실행할 셀을 순서대로 적습니다.",
+        "The ranks were started afresh, without these cells' variables. To run again, in order:",
+    ),
+    "which_again": (
+        "다시 실행할 셀은 `ranks`를 실행하면 보입니다.",
+        "`ranks`, run as a cell, lists the cells to run again.",
+    ),
+}
 
 _TABLE: _Area = {
     "one_rank": ("랭크 {ranks}", "rank {ranks}"),
@@ -221,6 +276,7 @@ AREAS: dict[str, _Area] = {
     "collectives": COLLECTIVES_WORDS,
     "data_parallel": DATA_PARALLEL_WORDS,
     "figure": _FIGURE,
+    "kernel": _KERNEL,
     "mixed": MIXED_WORDS,
     "offload": OFFLOAD_WORDS,
     "panel": _PANEL,

@@ -10,6 +10,18 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
     "course.index.lesson": ("레슨", "Lesson"),
     "course.index.question": ("이 레슨이 답하는 질문", "The question it answers"),
     "course.index.planned": ("준비 중", "not written yet"),
+    "lab.no_browser": (
+        "이 컴퓨터에서 열 브라우저가 없습니다. 노트북 컴퓨터에서 아래 명령을 실행해 둔 채로\n\n"
+        "    {ssh}\n\n"
+        "그 브라우저에서 아래에 나올 주소(http://127.0.0.1:{port}/lab/…?token=…)를 여세요.",
+        "No browser opens here. On your laptop, leave this running\n\n"
+        "    {ssh}\n\n"
+        "and open, in its browser, the address below (http://127.0.0.1:{port}/lab/…?token=…).",
+    ),
+    "lab.root": (
+        "root로 실행합니다. 노트북의 코드가 여기서 무엇이든 바꿀 수 있으니 믿는 노트북만 여세요.",
+        "This runs as root: a notebook may change anything here, so open only those you trust.",
+    ),
     "lesson.00_start.title": ("시작하기", "Start here"),
     "lesson.00_start.question": (
         "랭크란 무엇이고, 이 컴퓨터에서는 무엇을 해 볼 수 있을까요?",
@@ -148,8 +160,8 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
     ),
     "check.not_run": ("{id}: 아직 아닙니다.", "{id}: not yet."),
     "check.no_ranks": (
-        "랭크가 없습니다. Ranks(...) 셀을 먼저 실행하세요.",
-        "There are no ranks. Run the cell with Ranks(...) first.",
+        "랭크가 없습니다. 레슨의 처음 두 셀을 먼저 실행하세요.",
+        "There are no ranks. Run the first two cells of the lesson first.",
     ),
     "check.no_name": (
         "{place}에 {name} 이름이 없습니다. 연습 문제 셀을 먼저 실행하세요.",
@@ -176,6 +188,18 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
         "loop never stops. Does every rank call the same collectives in the same order?",
     ),
     "check.raised": ("코드가 예외를 냈습니다.\n{error}", "The code raised an error.\n{error}"),
+    "check.aborted": (
+        "크기나 자료형이 다른 텐서가 한 통신에서 만나면 Gloo가 프로세스를 끝냅니다(SIGABRT). 모든 "
+        "랭크가 같은 모양과 자료형의 텐서로 같은 집합 통신을 부르는지 보세요.",
+        "Gloo ends a process (SIGABRT) when tensors of different sizes meet in one message. Does "
+        "every rank call the same collectives with tensors of the same shape and type?",
+    ),
+    "check.changed": (
+        "{module} 파일은 {place}에서 import한 뒤에 바뀌었습니다. 검사는 지금 파일을 봅니다. "
+        "{place}에서도 쓰려면 importlib.reload({module})를 실행하세요.",
+        "The file of {module} has changed since {place} imported it. The check judges the file as "
+        "it is now; for {place}, run importlib.reload({module}).",
+    ),
     "check.rank": ("랭크 {rank}", "rank {rank}"),
     "check.ranks": ("랭크 {ranks}", "ranks {ranks}"),
     "check.unmet": ("조건을 만족하지 못했습니다", "the condition is not met"),
@@ -196,8 +220,32 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
         "the dtype is {got}, and should be {want}",
     ),
     "check.type": (
-        "돌려준 값의 종류 {got}, 필요한 종류 {want}",
-        "returned a {got}, and should return a {want}",
+        "돌려준 것 {got}, 필요한 종류 {want}",
+        "returned {got}, and should return a {want}",
+    ),
+    "check.device": (
+        "결과가 {got} 장치에 있습니다. {want} 장치에 있어야 합니다",
+        "the result is on the device {got}, and should be on {want}",
+    ),
+    "check.not_number": (
+        "돌려준 것 {got}, 필요한 것은 숫자 하나(또는 원소가 하나인 텐서)",
+        "returned {got}, and should return one number (or a tensor of one element)",
+    ),
+    "check.not_truth": (
+        "돌려준 것 {got}, 필요한 것은 True나 False",
+        "returned {got}, and should return True or False",
+    ),
+    "check.parameters": (
+        "{name}: 연습 문제의 매개변수로 부를 수 없습니다(인자 {number}개). 매개변수를 연습 문제에 "
+        "있는 그대로 두세요. {error}",
+        "{name} cannot be called as the exercise does (arguments: {number}): keep the parameters "
+        "that it gives. {error}",
+    ),
+    "check.unusable": (
+        "{name}의 답으로는 검사를 끝낼 수 없습니다. 돌려준 것: {answer}. 검사하다가 난 오류: "
+        "{error}",
+        "the check cannot go on with what {name} did. It returned {answer}. What happened then: "
+        "{error}",
     ),
     "check.far": (
         "값이 최대 {error}만큼 다릅니다 (허용 {atol}). 예: {got}, 정답 {want}",

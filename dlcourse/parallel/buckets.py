@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 class Bucket:
@@ -16,8 +16,9 @@ class Bucket:
         flat: the message, one dimension, in the parameters' dtype.
         views: for each parameter its part of ``flat``, in the parameter's shape.
         users: the end of ``flat`` where asked for: for each parameter, how many ranks used it.
-        num_missing: gradients that backward has not finished yet.
+        missing: parameters whose gradient backward has not finished yet.
         work: the all-reduce under way, or None.
+        version: torch's count of changes to ``flat`` when the all-reduce began.
     """
 
     def __init__(self, parameters: list[nn.Parameter], *, count_users: bool = False) -> None:
@@ -31,8 +32,21 @@ class Bucket:
         self.views = [
             piece.view_as(parameter) for piece, parameter in zip(pieces, parameters, strict=True)
         ]
-        self.num_missing = len(parameters)
+        self.missing = set(parameters)
         self.work: dist.Work | None = None
+        self.version = 0
+
+    def holds(self, view: Tensor, parameter: nn.Parameter) -> bool:
+        """Whether ``view`` is memory of this bucket, and fits ``parameter`` as it is now."""
+        shared = view.untyped_storage().data_ptr() == self.flat.untyped_storage().data_ptr()
+        same = (view.shape, view.dtype) == (parameter.shape, parameter.dtype)
+        return shared and same
+
+    def gradients_changed(self) -> bool:
+        """Whether a gradient is no longer what was given to the all-reduce. None is no gradient."""
+        pairs = zip(self.parameters, self.views, strict=True)
+        replaced = any(p.grad is not None and p.grad is not view for p, view in pairs)
+        return replaced or self.flat._version != self.version
 
 
 def make_buckets(
@@ -73,3 +87,22 @@ def make_buckets(
             del still_open[key]
     groups.sort(key=lambda group: order[group[-1]])
     return [Bucket(group, count_users=count_users) for group in groups]
+
+
+def check_in_buckets(module: nn.Module, buckets: list[Bucket]) -> None:
+    """Raise a ``RuntimeError`` where a parameter that is trained would not be sent."""
+    places = {
+        parameter: (bucket, view)
+        for bucket in buckets
+        for parameter, view in zip(bucket.parameters, bucket.views, strict=True)
+    }
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        bucket, view = places.get(parameter, (None, None))
+        # A change of dtype or device, as by module.half(), gives gradients, too, other memory
+        if bucket is None or not bucket.holds(view, parameter):
+            raise RuntimeError(
+                f"parameter {name} was added, unfrozen or given another shape, dtype or device "
+                "after the module was wrapped, so it is in no bucket: wrap the module again"
+            )

@@ -20,11 +20,14 @@ https://arxiv.org/abs/2407.21783, section 3.3.2.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dlcourse.parallel.shards import equal_part
 
@@ -90,6 +93,22 @@ def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
     return scores
 
 
+def wide(x: Tensor) -> Tensor:
+    """What partial results are kept in: of 16 bits, each merge would lose digits."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let autocast leave the types alone inside."""
+
+    @functools.wraps(function)
+    def run(ctx, x: Tensor, *args):
+        with torch.autocast(x.device.type, enabled=False):
+            return function(ctx, x, *args)
+
+    return run
+
+
 class _Ring:
     """Sends a buffer to the next rank and receives the previous one's, while others compute."""
 
@@ -131,37 +150,41 @@ class _Ring:
 
 class _RingAttention(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, group: Group, balanced: bool) -> Tensor:
         ring, length = _Ring(group), q.size(-2)
+        dtype, q, kv = q.dtype, wide(q), torch.stack([k, v])
         out = torch.zeros_like(q)
         lse = q.new_full(q.shape[:-1], float("-inf"))
-        kv = torch.stack([k, v])
         for step in range(ring.size):
             last = step == ring.size - 1
             arrived = None if last else ring.start(kv)
             for mine, theirs, causal in ring.pairs(step, length, balanced):
-                part = attend(q[..., mine, :], *kv[..., theirs, :], causal=causal)
+                part = attend(q[..., mine, :], *wide(kv[..., theirs, :]), causal=causal)
                 so_far = out[..., mine, :], lse[..., mine]
                 out[..., mine, :], lse[..., mine] = merge(*so_far, *part)
             kv = kv if arrived is None else arrived()
-        ctx.save_for_backward(q, k, v, out, lse)
+        out = out.to(dtype)
+        ctx.save_for_backward(q.to(dtype), k, v, out, lse)
         ctx.group, ctx.balanced = group, balanced
         return out
 
     @staticmethod
+    @once_differentiable
+    @without_autocast
     def backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         ring, length = _Ring(ctx.group), q.size(-2)
-        grad_q = torch.zeros_like(q)
-        kv = torch.stack([k, v])
-        grad_kv = torch.zeros_like(kv)  # travels with its keys, and grows in every rank
+        dtype, q, kv = q.dtype, wide(q), torch.stack([k, v])
+        grad_q, grad_out = torch.zeros_like(q), wide(grad_out)
+        grad_kv = wide(torch.zeros_like(kv))  # travels with its keys, and grows in every rank
         mean_grad = (grad_out * out).sum(dim=-1, keepdim=True)
         for step in range(ring.size):
             last = step == ring.size - 1
             arrived = None if last else ring.start(kv)
             for mine, theirs, causal in ring.pairs(step, length, ctx.balanced):
                 q_part, dout = q[..., mine, :], grad_out[..., mine, :]
-                k_part, v_part = kv[..., theirs, :]
+                k_part, v_part = wide(kv[..., theirs, :])
                 # Softmax over the whole row, from its saved log-sum-exp
                 weights = (_scores(q_part, k_part, causal) - lse[..., mine, None]).exp()
                 grad_weights = dout @ v_part.transpose(-2, -1)
@@ -172,7 +195,7 @@ class _RingAttention(torch.autograd.Function):
                 grad_kv[1][..., theirs, :] += weights.transpose(-2, -1) @ dout
             kv = kv if arrived is None else arrived()
             grad_kv = ring.start(grad_kv)()  # the last time, it comes home
-        return grad_q, grad_kv[0], grad_kv[1], None, None
+        return grad_q.to(dtype), grad_kv[0].to(dtype), grad_kv[1].to(dtype), None, None
 
 
 def ring_attention(
@@ -182,7 +205,8 @@ def ring_attention(
 
     Equal to ``scaled_dot_product_attention(..., is_causal=True)`` of the whole sequence, in value
     and gradient, up to rounding. Of keys and values (together K bytes in one rank) a rank sends
-    (p - 1) K in forward, and in backward (p - 1) K with their gradients, p K.
+    (p - 1) K in forward, and in backward (p - 1) K with their gradients, p K; 2 p K for inputs of
+    16 bits, whose partial results are kept and sent in float32.
 
     Args:
         q_BHSD, k_BHSD, v_BHSD: this rank's positions, as ``split_sequence`` gives them.
@@ -190,8 +214,18 @@ def ring_attention(
         balanced: how the sequence was split.
 
     Raises:
-        ValueError: a balanced split of an odd number of positions.
+        ValueError: a balanced split of an odd number of positions; q, k and v that are not alike.
     """
+    device = q_BHSD.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        q_BHSD, k_BHSD, v_BHSD = (x.to(dtype) for x in (q_BHSD, k_BHSD, v_BHSD))
+    alike = {(x.shape, x.dtype) for x in (q_BHSD, k_BHSD, v_BHSD)}
+    if len(alike) > 1:
+        raise ValueError(
+            "q, k and v must have one shape and dtype, and have "
+            + ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype in alike)
+        )
     if balanced:
         equal_part("positions of a rank", q_BHSD.size(-2), 2, advice="give a multiple of 2")
     return _RingAttention.apply(q_BHSD, k_BHSD, v_BHSD, group, balanced)

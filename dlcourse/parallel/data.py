@@ -1,7 +1,8 @@
 """Data parallelism: a whole copy of the model in every rank, a different part of the batch each.
 
 Three classes, one idea each. All of them start from rank 0's parameters and make every rank's
-gradient the mean over the ranks, so that equal optimizers keep the copies equal for ever:
+gradient the mean over the ranks, so that equal optimizers keep the copies equal for ever. Buffers
+are rank 0's after every step (DDP sends them before the next forward instead):
 
     model = OverlappedDataParallel(GPT())
     model(tokens, targets).backward()
@@ -20,8 +21,8 @@ import torch.distributed as dist
 from torch import nn
 
 from dlcourse.measure import mark_step
-from dlcourse.parallel.buckets import Bucket, make_buckets
-from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.parallel.buckets import Bucket, check_in_buckets, make_buckets
+from dlcourse.parallel.replicas import broadcast_buffers, broadcast_module
 from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 
@@ -53,19 +54,22 @@ class NaiveDataParallel(nn.Module):
     def sync_gradients(self) -> None:
         """Make every gradient the mean over the ranks. Call it after backward, before the step."""
         for parameter in self.module.parameters():
-            if not parameter.requires_grad:
+            if parameter.grad is None and not parameter.requires_grad:
                 continue  # frozen
             if parameter.grad is None:  # unused here, but another rank may be waiting for it
                 parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad, group=self.process_group)
-            parameter.grad /= self.world_size
+            gradient = parameter.grad.to_dense().contiguous()
+            gradient *= 1 / self.world_size  # before the sum, which float16 might not hold
+            dist.all_reduce(gradient, group=self.process_group)
+            parameter.grad = gradient
+        broadcast_buffers(self.module, process_group=self.process_group)
 
 
 class BucketedDataParallel(NaiveDataParallel):
     """After backward, one all-reduce for each bucket: few large messages instead of many small.
 
-    A gradient becomes a view into its bucket, so the sum arrives in place. Freeze parameters
-    before this call, as with DDP. Gradients must be dense.
+    A gradient becomes a view into its bucket, so the sum arrives in place. Parameters that are
+    added or unfrozen later are in no bucket, and refused: wrap the module again.
 
     Args:
         module, process_group: as above.
@@ -92,6 +96,11 @@ class BucketedDataParallel(NaiveDataParallel):
             count_users=find_unused_parameters,
         )
 
+    def forward(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            check_in_buckets(self.module, self.buckets)
+        return super().forward(*args, **kwargs)
+
     @torch.no_grad()
     def launch(self, bucket: Bucket) -> None:
         """Copy the gradients in, already divided, and start the all-reduce without waiting."""
@@ -101,9 +110,11 @@ class BucketedDataParallel(NaiveDataParallel):
             if parameter.grad is None:
                 view.zero_()
             else:
-                torch.mul(parameter.grad, 1 / self.world_size, out=view)
-            parameter.grad = view
+                torch.mul(parameter.grad.to_dense(), 1 / self.world_size, out=view)
+            if parameter.grad is not None or parameter.requires_grad:  # not frozen since then
+                parameter.grad = view
         bucket.work = dist.all_reduce(bucket.flat, group=self.process_group, async_op=True)
+        bucket.version = bucket.flat._version
 
     def sync_gradients(self) -> None:
         """Send what has not been sent yet, then wait for all of it."""
@@ -112,12 +123,17 @@ class BucketedDataParallel(NaiveDataParallel):
                 self.launch(bucket)
         for bucket in self.buckets:
             bucket.work.wait()
-            bucket.work, bucket.num_missing = None, len(bucket.parameters)
+            bucket.work, bucket.missing = None, set(bucket.parameters)
             if self.find_unused_parameters:
                 num_users = bucket.users.tolist()
                 for parameter, count in zip(bucket.parameters, num_users, strict=True):
                     if count == 0:
                         parameter.grad = None
+        broadcast_buffers(self.module, process_group=self.process_group)
+
+
+# Which wrapper of a module ran forward last: where there are several, that one sends
+last_forward: weakref.WeakKeyDictionary[nn.Module, weakref.ref] = weakref.WeakKeyDictionary()
 
 
 class OverlappedDataParallel(BucketedDataParallel):
@@ -139,29 +155,37 @@ class OverlappedDataParallel(BucketedDataParallel):
     def forward(self, *args, **kwargs):
         if torch.is_grad_enabled():
             self.sends_in_backward = self.syncing
+            last_forward[self.module] = weakref.ref(self)
         return super().forward(*args, **kwargs)
 
     def gradient_is_ready(self, parameter: nn.Parameter) -> None:
         """Backward calls this for each parameter, last layers first."""
-        if not self.sends_in_backward:
+        if not self.sends_in_backward or last_forward[self.module]() is not self:
             return
         bucket = self.bucket_of[parameter]
-        if bucket.work is not None:
+        if parameter not in bucket.missing:
             raise RuntimeError(
-                "backward ran twice without sync_gradients() in between: "
-                "put forward and backward of all but a step's last micro-batch into no_sync()"
+                "backward ran twice without sync_gradients() in between: put forward and backward "
+                "of all but a step's last micro-batch into no_sync(). If the last backward failed, "
+                "call sync_gradients() and then zero_grad() in all ranks, and repeat the step"
             )
-        bucket.num_missing -= 1
+        bucket.missing.remove(parameter)
         # In the buckets' order, whatever order they fill in: the ranks' messages must match
         for next_bucket in self.buckets:
             if next_bucket.work is None:
-                if next_bucket.num_missing > 0:
+                if next_bucket.missing:
                     break
                 self.launch(next_bucket)
 
     def sync_gradients(self) -> None:
+        changed = any(bucket.work and bucket.gradients_changed() for bucket in self.buckets)
         super().sync_gradients()
         self.sends_in_backward = False  # also where another wrapper trains the same module next
+        if changed:
+            raise RuntimeError(
+                "gradients were changed while they were being sent, between backward and "
+                "sync_gradients(): clip or scale them after it. zero_grad() and repeat the step"
+            )
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:

@@ -35,11 +35,13 @@ class FlatParameters:
         full: all of it. Shape: (world size * n,), where n is the shard's length.
         shard: what this rank's optimizer updates; part of ``full``. Shape: (n,).
         grad: gradients of this rank's batch, laid out as ``full``; None while there are none.
+        seen: what ``shard.grad`` was when ``watch`` was called, to find out about ``zero_grad``.
 
     Args:
         parameters: one or more.
         process_group: the ranks that share them; all by default.
-        dtype: keep them in this type, for example ``torch.bfloat16``; in their own if None.
+        dtype: keep them in this type, for example ``torch.bfloat16``; in their own if None, or if
+            they are no floating-point numbers.
     """
 
     def __init__(
@@ -58,12 +60,16 @@ class FlatParameters:
         self.numel = sum(parameter.numel() for parameter in self.parameters)
         shard_numel = -(-self.numel // self.world_size)  # rounded up: the rest is padding
         padded = shard_numel * self.world_size
-        self.full = torch.zeros(padded, dtype=dtype or first.dtype, device=first.device)
+        dtype = (dtype if first.is_floating_point() else None) or first.dtype
+        self.full = torch.zeros(padded, dtype=dtype, device=first.device)
         for parameter, view in zip(self.parameters, self.views(self.full), strict=True):
             view.copy_(parameter.detach())
-            parameter.data = view
+            parameter.data, parameter.grad = view, None
         self.shard = nn.Parameter(self.mine(self.full), requires_grad=first.requires_grad)
+        self.nothing: Tensor | None = None  # stage 3: what parameters are while they are not here
         self.grad: Tensor | None = None
+        self.places: dict[nn.Parameter, Tensor] = {}  # each parameter's part of grad
+        self.seen: tuple[Tensor, int] | None = None
         self.gathering: dist.Work | None = None
         self.reducing: list[dist.Work | Message] = []
         self.inboxes: Tensor | None = None  # what other ranks have for this one. (p - 1, n)
@@ -77,6 +83,64 @@ class FlatParameters:
     def mine(self, flat: Tensor) -> Tensor:
         """This rank's part of ``flat``. Shape: (world size * n,) -> (n,)."""
         return flat.view(self.world_size, -1)[self.rank]
+
+    def holds(self, parameter: nn.Parameter) -> bool:
+        """Whether the parameter's memory is still a part of ``full``, or ``nothing``."""
+        memories = [self.full] if self.nothing is None else [self.full, self.nothing]
+        memory = parameter.untyped_storage()._cdata
+        return any(tensor.untyped_storage()._cdata == memory for tensor in memories)
+
+    def make_room(self) -> None:
+        """Memory for the parameters' gradients, unless it is there already."""
+        if self.grad is None:
+            self.grad = torch.zeros_like(self.full)
+            self.places = dict(zip(self.parameters, self.views(self.grad), strict=True))
+
+    @torch.no_grad()
+    def keep(self, parameter: nn.Parameter) -> None:
+        """Move its gradient to its place in ``grad``, where autograd then adds the next ones.
+
+        Where there is none, the place is filled by zeros.
+        """
+        self.make_room()
+        place = self.places[parameter]
+        if parameter.grad is None:
+            place.zero_()
+        elif parameter.grad is not place:
+            place.copy_(parameter.grad.to_dense())  # an embedding's may be sparse
+        parameter.grad = place
+
+    def has_gradients(self) -> bool:
+        """Whether some parameter's whole gradient is in this rank, not reduced yet."""
+        return any(parameter.grad is not None for parameter in self.parameters)
+
+    def drop_gradients(self) -> None:
+        """Forget them."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.seen = None
+
+    def watch(self) -> None:
+        """From now on, ``zero_grad`` on the shard means these parameters' gradients, too."""
+        if self.shard.grad is not None:
+            self.seen = self.shard.grad, self.shard.grad._version
+
+    def drop_if_cleared(self) -> None:
+        """Forget the parameters' gradients if somebody has cleared the shard's meanwhile.
+
+        Raises:
+            RuntimeError: the shard's gradient was changed otherwise, while it is not complete.
+        """
+        if self.seen is None:
+            return
+        grad, version = self.seen
+        if self.shard.grad is grad and grad._version != version and grad.any():
+            raise RuntimeError(
+                "a shard's gradient was changed (scaled, clipped) before sync_gradients(), which "
+                "makes it the mean over the ranks: change it afterwards"
+            )
+        if self.shard.grad is not grad or grad._version != version:
+            self.drop_gradients()
 
     @torch.no_grad()
     def start_gather(self) -> None:
@@ -129,7 +193,8 @@ def split_into_units(
     A parameter that is used in two places (tied embeddings) belongs to neither but to ``module``.
 
     Args:
-        units: submodules, none inside another; the entries of every ``nn.ModuleList`` by default.
+        units: submodules, none inside another; the entries of every ``nn.ModuleList`` by default,
+            and where an entry is a list or a dict itself, what that holds.
 
     Raises:
         ValueError: a unit is no submodule, or lies inside another.
@@ -137,7 +202,8 @@ def split_into_units(
     if units is None:
         lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
         nested = {inner for outer in lists for m in outer for inner in m.modules()}
-        units = [m for outer in lists if outer not in nested for m in outer]
+        found = [u for outer in lists if outer not in nested for m in outer for u in callable_in(m)]
+        units = list(dict.fromkeys(found))
     names = {m: name for name, m in module.named_modules()}
     home: dict[nn.Module, nn.Module] = {}
     for unit in units:
@@ -161,6 +227,20 @@ def split_into_units(
     for parameter, places in owners.items():
         groups[places.pop() if len(places) == 1 else module].append(parameter)
     return groups
+
+
+def callable_in(module: nn.Module) -> Iterator[nn.Module]:
+    """The module, or, where it is a container that nobody calls (a list, a dict), what it holds."""
+    if is_callable(module):
+        yield module
+    else:
+        for child in module.children():
+            yield from callable_in(child)
+
+
+def is_callable(module: nn.Module) -> bool:
+    """Whether it has a forward; an ``nn.ModuleDict`` has none."""
+    return type(module).forward is not nn.Module.forward
 
 
 def alike(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -27,6 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
+from dlcourse.models.targets import count, shares, weighted
 from dlcourse.parallel.data import BucketedDataParallel
 from dlcourse.parallel.pipeline import PipelineParallel
 from dlcourse.parallel.replicas import broadcast_module
@@ -34,6 +35,7 @@ from dlcourse.parallel.schedules import one_f_one_b
 from dlcourse.parallel.shards import check_mesh, check_tensor_parallel
 from dlcourse.parallel.tensor import parallel_blocks, tensor_parallel
 from dlcourse.parallel.zero import ZeRO1
+from dlcourse.training.accumulation import split
 from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 SIDES = ("data", "pipeline", "tensor")
@@ -57,11 +59,11 @@ class _Whole(nn.Module):
         super().__init__()
         self.gpt, self.num_micro_batches = gpt, num_micro_batches
 
-    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        m = self.num_micro_batches
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor, total: Tensor | None = None) -> Tensor:
+        parts = split(tokens_BT, targets_BT, accumulate=self.num_micro_batches)
         losses = []
-        for x_BT, y_BT in zip(tokens_BT.chunk(m), targets_BT.chunk(m), strict=True):
-            loss = self.gpt(x_BT, y_BT) / m
+        for (x_BT, y_BT), share in zip(parts, shares([y for _, y in parts], total), strict=True):
+            loss = weighted(self.gpt(x_BT, y_BT), share)
             loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
@@ -113,10 +115,15 @@ class MeshParallel(nn.Module):
         return torch.optim.AdamW(mine, lr=lr)
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Forward, backward and the copies' mean; returns the mean loss, the same in all ranks."""
+        """Forward, backward and the copies' mean; returns the mean loss, the same in all ranks.
+
+        Every target counts the same, in whichever copy and micro-batch it is: 8 bytes are sent.
+        """
         if isinstance(self.copies, ZeRO1):
             self.copies.start_gradients()
-        loss = self.layers.step(tokens_BT, targets_BT)
+        total = count(targets_BT)
+        dist.all_reduce(total, group=self.group["data"])
+        loss = self.layers.step(tokens_BT, targets_BT, total / self.mesh["data"].size())
         self.copies.sync_gradients()
         # The last stage knows the loss; the other stages give zeros
         for side in ("pipeline", "data"):

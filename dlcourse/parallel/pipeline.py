@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dlcourse.collectives.p2p import exchange
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
+from dlcourse.models.targets import shares
 from dlcourse.parallel.mailbox import Mailbox
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.schedules import Action, Schedule
@@ -48,19 +49,25 @@ class Runtime:
         self.spans: list[tuple[float, float, Action]] = []  # of the last step, in seconds
 
     def run(
-        self, inputs: Sequence[Tensor], targets: Sequence[Tensor], like: Tensor
+        self,
+        inputs: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        like: Tensor,
+        total: Tensor | None = None,
     ) -> list[Tensor]:
         """All of this rank's actions, once.
 
         Args:
             inputs, targets: for each micro-batch; used by the first and by the last stage.
             like: what travels between stages has its shape, dtype and device.
+            total: the number of targets to divide by; by default that of these micro-batches.
 
         Returns:
             The last stage's outputs, in its rank; an empty list in the others.
         """
         self.mailbox.open(like)
         self.spans, outputs = [], []
+        counts = shares(targets, total)
         for action in self.schedule.ranks[self.rank]:
             kind, i, chunk = action
             worker = self.workers[chunk]
@@ -69,10 +76,9 @@ class Runtime:
             start = time.perf_counter()
             result = None
             if kind == "F" and is_last:
-                # The only place that divides by the number of micro-batches
-                scale = 1 / self.schedule.num_micro_batches
+                # The only place that weighs the micro-batches: by their numbers of targets
                 x = inputs[i] if arrived is None else arrived
-                outputs.append(worker.forward(i, x, targets[i], scale=scale))
+                outputs.append(worker.forward(i, x, targets[i], share=counts[i]))
             elif kind == "F":
                 result = worker.forward(i, inputs[i] if arrived is None else arrived)
             elif kind == "BW":
@@ -117,16 +123,20 @@ class PipelineParallel(nn.Module):
         stages = [schedule.stage(rank, chunk) for chunk in range(schedule.num_chunks)]
         self.config, self.schedule, self.process_group = model.config, schedule, process_group
         self.stages = nn.ModuleList(Stage(model, layers[stage]) for stage in stages)
+        self._join_tied()
         splits = any(action.kind == "B" for action in schedule.ranks[rank])
         workers = [StageWorker(stage, splits=splits) for stage in self.stages]
         self.runtime = runtime(schedule, workers, process_group=process_group)
         self.last_rank = schedule.where(schedule.num_stages - 1)[0]
 
-    def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def step(self, tokens_BT: Tensor, targets_BT: Tensor, total: Tensor | None = None) -> Tensor:
         """Forward and backward of a batch; adds to every ``.grad``.
 
+        Args:
+            total: the number of targets that the loss is divided by; that of the batch by default.
+
         Returns:
-            The mean loss over the batch in the rank of the last stage, 0 in the others.
+            The mean loss over the batch's targets in the rank of the last stage, 0 in the others.
 
         Raises:
             ValueError: the batch does not divide into the schedule's micro-batches.
@@ -140,26 +150,43 @@ class PipelineParallel(nn.Module):
         inputs, targets = tokens_BT.chunk(m), targets_BT.chunk(m)
         weight = next(self.parameters())
         like = weight.new_empty((*inputs[0].shape, self.config.n_embd))
-        losses = self.runtime.run(inputs, targets, like)
-        self._add_tied_gradients()
+        tied = self._tied()
+        before = [copy.grad.clone() if copy.grad is not None else None for copy in tied]
+        for copy in tied:  # so that only this step's gradients are exchanged
+            if copy.grad is not None:
+                copy.grad.zero_()
+        try:
+            losses = self.runtime.run(inputs, targets, like, total)
+            self._add_tied_gradients(tied)
+        finally:
+            for copy, grad in zip(tied, before, strict=True):
+                if grad is not None:
+                    copy.grad += grad
         return torch.stack(losses).sum() if losses else weight.new_zeros(())
 
-    def _add_tied_gradients(self) -> None:
+    def _join_tied(self) -> None:
+        """Where one rank has both ends of the model, a tied matrix stays one parameter."""
+        first = [stage.token_embedding for stage in self.stages if stage.is_first]
+        last = [stage.head for stage in self.stages if stage.is_last]
+        if self.config.tie_embeddings and first and last:
+            last[0].weight = first[0].weight
+
+    def _tied(self) -> list[nn.Parameter]:
+        """This rank's copy of a tied matrix whose other copy is in another rank; else nothing."""
+        ends = [s.token_embedding.weight for s in self.stages if s.is_first]
+        ends += [s.head.weight for s in self.stages if s.is_last]
+        alone = self.config.tie_embeddings and len(ends) == 1 and ends[0].requires_grad
+        return ends if alone else []
+
+    def _add_tied_gradients(self, tied: list[nn.Parameter]) -> None:
         """One process adds the gradients of both uses of a tied matrix; so do its two copies."""
-        if not self.config.tie_embeddings:
-            return
-        copies = [s.token_embedding.weight for s in self.stages if s.is_first]
-        copies += [s.head.weight for s in self.stages if s.is_last]
-        mine = [copy.grad for copy in copies if copy.grad is not None]
-        if len(mine) == 1:  # the other copy is in another rank
-            first_or_last = self.last_rank if self.runtime.rank == 0 else 0
-            arrived = torch.empty_like(mine[0])
-            messages = [(mine[0], first_or_last)], [(arrived, first_or_last)]
-            exchange(sends=messages[0], receives=messages[1], group=self.process_group)
-            mine[0] += arrived
-        elif mine:
-            mine[0] += mine[1]
-            mine[1].copy_(mine[0])
+        other = self.last_rank if self.runtime.rank == 0 else 0
+        for copy in tied:
+            arrived = torch.empty_like(copy.grad)
+            exchange(
+                sends=[(copy.grad, other)], receives=[(arrived, other)], group=self.process_group
+            )
+            copy.grad += arrived
 
 
 def check_schedule(schedule: Schedule, num_ranks: int, num_layers: int | None = None) -> None:

@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
-import zlib
-
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+
+from dlcourse.parallel.sendable import (
+    broadcast_tensors,
+    check_same_everywhere,
+    tensors_of,
+    why_not_sent,
+)
 
 
 def broadcast_module(module: nn.Module, *, process_group: dist.ProcessGroup | None = None) -> None:
     """Give every rank the parameters and buffers of the group's first rank.
 
     Raises:
-        ValueError: in every rank, where the ranks hold models of different shapes. Without this
-            check, a broadcast between different shapes hangs or mixes the numbers up.
+        ValueError: in every rank, where the ranks hold models of different shapes (a broadcast
+            between them hangs or mixes the numbers up), or where a parameter cannot be sent: its
+            elements share memory, or it is a rank's own part of a matrix that is cut.
 
     Tensors without numbers (on ``meta``, or fake) have nothing to send.
     """
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors.values()):
+    tensors = tensors_of(module).values()
+    if all(x.is_meta for x in tensors) or any(isinstance(x, FakeTensor) for x in tensors):
         return
-    layout = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()]
-    device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
-    mine = torch.tensor([zlib.crc32(repr(layout).encode())], device=device)
-    layouts = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
-    dist.all_gather(layouts, mine, group=process_group)
-    different = [rank for rank, theirs in enumerate(layouts) if theirs != layouts[0]]
-    if different:
-        raise ValueError(
-            f"module differs between ranks: names, shapes or dtypes of its parameters in ranks "
-            f"{different} are not those in rank 0; build it from the same configuration in all"
-        )
-    for tensor in tensors.values():
-        dist.broadcast(tensor.detach(), group=process_group, group_src=0)
+    check_same_everywhere(module, process_group, refusal=why_not_sent(module, process_group))
+    broadcast_tensors(tensors, process_group)
+
+
+def broadcast_buffers(module: nn.Module, *, process_group: dist.ProcessGroup | None = None) -> None:
+    """Give every rank the first rank's buffers, such as the running means of a BatchNorm."""
+    broadcast_tensors(module.buffers(), process_group)
 
 
 @torch.no_grad()
 def replica_drift(module: nn.Module, *, process_group: dist.ProcessGroup | None = None) -> float:
-    """Largest difference between any two ranks in any parameter; 0.0 where all are identical.
+    """Largest difference between any two ranks in any parameter or buffer; 0.0 if identical.
 
-    Ranks that drift raise no error. The loss only gets a little worse, so look now and then.
+    NaN where any rank holds NaN or an infinity. Ranks that drift raise no error. The loss only
+    gets a little worse, so look now and then.
     """
-    largest = torch.cat([parameter.flatten() for parameter in module.parameters()])
-    smallest = largest.clone()
+    check_same_everywhere(module, process_group)
+    tensors = [x.to_dense().flatten() for x in tensors_of(module).values()]
+    if not tensors:
+        return 0.0
+    numbers = [torch.view_as_real(x).flatten() if x.is_complex() else x for x in tensors]
+    largest = F.pad(torch.cat([x.double() for x in numbers]), (1, 0))
+    largest[0] = not largest.isfinite().all()  # a flag, since MAX and MIN may pass over NaN
+    smallest = largest.nan_to_num_().clone()
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=process_group)
     dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=process_group)
-    return (largest - smallest).max().item()
+    return float("nan") if largest[0] else (largest - smallest).max().item()
 
 
 def loss_weight(
@@ -65,9 +73,14 @@ def loss_weight(
         num_tokens: targets that this rank's loss is the mean of.
         device: where the process group communicates; NCCL needs ``"cuda"``.
 
+    Raises:
+        ValueError: no rank has a token.
+
     Returns:
         world size times this rank's share of all tokens. Over all ranks, weights average to 1.
     """
     total = torch.tensor(num_tokens, dtype=torch.int64, device=device)
     dist.all_reduce(total, group=process_group)
+    if not total:
+        raise ValueError("num_tokens is 0 in all ranks: there is no token to take a mean of")
     return num_tokens * dist.get_world_size(process_group) / total.item()

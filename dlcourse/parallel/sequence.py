@@ -19,13 +19,14 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 
 from dlcourse.collectives import direct
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.shards import check_tensor_parallel, equal_part
-from dlcourse.parallel.tensor import TensorParallelGPT
+from dlcourse.parallel.tensor import TensorParallelGPT, check_whole
 from dlcourse.parallel.tensor_layers import Group, RowParallelLinear
 
 # Torch 2.13 gave them new names
@@ -60,6 +61,7 @@ class _GatherSequence(torch.autograd.Function):
         return _joined(x_BSC, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_BTC: Tensor) -> tuple[Tensor, None]:
         return _summed_part(grad_BTC, ctx.group), None
 
@@ -71,6 +73,7 @@ class _ScatterSequence(torch.autograd.Function):
         return _summed_part(x_BTC, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_BSC: Tensor) -> tuple[Tensor, None]:
         return _joined(grad_BSC, ctx.group), None
 
@@ -132,5 +135,6 @@ def sequence_parallel(gpt: GPT, group: Group | DeviceMesh = None) -> SequencePar
         group = group.get_group()
     size = dist.get_world_size(group)
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
+    check_whole(gpt)
     broadcast_module(gpt, process_group=group)
     return SequenceParallelGPT(gpt, group)

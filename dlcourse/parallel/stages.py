@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dlcourse.models.gpt import GPT
+from dlcourse.models.targets import weighted
 
 
 def split_layers(num_layers: int, num_stages: int) -> list[range]:
@@ -38,8 +39,9 @@ def split_layers(num_layers: int, num_stages: int) -> list[range]:
 class Stage(nn.Module):
     """Consecutive layers of a GPT; the first stage has the embeddings, the last norm and loss too.
 
-    Its parameters are those of ``model``, under the same names. Only a tied head gets a matrix of
-    its own: both copies stay equal because ``PipelineParallel`` adds their gradients.
+    Its parameters are those of ``model``, under the same names. Only a tied head away from the
+    embedding gets a matrix of its own: both copies stay equal because ``PipelineParallel`` adds
+    their gradients.
     """
 
     def __init__(self, model: GPT, layers: range) -> None:
@@ -94,13 +96,13 @@ class StageWorker:
             if isinstance(layer, nn.Linear) and layer.weight.requires_grad:
                 layer.forward = linear_in_two(layer, self.notes)
 
-    def forward(self, i: int, x: Tensor, *targets: Tensor, scale: float = 1.0) -> Tensor:
-        """F of micro-batch ``i``: the output, cut off from its graph, times ``scale``."""
+    def forward(self, i: int, x: Tensor, *targets: Tensor, share: Tensor | None = None) -> Tensor:
+        """F of micro-batch ``i``: the output, cut off from its graph; a loss times its share."""
         if x.is_floating_point():
             x = x.detach().requires_grad_()  # else autograd would stop short of it
         y = self.module(x, *targets)
-        if scale != 1.0:
-            y = y * scale
+        if share is not None:
+            y = weighted(y, share)
         end = get_gradient_edge(y) if y.requires_grad else None  # all of it may be frozen
         self.kept[i] = (x if x.requires_grad else None, end)
         return y.detach()
@@ -181,7 +183,7 @@ class Sleeper:
     def __init__(self, t_F: float, t_B: float, t_W: float, output: Callable[[], Tensor]) -> None:
         self.t_F, self.t_B, self.t_W, self.output = t_F, t_B, t_W, output
 
-    def forward(self, i: int, x: Tensor, *targets: Tensor, scale: float = 1.0) -> Tensor:
+    def forward(self, i: int, x: Tensor, *targets: Tensor, share: Tensor | None = None) -> Tensor:
         time.sleep(self.t_F)
         return self.output()
 

@@ -10,6 +10,9 @@ Entering costs an all-reduce in backward, leaving one in forward: four for each 
     loss.backward()
     optimizer.step()                            # each rank updates what it holds
 
+To clip gradients take ``clip_grad_norm_`` of clipping.py: torch's would find another norm in each
+rank, and LayerNorms would drift apart.
+
 The layers are in tensor_layers.py, embedding and loss in vocabulary.py.
 Source: Shoeybi et al., "Megatron-LM", 2019, https://arxiv.org/abs/1909.08053, section 3.
 """
@@ -78,6 +81,20 @@ def parallel_attention(
     attention.register_forward_pre_hook(lambda module, args: (enter(args[0], group),))
 
 
+def check_whole(model: nn.Module) -> None:
+    """Raise a ``ValueError`` where ``model`` cannot be cut as if it were one process's."""
+    owner: dict[nn.Parameter, nn.Module] = {}
+    for layer in model.modules():
+        if hasattr(layer, "cut"):
+            raise ValueError("model has been cut before: make a new GPT and cut that")
+        for parameter in layer.parameters() if isinstance(layer, Attention | MLP) else ():
+            if owner.setdefault(parameter, layer) is not layer:
+                raise ValueError(
+                    "model has a matrix that several attentions or MLPs share, and cutting would "
+                    "give each its own: share the whole layer, or give each a copy"
+                )
+
+
 def parallel_blocks(
     model: nn.Module,
     group: Group = None,
@@ -93,11 +110,10 @@ def parallel_blocks(
     Raises:
         ValueError: heads or width do not divide by the ranks, or ``model`` was cut before.
     """
+    check_whole(model)
     layers = [module for module in model.modules() if isinstance(module, Attention | MLP)]
     for layer in layers:
         if isinstance(layer, Attention):
-            if not isinstance(layer.q, nn.Linear):
-                raise ValueError("model has been cut before: make a new GPT and cut that")
             n_embd, size = layer.q.in_features, dist.get_world_size(group)
             check_tensor_parallel(n_head=layer.n_head, n_embd=n_embd, size=size)
     for layer in layers:
@@ -122,12 +138,13 @@ class TensorParallelGPT(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.group = gpt.config, group
+        tied = gpt.head.weight is gpt.token_embedding.weight
         self.token_embedding = VocabParallelEmbedding(gpt.token_embedding, group, leave=leave)
         self.position_embedding = gpt.position_embedding
         self.blocks = parallel_blocks(gpt.blocks, group, enter=enter, leave=leave)
         self.norm = gpt.norm
         self.head = ColumnParallelLinear(gpt.head, group, enter=enter, pad=True)
-        if gpt.config.tie_embeddings:
+        if tied:
             self.head.weight = self.token_embedding.weight
         # Whoever still holds the GPT shall not keep the whole matrices alive
         gpt.token_embedding, gpt.head = self.token_embedding, self.head
@@ -177,6 +194,7 @@ def tensor_parallel(
         group = group.get_group()
     size = dist.get_world_size(group)
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
+    check_whole(gpt)
     broadcast_module(gpt, process_group=group)
     return TensorParallelGPT(gpt, group) if vocabulary else parallel_blocks(gpt, group)
 

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dlcourse.parallel.shards import equal_part, padded_size
 
@@ -34,6 +35,7 @@ class _CopyTo(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad, group=ctx.group)
@@ -48,6 +50,7 @@ class _ReduceFrom(torch.autograd.Function):
         return x
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
@@ -61,6 +64,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts, dim=-1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         size, rank = dist.get_world_size(ctx.group), dist.get_rank(ctx.group)
         return grad.chunk(size, dim=-1)[rank].contiguous(), None
@@ -118,6 +122,8 @@ class ColumnParallelLinear(nn.Module):
         ValueError: the ranks cannot have equal parts of the outputs.
     """
 
+    cut = ("weight", "bias")  # of these each rank has its own part
+
     def __init__(
         self,
         linear: nn.Linear,
@@ -155,6 +161,8 @@ class RowParallelLinear(nn.Module):
     Raises:
         ValueError: the ranks cannot have equal parts of the inputs.
     """
+
+    cut = ("weight",)  # the bias is the same in all ranks
 
     def __init__(
         self,

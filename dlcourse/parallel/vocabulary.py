@@ -16,10 +16,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlcourse.models.targets import IGNORED, check_range
 from dlcourse.parallel.shards import padded_size
-from dlcourse.parallel.targets import check_embedding, check_vocabulary
 from dlcourse.parallel.tensor_layers import Group, reduce_from, shard
-from dlcourse.training.accumulation import IGNORED
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -31,9 +30,11 @@ class VocabParallelEmbedding(nn.Module):
         leave: what joins the ranks' rows.
 
     Raises:
-        ValueError: in every rank; options of ``nn.Embedding`` that are not kept here, and in
-            forward tokens outside the table.
+        ValueError: an option of ``nn.Embedding`` that is not kept here; in forward, tokens outside
+            the table. In every rank.
     """
+
+    cut = ("weight",)
 
     def __init__(
         self,
@@ -48,16 +49,31 @@ class VocabParallelEmbedding(nn.Module):
         self.num_embeddings = embedding.num_embeddings
         padded = padded_size(self.num_embeddings, dist.get_world_size(group))
         self.weight = shard(embedding.weight, dim=0, group=group, padded=padded)  # (V/p, C)
-        self.padding_row = None  # is read like others, and learns nothing
+        self.padding_row: int | None = None  # is read like others, and learns nothing
         if embedding.padding_idx is not None:
             row, mine = local_rows(torch.tensor(embedding.padding_idx), len(self.weight), group)
             self.padding_row = row.item() if mine else None
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        check_vocabulary("tokens", tokens_BT, self.num_embeddings)
+        check_range("tokens", tokens_BT, self.num_embeddings)
         row_BT, mine_BT = local_rows(tokens_BT, self.weight.size(0), self.group)
         x_BTC = F.embedding(row_BT, self.weight, self.padding_row) * mine_BT[..., None]
         return self.leave(x_BTC, self.group)
+
+
+def check_embedding(embedding: nn.Module) -> None:
+    """Refuse what is another thing for a part of the batch, of the table or of the ranks.
+
+    ``max_norm`` changes rows where they are read, ``scale_grad_by_freq`` counts the tokens of one
+    call, and gradients that are ``sparse`` are not sent. ``padding_idx`` is fine.
+    """
+    for name in ("max_norm", "scale_grad_by_freq", "sparse"):
+        value = getattr(embedding, name, None)
+        if value is not None and value is not False:
+            raise ValueError(
+                f"embedding.{name}={value!r}: an embedding that ranks or micro-batches share has "
+                "no such thing; make it without"
+            )
 
 
 def local_rows(tokens: Tensor, num_rows: int, group: Group = None) -> tuple[Tensor, Tensor]:
@@ -71,8 +87,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits_NV: Tensor, targets_N: Tensor, group: Group) -> Tensor:
         row_N, mine_N = local_rows(targets_N, logits_NV.size(1), group)
-        # 16 bits are too few to add exponentials in: from here on 32 or 64
-        max_N = logits_NV.amax(dim=1).to(torch.promote_types(logits_NV.dtype, torch.float32))
+        ctx.dtype = logits_NV.dtype
+        valid_N = targets_N != IGNORED
+        # 16 bits are too few to add exponentials in: from here on 32, or 64
+        max_N = logits_NV.amax(dim=1).to(torch.promote_types(ctx.dtype, torch.float32))
         dist.all_reduce(max_N, op=dist.ReduceOp.MAX, group=group)  # else exp would overflow
         shifted_NV = logits_NV - max_N[:, None]
         target_N = shifted_NV.gather(1, row_N[:, None]).squeeze(1)
@@ -81,19 +99,17 @@ class _CrossEntropy(torch.autograd.Function):
         dist.all_reduce(sums_2N, group=group)
         sum_N, target_N = sums_2N
         softmax_NV = exp_NV.div_(sum_N[:, None])
-        counts_N = targets_N != IGNORED
-        ctx.save_for_backward(softmax_NV, row_N, mine_N, counts_N)
-        ctx.dtype = logits_NV.dtype
-        loss_N = torch.where(counts_N, sum_N.log() - target_N, 0.0)
-        return loss_N.sum() / counts_N.sum()  # NaN where no target counts, as in torch
+        num_valid = valid_N.sum()
+        ctx.save_for_backward(softmax_NV, row_N, mine_N, valid_N, num_valid)
+        return torch.where(valid_N, sum_N.log() - target_N, 0.0).sum() / num_valid
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        softmax_NV, row_N, mine_N, counts_N = ctx.saved_tensors
+        softmax_NV, row_N, mine_N, valid_N, num_valid = ctx.saved_tensors
         one_hot_N1 = mine_N.to(softmax_NV.dtype)[:, None]
         grad_NV = softmax_NV.scatter_add(1, row_N[:, None], -one_hot_N1)
-        grad_N = torch.where(counts_N, grad / counts_N.sum(), 0.0)
-        return grad_NV.mul_(grad_N[:, None]).to(ctx.dtype), None, None
+        scale_N1 = torch.where(valid_N, grad / num_valid, 0.0)[:, None]
+        return grad_NV.mul_(scale_N1).to(ctx.dtype), None, None
 
 
 def parallel_cross_entropy(
@@ -106,31 +122,31 @@ def parallel_cross_entropy(
 
     Args:
         logits_NV: this rank's part, (N, V/p), padding included.
-        targets_N: token numbers in the whole vocabulary, the same in all ranks. ``IGNORED``
-            (-100) does not count, as in ``F.cross_entropy``.
+        targets_N: token numbers in the whole vocabulary, the same in all ranks. Targets of -100
+            do not count, as in ``F.cross_entropy``.
         group: the ranks that share the vocabulary; all by default.
         vocab_size: V without padding; columns behind it count as minus infinity.
 
     Returns:
-        The loss, the same in all ranks; value, gradient and type are those of ``F.cross_entropy``.
+        The loss, the same in all ranks; computed in float32 or more, and under autocast of that
+        type. Its gradient is that of ``F.cross_entropy``.
 
     Raises:
-        ValueError: before anything is sent: targets of another shape or type, or outside V.
+        ValueError: targets of another shape or type, or outside the vocabulary; in every rank.
     """
     num_columns = logits_NV.size(1)
-    whole = num_columns * dist.get_world_size(group)
-    allowed = whole if vocab_size is None else min(vocab_size, whole)
+    num_tokens = num_columns * dist.get_world_size(group) if vocab_size is None else vocab_size
     if targets_N.shape != logits_NV.shape[:1]:
         raise ValueError(
-            f"targets of shape {tuple(targets_N.shape)} for logits of shape "
-            f"{tuple(logits_NV.shape)}: give one token number for each row"
+            f"targets_N has shape {tuple(targets_N.shape)}, and logits_NV has {len(logits_NV)} "
+            "rows: give one token number for each"
         )
-    check_vocabulary("targets", targets_N, allowed, ignored=True)
+    check_range("targets_N", targets_N, num_tokens, ignored=IGNORED)
     if vocab_size is not None:
         num_valid = vocab_size - dist.get_rank(group) * num_columns
         if num_valid < num_columns:
             column_V = torch.arange(num_columns, device=logits_NV.device)
             logits_NV = logits_NV.masked_fill(column_V >= num_valid, float("-inf"))
     loss = _CrossEntropy.apply(logits_NV, targets_N, group)
-    in_autocast = torch.is_autocast_enabled(logits_NV.device.type)
-    return loss if in_autocast else loss.to(logits_NV.dtype)
+    autocast = torch.is_autocast_enabled(logits_NV.device.type)
+    return loss if autocast else loss.to(logits_NV.dtype)

@@ -17,8 +17,15 @@ Each rank's optimizer is given its shards alone, so it makes state for them alon
     optimizer.step()                # each rank updates its shards ...
     model.sync_parameters()         # ... and everybody gets everybody's
 
+As in one process, gradients add up over backwards, ``zero_grad`` (of the optimizer or the model)
+clears them, and ``sync_gradients`` is what ends a step: the backward after it starts anew.
+
 An optimizer that treats all elements alike (SGD, AdamW) gives the numbers of one process. One that
 looks at whole matrices (LAMB, Muon), or a weight decay that skips biases, does not see them here.
+A unit that no rank has used gets no gradient and no step; a parameter that no rank has used, in a
+unit that was used, has a gradient of zero, so weight decay and momentum go on. Buffers (the means
+of BatchNorm) stay each rank's own. ``optimizer.state_dict()`` is of this rank's shards alone: see
+``zero_checkpoint.py``.
 
 Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter
 Models", SC 2020.
@@ -26,19 +33,49 @@ Models", SC 2020.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import increment_version
+from torch.utils._pytree import tree_leaves
 
 from dlcourse.measure import mark_step
+from dlcourse.parallel import zero_guard as guard
 from dlcourse.parallel.flat import FlatParameters, alike, split_into_units
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 
-class ZeRO1(nn.Module):
+def weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """For hooks of tensors: torch hides them from Python's garbage collector, so that one that
+    holds a model would never be freed."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        bound = reference()
+        if bound is not None:
+            bound(*args)
+
+    return call
+
+
+def tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    """Tensors with a graph in what a module returns: in tuples, dicts, and objects' attributes."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            if leaf.grad_fn is not None:
+                yield leaf
+        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module | type):
+            yield from tensors_in(vars(leaf), depth - 1)  # such as a dataclass
+
+
+class ZeRO1(guard.Guarded):
     """Every rank has all parameters and all gradients, and the optimizer state of its shards.
 
     Where data parallelism has an all-reduce of the gradients, this has its first half before the
@@ -51,7 +88,8 @@ class ZeRO1(nn.Module):
         units: submodules that are sent as one message each, see ``split_into_units``.
 
     Raises:
-        ValueError: nothing to train, a type that cannot be trained in, or units that overlap.
+        ValueError: nothing to train, a type that cannot be trained in, units that overlap, or a
+            module that is in a wrapper already.
     """
 
     def __init__(
@@ -67,6 +105,7 @@ class ZeRO1(nn.Module):
             raise ValueError("module has no trainable parameter: set requires_grad before")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype={dtype} cannot hold gradients: give a floating-point type")
+        guard.refuse_second_wrapper(module, ZeRO1)
         groups = split_into_units(module, units)
         self.module, self.process_group = module, process_group
         self.world_size = dist.get_world_size(process_group)
@@ -83,7 +122,12 @@ class ZeRO1(nn.Module):
         self.flats = [
             flat for u in units_backwards for flat in self.flats_of[u] if flat.shard.requires_grad
         ]
-        self.starts_anew = True  # the gradients of the last step have been used
+        self.flat_of = {p: flat for flat in self.flats for p in flat.parameters}
+        for i, flat in enumerate(self.flats):
+            for parameter in flat.parameters:
+                parameter.register_hook(partial(weakly(self.before_gradient), i))
+                parameter.register_post_accumulate_grad_hook(weakly(self.gradient_is_ready))
+        guard.claim(self)
 
     @property
     def shards(self) -> list[nn.Parameter]:
@@ -91,27 +135,61 @@ class ZeRO1(nn.Module):
         return [flat.shard for flat in self.flats]
 
     def forward(self, *args, **kwargs):
-        if self.starts_anew and torch.is_grad_enabled():
-            self.start_gradients()
-            self.starts_anew = False
+        guard.check_parameters(self)
+        if torch.is_grad_enabled():
+            self.make_room()
         return self.module(*args, **kwargs)
 
-    @torch.no_grad()
-    def start_gradients(self) -> None:
-        """Let autograd add up its gradients in place, side by side."""
+    def make_room(self) -> None:
+        """Memory for the gradients, side by side, where autograd is to add them up."""
         for flat in self.flats:
-            flat.grad = torch.zeros_like(flat.full) if flat.grad is None else flat.grad.zero_()
-            for parameter, view in zip(flat.parameters, flat.views(flat.grad), strict=True):
-                parameter.grad = view
+            flat.make_room()
+
+    def before_gradient(self, i: int, _: Tensor) -> None:
+        """Backward calls this before it adds to a gradient of the i-th of ``flats``."""
+        self.flats[i].drop_if_cleared()
+
+    def gradient_is_ready(self, parameter: nn.Parameter) -> None:
+        """Backward calls this for each parameter, last layers first."""
+        flat = self.flat_of[parameter]
+        flat.keep(parameter)
+        if flat.seen is None:
+            flat.shard.grad = flat.mine(flat.grad).data  # so that optimizer.zero_grad() is seen
+            flat.watch()
 
     @torch.no_grad()
     def sync_gradients(self) -> None:
         """Make each shard's gradient the mean over the ranks of all backwards since last time."""
         for flat in self.flats:
+            flat.drop_if_cleared()
+        used = self.in_any_rank(flat.has_gradients() for flat in self.flats)
+        used_flats = [flat for flat, is_used in zip(self.flats, used, strict=True) if is_used]
+        for flat in used_flats:
+            for parameter in flat.parameters:
+                flat.keep(parameter)
+            flat.drop_gradients()
+            flat.grad /= self.world_size
             flat.start_reduce()
+        for flat in self.flats if used_flats else ():
+            flat.shard.grad = flat.finish_reduce() if flat in used_flats else None
+
+    def in_any_rank(self, mine: Iterable[bool]) -> list[bool]:
+        """For each of ``mine``, whether it is true in this rank or in another."""
+        flags = [int(flag) for flag in mine]
+        row = torch.tensor(flags, device=self.flats[0].full.device)
+        dist.all_reduce(row, op=dist.ReduceOp.MAX, group=self.process_group)
+        if isinstance(row, FakeTensor):  # has no numbers
+            return [bool(flag) for flag in flags]
+        return row.bool().tolist()
+
+    def is_unsynced(self) -> bool:
+        """Whether there are gradients since the last ``sync_gradients``."""
+        return any(flat.has_gradients() for flat in self.flats)
+
+    def start_gradients(self) -> None:
+        """Clear what a step that was cut off has left."""
         for flat in self.flats:
-            flat.shard.grad = flat.finish_reduce().div_(self.world_size)
-        self.starts_anew = True
+            flat.drop_gradients()
 
     def sync_parameters(self) -> None:
         """After the optimizer's step: collect the other ranks' new shards."""
@@ -119,6 +197,7 @@ class ZeRO1(nn.Module):
             flat.start_gather()
         for flat in self.flats:
             flat.finish_gather()
+        increment_version(self.flat_of)  # a backward through an older forward raises, as always
 
 
 def train(

@@ -11,10 +11,11 @@ from __future__ import annotations
 import weakref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dlcourse.parallel import zero_guard as guard
 from dlcourse.parallel.flat import FlatParameters
-from dlcourse.parallel.zero import ZeRO1
+from dlcourse.parallel.zero import ZeRO1, tensors_in
 
 
 class ZeRO2(ZeRO1):
@@ -22,33 +23,54 @@ class ZeRO2(ZeRO1):
 
     The whole gradient of a unit exists only from its backward to its reduce-scatter, which runs
     while backward goes on with the unit before it. So each backward must send: accumulating
-    whole gradients over micro-batches would need the memory that this stage saves.
+    whole gradients over micro-batches would need the memory that this stage saves. All ranks must
+    run the same number of backwards.
     """
 
     def __init__(self, module: nn.Module, **options) -> None:
+        guard.refuse_own_gradients(module)
         super().__init__(module, **options)
-        self.num_missing = {flat: len(flat.parameters) for flat in self.flats}
-        self.not_sent = list(self.flats)
+        self.backward: weakref.ref | None = None  # the one under way; dead if torch has given it up
+        self.missing: dict[FlatParameters, set[nn.Parameter]] = {}  # no gradient in it yet
+        self.not_sent: list[FlatParameters] = []
         self.under_way: FlatParameters | None = None
-        self.flat_of = {p: flat for flat in self.flats for p in flat.parameters}
-        # Torch hides hooks from the garbage collector: one that holds self would never be freed
-        ready = weakref.WeakMethod(self.gradient_is_ready)
-        for parameter in self.flat_of:
-            parameter.register_post_accumulate_grad_hook(lambda p: ready() and ready()(p))
+        self.starts_anew = True  # the gradients of the last step have been used
+        self.used: set[FlatParameters] = set()  # since then
 
     def forward(self, *args, **kwargs):
-        self.finish_backward()  # of the micro-batch before, if there was one
-        return super().forward(*args, **kwargs)
+        self.end_cut_off_backward()
+        outputs = super().forward(*args, **kwargs)
+        for output in tensors_in(outputs):
+            output.grad_fn.register_prehook(lambda _: self.begin_backward())
+        return outputs
 
-    def start_gradients(self) -> None:
-        for flat in self.flats:
+    def make_room(self) -> None:
+        """There is none for all gradients: ``send`` makes it for one flat tensor's."""
+
+    def begin_backward(self) -> None:
+        """Once in each backward, whatever comes first in it."""
+        self.end_cut_off_backward()
+        if self.backward is not None:
+            return
+        for flat in self.flats if self.starts_anew else ():
             flat.shard.grad = None
+        self.used = {flat for flat in self.used if flat.shard.grad is not None}
+        self.missing = {flat: set(flat.parameters) for flat in self.flats}
+        self.not_sent = list(self.flats)
+        end = self.finish_backward  # torch holds it until the end, or until an exception
+        torch.autograd.Variable._execution_engine.queue_callback(end)
+        self.backward = weakref.ref(end)
+
+    def before_gradient(self, i: int, grad: Tensor) -> None:
+        self.begin_backward()
+        super().before_gradient(i, grad)
 
     def gradient_is_ready(self, parameter: nn.Parameter) -> None:
-        """Backward calls this for each parameter, last layers first."""
-        self.num_missing[self.flat_of[parameter]] -= 1
+        flat = self.flat_of[parameter]
+        self.used.add(flat)
+        self.missing[flat].discard(parameter)
         # In a fixed order, whatever order they fill in: the ranks' messages must match
-        while self.not_sent and self.num_missing[self.not_sent[0]] == 0:
+        while self.not_sent and not self.missing[self.not_sent[0]]:
             self.send(self.not_sent.pop(0))
 
     @torch.no_grad()
@@ -58,32 +80,63 @@ class ZeRO2(ZeRO1):
         flat.grad = torch.zeros_like(flat.full)  # zeros where this rank has no gradient
         for parameter, view in zip(flat.parameters, flat.views(flat.grad), strict=True):
             if parameter.grad is not None:
-                torch.mul(parameter.grad, 1 / self.world_size, out=view)
-                parameter.grad = None
+                torch.mul(parameter.grad.to_dense(), 1 / self.world_size, out=view)
+        flat.drop_gradients()
         flat.start_reduce()
         self.under_way = flat
 
     @torch.no_grad()
-    def receive(self) -> None:
-        """Keep this rank's part of what is under way, and free the rest."""
+    def receive(self, *, keep: bool = True) -> None:
+        """Add this rank's part of what is under way to its shard's, and free the rest."""
         flat, self.under_way = self.under_way, None
         if flat is not None:
             mine = flat.finish_reduce()
-            if flat.shard.grad is None:
+            if keep and flat.shard.grad is None:
                 flat.shard.grad = mine.clone()
-            else:
+            elif keep:
                 flat.shard.grad += mine
             flat.grad = None
 
     def finish_backward(self) -> None:
         """Send what this backward had no gradient for, and wait for the last message."""
-        if any(self.num_missing[flat] < len(flat.parameters) for flat in self.flats):
+        if any(len(self.missing[flat]) < len(flat.parameters) for flat in self.flats):
             for flat in self.not_sent:
                 self.send(flat)
             self.receive()
-            self.num_missing = {flat: len(flat.parameters) for flat in self.flats}
-            self.not_sent = list(self.flats)
+            self.starts_anew = False
+        for flat in self.flats:
+            # A layer inside and outside of a checkpoint: its second gradient is for the next send
+            if flat.has_gradients():
+                flat.watch()
+        self.backward = None
+
+    def end_cut_off_backward(self) -> None:
+        """After an exception in backward: forget its gradients, send what others wait for."""
+        if self.backward is None or self.backward() is not None:
+            return
+        self.backward = None
+        for flat in self.flats:
+            flat.drop_gradients()
+        self.receive(keep=False)
+        for flat in self.not_sent:
+            self.send(flat)
+            self.receive(keep=False)
 
     def sync_gradients(self) -> None:
-        self.finish_backward()
-        self.starts_anew = True
+        self.end_cut_off_backward()
+        for flat in self.flats:
+            flat.drop_if_cleared()
+        n = len(self.flats)
+        flags = [f.has_gradients() for f in self.flats] + [f in self.used for f in self.flats]
+        flags = self.in_any_rank(flags)
+        for flat, is_left in zip(self.flats, flags[:n], strict=True):
+            if is_left:
+                self.send(flat)
+                self.receive()
+        for flat, is_used in zip(self.flats, flags[n:], strict=True):
+            if any(flags) and not is_used:
+                flat.shard.grad = None
+        self.starts_anew, self.used = True, set()
+
+    def is_unsynced(self) -> bool:
+        return not self.starts_anew or super().is_unsynced()

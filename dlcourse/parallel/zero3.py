@@ -18,16 +18,19 @@ Parallel", VLDB 2023.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import register_multi_grad_hook
+from torch.autograd.graph import increment_version, register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
 
+from dlcourse.parallel import zero_guard as guard
 from dlcourse.parallel.flat import FlatParameters
+from dlcourse.parallel.zero import tensors_in
 from dlcourse.parallel.zero2 import ZeRO2
 
 
@@ -37,6 +40,10 @@ class Unit:
     def __init__(self, flats: list[FlatParameters]) -> None:
         self.flats = flats
         self.is_here = True  # gathered, or on the way
+        self.is_ready = False  # gathered
+        self.user: nn.Module | None = None  # whose forward has asked for them
+        self.call = object()  # that forward; a unit may be called several times
+        self.backwards: set[object] = set()  # calls whose backward is under way
         for flat in flats:
             flat.shard.data = flat.shard.detach().clone()  # a memory of its own
             flat.nbytes = flat.full.nbytes
@@ -51,14 +58,17 @@ class Unit:
                 flat.start_gather()
             self.is_here = True
 
-    def wait(self) -> None:
-        """Wait until they have come, and let the parameters point to them."""
+    def wait(self) -> bool:
+        """Have them here, and let the parameters point to them. Whether they were not before."""
         self.start()
+        if self.is_ready:
+            return False
         for flat in self.flats:
-            if flat.gathering is not None:
-                flat.finish_gather()
-                for parameter, view in zip(flat.parameters, flat.views(flat.full), strict=True):
-                    parameter.data = view
+            flat.finish_gather()
+            for parameter, view in zip(flat.parameters, flat.views(flat.full), strict=True):
+                parameter.data = view
+        self.is_ready = True
+        return True
 
     def free(self) -> None:
         """Give the memory back. Who reads a parameter now reads NaN, not somebody else's memory."""
@@ -67,76 +77,152 @@ class Unit:
             for parameter in flat.parameters:
                 parameter.data = flat.nothing.expand(parameter.shape)
             flat.full.untyped_storage().resize_(0)
-        self.is_here = False
+        self.is_here = self.is_ready = False
+        self.user = None
+        self.backwards.clear()
+
+    def end_backward(self, call: object, _: Sequence) -> None:
+        """Backward has gone through all of a call; free, unless it is still in another one."""
+        self.backwards.discard(call)
+        if not self.backwards:
+            self.free()
 
 
-class ZeRO3(ZeRO2):
+class ZeRO3(guard.WholeState, ZeRO2):
     """Every rank keeps its shards of parameters, gradients and optimizer state, and nothing else.
 
     All ranks must run the same modules in the same order, in evaluation as well: every forward is
-    a collective. Between forward and backward, and outside ``gathered()``, parameters read as NaN.
+    a collective, and so are ``state_dict`` and ``load_state_dict``. Between forward and backward,
+    and outside ``gathered()``, parameters read as NaN. A module's parameters are here while it, or
+    the unit that it is in, is called: a term of the loss over ``parameters()`` would read NaN.
 
     Args:
-        module, process_group, dtype, units: as for stages 1 and 2. A model that is in a ``ZeRO3``
-            already cannot go into another one.
+        module, process_group, dtype, units: as for stages 1 and 2.
         prefetch: gather the next unit while this one computes.
+
+    Raises:
+        ValueError: as in stage 1, or a unit with parameters of its own that has no forward.
     """
 
     def __init__(self, module: nn.Module, *, prefetch: bool = True, **options) -> None:
-        if any(getattr(m, "_is_zero3_unit", False) for m in module.modules()):
-            raise ValueError("module is in a ZeRO3 already: build the model anew for another one")
+        guard.refuse_uncalled_units(options.get("units"))
         super().__init__(module, **options)
-        self.prefetch = prefetch
+        self.prefetch, self.is_gathered = prefetch, False
         units = {m: Unit(flats) for m, flats in self.flats_of.items()}
         root, *blocks = units.values()
         forward, backward = [root, *blocks], [root, *reversed(blocks)]
         self.next_in_forward = dict(pairwise(forward))
         self.next_in_backward = dict(pairwise(backward))
         self.units = forward
-        for m, unit in units.items():
-            m._is_zero3_unit = True
-            m.register_forward_pre_hook(lambda _, args, unit=unit: self.before_forward(unit, args))
-            m.register_forward_hook(lambda _, args, out, unit=unit: self.after_forward(unit, out))
+        unit_of = {p: unit for unit in forward for flat in unit.flats for p in flat.parameters}
+        for m in module.modules():
+            # Whoever has parameters asks for them, be it called by its unit or past it
+            owned = {unit_of[p]: None for p in m.parameters(recurse=False)}
+            for unit in {units[m]: None, **owned} if m in units else owned:
+                self.watch(m, unit)
+            m.register_state_dict_pre_hook(guard.Hook(self.refuse_unless_gathered))
+            m.register_load_state_dict_pre_hook(guard.Hook(self.refuse_unless_gathered))
 
-    def before_forward(self, unit: Unit, args: tuple) -> None:
-        self.use(unit, self.next_in_forward)
-        inputs = [x for x in tree_leaves(args) if isinstance(x, Tensor) and x.requires_grad]
-        if inputs and torch.is_grad_enabled():  # their gradients are the last that backward makes
-            register_multi_grad_hook(inputs, lambda _: unit.free())
+    def watch(self, module: nn.Module, unit: Unit) -> None:
+        """Have the unit here while the module runs forward, and backward."""
+        before = guard.Hook(lambda m, *inputs: self.before_forward(m, unit, inputs))
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        after = guard.Hook(lambda m, _, outputs: self.after_forward(m, unit, outputs))
+        module.register_forward_hook(after)
 
-    def after_forward(self, unit: Unit, outputs: object) -> None:
-        unit.free()
-        for output in tree_leaves(outputs):
-            if isinstance(output, Tensor) and output.grad_fn is not None:
-                # Not a hook of the tensor: the unit after this one must be free by then
-                output.grad_fn.register_prehook(lambda _: self.use(unit, self.next_in_backward))
+    def forward(self, *args, **kwargs):
+        if self.is_gathered:
+            guard.refuse_gradients()
+            return self.module(*args, **kwargs)
+        if not in_backward():
+            self.free()  # what a forward that was cut off has left
+        return super().forward(*args, **kwargs)
+
+    def before_forward(self, module: nn.Module, unit: Unit, inputs: tuple) -> None:
+        if self.is_gathered:
+            return
+        # In backward, a checkpoint runs forward again
+        self.use(unit, self.next_in_backward if in_backward() else self.next_in_forward)
+        if unit.user is None:
+            unit.user, unit.call = module, object()
+            inputs = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
+            if torch.is_grad_enabled():  # their gradients are the last that backward makes
+                end = partial(unit.end_backward, unit.call)
+                if len(inputs) == 1:
+                    inputs[0].register_hook(end)
+                elif inputs:  # makes a cycle, which Python's garbage collector has to find
+                    register_multi_grad_hook(inputs, end)
+
+    def after_forward(self, module: nn.Module, unit: Unit, outputs: object) -> None:
+        if self.is_gathered:
+            return
+        if unit.user is module:
+            unit.user = None
+            if not in_backward():
+                unit.free()
+        kept = {name: x for name, x in vars(module).items() if not name.startswith("_")}
+        for output in tensors_in((outputs, kept)):
+            # Not a hook of the tensor: the unit after this one must be free by then
+            output.grad_fn.register_prehook(partial(self.begin_unit, unit, unit.call))
+
+    def begin_unit(self, unit: Unit, call: object, _: tuple) -> None:
+        """Backward has come to a module of this unit."""
+        guard.refuse_second_derivative()
+        self.begin_backward()
+        unit.backwards.add(call)
+        self.use(unit, self.next_in_backward)
 
     def use(self, unit: Unit, following: dict[Unit, Unit]) -> None:
         """Have the unit's parameters here, and the next one's on the way."""
-        unit.wait()
-        if self.prefetch and unit in following:
+        if unit.wait() and self.prefetch and unit in following:
             following[unit].start()
 
     def finish_backward(self) -> None:
         super().finish_backward()
+        self.free()
+
+    def free(self) -> None:
+        """Nothing is here between steps."""
         for unit in self.units:
             unit.free()
 
+    def before_step(self) -> None:
+        super().before_step()
+        self.free()  # what somebody has computed with since is old from now on
+
     def sync_parameters(self) -> None:
-        """Nothing to do: the next forward gathers the new shards."""
+        """Nothing to send: the next forward gathers the new shards."""
+        increment_version(self.flat_of)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """All parameters at once, to look at, in all ranks. What is written to them is lost."""
+        """All parameters at once, in all ranks, to look at, to compute with, and to change.
+
+        What is written to them goes into the shards at the end.
+
+        Raises:
+            ValueError: at the end, in all ranks, where ranks have written different numbers.
+        """
+        if self.is_gathered:
+            yield
+            return
         for unit in self.units:
             unit.wait()
             copies = {p: p.detach().clone() for flat in unit.flats for p in flat.parameters}
             unit.free()  # a copy may be kept, or be given to NumPy: that memory cannot be freed
             for parameter, copy in copies.items():
                 parameter.data = copy
+        self.is_gathered = True
         try:
             yield
+            self.write_shards()
         finally:
+            self.is_gathered = False
             for unit in self.units:
-                unit.wait()
+                unit.is_here = True
                 unit.free()
+
+
+def in_backward() -> bool:
+    """Whether backward is under way in this thread."""
+    return torch._C._current_graph_task_id() != -1

@@ -1,13 +1,14 @@
 """The agent: one process a machine that has torch imported and starts ranks on request.
 
-`python -m dlcourse.ranks.agent ADDRESS` connects to the notebook's hub and waits. For each pool it
-forks a launcher, which calls torch elastic's `elastic_launch`, which forks the ranks: nothing is
-imported twice, so a pool starts in a fraction of the time of `import torch`. Where forking is not
-safe (macOS, CUDA already in use) elastic spawns the ranks instead.
+It connects to the notebook's hub and waits. For each pool it forks a launcher, which calls torch
+elastic's `elastic_launch`, which forks the ranks: nothing is imported twice, so a pool starts in a
+fraction of the time of `import torch`. Where forking is not safe (macOS, CUDA already in use)
+elastic spawns the ranks instead.
 
-The agent ends with the notebook, however that ends: its standard input is a pipe that only the
-notebook holds open. It drains the output of all ranks, so a flood never blocks one, and what a
-rank wrote before it crashed still arrives.
+The agent ends with the notebook, however that ends: it watches its process, and a pipe that only
+the notebook holds open. Neither it nor a launcher looks for modules in the learner's folder, where
+a `random.py` or `torch.py` may lie: the ranks do, once they are up. It drains the output of all
+ranks, so a flood never blocks one, and what a rank wrote before it crashed still arrives.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 import zmq
 
 from dlcourse.ranks.channel import AGENT, Link
+from dlcourse.ranks.host import python_without_the_folder
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 STREAMS = ("out", "err")
@@ -66,19 +68,19 @@ def launch(request: dict) -> None:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from dlcourse.ranks import worker
+    from dlcourse.ranks import rendezvous, worker
 
     signals = {}
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"
     if "signals_to_handle" in {f.name for f in fields(LaunchConfig)}:  # torch 2.13, not 2.11
         signals["signals_to_handle"] = "SIGTERM"
+    request["launcher"] = os.getpid()
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=request["size"],
         run_id=f"dlcourse{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
+        rdzv_backend=rendezvous.register(),
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=1.0,  # the agent notices a dead rank itself, in milliseconds
@@ -92,12 +94,15 @@ def launch(request: dict) -> None:
 class Agent:
     """Starts, watches and ends pools; forwards what their ranks print."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, notebook: int) -> None:
         self.link = Link(address, AGENT)
         self.pools: dict[int, Pool] = {}
         self.poller = zmq.Poller()
         self.poller.register(self.link.socket, zmq.POLLIN)
         self.poller.register(0, zmq.POLLIN)
+        self.notebook = _sentinel(notebook)
+        if self.notebook is not None:
+            self.poller.register(self.notebook, zmq.POLLIN)
 
     def serve(self) -> None:
         """Answer requests until the notebook is gone."""
@@ -105,7 +110,7 @@ class Agent:
         while True:
             printed = False
             for source, _ in self.poller.poll(1000 if self.pools else None):
-                if source == 0 and not os.read(0, 1):
+                if source == self.notebook or (source == 0 and not os.read(0, 1)):
                     return
                 if source is self.link.socket:
                     while message := self.link.receive():
@@ -119,6 +124,7 @@ class Agent:
     def start(self, **request) -> None:
         """Start a launcher for a pool, with a pipe for each output of each rank."""
         number, directory = request["pool"], Path(request["directory"])
+        _adopt(request["environment"])
         request["start_method"], problem = _start_method(request)
         if problem:
             self.link.send("refused", pool=number, reason=problem)
@@ -141,13 +147,13 @@ class Agent:
         if state is None:  # ended meanwhile
             return
         state.pids = pids
-        if hasattr(os, "pidfd_open"):
-            for rank, pid in pids.items():
-                try:
-                    sentinel = os.pidfd_open(pid)
-                except ProcessLookupError:
-                    self.link.send("dead", pool=pool, rank=rank, status=None)
-                    continue
+        for rank, pid in pids.items():
+            try:
+                sentinel = _sentinel(pid)
+            except ProcessLookupError:
+                self.link.send("dead", pool=pool, rank=rank, status=None)
+                continue
+            if sentinel is not None:
                 state.sentinels[sentinel] = rank
                 self.poller.register(sentinel, zmq.POLLIN)
         shutil.rmtree(state.directory, ignore_errors=True)
@@ -225,6 +231,20 @@ class Agent:
             self.end(number)
 
 
+def _sentinel(pid: int) -> int | None:
+    """A descriptor that can be read when a process has ended; None where there is no such thing."""
+    return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+
+
+def _adopt(environment: dict[str, str]) -> None:
+    """Have the variables that the notebook has now; what is started next inherits them."""
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
 def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -255,10 +275,10 @@ def _start_launcher(request: dict, pool: Pool) -> int:
     """Fork the launcher, or start it as a new Python where a fork is not safe; its process id."""
     parent = os.getpid()
     if request["start_method"] != "fork":
-        code = "import sys, pickle; from dlcourse.ranks.agent import in_launcher; "
-        code += "in_launcher(*pickle.loads(bytes.fromhex(sys.argv[1])))"
+        call = "in_launcher(*pickle.loads(bytes.fromhex(sys.argv[1])))"
         arguments = pickle.dumps((request, parent, [])).hex()
-        return subprocess.Popen([sys.executable, "-c", code, arguments], stdin=subprocess.PIPE).pid
+        command = [*python_without_the_folder(call), arguments]
+        return subprocess.Popen(command, stdin=subprocess.PIPE).pid
     sys.stdout.flush()
     sys.stderr.flush()
     launcher = os.fork()
@@ -277,10 +297,13 @@ def in_launcher(request: dict, parent: int, pipes: list[int]) -> None:
         for pipe in pipes:
             os.close(pipe)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with suppress(OSError, TypeError):  # a folder that is gone
+            os.chdir(request["folder"])
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)  # input() in a rank ends at once instead of waiting for ever
         os.environ["OMP_NUM_THREADS"] = str(request["threads"])
-        os.environ.update(request["environment"])
         launch(request)
         status = 0
     except BaseException:
@@ -301,11 +324,11 @@ def _exit_status(pid: int) -> int | None:
 
 PRELOADED = (
     "torch.distributed.launcher.api",
-    "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
     # Every optimizer step and DDP import torch's compiler: 70 MB and seconds in each rank, if it
     # is not here already.
     "torch._dynamo",
     "dlcourse.measure.recorder",
+    "dlcourse.ranks.rendezvous",
     "dlcourse.ranks.worker",
 )
 
@@ -320,23 +343,22 @@ def _preload() -> None:
     gc.freeze()  # the collector of a rank then leaves the shared pages untouched
 
 
-def main() -> None:
-    """Serve the hub at the address given on the command line."""
-    # Jupyter's interrupt reaches the whole process group: ranks are interrupted by request only.
+def main(address: str, notebook: int) -> None:
+    """Serve the hub at an address until the notebook, a process, has ended."""
+    # Jupyter's interrupt reaches the whole process group: ranks are interrupted by request only,
+    # and the agent joins the notebook's group when an interrupt cannot end it any more.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(OSError):
+        os.setpgid(0, os.getpgid(notebook))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # ranks whose launcher was ended are collected here
-    if hasattr(signal, "SIGHUP"):
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))
     _preload()
-    if select.select([0], [], [], 0)[0] and not os.read(0, 1):
+    if os.getppid() != notebook or (select.select([0], [], [], 0)[0] and not os.read(0, 1)):
         return  # the notebook is gone already
-    agent = Agent(sys.argv[1])
+    agent = Agent(address, notebook)
     try:
         agent.serve()
     finally:
         agent.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -28,40 +28,13 @@ if TYPE_CHECKING:
 
 GRACE = 2.0  # seconds a rank has to end after an interrupt
 AFTER_FAILURE = 1.0  # seconds the others have to end after one rank failed
+LOOK = 0.5  # seconds that a rank has to say where it stands
 CHECK = 1.0  # seconds between looks at ranks that do not end
-LOOKS = 3  # looks that must find the same deadlock
-IDLE_CPU = 0.05  # a rank that waits for ever uses less than this share of a core
 TICK = 0.1  # seconds between updates of the panel
 ADVICE = (
     "All ranks of a group must make the same calls, in the same order, with tensors of the same "
     "shape and type; every send needs a receive."
 )
-
-
-class Suspicion:
-    """A deadlock is believed when several looks find the same one and the ranks did nothing since.
-
-    On a busy machine a rank may stand at one place for seconds, and a loop of messages looks the
-    same at each look; but then it uses processor time.
-    """
-
-    def __init__(self) -> None:
-        self.sentence: str | None = None
-        self.since = 0.0
-        self.looks = 0
-        self.cpu_s: dict[int, float] = {}
-
-    def confirmed(self, sentence: str | None, cpu_s: dict[int, float]) -> bool:
-        now = time.monotonic()
-        idle = all(
-            cpu_s[rank] - self.cpu_s.get(rank, -1.0) < IDLE_CPU * max(now - self.since, CHECK)
-            for rank in cpu_s
-        )
-        if sentence is None or sentence != self.sentence or not idle:
-            self.sentence, self.since, self.looks, self.cpu_s = sentence, now, 1, cpu_s
-            return False
-        self.looks += 1
-        return self.looks >= LOOKS
 
 
 class RunningCell:
@@ -96,7 +69,7 @@ class RunningCell:
         next_check = self.started + CHECK
         next_tick = self.started + TICK
         failed_at: float | None = None
-        suspicion = Suspicion()
+        before: list[State] = []
         while self.pending():
             self.pool.receive(0.05)
             now = time.monotonic()
@@ -116,11 +89,12 @@ class RunningCell:
                 return
             if now >= next_check and self.pending():
                 next_check = now + CHECK
-                found = find_deadlock(self.states())
-                if suspicion.confirmed(found, {r: w["cpu_s"] for r, w in self.where.items()}):
-                    self.headline = found
+                now = self.states()
+                self.headline = find_deadlock(before, now)
+                if self.headline is not None:
                     self.release()
                     return
+                before = now
 
     def wait_for_output(self) -> None:
         """What a rank printed may arrive after its result; wait for it, but not for long."""
@@ -141,9 +115,9 @@ class RunningCell:
 
     def release(self) -> None:
         """Get the ranks that still run back: interrupt them, then cut their connections."""
-        self.look()
-        if self.headline is None:
-            self.headline = find_deadlock(self.states())
+        before = self.states()
+        if self.headline is None and self.pending():
+            self.headline = find_deadlock(before, self.states())
         for rank in self.pending():
             self.pool.send(rank, "interrupt", id=self.number)
         self.wait_until(time.monotonic() + (GRACE if self.interrupted else AFTER_FAILURE))
@@ -159,10 +133,13 @@ class RunningCell:
     # -- judging --------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Ask the ranks that still run where they stand."""
+        """Ask the ranks that still run where they stand.
+
+        Who gives no answer now is not known: what it said before is of another moment.
+        """
         pending = self.pending()
-        answers = self.pool.ask("where", pending, limit=0.5) if pending else {}
-        self.where |= {rank: answer["where"] for rank, answer in answers.items()}
+        answers = self.pool.ask("where", pending, limit=LOOK) if pending else {}
+        self.where = {rank: answer["where"] for rank, answer in answers.items()}
 
     def states(self) -> list[State]:
         self.look()
@@ -182,7 +159,11 @@ class RunningCell:
                 state = State(rank, "failed" if "error" in done else "done")
                 state.failure = done.get("error")
             state.where = where
-            state.collectives = (done or where or {}).get("collectives")
+            calls = done or where or {}
+            state.collectives = calls.get("collectives")
+            state.members = calls.get("members", {})
+            state.messages = calls.get("messages", {})
+            state.blind = calls.get("blind", False)
             states.append(state)
         return states
 

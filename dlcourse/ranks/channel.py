@@ -20,6 +20,8 @@ from typing import Any
 import cloudpickle
 import zmq
 
+from dlcourse.ranks.display import in_words
+
 AGENT = b"agent"
 
 
@@ -56,7 +58,7 @@ class _Pickler(cloudpickle.Pickler):
             return tensor.numpy().__reduce__()
         in_torch = type(obj).__module__.partition(".")[0] == "torch"
         if in_torch or isinstance(obj, torch.nn.Module):
-            return Unpicklable, (repr(obj),)
+            return Unpicklable, (in_words(obj),)
         return super().reducer_override(obj)
 
 
@@ -66,7 +68,7 @@ def dumps_result(value: Any) -> bytes:
     try:
         _Pickler(buffer, protocol=5).dump(value)
     except Exception:
-        return pickle.dumps(Unpicklable(repr(value)))
+        return pickle.dumps(Unpicklable(in_words(value)))
     return buffer.getvalue()
 
 
@@ -118,6 +120,15 @@ class Hub:
         done.wait(5)
         return address
 
+    def unbind(self, address: str) -> None:
+        """Listen there no longer; who came in there is disconnected."""
+        if self._closing:
+            return
+        done = threading.Event()
+        self._calls.append((lambda: self._router.unbind(address), done))
+        self._wakeup.set()
+        done.wait(5)
+
     def send(self, identity: bytes, message: dict) -> None:
         self._outgoing.append((identity, message))
         self._wakeup.set()
@@ -136,7 +147,8 @@ class Hub:
             self._wakeup.clear()
             while self._calls:
                 call, done = self._calls.popleft()
-                call()
+                with suppress(zmq.ZMQError):
+                    call()
                 done.set()
             while self._outgoing:
                 identity, message = self._outgoing.popleft()

@@ -6,7 +6,7 @@ Works on plain data that the ranks sent, so that it can be read and tested witho
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -28,6 +28,14 @@ _DTYPES = {
 
 
 WORLD = "world"  # the group of all ranks
+ANY = -1  # the peer of a receive that takes what comes first
+IDLE_CPU = 0.05  # a rank that does nothing uses less than this share of a core
+# Collectives in which ranks may bring tensors of different sizes, or none.
+UNEVEN = ("scatter", "all_to_all")
+
+
+# "send", "recv", "ended" or "taken" (see `Waits`), group, peer's number in it (-1: any), tag
+Message = tuple[str, str, int, int]
 
 
 @dataclass
@@ -41,6 +49,9 @@ class State:
     status: int | None = None  # wait status of a dead rank
     last_words: tuple[str, ...] = ()
     collectives: dict[str, list[dict[str, Any]]] | None = None
+    members: dict[str, list[int]] = field(default_factory=dict)  # group -> ranks, in its order
+    messages: dict[Message, int | None] = field(default_factory=dict)  # None: not known
+    blind: bool = False  # messages were posted that nobody counted
 
     def progress(self, group: str) -> int | None:
         """The number of the last collective that this rank started in a group; None: unknown."""
@@ -49,21 +60,26 @@ class State:
             return entries[-1]["seq"]
         return 0 if entries is None and self.kind != "dead" else None
 
-    def waiting(self) -> tuple[str, dict[str, Any]] | None:
-        """The group and the collective that a rank waits in, or waited in when it was looked at."""
-        if not self.where:
-            return None
-        for group, entries in self.where["collectives"].items():
-            for entry in entries:
-                if not entry["done"]:
-                    return group, entry
-        return None
+    def posted(self, *message: Any) -> int | None:
+        """How often this rank has posted a message; None: unknown."""
+        return None if self.blind else self.messages.get(message, 0)
 
-    def blocked(self) -> bool:
-        """Whether a running rank stands in communication rather than computing."""
-        if self.kind != "running" or not self.where:
-            return False
-        return self.where["call"] is not None or self.waiting() is not None
+    def under_way(self) -> list[tuple[str, dict[str, Any]]]:
+        """The first collective of each group that has not ended when a rank was looked at."""
+        if not self.where:
+            return []
+        groups = self.where["collectives"]
+        first = {g: next((e for e in groups[g] if not e["done"]), None) for g in groups}
+        return [(group, entry) for group, entry in first.items() if entry is not None]
+
+    def waiting(self) -> tuple[str, dict[str, Any]] | None:
+        """The group and the collective that a rank waits in, or has begun and not ended."""
+        return next(iter(self.under_way()), None)
+
+    def waits_for_message(self) -> dict[str, Any] | None:
+        """The message whose end a rank waits for."""
+        wait = (self.where or {}).get("wait") or {}
+        return wait if "way" in wait else None
 
     def entry(self, group: str, seq: int) -> dict[str, Any] | None:
         """The collective with a number, if this rank still remembers it."""
@@ -111,81 +127,139 @@ def find_mismatch(states: list[State]) -> str | None:
     return None
 
 
-def find_deadlock(states: list[State]) -> str | None:
-    """A sentence if the running ranks can never go on, whatever time they are given; else None.
+def find_deadlock(before: list[State], now: list[State]) -> str | None:
+    """A sentence if no running rank can ever go on, whatever time it is given; else None.
 
-    Certain cases only: a rank waits in a collective that another has left the cell without; all
-    running ranks wait, and not in the same call. Ranks that compute may still come.
+    Proved from two looks, the second begun after the first had ended. A rank that is in the same
+    wait in both has done nothing in between. Then what it waits for has not come: not from a rank
+    that has left the cell, and not from one that stood still as well. How long ranks take, or how
+    busy the machine is, plays no part.
     """
-    running = [s for s in states if s.kind == "running"]
+    running = [s for s in now if s.kind == "running"]
+    earlier = {s.rank: s for s in before}
     if not running or any(s.where is None for s in running):
         return None
-    if (mismatch := find_mismatch(states)) is not None:
-        return mismatch
-    if not all(s.blocked() for s in running):
-        for state in running:
-            waits = state.waiting()
-            if waits is None:
-                continue
-            group, entry = waits
-            absent = [s for s in states if s.kind != "running" and _missed(s, group, entry)]
-            if absent:
-                return _missing_sentence(states, group, entry)
+    stayed = [s for s in running if s.rank in earlier and _same_under_way(earlier[s.rank], s)]
+    for state in stayed:
+        for wait in state.under_way():
+            if (sentence := _mismatch_sentence(now, *wait)) is not None:
+                return sentence
+    ended = {s.rank: s for s in now if s.kind in ("done", "failed")}
+    hopeless = {s.rank: s for s in stayed if _idle(earlier[s.rank], s) and _left_behind(s, ended)}
+    still = {s.rank: s for s in stayed if _same_wait(earlier[s.rank], s)} | hopeless
+    # Whoever waits for a rank that may still move may move itself: take these out, until all that
+    # are left wait for each other or for ranks that have left.
+    while True:
+        fixed = ended | still
+        free = [r for r, s in still.items() if r not in hopeless and not _stuck(s, fixed)]
+        if not free:
+            break
+        for rank in free:
+            del still[rank]
+    if len(still) < len(running):
         return None
-    waits = [(s, s.waiting()) for s in running]
-    known = [(s, w) for s, w in waits if w is not None]
-    if not known:  # point-to-point calls only
-        if len(running) < len(states) or len({_call_name(s) for s in running}) == 1:
-            return _point_to_point_sentence(running)
-        return None if _may_match(running) else _point_to_point_sentence(running)
-    group, entry = known[0][1]
-    same = [w for _, w in known if w[0] == group and _same_call(w[1], entry)]
-    present = all(not _missed(s, group, entry) for s in states if s.kind in ("done", "failed"))
-    if len(same) == len(running) and present:
-        return None  # all in the same collective: it is moving data, or its time-out will tell
-    several = any(w[0] != group for _, w in known)  # different groups may still resolve in turn
-    if several and not any(_left_behind(w, states) for _, w in known):
-        return None
-    return _missing_sentence(states, *max((w for _, w in known), key=lambda wait: wait[1]["seq"]))
+    waits = [wait for s in still.values() for wait in s.under_way()]
+    missed = [w for w in waits if any(_missed(s, *w) for s in ended.values())] or waits
+    if missed:
+        return _missing_sentence(now, *min(missed, key=lambda wait: wait[1]["seq"]))
+    return _point_to_point_sentence(running)
 
 
-def _left_behind(wait: tuple[str, dict[str, Any]], states: list[State]) -> bool:
-    """Whether a rank that has left the cell is missing from a collective that others wait in."""
-    return any(s.kind in ("done", "failed") and _missed(s, *wait) for s in states)
+def _same_under_way(before: State, now: State) -> bool:
+    """Whether a rank has begun and ended no collective between two looks."""
+    open_before = [(g, e["seq"]) for g, e in before.under_way()]
+    open_now = [(g, e["seq"]) for g, e in now.under_way()]
+    last = {g: found[-1]["seq"] for g, found in (now.collectives or {}).items() if found}
+    earlier = {g: found[-1]["seq"] for g, found in (before.collectives or {}).items() if found}
+    return before.where is not None and open_before == open_now and earlier == last
+
+
+def _same_wait(before: State, now: State) -> bool:
+    """Whether a rank stood in one and the same wait, without an end of its own, in both looks."""
+    if before.where is None or now.where is None:
+        return False
+    wait, earlier = now.where["wait"], before.where["wait"]
+    if not wait or not earlier or wait["id"] != earlier["id"] or wait["limited"]:
+        return False
+    return now.where["certain"] and before.where["certain"]
+
+
+def _idle(before: State, now: State) -> bool:
+    """Whether a rank has computed next to nothing between two looks."""
+    if before.where is None or now.where is None:
+        return False
+    seconds = now.where["time_s"] - before.where["time_s"]
+    return now.where["cpu_s"] - before.where["cpu_s"] < IDLE_CPU * max(seconds, 0.1)
+
+
+def _left_behind(state: State, ended: dict[int, State]) -> bool:
+    """Whether a rank has begun a collective that another has left the cell without."""
+    return any(_missed(s, *wait) for wait in state.under_way() for s in ended.values())
+
+
+def _stuck(state: State, fixed: dict[int, State]) -> bool:
+    """Whether a rank waits for something that only ranks in `fixed`, which do not move, can do."""
+    message = state.waits_for_message()
+    if message is not None:
+        return _stuck_in_message(state, message, fixed)
+    waits = state.under_way()  # which of these is waited for is not known: none may end
+    return bool(waits) and all(
+        any(_missed(s, *wait) for r, s in fixed.items() if r in state.members.get(wait[0], ()))
+        for wait in waits
+    )
+
+
+def _stuck_in_message(state: State, message: dict[str, Any], fixed: dict[int, State]) -> bool:
+    group, peer, tag, count = (message[k] for k in ("group", "peer", "tag", "count"))
+    members = state.members.get(group)
+    if members is None or state.rank not in members:
+        return False
+    own = members.index(state.rank)
+    others = [fixed.get(r) for r in (members if peer == ANY else [members[peer]])]
+    if any(s is None for s in others if s is not state):
+        return False
+    if message["way"] == "recv" and peer != ANY:  # sent, less what receives from anybody took
+        more = [others[0].posted("send", group, own, tag)]
+        less = [state.posted("taken", group, peer, tag)]
+    elif message["way"] == "recv":  # sent by all, less what receives from a named rank took
+        more = [s.posted("send", group, own, tag) for s in others]
+        less = [state.posted("ended", group, rank, tag) for rank in range(len(members))]
+    else:  # received, or asked for from anybody and not yet ended
+        other = others[0]
+        more = [other.posted(*x, tag) for x in _takers(group, own)]
+        less = [other.posted("taken", group, rank, tag) for rank in range(len(members))]
+    numbers = [*more, *less, state.posted(message["way"], group, peer, tag)]
+    return None not in numbers and sum(more) - sum(less) < count
+
+
+def _takers(group: str, own: int) -> list[tuple[str, str, int]]:
+    return [("recv", group, own), ("recv", group, ANY), ("taken", group, own)]
 
 
 def _missed(state: State, group: str, entry: dict[str, Any]) -> bool:
-    """Whether a rank that knows this group has not started a collective that others wait in."""
-    if group not in (state.collectives or {}) and group != WORLD:
-        return False  # not a member of that group
+    """Whether a rank has not started a collective of its group that others wait in."""
+    if group not in state.members and group not in (state.collectives or {}):
+        return False  # not a member of that group, as far as it has said
     progress = state.progress(group)
     return progress is not None and progress < entry["seq"]
-
-
-def _same_call(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return all(a[k] == b[k] for k in ("seq", "op", "shapes", "dtypes"))
-
-
-def _call_name(state: State) -> str:
-    """The torch.distributed function that a running rank stands in."""
-    return ((state.where or {}).get("call") or {}).get("op", "")
-
-
-def _may_match(running: list[State]) -> bool:
-    """Whether a send and a receive among these could be on their way to each other."""
-    calls = [_call_name(s) for s in running]
-    return any("send" in c for c in calls) and any("recv" in c for c in calls)
 
 
 def _mismatch_sentence(states: list[State], group: str, entry: dict[str, Any]) -> str | None:
     """The first collective in which ranks differ in kind, shape or type."""
     entries = {s.rank: s.entry(group, entry["seq"]) for s in states}
     found = {rank: e for rank, e in entries.items() if e is not None}
-    calls = {rank: describe_entry(e, number=False) for rank, e in found.items()}
-    if len(set(calls.values())) < 2:
+    if len({_must_agree(e) for e in found.values()}) < 2:
         return None
+    calls = {rank: describe_entry(e, number=False) for rank, e in found.items()}
     parts = [f"{label(ranks)}: {call}" for ranks, call in fold(calls)]
     return f"the ranks disagree about collective #{entry['seq']} of their group: {'; '.join(parts)}"
+
+
+def _must_agree(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """What has to be the same in all ranks of one collective."""
+    if entry["op"] in UNEVEN:
+        return (entry["op"],)
+    return entry["op"], tuple(entry["dtypes"]), tuple(map(prod, entry["shapes"]))
 
 
 def _missing_sentence(states: list[State], group: str, entry: dict[str, Any]) -> str:
@@ -205,12 +279,19 @@ def _missing_sentence(states: list[State], group: str, entry: dict[str, Any]) ->
 
 
 def _point_to_point_sentence(running: list[State]) -> str:
-    parts = []
-    for state in running:
-        call = (state.where or {}).get("call") or {}
-        peer = f" with rank {call['peer']}" if "peer" in call else ""
-        parts.append(f"rank {state.rank} waits in {call.get('op', 'communication')}{peer}")
+    parts = [f"rank {state.rank} waits{_in(_message_call(state))}" for state in running]
     return f"no other rank answers: {'; '.join(parts)}"
+
+
+def _message_call(state: State) -> dict[str, Any] | None:
+    """The call whose message a rank waits for, its peer by its number among all ranks."""
+    message = state.waits_for_message()
+    call = (state.where or {}).get("call")
+    if message is None or call is not None:
+        return call
+    members = state.members.get(message["group"], [])
+    peer = message["peer"]
+    return {"op": message["way"]} | ({"peer": members[peer]} if 0 <= peer < len(members) else {})
 
 
 def report(states: list[State]) -> list[str]:
@@ -238,16 +319,19 @@ def _line(state: State) -> str:
         return f"{failure.get('type')}: {failure.get('message')}{_at(failure)}"
     if ended and not where:
         return f"interrupted{_at(failure)}"
-    waits, call = state.waiting(), where.get("call")
-    if waits is not None:
+    waits, call = state.waiting(), _message_call(state)
+    in_wait = where.get("wait") is not None
+    if in_wait and waits is not None and state.waits_for_message() is None:
         text = f"waiting in {describe_entry(waits[1])}"
-    elif call is not None:
-        text = "waiting" + _in(call)
+    elif call is not None:  # without a wait: about to start it, or busy with its store
+        text = "waiting" * in_wait + _in(call)
+    elif waits is not None:
+        text = f"has begun {describe_entry(waits[1])}, which has not ended"
     elif not where:
         text = "no answer (it holds Python's lock in C code)"
     else:
         text = "computing"
-    return text + (_at({**where["line"]}) if where.get("line") else "")
+    return text.strip() + (_at({**where["line"]}) if where.get("line") else "")
 
 
 def timed_out(failure: dict[str, Any]) -> bool:

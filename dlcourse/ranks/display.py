@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 LIMIT = 10_000  # characters of one rank's result
+HTML_LIMIT = 1_000_000  # characters: above it the text is shown instead
+_JOINER = "\u200d"  # between the parts of a family, a flag, a profession
 
 
 def describe(value: Any) -> dict[str, Any]:
     """Text (and HTML where the object has it) of a cell's last value, made in the rank."""
-    text = repr(value)
-    if len(text) > LIMIT:
-        text = f"{text[:LIMIT]} … ({len(text):,} characters)"
-    shown = {"repr": text}
-    to_html = getattr(value, "_repr_html_", None)
-    if to_html is not None and not isinstance(value, type):
-        html = to_html()
-        if isinstance(html, str):
-            shown["html"] = html
+    shown = {"repr": shorten(plain(repr(value)), LIMIT)}
+    try:
+        html = None if isinstance(value, type) else value._repr_html_()
+    except Exception:  # it has none, or one that fails: its text is enough
+        html = None
+    if isinstance(html, str) and len(html) <= HTML_LIMIT:
+        shown["html"] = plain(html)
     return shown
+
+
+def plain(text: str) -> str:
+    """The same text as a `str` that can be sent and shown: no subclass, no halves of pairs."""
+    return str.encode(text, "utf-8", "backslashreplace").decode()
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters of a text and how long it is; no character is cut in two."""
+    if len(text) <= limit:
+        return text
+    cut = limit
+    while cut > limit - 32 and (_attached(text[cut]) or text[cut - 1] == _JOINER):
+        cut -= 1
+    return f"{text[:cut]} … ({len(text):,} characters)"
+
+
+def _attached(character: str) -> bool:
+    """Whether it belongs to the character before it: an accent, a vowel sign, a skin colour."""
+    joining = unicodedata.category(character) in ("Mn", "Me", "Mc") or character == _JOINER
+    hangul = "\u1160" <= character <= "\u11ff"  # vowels and final consonants of a syllable
+    return joining or hangul or "\U0001f3fb" <= character <= "\U0001f3ff"
+
+
+def in_words(value: Any, way: Callable[[Any], str] = repr, limit: int = LIMIT) -> str:
+    """`repr(value)` or `str(value)`, for messages: whatever it is, and where that fails too."""
+    try:
+        return shorten(plain(way(value)), limit)
+    except BaseException as error:
+        return f"<its {way.__name__}() fails with {type(error).__name__}>"
 
 
 def ranges(ranks: list[int]) -> str:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+
+def _lines(error: BaseException) -> list[str]:
+    """What IPython shows of an error, instead of the frames of the notebook's side."""
+    notes = getattr(error, "__notes__", [])
+    return [line for text in (str(error), *notes) for line in text.splitlines()]
 
 
 class RankError(RuntimeError):
@@ -19,15 +26,33 @@ class RankError(RuntimeError):
         self.failures = failures or {}
 
     def _render_traceback_(self) -> list[str]:
-        # IPython shows these lines instead of the frames of the notebook's side.
-        return str(self).splitlines()
+        return _lines(self)
+
+
+class NoRanks(ValueError):
+    """A cell for ranks, where there are none yet."""
+
+    def _render_traceback_(self) -> list[str]:
+        return _lines(self)
+
+
+def undefined_name(failure: dict[str, Any]) -> str | None:
+    """The name that a rank's failure says is not defined, if that is what it says."""
+    if failure["type"] != "NameError":
+        return None
+    found = re.match(r"name '(\w+)' is not defined", failure["message"])
+    return found[1] if found else None
+
+
+class CellError(RankError):
+    """A `%%ranks` cell that Python cannot compile; nothing ran."""
 
 
 class RanksInterrupted(KeyboardInterrupt):
     """The learner interrupted a cell; the message says where each rank stood."""
 
     def _render_traceback_(self) -> list[str]:
-        return str(self).splitlines()
+        return _lines(self)
 
 
 class _Expected:

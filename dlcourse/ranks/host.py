@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from dlcourse.ranks import stop
 from dlcourse.ranks.channel import AGENT, Hub
 
 FLIGHT_RECORDER_SIZE = 200  # entries: what each rank has called last
@@ -33,13 +35,16 @@ class Host:
         self.directory = new_directory()
         address = self.hub.bind(self.directory)
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - has no name, so nothing is left of it
+        call = "main(sys.argv[1], int(sys.argv[2]))"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dlcourse.ranks.agent", address],
+            [*python_without_the_folder(call), address, str(self.owner)],
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=self.log,
-            env={**os.environ, **_environment()},
+            env=environment(),
+            process_group=0,  # a Stop must not reach it before it is ready for one
         )
+        _close_in_forks(self.process)
 
     @classmethod
     def get(cls) -> Host:
@@ -55,6 +60,7 @@ class Host:
     def wait_until_ready(self) -> None:
         """Wait until the agent has imported torch; RuntimeError with its log if it ends."""
         for _ in range(int(START_LIMIT / 0.05)):
+            stop.check()
             if self._ready.wait(0.05):
                 remove(self.directory)
                 return
@@ -99,6 +105,7 @@ class Host:
             self.process.kill()
             self.process.wait()
         self.hub.close()
+        self.log.close()
         remove(self.directory)
         if Host._current is self:
             Host._current = None
@@ -129,12 +136,42 @@ def remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _environment() -> dict[str, str]:
-    """Settings that must be there before the agent imports torch."""
+def _close_in_forks(process: subprocess.Popen[bytes]) -> None:
+    """A fork of the notebook must not hold the agent's pipe open when the notebook has ended."""
+    found = weakref.ref(process)
+
+    def close() -> None:
+        agent = found()
+        if agent is not None and agent.stdin is not None:
+            agent.stdin.close()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=close)
+
+
+def python_without_the_folder(call: str) -> list[str]:
+    """A command that calls a function of the agent, whatever lies in the current folder.
+
+    A `random.py` or a `torch.py` of the learner must not be taken for the modules of that name;
+    `-P` leaves the folder out, and this package is found where it is, installed or not.
+    """
+    root, name = str(Path(__file__).resolve().parents[2]), call.partition("(")[0]
+    code = (
+        "import sys, pickle, importlib, typing; "  # before the root, where anything may lie
+        f"root = {root!r}; sys.path.insert(0, root); import dlcourse; del sys.path[0]; "
+        f"sys.path.append(root); from dlcourse.ranks.agent import {name}; {call}"
+    )
+    return [sys.executable, "-P", "-c", code]
+
+
+def environment() -> dict[str, str]:
+    """The notebook's variables, and settings that must be there before the agent imports torch."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     return {
+        **os.environ,
         "TORCH_FR_BUFFER_SIZE": str(FLIGHT_RECORDER_SIZE),
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", loopback),
+        "GLOO_SOCKET_IFNAME": loopback,  # nothing listens on a network
+        "NCCL_SOCKET_IFNAME": loopback,
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         "PYTHONUNBUFFERED": "1",

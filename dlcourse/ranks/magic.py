@@ -6,8 +6,9 @@ import argparse
 import shlex
 from typing import Any, NoReturn
 
-from dlcourse.ranks.failure import expect_failure
+from dlcourse.ranks.failure import CellError, expect_failure
 from dlcourse.ranks.pool import Ranks, default_pool
+from dlcourse.ranks.source import in_few_lines
 
 USAGE = "%%ranks [0,2] [--fast] [--as NAME] [--fails TEXT]"
 
@@ -57,14 +58,35 @@ def ranks_magic(line: str, source: str) -> Any:
     arguments = _arguments(line)
     pool: Ranks = default_pool()
     chosen = _numbers(arguments.ranks)
+    source = "\n" * _lines_above(source) + source  # lines are counted as the editor does
     if arguments.fails is None:
-        shown = pool.cell(source, chosen, record=not arguments.fast)
+        shown = _run(pool, source, chosen, record=not arguments.fast)
         if arguments.name is not None:
             _shell().user_ns[arguments.name] = pool.last
         return shown
     with expect_failure(arguments.fails):
-        pool.cell(source, chosen, record=not arguments.fast)
+        _run(pool, source, chosen, record=not arguments.fast)
     return None
+
+
+def _run(pool: Ranks, source: str, chosen: list[int] | None, *, record: bool) -> Any:
+    try:
+        return pool.cell(source, chosen, record=record)
+    except SyntaxError as error:  # for which IPython would show its own frames
+        raise CellError(in_few_lines(error)) from None
+
+
+def _lines_above(source: str) -> int:
+    """How many lines stand above a source in the cell that the learner sees: 1, the magic's own."""
+    shell = _shell()
+    history = shell.history_manager.input_hist_raw if shell is not None else []
+    body = source.strip("\n")
+    if history and body:
+        above, found, below = history[-1].rpartition(body)
+        if found and "%%ranks" in above and not below.strip():
+            leading = len(source) - len(source.lstrip("\n"))
+            return above.count("\n") - leading
+    return 1
 
 
 def _shell() -> Any:

@@ -6,6 +6,8 @@ import re
 import sys
 from typing import TextIO
 
+from dlcourse.ranks.display import shorten
+
 HEAD_LINES = 200  # lines of one rank and stream shown as they come
 TAIL_LINES = 20  # lines kept for the end when there are more
 LINE_LIMIT = 2000  # characters of one line
@@ -38,7 +40,7 @@ class Stream:
             # Bytes that may be the beginning of the mark stay until more arrive.
             cut = self._buffer.rfind(b"\n") + 1
             if len(self._buffer) - cut > 4 * LINE_LIMIT:
-                cut = len(self._buffer) - len(self.marker)
+                cut = _whole(self._buffer, len(self._buffer) - len(self.marker))
             chunk, self._buffer = self._buffer[:cut], self._buffer[cut:]
         return self._split(chunk)
 
@@ -58,7 +60,7 @@ class Stream:
         shown = self._split(self._buffer + b"\n") if self._buffer else []
         self._buffer = b""
         if self.skipped:
-            tail = self._tail.rstrip(b"\n").split(b"\n")[-TAIL_LINES:]
+            tail = _from_whole(self._tail).rstrip(b"\n").split(b"\n")[-TAIL_LINES:]
             left_out = self.skipped - len(tail)
             if left_out > 0:
                 shown.append(f"… {left_out:,} lines left out …")
@@ -71,9 +73,21 @@ def _printable(line: bytes) -> str:
     """A line of text from any bytes: a carriage return starts over, control bytes are shown."""
     text = line.rstrip(b"\r").decode("utf-8", errors="replace").rpartition("\r")[2]
     text = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
-    if len(text) > LINE_LIMIT:
-        text = f"{text[:LINE_LIMIT]} … ({len(text):,} characters)"
-    return text
+    return shorten(text, LINE_LIMIT)
+
+
+def _whole(data: bytes, cut: int) -> int:
+    """The place at or before `cut` where no UTF-8 character is cut in two."""
+    for back in range(min(4, cut)):
+        if data[cut - back] & 0xC0 != 0x80:  # not the inside of a character
+            return cut - back
+    return cut  # no UTF-8
+
+
+def _from_whole(data: bytes) -> bytes:
+    """The same bytes from their first whole UTF-8 character on."""
+    inside = next((i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
+    return data[inside:]
 
 
 class Output:

@@ -7,11 +7,13 @@ ranks["name"]                 # a name's value in every rank
 
 from __future__ import annotations
 
-import ast
 import itertools
+import math
+import os
 import pickle
 import queue
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,23 +21,29 @@ from typing import Any
 import cloudpickle
 
 from dlcourse.measure.run import Run
+from dlcourse.panel.strings import t
 from dlcourse.panel.widget import Panel, front_end_present, last_state
-from dlcourse.ranks import limits
-from dlcourse.ranks.cell import RunningCell
+from dlcourse.ranks import limits, stop
+from dlcourse.ranks.cell import GRACE, RunningCell
 from dlcourse.ranks.channel import name_of
+from dlcourse.ranks.definitions import Definitions, notebook_cell
+from dlcourse.ranks.diagnosis import exit_reason
 from dlcourse.ranks.display import Results, label, ranges
-from dlcourse.ranks.host import Host, new_directory, remove
+from dlcourse.ranks.failure import NoRanks, RankError, RanksInterrupted, undefined_name
+from dlcourse.ranks.host import Host, environment, new_directory, remove
 from dlcourse.ranks.output import Output
+from dlcourse.ranks.source import check as check_source
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 START_LIMIT = 180.0
+TIMEOUTS = (0.1, 1e9)  # seconds: what torch and its transport can count
 _default: Ranks | None = None
 
 
 def default_pool() -> Ranks:
     """The pool that `%%ranks` uses; raises ValueError where none was made."""
     if _default is None:
-        raise ValueError("there are no ranks yet. Make them first: ranks = Ranks(4)")
+        raise NoRanks("there are no ranks yet. Make them first: ranks = Ranks(4)")
     return _default
 
 
@@ -46,10 +54,12 @@ class Ranks:
         n: number of ranks; 4, or 2 on a machine with under 1.5 GB.
         device: "auto" (one GPU each where there are enough, else the CPU), "cpu", "cuda", "mps".
         timeout: seconds until a collective that waits fails.
-        default: whether `%%ranks` cells use this pool from now on, instead of the one before it.
+        default: whether `%%ranks` cells use this pool from now on. The one before it is stopped
+            when this one is up; if this one does not come up, that one is as it was.
 
     Raises:
         ValueError: for a number, a device or a time that cannot be; nothing is started then.
+        RanksInterrupted: for a Stop before the ranks were up.
     """
 
     def __init__(
@@ -68,12 +78,22 @@ class Ranks:
         self.last: Run | None = None
         self._cells = itertools.count(1)
         self.panel: Panel | None = None
+        self._shown_in: int | None = None  # the cell below which the panel was shown last
+        self._definitions = Definitions()
         self._cell: RunningCell | None = None
-        if default:
-            if _default is not None:
-                _default.stop()
-            _default = self
-        self._start()
+        with stop.Stops() as stops:
+            try:
+                self._start()
+                stop.check()
+            except KeyboardInterrupt:
+                self.stop()
+                raise RanksInterrupted(_not_started(self.size)) from None
+            stops.ignore()
+            if default:
+                before, _default = _default, self
+                if before is not None:
+                    before.stop()
+            stops.forget()
 
     # -- what learners use ----------------------------------------------------------------------
 
@@ -94,35 +114,91 @@ class Ranks:
         """
         call = cloudpickle.dumps((function, args, kwargs))
         done = self._execute({"kind": "call", "call": call}, self._chosen(ranks), record)
-        return [pickle.loads(done[rank]["value"]) for rank in sorted(done)]
+        return [_read(done[rank]["value"], rank, "the result") for rank in sorted(done)]
 
     def cell(
         self, source: str, ranks: Iterable[int] | None = None, *, record: bool = True
     ) -> Results | None:
-        """Run a cell's source in every rank, as `%%ranks` does; returns what they show."""
-        ast.parse(source, "<ranks cell>")
+        """Run a cell's source in every rank, as `%%ranks` does; returns what they show.
+
+        Raises:
+            SyntaxError: if it is no Python that can be compiled; nothing runs then.
+            RankError: if it fails in a rank.
+        """
+        check_source(source)
         done = self._execute({"kind": "cell", "source": source}, self._chosen(ranks), record)
         shown = {rank: result for rank, result in done.items() if "repr" in result}
         return Results(shown) if shown else None
 
     def __getitem__(self, name: str) -> list[Any]:
-        """The value of a name in every rank; KeyError if a rank does not have it."""
+        """The value of a name in every rank; however long the ranks take to pack it.
+
+        Raises:
+            KeyError: if a rank does not have the name.
+            RankError: if a rank died, or cannot send the value.
+            RanksInterrupted: for a Stop.
+        """
         self._ensure()
-        answers = self.ask("value", name=name)
-        failed = {rank: a["error"] for rank, a in answers.items() if "error" in a}
+        answers: dict[int, dict] = {}
+        with stop.Stops() as stops:
+            try:
+                self.ask("value", limit=math.inf, answers=answers, name=name)
+            except KeyboardInterrupt:
+                stops.ignore()
+                raise RanksInterrupted(self._give_up_value(name, answers)) from None
+        if self.dead or len(answers) < self.size:
+            died = [f"rank {r} {exit_reason(status)}" for r, status in sorted(self.dead.items())]
+            what = "; ".join(died) or "the process that watches the ranks ended, and they with it,"
+            self.end("lost")
+            raise RankError(
+                f"{what} before all ranks had sent {name}.\n"
+                "The next cell starts the ranks afresh; their variables are lost."
+            )
+        missing = [rank for rank, answer in answers.items() if answer.get("missing")]
+        if missing:
+            advice = self._definitions.advice(name, min(missing), self._number, in_last=True)
+            raise KeyError(f"{name} is not a name in {label(sorted(missing))} {advice}".rstrip())
+        failed = {rank: a["error"] for rank, a in sorted(answers.items()) if "error" in a}
         if failed:
-            raise KeyError(f"{name} is not a name in {label(sorted(failed))}")
-        return [pickle.loads(answers[rank]["value"]) for rank in sorted(answers)]
+            words = "; ".join(f"rank {rank}: {error}" for rank, error in failed.items())
+            raise RankError(f"{name} cannot be sent by {label(sorted(failed))}: {words}")
+        return [_read(answers[rank]["value"], rank, name) for rank in sorted(answers)]
+
+    def _give_up_value(self, name: str, answers: dict[int, dict]) -> str:
+        """Get the ranks back that still pack a value; returns what is to be said."""
+        silent = sorted(set(range(self.size)) - set(answers))
+        for rank in silent:
+            self.send(rank, "interrupt", id=self._asked)
+        limit = time.monotonic() + GRACE
+        while set(silent) - set(answers) and time.monotonic() < limit:
+            self._collect(self._asked, answers)
+        words = (
+            f"interrupted: {label(silent)} had not sent {name} yet." if silent else "interrupted"
+        )
+        if set(silent) - set(answers):
+            self.end("lost")
+            words += "\nThe next cell starts the ranks afresh; their variables are lost."
+        return words
 
     def restart(self) -> None:
         """Start the ranks afresh: new processes, no variables."""
-        self.stop()
-        self._start()
+        with stop.Stops():
+            self.stop()
+            try:
+                self._start()
+            except KeyboardInterrupt:
+                raise RanksInterrupted(
+                    f"interrupted while the ranks started. {self._again()}"
+                ) from None
 
     def stop(self) -> None:
         """End the ranks. Cells may be run again after `restart()`."""
         if self.state != "stopped":
             self.end("stopped")
+
+    def _again(self) -> str:
+        """What gets stopped ranks going, by whatever name the learner knows them."""
+        return f"Start them with their restart(), or make new ones: ranks = Ranks({self.size})"
 
     def __enter__(self) -> Ranks:
         return self
@@ -155,9 +231,10 @@ class Ranks:
         self._device = self.device
         self._clock_offsets: dict[int, int] = {}
         self.host = Host.get()
-        self._number = self.host.add(lambda rank, message: self._events.put((rank, message)))
+        self._number = self.host.add(self._arrived)
         self.state = "starting"
         directory = new_directory()
+        self._address = self.host.hub.bind(directory)
         try:
             self.host.wait_until_ready()
             self.oom_kills = limits.out_of_memory_kills()
@@ -168,9 +245,11 @@ class Ranks:
                 device=self.device,
                 timeout=self.timeout,
                 threads=limits.threads_per_rank(self.size),
-                environment={},
+                environment=environment(),
+                folder=_folder(),
+                path=[entry for entry in sys.path if isinstance(entry, str)],
                 directory=str(directory),
-                address=self.host.hub.bind(directory),
+                address=self._address,
             )
             self._wait_for_ranks()
         except BaseException:
@@ -179,16 +258,22 @@ class Ranks:
         finally:
             if self.state != "ready":
                 remove(directory)
-        if self.panel is None and front_end_present():
-            self.panel = Panel(self.size)
-            self.panel.display()
-        self._show()
+        if self.panel is None:
+            self.show()
+        self._show(cell=0)  # what an earlier life of the ranks measured is over
+
+    def _arrived(self, rank: int | None, message: dict) -> None:
+        """Keep a message for whoever waits; a death is shown at once, also between cells."""
+        self._events.put((rank, message))
+        if message["kind"] == "dead" and self.state == "ready":
+            self._show(died=[message["rank"]])
 
     def _wait_for_ranks(self) -> None:
         limit = time.monotonic() + START_LIMIT
         while len(self._pids) < self.size:
+            stop.check()
             try:
-                rank, message = self._events.get(timeout=0.2)
+                rank, message = self._events.get(timeout=0.05)
             except queue.Empty:
                 if not self.host.alive() or time.monotonic() > limit:
                     raise RuntimeError(self._start_failure("the ranks did not start")) from None
@@ -213,30 +298,39 @@ class Ranks:
     def _ensure(self) -> None:
         """Have ranks that can run a cell, or say why not."""
         if self.state == "stopped":
-            raise ValueError("these ranks are stopped. Start them: ranks.restart()")
+            raise ValueError(f"these ranks are stopped. {self._again()}")
         self.receive(0)  # a rank may have died since the last cell
         if self.state == "ready" and (self.dead or not self.host.alive()):
             self.end("lost")
         if self.state == "lost":
             print(f"{label(list(range(self.size)))} started afresh; their variables are gone.")
-            self._start()
+            with stop.Stops():
+                try:
+                    self._start()
+                except KeyboardInterrupt:
+                    self.state = "lost"
+                    raise RanksInterrupted(
+                        "interrupted while the ranks started. Run a cell again: it starts them."
+                    ) from None
 
     def end(self, state: str) -> None:
         """End the processes of this pool; quick, whatever they are doing."""
-        if self.host.alive():
-            self.host.send_agent("end", pool=self._number)
-            limit = time.monotonic() + 3
-            while time.monotonic() < limit:
-                try:
-                    if self._events.get(timeout=0.1)[1]["kind"] == "ended":
-                        break
-                except queue.Empty:
-                    if not self.host.alive():
-                        break
-        self.host.remove(self._number)
-        self._pids, self.dead = {}, {}
-        self.state = state
-        self._show()
+        died, self.state = list(self.dead), state
+        with stop.Stops():  # a Stop waits until they are gone
+            if self.host.alive():
+                self.host.send_agent("end", pool=self._number)
+                limit = time.monotonic() + 3
+                while time.monotonic() < limit:
+                    try:
+                        if self._events.get(timeout=0.1)[1]["kind"] == "ended":
+                            break
+                    except queue.Empty:
+                        if not self.host.alive():
+                            break
+            self.host.remove(self._number)
+            self.host.hub.unbind(self._address)
+            self._pids, self.dead = {}, {}
+            self._show(died=died)
 
     # -- running --------------------------------------------------------------------------------
 
@@ -257,24 +351,37 @@ class Ranks:
         self.host.hub.send(name_of(self._number, rank), {"kind": kind, **fields})
 
     def ask(
-        self, kind: str, ranks: Iterable[int] | None = None, *, limit: float = 10.0, **fields: Any
+        self,
+        kind: str,
+        ranks: Iterable[int] | None = None,
+        *,
+        limit: float = 10.0,
+        answers: dict[int, dict] | None = None,
+        **fields: Any,
     ) -> dict[int, dict]:
         """Send a request to ranks and collect the answers of those that do not stay silent."""
-        number = next(self._cells)
+        self._asked = number = next(self._cells)
         waiting = set(range(self.size) if ranks is None else ranks) - set(self.dead)
         for rank in waiting:
             self.send(rank, kind, id=number, **fields)
-        answers: dict[int, dict] = {}
+        answers = {} if answers is None else answers
         end = time.monotonic() + limit
         while waiting - set(answers) - set(self.dead) and time.monotonic() < end:
-            for rank, message in self.receive(0.05):
-                if message.get("id") == number and rank is not None:
-                    answers[rank] = message
+            self._collect(number, answers)
+            if limit == math.inf and (self.dead or not self.host.alive()):
+                break
         return answers
+
+    def _collect(self, number: int, answers: dict[int, dict]) -> None:
+        """Note the answers to a request that have arrived."""
+        for rank, message in self.receive(0.05):
+            if message.get("id") == number and rank is not None:
+                answers[rank] = message
 
     def receive(self, timeout: float) -> list[tuple[int | None, dict]]:
         """The messages that have arrived, after a wait for the first; a running cell sees all."""
         found: list[tuple[int | None, dict]] = []
+        stop.check()
         try:
             item = self._events.get(timeout=timeout)
             while True:
@@ -301,25 +408,51 @@ class Ranks:
             "filename": f"<ranks cell {number}>",
         }
         cell = RunningCell(self, number, chosen, Output(chosen, marker, live=front_end_present()))
-        self._cell = cell
-        self.state = "running"
-        try:
-            for rank in chosen:
-                self.send(rank, **request)
-            cell.wait()
-            cell.wait_for_output()
-        except KeyboardInterrupt:
-            cell.interrupt()
-        finally:
-            self.state = "ready" if self.state == "running" else self.state
-            cell.output.finish()
-            self._cell = None
-            records = [cell.done[r]["record"] for r in chosen if cell.done.get(r, {}).get("record")]
-            if records:
-                self.last = Run(records)
-            self._show_end(number, time.monotonic() - cell.started, records)
-        cell.judge()
+        with stop.Stops() as stops:  # `receive` is where a Stop is raised
+            self._cell = cell
+            if self.panel is not None:
+                self.panel.next_label = notebook_cell()
+            self.state = "running"
+            try:
+                for rank in chosen:
+                    self.send(rank, **request)
+                cell.wait()
+                cell.wait_for_output()
+            except KeyboardInterrupt:
+                cell.interrupt()
+            finally:
+                stops.ignore()
+                self.state = "ready" if self.state == "running" else self.state
+                cell.output.finish()
+                self._cell = None
+                records = [d["record"] for _, d in sorted(cell.done.items()) if d.get("record")]
+                if records:
+                    self.last = Run(records)
+                fine = all("error" not in cell.done.get(rank, {"error": None}) for rank in chosen)
+                self._show_end(cell, records, "done" if fine else "failed")
+                if "source" in request:
+                    self._definitions.note(request["source"], chosen, self._number)
+            try:
+                cell.judge()
+            except (RankError, RanksInterrupted) as error:
+                self._advise(error)
+                if fine:  # every rank ended well, but not in step with the others
+                    self._show_end(cell, records, "failed")
+                raise
         return cell.done
+
+    def _advise(self, error: RankError | RanksInterrupted) -> None:
+        """Say which cell defined the names that ranks did not find, and what is lost."""
+        missing: dict[str, str] = {}
+        for rank, failure in sorted(getattr(error, "failures", {}).items()):
+            if name := undefined_name(failure):
+                missing.setdefault(name, self._definitions.advice(name, rank, self._number))
+        for advice in filter(None, missing.values()):
+            error.add_note(advice)
+        if self.state == "lost":
+            self._definitions.last_lost_ranks()
+            if self._definitions.to_run_again(None):
+                error.add_note(t("ranks.which_again"))
 
     def regroup(self) -> bool:
         """Make the process group anew in living ranks, so that their variables are kept."""
@@ -334,19 +467,54 @@ class Ranks:
             for rank in ranks:
                 self.send(rank, "sample")
 
-    def _show(self) -> None:
-        """Show the state of the ranks while no cell runs."""
-        if self.panel is not None:
-            kind = {"ready": "idle"}.get(self.state, self.state)
-            states = [
-                {"rank": r, "state": "dead" if r in self.dead else kind} for r in range(self.size)
-            ]
-            self.panel.update({"busy": False, "ranks": states})
+    def show(self) -> None:
+        """Show the live panel below the running cell, if somebody is there to see it.
 
-    def _show_end(self, cell: int, elapsed_s: float, records: list[dict]) -> None:
+        A panel is drawn where `Ranks` was made. After a reload of the page, or far below that
+        cell, it can be had again; all that are drawn show the same.
+        """
+        if front_end_present():
+            self.panel = self.panel or Panel(self.size)
+            self.panel.display()
+            self._shown_in = notebook_cell()
+
+    def _ipython_display_(self) -> None:
+        """As the last line of a cell: the panel, the state, and the cells to run again."""
+        if not front_end_present() or self._shown_in == notebook_cell():
+            raise NotImplementedError  # IPython then uses _repr_pretty_
+        from IPython.display import display
+
+        self.show()
+        display({"text/plain": self._described()}, raw=True)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(self._described())
+
+    def _described(self) -> str:
+        alive = self._number if self.state in ("ready", "running") else None
+        cells = self._definitions.to_run_again(alive)
+        heading = [t("ranks.run_again")] if cells else []
+        return "\n".join([repr(self), *heading, *(f"  {cell}" for cell in cells)])
+
+    def _show(self, cell: int | None = None, died: Iterable[int] = ()) -> None:
+        """Show the state of the ranks while no cell runs; a new `cell` empties the panel."""
+        if self.panel is not None:
+            died = set(died) | set(self.dead)
+            # Where one died, the others were ended; where none did, nothing is known of them.
+            kind = {"ready": "idle", "lost": "stopped" if died else "lost"}
+            states = [
+                {"rank": r, "state": "dead" if r in died else kind.get(self.state, self.state)}
+                for r in range(self.size)
+            ]
+            number = {} if cell is None else {"cell": cell}
+            self.panel.update({"busy": False, "ranks": states} | number)
+
+    def _show_end(self, running: RunningCell, records: list[dict], outcome: str) -> None:
         """Show what a cell moved and used; a short one is over before its first sample."""
         if self.panel is not None:
-            state = last_state(cell, elapsed_s, records)
+            outcome = "interrupted" if running.interrupted else outcome
+            elapsed_s = time.monotonic() - running.started
+            state = last_state(running.number, elapsed_s, records) | {"outcome": outcome}
             # A rank that recorded nothing (--fast, or not chosen) has its row all the same.
             silent = set(range(self.size)) - {rank["rank"] for rank in state["ranks"]}
             state["ranks"] += [
@@ -354,6 +522,33 @@ class Ranks:
                 for r in sorted(silent)
             ]
             self.panel.update(state)
+
+
+def _not_started(size: int) -> str:
+    """What is left after a Stop while ranks started, and how to go on."""
+    what = f"interrupted before the {size} ranks were up"
+    if _default is None or _default.state == "stopped":
+        return f"{what}: there are none. Run the cell with Ranks(...) again."
+    return f"{what}: {_default!r} is still there, and `%%ranks` uses it."
+
+
+def _read(value: bytes, rank: int, what: str) -> Any:
+    """A value that a rank sent; RankError where this process cannot make it."""
+    try:
+        return pickle.loads(value)
+    except Exception as error:
+        raise RankError(
+            f"{what} of rank {rank} cannot be read in the notebook: "
+            f"{type(error).__name__}: {error}. Send numbers, text, lists or tensors instead."
+        ) from error
+
+
+def _folder() -> str | None:
+    """The folder that the notebook works in, unless it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
 
 
 def _check(n: object, device: object, timeout: object) -> None:
@@ -373,5 +568,10 @@ def _check(n: object, device: object, timeout: object) -> None:
         raise ValueError(f"device={device!r}: must be one of {', '.join(map(repr, DEVICES))}")
     if device == "mps" and n > 1:
         raise ValueError(f"n={n} with device='mps': an Apple GPU serves one process. Use Ranks(1).")
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-        raise ValueError(f"timeout={timeout!r}: must be a number of seconds above 0")
+    least, most = TIMEOUTS
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not number or not least <= timeout <= most:
+        raise ValueError(
+            f"timeout={timeout!r}: must be a number of seconds from {least:g} to {most:g}; "
+            f"timeout={most:g} is for ever"
+        )

@@ -7,12 +7,10 @@ has started, and cut the connections so that the wait ends in an error.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import contextlib
 import ctypes
 import faulthandler
-import json
 import linecache
 import os
 import signal
@@ -35,17 +33,26 @@ import torch.distributed as dist
 import zmq
 
 from dlcourse.measure.recorder import Recorder
+from dlcourse.ranks import waits
 from dlcourse.ranks.agent import STREAMS, end_with_parent
 from dlcourse.ranks.channel import Link, Wakeup, dumps_result, name_of
-from dlcourse.ranks.display import describe
-from dlcourse.ranks.host import FLIGHT_RECORDER_SIZE
+from dlcourse.ranks.display import describe, in_words, plain, shorten
+from dlcourse.ranks.source import compiled
+from dlcourse.ranks.waits import History, Waits
 
 _DISTRIBUTED = dist.distributed_c10d.__file__
+_WAITS = waits.__file__
+_COMMUNICATION = {
+    name
+    for name in dist.distributed_c10d.__all__
+    if not name.startswith(("get_", "is_")) and callable(getattr(dist.distributed_c10d, name))
+}
 _TORCH = os.path.dirname(torch.__file__)
 _ABOVE = str(Path(__file__).parents[2]) + os.sep  # tracebacks name files as the course does
 
 
 TRIM_AFTER = 0.2  # seconds; shorter cells have not taken much, and stay quick
+MESSAGE_LIMIT = 5000  # characters of an exception's message
 
 
 def main(request: dict) -> None:
@@ -57,8 +64,10 @@ class Rank:
     """One rank of a pool: its namespace, its process group and its link to the notebook."""
 
     def __init__(self, request: dict) -> None:
-        self.launcher = os.getppid()
+        self.launcher = request["launcher"]
         end_with_parent()
+        if os.getppid() != self.launcher:  # it was ended before it could take us with it
+            os._exit(1)
         self.rank = int(os.environ["RANK"])
         self.size = int(os.environ["WORLD_SIZE"])
         self.request = request
@@ -69,11 +78,15 @@ class Rank:
         self.cut = False  # connections were cut to end a wait
         self.interrupt: int | None = None  # the cell that the notebook wants interrupted
         signal.signal(signal.SIGINT, self._on_interrupt)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the agent ends ranks with SIGKILL
+        # The agent ends ranks with SIGKILL. Caught, for what is ignored stays so in what we start.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        _fork_as_a_notebook_does()
         _prefer_as_victim()
         torch.set_num_threads(request["threads"])
         self.generation = 0
         self.history = History()
+        self.waits = Waits()
+        self.waits.install()
         faulthandler.disable()  # elastic enables it; a crash is explained by the notebook's side
         self.store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
@@ -148,6 +161,7 @@ class Rank:
         self.generation += 1
         self.cut = False
         self.history.forget()
+        self.waits.forget()
         dist.init_process_group(
             self.request["backend"],
             store=dist.PrefixStore(f"group{self.generation}", self.store),
@@ -156,6 +170,7 @@ class Rank:
             timeout=timedelta(seconds=self.request["timeout"]),
         )
         self.history.world = dist.group.WORLD.group_name
+        _keep_descriptors()
 
     # -- the main thread ------------------------------------------------------------------------
 
@@ -168,12 +183,16 @@ class Rank:
             self._send("failed", text=traceback.format_exc())
             time.sleep(60)
             return
+        # From here on modules are found where the notebook finds them: in its folder first.
+        sys.path[:] = self.request["path"]
         self._send("ready", pid=os.getpid(), device=str(self.device), now_ns=time.monotonic_ns())
         while True:
             message = self.inbox.get()
             kind = message["kind"]
             if kind == "join":
                 self._answer(message, self.join)
+            elif kind == "value" and message["name"] not in self.namespace:
+                self._send("answer", id=message["id"], missing=True)
             elif kind == "value":
                 self._answer(message, lambda name=message["name"]: self.namespace[name])
             else:
@@ -181,9 +200,16 @@ class Rank:
 
     def _answer(self, message: dict, action: Any) -> None:
         try:
-            self._send("answer", id=message["id"], value=dumps_result(action()))
+            try:
+                self.running = message["id"]  # it may take long, and be interrupted
+                value = dumps_result(action())
+            finally:
+                self.running = None
         except BaseException as error:
-            self._send("answer", id=message["id"], error=f"{type(error).__name__}: {error}")
+            words = in_words(error, str, MESSAGE_LIMIT)
+            self._send("answer", id=message["id"], error=f"{type(error).__name__}: {words}")
+        else:
+            self._send("answer", id=message["id"], value=value)
 
     def _run(self, message: dict) -> None:
         """Run one cell or function and report how it ended."""
@@ -202,9 +228,11 @@ class Rank:
                 function, args, kwargs = cloudpickle.loads(message["call"])
                 outcome["value"] = dumps_result(function(*args, **kwargs))
         except BaseException as error:
-            outcome["error"] = self._failure(error)
-        finally:
+            # From here on an interrupt comes too late: no call may stand before this line, or the
+            # signal is handled in that call, outside the `try`, and ends the rank.
             self.running = None
+            outcome["error"] = self._explained(error)
+        self.running = None
         outcome["wall_s"] = time.monotonic() - started
         try:
             if record:
@@ -212,8 +240,8 @@ class Rank:
         except KeyboardInterrupt:
             pass
         except Exception as error:  # the recorder's fault must not end the rank
-            outcome.setdefault("error", self._failure(error))
-        outcome["collectives"] = self.history.collectives()
+            outcome.setdefault("error", self._explained(error))
+        outcome |= self._calls()
         self._flush(message["marker"])
         self._send("done", **outcome)
         if outcome["wall_s"] > TRIM_AFTER:
@@ -222,19 +250,27 @@ class Rank:
     def _cell(self, source: str, filename: str) -> dict[str, Any]:
         """Execute a cell; the value of its last expression is its result, as in a notebook."""
         linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-        tree = ast.parse(source, filename)
-        last = None
-        silent = source.rstrip().endswith(";")
-        if tree.body and isinstance(tree.body[-1], ast.Expr):
-            last = ast.Expression(tree.body.pop().value)
-        exec(compile(tree, filename, "exec"), self.namespace)
+        statements, last = compiled(source, filename)
+        exec(statements, self.namespace)
         if last is None:
             return {}
-        value = eval(compile(last, filename, "eval"), self.namespace)
-        if value is None or silent:
+        value = eval(last, self.namespace)
+        if value is None or source.rstrip().endswith(";"):
             return {}
         self.namespace["_"] = value
         return describe(value)
+
+    def _explained(self, error: BaseException) -> dict[str, Any]:
+        """What `_failure` says, or that an exception is too odd for it: the rank lives on."""
+        try:
+            return self._failure(error)
+        except BaseException as second:
+            name = in_words(error, lambda e: type(e).__name__)
+            message = f"its traceback cannot be shown ({in_words(second, str, 200)})"
+            none = dict.fromkeys(("interrupted", "cut", "transport", "group_broken"), False)
+            place = {"file": "", "line": None, "code": "", "collective": None}
+            text = f"{name}: {message}"
+            return {"type": name, "message": message, "traceback": text, **place, **none}
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
         """What the notebook needs to explain an exception, its own frames left out."""
@@ -243,20 +279,21 @@ class Rank:
         in_cell = [f for f in own if f.filename.startswith("<ranks cell")]
         place = (in_cell or own or frames)[-1]
         shown = [f for f in own if not f.filename.startswith(_TORCH)] or own
-        text = traceback.format_list(shown) + traceback.format_exception_only(error)
-        in_collective = any(f.filename == _DISTRIBUTED for f in frames)
+        text = traceback.format_list(shown)
+        text += [shorten(x, MESSAGE_LIMIT) for x in traceback.format_exception_only(error)]
+        in_collective = any(f.filename in (_DISTRIBUTED, _WAITS) for f in frames)
         return {
             "type": type(error).__name__,
-            "message": str(error),
-            "traceback": "".join(text).replace(_ABOVE, ""),
+            "message": in_words(error, str, MESSAGE_LIMIT),
+            "traceback": plain("".join(text)).replace(_ABOVE, ""),
             "file": place.filename,
             "line": place.lineno,
             "code": place.line or "",
             "interrupted": isinstance(error, KeyboardInterrupt),
             "cut": self.cut and isinstance(error, RuntimeError),
             "collective": _collective_call(error.__traceback__) if in_collective else None,
-            "transport": in_collective and _from_transport(error),
-            "group_broken": self.cut or (in_collective and _from_transport(error)),
+            "transport": _from_transport(error, in_collective),
+            "group_broken": self.cut or _from_transport(error, in_collective),
         }
 
     def _flush(self, marker: bytes) -> None:
@@ -265,8 +302,8 @@ class Rank:
             try:
                 stream.flush()
                 os.write(number, marker)
-            except (OSError, ValueError):
-                pass  # the cell closed it; the notebook does not wait for long
+            except Exception:
+                pass  # the cell closed or replaced it; the notebook does not wait for long
 
     def _on_interrupt(self, *_: Any) -> None:
         """Raise KeyboardInterrupt in the cell that runs, if the notebook asked for it.
@@ -326,13 +363,35 @@ class Rank:
             "code": linecache.getline(*cell).strip(),
             "file": cell[0],
         }
+        calls = self._calls()
+        wait = self.waits.now
+        # Another thread may make the call that this one waits for.
+        others = len(threading.enumerate()) - 2
         return {
             "running": self.running is not None,
+            "time_s": time.monotonic(),
             "cpu_s": time.process_time(),
             "line": line,
             "call": collective,
+            "wait": wait and {**wait, "group": self.history.name(wait.get("group", ""))},
+            "certain": self.history.complete and others <= 0,
             "innermost": "{}:{}".format(*stack[0]) if stack else None,
+            **calls,
+        }
+
+    def _calls(self) -> dict[str, Any]:
+        """What this rank has called in each group, for the notebook to compare with the others."""
+        posted, lost = dict(self.waits.posted), self.waits.lost()
+        return {
             "collectives": self.history.collectives(),
+            "members": self.history.members(),
+            "messages": {
+                (way, self.history.name(group), peer, tag): (
+                    None if lost is None or (way, group, peer, tag) in lost else count
+                )
+                for (way, group, peer, tag), count in posted.items()
+            },
+            "blind": lost is None,
         }
 
     def _cut_connections(self) -> None:
@@ -361,54 +420,6 @@ def _sockets() -> list[tuple[int, int]]:
     return found
 
 
-class History:
-    """The last collectives of each process group, from torch's flight recorder.
-
-    The recorder is private to torch; this is the only place that reads it. On Gloo it knows the
-    collectives, not the point-to-point calls.
-    """
-
-    def __init__(self) -> None:
-        self.world = "0"  # torch's name of the group of all ranks
-        self._forgotten = -1  # entries up to this one belong to a group that is gone
-
-    def _entries(self) -> list[dict[str, Any]]:
-        from torch._C._distributed_c10d import _dump_fr_trace_json
-
-        try:
-            return json.loads(_dump_fr_trace_json(True, False)).get("entries", [])
-        except (RuntimeError, ValueError):
-            return []
-
-    def forget(self) -> None:
-        """Start anew, with a new process group."""
-        self._forgotten = max((e["record_id"] for e in self._entries()), default=self._forgotten)
-
-    def collectives(self) -> dict[str, list[dict[str, Any]]]:
-        """group name -> up to 8 entries: number, kind, shapes, types, and whether it is done.
-
-        No entry for "world": other groups have made so many that it is not known any more.
-        """
-        groups: dict[str, list[dict[str, Any]]] = {}
-        entries = [e for e in self._entries() if e["record_id"] > self._forgotten]
-        for entry in entries:
-            if entry["is_p2p"]:
-                continue
-            name = entry["process_group"][0]
-            groups.setdefault("world" if name == self.world else name, []).append(
-                {
-                    "seq": entry["collective_seq_id"],
-                    "op": entry["profiling_name"].rpartition(":")[2],
-                    "shapes": entry["input_sizes"],
-                    "dtypes": entry["input_dtypes"],
-                    "done": bool(entry["retired"]),
-                }
-            )
-        if len(entries) >= FLIGHT_RECORDER_SIZE:
-            groups.setdefault("world", [])
-        return {name: found[-8:] for name, found in groups.items()}
-
-
 def _stack_of(thread: int) -> tuple[list[tuple[str, int]], dict[str, Any] | None]:
     """Files and lines in which a thread stands, innermost first, and its collective.
 
@@ -424,10 +435,13 @@ def _stack_of(thread: int) -> tuple[list[tuple[str, int]], dict[str, Any] | None
 
 
 def _collective_of(frame: types.FrameType | None) -> dict[str, Any] | None:
-    """The torch.distributed call that a stack stands in: its name, peer and tensor."""
+    """The torch.distributed call that a stack stands in: its name, peer and tensor.
+
+    Calls that only ask (`get_rank`, `is_initialized`) are none: they wait for nobody.
+    """
     found = None
     while frame is not None:
-        if frame.f_code.co_filename == _DISTRIBUTED and frame.f_code.co_name != "wrapper":
+        if frame.f_code.co_filename == _DISTRIBUTED and frame.f_code.co_name in _COMMUNICATION:
             values = frame.f_locals
             tensor = values.get("tensor")
             found = {"op": frame.f_code.co_name}
@@ -448,11 +462,39 @@ def _collective_call(tb: types.TracebackType | None) -> dict[str, Any] | None:
     return _collective_of(last)
 
 
-def _from_transport(error: BaseException) -> bool:
-    """Whether an error in a collective means that connections are lost, not a wrong argument."""
-    text = str(error)
+def _from_transport(error: BaseException, in_collective: bool) -> bool:
+    """Whether an error means that connections are lost, not a wrong argument."""
+    signs = ["gloo/", "NCCL error"]  # also out of C++ code that waits unseen, such as DDP's
+    if in_collective:
+        signs += ["gloo", "NCCL", "Connection", "Timed out", "timed out"]
     return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("gloo", "NCCL", "Connection", "Timed out", "timed out")
+        sign in in_words(error, str, MESSAGE_LIMIT) for sign in signs
+    )
+
+
+def _keep_descriptors() -> None:
+    """Gloo's sockets are not for the programs that a cell starts: they would keep them open."""
+    for descriptor in range(3, 256):
+        with contextlib.suppress(OSError):
+            os.set_inheritable(descriptor, False)
+
+
+def _fork_as_a_notebook_does() -> None:
+    """Have processes that are forked from this rank answer to signals as a new Python does.
+
+    A signal that comes before the new process has its own handlers waits until it has.
+    """
+    ours = {signal.SIGINT, signal.SIGTERM}
+
+    def in_child() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ours),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, ours),
+        after_in_child=in_child,
     )
 
 

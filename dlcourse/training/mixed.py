@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dlcourse.measure import mark_step
+from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.training.autocast import Autocast
 from dlcourse.training.corpus import Corpus
 from dlcourse.training.master_adamw import MasterAdamW
@@ -65,10 +66,12 @@ def mixed_step(
     with autocast or nullcontext():
         loss = model(*batch)
     (scaler.scale(loss) if scaler else loss).backward()
+    if hasattr(model, "sync_gradients"):  # a model in several ranks
+        model.sync_gradients()
     if max_norm is not None:
         if scaler:
             scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        clip_grad_norm_(model, max_norm)  # torch's, unless ranks hold parts of the model
     if scaler:
         scaler.step(optimizer)
         scaler.update()

@@ -19,10 +19,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dlcourse.measure import mark_step
+from dlcourse.models.targets import count, shares, weighted
+from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.parallel.zero3 import ZeRO3
-from dlcourse.training.accumulation import split
+from dlcourse.training.accumulation import MicroBatch, split
 from dlcourse.training.master_adamw import MasterAdamW
 from dlcourse.training.precision import check_precision
 from dlcourse.training.recipe import Recipe
@@ -63,6 +65,8 @@ class Training:
         if recipe.precision in ("master", "bfloat16"):
             for parameter in gpt.parameters():  # module.to() cannot do it to fake tensors
                 parameter.data = parameter.data.to(torch.bfloat16)
+        if self.world_size > 1 and not recipe.stage:  # ZeRO does it by itself
+            broadcast_module(gpt, process_group=process_group)
         if recipe.stage:
             gpt = _STAGES[recipe.stage](gpt, process_group=process_group)
         self.model = gpt
@@ -79,7 +83,8 @@ class Training:
         """One step on a batch. The gradients stay until the next one.
 
         Returns:
-            This rank's mean loss, a number without a graph.
+            This rank's share of the loss, a number without a graph. Its mean over the ranks is
+            the mean loss over all their targets.
 
         Raises:
             ValueError: the micro-batches do not divide the batch.
@@ -88,9 +93,9 @@ class Training:
         parts = split(tokens_BT, targets_BT, accumulate=accumulate)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
-        for tokens_MT, targets_MT in parts:
+        for (tokens_MT, targets_MT), share in zip(parts, self._shares(parts), strict=True):
             with self.autocast():
-                loss = self.model(tokens_MT, targets_MT) / accumulate
+                loss = weighted(self.model(tokens_MT, targets_MT), share)
             loss.backward()
             total += loss.detach()
             del loss  # or it would be there when the next micro-batch begins
@@ -106,8 +111,19 @@ class Training:
 
     def _average_gradients(self) -> None:
         for parameter in self.parameters:
-            dist.all_reduce(parameter.grad, group=self.process_group)
-            parameter.grad /= self.world_size
+            if parameter.requires_grad:
+                if parameter.grad is None:  # not used here; the others wait for this rank's share
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad /= self.world_size  # before the sum: 16 bits could overflow
+                dist.all_reduce(parameter.grad, group=self.process_group)
+
+    def _shares(self, parts: list[MicroBatch]) -> list[Tensor]:
+        """What each micro-batch counts for, so that every target of every rank counts the same."""
+        targets = [targets_MT for _, targets_MT in parts]
+        total = torch.stack([count(targets_MT) for targets_MT in targets]).sum()
+        if self.world_size > 1:
+            dist.all_reduce(total, group=self.process_group)  # 8 bytes
+        return shares(targets, total / self.world_size)
 
     def weights(self) -> Tensor:
         """All parameters of the model in one row, float32, to compare. In all ranks."""

@@ -9,15 +9,18 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from dlcourse.course import metrics
 from dlcourse.course.exercises.registry import Exercise, find_exercise
-from dlcourse.course.exercises.sending import judge, pack
+from dlcourse.course.exercises.sending import AnswerError, judge, pack
 from dlcourse.course.showing import Shown, say, show_code
 from dlcourse.panel.strings import language, t
 from dlcourse.panel.units import rank_ranges
+
+if TYPE_CHECKING:
+    from dlcourse.ranks import RankError
 
 GOOD, BAD, OPEN = "✓", "✗", "–"  # a case that is right, wrong, or was not reached
 
@@ -52,6 +55,10 @@ def check(id: str, *, pool: Any = None) -> CheckResult:
         result = _not_run(exercise, _problem_text(exercise, packed))
     else:
         result = _judge(exercise, packed)
+    for module in packed.get("changed", ()):
+        place = t(f"check.place.{exercise.where}")
+        text = result.text + "\n" + t("check.changed", module=module, place=place)
+        result = replace(result, text=text)
     print(result.text)
     metrics.append("check", id=id, passed=result.passed, cases=result.cases)
     return result
@@ -88,12 +95,14 @@ def _fetch(exercise: Exercise, pool: Any) -> dict[str, Any]:
     """The learner's definitions, pickled by value."""
     if exercise.where == "kernel":
         return pack(exercise.names, kernel_names())
-    from dlcourse.ranks import default_pool
+    from dlcourse.ranks import RankError, default_pool
 
     try:
         return (pool or default_pool()).run(pack, exercise.names, ranks=[0])[0]
     except ValueError:  # there is no pool, or it is stopped
         return {"problem": "no_ranks"}
+    except RankError as error:  # an object that a function refers to fails when it is looked at
+        return {"problem": "raised", "error": _for_learner(str(error))}
 
 
 def _judge(exercise: Exercise, packed: dict[str, Any]) -> CheckResult:
@@ -108,10 +117,10 @@ def _judge(exercise: Exercise, packed: dict[str, Any]) -> CheckResult:
             fresh = Ranks(exercise.num_ranks, device="cpu", default=False, timeout=patience)
             with fresh:
                 clock.start()
-                findings = fresh.run(judge, packed["payload"], packed["sources"], exercise.checker)
+                findings = fresh.run(judge, packed, exercise.names, exercise.checker, language())
                 clock.stop()
         except RankError as error:
-            return _not_run(exercise, _failure_text(str(error)))
+            return _not_run(exercise, _failure_text(exercise, error))
         except KeyboardInterrupt as stopped:
             if not clock.expired:
                 raise
@@ -160,15 +169,40 @@ def _problem_text(exercise: Exercise, packed: dict[str, Any]) -> str:
     return t(f"check.{packed['problem']}", **values)
 
 
-def _failure_text(message: str) -> str:
-    if "NotImplementedError" in message.partition("\n")[0]:
+def _failure_text(exercise: Exercise, error: RankError) -> str:
+    """What the learner's code raised; or what the checker could not do with what it returned."""
+    raised = {r: f for r, f in error.failures.items() if not (f["interrupted"] or f["cut"])}
+    said: dict[str, list[int]] = {}
+    for rank, failure in sorted(raised.items()):
+        if failure["type"] == AnswerError.__name__:
+            said.setdefault(failure["message"], []).append(rank)
+        elif not failure["transport"]:  # not the end of a connection that another rank's end cut
+            said.clear()
+            break
+    if said:
+        return "\n".join(
+            f"{BAD} {text}"
+            if len(ranks) == exercise.num_ranks
+            else f"{BAD} {_ranks_text(ranks)}: {text}"
+            for text, ranks in said.items()
+        )
+    stubs = [f for f in raised.values() if f["type"] == "NotImplementedError" and _is_stub(f)]
+    if stubs:
         return t("check.stub")
-    return t("check.raised", error=_for_learner(message))
+    text = t("check.raised", error=_for_learner(str(error)))
+    return text + "\n" + t("check.aborted") if "SIGABRT" in text else text
+
+
+def _is_stub(failure: dict[str, Any]) -> bool:
+    """Whether a NotImplementedError is the stub's own, not torch's about something it lacks."""
+    return not failure["message"] or "raise NotImplementedError" in failure["code"]
 
 
 def _for_learner(message: str) -> str:
-    """The ranks' message without what concerns only the fresh ranks, or our own frame."""
-    message = re.sub(r'  File "[^"]*sending\.py".*\n(?:    .*\n)+', "", message)
+    """The ranks' message without what concerns only the fresh ranks, or our own frames."""
+    ours = r'  File "(?:[^"]*/)?dlcourse/course/exercises/[^"]*".*\n(?:    .*\n)*'
+    message = re.sub(ours, "", message)
+    message = re.sub(r"; its last words:(?:\n {6}.*)*", "", message)  # Gloo's, before it aborts
     gone = ("The ranks keep their variables", "The next cell starts")
     return "\n".join(line for line in message.splitlines() if not line.startswith(gone))
 

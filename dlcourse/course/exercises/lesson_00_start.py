@@ -2,18 +2,16 @@
 
 from dlcourse.course.exercises import (
     Exercise,
+    as_number,
+    as_truth,
+    describe,
     expect,
     expect_calls,
     expect_close,
     expect_sent,
+    gathered,
     measured,
 )
-
-
-def _number(got):
-    """A one-element tensor as a number; anything else as it is."""
-    return got.item() if hasattr(got, "item") and getattr(got, "numel", lambda: 0)() == 1 else got
-
 
 # -- 00.rank_sum --------------------------------------------------------------------------------
 
@@ -24,8 +22,8 @@ def check_rank_sum(rank_sum, rank, world_size):
     other = rank_sum(2.5 * rank + 1)
     want = world_size * (world_size - 1) / 2
     return [
-        expect_close("sum", _number(got), want, atol=1e-4),
-        expect_close("other", _number(other), 2.5 * want + world_size, atol=1e-4),
+        expect_close("sum", got, want, atol=1e-4),
+        expect_close("other", other, 2.5 * want + world_size, atol=1e-4),
         expect_calls("calls", seen, "all_reduce", 1),
     ]
 
@@ -70,17 +68,15 @@ def rank_sum(number):
 
 
 def check_own_slice(own_slice, rank, world_size):
-    import torch.distributed as dist
-
     with measured() as seen:
         mine = {n: own_slice(n) for n in (8, 10, 2, 0)}
     findings = []
     for n, got in mine.items():
         pair = isinstance(got, tuple | list) and len(got) == 2
         pair = pair and all(isinstance(edge, int) for edge in got)
-        everyone = [None] * world_size
-        dist.all_gather_object(everyone, (pair, got))
-        findings.append(expect("pair", pair, "no_pair", got=repr(got)))
+        pair = pair and all(edge.bit_length() < 64 for edge in got)
+        everyone = gathered((pair, tuple(got) if pair else None))
+        findings.append(expect("pair", pair, "no_pair", got=describe(got)))
         if not all(good for good, _ in everyone):
             continue
         owners = [0] * n
@@ -180,20 +176,20 @@ def check_mean_of_parts(mean_of_parts, rank, world_size):
         got = mean_of_parts(parts[rank].clone())
     want = torch.cat(parts).mean().item()
     plain = sum(part.mean().item() for part in parts) / world_size
-    number = _number(got)
-    trap = isinstance(number, float) and abs(number - plain) < 1e-3
+    value = as_number(got)
+    trap = value is not None and abs(value - plain) < 1e-3
     ones = mean_of_parts(torch.full((5,), 3.0))
     parts[1] = torch.empty(0)
     empty = mean_of_parts(parts[rank].clone())
     first = (
-        expect("mean", False, "mean_of_means", got=round(number, 4), want=round(want, 4))
+        expect("mean", False, "mean_of_means", got=round(value, 4), want=round(want, 4))
         if trap
-        else expect_close("mean", number, want, atol=1e-3)
+        else expect_close("mean", got, want, atol=1e-3)
     )
     return [
         first,
-        expect_close("equal", _number(ones), 3.0, atol=1e-4),
-        expect_close("empty", _number(empty), torch.cat(parts).mean().item(), atol=1e-3),
+        expect_close("equal", ones, 3.0, atol=1e-4),
+        expect_close("empty", empty, torch.cat(parts).mean().item(), atol=1e-3),
         expect("small", seen.calls() <= 1, "many", got=seen.calls()),
         expect_sent("bytes", seen, minimum=2 * (world_size - 1) / world_size * 16),
     ]
@@ -262,29 +258,27 @@ def mean_of_parts(values):
 
 def check_same_everywhere(same_everywhere, rank, world_size):
     import torch
-    import torch.distributed as dist
-
-    def ask(x):
-        got = same_everywhere(x)
-        return bool(got) if isinstance(got, torch.Tensor) else got
 
     base = torch.arange(10_000.0)
     x = base.clone()
     with measured() as seen:
-        equal = ask(x)
+        equal = same_everywhere(x)
     one_off = base + (rank == world_size - 1) * (base == 77) * 1e-3
     # The ranks' sum is world_size times the value of the ranks in the middle.
     balanced = base + (rank == 0) * 1.0 - (rank == world_size - 1) * 1.0
     before = balanced.clone()
-    answers = {"one": ask(one_off), "balanced": ask(balanced)}
-    everyone = [None] * world_size
-    dist.all_gather_object(everyone, answers)
-    split = any(a[name] is not everyone[0][name] for a in everyone for name in answers)
+    answers = {"one": same_everywhere(one_off), "balanced": same_everywhere(balanced)}
+    said = {name: as_truth(got) for name, got in answers.items()}
+    everyone = gathered(said)
+    split = any(each != everyone[0] for each in everyone)
+    missed = [
+        expect(name, said[name] is False, "missed", got=describe(got))
+        for name, got in answers.items()
+    ]
     size = base.nbytes
     return [
         expect_close("equal", equal, True),
-        expect("one", answers["one"] is False, "missed", got=repr(answers["one"])),
-        expect("balanced", answers["balanced"] is False, "missed", got=repr(answers["balanced"])),
+        *missed,
         expect("agree", not split, "split"),
         expect("kept", torch.equal(x, base) and torch.equal(balanced, before), "changed"),
         expect_sent("bytes", seen, minimum=2 * (world_size - 1) / world_size * size),

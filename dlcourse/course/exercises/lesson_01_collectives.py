@@ -13,6 +13,7 @@ from dlcourse.course.exercises.judging import (
     expect_close,
     expect_equal,
     expect_sent,
+    gathered,
     measured,
 )
 from dlcourse.course.exercises.registry import Exercise
@@ -107,11 +108,7 @@ def rounds(messages: Sequence[Sequence[Message]]) -> int | None:
 
 def expect_rounds(case: str, seen: Measured, limit: int) -> Finding:
     """All ranks' messages fit into `limit` rounds. A collective: every rank must call it."""
-    import torch.distributed as dist
-
-    everyone: list[list[Message]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, messages_of(seen))
-    got = rounds(everyone)
+    got = rounds(gathered(messages_of(seen)))
     if got is None:
         return expect(case, False, "no_rounds")
     return expect(case, got <= limit, "rounds", got=got, limit=limit)
@@ -127,7 +124,7 @@ def expect_values(case: str, got: Any, want: Any, mistake: str, looks_like: Any)
     import torch
 
     finding = expect_equal(case, got, want)
-    known = isinstance(got, torch.Tensor) and looks_like is not None
+    known = finding["key"] == "far" and looks_like is not None  # the type and the shape are right
     if not finding["ok"] and known and torch.equal(got, looks_like):
         return expect(case, False, mistake)
     return finding
@@ -285,14 +282,13 @@ def transpose(rows):
 
 def check_reduce_scatter(reduce_scatter: Any, rank: int, world_size: int) -> list[Finding]:
     import torch
-    import torch.distributed as dist
 
     from dlcourse.collectives.wire import wire_counters
 
     part = 65_536
     x = torch.arange(float(part * world_size)) % 1000 + rank
     given = x.clone()
-    dist.barrier()
+    gathered(None)  # nothing is on its way any more
     before = wire_counters()
     with measured() as seen:
         got = reduce_scatter(x)
@@ -469,9 +465,11 @@ def check_all_gather(all_gather: Any, rank: int, world_size: int) -> list[Findin
         got = all_gather(part.clone())
     want = torch.cat([torch.arange(1000.0) + 10_000 * k for k in range(world_size)])
     integers = all_gather(torch.full((3,), rank, dtype=torch.int64))
-    mixed_up = isinstance(got, torch.Tensor) and torch.equal(got.sort().values, want)
+    values = expect_equal("values", got, want)
+    if values["key"] == "far" and torch.equal(got.sort().values, want):
+        values = expect("values", False, "order")
     return [
-        expect_values("values", got, want, "order", got if mixed_up else None),
+        values,
         expect_equal("integers", integers, torch.arange(world_size).repeat_interleave(3)),
         expect_only_messages("only", seen),
         expect_sent("bytes", seen, minimum=(world_size - 1) * part.nbytes),

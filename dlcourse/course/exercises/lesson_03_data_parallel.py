@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dlcourse.course.exercises import (
     Exercise,
+    as_list,
+    as_number,
+    describe,
     expect,
     expect_calls,
     expect_sent,
+    gathered,
+    largest,
     measured,
+    not_number,
 )
 
 # --- 03.mean ------------------------------------------------------------------------------------
@@ -29,10 +35,10 @@ def check_mean(mean_over_ranks, rank, world_size):
         with measured() as seen:
             got = mean_over_ranks(parts[rank].clone())
         want = whole.mean().item()
+        answer, got = got, as_number(got)
         if got is None:
-            findings.append(expect(case, False, "none"))
+            findings.append(not_number(case, answer))
             continue
-        got = float(got)
         of_means = sum(p.mean().item() if len(p) else math.nan for p in parts) / world_size
         both_nan = math.isnan(got) and math.isnan(of_means)
         same = both_nan or math.isclose(got, of_means, rel_tol=1e-5)
@@ -125,15 +131,12 @@ def check_buckets(assign, rank, world_size):
 
 
 def _judge_buckets(assign, sizes, cap):
-    buckets = assign(list(sizes), cap)
-    try:
-        buckets = [list(bucket) for bucket in buckets]
-        flat = [position for bucket in buckets for position in bucket]
-        known = all(type(p) is int and 0 <= p < len(sizes) for p in flat)
-    except TypeError:
-        known = False
-    if not known:
-        return [expect("once", False, "not_positions", got=repr(buckets)[:60], last=len(sizes) - 1)]
+    got = assign(list(sizes), cap)
+    buckets = [as_list(bucket) for bucket in as_list(got) or [None]]
+    flat = [position for bucket in buckets for position in bucket or []]
+    if None in buckets or not all(type(p) is int and 0 <= p < len(sizes) for p in flat):
+        values = {"got": describe(got), "last": len(sizes) - 1}
+        return [expect("once", False, "not_positions", **values)]
     shown = _shown(sizes)
     missing = sorted(set(range(len(sizes))) - set(flat))
     twice = sorted({p for p in flat if flat.count(p) > 1})
@@ -350,7 +353,7 @@ def _judge_gradients(step, model, wanted, world_size):
             return expect(case, False, "no_gradient", name=name)
         # float32 sums over the ranks, in any order
         off, allowed = (got - want).abs().max().item(), 1e-5 * want.abs().max().item() + 1e-9
-        if off > allowed:
+        if not off <= allowed:  # a NaN is neither
             summed = (got - world_size * want).abs().max().item() <= world_size * allowed
             key = "summed" if summed else "wrong_again" if step else "wrong"
             return expect(case, False, key, name=name, off=f"{off:.2g}", allowed=f"{allowed:.2g}")
@@ -521,8 +524,6 @@ LIMIT = 1.0  # of the gradient's norm, as in the exercise's loop
 
 
 def check_find_the_bug(train_ranks, rank, world_size):
-    import torch.distributed as dist
-
     counts = [1 + 2 * r for r in range(world_size)]
     same = [4] * world_size
     # One step each; then several, in which one rank's loss goes up and the mean goes down
@@ -541,9 +542,8 @@ def check_find_the_bug(train_ranks, rank, world_size):
     for case, batches in (("large", large), ("uneven", uneven), ("several", several)):
         state = _trained(train_ranks, batches, rank)
         want = _alone(batches)
-        apart = (state - want).abs().max()
-        dist.all_reduce(apart, op=dist.ReduceOp.MAX)  # the ranks tell the same
-        off = f"{apart.item():.2g}"
+        apart = largest((state - want).abs().max())  # the ranks tell the same
+        off = f"{apart:.2g}"
         findings.append(
             expect(case, apart < 1e-9, "far_from_one", off=off, counts=_counts(batches))
         )
@@ -604,12 +604,10 @@ def _alone(batches):
 
 
 def _drift(state):
-    import torch.distributed as dist
+    import torch
 
-    largest, smallest = state.clone(), state.clone()
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
-    return (largest - smallest).max().item()
+    first = torch.tensor(gathered(state.tolist())[0], dtype=state.dtype)
+    return largest((state - first).abs().max())
 
 
 def _counts(batches):

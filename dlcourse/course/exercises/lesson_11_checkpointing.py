@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from dlcourse.course.exercises import Exercise, expect, measured
+from dlcourse.course.exercises import (
+    Exercise,
+    as_number,
+    describe,
+    expect,
+    expect_equal,
+    measured,
+    not_number,
+)
 
 # --- 11.kept ------------------------------------------------------------------------------------
 
@@ -17,9 +25,10 @@ def check_kept(bytes_kept, rank, world_size):
     }
     for case, sizes in cases.items():
         for layers, width, tokens, k in sizes:
-            got = bytes_kept(layers, width, tokens, k)
-            if not isinstance(got, int | float):
-                findings.append(expect(case, False, "none"))
+            answer = bytes_kept(layers, width, tokens, k)
+            got = as_number(answer)
+            if got is None:
+                findings.append(not_number(case, answer))
                 break
             one = 4 * width * tokens
             want = layers * 16 * one if k == 0 else -(-layers // k) * one
@@ -32,7 +41,7 @@ def check_kept(bytes_kept, rank, world_size):
                 key = "rest"
             elif got * tokens == want:
                 key = "tokens"
-            finding = expect(case, got == want, key, got=f"{got:,}", want=f"{want:,}", k=k)
+            finding = expect(case, got == want, key, got=f"{got:,.12g}", want=f"{want:,}", k=k)
             findings.append(finding)
             if not finding["ok"]:
                 break
@@ -142,7 +151,7 @@ def check_place(place, rank, world_size):
         segments = place(n, cost)
         whole = isinstance(segments, list) and all(type(k) is int and k > 0 for k in segments)
         if not whole or sum(segments) > n:
-            shown = repr(segments)[:60]
+            shown = describe(segments)
             findings.append(expect(case, False, "no_placement", got=shown, n=n))
             continue
         best = min(range(1, n + 1), key=lambda k: -(-n // k) + k * cost)
@@ -263,7 +272,7 @@ def check_policy(policy, rank, world_size):
     flops, peak, got = step([1] * config.n_layer)
     kind = bool(answers) and answers <= {CheckpointPolicy}
     more, less = 100 * (flops / plain_flops - 1), 100 * peak / plain_peak
-    same = all(map(torch.equal, got, want))
+    same = None not in got and all(map(torch.equal, got, want))
     return [
         expect("answers", kind, "no_policy", got=", ".join(sorted(a.__name__ for a in answers))),
         expect("same", same, "differs"),
@@ -372,16 +381,17 @@ def check_function(run_again, rank, world_size):
             loss.backward()
         grads = [p.grad for layer in layers for p in layer.parameters()]
         peak = seen.record["memory"]["peaks"]["activations"] / x.nbytes
-        return loss.detach(), x.grad, grads, torch.rand(2), peak, seen.record["flops"]
+        return y.detach(), x.grad, grads, torch.rand(2), peak, seen.record["flops"]
 
-    loss, x_grad, grads, random, _, flops = step(lambda layer, x: layer(x))
-    got_loss, got_x, got, got_random, got_peak, got_flops = step(run_again)
+    want, x_grad, grads, random, _, flops = step(lambda layer, x: layer(x))
+    got_y, got_x, got, got_random, got_peak, got_flops = step(run_again)
     missing = got_x is None or any(g is None for g in got)
     same = not missing and torch.equal(got_x, x_grad) and all(map(torch.equal, got, grads))
     key = "missing" if missing else "dropout"
+    result = expect_equal("loss", got_y, want)
     limit = LAYERS + 20  # inputs, one layer that is alive (9 of them), its backward
     return [
-        expect("loss", torch.equal(got_loss, loss), "loss_differs"),
+        expect("loss", False, "loss_differs") if result["key"] == "far" else result,
         expect("gradients", same, key),
         expect("random", torch.equal(got_random, random), "disturbed"),
         expect("memory", got_peak <= limit, "too_high", got=f"{got_peak:.0f}", want=limit),

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from dlcourse.course.exercises import Exercise, expect, expect_sent, measured
+from dlcourse.course.exercises import (
+    Exercise,
+    as_number,
+    describe,
+    expect,
+    expect_sent,
+    measured,
+)
 
 # --- 12.moved -----------------------------------------------------------------------------------
 
@@ -15,7 +22,10 @@ def check_moved(moved, rank, world_size):
             if not isinstance(got, tuple | list) or len(got) != 2:
                 findings.append(expect(what, False, "pair"))
                 break
-            out, back = got
+            out, back = map(as_number, got)
+            if out is None or back is None:
+                findings.append(expect(what, False, "pair"))
+                break
             again = blocks if what == "parameters" else 0
             want = 2 * parameters, 2 * (parameters + again)
             key = "off"
@@ -31,7 +41,7 @@ def check_moved(moved, rank, world_size):
                 key = "twice"
             elif (out, back) == (want[0], 4 * parameters):
                 key = "rest"
-            shown = {"got": f"{out:,}, {back:,}", "want": f"{want[0]:,}, {want[1]:,}"}
+            shown = {"got": f"{out:,.12g}, {back:,.12g}", "want": f"{want[0]:,}, {want[1]:,}"}
             finding = expect(what, (out, back) == want, key, **shown, parameters=parameters)
             findings.append(finding)
             if not finding["ok"]:
@@ -140,8 +150,8 @@ def check_relay(relay, rank, world_size):
     want = y.square().mean()
     want.backward()
     want = want.item() if rank == world_size - 1 else 0.0
-    got = loss.item() if isinstance(loss, torch.Tensor) else loss
-    right = isinstance(got, int | float) and abs(got - want) < 1e-6
+    got = as_number(loss)
+    right = got is not None and abs(got - want) < 1e-6
     grads = [p.grad for p in own.parameters()]
     missing = any(grad is None for grad in grads)
     close = not missing and all(
@@ -150,7 +160,13 @@ def check_relay(relay, rank, world_size):
     )
     least = x.nbytes * ((rank < world_size - 1) + (rank > 0))
     return [
-        expect("loss", right, "loss_off", got=str(got)[:20], want=f"{want:.4f}"),
+        expect(
+            "loss",
+            right,
+            "loss_off",
+            got=describe(loss if got is None else got),
+            want=f"{want:.4f}",
+        ),
         expect("gradients", close, "missing" if missing else "differs"),
         expect_sent("bytes", seen, minimum=least),
     ]
@@ -428,7 +444,7 @@ def check_balance(balance, rank, world_size):
             sizes = balance(list(costs), devices)
             listed = isinstance(sizes, list | tuple) and all(type(k) is int for k in sizes)
             if not listed or len(sizes) != devices:
-                findings.append(expect(case, False, "sizes", got=repr(sizes)[:40], devices=devices))
+                findings.append(expect(case, False, "sizes", got=describe(sizes), devices=devices))
                 break
             if sum(sizes) != len(costs) or min(sizes) < 1:
                 findings.append(expect(case, False, "sum", got=str(list(sizes)), n=len(costs)))

@@ -1,21 +1,51 @@
-"""Runs in ranks: pack what the learner defined, and judge it in a fresh pool."""
+"""Runs in ranks: pack what the learner defined, and judge it in a fresh pool.
+
+What cells define travels by value. What comes from a learner's own file travels by its name and is
+imported afresh, so the file is judged as it is now, even where the ranks hold an older version.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import importlib.util
 import io
 import linecache
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import sysconfig
+import tempfile
+import traceback
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
+
+from dlcourse.course.exercises.judging import describe, plain
+from dlcourse.panel.strings import t
+
+_COURSE = str(Path(__file__).parents[2]) + os.sep
+_INSTALLED = tuple(
+    os.path.realpath(path) + os.sep
+    for name, path in sysconfig.get_paths().items()
+    if name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+
+
+class AnswerError(Exception):
+    """The checker cannot go on with what the learner's code gave it; says with what, and why."""
 
 
 def pack(names: Sequence[str], namespace: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Pickle the named objects by value, with the source lines that tracebacks will show.
 
-    Returns ``{"payload": bytes, "sources": {file: lines}}``, or ``{"problem": key, …}`` where a
-    name is missing, is no function, or refers to something that cannot leave its process.
+    Returns ``{"payload": bytes, "sources": {file: lines}, "paths": sys.path}``, or
+    ``{"problem": key, …}`` where a name is missing, is no function, or refers to something that
+    cannot leave its process.
     """
     found = sys.modules["__main__"].__dict__ if namespace is None else namespace
     for name in names:
@@ -25,14 +55,68 @@ def pack(names: Sequence[str], namespace: Mapping[str, Any] | None = None) -> di
             return {"problem": "not_callable", "name": name, "kind": type(found[name]).__name__}
     try:
         payload = _dumps([found[name] for name in names])
-    except Exception as error:  # pickling runs code of any object that is referred to
-        return {"problem": "not_sendable", "name": ", ".join(names), "error": str(error)}
-    sources = {
-        code.co_filename: linecache.getlines(code.co_filename)
-        for name in names
-        for code in _codes(found[name])
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # pickling runs code of any object that is referred to
+        return {"problem": "not_sendable", "name": ", ".join(names), "error": _said(error)}
+    changed = _forget_compiled(payload)
+    files = {function.__code__.co_filename for function in _reach([found[name] for name in names])}
+    sources = {file: linecache.getlines(file) for file in files if not os.path.exists(file)}
+    return {
+        "payload": payload,
+        "sources": sources,
+        "paths": [os.getcwd(), *sys.path],
+        "from_ranks": namespace is None,
+        "changed": changed,
     }
-    return {"payload": payload, "sources": sources}
+
+
+def _forget_compiled(payload: bytes) -> list[str]:
+    """Remove Python's compiled copies of the learner's files.
+
+    Python takes one for good by the second and the size of the source: a file that is changed
+    within that second, from `2 * x` to `3 * x`, would be judged as it was.
+
+    Returns the modules that the payload names and whose file has changed since they were imported.
+    """
+    changed = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name != "__main__" and isinstance(file, str) and file.endswith(".py"):
+            if not (os.path.isfile(file) and _is_learners(file)):
+                continue
+            with suppress(OSError):  # there is none, or the folder may only be read
+                os.unlink(importlib.util.cache_from_source(file))
+            named = bytes([0x8C, len(name.encode())]) + name.encode()  # a string in a pickle
+            if named in payload and _is_out_of_date(module, file):
+                changed.append(name)
+    return changed
+
+
+def _is_out_of_date(module: types.ModuleType, file: str) -> bool:
+    """Whether a function of an imported module reads differently in its file now."""
+    try:
+        left = [compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)]
+    except (OSError, SyntaxError, ValueError):
+        return True
+    now = set()
+    while left:
+        code = left.pop()
+        now.add(code)
+        left += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    own = [value for value in vars(module).values() if hasattr(value, "__qualname__")]
+    own = [value for value in own if value.__module__ == module.__name__]
+    members = [vars(value).values() for value in own if isinstance(value, type)]
+    functions = [f for f in (*own, *(m for of in members for m in of)) if hasattr(f, "__code__")]
+    return any(f.__code__ not in now for f in functions if f.__code__.co_filename == file)
+
+
+def _is_learners(file: str) -> bool:
+    """Whether a file is neither the course's nor an installed package's, judged by its place."""
+    if "site-packages" in file or "dist-packages" in file:
+        return False
+    places = _COURSE, *_INSTALLED
+    return not file.startswith(places) and not os.path.realpath(file).startswith(places)
 
 
 class _Pickler(cloudpickle.Pickler):
@@ -62,47 +146,194 @@ def _dumps(value: Any) -> bytes:
 
 
 def judge(
-    payload: bytes, sources: Mapping[str, list[str]], checker: Callable[..., Sequence[Any]]
+    packed: Mapping[str, Any],
+    names: Sequence[str],
+    checker: Callable[..., Sequence[Any]],
+    lang: str,
 ) -> list[dict[str, Any]]:
-    """Run a checker on what was packed; returns its findings, one list from each rank."""
+    """Run a checker on what was packed; returns its findings, one list from each rank.
+
+    Raises:
+        AnswerError: the checker failed, not the learner's code; says what it was given.
+        Exception: what the learner's code raised.
+    """
     import torch
     import torch.distributed as dist
 
-    for name, lines in sources.items():
+    for name, lines in packed["sources"].items():
         linecache.cache[name] = (sum(map(len, lines)), None, lines, name)
-    objects = cloudpickle.loads(payload)
+    sys.path += [path for path in packed["paths"] if path not in sys.path]
+    sys.dont_write_bytecode = True  # see `_forget_compiled`
+    importlib.invalidate_caches()
+    objects = cloudpickle.loads(packed["payload"])
     # The functions bring rank 0's globals with them; here they must see this rank's.
-    own = {k: v for k, v in sys.modules["__main__"].__dict__.items() if not k.startswith("__")}
-    for thing in objects:
-        for scope in _globals(thing):
-            scope.update(own)
+    # Names that a learner gave a meaning of their own, as a wrapped `dist`, keep it.
+    own = {k: v for k, v in vars(sys.modules["__main__"]).items() if not k.startswith("__")}
+    each = {k: own[k] for k in ("rank", "world_size", "device") if packed["from_ranks"]}
+    for scope in _scopes(objects):
+        scope.update({**own, **scope, **each})
     torch.manual_seed(0)
     torch.set_num_threads(1)  # little to compute; two threads wait for each other on a busy machine
-    return list(checker(*objects, dist.get_rank(), dist.get_world_size()))
+    asked = Asked(lang)
+    things = [asked.about(name, thing) for name, thing in zip(names, objects, strict=True)]
+    try:
+        with _errors_held_back():
+            findings = checker(*things, dist.get_rank(), dist.get_world_size())
+    except KeyboardInterrupt as error:
+        if traceback.extract_tb(error.__traceback__)[-1].name == "_on_interrupt":
+            raise  # the notebook's, at the time limit or after another rank's failure
+        raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from None
+    except BaseException as error:
+        own_words = isinstance(error, AnswerError)
+        if not own_words and not asked.raised(error, {*packed["sources"]}, checker):
+            raise asked.unusable(error) from None
+        try:
+            str(error)
+        except Exception:  # a learner's own exception, which cannot be put into words
+            raise RuntimeError(_said(error)).with_traceback(error.__traceback__) from None
+        raise
+    return [{**f, "values": {k: plain(v) for k, v in f["values"].items()}} for f in findings]
 
 
-def _functions(thing: Any) -> list[Any]:
-    """The Python functions of a function, a class or an instance."""
-    if hasattr(thing, "__code__"):
-        return [thing]
-    owner = thing if isinstance(thing, type) else type(thing)
-    members = [vars(base) for base in owner.__mro__ if base is not object]
-    found = []
-    for member in (value for scope in members for value in scope.values()):
-        for candidate in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
-            if hasattr(candidate, "__code__"):
-                found.append(candidate)
-    return found
+@contextmanager
+def _errors_held_back() -> Iterator[None]:
+    """Let what goes to standard error out at the end, and not at all where the process ends first.
+
+    Gloo ends a rank that gets more bytes than it waits for, with some lines about its own source.
+    """
+    sys.stderr.flush()
+    real = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(real, 2)
+            os.close(real)
+            kept.seek(0)
+            os.write(2, kept.read())
 
 
-def _codes(thing: Any) -> list[Any]:
-    return [f.__code__ for f in _functions(thing) if f.__code__.co_filename.startswith("<")]
+class Asked:
+    """The learner's functions as a checker sees them: remembers what was answered last."""
+
+    def __init__(self, lang: str) -> None:
+        self.lang = lang
+        self.answer: tuple[str, str] | None = None  # the name, and what it returned
+        self.error: BaseException | None = None  # the last that left the learner's code
+
+    def about(self, name: str, thing: Callable[..., Any]) -> Callable[..., Any]:
+        """`thing`, with a call that does not fit its parameters refused in words."""
+
+        @functools.wraps(thing, updated=())
+        def ask(*args: Any, **kwargs: Any) -> Any:
+            try:
+                got = thing(*args, **kwargs)
+            except BaseException as error:
+                self.error = error
+                here = error.__traceback__
+                if isinstance(error, TypeError) and here is not None and here.tb_next is None:
+                    words = {"name": name, "number": len(args) + len(kwargs), "error": _said(error)}
+                    raise AnswerError(t("check.parameters", self.lang, **words)) from None
+                raise
+            self.answer = name, describe(got)
+            return got
+
+        return ask
+
+    def raised(self, error: BaseException, files: set[str], checker: Callable[..., Any]) -> bool:
+        """Whether the learner's code raised it: inside a call, or in a hook that it set."""
+        course = checker.__code__.co_filename
+        frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        return error is self.error or any(
+            file in files or (file != course and os.path.isfile(file) and _is_learners(file))
+            for file in frames
+        )
+
+    def unusable(self, error: BaseException) -> AnswerError:
+        """What to tell where the checker itself failed on an answer."""
+        name, answer = self.answer or ("", "None")
+        return AnswerError(
+            t("check.unusable", self.lang, name=name, answer=answer, error=_line(error))
+        )
 
 
-def _globals(thing: Any) -> list[dict[str, Any]]:
-    """Global scopes that came with the learner's code; never those of a real module."""
-    real = {
-        id(vars(module)) for module in list(sys.modules.values()) if hasattr(module, "__dict__")
-    }
-    scopes = {id(f.__globals__): f.__globals__ for f in _functions(thing)}
-    return [scope for key, scope in scopes.items() if key not in real]
+def _line(error: BaseException) -> str:
+    """An exception in one line of a bearable length."""
+    text = f"{type(error).__name__}: {_said(error)}".strip().partition("\n")[0]
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _said(error: BaseException) -> str:
+    """``str(error)``, also where a learner's own exception cannot say it."""
+    try:
+        return str(error)
+    except Exception:
+        return f"({type(error).__name__} without words: its __str__ fails)"
+
+
+def _reach(things: Sequence[Any]) -> Iterator[Any]:
+    """The Python functions that the learner wrote, from what the check takes on through all that
+    it refers to: decorated functions, methods, closures, defaults, and names of its globals."""
+    seen: set[int] = set()
+    left = list(things)
+    while left:
+        thing = left.pop()
+        if id(thing) in seen or isinstance(thing, type(sys)):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, types.FunctionType):
+            left += [cell.cell_contents for cell in thing.__closure__ or () if _filled(cell)]
+            left += [*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+            left += [*vars(thing).values()]
+            if not _of_a_module(thing):
+                yield thing
+                named = {*_names(thing.__code__)}
+                left += [value for key, value in thing.__globals__.items() if key in named]
+        elif isinstance(thing, list | tuple | set | dict):
+            elements = thing.values() if isinstance(thing, dict) else thing
+            left += islice(elements, 1000)  # of data there may be more than anyone wants to see
+        elif isinstance(thing, functools.partial):
+            left += [thing.func, thing.args, thing.keywords]
+        elif isinstance(thing, types.MethodType):
+            left += [thing.__func__, thing.__self__]
+        elif isinstance(thing, staticmethod | classmethod):
+            left.append(thing.__func__)
+        elif isinstance(thing, property):
+            left += [thing.fget, thing.fset]
+        elif isinstance(thing, type):
+            home = sys.modules.get(thing.__module__)
+            if thing.__module__ == "__main__" or getattr(home, thing.__name__, None) is not thing:
+                left += [*vars(thing).values(), *thing.__bases__]
+        else:
+            left.append(type(thing))
+            with suppress(Exception):  # not by `vars`: a learner's class may answer it in any way
+                left.append(object.__getattribute__(thing, "__dict__"))
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # named further down
+        return False
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Global names that a function's code, and functions inside it, may look up."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _of_a_module(function: types.FunctionType) -> bool:
+    """Whether a function's globals are those of a module that was imported."""
+    module = sys.modules.get(function.__globals__.get("__name__", ""))
+    return module is not sys.modules["__main__"] and vars(module or sys) is function.__globals__
+
+
+def _scopes(things: Sequence[Any]) -> list[dict[str, Any]]:
+    """The global scopes of the notebook's cells that came with the learner's code."""
+    scopes = {id(f.__globals__): f.__globals__ for f in _reach(things)}
+    return [scope for scope in scopes.values() if scope.get("__name__") == "__main__"]

@@ -1,0 +1,72 @@
+"""The learner's Stop (Ctrl-C, Jupyter's ■): noted at once, raised only where the engine asks.
+
+A KeyboardInterrupt can come between any two steps of Python. While processes are started, waited
+for or ended it would leave half of them behind, and a double click would break off the clearing up
+after the first click.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Any
+
+AGAIN = 1.0  # seconds: presses that follow sooner are one press of an impatient person
+_innermost: Stops | None = None
+
+
+class Stops:
+    """A block in which a Stop waits for the next `check`; what nobody took is raised at its end.
+
+    In other threads than the main one nothing changes: Python never interrupts those.
+    """
+
+    def __init__(self) -> None:
+        self._counted: float | None = None  # when the last press came that counts
+        self._pressed = False
+        self._deaf = False
+
+    def __enter__(self) -> Stops:
+        global _innermost
+        self._handler: Any = None
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler):  # neither ignored nor left to the system
+                self._outer, _innermost = _innermost, self
+                self._handler = handler
+                signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        global _innermost
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            _innermost = self._outer
+            if self._pressed and error is None:
+                self._handler(signal.SIGINT, None)
+
+    def _press(self, *_: object) -> None:
+        now = time.monotonic()
+        if self._counted is None or now - self._counted >= AGAIN:
+            self._counted, self._pressed = now, True
+
+    def ignore(self) -> None:
+        """From here on, let the block come to its end."""
+        self._deaf = True
+
+    def forget(self) -> None:
+        """A Stop that came too late to stop anything is not raised at the end either."""
+        self._pressed = False
+
+    def take(self) -> None:
+        """Raise KeyboardInterrupt if Stop was pressed."""
+        if self._pressed and not self._deaf:
+            self._pressed = False
+            raise KeyboardInterrupt
+
+
+def check() -> None:
+    """A place where the engine may be interrupted: raises KeyboardInterrupt after a Stop."""
+    if _innermost is not None and threading.current_thread() is threading.main_thread():
+        _innermost.take()
