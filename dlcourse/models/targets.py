@@ -1,7 +1,11 @@
-"""Targets that do not count, and how much each part of a batch counts for its mean loss.
+"""Targets that do not count, how much each part of a batch counts, and what a batch may hold.
 
 A loss is a mean over targets. The mean of the means of two parts is the mean of the whole only
 where both have the same number of targets. So each part is weighted by its number.
+
+Embedding and loss find a wrong token by themselves, but only in the rank that looks it up, in the
+middle of a step, while the others wait. All ranks that share a model have the whole batch, so each
+of them can refuse it before anything is sent.
 """
 
 from __future__ import annotations
@@ -10,6 +14,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from dlcourse.models.gpt import GPTConfig
 
 IGNORED = -100  # a target that does not count: padding. The value that cross_entropy skips
 
@@ -35,3 +42,52 @@ def shares(parts: Sequence[Tensor], total: Tensor | None = None) -> list[Tensor]
 def weighted(loss: Tensor, share: Tensor) -> Tensor:
     """``loss * share``; 0 where the share is 0 and the loss a mean of nothing, which is NaN."""
     return torch.where(share == 0, torch.zeros_like(loss), loss) * share.to(loss.dtype)
+
+
+def check_range(name: str, numbers: Tensor, vocab_size: int, *, ignored: int | None = None) -> None:
+    """Refuse what the embedding of one process would refuse, or with ``ignored`` its loss.
+
+    Raises:
+        ValueError: a number below 0 or from ``vocab_size`` on, other than ``ignored``; a type that
+            torch does not take there.
+    """
+    if numbers.dtype != torch.int64 and (ignored is not None or numbers.dtype != torch.int32):
+        raise ValueError(f"{name} has type {numbers.dtype}: give torch.int64")
+    if isinstance(numbers, FakeTensor) or numbers.is_meta or not numbers.numel():
+        return  # shapes without numbers
+    wrong = (numbers < 0) | (numbers >= vocab_size)
+    if ignored is not None:
+        wrong &= numbers != ignored
+    if wrong.any():
+        raise ValueError(
+            f"{name} has {numbers[wrong][0].item()}: allowed is 0 to {vocab_size - 1}"
+            + ("" if ignored is None else f", or {ignored} for a target that does not count")
+        )
+
+
+def check_batch(
+    tokens_BT: Tensor, targets_BT: Tensor, config: GPTConfig, *, accumulate: int
+) -> None:
+    """Refuse a batch that a GPT of these sizes cannot take in ``accumulate`` micro-batches.
+
+    Raises:
+        ValueError: shapes, types, a token or a target.
+    """
+    if tokens_BT.dim() != 2 or tokens_BT.shape != targets_BT.shape:
+        raise ValueError(
+            f"tokens of shape {tuple(tokens_BT.shape)} and targets of shape "
+            f"{tuple(targets_BT.shape)}: both must be (sequences, positions), the same"
+        )
+    B, T = tokens_BT.shape
+    if not B or B % accumulate:
+        raise ValueError(
+            f"a batch of {B} sequences does not divide into {accumulate} micro-batches: "
+            f"give a multiple of {accumulate}"
+        )
+    if not 1 <= T <= config.block_size:
+        raise ValueError(
+            f"a sequence of {T} tokens does not fit block_size={config.block_size}: "
+            "give shorter sequences or a larger block_size"
+        )
+    check_range("tokens", tokens_BT, config.vocab_size)
+    check_range("targets", targets_BT, config.vocab_size, ignored=IGNORED)

@@ -15,9 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
-from dlcourse.models.targets import IGNORED
+from dlcourse.models.targets import IGNORED, check_range
 from dlcourse.parallel.shards import padded_size
 from dlcourse.parallel.tensor_layers import Group, reduce_from, shard
 
@@ -29,6 +28,10 @@ class VocabParallelEmbedding(nn.Module):
         embedding: the whole table, equal in all ranks.
         group: the ranks that share it; all by default.
         leave: what joins the ranks' rows.
+
+    Raises:
+        ValueError: an option of ``nn.Embedding`` that is not kept here; in forward, tokens outside
+            the table. In every rank.
     """
 
     cut = ("weight",)
@@ -41,44 +44,36 @@ class VocabParallelEmbedding(nn.Module):
         leave: Callable[[Tensor, Group], Tensor] = reduce_from,
     ) -> None:
         super().__init__()
-        for name in ("max_norm", "scale_grad_by_freq", "sparse"):
-            if getattr(embedding, name):
-                raise ValueError(
-                    f"embedding.{name}={getattr(embedding, name)!r}: an embedding that is cut over "
-                    "ranks has no such thing; make it without"
-                )
+        check_embedding(embedding)
         self.group, self.leave = group, leave
-        self.num_embeddings, self.padding_idx = embedding.num_embeddings, embedding.padding_idx
-        padded = padded_size(embedding.num_embeddings, dist.get_world_size(group))
+        self.num_embeddings = embedding.num_embeddings
+        padded = padded_size(self.num_embeddings, dist.get_world_size(group))
         self.weight = shard(embedding.weight, dim=0, group=group, padded=padded)  # (V/p, C)
+        self.padding_row: int | None = None  # is read like others, and learns nothing
+        if embedding.padding_idx is not None:
+            row, mine = local_rows(torch.tensor(embedding.padding_idx), len(self.weight), group)
+            self.padding_row = row.item() if mine else None
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         check_range("tokens", tokens_BT, self.num_embeddings)
         row_BT, mine_BT = local_rows(tokens_BT, self.weight.size(0), self.group)
-        if self.padding_idx is not None:  # its row gets no gradient, and is not zero by itself
-            x_BTC = F.embedding(row_BT, self.weight) * mine_BT[..., None]
-            padding_BT1 = (tokens_BT == self.padding_idx)[..., None]
-            return self.leave(torch.where(padding_BT1, x_BTC.detach(), x_BTC), self.group)
-        x_BTC = F.embedding(row_BT, self.weight) * mine_BT[..., None]
+        x_BTC = F.embedding(row_BT, self.weight, self.padding_row) * mine_BT[..., None]
         return self.leave(x_BTC, self.group)
 
 
-def check_range(name: str, numbers: Tensor, vocab_size: int, *, ignored: int | None = None) -> None:
-    """Refuse numbers outside the vocabulary, in every rank alike: each would find them nowhere.
+def check_embedding(embedding: nn.Module) -> None:
+    """Refuse what is another thing for a part of the batch, of the table or of the ranks.
 
-    Raises:
-        ValueError: a number below 0 or from ``vocab_size`` on, other than ``ignored``.
+    ``max_norm`` changes rows where they are read, ``scale_grad_by_freq`` counts the tokens of one
+    call, and gradients that are ``sparse`` are not sent. ``padding_idx`` is fine.
     """
-    if isinstance(numbers, FakeTensor) or numbers.is_meta or not numbers.numel():
-        return  # shapes without numbers
-    wrong = (numbers < 0) | (numbers >= vocab_size)
-    if ignored is not None:
-        wrong &= numbers != ignored
-    if wrong.any():
-        raise ValueError(
-            f"{name} has {numbers[wrong][0].item()}: allowed is 0 to {vocab_size - 1}"
-            + ("" if ignored is None else f", or {ignored} for a target that does not count")
-        )
+    for name in ("max_norm", "scale_grad_by_freq", "sparse"):
+        value = getattr(embedding, name, None)
+        if value is not None and value is not False:
+            raise ValueError(
+                f"embedding.{name}={value!r}: an embedding that ranks or micro-batches share has "
+                "no such thing; make it without"
+            )
 
 
 def local_rows(tokens: Tensor, num_rows: int, group: Group = None) -> tuple[Tensor, Tensor]:
@@ -92,9 +87,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits_NV: Tensor, targets_N: Tensor, group: Group) -> Tensor:
         row_N, mine_N = local_rows(targets_N, logits_NV.size(1), group)
-        ctx.dtype, logits_NV = logits_NV.dtype, logits_NV.float() if low(logits_NV) else logits_NV
+        ctx.dtype = logits_NV.dtype
         valid_N = targets_N != IGNORED
-        max_N = logits_NV.amax(dim=1)
+        # 16 bits are too few to add exponentials in: from here on 32, or 64
+        max_N = logits_NV.amax(dim=1).to(torch.promote_types(ctx.dtype, torch.float32))
         dist.all_reduce(max_N, op=dist.ReduceOp.MAX, group=group)  # else exp would overflow
         shifted_NV = logits_NV - max_N[:, None]
         target_N = shifted_NV.gather(1, row_N[:, None]).squeeze(1)
@@ -114,11 +110,6 @@ class _CrossEntropy(torch.autograd.Function):
         grad_NV = softmax_NV.scatter_add(1, row_N[:, None], -one_hot_N1)
         scale_N1 = torch.where(valid_N, grad / num_valid, 0.0)[:, None]
         return grad_NV.mul_(scale_N1).to(ctx.dtype), None, None
-
-
-def low(x: Tensor) -> bool:
-    """Whether a tensor has 16 bits or fewer a number: sums of exponentials need more."""
-    return x.is_floating_point() and x.element_size() < 4
 
 
 def parallel_cross_entropy(
@@ -141,10 +132,15 @@ def parallel_cross_entropy(
         type. Its gradient is that of ``F.cross_entropy``.
 
     Raises:
-        ValueError: a target outside the vocabulary; in every rank.
+        ValueError: targets of another shape or type, or outside the vocabulary; in every rank.
     """
     num_columns = logits_NV.size(1)
     num_tokens = num_columns * dist.get_world_size(group) if vocab_size is None else vocab_size
+    if targets_N.shape != logits_NV.shape[:1]:
+        raise ValueError(
+            f"targets_N has shape {tuple(targets_N.shape)}, and logits_NV has {len(logits_NV)} "
+            "rows: give one token number for each"
+        )
     check_range("targets_N", targets_N, num_tokens, ignored=IGNORED)
     if vocab_size is not None:
         num_valid = vocab_size - dist.get_rank(group) * num_columns

@@ -366,7 +366,7 @@ Table([t(f"tensor_parallel.apart{key}") for key in (".what", ".loss", "")], rows
 # 모델은 정답을 확신합니다.
 # %%
 # %%ranks --fast
-from dlcourse.parallel.vocabulary import parallel_cross_entropy
+from dlcourse.parallel.vocabulary import _CrossEntropy, parallel_cross_entropy
 
 torch.manual_seed(0)
 V = 11
@@ -375,7 +375,7 @@ logits[torch.arange(500), targets] += 4
 logits, targets = logits.to(device), targets.to(device)
 exact = F.cross_entropy(logits, targets).item()
 width = V // world_size
-naive = parallel_cross_entropy(logits.narrow(1, rank * width, width), targets).item()
+naive = _CrossEntropy.apply(logits.narrow(1, rank * width, width), targets, None).item()
 padded = F.pad(logits, (0, -V % world_size)).chunk(world_size, dim=1)[rank]
 padded = parallel_cross_entropy(padded, targets, vocab_size=V).item()
 # %%
@@ -385,13 +385,14 @@ numbers = {"right": f"{exact:.4f}", "naive": f"{naive:.4f}", "padded": f"{padded
 print(t("tensor_parallel.naive_vocabulary", off=f"{vocabulary_off:.0%}", **numbers))
 assert abs(padded - exact) < 1e-5 and vocabulary_off > 0.1
 # %% [markdown] lang="en"
-# Again no error. So the vocabulary is **padded** with zeros to the next multiple, and the loss masks
+# Again no error from the sums themselves; `parallel_cross_entropy` refuses a target that no rank has.
+# So the vocabulary is **padded** with zeros to the next multiple, and the loss masks
 # the padding. Megatron pads to a multiple of 128 a rank: 50,257 becomes 51,200 over 8.
 #
 # And the loss? Joining the logits would send $V$ numbers for each token. Softmax needs less: the
 # largest logit, the sum of exponentials, the target's logit. **Three** numbers, for any $V$.
-# %% [markdown] lang="ko" en="90a44b76"
-# 이번에도 오류는 없습니다. 그래서 어휘를 다음 배수까지 0으로 **덧붙이고**, 손실에서는 덧붙인 곳을 가립니다.
+# %% [markdown] lang="ko" en="b9d36bf3"
+# 이번에도 합을 구하는 데서는 오류가 없습니다. 어느 랭크에도 없는 정답은 `parallel_cross_entropy`가 거절합니다. 그래서 어휘를 다음 배수까지 0으로 **덧붙이고**, 손실에서는 덧붙인 곳을 가립니다.
 # Megatron은 랭크마다 128의 배수로 맞춥니다. 랭크가 8개면 50,257이 51,200이 됩니다.
 #
 # 손실은요? 로짓을 모으려면 토큰마다 숫자 $V$개를 보내야 합니다. softmax에는 그만큼 필요 없습니다. 가장 큰 로짓,
