@@ -251,6 +251,9 @@ def _lab(args: argparse.Namespace) -> int:
     if {"--no-browser", "--ServerApp.open_browser=False"} & {*options, *args.extra}:
         told = strings.t("lab.no_browser", args.lang, ssh=serve.tunnel(port), port=port)
         print(told, file=sys.stderr)
+    given = {option.partition("=")[0] for option in args.extra}
+    if given & {"--ip", "--ServerApp.ip"}:  # Lab takes one address only: the user's own
+        options = [option for option in options if not option.startswith("--ServerApp.ip=")]
     command = [sys.executable, "-m", "jupyterlab", *dict.fromkeys([*options, *args.extra])]
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **lab_environment()})
