@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 
 import cloudpickle
 import pytest
@@ -502,3 +503,44 @@ def test_units_are_told_for_every_kind_of_device():
     assert isinstance(has_units(torch.bfloat16, "cpu"), bool)
     assert has_units(torch.float16, "mps")
     assert not has_units(torch.bfloat16, "mps")
+
+
+def steps_of_two_optimizers(make, unscale, infinite):
+    """Parameters and scale after a step with two optimizers, one of which may see an infinity."""
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([p], lr=1.0) for p in parameters]
+    scaler = make(init_scale=8.0)
+    loss = sum((p * torch.tensor([0.25, 0.5])).sum() for p in parameters)
+    scaler.scale(loss).backward()
+    if infinite is not None:
+        parameters[infinite].grad[0] = float("inf")
+    for optimizer in optimizers if unscale else ():
+        scaler.unscale_(optimizer)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    with pytest.raises(RuntimeError):
+        scaler.step(optimizers[0])
+    scaler.update()
+    return [p.tolist() for p in parameters], scaler.get_scale()
+
+
+@pytest.mark.parametrize("infinite", [None, 0, 1])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_two_optimizers_share_a_scaler_as_in_torch(unscale, infinite):
+    wanted = steps_of_two_optimizers(partial(torch.amp.GradScaler, "cpu"), unscale, infinite)
+    assert steps_of_two_optimizers(LossScaler, unscale, infinite) == wanted
+
+
+def test_the_scale_never_falls_to_zero():
+    """Then every gradient would be 0 times infinity; torch's scaler goes there."""
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer, scaler = torch.optim.SGD([parameter], lr=1.0), LossScaler(init_scale=1.0)
+    for step in range(201):
+        optimizer.zero_grad()
+        scaler.scale((parameter * 0.5).sum()).backward()
+        if step < 200:
+            parameter.grad[0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+    assert parameter.item() == 0.5
+    assert scaler.get_scale() == 2.0**-126

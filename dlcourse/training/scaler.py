@@ -22,12 +22,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+SMALLEST = 2.0**-126  # a scale below float32's normal numbers would become 0, and its inverse inf
+
 
 class LossScaler:
     """A dynamic loss scale.
 
     Args:
-        init_scale: the first scale.
+        init_scale: the first scale. No scale goes below 2**-126.
         growth_factor: multiplies it after ``growth_interval`` steps in a row without infinities.
         backoff_factor: multiplies it after a step with an infinity or a NaN.
         process_group: ranks that must skip together, because each sees other gradients (shards).
@@ -46,11 +48,12 @@ class LossScaler:
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         check_factors(init_scale, growth_factor, backoff_factor, growth_interval)
-        self._scale = float(init_scale)
+        self._scale = max(float(init_scale), SMALLEST)
         self.growth_factor, self.backoff_factor = growth_factor, backoff_factor
         self.growth_interval, self.process_group = growth_interval, process_group
         self.quiet_steps = 0
-        self.found_inf: bool | None = None  # of this step; None until it is unscaled
+        self.found_inf: dict[int, bool] = {}  # of this step: each optimizer that was unscaled
+        self.stepped: set[int] = set()  # of this step: each optimizer that has had its turn
 
     def get_scale(self) -> float:
         """The scale of the next loss."""
@@ -67,10 +70,12 @@ class LossScaler:
 
         Raises:
             ValueError: a gradient is in float16; dividing there would make it 0 after all.
-            RuntimeError: it was called before in this step.
+            RuntimeError: it was called before in this step, for this optimizer.
         """
-        if self.found_inf is not None:
-            raise RuntimeError("unscale_() was called before in this step: call update() first")
+        if id(optimizer) in self.found_inf:
+            raise RuntimeError(
+                "unscale_() was called before in this step, for this optimizer: call update() first"
+            )
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         grads = [p.grad for p in parameters if p.grad is not None]
         if any(grad.dtype == torch.float16 for grad in grads):
@@ -84,32 +89,40 @@ class LossScaler:
             found += ~grad.isfinite().all()
         if self.process_group is not None:  # one rank's infinity is every rank's
             dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.process_group)
-        self.found_inf = bool(found)
+        self.found_inf[id(optimizer)] = bool(found)
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Let the optimizer step, unless there are infinities. Returns whether it did."""
-        if self.found_inf is None:
+        """Let the optimizer step, unless its gradients have infinities. Returns whether it did.
+
+        Raises:
+            RuntimeError: this optimizer has had its step since the last update.
+        """
+        if id(optimizer) in self.stepped:
+            raise RuntimeError("step() was called before, for this optimizer: call update() first")
+        if id(optimizer) not in self.found_inf:
             self.unscale_(optimizer)
-        if not self.found_inf:
+        self.stepped.add(id(optimizer))
+        if not self.found_inf[id(optimizer)]:
             optimizer.step()
-        return not self.found_inf
+        return not self.found_inf[id(optimizer)]
 
     def update(self) -> None:
-        """The scale for the next step; call it once a step.
+        """The scale for the next step; call it once a step, after all optimizers.
 
         Raises:
             RuntimeError: there was no ``unscale_`` or ``step`` since the last update.
         """
-        if self.found_inf is None:
+        if not self.found_inf:
             raise RuntimeError("nothing to update: call step(optimizer) before update()")
-        self.quiet_steps = 0 if self.found_inf else self.quiet_steps + 1
-        if self.found_inf:
-            self._scale *= self.backoff_factor
+        any_inf = any(self.found_inf.values())
+        self.quiet_steps = 0 if any_inf else self.quiet_steps + 1
+        if any_inf:
+            self._scale = max(self._scale * self.backoff_factor, SMALLEST)
         elif self.quiet_steps == self.growth_interval:
             self.quiet_steps = 0
             if self._scale * self.growth_factor < 2.0**128:  # float32 ends there
                 self._scale *= self.growth_factor
-        self.found_inf = None
+        self.found_inf, self.stepped = {}, set()
 
 
 def check_factors(
