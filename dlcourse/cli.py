@@ -248,13 +248,11 @@ def _lab(args: argparse.Namespace) -> int:
         print(strings.t("lab.root", args.lang), file=sys.stderr)
     if not serve.has_browser():
         options.append("--no-browser")
-    if {"--no-browser", "--ServerApp.open_browser=False"} & {*options, *args.extra}:
+    if "--no-browser" in (*options, *args.extra):
         told = strings.t("lab.no_browser", args.lang, ssh=serve.tunnel(port), port=port)
         print(told, file=sys.stderr)
-    given = {option.partition("=")[0] for option in args.extra}
-    if given & {"--ip", "--ServerApp.ip"}:  # Lab takes one address only: the user's own
-        options = [option for option in options if not option.startswith("--ServerApp.ip=")]
-    command = [sys.executable, "-m", "jupyterlab", *dict.fromkeys([*options, *args.extra])]
+    options = _unless_given(options, args.extra)
+    command = [sys.executable, "-m", "jupyterlab", *options, *args.extra]
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **lab_environment()})
 
@@ -267,6 +265,16 @@ def lab_arguments(root: Path, lang: str, port: int = serve.FIRST_PORT) -> list[s
         f"--LabApp.default_url={page}",
         f"--ServerApp.ip={serve.ADDRESS}",
         f"--ServerApp.port={port}",
+    ]
+
+
+def _unless_given(options: list[str], given: Sequence[str]) -> list[str]:
+    """Without those that are given too, maybe by their short name: Jupyter refuses both."""
+    names = {option.partition("=")[0] for option in given}
+    return [
+        option
+        for option in options
+        if names.isdisjoint({(name := option.partition("=")[0]), name.replace("ServerApp.", "")})
     ]
 
 
