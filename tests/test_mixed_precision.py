@@ -262,6 +262,105 @@ def test_small_gradients_are_lost_without_a_scale_and_kept_with_one():
     assert got[1] == pytest.approx(4 * 1e-4 * 1e-3 / 16, rel=0.01)
 
 
+def two_optimizers(scaler, *, unscale, bad):
+    """Parameters, whether there was a step, and the scale: one loss, two optimizers."""
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([p], lr=1.0) for p in parameters]
+    loss = sum((p * torch.tensor([0.25, 0.5])).sum() for p in parameters)
+    scaler.scale(loss).backward()
+    if bad is not None:
+        parameters[bad].grad[0] = float("inf")
+    for optimizer in optimizers if unscale else ():
+        scaler.unscale_(optimizer)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
+    return [p.tolist() for p in parameters], scaler.get_scale()
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("bad", [None, 0, 1])
+def test_two_optimizers_share_a_scaler(unscale, bad):
+    found = two_optimizers(LossScaler(8.0), unscale=unscale, bad=bad)
+    assert found == two_optimizers(torch.amp.GradScaler("cpu", 8.0), unscale=unscale, bad=bad)
+    want = [[0.75, 0.5], [0.75, 0.5]]
+    if bad is not None:
+        want[bad] = [1.0, 1.0]
+    assert found == (want, 8.0 if bad is None else 4.0)
+
+
+@pytest.mark.parametrize("start", [2.0**-1074, 2.0**-130, 2.0**-120, 2.0**127, 1e300])
+def test_a_scale_that_falls_to_nothing_still_trains(start):
+    """torch's falls to 0, divides by it, and the parameters are NaN."""
+    p = nn.Parameter(torch.ones(1))
+    optimizer, scaler = torch.optim.SGD([p], lr=1.0), LossScaler(start)
+    for bad in [True] * 300 + [False]:
+        optimizer.zero_grad()
+        scaler.scale((p * 0.5).sum()).backward()
+        if bad:
+            p.grad[0] = float("inf")
+        assert scaler.step(optimizer) is not bad
+        scaler.update()
+    assert p.item() == 0.5 and scaler.get_scale() == 2.0**-126
+
+
+def test_an_abandoned_step_is_not_taken_for_unscaled():
+    p = nn.Parameter(torch.ones(1))
+    optimizer, scaler = torch.optim.SGD([p], lr=1.0), LossScaler(1024.0)
+
+    def backward():
+        optimizer.zero_grad()
+        scaler.scale((p * 0.5).sum()).backward()
+
+    backward()
+    scaler.unscale_(optimizer)  # and here the step was interrupted
+    backward()
+    with pytest.raises(RuntimeError, match=r"made after unscale_.*call update\(\) now"):
+        scaler.step(optimizer)
+    scaler.update()
+    backward()
+    assert scaler.step(optimizer) and p.item() == 0.5
+    with pytest.raises(RuntimeError, match=r"step\(\) was called before"):
+        scaler.step(optimizer)
+    assert p.item() == 0.5
+
+
+@pytest.mark.parametrize("make", [LossScaler, lambda scale: torch.amp.GradScaler("cpu", scale)])
+def test_a_scaler_s_state_is_loaded(make):
+    options = dict(init_scale=2.0**10, growth_interval=3)
+    steps = [False] * 2, [False, True, False, False, False]
+    first = LossScaler(**options)
+    want_scales, _ = walk(LossScaler(**options), steps[0] + steps[1])
+    walk(first, steps[0])
+    second = make(1.0)
+    if make is not LossScaler:
+        second._lazy_init_scale_growth_tracker(torch.device("cpu"))
+    second.load_state_dict(first.state_dict())
+    third = LossScaler(1.0)
+    third.load_state_dict(second.state_dict())
+    assert walk(third, steps[1])[0] == want_scales[len(steps[0]) :]
+    with pytest.raises(ValueError, match="state_dict lacks _growth_tracker, "):
+        third.load_state_dict({})
+
+
+def two_optimizers_one_bad_rank():
+    """Rank 1 has an infinity in its part of the second optimizer's gradients."""
+    scaler, parameters = LossScaler(1024.0, process_group=dist.group.WORLD), []
+    for number in range(2):
+        p = nn.Parameter(torch.ones(2))
+        bad = dist.get_rank() == 1 and number == 1
+        p.grad = torch.full((2,), float("nan") if bad else 1024.0)
+        parameters.append(p)
+    stepped = [scaler.step(torch.optim.SGD([p], lr=0.5)) for p in parameters]
+    scaler.update()
+    return stepped, scaler.get_scale(), [p.tolist() for p in parameters]
+
+
+def test_ranks_skip_the_same_optimizer(two):
+    found = two(two_optimizers_one_bad_rank)
+    assert found == [([True, False], 512.0, [[0.5, 0.5], [1.0, 1.0]])] * 2
+
+
 def one_bad_rank(shared):
     rank = dist.get_rank()
     scaler = LossScaler(1024.0, process_group=dist.group.WORLD if shared else None)
@@ -470,6 +569,7 @@ def test_what_the_scaler_refuses():
         dict(growth_factor=1.0),
         dict(backoff_factor=1.0),
         dict(growth_interval=0),
+        dict(growth_interval=1.5),
     ):
         with pytest.raises(ValueError, match=f"{next(iter(option))}="):
             LossScaler(**option)
