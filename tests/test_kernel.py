@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 import time
 
 import psutil
@@ -17,9 +18,9 @@ PIDS = "import os; print([os.getpid(), *ranks.pids, ranks.host.process.pid])"
 class Kernel:
     """A kernel and what its cells print."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: object) -> None:
         self.manager = KernelManager()
-        self.manager.start_kernel()
+        self.manager.start_kernel(**options)
         self.client = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
@@ -226,6 +227,22 @@ def test_stop_while_the_first_ranks_start(kernel):
             assert "Make them first" in kernel.run("%%ranks\n1")
         assert "Traceback" not in kernel.run("ranks = Ranks(2)")
         assert kernel.run("%%ranks\n1") == "ranks 0-1: 1\n"
+
+
+def test_files_beside_the_notebook_are_not_taken_for_modules_of_the_engine(tmp_path):
+    for name in (*sys.stdlib_module_names, "torch", "numpy", "cloudpickle", "psutil"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('the file of the learner')")
+    (tmp_path / "own_module.py").write_text("VALUE = 42")
+    kernel = Kernel(cwd=str(tmp_path))
+    try:
+        assert kernel.run(SET_UP) == ""
+        text = kernel.run("%%ranks\nimport own_module\nown_module.VALUE")
+        assert text == "ranks 0-1: 42\n"
+        assert kernel.run("ranks.restart(); print(ranks.run(lambda: 1))") == "[1, 1]\n"
+        assert kernel.run("import own_module; print(own_module.VALUE)") == "42\n"
+    finally:
+        kernel.client.stop_channels()
+        kernel.manager.shutdown_kernel(now=True)
 
 
 def test_a_second_pool_replaces_the_first(kernel):
