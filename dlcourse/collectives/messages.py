@@ -25,21 +25,26 @@ class Message:
             self.tensor.copy_(self.buffer)
 
 
-def isend(tensor: Tensor, to: int, group: dist.ProcessGroup | None = None) -> Message:
+def isend(
+    tensor: Tensor, to: int, group: dist.ProcessGroup | None = None, *, tag: int = 0
+) -> Message:
     """Start to send. Do not change ``tensor`` before ``wait()``.
 
     Args:
         to: the other rank's number in the group.
+        tag: only a receive with the same tag takes the message. NCCL knows no tags.
     """
     buffer = tensor.cpu() if goes_over_cpu(tensor, group) else tensor
-    return Message(dist.isend(buffer, group=group, group_dst=to), buffer)
+    return Message(dist.isend(buffer, group=group, group_dst=to, tag=tag), buffer)
 
 
-def irecv(tensor: Tensor, source: int, group: dist.ProcessGroup | None = None) -> Message:
+def irecv(
+    tensor: Tensor, source: int, group: dist.ProcessGroup | None = None, *, tag: int = 0
+) -> Message:
     """Start to receive into ``tensor``, which is there after ``wait()``."""
     over_cpu = goes_over_cpu(tensor, group)
     buffer = torch.empty_like(tensor, device="cpu") if over_cpu else tensor
-    return Message(dist.irecv(buffer, group=group, group_src=source), buffer, tensor)
+    return Message(dist.irecv(buffer, group=group, group_src=source, tag=tag), buffer, tensor)
 
 
 def goes_over_cpu(tensor: Tensor, group: dist.ProcessGroup | None) -> bool:
