@@ -131,6 +131,53 @@ def test_every_target_counts_the_same(four, sides):
     assert max(four.run(uneven, sides)) < 1e-12
 
 
+def step_twice(sides: dict[str, int], zero: bool) -> float:
+    """How far the gradients of two calls are from twice those of one, which one process adds."""
+    mesh = make_mesh(**sides)
+    model = MeshParallel(new_model(0), mesh, num_micro_batches=2, zero=zero)
+    (mine,) = model.optimizer().param_groups
+    batch, found = Corpus(limit=9999).batch(0, micro_batch=4, block=16), []
+    for _ in range(2):
+        model.step(*batch)
+        found.append([p.grad.clone() for p in mine["params"] if p.grad is not None])
+    return max((twice - 2 * once).abs().max().item() for once, twice in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["copies", "zero"])
+def test_gradients_add_up_over_calls(four, zero):
+    for sides in (dict(data=4), dict(data=2, pipeline=2)):
+        assert max(four.run(step_twice, sides, zero)) < 1e-12
+
+
+def one_wrong_batch(sides: dict[str, int]) -> list[str]:
+    """Only the first copy's batch is wrong; all ranks must refuse it, then train on."""
+    mesh, found = make_mesh(**sides), []
+    model = MeshParallel(new_model(0), mesh, num_micro_batches=2)
+    tokens, targets = Corpus(limit=9999).batch(0, micro_batch=4, block=16)
+    wrong = tokens.clone()
+    wrong[0, 0] = 256
+    is_first = mesh.get_local_rank("data") == 0
+    for batch in ((wrong, targets), (tokens, wrong), (tokens[:3], targets[:3])):
+        try:
+            model.step(*(batch if is_first else (tokens, targets)))
+        except ValueError as error:
+            found.append(str(error))
+    model.step(tokens, targets)
+    return found
+
+
+def test_a_wrong_batch_in_one_copy_is_refused_in_every_rank(four):
+    for sides in (dict(data=2, tensor=2), dict(data=2, pipeline=2)):
+        results = four.run(one_wrong_batch, sides)
+        wanted = ["tokens has 256", "targets has 256", "a batch of 3 sequences does not divide"]
+        for messages in results[:2]:
+            for message, words in zip(messages, wanted, strict=True):
+                assert words in message
+        for messages in results[2:]:
+            assert len(messages) == 3
+            assert all("2 of 4 ranks cannot take their batch" in text for text in messages)
+
+
 def test_three_sides_equal_one_process():
     sides = dict(data=2, pipeline=2, tensor=2)
     with Ranks(8, default=False) as pool:

@@ -488,6 +488,122 @@ def test_every_target_counts_the_same(run, ignored):
     assert max(worst for worst, _ in results) < 1e-12
 
 
+def targets_all_ignored(name):
+    """Loss and largest gradient; one process gives NaN and zeros."""
+    pipeline = PipelineParallel(GPT(GPTConfig(n_layer=8, **SMALL)), make_schedule(name, 4, 8))
+    tokens = torch.zeros(8, 8, dtype=torch.long)
+    loss = pipeline.step(tokens, torch.full_like(tokens, -100))
+    largest = max(p.grad.abs().max().item() for p in pipeline.parameters())
+    return loss.isnan().item() == (dist.get_rank() == pipeline.last_rank), largest
+
+
+@on_ranks(4)
+def test_a_batch_without_targets_is_nan_and_no_gradient(run):
+    for name in ("1f1b", "zb_v"):
+        assert run(targets_all_ignored, name) == [(True, 0.0)] * 4
+
+
+def in_autocast(name):
+    """Largest difference of a gradient from one process's, as a part of that gradient's norm."""
+    config = GPTConfig(n_layer=8, **SMALL)
+    batch = Corpus(limit=9999).batch(0, micro_batch=8, block=8)
+    alone, pipeline = GPT(config), PipelineParallel(GPT(config), make_schedule(name, 4, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        alone(*batch).backward()
+        loss = pipeline.step(*batch)
+    theirs = dict(alone.named_parameters())
+    worst = max(
+        ((p.grad - theirs[key].grad).norm() / theirs[key].grad.norm()).item()
+        for stage in pipeline.stages
+        for key, p in stage.named_parameters()
+    )
+    return worst, loss.dtype
+
+
+@on_ranks(4)
+def test_autocast_over_a_pipeline(run):
+    """Products in bf16 are rounded to 2**-9, and in another order for each micro-batch; a wrong
+    type, share or weight would be off by far more than a twentieth."""
+    for name in ("1f1b", "zb_h1"):
+        for worst, dtype in run(in_autocast, name):
+            assert worst < 0.05
+            assert dtype == torch.float32
+
+
+def after_a_failure(name):
+    """A step that fails in all ranks before anything is sent, then one that does not."""
+    schedule = make_schedule(name, 4, 8)
+    config = GPTConfig(n_layer=8, tie_embeddings=True, **SMALL)
+    alone, pipeline = GPT(config).double(), PipelineParallel(GPT(config).double(), schedule)
+    tokens, targets = Corpus(limit=9999).batch(0, micro_batch=8, block=8)
+    alone(tokens, targets).backward()
+    receive = pipeline.runtime.mailbox.receive
+
+    def fail(action):
+        raise RuntimeError("no message")
+
+    pipeline.runtime.mailbox.receive = fail
+    pipeline.workers[0].kept[7] = (tokens, None)  # as a step that got further would leave
+    pipeline.workers[0].waiting[7] = []
+    with pytest.raises(RuntimeError, match="no message"):
+        pipeline.step(tokens, targets)
+    left = sum(len(worker.kept) + len(worker.waiting) for worker in pipeline.workers)
+    pipeline.runtime.mailbox.receive = receive
+    pipeline.zero_grad()
+    pipeline.step(tokens, targets)
+    theirs = dict(alone.named_parameters(remove_duplicate=False))
+    worst = max(
+        (p.grad - theirs[key].grad).abs().max().item()
+        for stage in pipeline.stages
+        for key, p in stage.named_parameters()
+    )
+    return left, worst
+
+
+@on_ranks(4)
+def test_a_step_that_failed_leaves_nothing_behind(run):
+    """Neither activations, nor receives that would take the next step's messages."""
+    for name in ("1f1b", "zb_v"):
+        for left, worst in run(after_a_failure, name):
+            assert left == 0
+            assert worst < 1e-12
+
+
+def test_a_backward_that_failed_defers_nothing_later():
+    """B notes products for W. Where it fails, the next BW must multiply at once again."""
+    stage = Stage(GPT(GPTConfig(n_layer=3, **SMALL)), range(1, 2))
+    worker, x = StageWorker(stage), torch.randn(3, 8, 16)
+    worker.forward(0, x)
+    with pytest.raises(RuntimeError):
+        worker.backward_input(0, torch.ones(1))
+    worker.forward(1, x)
+    worker.backward(1, torch.ones_like(x))
+    assert all(parameter.grad is not None for parameter in stage.parameters())
+
+
+def tied_by_hand(name):
+    """Tied without ``tie_embeddings``; and the number of gradients that differ."""
+    models = [GPT(GPTConfig(n_layer=8, **SMALL)).double() for _ in range(2)]
+    for model in models:
+        model.head.weight = model.token_embedding.weight
+    alone, pipeline = models[0], PipelineParallel(models[1], make_schedule(name, 4, 8))
+    batch = Corpus(limit=9999).batch(0, micro_batch=8, block=8)
+    alone(*batch).backward()
+    pipeline.step(*batch)
+    theirs = dict(alone.named_parameters(remove_duplicate=False))
+    return max(
+        (p.grad - theirs[key].grad).abs().max().item()
+        for stage in pipeline.stages
+        for key, p in stage.named_parameters()
+    )
+
+
+@on_ranks(4)
+def test_embeddings_tied_by_hand(run):
+    for name in ("1f1b", "zb_v"):
+        assert max(run(tied_by_hand, name)) < 1e-12
+
+
 def in_torch(names):
     config = GPTConfig(n_layer=8, **SMALL)
     job = dict(steps=5, batch_size=16, block=8, lr=LR)
@@ -584,6 +700,44 @@ def test_what_ranks_refuse_they_all_refuse(run):
         assert "3 layers cannot fill 4 stages" in messages[1]
         assert "3 layers cannot fill 4 stages" in messages[2]
         assert "a batch of 6 sequences does not divide into 4 micro-batches" in messages[3]
+
+
+def wrong_batches_and_models():
+    """What each refusal says, one after the other: no rank may wait for another."""
+    config = GPTConfig(n_layer=4, **SMALL)
+    pipeline = PipelineParallel(GPT(config), gpipe(4, 4))
+    zeros = torch.zeros(4, 8, dtype=torch.long)
+    long = torch.zeros(4, 9, dtype=torch.long)
+    batches = [(zeros + 256, zeros), (zeros - 1, zeros), (zeros, zeros + 256), (zeros, zeros - 1)]
+    batches += [(long, long), (zeros, zeros[:, :7]), (zeros, zeros.int()), (zeros + 0.0, zeros)]
+    batches += [(zeros[:0], zeros[:0])]
+    calls = [lambda batch=batch: pipeline.step(*batch) for batch in batches]
+    for option in (dict(max_norm=1.0), dict(scale_grad_by_freq=True), dict(sparse=True)):
+        model = GPT(config)
+        model.token_embedding = torch.nn.Embedding(256, 16, **option)
+        calls.append(lambda model=model: PipelineParallel(model, gpipe(4, 4)))
+    shared = GPT(config)
+    shared.blocks[3].mlp.up = shared.blocks[0].mlp.up
+    calls.append(lambda: PipelineParallel(shared, gpipe(4, 4)))
+    found = []
+    for call in calls:
+        try:
+            call()
+            found.append("nothing was refused")
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+@on_ranks(4)
+def test_wrong_batches_and_models_are_refused_in_every_rank(run):
+    wanted = ["tokens has 256", "tokens has -1", "targets has 256", "targets has -1"]
+    wanted += ["9 tokens does not fit block_size=8", "(4, 7)", "targets has type torch.int32"]
+    wanted += ["tokens has type torch.float32", "a batch of 0", "max_norm=1.0"]
+    wanted += ["scale_grad_by_freq=True", "sparse=True", "blocks.3.mlp.up.weight is used in stages"]
+    for messages in run(wrong_batches_and_models):
+        for message, words in zip(messages, wanted, strict=True):
+            assert words in message
 
 
 FAKE = """

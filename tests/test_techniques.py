@@ -98,3 +98,51 @@ def test_every_target_counts_the_same(four, stage):
     """Frozen parameters have no gradient to average, and replicas start from rank 0's."""
     for frozen in ((), ("token_embedding", "head")):
         assert max(four.run(uneven_parts, stage, frozen, 1)) < 1e-9
+
+
+def refused_and_ignored(stage):
+    """What is refused although this rank's own batch may be fine; the loss without any target."""
+    sizes, found = SIZES | dict(tie_embeddings=False), []
+    training = Training(GPT(GPTConfig(**sizes)), Recipe(accumulate=2, stage=stage), lr=0.0)
+    tokens, targets = batches()[0]
+    wrong = tokens.clone()
+    wrong[0, 0] = 256
+    for batch in ((wrong, targets), (tokens, wrong), (tokens[:3], targets[:3])):
+        try:
+            training.step(*(batch if dist.get_rank() == 1 else (tokens, targets)))
+        except ValueError as error:
+            found.append(str(error))
+    loss = training.step(tokens, torch.full_like(targets, -100))
+    gradients = [p.grad for p in training.parameters if p.grad is not None]
+    return found, loss.isnan().item(), all(not gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_wrong_batch_is_refused_in_every_rank(four, stage):
+    wanted = ["tokens has 256", "targets has 256", "a batch of 3 sequences does not divide"]
+    for rank, (messages, is_nan, no_gradient) in enumerate(four.run(refused_and_ignored, stage)):
+        for message, words in zip(messages, wanted, strict=True):
+            assert words in message if rank == 1 else "1 of 4 ranks cannot take" in message
+        assert is_nan and no_gradient  # as one process has it, where no target counts
+
+
+def test_models_that_cannot_be_trained_are_refused():
+    frozen = GPT(GPTConfig(**SIZES)).requires_grad_(False)
+    with pytest.raises(ValueError, match="gpt has no trainable parameter"):
+        Training(frozen, Recipe())
+    gpt = GPT(GPTConfig(**SIZES))
+    gpt.token_embedding.max_norm = 1.0
+    with pytest.raises(ValueError, match=r"embedding.max_norm=1.0"):
+        Training(gpt, Recipe())
+
+
+@pytest.mark.parametrize("precision", ["float32", "autocast", "master", "bfloat16"])
+def test_frozen_parameters_stay_as_they_are(precision):
+    gpt = GPT(GPTConfig(**SIZES | dict(tie_embeddings=False)))
+    gpt.token_embedding.requires_grad_(False)
+    training = Training(gpt, Recipe(precision=precision))
+    before = [p.clone() for p in (gpt.token_embedding.weight, gpt.head.weight)]
+    for tokens, targets in batches()[:2]:
+        training.step(tokens, targets)
+    assert torch.equal(gpt.token_embedding.weight, before[0])
+    assert not torch.equal(gpt.head.weight, before[1])

@@ -28,22 +28,31 @@ class Message:
             self.tensor.copy_(self.buffer)
 
 
-def isend(tensor: Tensor, to: int, group: dist.ProcessGroup | None = None) -> Message:
+def isend(
+    tensor: Tensor, to: int, group: dist.ProcessGroup | None = None, *, tag: int | None = None
+) -> Message:
     """Start to send. Do not change ``tensor`` before ``wait()``.
 
     Args:
         to: the other rank's number in the group.
+        tag: only a receive with the same tag takes the message; by default that of tensors of
+            this size and type. NCCL knows no tags.
     """
     buffer = tensor.cpu() if goes_over_cpu(tensor, group) else tensor
-    work = dist.isend(buffer, group=group, group_dst=to, tag=tag_of(buffer))
+    tag = tag_of(buffer) if tag is None else tag
+    work = dist.isend(buffer, group=group, group_dst=to, tag=tag)
     return Message(work, buffer)
 
 
-def irecv(tensor: Tensor, source: int, group: dist.ProcessGroup | None = None) -> Message:
+def irecv(
+    tensor: Tensor, source: int, group: dist.ProcessGroup | None = None, *, tag: int | None = None
+) -> Message:
     """Start to receive into ``tensor``, which is there after ``wait()``."""
     over_cpu = goes_over_cpu(tensor, group)
     buffer = torch.empty_like(tensor, device="cpu") if over_cpu else tensor
-    work = dist.irecv(buffer, group=group, group_src=source, tag=tag_of(buffer))
+    work = dist.irecv(
+        buffer, group=group, group_src=source, tag=tag_of(buffer) if tag is None else tag
+    )
     return Message(work, buffer, tensor)
 
 

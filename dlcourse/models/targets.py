@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -91,3 +92,40 @@ def check_batch(
         )
     check_range("tokens", tokens_BT, config.vocab_size)
     check_range("targets", targets_BT, config.vocab_size, ignored=IGNORED)
+
+
+def total_targets(
+    tokens_BT: Tensor,
+    targets_BT: Tensor,
+    config: GPTConfig,
+    *,
+    accumulate: int,
+    num_ranks: int = 1,
+    process_group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """How many targets count in the batches of all ranks that share a step. Sends 16 bytes.
+
+    Args:
+        num_ranks: of ``process_group``; 1 sends nothing.
+
+    Raises:
+        ValueError: in every rank, where one of them has a batch that ``check_batch`` refuses.
+    """
+    refusal = None
+    total = count(targets_BT)
+    try:
+        check_batch(tokens_BT, targets_BT, config, accumulate=accumulate)
+    except ValueError as error:
+        refusal = error
+    if num_ranks > 1:
+        numbers = torch.stack([total, torch.full_like(total, refusal is not None)])
+        dist.all_reduce(numbers, group=process_group)
+        total, refused = numbers
+        if refusal is None and not isinstance(refused, FakeTensor) and refused:
+            refusal = ValueError(
+                f"{int(refused)} of {num_ranks} ranks cannot take their batch, and say why; this "
+                "rank's is fine, but a step needs all of them"
+            )
+    if refusal is not None:
+        raise refusal
+    return total

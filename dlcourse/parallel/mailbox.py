@@ -48,6 +48,7 @@ class Mailbox:
             ranks = dist.get_process_group_ranks(group)
             for way in self.groups:
                 self.groups[way] = dist.new_group(ranks, use_local_synchronization=True)
+        self.step = 0  # messages carry it: what a step that failed has left behind is no answer now
         self.channels = {r: self._channel(r) for r in range(schedule.num_ranks) if r != self.rank}
 
     def _channel(self, other: int) -> Channel:
@@ -85,7 +86,7 @@ class Mailbox:
 
     def open(self, like: Tensor) -> None:
         """Begin a step, in which every message has the shape, dtype and device of ``like``."""
-        self.like = like
+        self.like, self.step = like, self.step + 1
         self.here: dict[Message, Tensor] = {}  # from one chunk of this rank to the other
         self.arriving: dict[Message, tuple[Tensor, dist.Work]] = {}
         self.leaving: dict[Message, tuple[Tensor, dist.Work]] = {}
@@ -119,7 +120,7 @@ class Mailbox:
             self.here[message] = tensor
             return
         group = self.groups["up" if self.rank < to else "down"]
-        work = isend(tensor, to, group)
+        work = isend(tensor, to, group, tag=self.step)
         self.leaving[message] = tensor, work  # it has to stay alive until it has left
 
     def close(self) -> None:
@@ -132,6 +133,6 @@ class Mailbox:
         if channel.posted < len(channel.messages):
             tensor = torch.empty_like(self.like)
             group = self.groups["up" if source < self.rank else "down"]
-            work = irecv(tensor, source, group)
+            work = irecv(tensor, source, group, tag=self.step)
             self.arriving[channel.messages[channel.posted]] = tensor, work
             channel.posted += 1

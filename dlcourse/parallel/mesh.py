@@ -27,13 +27,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
-from dlcourse.models.targets import count, shares, weighted
+from dlcourse.models.targets import shares, total_targets, weighted
 from dlcourse.parallel.data import BucketedDataParallel
 from dlcourse.parallel.pipeline import PipelineParallel
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.schedules import one_f_one_b
 from dlcourse.parallel.shards import check_mesh, check_tensor_parallel
 from dlcourse.parallel.tensor import parallel_blocks, tensor_parallel
+from dlcourse.parallel.vocabulary import check_embedding
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.training.accumulation import split
 from dlcourse.training.corpus import Corpus, sequences_per_rank
@@ -92,8 +93,9 @@ class MeshParallel(nn.Module):
         check_tensor_parallel(n_head=config.n_head, n_embd=config.n_embd, size=size["tensor"])
         if not any(parameter.requires_grad for parameter in gpt.parameters()):
             raise ValueError("gpt has no trainable parameter: set requires_grad before")
+        check_embedding(gpt.token_embedding)
         broadcast_module(gpt)
-        self.num_micro_batches = num_micro_batches
+        self.config, self.num_micro_batches = config, num_micro_batches
         self.mesh, self.group = mesh, {side: mesh.get_group(side) for side in SIDES}
         if size["tensor"] > 1 and size["pipeline"] == 1:
             gpt = tensor_parallel(gpt, self.group["tensor"])
@@ -115,16 +117,31 @@ class MeshParallel(nn.Module):
         return torch.optim.AdamW(mine, lr=lr)
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Forward, backward and the copies' mean; returns the mean loss, the same in all ranks.
+        """Forward, backward and the copies' mean; adds to every gradient.
 
-        Every target counts the same, in whichever copy and micro-batch it is: 8 bytes are sent.
+        Returns the mean loss, the same in all ranks.
+        Every target counts the same, in whichever copy and micro-batch it is: 16 bytes are sent.
+
+        Raises:
+            ValueError: in every rank, where one of them has a batch that does not divide into the
+                micro-batches, is too long, or holds what is not in the vocabulary.
         """
-        if isinstance(self.copies, ZeRO1):
+        total = total_targets(
+            tokens_BT,
+            targets_BT,
+            self.config,
+            accumulate=self.num_micro_batches,
+            num_ranks=self.mesh.size(),  # those of one copy have the same batch
+        )
+        shards = self.copies.shards if isinstance(self.copies, ZeRO1) else []
+        before = [shard.grad if shard.grad is None else shard.grad.clone() for shard in shards]
+        if shards:
             self.copies.start_gradients()
-        total = count(targets_BT)
-        dist.all_reduce(total, group=self.group["data"])
-        loss = self.layers.step(tokens_BT, targets_BT, total / self.mesh["data"].size())
+        loss = self.layers.step(tokens_BT, targets_BT, total / self.mesh.size())
         self.copies.sync_gradients()
+        for shard, grad in zip(shards, before, strict=True):
+            if grad is not None:  # of an earlier step(), as one process adds them
+                shard.grad = grad if shard.grad is None else shard.grad + grad
         # The last stage knows the loss; the other stages give zeros
         for side in ("pipeline", "data"):
             dist.all_reduce(loss, group=self.group[side])

@@ -17,12 +17,20 @@ from torch import Tensor, nn
 from dlcourse.collectives.p2p import exchange
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
-from dlcourse.models.targets import shares
+from dlcourse.models.targets import check_batch, shares
 from dlcourse.parallel.mailbox import Mailbox
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.schedules import Action, Schedule
 from dlcourse.parallel.simulate import Gantt, validate
-from dlcourse.parallel.stages import Sleeper, Stage, StageWorker, split_layers
+from dlcourse.parallel.stages import (
+    Sleeper,
+    Stage,
+    StageWorker,
+    check_shared,
+    is_tied,
+    split_layers,
+)
+from dlcourse.parallel.vocabulary import check_embedding
 from dlcourse.training.corpus import Corpus
 
 
@@ -104,7 +112,7 @@ class PipelineParallel(nn.Module):
 
     Raises:
         ValueError: before anything is sent: more stages than layers, ranks that do not match, a
-            schedule that is incomplete or deadlocks.
+            schedule that is incomplete or deadlocks, a matrix that several stages share.
     """
 
     def __init__(
@@ -117,16 +125,19 @@ class PipelineParallel(nn.Module):
     ) -> None:
         super().__init__()
         check_schedule(schedule, dist.get_world_size(process_group), model.config.n_layer)
+        layers = split_layers(model.config.n_layer, schedule.num_stages)
+        check_embedding(model.token_embedding)
+        check_shared(model, layers)
+        self.is_tied = is_tied(model)
         broadcast_module(model, process_group=process_group)
         rank = dist.get_rank(process_group)
-        layers = split_layers(model.config.n_layer, schedule.num_stages)
         stages = [schedule.stage(rank, chunk) for chunk in range(schedule.num_chunks)]
         self.config, self.schedule, self.process_group = model.config, schedule, process_group
         self.stages = nn.ModuleList(Stage(model, layers[stage]) for stage in stages)
         self._join_tied()
         splits = any(action.kind == "B" for action in schedule.ranks[rank])
-        workers = [StageWorker(stage, splits=splits) for stage in self.stages]
-        self.runtime = runtime(schedule, workers, process_group=process_group)
+        self.workers = [StageWorker(stage, splits=splits) for stage in self.stages]
+        self.runtime = runtime(schedule, self.workers, process_group=process_group)
         self.last_rank = schedule.where(schedule.num_stages - 1)[0]
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor, total: Tensor | None = None) -> Tensor:
@@ -139,14 +150,11 @@ class PipelineParallel(nn.Module):
             The mean loss over the batch's targets in the rank of the last stage, 0 in the others.
 
         Raises:
-            ValueError: the batch does not divide into the schedule's micro-batches.
+            ValueError: in every rank, before anything is sent: the batch does not divide into the
+                schedule's micro-batches, is too long, or holds what is not in the vocabulary.
         """
         m = self.schedule.num_micro_batches
-        if tokens_BT.size(0) % m:
-            raise ValueError(
-                f"a batch of {tokens_BT.size(0)} sequences does not divide into {m} micro-batches: "
-                f"give a multiple of {m}"
-            )
+        check_batch(tokens_BT, targets_BT, self.config, accumulate=m)
         inputs, targets = tokens_BT.chunk(m), targets_BT.chunk(m)
         weight = next(self.parameters())
         like = weight.new_empty((*inputs[0].shape, self.config.n_embd))
@@ -159,6 +167,8 @@ class PipelineParallel(nn.Module):
             losses = self.runtime.run(inputs, targets, like, total)
             self._add_tied_gradients(tied)
         finally:
+            for worker in self.workers:
+                worker.forget()
             for copy, grad in zip(tied, before, strict=True):
                 if grad is not None:
                     copy.grad += grad
@@ -168,14 +178,14 @@ class PipelineParallel(nn.Module):
         """Where one rank has both ends of the model, a tied matrix stays one parameter."""
         first = [stage.token_embedding for stage in self.stages if stage.is_first]
         last = [stage.head for stage in self.stages if stage.is_last]
-        if self.config.tie_embeddings and first and last:
+        if self.is_tied and first and last:
             last[0].weight = first[0].weight
 
     def _tied(self) -> list[nn.Parameter]:
         """This rank's copy of a tied matrix whose other copy is in another rank; else nothing."""
         ends = [s.token_embedding.weight for s in self.stages if s.is_first]
         ends += [s.head.weight for s in self.stages if s.is_last]
-        alone = self.config.tie_embeddings and len(ends) == 1 and ends[0].requires_grad
+        alone = self.is_tied and len(ends) == 1 and ends[0].requires_grad
         return ends if alone else []
 
     def _add_tied_gradients(self, tied: list[nn.Parameter]) -> None:

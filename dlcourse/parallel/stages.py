@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +36,24 @@ def split_layers(num_layers: int, num_stages: int) -> list[range]:
     return [range(a, b) for a, b in pairwise(starts)]
 
 
+def is_tied(model: GPT) -> bool:
+    """Whether embedding and output layer are one matrix, by the configuration or by hand."""
+    return model.head.weight is model.token_embedding.weight
+
+
+def check_shared(model: GPT, layers: Sequence[range]) -> None:
+    """Refuse what several stages would train each for itself: ValueError."""
+    owner: dict[nn.Parameter, int] = {}
+    for stage, numbers in enumerate(layers):
+        for i in numbers:
+            for name, parameter in model.blocks[i].named_parameters():
+                if owner.setdefault(parameter, stage) != stage:
+                    raise ValueError(
+                        f"blocks.{i}.{name} is used in stages {owner[parameter]} and {stage} too, "
+                        "and each would train a copy: give every layer a matrix of its own"
+                    )
+
+
 class Stage(nn.Module):
     """Consecutive layers of a GPT; the first stage has the embeddings, the last norm and loss too.
 
@@ -55,7 +73,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleDict({str(i): model.blocks[i] for i in layers})
         if self.is_last:
             self.norm, self.head = model.norm, model.head
-            if model.config.tie_embeddings:
+            if is_tied(model) and not self.is_first:
                 tied = model.head.weight
                 self.head.weight = nn.Parameter(tied.detach().clone(), tied.requires_grad)
 
@@ -117,14 +135,20 @@ class StageWorker:
     def backward_input(self, i: int, grad: Tensor | None) -> Tensor | None:
         """B: as BW, but the matrices get nothing yet."""
         self.notes.now = self.waiting[i] = []
-        x_grad = self.backward(i, grad)
-        self.notes.now = None
-        return x_grad
+        try:
+            return self.backward(i, grad)
+        finally:
+            self.notes.now = None
 
     def backward_weight(self, i: int) -> None:
         """W: adds to the matrices' ``.grad`` what B of micro-batch ``i`` has left out."""
         for weight, x_NI, grad_NO in self.waiting.pop(i):
             torch.autograd.backward(weight, grad_NO.T @ x_NI)
+
+    def forget(self) -> None:
+        """Free what a step that failed has kept."""
+        self.kept.clear()
+        self.waiting.clear()
 
 
 class Notes:

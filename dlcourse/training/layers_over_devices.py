@@ -24,8 +24,17 @@ from torch import Tensor, nn
 from dlcourse.collectives.messages import irecv, isend
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.schedules import Action
-from dlcourse.parallel.stages import Stage
+from dlcourse.parallel.stages import Stage, is_tied
 from dlcourse.training.device_plan import layer_ranges
+
+
+def check_ends(model: GPT, sizes: Sequence[int]) -> None:
+    """Refuse a matrix that the first device and the last would train each for itself."""
+    if len(sizes) > 1 and is_tied(model):
+        raise ValueError(
+            "embedding and output layer are one matrix (tie_embeddings), and would be on two "
+            "devices: untie them, or give one device"
+        )
 
 
 class LayersOverDevices(nn.Module):
@@ -41,6 +50,7 @@ class LayersOverDevices(nn.Module):
         super().__init__()
         if len(sizes) != len(devices):
             raise ValueError(f"{len(sizes)} sizes for {len(devices)} devices: give one each")
+        check_ends(model, sizes)
         ranges = layer_ranges(model.config.n_layer, sizes)
         self.devices = [torch.device(device) for device in devices]
         self.stages = nn.ModuleList(
@@ -71,6 +81,7 @@ class LayersOverRanks(nn.Module):
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         if len(sizes) != self.world_size:
             raise ValueError(f"{len(sizes)} sizes for {self.world_size} ranks: give one each")
+        check_ends(model, sizes)
         self.stage = Stage(model, layer_ranges(model.config.n_layer, sizes)[self.rank])
         self.spans: list[tuple[float, float, Action]] = []  # work of the last step, in seconds
 

@@ -19,12 +19,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dlcourse.measure import mark_step
-from dlcourse.models.targets import count, shares, weighted
+from dlcourse.models.targets import shares, total_targets, weighted
 from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.parallel.vocabulary import check_embedding
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.parallel.zero3 import ZeRO3
-from dlcourse.training.accumulation import MicroBatch, split
+from dlcourse.training.accumulation import split
 from dlcourse.training.master_adamw import MasterAdamW
 from dlcourse.training.precision import check_precision
 from dlcourse.training.recipe import Recipe
@@ -44,7 +45,8 @@ class Training:
             over them; without a stage gradients are averaged (naive data parallelism).
 
     Raises:
-        ValueError: 16 bits on a device that does not compute in them.
+        ValueError: 16 bits on a device that does not compute in them; nothing to train; an
+            embedding whose options are another thing for a part of a batch.
     """
 
     def __init__(
@@ -55,11 +57,14 @@ class Training:
         lr: float = 1e-3,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        self.recipe, self.process_group = recipe, process_group
+        self.recipe, self.config, self.process_group = recipe, gpt.config, process_group
         self.world_size = dist.get_world_size(process_group) if dist.is_initialized() else 1
         self.device = next(gpt.parameters()).device
         if recipe.precision != "float32":
             check_precision(torch.bfloat16, self.device)
+        if not any(parameter.requires_grad for parameter in gpt.parameters()):
+            raise ValueError("gpt has no trainable parameter: set requires_grad before")
+        check_embedding(gpt.token_embedding)
         if recipe.checkpoint:
             checkpoint_blocks(gpt, [1] * len(gpt.blocks), early_stop)
         if recipe.precision in ("master", "bfloat16"):
@@ -70,7 +75,9 @@ class Training:
         if recipe.stage:
             gpt = _STAGES[recipe.stage](gpt, process_group=process_group)
         self.model = gpt
-        self.parameters = gpt.shards if recipe.stage else list(gpt.parameters())
+        self.parameters = (
+            gpt.shards if recipe.stage else [p for p in gpt.parameters() if p.requires_grad]
+        )
         self.optimizer = _optimizer(recipe, self.device)(self.parameters, lr=lr)
 
     def autocast(self) -> AbstractContextManager:
@@ -87,13 +94,15 @@ class Training:
             the mean loss over all their targets.
 
         Raises:
-            ValueError: the micro-batches do not divide the batch.
+            ValueError: in every rank, where one of them has a batch that the micro-batches do not
+                divide, that is too long, or that holds what is not in the vocabulary.
         """
         accumulate, zero = self.recipe.accumulate, self.recipe.stage > 0
+        counts = self._shares(tokens_BT, targets_BT)  # refuses a wrong batch, in every rank
         parts = split(tokens_BT, targets_BT, accumulate=accumulate)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
-        for (tokens_MT, targets_MT), share in zip(parts, self._shares(parts), strict=True):
+        for (tokens_MT, targets_MT), share in zip(parts, counts, strict=True):
             with self.autocast():
                 loss = weighted(self.model(tokens_MT, targets_MT), share)
             loss.backward()
@@ -111,19 +120,23 @@ class Training:
 
     def _average_gradients(self) -> None:
         for parameter in self.parameters:
-            if parameter.requires_grad:
-                if parameter.grad is None:  # not used here; the others wait for this rank's share
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad /= self.world_size  # before the sum: 16 bits could overflow
-                dist.all_reduce(parameter.grad, group=self.process_group)
+            if parameter.grad is None:  # not used here; the others wait for this rank's share
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad /= self.world_size  # before the sum: 16 bits could overflow
+            dist.all_reduce(parameter.grad, group=self.process_group)
 
-    def _shares(self, parts: list[MicroBatch]) -> list[Tensor]:
+    def _shares(self, tokens_BT: Tensor, targets_BT: Tensor) -> list[Tensor]:
         """What each micro-batch counts for, so that every target of every rank counts the same."""
-        targets = [targets_MT for _, targets_MT in parts]
-        total = torch.stack([count(targets_MT) for targets_MT in targets]).sum()
-        if self.world_size > 1:
-            dist.all_reduce(total, group=self.process_group)  # 8 bytes
-        return shares(targets, total / self.world_size)
+        n, ranks = self.recipe.accumulate, self.world_size
+        total = total_targets(
+            tokens_BT,
+            targets_BT,
+            self.config,
+            accumulate=n,
+            num_ranks=ranks,
+            process_group=self.process_group,
+        )
+        return shares(targets_BT.chunk(n), total / ranks)
 
     def weights(self) -> Tensor:
         """All parameters of the model in one row, float32, to compare. In all ranks."""
