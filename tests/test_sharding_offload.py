@@ -462,3 +462,45 @@ def test_what_cannot_be_loaded_is_refused(shards):
         File(shards / name)
     with pytest.raises(ValueError, match=r"each name of model.state_dict"):
         save_shards(GPT(SMALL), shards, [["norm.weight"]])
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("block", [0, 1, 3])
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("kind", [OptimizerOffload, ParameterOffload])
+def test_a_step_that_was_cut_off_leaves_nothing(kind, overlap, block, where):
+    """After an exception in a block the next step is that of one process."""
+
+    class Cut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise ZeroDivisionError
+
+    def cut(module, args, y):
+        if where == "forward":
+            raise ZeroDivisionError
+        return Cut.apply(y)
+
+    config = GPTConfig(block_size=16, n_layer=4, n_head=2, n_embd=32)
+    tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
+    alone, model = GPT(config), GPT(config)
+    optimizer = torch.optim.AdamW(alone.parameters(), lr=1e-3)
+    offload = kind(model, LocalHost(lr=1e-3), overlap=overlap)
+    for step in range(3):
+        optimizer.zero_grad()
+        alone(tokens, tokens).backward()
+        optimizer.step()
+        if step == 1:
+            hook = model.blocks[block].mlp.register_forward_hook(cut)
+            with pytest.raises(ZeroDivisionError):
+                model(tokens, tokens).backward()
+            hook.remove()
+            model.zero_grad()
+        model(tokens, tokens).backward()
+        offload.step()
+    with torch.no_grad():  # float32, Adam's steps on equal gradients: the same to rounding
+        assert abs(model(tokens, tokens) - alone(tokens, tokens)) < 1e-5

@@ -62,6 +62,12 @@ class RankHost:
     def pull(self, unit: Unit) -> Wait:
         return waiting(irecv(unit.row, self.rank))
 
+    def forget(self) -> None:
+        raise RuntimeError(
+            f"a step was cut off, and rank {self.rank}, the host, still waits for the rest of it: "
+            "make the model and both ends of the offload anew, or take LocalHost"
+        )
+
 
 def serve(
     device: int,

@@ -94,6 +94,12 @@ class LocalHost:
         self.arriving.pop(i).result()
         step_of_adam(self.adams[i], self.masters[i], self.buffers[i])
 
+    def forget(self) -> None:
+        for i, copy in self.arriving.items():
+            copy.result()
+            self.buffers[i].copy_(self.masters[i].detach())  # gradients lie where parameters go out
+        self.arriving.clear()
+
     def pull(self, unit: Unit) -> Wait:
         return self._copy(self.back, self.streams[1], unit.row, self.buffers[unit.index]).result
 

@@ -64,6 +64,9 @@ class Host(Protocol):
     def pull(self, unit: Unit) -> Wait:
         """Begin to bring its parameters into ``unit.row``."""
 
+    def forget(self) -> None:
+        """A step was cut off: its gradients do not count. RuntimeError where that cannot be."""
+
 
 class OptimizerOffload:
     """Trains ``model`` with AdamW on a host. Call ``step()`` after each ``backward()``.
@@ -101,6 +104,20 @@ class OptimizerOffload:
         for unit in self.units if overlap else ():
             for p in unit.parameters:
                 p.register_post_accumulate_grad_hook(lambda _, unit=unit: self.has_gradient(unit))
+        model.register_forward_pre_hook(lambda *_: self.begin())
+
+    def begin(self) -> None:
+        """Before forward: what a backward that was cut off has left does not count."""
+        made = [unit for unit in self.units if self.missing[unit] < len(unit.parameters)]
+        if made and any(self.missing.values()):
+            self.host.forget()
+            for wait in self.leaving.values():
+                wait()
+            self.leaving.clear()
+            for unit in made:
+                self.missing[unit] = len(unit.parameters)
+                for p in unit.parameters:
+                    p.grad = None
 
     def has_gradient(self, unit: Unit) -> None:
         """autograd has made one more gradient of this unit."""

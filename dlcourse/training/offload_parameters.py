@@ -38,6 +38,16 @@ class ParameterOffload(OptimizerOffload):
             block.register_forward_pre_hook(lambda _, args, unit=unit: self.enter(unit, args))
             block.register_forward_hook(lambda _, args, y, unit=unit: self.leave(unit, y))
 
+    def begin(self) -> None:
+        """Before forward: blocks that a cut off forward or backward has left here go, too."""
+        super().begin()
+        if any(unit.is_here for unit in self.units[1:]):
+            self.host.forget()
+            for unit in self.units[1:]:
+                if unit in self.coming:
+                    self.coming.pop(unit)()
+                self.drop(unit)
+
     def enter(self, unit: Unit, args: tuple[Tensor, ...]) -> None:
         """Before forward of a block, which has one input: the stream."""
         self.use(unit, unit.index + 1)
