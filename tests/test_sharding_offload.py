@@ -462,3 +462,17 @@ def test_what_cannot_be_loaded_is_refused(shards):
         File(shards / name)
     with pytest.raises(ValueError, match=r"each name of model.state_dict"):
         save_shards(GPT(SMALL), shards, [["norm.weight"]])
+
+
+def test_a_tied_matrix_at_both_ends_is_refused():
+    """Each device would train its own; on one device it stays one."""
+    config = replace(SMALL, tie_embeddings=True)
+    with pytest.raises(ValueError, match="would be on two devices"):
+        LayersOverDevices(GPT(config), [1, config.n_layer - 1], ["cpu", "cpu"])
+    alone, one = GPT(config), LayersOverDevices(GPT(config), [config.n_layer], ["cpu"])
+    tokens = torch.arange(16).view(2, 8)
+    for model in (alone, one):
+        model(tokens, tokens).backward()
+    (stage,) = one.stages
+    assert stage.head.weight is stage.token_embedding.weight
+    assert torch.equal(stage.head.weight.grad, alone.head.weight.grad)
