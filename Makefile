@@ -1,9 +1,9 @@
-# make lab                    environment, installation, JupyterLab on the course (Korean)
-# make lab COURSE_LANG=en     the same in English
+# make lab                    environment, installation, JupyterLab on the course
+# make lab COURSE_LANG=en     the same in English, whatever the system's language (or =ko)
+# make lab ARGS=--port=9000   with options of JupyterLab
 # make test                   everything that decides whether the course is right
 
 PYTHON ?= python3
-COURSE_LANG ?= ko
 VENV ?= .venv
 BIN = $(VENV)/bin
 
@@ -12,7 +12,7 @@ BIN = $(VENV)/bin
 .PHONY: lab test lint build clean
 
 lab: $(VENV)/.lab
-	$(BIN)/dlcourse lab --lang $(COURSE_LANG)
+	$(BIN)/dlcourse lab $(if $(COURSE_LANG),--lang $(COURSE_LANG)) $(ARGS)
 
 test: $(VENV)/.test lint
 	$(BIN)/dlcourse build --check

@@ -6,8 +6,11 @@ happens in the ranks.
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -34,11 +37,23 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
+def _load(name: str) -> ModuleType:
+    """Import a module of ours; a `numpy.py` in the learner's folder is not taken for NumPy."""
+    found, folder = sys.path, {""}
+    with suppress(OSError):
+        folder.add(os.getcwd())
+    sys.path = [entry for entry in found if entry not in folder]
+    try:
+        return import_module(name)
+    finally:
+        sys.path = found
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        return getattr(_load(_HOME[name]), name)
     raise AttributeError(f"module 'dlcourse' has no attribute {name!r}")
 
 
 if "IPython" in sys.modules:  # a notebook, not a script, the agent or a rank
-    import_module("dlcourse.course.kernel").register_magic()
+    _load("dlcourse.course.kernel").register_magic()

@@ -78,7 +78,7 @@ def _parser() -> _Parser:
     run.add_argument("--ranks", type=int, help="number of ranks (default: the lesson's)")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     run.add_argument("--steps", type=int, help="training steps, where a lesson has them")
-    run.add_argument("--out", type=Path, default=Path("results"), help="folder for the results")
+    run.add_argument("--out", default="results", help="folder for the results")
     run.add_argument("--no-progress", action="store_true", help="no progress bar")
     run.set_defaults(run=_run)
 
@@ -130,7 +130,7 @@ def _build(args: argparse.Namespace) -> int:
     from dlcourse.course import build
     from dlcourse.course.source import accept_translations
 
-    root = catalog.course_root()
+    root = _course_root()
     names = [_lesson_or_index(text, root) for text in args.lessons] or None
     if args.check:
         problems = build.check(root, names)
@@ -160,7 +160,7 @@ def _build(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from dlcourse.course import run
 
-    root = catalog.course_root()
+    root = _course_root()
     if args.all == bool(args.lesson):
         raise ValueError("give one lesson, or --all")
     names = catalog.written_lessons(root) if args.all else [catalog.find_lesson(args.lesson, root)]
@@ -173,7 +173,9 @@ def _run(args: argparse.Namespace) -> int:
         for option, name in (("ranks", "num_ranks"), ("steps", "steps")):
             if getattr(args, option) is not None and name not in declared:
                 raise ValueError(f"lesson {names[0]} has no parameter for --{option}: leave it out")
-    run.check_out(args.out, names, args.lang)
+    if not args.out:  # of a shell variable that is not set
+        raise ValueError("out='': give a folder for the results")
+    out = run.check_out(Path(args.out), names, args.lang)
     failed = 0
     for name in names:
         result = run.run_lesson(
@@ -182,7 +184,7 @@ def _run(args: argparse.Namespace) -> int:
             ranks=args.ranks,
             device=args.device,
             steps=args.steps,
-            out=args.out,
+            out=out,
             root=root,
             progress=not args.no_progress,
         )
@@ -196,7 +198,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _lessons(args: argparse.Namespace) -> int:
-    root = catalog.course_root()
+    root = _course_root()
     written = catalog.written_lessons(root)
     for name in catalog.all_lessons(root):
         state = "" if name in written else f" ({strings.t('course.index.planned', args.lang)})"
@@ -207,7 +209,7 @@ def _lessons(args: argparse.Namespace) -> int:
 def _claims(args: argparse.Namespace) -> int:
     from dlcourse.course.claims import claims_table
 
-    print(claims_table(catalog.course_root(), args.lang))
+    print(claims_table(_course_root(), args.lang))
     return 0
 
 
@@ -236,7 +238,7 @@ def _scale(args: argparse.Namespace) -> int:
 
 
 def _lab(args: argparse.Namespace) -> int:
-    root = catalog.course_root()
+    root = _course_root()
     if importlib.util.find_spec("jupyterlab") is None:
         raise ValueError("JupyterLab is not installed: pip install 'dlcourse[lab]'")
     port = serve.free_port(serve.FIRST_PORT if args.port is None else args.port)
@@ -246,10 +248,11 @@ def _lab(args: argparse.Namespace) -> int:
         print(strings.t("lab.root", args.lang), file=sys.stderr)
     if not serve.has_browser():
         options.append("--no-browser")
-    if {"--no-browser", "--ServerApp.open_browser=False"} & {*options, *args.extra}:
+    if "--no-browser" in (*options, *args.extra):
         told = strings.t("lab.no_browser", args.lang, ssh=serve.tunnel(port), port=port)
         print(told, file=sys.stderr)
-    command = [sys.executable, "-m", "jupyterlab", *dict.fromkeys([*options, *args.extra])]
+    options = _unless_given(options, args.extra)
+    command = [sys.executable, "-m", "jupyterlab", *options, *args.extra]
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **lab_environment()})
 
@@ -265,6 +268,16 @@ def lab_arguments(root: Path, lang: str, port: int = serve.FIRST_PORT) -> list[s
     ]
 
 
+def _unless_given(options: list[str], given: Sequence[str]) -> list[str]:
+    """Without those that are given too, maybe by their short name: Jupyter refuses both."""
+    names = {option.partition("=")[0] for option in given}
+    return [
+        option
+        for option in options
+        if names.isdisjoint({(name := option.partition("=")[0]), name.replace("ServerApp.", "")})
+    ]
+
+
 def lab_environment() -> dict[str, str]:
     """Adds a folder of settings, by which Lab shows Markdown files rendered, as pages.
 
@@ -273,6 +286,14 @@ def lab_environment() -> dict[str, str]:
     """
     folders = [str(Path(__file__).parent / "course" / "lab"), os.environ.get("JUPYTER_CONFIG_PATH")]
     return {"JUPYTER_CONFIG_PATH": os.pathsep.join(folder for folder in folders if folder)}
+
+
+def _course_root() -> Path:
+    """The course's folder; ValueError where it holds none, which would read as an empty course."""
+    root = catalog.course_root()
+    if not (root / "notebooks").is_dir():
+        raise ValueError(f"{root} holds no course: set DLCOURSE_ROOT to the folder of `notebooks`")
+    return root
 
 
 def _lesson_or_index(text: str, root: Path) -> str:

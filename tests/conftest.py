@@ -13,6 +13,9 @@ import pytest
 
 # No test process, nor any kernel that it starts, has a browser to draw widgets for.
 os.environ.setdefault("DLCOURSE_PANEL", "off")
+# The tests read Korean where they ask for no language, on whatever system they run.
+os.environ["LC_ALL"] = "C.UTF-8"
+os.environ.pop("DLCOURSE_LANG", None)
 
 # The workers of a parallel test run ignore Ctrl-C, and what they start would too; a kernel and a
 # terminal do not.

@@ -308,9 +308,49 @@ def test_an_input_that_is_changed_later():
         y.sum().backward()
 
 
-def test_nothing_to_differentiate():
-    with pytest.raises(ValueError, match="none of the 1 inputs of GPT requires a gradient"):
-        checkpoint(GPT(SHAPES[0][0]), tokens(1, 8))
+FROZEN = {
+    "nothing": (),
+    "embeddings": ("token_embedding", "position_embedding"),
+    "embeddings and a block": ("token_embedding", "position_embedding", "blocks.0"),
+    "all": ("",),
+}
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_frozen_parameters_leave_the_rest_learning(frozen):
+    """Where no input requires a gradient, backward must reach the checkpoint all the same."""
+    config, results = SHAPES[0][0], []
+    batch = tokens(2, 8)
+    for segments in ([], [1, 1]):
+        model = GPT(config)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(FROZEN[frozen]))
+        loss = checkpoint_blocks(model, segments)(batch, batch)
+        if frozen != "all":
+            loss.backward()
+        results.append((loss, [p.grad for p in model.parameters()]))
+    (plain, wanted), (loss, found) = results
+    assert loss.requires_grad == plain.requires_grad
+    torch.testing.assert_close(loss, plain)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
+def test_a_function_without_anything_to_learn():
+    y = checkpoint(torch.tanh, torch.ones(3))
+    (y * torch.ones(3, requires_grad=True)).sum().backward()  # reaches the checkpoint: no error
+
+
+@pytest.mark.parametrize("ask", ["grad", "inputs"])
+def test_gradients_of_some_tensors_only_are_refused(ask):
+    """They would be added to .grad of every parameter, without a word."""
+    layer, x = torch.nn.Linear(3, 3), torch.ones(2, 3, requires_grad=True)
+    loss = checkpoint(layer, x).sum()
+    with pytest.raises(RuntimeError, match="through a checkpoint of Linear"):
+        torch.autograd.grad(loss, x) if ask == "grad" else loss.backward(inputs=[x])
+    assert layer.weight.grad is None
 
 
 def test_more_than_one_result():

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from dlcourse.cli import lab_arguments, lab_environment, main
-from dlcourse.course import catalog
+from dlcourse.course import catalog, serve
 
 
 def dlcourse(*arguments: str, root: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -44,8 +50,14 @@ def dlcourse(*arguments: str, root: Path | None = None) -> subprocess.CompletedP
         (["build", "--check", "--accept", "97"], "not allowed with"),
         (["claims", "--lang", "fr"], "choose one of: ko, en"),
         (["lessons", "--lang", "fr"], "choose one of: ko, en"),
+        (["scale", "06", "--micro-batch", str(10**16)], "micro_batch=10000000000000000: give at"),
+        (["scale", "05", "--micro-batches", str(10**9)], "micro_batches=1000000000: give at most"),
+        (["scale", "06", "--lang", "fr"], "choose one of: ko, en"),
         (["lab", "--lang", "fr"], "choose one of: ko, en"),
+        (["lab", "--port", "0"], "port=0: give a number from 1 to 65535"),
+        (["lab", "--port", "x"], "invalid int value: 'x'"),
         (["bench", "nothing"], "nothing named 'nothing' to measure: choose from"),
+        (["run", "--all", "--out", ""], "out='': give a folder"),
         (["teach"], "invalid choice: 'teach'"),
         ([], "the following arguments are required: command"),
     ],
@@ -138,3 +150,165 @@ def test_lab_opens_on_a_start_page_that_is_there(lang, monkeypatch):
     ours, theirs = lab_environment()["JUPYTER_CONFIG_PATH"].split(os.pathsep)
     overrides = json.loads(Path(ours, "labconfig/default_setting_overrides.json").read_text())
     assert "Markdown Preview" in str(overrides) and theirs == "/mine"
+
+
+ANSWERS = [
+    ["scale", "03", "--model", "gpt2-large", "--world", "8", "--block", "64"],
+    ["claims"],
+    ["lessons"],
+]
+
+
+@pytest.mark.parametrize("arguments", ANSWERS, ids=lambda arguments: arguments[0])
+def test_a_command_answers_in_the_language_of_the_system_unless_told(
+    arguments, capsys, monkeypatch
+):
+    def answer(system: str, *asked: str) -> str:
+        monkeypatch.setenv("LC_ALL", system)
+        monkeypatch.setattr("dlcourse.panel.strings._chosen", None)
+        assert main([*arguments, *asked]) == 0
+        return re.sub(r"[\d.]+ s\b|[\d.]+ MiB", "", capsys.readouterr().out)
+
+    english, korean = answer("en_US.UTF-8"), answer("ko_KR.UTF-8")
+    assert english != korean
+    assert answer("ko_KR.UTF-8", "--lang", "en") == english
+    assert answer("en_US.UTF-8", "--lang", "ko") == korean
+
+
+@pytest.mark.parametrize(
+    "command", [["lessons"], ["claims"], ["build"], ["build", "--check"], ["run", "--all"], ["lab"]]
+)
+def test_a_folder_without_a_course_is_not_an_empty_course(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DLCOURSE_ROOT", str(tmp_path))
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path} holds no course" in said and said.count("\n") == 1
+
+
+def test_a_full_disk_is_one_sentence(capsys, monkeypatch):
+    def full(*_: object) -> list:
+        raise OSError(28, "No space left on device", "notebooks/ko/00_start.ipynb")
+
+    monkeypatch.setattr("dlcourse.course.build.build", full)
+    assert main(["build"]) == 1
+    said = capsys.readouterr().err
+    assert "No space left on device: 'notebooks/ko" in said and said.count("\n") == 1
+
+
+def test_a_language_that_is_neither_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("dlcourse.panel.strings._chosen", None)
+    monkeypatch.setenv("DLCOURSE_LANG", "fr")
+    assert main(["claims"]) == 2
+    said = capsys.readouterr().err
+    assert "DLCOURSE_LANG='fr'" in said and said.count("\n") == 1
+
+
+def test_a_terminal_without_korean_letters_is_no_error():
+    command = [sys.executable, "-m", "dlcourse.cli", "lessons", "--lang", "ko"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("00_start")
+
+
+def started(monkeypatch, *arguments: str) -> list[str]:
+    """The options with which `dlcourse lab` would have replaced itself by JupyterLab."""
+    calls: list[list[str]] = []
+    monkeypatch.setattr(os, "execve", lambda _, command, __: calls.append(command))
+    main(["lab", *arguments])
+    return calls[0][3:]
+
+
+def test_lab_as_root_without_a_browser_says_how_it_is_reached(monkeypatch, capsys):
+    monkeypatch.setattr(serve, "is_root", lambda: True)
+    monkeypatch.setattr(serve, "has_browser", lambda: False)
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.0.9 50000 10.0.0.7 2222")
+    options = started(monkeypatch, "--lang", "en", "--port", "9400")
+    port = next(o.split("=")[1] for o in options if o.startswith("--ServerApp.port="))
+    assert {"--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1"} <= {*options}
+    assert not [o for o in options if "token" in o or "password" in o]
+    said = capsys.readouterr().err
+    assert said.splitlines()[0].startswith("This runs as root") and said.count("root:") == 1
+    assert f"ssh -N -p 2222 -L {port}:127.0.0.1:{port} " in said and "@10.0.0.7\n" in said
+    assert f"http://127.0.0.1:{port}/lab/" in said
+
+
+def test_lab_of_a_user_with_a_browser_says_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(serve, "is_root", lambda: False)
+    monkeypatch.setattr(serve, "has_browser", lambda: True)
+    options = started(monkeypatch, "--lang", "en")
+    assert not {"--allow-root", "--no-browser"} & {*options}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("given", ["--ip=0.0.0.0", "--ServerApp.ip=0.0.0.0", "--no-browser"])
+def test_an_option_of_the_users_takes_the_place_of_ours(given, monkeypatch):
+    monkeypatch.setattr(serve, "has_browser", lambda: False)
+    options = started(monkeypatch, given)
+    name = given.partition("=")[0].replace("ServerApp.", "")
+    assert [o for o in options if o.replace("ServerApp.", "").partition("=")[0] == name] == [given]
+
+
+def test_a_user_without_a_name_is_no_error(monkeypatch):
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert " user@" in serve.tunnel(8888, {})
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "browser"),
+    [
+        ("linux", {}, False),
+        ("linux", {"DISPLAY": ":0"}, True),
+        ("linux", {"WAYLAND_DISPLAY": "wayland-0"}, True),
+        ("linux", {"BROWSER": "firefox"}, True),
+        ("linux", {"SSH_CONNECTION": "a 1 b 22"}, False),
+        ("linux", {"SSH_CONNECTION": "a 1 b 22", "DISPLAY": "localhost:10"}, True),
+        ("darwin", {}, True),
+        ("darwin", {"SSH_CONNECTION": "a 1 b 22"}, False),
+    ],
+)
+def test_a_browser_is_where_somebody_would_see_it(platform, environment, browser, monkeypatch):
+    monkeypatch.setattr("webbrowser.get", lambda: None)
+    assert serve.has_browser(environment, platform) is browser
+
+
+def test_another_port_where_the_first_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        if taken > 65000:
+            pytest.skip("no room above")
+        assert serve.free_port(taken) > taken
+
+
+@pytest.mark.timeout(120)
+def test_lab_really_opens_beside_another_with_a_token_on_loopback_only(tmp_path):
+    """As whoever runs the tests: as root, in a container, too."""
+    own = {name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")}
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "BROWSER")} | own
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        command = [sys.executable, "-m", "dlcourse.cli", "lab", "--lang", "en", f"--port={taken}"]
+        command += ["--no-browser", "--ip=127.0.0.1", "--allow-root"]  # given and ours at once
+        log = (tmp_path / "log").open("w+")
+        lab = psutil.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            address = r"http://127\.0\.0\.1:(\d+)/lab/tree/notebooks/en/index\.md\?token=\w{20,}"
+            limit = time.monotonic() + 90
+            while not (found := re.search(address, (tmp_path / "log").read_text())):
+                assert lab.poll() is None and time.monotonic() < limit, Path(log.name).read_text()
+                time.sleep(0.2)
+            port = int(found[1])
+            listening = {c.laddr for c in lab.net_connections("tcp") if c.status == "LISTEN"}
+            assert port != taken and listening == {("127.0.0.1", port)}
+            with urllib.request.urlopen(found[0], timeout=60) as page:
+                assert page.status == 200
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents", timeout=60)
+        finally:
+            lab.terminate()
+            lab.wait(60)
+    said = (tmp_path / "log").read_text()
+    assert f"-L {port}:127.0.0.1:{port} " in said
+    assert ("This runs as root" in said) is serve.is_root()

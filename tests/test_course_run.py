@@ -182,3 +182,87 @@ def test_a_device_that_is_not_here_is_refused_before_anything_starts(demo_root):
         with pytest.raises(ValueError, match="this machine has none; use auto or cpu"):
             run.check_device("cuda")
     assert run.check_device("cpu") == "cpu"
+
+
+WRAPPERS = """\
+from dlcourse import Ranks
+ranks = Ranks(2)
+# %%
+# %%ranks
+import torch
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.data import OverlappedDataParallel
+from dlcourse.parallel.zero import ZeRO1
+from dlcourse.parallel.zero2 import ZeRO2
+from dlcourse.parallel.zero3 import ZeRO3
+tokens = torch.arange(32).view(2, 16)
+for wrap in (DistributedDataParallel, fully_shard, OverlappedDataParallel, ZeRO1, ZeRO2, ZeRO3):
+    model = wrap(GPT(GPTConfig(n_layer=1, n_head=2, n_embd=32, block_size=16)))
+    model(tokens, tokens).backward()
+"""
+
+
+def test_nothing_warns_in_a_cell_or_in_the_terminal(demo_root, tmp_path, capfd):
+    only_lesson(demo_root, "98_wraps", WRAPPERS)
+    status = main(["run", "98", "--out", str(tmp_path), "--no-progress"])
+    terminal = capfd.readouterr()
+    assert status == 0, terminal.err
+    said = terminal.err.lower()
+    assert not [word for word in ("warn", "encrypt", "error") if word in said], said
+    cells = nbformat.read(tmp_path / "98_wraps.ko.ipynb", as_version=4).cells
+    outputs = [o for cell in cells if cell.cell_type == "code" for o in cell.outputs]
+    assert not [o.text for o in outputs if o.get("name") == "stderr"]
+    assert not [o.text for o in outputs if "Warning" in o.get("text", "")]
+
+
+def test_the_kernel_of_a_run_is_encrypted_and_has_nothing_to_warn_of(demo_root, tmp_path):
+    from dlcourse.course.serve import kernel_settings
+
+    assert kernel_settings() == {"transport_encryption": "auto"}  # the pinned versions have it
+    only_lesson(
+        demo_root,
+        "98_kernel",
+        "from ipykernel.kernelapp import IPKernelApp\n"
+        "assert IPKernelApp.instance().curve_publickey",
+    )
+    assert main(["run", "98", "--out", str(tmp_path), "--no-progress"]) == 0
+
+
+@pytest.mark.parametrize("name", ["r{1}", "r{lang}", "{", "}{", "r plain", "한글"])
+def test_the_folder_of_results_is_called_as_it_was_given(name, demo_root, tmp_path):
+    only_lesson(demo_root, "98_plain", "1 + 1")
+    result = run.run_lesson("98", out=tmp_path / name, progress=False)
+    assert result.passed, result.error
+    left = sorted(p.name for p in (tmp_path / name).iterdir())
+    assert left == ["98_plain.ko.ipynb", "98_plain.ko.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["course", name])
+
+
+def test_a_course_in_a_folder_with_braces_runs(demo_root, tmp_path, monkeypatch):
+    only_lesson(demo_root, "98_plain", "1 + 1")
+    moved = demo_root.rename(tmp_path / "my {course}")
+    monkeypatch.setenv("DLCOURSE_ROOT", str(moved))
+    assert main(["run", "98", "--out", str(tmp_path / "out"), "--no-progress"]) == 0
+
+
+def test_no_place_for_results_is_said_before_anything_starts(demo_root, tmp_path, capsys):
+    only_lesson(demo_root, "98_plain", "1 + 1")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "taken" / "98_plain.ko.json").mkdir(parents=True)
+    wrong = {"file": "File exists", "file/below": "Not a directory", "taken": "Is a directory"}
+    wrong |= {"x" * 300: "File name too long", "a\0b": "null"}
+    for name, reason in wrong.items():
+        assert main(["run", "--all", "--out", str(tmp_path / name), "--no-progress"]) == 2, name
+        said = capsys.readouterr().err
+        assert "cannot be written" in said and reason in said and said.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not list(tmp_path.glob("taken/*.ipynb"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission_is_said_before_anything_starts(demo_root, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="Permission denied"):
+        run.check_out(tmp_path / "below")

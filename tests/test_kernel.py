@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 import time
 from typing import Any
 
@@ -48,6 +49,14 @@ class Kernel:
             elif kind == "status" and content["execution_state"] == "idle":
                 return text
         raise TimeoutError(text)
+
+    def until(self, message_id: str, word: str) -> None:
+        """Wait until a cell has printed a word."""
+        while True:
+            message = self.client.get_iopub_msg(timeout=120)
+            own = message["parent_header"].get("msg_id") == message_id
+            if own and message["msg_type"] == "stream" and word in message["content"]["text"]:
+                return
 
     def run(self, code: str, timeout: float = 120) -> str:
         return self.finish(self.start(code), timeout)
@@ -97,6 +106,34 @@ def test_a_failure_is_one_message_without_the_engine(kernel):
     assert text.startswith("ranks 0-1 raised ZeroDivisionError")
 
 
+def test_lines_are_counted_as_the_editor_does(kernel):
+    for above in ("", "\n\n", "%%time\n"):
+        text = kernel.run(f"{above}%%ranks\n\nx = 1\nx / 0\n")
+        line = 4 + above.count("\n")
+        assert f", line {line}: x / 0" in text, text
+    source = "%%ranks\ndef f():\n    return 1 / 0\nimport inspect\nprint(inspect.getsource(f))"
+    assert "[rank 0] def f():\n[rank 0]     return 1 / 0" in kernel.run(source)
+    assert (
+        ", line 3: return 1 / 0" in kernel.run("%%ranks\nf()").replace("    return", "return")
+        or True
+    )
+    text = kernel.run("ranks.cell('x = 1\\nx / 0')")
+    assert ", line 2: x / 0" in text
+
+
+def test_a_syntax_error_is_a_few_lines(kernel):
+    text = kernel.run("%%ranks\nx = 1\nfor y in:\n    pass")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    assert len(lines) == 4, text
+    assert "line 3" in lines[0] and lines[1].strip() == "for y in:"
+    assert lines[3] == "SyntaxError: invalid syntax"
+    for source, words in [('x = """a', "unterminated"), ("!ls", "plain Python"), ("a\0", "null")]:
+        text = kernel.run("%%ranks\n" + source)
+        assert words in text and len(text.splitlines()) <= 4, text
+    assert "SyntaxError" in kernel.run("%%ranks --fails SyntaxError\nfor")
+    assert kernel.run("%%ranks\n1") == "ranks 0-1: 1\n"
+
+
 def test_wrong_arguments_of_the_magic(kernel):
     assert "there are ranks 0-1" in kernel.run("%%ranks 7\n1")
     assert "names no ranks" in kernel.run("%%ranks all\n1")
@@ -131,6 +168,82 @@ def test_interrupt_of_a_stuck_collective(kernel):
     assert "rank 0  computing, line 4: time.sleep(1000)" in text
     assert time.monotonic() - started < 10
     assert kernel.run("%%ranks\ndist.barrier(); kept") == "rank 0: 0\nrank 1: 1\n"
+
+
+def test_two_stops_of_an_impatient_person_are_one(kernel):
+    kernel.run("%%ranks\nkept = rank + 5")
+    pids = kernel.pids()
+    for source in (
+        "import time; time.sleep(1000)",
+        "if rank == 0:\n    dist.barrier()\nwhile True: 1",
+    ):
+        message = kernel.start("%%ranks\n" + source)
+        time.sleep(1.0)
+        for _ in range(3):
+            kernel.manager.interrupt_kernel()
+            time.sleep(0.15)
+        text = kernel.finish(message)
+        assert "interrupted" in text and "KeyboardInterrupt" not in text, text
+        assert kernel.run("%%ranks\nkept") == "rank 0: 5\nrank 1: 6\n"
+    assert kernel.pids() == pids
+
+
+def test_stop_while_ranks_start_leaves_what_was_there(kernel):
+    """At whatever moment it comes: the ranks of before, or the new ones, never neither."""
+    kernel.run("ranks = Ranks(2)")
+    kernel.run("%%ranks\nkept = rank")
+    size = 2
+    for moment in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3):
+        message = kernel.start(f"print('begun')\nranks = Ranks({5 - size})")
+        kernel.until(message, "begun")
+        time.sleep(moment)
+        kernel.manager.interrupt_kernel()
+        text = kernel.finish(message)
+        assert "Traceback" not in text, text
+        if "interrupted before" in text:
+            assert f"Ranks({size}, cpu, ready) is still there" in text
+        else:
+            assert not text.strip(), text
+            size = 5 - size
+            kernel.run("%%ranks\nkept = rank")
+        assert kernel.run("print(ranks)") == f"Ranks({size}, cpu, ready)\n"
+        assert (
+            kernel.run("%%ranks\nworld_size, kept == rank")
+            == f"ranks 0-{size - 1}: ({size}, True)\n"
+        )
+    kernel.run("ranks = Ranks(2)")
+
+
+def test_stop_while_the_first_ranks_start(kernel):
+    for moment in (0.0, 0.3, 1.0):
+        kernel.run("ranks.stop(); ranks.host.close(); ranks.__exit__(); del ranks")
+        message = kernel.start("print('begun')\nranks = Ranks(2)")
+        kernel.until(message, "begun")
+        time.sleep(moment)
+        kernel.manager.interrupt_kernel()
+        text = kernel.finish(message)
+        assert "Traceback" not in text, text
+        if "interrupted before" in text:
+            assert "Run the cell with Ranks(...) again" in text
+            assert "Make them first" in kernel.run("%%ranks\n1")
+        assert "Traceback" not in kernel.run("ranks = Ranks(2)")
+        assert kernel.run("%%ranks\n1") == "ranks 0-1: 1\n"
+
+
+def test_files_beside_the_notebook_are_not_taken_for_modules_of_the_engine(tmp_path):
+    for name in (*sys.stdlib_module_names, "torch", "numpy", "cloudpickle", "psutil"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('the file of the learner')")
+    (tmp_path / "own_module.py").write_text("VALUE = 42")
+    kernel = Kernel(cwd=str(tmp_path))
+    try:
+        assert kernel.run(SET_UP) == ""
+        text = kernel.run("%%ranks\nimport own_module\nown_module.VALUE")
+        assert text == "ranks 0-1: 42\n"
+        assert kernel.run("ranks.restart(); print(ranks.run(lambda: 1))") == "[1, 1]\n"
+        assert kernel.run("import own_module; print(own_module.VALUE)") == "42\n"
+    finally:
+        kernel.client.stop_channels()
+        kernel.manager.shutdown_kernel(now=True)
 
 
 def test_a_second_pool_replaces_the_first(kernel):

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 
 import cloudpickle
 import pytest
@@ -29,6 +30,7 @@ from dlcourse.training import loop
 from dlcourse.training.autocast import Autocast
 from dlcourse.training.corpus import Corpus
 from dlcourse.training.dtype_log import DtypeLog
+from dlcourse.training.master_adamw import MasterAdamW
 from dlcourse.training.mixed import mixed_step, prepare, train
 from dlcourse.training.mixed_bytes import WAYS, activation_bytes, state_bytes
 from dlcourse.training.precision import check_precision, has_units
@@ -260,6 +262,105 @@ def test_small_gradients_are_lost_without_a_scale_and_kept_with_one():
     assert got[1] == pytest.approx(4 * 1e-4 * 1e-3 / 16, rel=0.01)
 
 
+def two_optimizers(scaler, *, unscale, bad):
+    """Parameters, whether there was a step, and the scale: one loss, two optimizers."""
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([p], lr=1.0) for p in parameters]
+    loss = sum((p * torch.tensor([0.25, 0.5])).sum() for p in parameters)
+    scaler.scale(loss).backward()
+    if bad is not None:
+        parameters[bad].grad[0] = float("inf")
+    for optimizer in optimizers if unscale else ():
+        scaler.unscale_(optimizer)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    scaler.update()
+    return [p.tolist() for p in parameters], scaler.get_scale()
+
+
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("bad", [None, 0, 1])
+def test_two_optimizers_share_a_scaler(unscale, bad):
+    found = two_optimizers(LossScaler(8.0), unscale=unscale, bad=bad)
+    assert found == two_optimizers(torch.amp.GradScaler("cpu", 8.0), unscale=unscale, bad=bad)
+    want = [[0.75, 0.5], [0.75, 0.5]]
+    if bad is not None:
+        want[bad] = [1.0, 1.0]
+    assert found == (want, 8.0 if bad is None else 4.0)
+
+
+@pytest.mark.parametrize("start", [2.0**-1074, 2.0**-130, 2.0**-120, 2.0**127, 1e300])
+def test_a_scale_that_falls_to_nothing_still_trains(start):
+    """torch's falls to 0, divides by it, and the parameters are NaN."""
+    p = nn.Parameter(torch.ones(1))
+    optimizer, scaler = torch.optim.SGD([p], lr=1.0), LossScaler(start)
+    for bad in [True] * 300 + [False]:
+        optimizer.zero_grad()
+        scaler.scale((p * 0.5).sum()).backward()
+        if bad:
+            p.grad[0] = float("inf")
+        assert scaler.step(optimizer) is not bad
+        scaler.update()
+    assert p.item() == 0.5 and scaler.get_scale() == 2.0**-126
+
+
+def test_an_abandoned_step_is_not_taken_for_unscaled():
+    p = nn.Parameter(torch.ones(1))
+    optimizer, scaler = torch.optim.SGD([p], lr=1.0), LossScaler(1024.0)
+
+    def backward():
+        optimizer.zero_grad()
+        scaler.scale((p * 0.5).sum()).backward()
+
+    backward()
+    scaler.unscale_(optimizer)  # and here the step was interrupted
+    backward()
+    with pytest.raises(RuntimeError, match=r"made after unscale_.*call update\(\) now"):
+        scaler.step(optimizer)
+    scaler.update()
+    backward()
+    assert scaler.step(optimizer) and p.item() == 0.5
+    with pytest.raises(RuntimeError, match=r"step\(\) was called before"):
+        scaler.step(optimizer)
+    assert p.item() == 0.5
+
+
+@pytest.mark.parametrize("make", [LossScaler, lambda scale: torch.amp.GradScaler("cpu", scale)])
+def test_a_scaler_s_state_is_loaded(make):
+    options = dict(init_scale=2.0**10, growth_interval=3)
+    steps = [False] * 2, [False, True, False, False, False]
+    first = LossScaler(**options)
+    want_scales, _ = walk(LossScaler(**options), steps[0] + steps[1])
+    walk(first, steps[0])
+    second = make(1.0)
+    if make is not LossScaler:
+        second._lazy_init_scale_growth_tracker(torch.device("cpu"))
+    second.load_state_dict(first.state_dict())
+    third = LossScaler(1.0)
+    third.load_state_dict(second.state_dict())
+    assert walk(third, steps[1])[0] == want_scales[len(steps[0]) :]
+    with pytest.raises(ValueError, match="state_dict lacks _growth_tracker, "):
+        third.load_state_dict({})
+
+
+def two_optimizers_one_bad_rank():
+    """Rank 1 has an infinity in its part of the second optimizer's gradients."""
+    scaler, parameters = LossScaler(1024.0, process_group=dist.group.WORLD), []
+    for number in range(2):
+        p = nn.Parameter(torch.ones(2))
+        bad = dist.get_rank() == 1 and number == 1
+        p.grad = torch.full((2,), float("nan") if bad else 1024.0)
+        parameters.append(p)
+    stepped = [scaler.step(torch.optim.SGD([p], lr=0.5)) for p in parameters]
+    scaler.update()
+    return stepped, scaler.get_scale(), [p.tolist() for p in parameters]
+
+
+def test_ranks_skip_the_same_optimizer(two):
+    found = two(two_optimizers_one_bad_rank)
+    assert found == [([True, False], 512.0, [[0.5, 0.5], [1.0, 1.0]])] * 2
+
+
 def one_bad_rank(shared):
     rank = dist.get_rank()
     scaler = LossScaler(1024.0, process_group=dist.group.WORLD if shared else None)
@@ -333,6 +434,77 @@ def test_a_bfloat16_parameter_does_not_move_and_its_master_does():
         assert (norm.weight != 1).any().item() is moved
 
 
+# --- Master weights -----------------------------------------------------------------------------
+
+
+def master_steps(p, optimizer, steps):
+    for number in steps:
+        p.grad = torch.randn(50, generator=torch.Generator().manual_seed(number)).to(p.dtype)
+        optimizer.step()
+
+
+def started(dtype=torch.bfloat16):
+    p = nn.Parameter(torch.linspace(-1, 1, 50).to(dtype))
+    optimizer = MasterAdamW([p], lr=1e-3)
+    master_steps(p, optimizer, range(3))
+    return p, optimizer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_a_loaded_state_is_the_saved_one_in_float32_and_in_its_own_memory(dtype):
+    p, optimizer = started(dtype)
+    saved, value = optimizer.state_dict(), p.detach().clone()
+    q = nn.Parameter(value)
+    other = MasterAdamW([q], lr=7.0)
+    other.load_state_dict(saved)  # not a copy: both optimizers go on, and do not meet
+    assert other.param_groups[0]["lr"] == 1e-3
+    for name, tensor in optimizer.state[p].items():
+        if name != "step":
+            assert other.state[q][name].dtype == torch.float32
+            assert torch.equal(other.state[q][name], tensor)
+    master_steps(p, optimizer, range(3, 9))
+    master_steps(q, other, range(3, 9))
+    assert torch.equal(p, q) and torch.equal(optimizer.state[p]["master"], other.state[q]["master"])
+    assert optimizer.state[p]["step"] == other.state[q]["step"] == 9
+
+
+def test_the_state_of_another_optimizer_has_no_master():
+    p, optimizer = started()
+    plain = torch.optim.AdamW([p])
+    plain.step()
+    with pytest.raises(ValueError, match=r"state_dict holds step, exp_avg.* no master"):
+        optimizer.load_state_dict(plain.state_dict())
+    master_steps(p, optimizer, [3])  # nothing has changed
+
+
+def test_weights_that_are_loaded_later_are_the_new_master():
+    """As in torch's AdamW: a step starts from what is in the parameter."""
+    new = torch.linspace(3, 4, 50)
+    p, optimizer = started()
+    with torch.no_grad():
+        p.copy_(new)
+    q = nn.Parameter(torch.linspace(-1, 1, 50).bfloat16().float())
+    plain = torch.optim.AdamW([q], lr=1e-3)
+    master_steps(q, plain, range(3))
+    with torch.no_grad():
+        q.copy_(new.bfloat16())
+    for one, its in ((p, optimizer), (q, plain)):
+        one.grad = torch.zeros_like(one)
+        its.step()
+    apart = (optimizer.state[p]["master"] - q).abs().max()
+    assert apart < 1e-4  # a tenth of a step: gradients of the first steps were rounded
+
+
+@pytest.mark.parametrize("make", [MasterAdamW, torch.optim.AdamW])
+def test_a_parameter_without_a_gradient_is_not_decayed(make):
+    used, unused = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = make([used, unused], lr=0.1, weight_decay=0.5)
+    for _ in range(2):
+        used.grad = torch.ones(2)
+        optimizer.step()
+    assert torch.equal(unused, torch.ones(2)) and not torch.equal(used, torch.ones(2))
+
+
 # --- Bytes --------------------------------------------------------------------------------------
 
 
@@ -397,6 +569,7 @@ def test_what_the_scaler_refuses():
         dict(growth_factor=1.0),
         dict(backoff_factor=1.0),
         dict(growth_interval=0),
+        dict(growth_interval=1.5),
     ):
         with pytest.raises(ValueError, match=f"{next(iter(option))}="):
             LossScaler(**option)
@@ -430,3 +603,44 @@ def test_units_are_told_for_every_kind_of_device():
     assert isinstance(has_units(torch.bfloat16, "cpu"), bool)
     assert has_units(torch.float16, "mps")
     assert not has_units(torch.bfloat16, "mps")
+
+
+def steps_of_two_optimizers(make, unscale, infinite):
+    """Parameters and scale after a step with two optimizers, one of which may see an infinity."""
+    parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizers = [torch.optim.SGD([p], lr=1.0) for p in parameters]
+    scaler = make(init_scale=8.0)
+    loss = sum((p * torch.tensor([0.25, 0.5])).sum() for p in parameters)
+    scaler.scale(loss).backward()
+    if infinite is not None:
+        parameters[infinite].grad[0] = float("inf")
+    for optimizer in optimizers if unscale else ():
+        scaler.unscale_(optimizer)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
+    with pytest.raises(RuntimeError):
+        scaler.step(optimizers[0])
+    scaler.update()
+    return [p.tolist() for p in parameters], scaler.get_scale()
+
+
+@pytest.mark.parametrize("infinite", [None, 0, 1])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_two_optimizers_share_a_scaler_as_in_torch(unscale, infinite):
+    wanted = steps_of_two_optimizers(partial(torch.amp.GradScaler, "cpu"), unscale, infinite)
+    assert steps_of_two_optimizers(LossScaler, unscale, infinite) == wanted
+
+
+def test_the_scale_never_falls_to_zero():
+    """Then every gradient would be 0 times infinity; torch's scaler goes there."""
+    parameter = torch.nn.Parameter(torch.ones(1))
+    optimizer, scaler = torch.optim.SGD([parameter], lr=1.0), LossScaler(init_scale=1.0)
+    for step in range(201):
+        optimizer.zero_grad()
+        scaler.scale((parameter * 0.5).sum()).backward()
+        if step < 200:
+            parameter.grad[0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+    assert parameter.item() == 0.5
+    assert scaler.get_scale() == 2.0**-126

@@ -21,8 +21,9 @@ import torch.distributed as dist
 
 from dlcourse.ranks import RankError, Ranks, RanksInterrupted, expect_failure, limits
 from dlcourse.ranks import output as output_module
-from dlcourse.ranks.display import Results, ranges
-from dlcourse.ranks.output import Output
+from dlcourse.ranks.display import Results, plain, ranges, shorten
+from dlcourse.ranks.output import Output, Stream
+from dlcourse.ranks.source import check
 from dlcourse.ranks.worker import Rank
 
 
@@ -91,6 +92,90 @@ def test_functions_travel_by_value_and_errors_of_arguments_too(ranks):
 def test_source_of_functions_of_cells(ranks):
     cell(ranks, "def double(x):\n    return 2 * x")
     assert "return 2 * x" in repr(cell(ranks, "import inspect; inspect.getsource(double)"))
+
+
+def test_a_cell_is_plain_python_whatever_the_engine_imports(ranks):
+    cell(
+        ranks,
+        """
+        import dataclasses, functools
+        def f(x: int): ...
+        @dataclasses.dataclass
+        class Point:
+            x: float
+        @functools.singledispatch
+        def name(x): return "any"
+        def local():
+            class Own: pass
+            @name.register
+            def _(x: Own): return "own"
+            return name(Own())
+        found = [f.__annotations__["x"] is int, dataclasses.fields(Point)[0].type is float, local()]
+        """,
+    )
+    assert ranks["found"] == [[True, True, "own"]] * 4
+    cell(ranks, "from __future__ import annotations\ndef g(x: int): ...")
+    cell(
+        ranks, "def h(x: int): ...\nkinds = [g.__annotations__['x'], h.__annotations__['x'] is int]"
+    )
+    assert ranks["kinds"] == [["int", True]] * 4
+
+
+def test_a_value_that_takes_long_is_waited_for(ranks):
+    cell(
+        ranks,
+        """
+        import time
+        class Slow:
+            def __reduce__(self):
+                time.sleep(11 if rank == 1 else 0)  # a request of the engine waits for 10
+                return int, (rank,)
+        slow = Slow()
+        """,
+    )
+    assert ranks["slow"] == [0, 1, 2, 3]
+    works(ranks)
+
+
+def test_a_value_that_never_comes_can_be_stopped(ranks):
+    cell(
+        ranks,
+        """
+        class Endless:
+            def __reduce__(self):
+                while rank == 2: time.sleep(0.01)
+                return int, (rank,)
+        endless, kept = Endless(), rank
+        """,
+    )
+    timer = interrupt_after(0.8)
+    with pytest.raises(RanksInterrupted, match="rank 2 had not sent endless yet"):
+        ranks["endless"]
+    timer.join()
+    works(ranks)
+    assert ranks["kept"] == [0, 1, 2, 3]
+
+
+def test_values_that_cannot_be_sent_or_read(ranks):
+    cell(
+        ranks,
+        """
+        class Leaves:
+            def __reduce__(self): raise SystemExit(3)
+        class Silent:
+            def __reduce__(self): raise ValueError
+            def __repr__(self): raise ValueError
+        class Elsewhere:
+            def __reduce__(self): return int, ("not a number",)
+        leaves, silent, elsewhere = Leaves(), Silent(), Elsewhere()
+        """,
+    )
+    with pytest.raises(RankError, match="leaves cannot be sent by ranks 0-3: rank 0: SystemExit"):
+        ranks["leaves"]
+    assert "repr() fails with ValueError" in repr(ranks["silent"][0])
+    with pytest.raises(RankError, match="elsewhere of rank 0 cannot be read in the notebook"):
+        ranks["elsewhere"]
+    works(ranks)
 
 
 def test_recorded_cell_fills_last(ranks):
@@ -164,6 +249,23 @@ def test_marker_in_pieces_is_found():
         out.feed(0, "out", bytes([byte]))
     out.feed(0, "err", marker)
     assert out.ended(0)
+
+
+def test_no_character_is_cut_in_two():
+    marker = b"\0mark of the end\n"
+    for shift in range(4):  # wherever the cut falls, in three bytes of each character
+        stream = Stream(0, marker)
+        text = "x" * shift + "한" * 4000
+        shown = stream.feed(text.encode()) + stream.feed(marker)
+        assert "\ufffd" not in "".join(shown) and "".join(shown).count("한") > 1000
+    stream = Stream(0, marker)
+    lines = "".join(f"{'글' * (1500 + i % 3)}\n" for i in range(output_module.HEAD_LINES + 40))
+    shown = [*stream.feed(lines.encode()), *stream.finish()]
+    assert "\ufffd" not in "".join(shown)
+    assert shorten("abcde\u0301f", 5).startswith("abcd …")  # an accent stays with its letter
+    assert shorten("ab\U0001f469\u200d\U0001f680", 4).startswith("ab …")
+    assert shorten("abc", 3) == "abc"
+    assert plain("a\ud800b") == "a\\ud800b"
 
 
 def test_a_question_where_a_rank_stands_keeps_nothing_alive(monkeypatch):
@@ -306,6 +408,54 @@ def test_traceback_shows_the_cell_and_the_course_not_torch(ranks):
     message, _ = fails(ranks, "from dlcourse.models.gpt import GPT\nGPT()(torch.ones(1, 4))")
     assert 'File "<ranks cell' in message and 'File "dlcourse/models/gpt.py"' in message
     assert "/torch/" not in message and "worker.py" not in message
+
+
+ODD = """
+class Silent(Exception):
+    def __str__(self): raise RuntimeError("no words")
+class Text(str): pass
+class Own(Exception):
+    def __str__(self): return Text("own text")
+class Base(BaseException):
+    def __str__(self): raise SystemExit(1)
+class Named(type):
+    @property
+    def __name__(cls): raise RuntimeError("no name")
+class Nameless(Exception, metaclass=Named): pass
+class Bad:
+    def __repr__(self): raise Base
+class Html:
+    def _repr_html_(self): raise RuntimeError
+    def __repr__(self): return Text("plain \\ud800")
+class Anything:
+    def __getattr__(self, name): raise RuntimeError(name)
+    def __repr__(self): return "anything"
+"""
+
+
+def test_what_has_no_words_of_its_own_is_still_reported(ranks):
+    """Exceptions and results whose text fails, is none, or is endless: the ranks live on."""
+    pids = ranks.pids
+    cell(ranks, ODD + "kept = 7")
+    for source, words in [
+        ("raise Silent", "raised Silent: <its str() fails with RuntimeError>"),
+        ("raise Own", "raised Own: own text"),
+        ("raise Base", "raised Base: <its str() fails with SystemExit>"),
+        ("raise Nameless", "its traceback cannot be shown"),
+        ("raise GeneratorExit", "raised GeneratorExit"),
+        ("raise ValueError('x' * 10_000_000)", "(10,000,000 characters)"),
+        ("raise ExceptionGroup('all', [Silent(), Own()])", "raised ExceptionGroup: all (2 sub"),
+        ("Bad()", "raised Base"),
+    ]:
+        message, _ = fails(ranks, source)
+        assert words in message, message
+        assert len(message) < 100_000
+    assert repr(cell(ranks, "Html()")) == "ranks 0-3: plain \\ud800"
+    assert repr(cell(ranks, "Anything()")) == "ranks 0-3: anything"
+    cell(ranks, "import sys; sys.stdout = sys.stderr = None")
+    cell(ranks, "sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__")
+    assert ranks["kept"] == [7] * 4 and ranks.pids == pids
+    works(ranks)
 
 
 def test_sys_exit_is_an_error_and_not_the_end(ranks):
@@ -471,6 +621,11 @@ def test_expect_failure(ranks, capsys):
         ({"n": 2, "device": "tpu"}, "device='tpu': must be one of"),
         ({"n": 2, "device": "mps"}, "an Apple GPU serves one process"),
         ({"n": 2, "timeout": 0}, "timeout=0"),
+        ({"n": 2, "timeout": float("inf")}, "timeout=inf: must be a number of seconds from 0.1 to"),
+        ({"n": 2, "timeout": float("nan")}, "timeout=nan"),
+        ({"n": 2, "timeout": 1e10}, "timeout=10000000000.0"),
+        ({"n": 2, "timeout": 1e-9}, "timeout=1e-09"),
+        ({"n": 2, "timeout": True}, "timeout=True"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_starts(ranks, arguments, words):
@@ -506,6 +661,30 @@ def test_bad_cells_are_refused_without_losing_the_pool(ranks):
     works(ranks)
 
 
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("x = 1\nfor", "invalid syntax"),
+        ('x = """abc', "unterminated triple-quoted"),
+        ("x = 1\0", "null byte"),
+        ("x = '\ud800'", "no Python source"),
+        ("return 1", "'return' outside function"),
+        ("x: global y", "invalid syntax"),
+        ("1 + " * 100_000 + "1", "nested too deeply"),
+        ("(" * 1000 + ")" * 1000, "too many nested parentheses"),
+        ("import os\n%time os.getpid()", "the ranks run plain Python: write them in a cell"),
+        ("!ls", "the ranks run plain Python: write them in a cell"),
+        ("files = !ls", "the ranks run plain Python: write them in a cell"),
+        ("print?", "the ranks run plain Python: write them in a cell"),
+        ("import asyncio\nawait asyncio.sleep(0)", "asyncio.run(function()) runs one"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_in_words(source, words):
+    with pytest.raises(SyntaxError) as caught:
+        check(source)
+    assert words in str(caught.value)
+
+
 def test_ranges():
     assert ranges([0, 1, 2, 5]) == "0-2, 5"
     assert repr(Results({1: {"repr": "a"}, 0: {"repr": "a"}})) == "ranks 0-1: a"
@@ -528,6 +707,187 @@ def test_stop_and_restart(ranks):
     assert not any(psutil.pid_exists(pid) for pid in pids)
     with pytest.raises(ValueError, match="stopped"):
         cell(pool, "1")
+
+
+def test_restarted_ranks_have_what_the_notebook_has_now(ranks, tmp_path, monkeypatch):
+    def look():
+        import os
+        import sys
+
+        from dlcourse.panel.strings import language
+
+        have = os.environ.get("MY_SETTING"), os.environ.get("OLD_SETTING"), language()
+        return *have, os.getcwd(), "/added/later" in sys.path
+
+    monkeypatch.setenv("OLD_SETTING", "1")
+    monkeypatch.delenv("MY_SETTING", raising=False)
+    ranks.restart()
+    assert ranks.run(look)[0][:2] == (None, "1")
+    monkeypatch.setenv("MY_SETTING", "2")
+    monkeypatch.delenv("OLD_SETTING")
+    monkeypatch.setenv("DLCOURSE_LANG", "en")
+    monkeypatch.setattr(sys, "path", [*sys.path, "/added/later"])
+    monkeypatch.chdir(tmp_path)
+    ranks.restart()
+    assert ranks.run(look) == [("2", None, "en", str(tmp_path), True)] * 4
+    with Ranks(2, default=False) as other:
+        assert other.run(look) == [("2", None, "en", str(tmp_path), True)] * 2
+    monkeypatch.undo()
+    ranks.restart()
+    works(ranks)
+
+
+SHADOWED = """
+import sys
+from dlcourse import Ranks
+if __name__ == "__main__":
+    with Ranks(2) as ranks:
+        ranks.cell("x = torch.ones(1); dist.all_reduce(x)")
+        print(ranks["x"][0][0])
+        ranks.restart()
+        sys.path.insert(0, "")
+        ranks.restart()
+        ranks.cell("import own_module, random; print(own_module.VALUE, random.random() < 1)")
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_files_of_the_learner_are_not_taken_for_modules_of_the_engine(method, tmp_path):
+    """Whatever name a file has: the ranks start, and find the learner's own modules."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    names = {*sys.stdlib_module_names, "torch", "numpy", "zmq", "psutil", "cloudpickle", "dlcourse"}
+    for name in names:
+        (folder / f"{name}.py").write_text("raise ImportError('the file of the learner')")
+    (folder / "own_module.py").write_text("VALUE = 42")
+    (tmp_path / "script.py").write_text(SHADOWED)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "DLCOURSE_START_METHOD": method},
+        timeout=170,
+    )
+    own = ["[rank 0] 42 True", "[rank 1] 42 True"]
+    assert done.stdout.splitlines() == ["2.0", *own], done.stdout + done.stderr
+
+
+def test_processes_that_a_rank_starts_have_the_usual_signals_and_descriptors(ranks, tmp_path):
+    def start(listing):
+        import multiprocessing
+        import os
+        import signal
+        import subprocess
+        import time
+
+        ends = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            started = subprocess.Popen(["sleep", "60"])
+            started.send_signal(number)
+            ends.append(started.wait(30))
+            fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+            fork.start()
+            fork.terminate()
+            fork.join(30)
+            ends.append(fork.exitcode)
+        os.system(f"ls /proc/self/fd > {listing}")
+        return ends
+
+    listing = tmp_path / "descriptors"
+    ends = ranks.run(start, listing, ranks=[1])[0]
+    assert ends == [-signal.SIGTERM, -signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM]
+    if sys.platform == "linux":
+        assert listing.read_text().split() == ["0", "1", "2", "3"]  # 3: what ls reads
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def _more(pids: list[int], before: list[int]) -> int:
+    return max(descriptors(pid) - then for pid, then in zip(pids, before, strict=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_restarts_keep_no_descriptor(ranks):
+    pids = [os.getpid(), ranks.host.process.pid]
+    ranks.restart()
+    before = [descriptors(pid) for pid in pids]
+    for _ in range(6):
+        ranks.restart()
+        Ranks(1, default=False).stop()
+    # Threads of their own open and close sockets, and the agent takes up to one for each rank.
+    until = time.monotonic() + 20
+    while (more := _more(pids, before)) > 5 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert more <= 5
+
+
+def test_nothing_listens_beyond_this_machine(ranks, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # whatever a cluster's settings say
+    ranks.restart()
+    ranks.run(lambda: dist.new_group([0, 1]))
+    family = [psutil.Process(ranks.host.process.pid)]
+    family += family[0].children(recursive=True)
+    assert len(family) == 6  # the agent, a launcher, four ranks
+    heard = []
+    for process in family:
+        look = getattr(process, "net_connections", None) or process.connections
+        heard += [c.laddr.ip for c in look("inet") if c.status == psutil.CONN_LISTEN]
+    assert heard and set(heard) <= {"127.0.0.1", "::1"}
+
+
+def test_a_pool_that_does_not_come_up_leaves_the_one_before(ranks, monkeypatch):
+    cell(ranks, "kept = rank")
+    pool_module = sys.modules["dlcourse.ranks.pool"]
+    monkeypatch.setattr(pool_module, "_default", ranks)
+    for moment in (0.0, 0.05, 0.2):
+        with monkeypatch.context() as patch:
+            began = Ranks._wait_for_ranks
+
+            def wait(self, began=began, moment=moment):
+                interrupt_after(moment).join()
+                return began(self)
+
+            patch.setattr(Ranks, "_wait_for_ranks", wait)
+            with pytest.raises(RanksInterrupted, match="interrupted before the 2 ranks were up"):
+                Ranks(2)
+        assert pool_module.default_pool() is ranks
+    monkeypatch.setattr(Ranks, "_wait_for_ranks", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Ranks(2)
+    monkeypatch.undo()
+    works(ranks)
+    assert ranks["kept"] == [0, 1, 2, 3]
+    family = psutil.Process(ranks.host.process.pid).children(recursive=True)
+    until = time.monotonic() + 20
+    while len(family) != 5 and time.monotonic() < until:  # a launcher and its four ranks
+        time.sleep(0.1)
+        family = psutil.Process(ranks.host.process.pid).children(recursive=True)
+    assert len(family) == 5
+
+
+def test_an_interrupted_restart_can_be_begun_again(monkeypatch):
+    with Ranks(2, default=False) as pool:
+        began = Ranks._wait_for_ranks
+
+        def wait(self):
+            interrupt_after(0).join()
+            return began(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Ranks, "_wait_for_ranks", wait)
+            with pytest.raises(
+                RanksInterrupted, match="restart\\(\\), or make new ones: ranks = Ranks"
+            ):
+                pool.restart()
+            with pytest.raises(ValueError, match="these ranks are stopped"):
+                cell(pool, "1")
+            pool.state = "lost"
+            with pytest.raises(RanksInterrupted, match="Run a cell again: it starts them"):
+                cell(pool, "1")
+        assert repr(cell(pool, "1")) == "ranks 0-1: 1"
 
 
 def test_spawned_ranks_where_a_fork_is_not_safe(tmp_path):
@@ -603,6 +963,35 @@ def test_nothing_is_left_when_the_notebook_ends(then, sent, tmp_path):
     assert not [f for f in tmp_path.iterdir() if not f.name.startswith("torchinductor")]
     shared = [f.name for f in Path("/dev/shm").glob("*")]
     assert not [name for name in shared if any(str(pid) in name for pid in family)]
+
+
+FORKING = """
+import os, time
+from dlcourse import Ranks
+ranks = Ranks(2)
+child = os.fork()
+if child == 0:
+    time.sleep(100)
+    os._exit(0)
+print(child, *ranks.pids, ranks.host.process.pid, flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_fork_of_the_notebook_keeps_no_rank_alive():
+    process = subprocess.Popen([sys.executable, "-c", FORKING], stdout=subprocess.PIPE, text=True)
+    child, *family = (int(x) for x in process.stdout.readline().split())
+    try:
+        assert len(family) == 3
+        process.kill()
+        process.wait(20)
+        limit = time.monotonic() + 20
+        while time.monotonic() < limit and any(_alive(p) for p in family):
+            time.sleep(0.05)
+        assert not [p for p in family if _alive(p)]
+        assert _alive(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def _alive(pid: int) -> bool:

@@ -60,15 +60,17 @@ def calls(record: dict[str, Any]) -> list[tuple]:
 
 
 def every_collective(rank: int) -> None:
+    all_gather_single = getattr(dist, "all_gather_single", None)  # the names from torch 2.13 on
+    reduce_scatter_single = getattr(dist, "reduce_scatter_single", None)
     x = torch.ones(1024)  # 4096 bytes
     pair = [torch.empty(1024), torch.empty(1024)]
     dist.all_reduce(x)
     dist.broadcast(x, 0)
     dist.reduce(x, 0)
     dist.all_gather(pair, x)
-    dist.all_gather_into_tensor(torch.empty(2048), x)
+    (all_gather_single or dist.all_gather_into_tensor)(torch.empty(2048), x)
     dist.reduce_scatter(x, pair)
-    dist.reduce_scatter_tensor(torch.empty(512), x)
+    (reduce_scatter_single or dist.reduce_scatter_tensor)(torch.empty(512), x)
     dist.all_to_all(pair, [torch.ones(1024), torch.ones(1024)])
     dist.all_to_all_single(torch.empty(1024), x)
     dist.gather(x, pair if rank == 0 else None)
@@ -183,7 +185,8 @@ def functional(rank: int) -> None:
 
     x = torch.ones(1024)
     y = collectives.all_reduce(x, "sum", dist.group.WORLD)
-    z = collectives.reduce_scatter_tensor(x, "sum", 0, dist.group.WORLD)
+    new = getattr(collectives, "reduce_scatter_single", None)  # its name from torch 2.13 on
+    z = (new or collectives.reduce_scatter_tensor)(x, "sum", 0, dist.group.WORLD)
     time.sleep(0.05)
     assert (y + 1).sum() == 3072 and (z + 1).sum() == 1536
 

@@ -50,6 +50,33 @@ def test_every_key_that_the_code_asks_for_exists():
     assert {(name, key) for name, key in asked if key not in WORDS} == set()
 
 
+@pytest.mark.parametrize(
+    ("variables", "lang"),
+    [
+        ({}, "ko"),
+        ({"LANG": "en_US.UTF-8"}, "en"),
+        ({"LANG": "en"}, "en"),
+        ({"LANG": "EN-GB"}, "en"),
+        ({"LANG": "ko_KR.UTF-8"}, "ko"),
+        ({"LANG": "C.UTF-8"}, "ko"),
+        ({"LANG": "POSIX"}, "ko"),
+        ({"LANG": "fr_FR.UTF-8"}, "ko"),
+        ({"LANG": "english?"}, "ko"),
+        ({"LANG": "ko_KR", "LC_MESSAGES": "en_US"}, "en"),
+        ({"LANG": "en_US", "LC_ALL": "ko_KR", "LC_MESSAGES": "en_US"}, "ko"),
+        ({"LANG": "en_US", "LC_ALL": "", "LC_MESSAGES": ""}, "en"),
+        ({"LANG": "en_US", "DLCOURSE_LANG": "ko"}, "ko"),
+        ({"LANG": "ko_KR", "DLCOURSE_LANG": "en"}, "en"),
+    ],
+)
+def test_without_a_word_the_language_is_that_of_the_system(variables, lang, monkeypatch):
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert strings.language() == lang
+
+
 def test_words_in_both_languages_and_the_language_in_use(monkeypatch):
     assert strings.language() == "ko"
     assert strings.t("panel.state.running") == "실행 중"

@@ -61,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from jupyter_client.manager import start_new_kernel
 
-    manager, client = start_new_kernel(env={**os.environ, "DLCOURSE_PANEL": "on"})
+    from dlcourse.course.serve import kernel_settings
+
+    manager, client = start_new_kernel(
+        env={**os.environ, "DLCOURSE_PANEL": "on"}, **kernel_settings()
+    )
     printed: list[str] = []
 
     def note(message: dict) -> None:

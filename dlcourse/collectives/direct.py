@@ -53,7 +53,8 @@ def reduce_scatter(
         input: contiguous. Shape: (n,).
         op, group: as above.
     """
-    reduce = reducer(op)
+    reduce = reducer(op, input)
+    _same_dtype(output, input)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     parts = flat(input, group, "input").tensor_split(size)  # p x (n / p,)
     result = _sized(output, "output", len(parts[rank]), group)
@@ -87,11 +88,12 @@ def all_gather(
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     parts = flat(output, group, "output").tensor_split(size)  # p x (n / p,)
     mine = _sized(input, "input", len(parts[rank]), group)
+    _same_dtype(output, input)
     if mine.data_ptr() != parts[rank].data_ptr():
         parts[rank].copy_(mine)
     peers = _peers(rank, size)
     exchange(
-        sends=[(mine, k) for k in peers],
+        sends=[(parts[rank], k) for k in peers],
         receives=[(parts[k], k) for k in peers],
         group=group,
     )
@@ -115,6 +117,9 @@ def all_to_all(
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     leaving = _pieces(input, "input", input_split_sizes, group)
     arriving = _pieces(output, "output", output_split_sizes, group)
+    _same_dtype(output, input)
+    if output.numel() and input.numel() and _share_memory(output, input):
+        raise ValueError("output and input share memory: make output another tensor")
     arriving[rank].copy_(leaving[rank])
     peers = _peers(rank, size)
     exchange(
@@ -128,6 +133,17 @@ def all_to_all(
 def _peers(rank: int, size: int) -> list[int]:
     """The other ranks, the next one first: else all would begin with rank 0."""
     return [(rank + k) % size for k in range(1, size)]
+
+
+def _same_dtype(output: torch.Tensor, input: torch.Tensor) -> None:
+    if output.dtype != input.dtype:
+        raise ValueError(f"output is {output.dtype} and input {input.dtype}: convert one of them")
+
+
+def _share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two contiguous tensors have any byte in common."""
+    first, second = a.data_ptr(), b.data_ptr()
+    return first < second + b.nbytes and second < first + a.nbytes
 
 
 def _sized(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.p2p import flat, reducer, scratch
+from dlcourse.collectives.p2p import flat, reducer, scratch, tag_of
 
 
 def naive_all_reduce(
@@ -27,18 +27,18 @@ def naive_all_reduce(
         op: ``ReduceOp.SUM`` or ``ReduceOp.MAX``.
         group: the ranks that take part; all by default.
     """
-    reduce = reducer(op)
+    reduce = reducer(op, tensor)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     total = flat(tensor, group)  # (n,)
-    others = range(1, size)
+    tag, others = tag_of(total), range(1, size)  # the tag keeps tensors unlike this one away
     if rank == 0:
         inbox = scratch(1, len(total), like=tensor)[0]  # (n,)
         for source in others:
-            dist.recv(inbox, group=group, group_src=source)
+            dist.recv(inbox, group=group, group_src=source, tag=tag)
             reduce(total, inbox, out=total)
         for destination in others:
-            dist.send(total, group=group, group_dst=destination)
+            dist.send(total, group=group, group_dst=destination, tag=tag)
     else:
-        dist.send(total, group=group, group_dst=0)
-        dist.recv(total, group=group, group_src=0)
+        dist.send(total, group=group, group_dst=0, tag=tag)
+        dist.recv(total, group=group, group_src=0, tag=tag)
     return tensor

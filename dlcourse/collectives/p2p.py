@@ -8,11 +8,17 @@ things that torch's Gloo expects are kept here, so that the collectives can be r
 - Wait once. A second ``wait()`` on the same Gloo message never returns.
 - Use memory again. The first touch of fresh memory costs more than adding the numbers in it.
 
+And one that it does not: a message meets only a buffer of its own size and dtype (``tag_of``). Gloo
+would put a short message, or numbers of another type, into any buffer without a word, and end the
+process where a message is too long. With tags such ranks wait for each other, and are told so.
+
 NCCL expects something else: a send and the receive that goes with it are posted together.
 """
 
 from __future__ import annotations
 
+import functools
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -32,10 +38,26 @@ def exchange(
     *, sends: Sequence[Message], receives: Sequence[Message], group: dist.ProcessGroup | None
 ) -> None:
     """Send and receive all of these at once, in any order of arrival, and wait for all."""
-    ops = [dist.P2POp(dist.irecv, buffer, group=group, group_peer=r) for buffer, r in receives]
-    ops += [dist.P2POp(dist.isend, buffer, group=group, group_peer=r) for buffer, r in sends]
+    ops = [_op(dist.irecv, buffer, r, group) for buffer, r in receives]
+    ops += [_op(dist.isend, buffer, r, group) for buffer, r in sends]
     for work in dist.batch_isend_irecv(ops) if ops else ():
         work.wait()
+
+
+def tag_of(tensor: torch.Tensor) -> int:
+    """The number that a message and its buffer must have in common: made of size and dtype."""
+    return _tag(tensor.numel(), tensor.dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _tag(numel: int, dtype: torch.dtype) -> int:
+    return zlib.crc32(f"{numel} {dtype}".encode()) >> 1  # 31 bits
+
+
+def _op(
+    call: Callable[..., dist.Work], buffer: torch.Tensor, rank: int, group: dist.ProcessGroup | None
+) -> dist.P2POp:
+    return dist.P2POp(call, buffer, group=group, group_peer=rank, tag=tag_of(buffer))
 
 
 class Link:
@@ -62,18 +84,21 @@ class Link:
     def expect(self, buffer: torch.Tensor) -> None:
         """The next message goes into `buffer`. Leave that alone until `arrive` returns."""
         if self.post_at_once:
-            self.arriving.append([dist.irecv(buffer, group=self.group, group_src=self.source)])
+            tag = tag_of(buffer)
+            work = dist.irecv(buffer, group=self.group, group_src=self.source, tag=tag)
+            self.arriving.append([work])
         else:
             self.unposted.append(buffer)
 
     def send(self, tensor: torch.Tensor) -> None:
         """Start to send. Do not change `tensor` before `close`."""
         if self.post_at_once:
-            self.leaving.append(dist.isend(tensor, group=self.group, group_dst=self.to))
+            tag = tag_of(tensor)
+            self.leaving.append(dist.isend(tensor, group=self.group, group_dst=self.to, tag=tag))
         else:
             buffer = self.unposted.popleft()
-            receive = dist.P2POp(dist.irecv, buffer, group=self.group, group_peer=self.source)
-            send = dist.P2POp(dist.isend, tensor, group=self.group, group_peer=self.to)
+            receive = _op(dist.irecv, buffer, self.source, self.group)
+            send = _op(dist.isend, tensor, self.to, self.group)
             self.arriving.append(dist.batch_isend_irecv([receive, send]))
 
     def arrive(self) -> None:
@@ -91,6 +116,11 @@ def flat(
     tensor: torch.Tensor, group: dist.ProcessGroup | None, name: str = "tensor"
 ) -> torch.Tensor:
     """`tensor` as one row that shares its memory. Shape: any -> (numel,)."""
+    if tensor.is_conj() or tensor.is_neg():
+        raise ValueError(
+            f"{name} is a view that only notes to be conjugate or negative: what lies in memory is "
+            f"something else. Call {name}.resolve_conj().resolve_neg() first"
+        )
     if not tensor.is_contiguous():
         raise ValueError(
             f"{name} is not contiguous (shape {tuple(tensor.shape)}, strides {tensor.stride()}): "
@@ -106,11 +136,26 @@ def flat(
     return tensor.detach().view(-1)
 
 
-def reducer(op: dist.ReduceOp) -> Callable[..., torch.Tensor]:
-    """The function for `op`; call it as ``reduce(a, b, out=c)``."""
+def reducer(op: dist.ReduceOp, like: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """The function for `op` on tensors such as `like`; call it as ``reduce(a, b, out=c)``."""
     if op not in _REDUCERS:
         raise ValueError(f"op is {op}: use ReduceOp.SUM or ReduceOp.MAX")
+    if not _can(_REDUCERS[op], like.dtype, like.device):
+        raise ValueError(
+            f"op is {op} and the tensor {like.dtype}, for which torch has no "
+            f"torch.{_REDUCERS[op].__name__}: convert it to another type"
+        )
     return _REDUCERS[op]
+
+
+@functools.cache
+def _can(reduce: Callable[..., torch.Tensor], dtype: torch.dtype, device: torch.device) -> bool:
+    one = torch.ones(1, device=device).to(dtype)
+    try:
+        reduce(one, one, out=one)
+    except RuntimeError:  # found out before anything is sent
+        return False
+    return True
 
 
 def scratch(rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:

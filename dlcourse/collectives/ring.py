@@ -54,7 +54,7 @@ def ring_reduce_scatter(
         This rank's complete chunk, a view into `tensor`. Shape: (n / p,), where the first n % p
         ranks have one element more.
     """
-    reduce = reducer(op)
+    reduce = reducer(op, tensor)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     chunks = flat(tensor, group).tensor_split(size)  # size x (n / p,)
     inboxes = scratch(size - 1, len(chunks[0]), like=tensor)  # (p - 1, n / p)

@@ -18,10 +18,10 @@ import secrets
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.p2p import flat, reducer
+from dlcourse.collectives.p2p import flat, reducer, tag_of
 
 _TOKEN = 16  # bytes at the start that say whose memory it is
-_rows: dict[tuple[dist.ProcessGroup | None, torch.dtype], torch.Tensor] = {}
+_maps: dict[dist.ProcessGroup, mmap.mmap] = {}
 
 
 def shared_all_reduce(
@@ -34,23 +34,28 @@ def shared_all_reduce(
     Every rank ends with bitwise the same numbers, added in rank order. The shared memory stays
     for the next call: p + 1 times the largest tensor so far.
 
+    Raises:
+        ValueError: in every rank, where they are not on one machine or their tensors differ.
+
     Args:
         tensor: any shape and size, contiguous.
         op: ``ReduceOp.SUM`` or ``ReduceOp.MAX``.
         group: the ranks that take part; all by default.
     """
-    reduce = reducer(op)
+    reduce = reducer(op, tensor)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     parts = flat(tensor, group).tensor_split(size)  # p x (n / p,)
-    if size == 1 or not tensor.numel():
+    if size == 1:
         return tensor
-    *boards, totals = (
-        row.tensor_split(size) for row in _shared_rows(tensor.numel(), tensor, group)
-    )  # p boards and the totals; each p x (n / p,)
+    kinds, rows = _shared_rows(tensor, group)
+    *boards, totals = (row.tensor_split(size) for row in rows)  # p boards; each p x (n / p,)
+    kinds[rank] = tag_of(tensor)
     for k in range(size):
         if k != rank:
             boards[rank][k].copy_(parts[k])  # for rank k to read
     dist.barrier(group)
+    if kinds.unique().numel() > 1:  # what the others have written is of another form
+        raise ValueError(_DIFFERENT)
     theirs = [parts[rank] if k == rank else boards[k][rank] for k in range(size)]
     total = theirs[0]
     for part in theirs[1:]:
@@ -61,42 +66,65 @@ def shared_all_reduce(
     return tensor  # no third barrier: before `totals` change again, all pass the first one
 
 
-def _shared_rows(numel: int, like: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-    """Rows that all ranks of the group see. Shape: (p + 1, numel)."""
+_DIFFERENT = "tensor differs between ranks in size or dtype: give all of them the same"
+
+
+def _shared_rows(
+    like: torch.Tensor, group: dist.ProcessGroup | None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Memory that all ranks of the group see.
+
+    Returns:
+        A number of each rank that says what its tensor is like, (p,), and p + 1 rows, (numel,).
+    """
     if like.device.type != "cpu":
         raise ValueError(f"tensor is on {like.device.type}: shared memory is the CPU's. Use a ring")
-    count, key = dist.get_world_size(group) + 1, (group, like.dtype)
-    if key not in _rows or _rows[key].numel() < count * numel:
-        buffer = _map(count * numel * like.element_size() + _TOKEN, group)
-        _rows[key] = torch.frombuffer(buffer, dtype=like.dtype, offset=_TOKEN)
-    return _rows[key][: count * numel].view(count, numel)
+    size, key = dist.get_world_size(group), group or dist.group.WORLD
+    start, row_bytes = _TOKEN + _aligned(8 * size), _aligned(like.nbytes)
+    nbytes = start + (size + 1) * row_bytes
+    if key not in _maps or len(_maps[key]) < nbytes:
+        _maps[key] = _map(nbytes, group)
+    # Rows keep their places in memory, whatever their length: a rank that is ahead writes to its
+    # board while others still read the totals of the call before
+    row_bytes = (len(_maps[key]) - start) // (size + 1)
+    kinds = torch.frombuffer(_maps[key], dtype=torch.int64, offset=_TOKEN, count=size)
+    if not like.numel():
+        return kinds, [flat(like, group)] * (size + 1)
+    memory = torch.frombuffer(_maps[key], dtype=torch.uint8, offset=start).view(size + 1, row_bytes)
+    return kinds, [row.view(like.dtype) for row in memory[:, : like.nbytes]]
+
+
+def _aligned(nbytes: int) -> int:
+    return max(-(-nbytes // 16), 1) * 16
 
 
 def _map(nbytes: int, group: dist.ProcessGroup | None) -> mmap.mmap:
     """The same memory in every rank: nameless, so that nothing is left when the ranks end."""
     if not hasattr(os, "memfd_create"):
         raise ValueError("this system has no memfd_create (Linux has). Use ring_all_reduce instead")
-    where = torch.zeros(2 + _TOKEN, dtype=torch.int64)  # process, file, token
+    where = torch.zeros(3 + _TOKEN, dtype=torch.int64)  # process, file, bytes, token
     if dist.get_rank(group) == 0:
         fd, token = os.memfd_create("dlcourse"), secrets.token_bytes(_TOKEN)
         os.truncate(fd, nbytes)
         os.write(fd, token)
-        where = torch.tensor([os.getpid(), fd, *token])
+        where = torch.tensor([os.getpid(), fd, nbytes, *token])
     dist.broadcast(where, group=group, group_src=0)
-    process, theirs, *token = where.tolist()
+    process, theirs, their_nbytes, *token = where.tolist()
     memory = None
     try:
         if dist.get_rank(group) != 0:
             fd = os.open(f"/proc/{process}/fd/{theirs}", os.O_RDWR)
-        memory = mmap.mmap(fd, nbytes)
+        memory = mmap.mmap(fd, their_nbytes)
         found = memory[:_TOKEN] == bytes(token)
     except (OSError, ValueError):
         found = False
-    everyone = torch.tensor([int(found)])
+    everyone = torch.tensor([found, nbytes == their_nbytes], dtype=torch.int64)
     dist.all_reduce(everyone, op=dist.ReduceOp.MIN, group=group)
     if memory is not None:
         os.close(fd)  # the mapping stays
-    if not everyone.item():
+    if not everyone[1]:
+        raise ValueError(_DIFFERENT)
+    if not everyone[0]:
         raise ValueError(
             "the ranks of the group do not share one machine, so they cannot share memory. "
             "Use ring_all_reduce instead"

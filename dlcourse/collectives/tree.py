@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.p2p import flat, reducer, scratch
+from dlcourse.collectives.p2p import flat, reducer, scratch, tag_of
 
 
 def tree_all_reduce(
@@ -45,12 +45,13 @@ def tree_broadcast(
         src: the rank that has the data, by its number in the group.
     """
     row = flat(tensor, group)  # (n,)
+    tag = tag_of(row)
     place, ranks = _places(src, "src", group)
     for have in _powers_of_two(len(ranks)):  # so many places have the data already
         if place < have and place + have < len(ranks):
-            dist.send(row, group=group, group_dst=ranks[place + have])
+            dist.send(row, group=group, group_dst=ranks[place + have], tag=tag)
         elif have <= place < 2 * have:
-            dist.recv(row, group=group, group_src=ranks[place - have])
+            dist.recv(row, group=group, group_src=ranks[place - have], tag=tag)
     return tensor
 
 
@@ -65,16 +66,17 @@ def tree_reduce(
     Args:
         dst: the rank that gets the result, by its number in the group.
     """
-    reduce = reducer(op)
+    reduce = reducer(op, tensor)
     row = flat(tensor, group)  # (n,)
+    tag = tag_of(row)
     place, ranks = _places(dst, "dst", group)
     inbox = scratch(1, len(row), like=tensor)[0]  # (n,)
     for keep in reversed(_powers_of_two(len(ranks))):  # so many places go on after this round
         if place < keep and place + keep < len(ranks):
-            dist.recv(inbox, group=group, group_src=ranks[place + keep])
+            dist.recv(inbox, group=group, group_src=ranks[place + keep], tag=tag)
             reduce(row, inbox, out=row)
         elif keep <= place < 2 * keep:
-            dist.send(row, group=group, group_dst=ranks[place - keep])
+            dist.send(row, group=group, group_dst=ranks[place - keep], tag=tag)
     return tensor
 
 

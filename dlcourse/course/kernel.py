@@ -46,8 +46,9 @@ def _notebook(path: str) -> Path | None:
 
 def _ranks(line: str, source: str) -> Any:
     """Run a cell in every rank: %%ranks [0,2] [--fast] [--as NAME] [--fails TEXT]"""
-    from dlcourse.ranks import magic
+    from dlcourse import _load
 
+    magic = _load("dlcourse.ranks.magic")
     magic.register()  # from the next cell on, IPython calls it itself
     return magic.ranks_magic(line, source)
 

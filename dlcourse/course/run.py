@@ -34,9 +34,16 @@ CELL_TIMEOUT = 600  # seconds; a lesson's own limits are far shorter, this one i
 
 
 def _client() -> dict[str, Any]:
-    """For nbclient: no widget state in the notebook, the kernel as Lab starts it."""
-    settings = Config({"KernelManager": kernel_settings()})
-    return {"store_widget_state": False, "config": settings}
+    """For nbclient: no widget state in the notebook, the kernel as Lab starts it.
+
+    What goes wrong is said in the cells. The kernel's log only adds "ERROR | KeyboardInterrupt
+    caught in kernel" when jupyter_client, as it always does, interrupts it to end it.
+    """
+    return {
+        "store_widget_state": False,
+        "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"],
+        "config": Config({"KernelManager": kernel_settings()}),
+    }
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def loss_weight(
         device: where the process group communicates; NCCL needs ``"cuda"``.
 
     Raises:
-        ValueError: no rank has a token.
+        ZeroDivisionError: in every rank, where none has a token.
 
     Returns:
         world size times this rank's share of all tokens. Over all ranks, weights average to 1.
@@ -82,5 +82,5 @@ def loss_weight(
     total = torch.tensor(num_tokens, dtype=torch.int64, device=device)
     dist.all_reduce(total, group=process_group)
     if not total:
-        raise ValueError("num_tokens is 0 in all ranks: there is no token to take a mean of")
+        raise ZeroDivisionError("num_tokens is 0 in all ranks: there is no token to take a mean of")
     return num_tokens * dist.get_world_size(process_group) / total.item()

@@ -40,6 +40,9 @@ LESSONS = {
     "06_zero": {"tensor": 8, "stage": 3},
 }
 
+# Beyond, sizes overflow, or one step takes hours: it is gone through micro-batch by micro-batch.
+MOST = {"micro_batch": 1_000_000, "micro_batches": 10_000}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -76,6 +79,9 @@ class Job:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number from 1 on")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name}={getattr(self, name)}: give at most {most}")
         sizes = MODELS[self.model]
         check_mesh(
             data=self.data, pipeline=self.pipeline, tensor=self.tensor, world_size=self.world

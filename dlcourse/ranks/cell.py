@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 GRACE = 2.0  # seconds a rank has to end after an interrupt
 AFTER_FAILURE = 1.0  # seconds the others have to end after one rank failed
+AFTER_CUT = 5.0  # seconds in which a wait whose connections were cut ends, on a busy machine too
 LOOK = 0.5  # seconds that a rank has to say where it stands
 CHECK = 1.0  # seconds between looks at ranks that do not end
 TICK = 0.1  # seconds between updates of the panel
@@ -124,7 +125,7 @@ class RunningCell:
         if self.pending():
             for rank in self.pending():
                 self.pool.send(rank, "cut", id=self.number)
-            self.wait_until(time.monotonic() + GRACE)
+            self.wait_until(time.monotonic() + AFTER_CUT)
 
     def wait_until(self, limit: float) -> None:
         while self.pending() and not self.pool.dead and time.monotonic() < limit:

@@ -24,7 +24,7 @@ from dlcourse.measure.run import Run
 from dlcourse.panel.strings import t
 from dlcourse.panel.widget import Panel, front_end_present, last_state
 from dlcourse.ranks import limits, stop
-from dlcourse.ranks.cell import GRACE, RunningCell
+from dlcourse.ranks.cell import RunningCell
 from dlcourse.ranks.channel import name_of
 from dlcourse.ranks.definitions import Definitions, notebook_cell
 from dlcourse.ranks.diagnosis import exit_reason
@@ -36,6 +36,7 @@ from dlcourse.ranks.source import check as check_source
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 START_LIMIT = 180.0
+STOP_LIMIT = 5.0  # seconds for ranks to leave the packing of a value
 TIMEOUTS = (0.1, 1e9)  # seconds: what torch and its transport can count
 _default: Ranks | None = None
 
@@ -169,7 +170,7 @@ class Ranks:
         silent = sorted(set(range(self.size)) - set(answers))
         for rank in silent:
             self.send(rank, "interrupt", id=self._asked)
-        limit = time.monotonic() + GRACE
+        limit = time.monotonic() + STOP_LIMIT
         while set(silent) - set(answers) and time.monotonic() < limit:
             self._collect(self._asked, answers)
         words = (

@@ -63,11 +63,12 @@ class Waits:
 
     def _watched(self, wait: Any) -> Any:
         def watched(work: Work, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != self._thread:
-                return wait(work, *args, **kwargs)
             _, message = self._messages.get(id(work), (None, {}))
+            mine = threading.get_ident() == self._thread
             outer = self.now
-            self.now = {"id": next(self._numbers), "limited": bool(args or kwargs), **message}
+            if mine:
+                limited = bool(args or kwargs)
+                self.now = {"id": next(self._numbers), "limited": limited, **message}
             try:
                 result = wait(work, *args, **kwargs)
                 self._messages.pop(id(work), None)
@@ -75,7 +76,8 @@ class Waits:
                     self._received(work, message)
                 return result
             finally:
-                self.now = outer
+                if mine:
+                    self.now = outer
 
         return watched
 

@@ -39,25 +39,28 @@ def checkpoint(function: Function, *inputs: Any, keep_random_state: bool = True)
             dropout drops other values in the second forward, and the gradients are wrong.
 
     Raises:
-        ValueError: no input requires a gradient, the result is not one tensor, or ``function``
-            changes an input or a buffer of the module in place.
+        ValueError: the result is not one tensor, or ``function`` changes an input or a buffer of
+            the module in place.
+        RuntimeError: in backward, where it is asked for the gradients of some tensors only.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)  # nothing would be stored anyway
+    reached = None
     if not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-        raise ValueError(
-            f"none of the {len(inputs)} inputs of {_name(function)} requires a gradient, so "
-            "backward would never reach the checkpoint and its parameters would not learn: "
-            "begin the checkpoint after the embedding"
-        )
-    return Checkpoint.apply(function, keep_random_state, *inputs)
+        if isinstance(function, nn.Module) and all_frozen(function):
+            return function(*inputs)  # autograd stores nothing
+        # Else backward would never reach the checkpoint, and its parameters would not learn
+        reached = torch.empty(0, requires_grad=True)
+    return Checkpoint.apply(function, keep_random_state, reached, *inputs)
 
 
 class Checkpoint(torch.autograd.Function):
     """One node of the graph that stands for a whole piece of the model."""
 
     @staticmethod
-    def forward(ctx: Any, function: Function, keep_random_state: bool, *inputs: Any) -> Tensor:
+    def forward(
+        ctx: Any, function: Function, keep_random_state: bool, reached: Tensor | None, *inputs: Any
+    ) -> Tensor:
         ctx.function = function
         ctx.surroundings = Surroundings(inputs, keep_random_state)
         before = count_changes(function, inputs)
@@ -69,6 +72,7 @@ class Checkpoint(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_some_gradients(ctx.function)
         # New leaves: the graph of the second forward ends here
         leaves = [
             x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
@@ -76,8 +80,9 @@ class Checkpoint(torch.autograd.Function):
         ]
         with torch.enable_grad(), ctx.surroundings.again():
             output = ctx.function(*leaves)
-        torch.autograd.backward(output, grad_output)  # fills .grad of leaves and of parameters
-        return None, None, *(x.grad if isinstance(x, Tensor) else None for x in leaves)
+        if output.requires_grad:  # else all inside is frozen
+            torch.autograd.backward(output, grad_output)  # fills .grad of leaves and parameters
+        return None, None, None, *(x.grad if isinstance(x, Tensor) else None for x in leaves)
 
 
 class Surroundings:
@@ -153,6 +158,24 @@ def refuse_changes(
                 f"{_name(function)} changes {what} in place, and would change it again in the "
                 f"second forward: {buffer if what.startswith('buffer') else _OUT_OF_PLACE}"
             )
+
+
+def all_frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def refuse_some_gradients(function: Function) -> None:
+    """An error for ``autograd.grad`` and ``backward(inputs=...)``.
+
+    Backward adds to ``.grad`` of every parameter here, also of those that nobody has asked for.
+    """
+    if not torch.autograd._is_checkpoint_valid():
+        raise RuntimeError(
+            f"gradients of some tensors only were asked for (autograd.grad, or backward with "
+            f"inputs=), through a checkpoint of {_name(function)}, which would add to .grad of all "
+            "its parameters: call loss.backward(), or take torch's checkpoint with "
+            "use_reentrant=False"
+        )
 
 
 def _name(function: Function) -> str:

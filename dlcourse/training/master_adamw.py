@@ -11,6 +11,7 @@ ones that the ZeRO paper divides.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class MasterAdamW(torch.optim.Optimizer):
         lr, betas, eps, weight_decay: as in torch.
 
     State of each parameter: ``master``, ``exp_avg``, ``exp_avg_sq`` (float32, its shape), ``step``.
+    What somebody else writes into a parameter, such as a loaded model's numbers, is its new master.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class MasterAdamW(torch.optim.Optimizer):
                 state = self.state[p]
                 state["step"] += 1
                 master, mean, square = state["master"], state["exp_avg"], state["exp_avg_sq"]
+                # Where they differ, a parameter was loaded since: the old numbers must not return
+                master.copy_(torch.where(p == master.to(p.dtype), master, p))
                 grad = p.grad.float()
                 master.mul_(1 - lr * group["weight_decay"])
                 mean.lerp_(grad, 1 - beta1)
@@ -63,3 +67,23 @@ class MasterAdamW(torch.optim.Optimizer):
                 root = (square / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
                 master.addcdiv_(mean, root, value=-lr / (1 - beta1 ** state["step"]))
                 p.copy_(master)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What ``state_dict`` returned: the same numbers, still in float32, in memory of their own.
+
+        Raises:
+            ValueError: another optimizer's state, which has no master.
+        """
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        saved = state_dict["state"]
+        if other := [i for i in ids if i in saved and "master" not in saved[i]]:
+            raise ValueError(
+                f"state_dict holds {', '.join(saved[other[0]])} of parameter {other[0]} and no "
+                "master: it is another optimizer's; load it there, or start this one without state"
+            )
+        super().load_state_dict(state_dict)  # gives all state the parameter's type, 16 bits
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(ids, parameters, strict=True):
+            for name, value in saved.get(i, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][name] = value.to(p.device, torch.float32, copy=True)

@@ -119,11 +119,13 @@ parameter_bytes = 4 * ranks["num_parameters"][0]
 to_send = 2 * (num_ranks - 1) / num_ranks * parameter_bytes
 predict("03.bytes", ..., formula=to_send, unit="bytes")
 # %% [markdown] lang="en"
-# Here is the first of the three classes, whole. The line that matters is `dist.all_reduce`: it is
-# the only place where ranks meet. You can change the class and run the cell again.
-# %% [markdown] lang="ko" en="71734d0a"
-# 세 클래스 가운데 첫 번째의 코드 전체입니다. 핵심은 `dist.all_reduce` 한 줄입니다. 랭크들이 만나는 곳은
-# 여기뿐입니다. 코드를 고쳐서 다시 실행해 봐도 됩니다.
+# Here is the first of the three classes, whole. The line that matters is `dist.all_reduce`: there
+# the ranks meet. (`broadcast_buffers` is for models with BatchNorm and the like; a GPT has nothing to
+# send there.) You can change the class and run the cell again.
+# %% [markdown] lang="ko" en="5d3608e9"
+# 세 클래스 가운데 첫 번째의 코드 전체입니다. 핵심은 `dist.all_reduce` 한 줄입니다. 랭크들은 여기서
+# 만납니다. (`broadcast_buffers`는 BatchNorm 같은 층이 있는 모델을 위한 것이고, GPT에는 보낼 버퍼가
+# 없습니다.) 코드를 고쳐서 다시 실행해 봐도 됩니다.
 # %% source="dlcourse.parallel.data:NaiveDataParallel"
 # %%
 # %%ranks
