@@ -32,7 +32,7 @@ from dlcourse.training.layers_over_devices import LayersOverDevices, LayersOverR
 from dlcourse.training.local_host import LocalHost, host_bytes
 from dlcourse.training.offload import OptimizerOffload
 from dlcourse.training.offload_parameters import ParameterOffload
-from dlcourse.training.sharded_files import INDEX, File, load_module, save_file, save_shards
+from dlcourse.training.sharded_files import DTYPES, INDEX, File, load_module, save_file, save_shards
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 
@@ -504,3 +504,79 @@ def test_a_step_that_was_cut_off_leaves_nothing(kind, overlap, block, where):
         offload.step()
     with torch.no_grad():  # float32, Adam's steps on equal gradients: the same to rounding
         assert abs(model(tokens, tokens) - alone(tokens, tokens)) < 1e-5
+
+
+def test_a_tied_matrix_at_both_ends_is_refused():
+    """Each device would train its own; on one device it stays one."""
+    config = replace(SMALL, tie_embeddings=True)
+    with pytest.raises(ValueError, match="would be on two devices"):
+        LayersOverDevices(GPT(config), [1, config.n_layer - 1], ["cpu", "cpu"])
+    alone, one = GPT(config), LayersOverDevices(GPT(config), [config.n_layer], ["cpu"])
+    tokens = torch.arange(16).view(2, 8)
+    for model in (alone, one):
+        model(tokens, tokens).backward()
+    (stage,) = one.stages
+    assert stage.head.weight is stage.token_embedding.weight
+    assert torch.equal(stage.head.weight.grad, alone.head.weight.grad)
+
+
+@pytest.mark.parametrize("kept", ["head.weight", "token_embedding.weight", "both"])
+def test_files_may_have_either_name_of_a_tied_tensor(kept, tmp_path):
+    config = GPTConfig(block_size=8, n_layer=1, n_head=2, n_embd=16, tie_embeddings=True)
+    model = GPT(config)
+    state = model.state_dict()
+    for name in {"head.weight", "token_embedding.weight"} - {kept} if kept != "both" else ():
+        del state[name]
+    save_file(state, tmp_path / "m.safetensors")
+    index = {"weight_map": dict.fromkeys(state, "m.safetensors")}
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with torch.device("meta"):
+        loaded = GPT(config)
+    load_module(loaded, tmp_path)
+    assert loaded.head.weight is loaded.token_embedding.weight
+    tokens = torch.arange(8)[None]
+    assert torch.equal(loaded(tokens), model(tokens))
+
+
+def test_a_buffer_that_no_file_has_is_named(tmp_path):
+    class Scaled(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+            self.register_buffer("scale", torch.arange(3.0), persistent=False)
+
+    model = Scaled()
+    save_shards(model, tmp_path, [list(model.state_dict())])
+    with torch.device("meta"):
+        loaded = Scaled()
+    with pytest.raises(ValueError, match="scale: persistent=False"):
+        load_module(loaded, tmp_path)
+    loaded.scale = torch.arange(3.0)
+    load_module(loaded, tmp_path)
+    x = torch.ones(1, 3)
+    assert torch.equal(loaded(x), model(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_every_type_comes_back_and_the_package_reads_it(dtype, tmp_path):
+    file = tmp_path / "x.safetensors"
+    tensors = {"x": torch.tensor([1, 0, 1]).to(dtype), "none": torch.empty(0, 2).to(dtype)}
+    save_file(tensors, file)
+    for name, tensor in tensors.items():
+        for found in (File(file).read(name), safetensors.torch.load_file(file)[name]):
+            assert found.dtype == dtype and found.shape == tensor.shape
+            assert found.flatten().view(torch.uint8).tolist() == tensor.flatten().view(
+                torch.uint8
+            ).tolist()  # fmt: skip
+
+
+def test_what_a_file_cannot_hold_is_refused(tmp_path):
+    for tensor in (
+        torch.ones(2, device="meta"),
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(1).cdouble(),
+    ):
+        with pytest.raises(ValueError, match="x is "):
+            save_file({"x": tensor}, tmp_path / "x.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="y is not in this file"):
+        File(tmp_path / "x.safetensors").read("y")

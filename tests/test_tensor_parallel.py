@@ -215,7 +215,7 @@ def loss_beside_whole(scale, vocab_size, *, ignored=0, dtype=torch.float64, auto
     whole = F.pad(logits.grad, (0, -vocab_size % size)).chunk(size, dim=1)[rank]
     assert mine.grad.dtype == whole.dtype
     value = abs((loss - wanted).item()) / max(1.0, wanted.item())
-    return value, apart([mine.grad], [whole]), loss.dtype, wanted.dtype
+    return value, apart([mine.grad], [whole]), str(loss.dtype), str(wanted.dtype)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])

@@ -8,6 +8,7 @@ in which order.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from dlcourse.collectives.messages import irecv, isend
 from dlcourse.parallel.schedules import Action, Schedule
+
+# Steps that each group has begun. Messages carry the number: a step that failed may leave receives
+# behind, in this model or in another one, and they must not take a later step's messages.
+_steps: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
 
 Message = tuple[str, int, int]  # "F" or "B", micro-batch, and the stage that needs it
 
@@ -43,12 +48,12 @@ class Mailbox:
 
     def __init__(self, schedule: Schedule, group: dist.ProcessGroup | None = None) -> None:
         self.schedule, self.rank = schedule, dist.get_rank(group)
+        self.group = group
         self.groups = {"up": group, "down": group}
         if dist.get_backend(group) == "nccl":
             ranks = dist.get_process_group_ranks(group)
             for way in self.groups:
                 self.groups[way] = dist.new_group(ranks, use_local_synchronization=True)
-        self.step = 0  # messages carry it: what a step that failed has left behind is no answer now
         self.channels = {r: self._channel(r) for r in range(schedule.num_ranks) if r != self.rank}
 
     def _channel(self, other: int) -> Channel:
@@ -86,7 +91,9 @@ class Mailbox:
 
     def open(self, like: Tensor) -> None:
         """Begin a step, in which every message has the shape, dtype and device of ``like``."""
-        self.like, self.step = like, self.step + 1
+        self.like = like
+        group = dist.group.WORLD if self.group is None else self.group  # there may be a new one
+        self.step = _steps[group] = _steps.get(group, 0) + 1
         self.here: dict[Message, Tensor] = {}  # from one chunk of this rank to the other
         self.arriving: dict[Message, tuple[Tensor, dist.Work]] = {}
         self.leaving: dict[Message, tuple[Tensor, dist.Work]] = {}

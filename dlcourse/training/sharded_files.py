@@ -27,14 +27,27 @@ from torch import Tensor, nn
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPES |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
+DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
+DTYPES |= {"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8}
+DTYPES |= {"BOOL": torch.bool, "C64": torch.complex64}
+DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write one safetensors file."""
+    """Write one safetensors file.
+
+    Raises:
+        ValueError: a tensor of a type that the format does not know, or without numbers.
+    """
     header, start = {}, 0
     for name, tensor in tensors.items():
+        if tensor.dtype not in NAMES or tensor.is_meta or tensor.layout != torch.strided:
+            kind = "on the meta device" if tensor.is_meta else f"{tensor.layout}, {tensor.dtype}"
+            raise ValueError(
+                f"{name} is {kind}: a safetensors file holds dense tensors with numbers, of "
+                f"{', '.join(DTYPES)}; convert it first"
+            )
         end = start + tensor.nbytes
         header[name] = {
             "dtype": NAMES[tensor.dtype],
@@ -92,7 +105,13 @@ class File:
 
     def read(self, name: str) -> Tensor:
         """A copy of one tensor, in memory of its own."""
+        if name not in self.header:
+            raise ValueError(f"{name} is not in this file, which has {', '.join(self.header)}")
         entry = self.header[name]
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(
+                f"{name} has the type {entry['dtype']}, which is none of {', '.join(DTYPES)}"
+            )
         shape, dtype = entry["shape"], DTYPES[entry["dtype"]]
         begin, end = (self.start + offset for offset in entry["data_offsets"])
         tensor = torch.empty(shape, dtype=dtype)
@@ -109,15 +128,23 @@ def load_module(module: nn.Module, folder: Path, device: torch.device | str = "c
         Bytes read.
 
     Raises:
-        ValueError: a tensor is in no file, or has another shape there.
+        ValueError: a tensor is in no file, or has another shape there; or a buffer that is not
+            saved (``persistent=False``) is on the meta device, where its numbers are lost.
     """
+    refuse_lost_buffers(module)
     where = json.loads((folder / INDEX).read_text())["weight_map"]
     files, loaded = {}, {}
     tied: dict[Tensor, Tensor] = {}  # a tensor with two names is read once, and stays one
-    for name, wanted in module.state_dict(keep_vars=True).items():
+    state = module.state_dict(keep_vars=True)
+    names: dict[Tensor, list[str]] = {}
+    for name, wanted in state.items():
+        names.setdefault(wanted, []).append(name)
+    for own_name, wanted in state.items():
         if wanted in tied:
-            loaded[name] = tied[wanted]
+            loaded[own_name] = tied[wanted]
             continue
+        # Of the names of a tied tensor, files may have any one
+        name = next((n for n in names[wanted] if n in where), own_name)
         if name not in where:
             raise ValueError(
                 f"{name} is in no file of {folder.name}: build the model with the configuration "
@@ -126,6 +153,8 @@ def load_module(module: nn.Module, folder: Path, device: torch.device | str = "c
         if where[name] not in files:
             files[where[name]] = File(folder / where[name])
         file = files[where[name]]
+        if name not in file.header:
+            raise ValueError(f"the index says that {name} is in {where[name]}, and it is not there")
         shape = tuple(file.header[name]["shape"])
         if shape != wanted.shape:
             raise ValueError(
@@ -135,6 +164,18 @@ def load_module(module: nn.Module, folder: Path, device: torch.device | str = "c
         tensor = file.read(name).to(device)
         if isinstance(wanted, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=wanted.requires_grad)
-        loaded[name] = tied[wanted] = tensor
+        loaded[own_name] = tied[wanted] = tensor
     module.load_state_dict(loaded, assign=True)  # the meta tensors make way
     return sum(math.prod(t.shape) * t.itemsize for t in tied.values())
+
+
+def refuse_lost_buffers(module: nn.Module) -> None:
+    """An error for buffers that no file has and whose numbers meta has not kept."""
+    saved = module.state_dict(keep_vars=True)
+    lost = [name for name, b in module.named_buffers() if b.is_meta and name not in saved]
+    if lost:
+        raise ValueError(
+            f"{', '.join(lost)}: persistent=False, so no file has it, and it was made on the meta "
+            "device, so it has no numbers: make it outside torch.device('meta') and give it to the "
+            "module before load_module, or register it as persistent and save again"
+        )

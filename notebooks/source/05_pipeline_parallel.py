@@ -188,10 +188,12 @@ Table([t(f"pipeline.{key}") for key in ("axis.micro_batches", "table.total", "ta
 # `B`와 `W`는 `BW`를 둘로 자른 것으로, 뒤에서 나오니 지금은 지나치세요.
 # %% source="dlcourse.parallel.pipeline:Runtime"
 # %% [markdown] lang="en"
-# Note the one division: each micro-batch's mean loss counts $1/m$. We come back to it. Is this the
+# Note the one weight: a micro-batch's mean loss counts by its share of the targets. Here all are
+# equally long, so that is $1/m$. We come back to it. Is this the
 # training of one process? Five steps of both:
-# %% [markdown] lang="ko" en="2fce9573"
-# 나눗셈이 딱 한 번 있는 것을 눈여겨보세요. 마이크로배치의 평균 손실은 $1/m$만큼만 칩니다. 뒤에서 다시 봅니다.
+# %% [markdown] lang="ko" en="700505d8"
+# 가중치를 딱 한 번 곱하는 것을 눈여겨보세요. 마이크로배치의 평균 손실은 전체 정답 가운데 자기 몫만큼만 칩니다.
+# 여기서는 길이가 모두 같으니 $1/m$입니다. 뒤에서 다시 봅니다.
 # 이것은 단일 프로세스의 학습과 같을까요? 양쪽 다 몇 스텝 해 봅니다.
 # %%
 # %%ranks --fast
