@@ -495,7 +495,7 @@ def test_every_type_of_the_format(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("tensor", "said"),
     [
-        (torch.ones(2, dtype=torch.complex128), "complex128: the format knows torch.float64, "),
+        (torch.ones(2, dtype=torch.complex128), "torch.complex128: the format knows torch.float64, "),
         (torch.ones(2, device="meta"), "on meta, .* give it numbers"),
         (torch.eye(2).to_sparse(), "on cpu, torch.sparse_coo: give it numbers, and make it dense"),
         ([1.0], "a list: give tensors"),
