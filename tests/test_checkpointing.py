@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from functools import partial
 
 import cloudpickle
 import pytest
@@ -270,6 +271,62 @@ def test_without_autograd_it_only_calls():
         assert checkpoint(torch.tanh, torch.zeros(2)).grad_fn is None
 
 
+def frozen(names):
+    gpt = GPT(SHAPES[0][0])
+    for name, p in gpt.named_parameters():
+        p.requires_grad_(not any(part in name for part in names))
+    return gpt
+
+
+@pytest.mark.parametrize("names", [(), ("embedding",), ("embedding", "blocks.0"), ("",)])
+@pytest.mark.parametrize("segments", [[1] * 6, [2, 2], [6]])
+def test_above_frozen_layers(names, segments):
+    want, gpt = frozen(names), checkpoint_blocks(frozen(names), segments)
+    x = tokens(1, 8)
+    losses = [model(x, x) for model in (want, gpt)]
+    assert losses[0].requires_grad is losses[1].requires_grad is (names != ("",))
+    if losses[0].requires_grad:
+        for loss in losses:
+            loss.backward()
+    assert torch.equal(*losses)
+    pairs = zip(want.parameters(), gpt.parameters(), strict=True)
+    assert all((a.grad is None) is (b.grad is None) for a, b in pairs)
+    assert same(gradients(gpt), gradients(want))
+
+
+def test_from_the_tokens_on_and_in_a_closure():
+    x, found = tokens(1, 8), []
+    for how in (lambda f, x: f(x), checkpoint, lambda f, x: checkpoint(lambda y: f(y), x)):
+        gpt = GPT(SHAPES[0][0])
+        how(gpt, x).square().mean().backward()
+        found.append(gradients(gpt))
+    assert found[0] and same(found[1], found[0]) and same(found[2], found[0])
+
+
+def test_a_result_that_autograd_does_not_reach():
+    x = torch.ones(3, requires_grad=True)
+    (checkpoint(lambda x: x.detach() * 2, x) + x).sum().backward()
+    assert torch.equal(x.grad, torch.ones(3))
+    assert not checkpoint(torch.argmax, x).requires_grad
+    assert not checkpoint(lambda: torch.ones(2)).requires_grad
+
+
+def test_autocast_of_the_right_device_where_inputs_are_on_several():
+    """Which of them is looked at must not depend on their order in a set."""
+    x, elsewhere = torch.ones(2, 2, requires_grad=True), torch.ones(2, device="meta")
+    seen = []
+
+    def product(x, mask):
+        y = x @ x
+        seen.append(y.dtype)
+        return y
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = checkpoint(product, x, elsewhere)
+    y.sum().backward()
+    assert seen == [torch.bfloat16] * 2
+
+
 # --- What is refused ----------------------------------------------------------------------------
 
 
@@ -308,49 +365,63 @@ def test_an_input_that_is_changed_later():
         y.sum().backward()
 
 
-FROZEN = {
-    "nothing": (),
-    "embeddings": ("token_embedding", "position_embedding"),
-    "embeddings and a block": ("token_embedding", "position_embedding", "blocks.0"),
-    "all": ("",),
-}
+@pytest.mark.parametrize("hide", [lambda f: lambda x: f(x), lambda f: f.forward, partial])
+def test_a_buffer_is_found_behind_a_function(hide):
+    norm = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with pytest.raises(ValueError, match=r"changes buffer .* in place.*eval\(\)"):
+        checkpoint(hide(norm), torch.randn(8, 4, requires_grad=True))
+    assert not nn.modules.module._global_forward_pre_hooks
 
 
-@pytest.mark.parametrize("frozen", FROZEN)
-def test_frozen_parameters_leave_the_rest_learning(frozen):
-    """Where no input requires a gradient, backward must reach the checkpoint all the same."""
-    config, results = SHAPES[0][0], []
-    batch = tokens(2, 8)
-    for segments in ([], [1, 1]):
-        model = GPT(config)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith(FROZEN[frozen]))
-        loss = checkpoint_blocks(model, segments)(batch, batch)
-        if frozen != "all":
-            loss.backward()
-        results.append((loss, [p.grad for p in model.parameters()]))
-    (plain, wanted), (loss, found) = results
-    assert loss.requires_grad == plain.requires_grad
-    torch.testing.assert_close(loss, plain)
-    for a, b in zip(found, wanted, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b)
+def test_an_input_inside_a_tuple():
+    x = torch.ones(3, requires_grad=True) * 1
+    with pytest.raises(ValueError, match="changes input 1 in place"):
+        checkpoint(lambda y, pair: pair[0].mul_(2) + y, x, (x * 1, x))
 
 
-def test_a_function_without_anything_to_learn():
-    y = checkpoint(torch.tanh, torch.ones(3))
-    (y * torch.ones(3, requires_grad=True)).sum().backward()  # reaches the checkpoint: no error
+def test_parameters_that_change_before_backward():
+    """Two forwards, two backwards, and a step too early: without a checkpoint autograd refuses."""
+    layer, x = nn.Linear(3, 3), torch.ones(2, 3, requires_grad=True)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    first, second = (checkpoint(layer, x).sum() for _ in range(2))
+    first.backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"parameter weight of Linear was changed after its"):
+        second.backward()
 
 
-@pytest.mark.parametrize("ask", ["grad", "inputs"])
-def test_gradients_of_some_tensors_only_are_refused(ask):
-    """They would be added to .grad of every parameter, without a word."""
-    layer, x = torch.nn.Linear(3, 3), torch.ones(2, 3, requires_grad=True)
+def test_a_backward_for_the_input_alone_fills_nothing_else():
+    layer, x = nn.Linear(3, 3), torch.ones(2, 3, requires_grad=True)
+    want = layer.weight.detach().sum(0).expand(2, 3)
+    for how in (checkpoint, lambda f, x: checkpoint(checkpoint, f, x)):
+        with pytest.warns(UserWarning, match=r"Linear: its inputs get their gradients, its param"):
+            (got,) = torch.autograd.grad(how(layer, x).sum(), x)
+        assert torch.allclose(got, want)
+        with pytest.warns(UserWarning, match=r"also if you asked for some.*use_reentrant=False"):
+            how(layer, x).sum().backward(inputs=[x])
+        assert torch.allclose(x.grad, want)
+        assert layer.weight.grad is None and layer.bias.grad is None
+        x.grad = None
+    (got,) = torch.autograd.grad(checkpoint(torch.square, x).sum(), x)  # nothing to warn of
+    assert torch.equal(got, 2 * x)
+
+
+def test_backwards_that_a_checkpoint_cannot_serve():
+    layer, x = nn.Linear(3, 3), torch.ones(2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="not have been used in the graph"):  # torch's words
+        torch.autograd.grad(checkpoint(layer, x).sum(), layer.weight)
+    with pytest.raises(RuntimeError, match=r"create_graph=True.*use_reentrant=False"):
+        checkpoint(layer, x).sum().backward(create_graph=True)
+    assert layer.weight.grad is None and x.grad is None
+
+
+def test_the_same_graph_twice():
+    layer, x = nn.Linear(3, 3), torch.ones(2, 3, requires_grad=True)
     loss = checkpoint(layer, x).sum()
-    with pytest.raises(RuntimeError, match="through a checkpoint of Linear"):
-        torch.autograd.grad(loss, x) if ask == "grad" else loss.backward(inputs=[x])
-    assert layer.weight.grad is None
+    loss.backward(retain_graph=True)
+    want = [g.clone() for g in (x.grad, layer.weight.grad)]
+    loss.backward()
+    assert torch.equal(x.grad, 2 * want[0]) and torch.equal(layer.weight.grad, 2 * want[1])
 
 
 def test_more_than_one_result():

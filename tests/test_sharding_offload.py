@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from dlcourse import Ranks
 from dlcourse.collectives import messages
@@ -32,7 +33,7 @@ from dlcourse.training.layers_over_devices import LayersOverDevices, LayersOverR
 from dlcourse.training.local_host import LocalHost, host_bytes
 from dlcourse.training.offload import OptimizerOffload
 from dlcourse.training.offload_parameters import ParameterOffload
-from dlcourse.training.sharded_files import DTYPES, INDEX, File, load_module, save_file, save_shards
+from dlcourse.training.sharded_files import INDEX, File, load_module, save_file, save_shards
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 
@@ -464,6 +465,151 @@ def test_what_cannot_be_loaded_is_refused(shards):
         save_shards(GPT(SMALL), shards, [["norm.weight"]])
 
 
+TYPES = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.bool),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
+]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_every_type_of_the_format(tmp_path, dtype):
+    """In both directions; float8 has no equality, so bytes are compared."""
+    numbers = torch.arange(6).to(dtype)
+    tensors = {"row": numbers, "matrix": numbers.view(2, 3).t(), "empty": numbers[:0].view(3, 0)}
+    tensors |= {"number": numbers[5], "part": numbers[2:4], "other": torch.ones(1)}
+    if dtype.is_complex:
+        tensors |= {"conjugate": (numbers * 1j).conj()}
+    save_file(tensors, tmp_path / "ours")
+    dense = {name: tensor.resolve_conj().contiguous().clone() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(dense, tmp_path / "theirs")
+    of_ours, theirs = safetensors.torch.load_file(tmp_path / "ours"), File(tmp_path / "theirs")
+    for name, tensor in dense.items():
+        for found in (of_ours[name], theirs.read(name)):
+            assert found.dtype == tensor.dtype and found.shape == tensor.shape
+            as_bytes = [x.flatten().view(torch.uint8) for x in (found, tensor)]
+            assert torch.equal(*as_bytes)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (
+            torch.ones(2, dtype=torch.complex128),
+            "torch.complex128: the format knows torch.float64, ",
+        ),
+        (torch.ones(2, device="meta"), "on meta, .* give it numbers"),
+        (torch.eye(2).to_sparse(), "on cpu, torch.sparse_coo: give it numbers, and make it dense"),
+        ([1.0], "a list: give tensors"),
+    ],
+)
+def test_what_cannot_be_saved(tmp_path, tensor, said):
+    save_file({"x": torch.ones(2)}, tmp_path / "x")
+    with pytest.raises(ValueError, match=f"y cannot be saved, as it is {said}"):
+        save_file({"x": torch.zeros(2), "y": tensor}, tmp_path / "x")
+    assert torch.equal(File(tmp_path / "x").read("x"), torch.ones(2))
+    with pytest.raises(ValueError, match="__metadata__ cannot be saved, as it has a name that"):
+        save_file({"__metadata__": torch.ones(2)}, tmp_path / "x")
+
+
+def test_a_file_may_be_saved_again_while_it_is_mapped(tmp_path):
+    save_file({"x": torch.ones(10_000)}, tmp_path / "x")
+    file = File(tmp_path / "x")
+    save_file({"x": torch.zeros(1)}, tmp_path / "x")
+    assert torch.equal(file.read("x"), torch.ones(10_000))
+    assert [f.name for f in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("kept", ["head.weight", "token_embedding.weight"])
+def test_tied_parameters_that_were_saved_once(tmp_path, kept):
+    config = replace(SMALL, tie_embeddings=True)
+    model = GPT(config)
+    state = model.state_dict()
+    del state[{"head.weight", "token_embedding.weight"}.difference([kept]).pop()]
+    save_file(state, tmp_path / "file")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(state, "file")}))
+    with torch.device("meta"):
+        loaded = GPT(config)
+    assert load_module(loaded, tmp_path) == 4 * size(model)
+    assert loaded.head.weight is loaded.token_embedding.weight
+    assert equal(loaded, model)
+
+
+def test_tied_parameters_that_were_saved_untied(shards):
+    with torch.device("meta"):
+        tied = GPT(replace(SMALL, tie_embeddings=True))
+    with pytest.raises(ValueError, match=r"are one tensor in the module, and have different num"):
+        load_module(tied, shards)
+    assert all(p.is_meta for p in tied.parameters())
+
+
+class Scaled(nn.Module):
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.layer = nn.Linear(3, 3, dtype=dtype)
+        self.register_buffer("scale", torch.arange(3.0) + 1, persistent=False)
+        self.register_buffer("count", torch.tensor(7))
+
+
+def test_a_buffer_that_no_file_holds(tmp_path):
+    model = Scaled()
+    save_shards(model, tmp_path, [list(model.state_dict())])
+    with torch.device("meta"):
+        loaded = Scaled()
+    with pytest.raises(ValueError, match=r"scale: registered with persistent=False.* assign"):
+        load_module(loaded, tmp_path)
+    assert loaded.layer.weight.is_meta
+    loaded.scale = torch.arange(3.0) + 1
+    load_module(loaded, tmp_path)
+    assert equal(loaded, model) and loaded.count == 7
+
+
+def test_the_module_keeps_its_types(tmp_path):
+    model = Scaled(torch.bfloat16)
+    state = dict(model.state_dict())
+    save_file(state, tmp_path / "file")
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(state, "file")}))
+    with torch.device("meta"):
+        loaded = Scaled()
+    loaded.scale = model.scale
+    assert load_module(loaded, tmp_path) == 2 * 12 + 8
+    assert loaded.layer.weight.dtype == torch.float32
+    assert torch.equal(loaded.layer.weight, model.layer.weight.float())
+    state["layer.weight"] = state["layer.weight"].to(torch.int8)
+    save_file(state, tmp_path / "file")
+    with pytest.raises(ValueError, match=r"layer.weight has dtype I8 in file and torch.float32"):
+        load_module(loaded, tmp_path)
+
+
+def test_damaged_files_are_refused_in_words(tmp_path, shards):
+    for content in (b"", b"\0" * 4, b"\2\0\0\0\0\0\0\0[]", b"\3\0\0\0\0\0\0\0{x}", b"\xff" * 9):
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(ValueError, match=r"x has .*(header|not a whole safetensors file)"):
+            File(tmp_path / "x")
+    save_file({"a": torch.ones(2)}, tmp_path / "x")
+    whole = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(whole.replace(b'"F32"', b'"F4" '))
+    with pytest.raises(ValueError, match=r"a in x has dtype F4, and known are F64, "):
+        File(tmp_path / "x").read("a")
+    with pytest.raises(ValueError, match=r"b is not in x, which has a"):
+        File(tmp_path / "x").read("b")
+    (tmp_path / "x").write_bytes(whole.replace(b"[0, 8]", b"[8, 0]"))
+    with pytest.raises(ValueError, match=r"x has a header that cannot be read"):
+        File(tmp_path / "x")
+    model, index = GPT(SMALL), shards / INDEX
+    text = index.read_text()
+    index.write_text(text.replace("model-00001-of", "model-9-of"))
+    with pytest.raises(ValueError, match=r"model-9-of-00006.safetensors of .* is not in folder"):
+        load_module(model, shards)
+    index.write_text(text[:-9])
+    with pytest.raises(ValueError, match=r"index.json in folder=.* cannot be read"):
+        load_module(model, shards)
+    index.unlink()
+    with pytest.raises(ValueError, match=r"has no model.safetensors.index.json, which is written"):
+        load_module(model, shards)
+
+
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("block", [0, 1, 3])
 @pytest.mark.parametrize("overlap", [False, True])
@@ -518,65 +664,3 @@ def test_a_tied_matrix_at_both_ends_is_refused():
     (stage,) = one.stages
     assert stage.head.weight is stage.token_embedding.weight
     assert torch.equal(stage.head.weight.grad, alone.head.weight.grad)
-
-
-@pytest.mark.parametrize("kept", ["head.weight", "token_embedding.weight", "both"])
-def test_files_may_have_either_name_of_a_tied_tensor(kept, tmp_path):
-    config = GPTConfig(block_size=8, n_layer=1, n_head=2, n_embd=16, tie_embeddings=True)
-    model = GPT(config)
-    state = model.state_dict()
-    for name in {"head.weight", "token_embedding.weight"} - {kept} if kept != "both" else ():
-        del state[name]
-    save_file(state, tmp_path / "m.safetensors")
-    index = {"weight_map": dict.fromkeys(state, "m.safetensors")}
-    (tmp_path / INDEX).write_text(json.dumps(index))
-    with torch.device("meta"):
-        loaded = GPT(config)
-    load_module(loaded, tmp_path)
-    assert loaded.head.weight is loaded.token_embedding.weight
-    tokens = torch.arange(8)[None]
-    assert torch.equal(loaded(tokens), model(tokens))
-
-
-def test_a_buffer_that_no_file_has_is_named(tmp_path):
-    class Scaled(torch.nn.Linear):
-        def __init__(self):
-            super().__init__(3, 3)
-            self.register_buffer("scale", torch.arange(3.0), persistent=False)
-
-    model = Scaled()
-    save_shards(model, tmp_path, [list(model.state_dict())])
-    with torch.device("meta"):
-        loaded = Scaled()
-    with pytest.raises(ValueError, match="scale: persistent=False"):
-        load_module(loaded, tmp_path)
-    loaded.scale = torch.arange(3.0)
-    load_module(loaded, tmp_path)
-    x = torch.ones(1, 3)
-    assert torch.equal(loaded(x), model(x))
-
-
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-def test_every_type_comes_back_and_the_package_reads_it(dtype, tmp_path):
-    file = tmp_path / "x.safetensors"
-    tensors = {"x": torch.tensor([1, 0, 1]).to(dtype), "none": torch.empty(0, 2).to(dtype)}
-    save_file(tensors, file)
-    for name, tensor in tensors.items():
-        for found in (File(file).read(name), safetensors.torch.load_file(file)[name]):
-            assert found.dtype == dtype and found.shape == tensor.shape
-            assert found.flatten().view(torch.uint8).tolist() == tensor.flatten().view(
-                torch.uint8
-            ).tolist()  # fmt: skip
-
-
-def test_what_a_file_cannot_hold_is_refused(tmp_path):
-    for tensor in (
-        torch.ones(2, device="meta"),
-        torch.ones(2, 2).to_sparse(),
-        torch.ones(1).cdouble(),
-    ):
-        with pytest.raises(ValueError, match="x is "):
-            save_file({"x": tensor}, tmp_path / "x.safetensors")
-    save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match="y is not in this file"):
-        File(tmp_path / "x.safetensors").read("y")
