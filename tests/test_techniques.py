@@ -132,11 +132,7 @@ def test_models_that_cannot_be_trained_are_refused():
         Training(frozen, Recipe())
     gpt = GPT(GPTConfig(**SIZES))
     gpt.token_embedding.max_norm = 1.0
-<<<<<<< HEAD
     with pytest.raises(ValueError, match=r"embedding\.max_norm=1\.0"):
-=======
-    with pytest.raises(ValueError, match=r"embedding.max_norm=1.0"):
->>>>>>> main
         Training(gpt, Recipe())
 
 
