@@ -272,7 +272,7 @@ def test_the_stop_button_ends_a_stuck_collective(open_notebook, lab):
     said = notebook.finish(1)
     assert said.startswith("interrupted"), said
     assert "rank 0     computing, line 7: time.sleep(1000)" in said
-    assert re.search(r"ranks 1-3  waiting in barrier .*, line 4: dist.barrier\(\)", said), said
+    assert re.search(r"ranks 1-3  waiting in barrier .*, line 5: dist.barrier\(\)", said), said
     assert "rank 0     computing" in notebook.cell(1).locator(".jp-OutputArea").inner_text()
     assert notebook.run(2) == "".join(f"rank {r}: {10 * r}\n" for r in range(4)).rstrip()
     assert sorted(p.pid for p in lab.of_ranks()) == pids

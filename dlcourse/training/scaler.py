@@ -27,7 +27,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-SMALLEST, LARGEST = 2.0**-126, 2.0**127
+SMALLEST = 2.0**-126
+LARGEST = 2.0**127
 
 
 class LossScaler:
@@ -86,7 +87,7 @@ class LossScaler:
         """
         if optimizer in self.found_inf:
             raise RuntimeError("unscale_() was called before in this step: call update() first")
-        grads = gradients(optimizer)
+        grads = grads_of(optimizer)
         if any(grad.dtype == torch.float16 for grad in grads):
             raise ValueError(
                 "the parameters are torch.float16, so gradients are, too: keep the parameters in "
@@ -111,7 +112,7 @@ class LossScaler:
             raise RuntimeError("step() was called before in this step: call update() first")
         if optimizer not in self.found_inf:
             self.unscale_(optimizer)
-        unscaled, now = self.unscaled.pop(optimizer), gradients(optimizer)
+        unscaled, now = self.unscaled.pop(optimizer), grads_of(optimizer)
         if optimizer in self.outdated and [*map(id, now)] != [*map(id, unscaled)]:
             raise RuntimeError(
                 "these gradients were made after unscale_(), so they are still scaled; a step was "
@@ -169,7 +170,7 @@ class LossScaler:
         self.forget()
 
 
-def gradients(optimizer: Optimizer) -> list[Tensor]:
+def grads_of(optimizer: Optimizer) -> list[Tensor]:
     parameters = (p for group in optimizer.param_groups for p in group["params"])
     return [p.grad for p in parameters if p.grad is not None]
 
