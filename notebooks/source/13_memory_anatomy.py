@@ -336,7 +336,7 @@ Table([t("anatomy.technique"), t("anatomy.parity")], rows)
 # %%ranks --fails "keeps no master weights"
 Recipe(precision="master", optimizer="sgd")
 # %%
-# %%ranks --fails "does not divide a batch of 6"
+# %%ranks --fails "a batch of 6 sequences does not divide"
 measure(Recipe(accumulate=4), 6)
 # %% [markdown] lang="en"
 # Does torch count the same as our memory ledger? Its `MemTracker` watches the same loop:
