@@ -10,7 +10,6 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -37,21 +36,22 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def _load(name: str) -> ModuleType:
-    """Import a module of ours; a `numpy.py` in the learner's folder is not taken for NumPy."""
+def _load(module: str, name: str | None = None) -> Any:
+    """A module of ours, or a name in it; a learner's `numpy.py` is not taken for NumPy."""
     found, folder = sys.path, {""}
     with suppress(OSError):
         folder.add(os.getcwd())
     sys.path = [entry for entry in found if entry not in folder]
     try:
-        return import_module(name)
+        loaded = import_module(module)
+        return loaded if name is None else getattr(loaded, name)
     finally:
         sys.path = found
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(_load(_HOME[name]), name)
+        return _load(_HOME[name], name)
     raise AttributeError(f"module 'dlcourse' has no attribute {name!r}")
 
 
