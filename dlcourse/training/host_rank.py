@@ -43,29 +43,61 @@ class RankHost:
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
-    def adopt(self, units: Sequence[Unit]) -> None:
+    def adopt(self, units: Sequence[Unit], *, parameters: bool = False) -> None:
         rows = [unit.row for unit in units]
         sizes, dtype = [row.numel() for row in rows], rows[0].dtype
-        dist.send_object_list([sizes, dtype], self.rank)
-        memory = [0]
-        dist.recv_object_list(memory, self.rank)
-        check_host(sum(sizes), dtype, memory[0])  # fails in both ranks, before anything moves
+        dist.send_object_list([sizes, dtype, parameters], self.rank)
+        host = [0, False]
+        dist.recv_object_list(host, self.rank)
+        check_modes(parameters, host[1])
+        check_host(sum(sizes), dtype, host[0])  # fails in both ranks, before anything moves
         for row in rows:
             isend(row, self.rank).wait()
+        back = [*reversed(range(len(rows)))]
+        self.order = {"push": back, "pull": back}
+        if parameters:
+            self.order["pull"] = [*range(1, len(rows)), *back]
+        self.begin()
+
+    def begin(self) -> None:
+        self.expected = {what: [*order] for what, order in self.order.items()}
+
+    def next_is(self, what: str, unit: Unit) -> None:
+        """The host rank sends and receives rows in one order: another one would mix them up."""
+        if self.expected[what][:1] != [unit.index]:
+            raise RuntimeError(
+                f"{what} of unit {unit.index}, and rank {self.rank} is at {self.expected}: it "
+                "serves whole steps alone, forward, backward and step(), through the blocks in "
+                "their order; evaluate with a LocalHost, or after the last step with new ranks"
+            )
+        self.expected[what].pop(0)
+        if not any(self.expected.values()):
+            self.begin()
 
     def push(self, unit: Unit, gradients: Tensor) -> Wait:
+        self.next_is("push", unit)
         return waiting(isend(gradients, self.rank))
 
     def update(self, unit: Unit) -> None:
         """The other rank does it when the gradients arrive."""
 
     def pull(self, unit: Unit) -> Wait:
+        self.next_is("pull", unit)
         return waiting(irecv(unit.row, self.rank))
 
     def forget(self) -> None:
-        raise RuntimeError(
-            f"a step was cut off, and rank {self.rank}, the host, still waits for the rest of it: "
-            "make the model and both ends of the offload anew, or take LocalHost"
+        if self.expected != self.order:
+            raise RuntimeError(
+                f"rank {self.rank} is in the middle of a step, and has updated what has reached "
+                "it: begin again with new ranks, from a checkpoint"
+            )
+
+
+def check_modes(device: bool, host: bool) -> None:
+    if device != host:
+        raise ValueError(
+            f"serve(parameters={host}) and {'Parameter' if device else 'Optimizer'}Offload on the "
+            f"device: give serve(parameters={device})"
         )
 
 
@@ -85,10 +117,11 @@ def serve(
         memory: bytes that may be used; what the machine has available by default.
     """
     memory = available_bytes() if memory is None else memory
-    asked: list = [None, None]
+    asked: list = [None, None, None]
     dist.recv_object_list(asked, device)
-    dist.send_object_list([memory], device)
-    sizes, dtype = asked
+    dist.send_object_list([memory, parameters], device)
+    sizes, dtype, wanted = asked
+    check_modes(wanted, parameters)
     check_host(sum(sizes), dtype, memory)
     home = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL knows no other memory
     buffers = [torch.empty(size, dtype=dtype, device=home) for size in sizes]

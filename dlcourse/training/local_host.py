@@ -71,7 +71,7 @@ class LocalHost:
         self.out, self.back = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.arriving: dict[int, Future] = {}
 
-    def adopt(self, units: Sequence[Unit]) -> None:
+    def adopt(self, units: Sequence[Unit], *, parameters: bool = False) -> None:
         rows = [unit.row for unit in units]
         check_host(sum(r.numel() for r in rows), rows[0].dtype, self.memory)
         self.cuda = rows[0].is_cuda
@@ -95,12 +95,18 @@ class LocalHost:
         step_of_adam(self.adams[i], self.masters[i], self.buffers[i])
 
     def forget(self) -> None:
+        """Gradients that have arrived make way for the parameters again."""
         for i, copy in self.arriving.items():
             copy.result()
-            self.buffers[i].copy_(self.masters[i].detach())  # gradients lie where parameters go out
+            self.buffers[i].copy_(self.masters[i].detach())
         self.arriving.clear()
 
     def pull(self, unit: Unit) -> Wait:
+        if unit.index in self.arriving:  # what lies in the buffer is its gradient
+            raise RuntimeError(
+                f"unit {unit.index} was used after its gradients had left: call step() before the "
+                "next forward, or zero_grad() of the offload to forget the step"
+            )
         return self._copy(self.back, self.streams[1], unit.row, self.buffers[unit.index]).result
 
     def _copy(self, thread: ThreadPoolExecutor, stream: Any, to: Tensor, source: Tensor) -> Future:

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 Wait = Callable[[], Any]  # returns once the copy has arrived
+_OFFLOADED: WeakSet[nn.Module] = WeakSet()
 
 
 class Unit:
@@ -31,18 +33,34 @@ class Unit:
         self.index, self.parameters = index, list(parameters)
         self.row = torch.cat([p.detach().flatten() for p in self.parameters])
         self.nbytes, self.is_here = self.row.nbytes, True
+        self.show()
+        self.versions = [p._version for p in self.parameters]  # torch counts in-place changes
+
+    def show(self) -> None:
+        """Let the parameters point into the row, as it is now."""
         start = 0
         for p in self.parameters:
-            p.data = self.row[start : start + p.numel()].view_as(p)
+            p.data = self.row[start : start + p.numel()].view(p.shape)
             start += p.numel()
+        self.views = [p.detach() for p in self.parameters]
 
-    def take_gradients(self) -> Tensor:
-        """The gradients as one row; the parameters have none any more."""
-        if unused := sum(p.grad is None for p in self.parameters):
+    def check(self, *, gradients: bool) -> None:
+        """An error for what step() would lose."""
+        for p, view, version in zip(self.parameters, self.views, self.versions, strict=True):
+            if p._version != version or not p.is_set_to(view):
+                raise ValueError(
+                    f"a parameter of unit {self.index} was changed or moved after the offload had "
+                    "copied it to the host, whose numbers would replace it: load weights, and "
+                    "choose type and device, before you build the offload"
+                )
+        if gradients and (unused := sum(p.grad is None for p in self.parameters)):
             raise ValueError(
                 f"{unused} of {len(self.parameters)} parameters of unit {self.index} have no "
                 "gradient: call backward() before step(), and use every parameter in forward"
             )
+
+    def take_gradients(self) -> Tensor:
+        """The gradients as one row; the parameters have none any more."""
         row = torch.cat([p.grad.flatten() for p in self.parameters])
         for p in self.parameters:
             p.grad = None
@@ -52,8 +70,11 @@ class Unit:
 class Host(Protocol):
     """Keeps a master copy and Adam's state of each unit."""
 
-    def adopt(self, units: Sequence[Unit]) -> None:
-        """Copy the units' parameters; ValueError if there is too little memory."""
+    def adopt(self, units: Sequence[Unit], *, parameters: bool = False) -> None:
+        """Copy the units' parameters; ValueError if there is too little memory.
+
+        ``parameters``: blocks will pull theirs in forward and in backward.
+        """
 
     def push(self, unit: Unit, gradients: Tensor) -> Wait:
         """Begin to bring a unit's gradients over."""
@@ -65,24 +86,29 @@ class Host(Protocol):
         """Begin to bring its parameters into ``unit.row``."""
 
     def forget(self) -> None:
-        """A step was cut off: its gradients do not count. RuntimeError where that cannot be."""
+        """Gradients that have come since the last step are of no use; RuntimeError if they were."""
 
 
 class OptimizerOffload:
     """Trains ``model`` with AdamW on a host. Call ``step()`` after each ``backward()``.
 
+    A step that was left in the middle, by an exception say, is forgotten with ``zero_grad()``.
+
     Args:
         model: its ``blocks`` are units, the rest of it is unit 0. On its device already.
         host: takes over master copies and state.
-        overlap: gradients leave as soon as backward has made a unit's; without, in ``step()``, and
-            each move is waited for.
+        overlap: gradients leave as soon as backward has made a unit's, so they cannot be clipped
+            or looked at; without, in ``step()``, and each move is waited for.
 
     Attributes:
         out_bytes, back_bytes: moved to the host and back since the beginning.
 
     Raises:
-        ValueError: a parameter is frozen, or the host has too little memory.
+        ValueError: a parameter is frozen, shared by blocks, or of another type than the rest of
+            its unit; the model is in an offload already; or the host has too little memory.
     """
+
+    parameters_too = False
 
     def __init__(self, model: nn.Module, host: Host, *, overlap: bool = True) -> None:
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
@@ -92,43 +118,55 @@ class OptimizerOffload:
                 "travels as one row, with a gradient for all of it; train them, or leave the "
                 "offload out"
             )
+        if model in _OFFLOADED:
+            raise ValueError("model is in an offload already: build it anew for another one")
         self.host, self.overlap = host, overlap
         self.out_bytes = self.back_bytes = 0
         in_blocks = {p for p in model.blocks.parameters()}
         rest = [p for p in model.parameters() if p not in in_blocks]
         groups = [rest, *(list(block.parameters()) for block in model.blocks)]
+        check_groups(groups)
         self.units = [Unit(i, parameters) for i, parameters in enumerate(groups)]
-        host.adopt(self.units)
+        host.adopt(self.units, parameters=self.parameters_too)
+        _OFFLOADED.add(model)
         self.leaving: dict[Unit, Wait] = {}
-        self.missing = {unit: len(unit.parameters) for unit in self.units}
+        self.missing = {unit: set(unit.parameters) for unit in self.units}
         for unit in self.units if overlap else ():
             for p in unit.parameters:
-                p.register_post_accumulate_grad_hook(lambda _, unit=unit: self.has_gradient(unit))
-        model.register_forward_pre_hook(lambda *_: self.begin())
+                p.register_post_accumulate_grad_hook(
+                    lambda p, unit=unit: self.has_gradient(p, unit)
+                )
 
-    def begin(self) -> None:
-        """Before forward: what a backward that was cut off has left does not count."""
-        made = [unit for unit in self.units if self.missing[unit] < len(unit.parameters)]
-        if made and any(self.missing.values()):
-            self.host.forget()
-            for wait in self.leaving.values():
-                wait()
-            self.leaving.clear()
-            for unit in made:
-                self.missing[unit] = len(unit.parameters)
-                for p in unit.parameters:
-                    p.grad = None
-
-    def has_gradient(self, unit: Unit) -> None:
-        """autograd has made one more gradient of this unit."""
-        if unit in self.leaving:
+    def has_gradient(self, p: Tensor, unit: Unit) -> None:
+        """autograd has made a gradient of this unit."""
+        if p not in self.missing[unit]:
             raise ValueError(
                 "a second backward before step(): the first one's gradients have left already; "
-                "give overlap=False to accumulate gradients"
+                "give overlap=False to accumulate gradients, or call zero_grad() of the offload to "
+                "forget a step that was left in the middle"
             )
-        self.missing[unit] -= 1
-        if self.missing[unit] == 0:
+        self.missing[unit].remove(p)
+        if not self.missing[unit]:
             self.push(unit)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients, also those that have left.
+
+        Raises:
+            RuntimeError: the host is a rank, and has taken its part of the step already.
+        """
+        for wait in self.leaving.values():
+            wait()
+        self.host.forget()
+        self.begin()
+
+    def begin(self) -> None:
+        """There is no gradient."""
+        self.leaving.clear()
+        self.missing = {unit: set(unit.parameters) for unit in self.units}
+        for unit in self.units:
+            for p in unit.parameters:
+                p.grad = None
 
     def push(self, unit: Unit) -> None:
         gradients = unit.take_gradients()
@@ -136,7 +174,14 @@ class OptimizerOffload:
         self.leaving[unit] = self.host.push(unit, gradients)
 
     def step(self) -> None:
-        """When it returns, all parameters are the new ones."""
+        """When it returns, all parameters are the new ones.
+
+        Raises:
+            ValueError: a parameter has no gradient, or was changed by somebody else; before
+                anything is updated.
+        """
+        for unit in reversed(self.units):
+            unit.check(gradients=unit not in self.leaving)
         coming = []
         for unit in reversed(self.units):  # as backward has made them
             if unit not in self.leaving:
@@ -150,9 +195,26 @@ class OptimizerOffload:
                 coming.pop()()
         for wait in [*self.leaving.values(), *coming]:
             wait()
-        self.leaving.clear()
-        self.missing = {unit: len(unit.parameters) for unit in self.units}
+        self.begin()
+        for unit in self.units:  # backward of an older forward is refused by autograd
+            for p in unit.parameters:
+                torch.autograd.graph.increment_version(p)
+            unit.versions = [p._version for p in unit.parameters]
 
     def fetch(self, unit: Unit) -> Wait:
         self.back_bytes += unit.nbytes
         return self.host.pull(unit)
+
+
+def check_groups(groups: Sequence[Sequence[nn.Parameter]]) -> None:
+    seen: set[nn.Parameter] = set()
+    for i, group in enumerate(groups):
+        kinds = {(p.dtype, p.device) for p in group}
+        if len(kinds) != 1 or seen.intersection(group):
+            what = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            raise ValueError(
+                f"unit {i} has {what or 'no parameter'}, "
+                f"{len(seen.intersection(group))} of them in another unit as well: a unit travels "
+                "as one row; give each block parameters of its own, all of one type on one device"
+            )
+        seen.update(group)
