@@ -13,6 +13,7 @@ import signal
 import textwrap
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -273,3 +274,19 @@ def test_asking_for_the_own_number_is_computing(ranks):
     assert lines[0] == "interrupted"
     line = next(x for x in lines if x.strip().startswith("rank 2"))
     assert "get_rank," not in line and "waiting" not in line, line
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_connection_that_a_cut_has_closed_is_no_cause(interrupted):
+    """Of ranks whose connections are cut one after the other, the first takes those of others."""
+    lost = dict(
+        type="RuntimeError", message="gloo: Connection closed by peer", transport=True, cut=False,
+        interrupted=False, traceback="", line=1, code="", collective=None,
+    )  # fmt: skip
+    pool = SimpleNamespace(dead={}, size=2, timeout=30)
+    running = cell_module.RunningCell(pool, 1, [0, 1], None)
+    running.done = {0: {"error": lost}, 1: {"error": lost | {"cut": True}}}
+    running.headline = None if interrupted else "rank 1 never reached all_reduce #2"
+    running.interrupted = interrupted
+    expected = "interrupted" if interrupted else running.headline
+    assert running._message({r: d["error"] for r, d in running.done.items()})[0] == expected

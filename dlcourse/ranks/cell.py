@@ -216,7 +216,9 @@ class RunningCell:
         raised = {r: e for r, e in errors.items() if not (e["interrupted"] or e["cut"])}
         # A lost connection is the consequence of another rank's end, where there is one.
         own = {r: e for r, e in raised.items() if not e["transport"]}
-        if not own and not pool.dead:
+        # Nor is it a cause where connections were cut from here: a rank may lose its peers' before
+        # its own are cut.
+        if not own and not pool.dead and self.headline is None and not self.interrupted:
             own = raised
         if pool.dead:
             rank = min(pool.dead)
