@@ -55,3 +55,16 @@ def nothing_before() -> Iterator[None]:
     gc.freeze()  # the ledger looks through the objects that Python's collector knows
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_language() -> Iterator[None]:
+    """A file of tests that sets the language does not set it for the files after it."""
+    from dlcourse.panel import strings
+
+    chosen, before = strings._chosen, os.environ.get("DLCOURSE_LANG")
+    yield
+    strings._chosen = chosen
+    os.environ.pop("DLCOURSE_LANG", None)
+    if before is not None:
+        os.environ["DLCOURSE_LANG"] = before
