@@ -21,6 +21,8 @@ from dlcourse import Ranks
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.data import BucketedDataParallel, NaiveDataParallel, OverlappedDataParallel
+from dlcourse.parallel.zero import ZeRO1
+from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.training import loop
 from dlcourse.training.accumulation import (
     IGNORED,
@@ -192,6 +194,30 @@ def test_every_target_of_every_rank_counts_the_same(three, wrapper):
         assert loss == pytest.approx(whole_gradient()[1], abs=1e-12)
 
 
+def unequal_ranks_of_zero(stage):
+    tokens, targets = padded()
+    mine = [[[0], [1]], [[3], [4, 5]], [[2], [2]]][dist.get_rank()]
+    model = stage(gpt())
+    parts = [(tokens[rows], targets[rows]) for rows in mine]
+    with pytest.raises(ValueError, match="micro-batches here, and the ranks have 1 to 2: ZeRO"):
+        backward_by_tokens(model, parts[dist.get_rank() % 2 :])
+    backward_by_tokens(model, parts)
+    model.sync_gradients()
+    rows = []
+    for flat_parameters in model.flats:
+        pieces = [torch.empty_like(flat_parameters.shard) for _ in range(dist.get_world_size())]
+        dist.all_gather(pieces, flat_parameters.shard.grad.contiguous())
+        row = torch.cat(pieces)
+        rows += zip(flat_parameters.parameters, flat_parameters.views(row), strict=True)
+    found = dict(rows)
+    return error(flat(found[p] for p in model.module.parameters()), whole_gradient()[0])
+
+
+@pytest.mark.parametrize("stage", [ZeRO1, ZeRO2])
+def test_every_target_counts_the_same_under_zero(three, stage):
+    assert max(three(unequal_ranks_of_zero, stage)) < 1e-12
+
+
 # --- Memory -------------------------------------------------------------------------------------
 
 
@@ -270,3 +296,39 @@ def test_one_rank_of_64_on_fake_tensors():
         [(sent, gradients, n)] = ranks.run(one_fake_step)
     assert sent == 4 * n
     assert gradients >= 4 * n
+
+
+def test_a_micro_batch_without_a_target_has_no_mean():
+    tokens, targets = padded()
+    model = gpt()
+    for parts in (
+        split(tokens, targets, accumulate=6),
+        split(tokens[:0], targets[:0], accumulate=1),
+    ):
+        with pytest.raises(
+            ValueError, match=r"micro-batch \d of \d has 0 targets.*backward_by_tokens"
+        ):
+            backward_equal(model, parts)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def loops_for_other_models():
+    said = []
+    for model, loop_of in (
+        (ZeRO1(gpt()), train),
+        (ZeRO1(gpt()), loop.train),
+        (BucketedDataParallel(gpt()), loop.train),
+    ):
+        try:
+            loop_of(model, corpus(), **JOB)
+        except ValueError as refused:
+            said.append(str(refused))
+    return said
+
+
+def test_a_loop_refuses_a_model_that_needs_another_one(three):
+    for said in three(loops_for_other_models):
+        assert len(said) == 3
+        assert "use dlcourse.parallel.zero.train" in said[0]
+        assert "ZeRO1, and this loop is for one process" in said[1]
+        assert "use train of dlcourse.parallel.data" in said[2]

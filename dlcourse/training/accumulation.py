@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dlcourse.measure import mark_step
 from dlcourse.models.targets import IGNORED
@@ -64,9 +65,18 @@ def backward_equal(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
 
     Returns:
         The mean loss over all parts of this rank, a number without a graph.
+
+    Raises:
+        ValueError: a part without any target, whose mean would be NaN; before the first backward.
     """
+    for number, (_, targets_MT) in enumerate(_some(parts), start=1):
+        if not isinstance(targets_MT, FakeTensor) and (targets_MT == IGNORED).all():
+            raise ValueError(
+                f"micro-batch {number} of {len(parts)} has 0 targets, so it has no mean loss: use "
+                "backward_by_tokens, for which every target counts the same"
+            )
     total = next(model.parameters()).new_zeros(())
-    for number, (tokens_MT, targets_MT) in enumerate(_some(parts), start=1):
+    for number, (tokens_MT, targets_MT) in enumerate(parts, start=1):
         with sending(model, last=number == len(parts)):
             loss = model(tokens_MT, targets_MT) / len(parts)
             loss.backward()  # adds to .grad, and frees this micro-batch's activations
@@ -79,7 +89,8 @@ def backward_by_tokens(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
 
     A mean of means would count the targets of a short micro-batch for more. So each micro-batch
     gives its *sum*, and all are divided by one number, which must be known before the first
-    backward. Ranks may have different numbers of micro-batches, and parts without any target.
+    backward. Ranks may have different numbers of micro-batches (not under ZeRO, which sends in each
+    backward), and parts without any target.
 
     Args:
         model: ``model(tokens)`` are the logits, (M, T, V).
@@ -90,12 +101,22 @@ def backward_by_tokens(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
         mean loss over all targets.
 
     Raises:
-        ValueError: there is no target at all, in any rank.
+        ValueError: there is no target at all, in any rank; or ranks of a ZeRO model have different
+            numbers of parts.
     """
     num_targets = sum(int((targets_MT != IGNORED).sum()) for _, targets_MT in _some(parts))
     device = _device(model)
+    if hasattr(model, "process_group") and not hasattr(model, "no_sync"):
+        ends = torch.tensor([len(parts), -len(parts)], device=device)
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=model.process_group)
+        if ends.sum() != 0:
+            raise ValueError(
+                f"{len(parts)} micro-batches here, and the ranks have {-int(ends[1])} to "
+                f"{int(ends[0])}: {type(model).__name__} sends in each backward; give every rank "
+                "as many, if only of IGNORED targets"
+            )
     try:
-        if hasattr(model, "no_sync"):  # the wrapper takes the mean over ranks: 8 bytes are sent
+        if hasattr(model, "process_group"):  # a mean over ranks is to come: 8 bytes are sent
             group = model.process_group
             weight = loss_weight(num_targets, process_group=group, device=device)
             per_target = weight / max(num_targets, 1)
@@ -141,8 +162,14 @@ def train(
         The loss of each step over this rank's part of the batch.
 
     Raises:
-        ValueError: ranks and micro-batches do not divide ``batch_size``.
+        ValueError: ranks and micro-batches do not divide ``batch_size``; or a ZeRO model, which
+            has a loop of its own.
     """
+    if hasattr(model, "sync_parameters"):
+        raise ValueError(
+            f"model is a {type(model).__name__}, whose parameters must be gathered after a step: "
+            "use dlcourse.parallel.zero.train, which accumulates as well"
+        )
     rank, world_size = 0, 1
     if hasattr(model, "no_sync"):
         group = model.process_group

@@ -28,7 +28,15 @@ def train(
 
     Returns:
         The loss of each step.
+
+    Raises:
+        ValueError: the model is in a class whose gradients must be sent after backward.
     """
+    if hasattr(model, "sync_gradients"):
+        raise ValueError(
+            f"model is a {type(model).__name__}, and this loop is for one process: use train of "
+            f"{type(model).__module__}"
+        )
     device = next(model.parameters()).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
     losses = []
