@@ -75,7 +75,7 @@ def backward_equal(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
                 f"micro-batch {number} of {len(parts)} has 0 targets, so it has no mean loss: use "
                 "backward_by_tokens, for which every target counts the same"
             )
-    total = next(model.parameters()).new_zeros(())
+    total = _first_parameter(model).new_zeros(())
     for number, (tokens_MT, targets_MT) in enumerate(parts, start=1):
         with sending(model, last=number == len(parts)):
             loss = model(tokens_MT, targets_MT) / len(parts)
@@ -105,7 +105,7 @@ def backward_by_tokens(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
             numbers of parts.
     """
     num_targets = sum(int((targets_MT != IGNORED).sum()) for _, targets_MT in _some(parts))
-    device = _device(model)
+    device = _first_parameter(model).device
     if hasattr(model, "process_group") and not hasattr(model, "no_sync"):
         ends = torch.tensor([len(parts), -len(parts)], device=device)
         dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=model.process_group)
@@ -127,7 +127,7 @@ def backward_by_tokens(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
             f"0 targets in {len(parts)} micro-batches: all are {IGNORED}, so there is no loss; "
             "skip this step in every rank"
         ) from None
-    total = next(model.parameters()).new_zeros(())
+    total = _first_parameter(model).new_zeros(())
     for number, (tokens_MT, targets_MT) in enumerate(parts, start=1):
         with sending(model, last=number == len(parts)):
             logits_NV = model(tokens_MT).flatten(0, -2)
@@ -175,13 +175,14 @@ def train(
         group = model.process_group
         rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     sequences = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
+    device = _first_parameter(model).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
     losses = []
     for step in range(steps):
         batch = corpus.batch(
             step, rank=rank, world_size=world_size, micro_batch=sequences, block=block
         )
-        tokens_BT, targets_BT = (half.to(_device(model)) for half in batch)
+        tokens_BT, targets_BT = (half.to(device) for half in batch)
         optimizer.zero_grad()
         loss = backward_equal(model, split(tokens_BT, targets_BT, accumulate=accumulate))
         if hasattr(model, "sync_gradients"):  # ours; torch's has done it inside backward
@@ -198,5 +199,5 @@ def _some(parts: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
     return parts
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+def _first_parameter(model: nn.Module) -> nn.Parameter:
+    return next(getattr(model, "module", model).parameters())  # a ZeRO wrapper gives out none
