@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dlcourse.course import catalog, serve
-from dlcourse.panel import strings
+from dlcourse.words import strings
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 LANG_HELP = "ko or en (default: the system's language, else ko)"

@@ -459,7 +459,7 @@ PICTURE = """
 %%ranks
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.data import OverlappedDataParallel, train
-from dlcourse.training.corpus import Corpus
+from dlcourse.corpus import Corpus
 
 model = OverlappedDataParallel(GPT(seed=rank))
 losses = train(model, Corpus(), steps=200, batch_size=2 * world_size)

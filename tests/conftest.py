@@ -43,7 +43,7 @@ def demo_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(REPOSITORY / "tests" / "demo", root)
     (root / "data").mkdir()
     shutil.copy(REPOSITORY / "data" / "claims.json", root / "data")
-    accept_translations(root / "notebooks" / "source" / "97_demo.py")
+    accept_translations(root / "notebooks" / "source" / "97_demo" / "lesson.py")
     monkeypatch.setenv("DLCOURSE_ROOT", str(root))
     return root
 
@@ -60,7 +60,7 @@ def nothing_before() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def own_language() -> Iterator[None]:
     """A file of tests that sets the language does not set it for the files after it."""
-    from dlcourse.panel import strings
+    from dlcourse.words import strings
 
     chosen, before = strings._chosen, os.environ.get("DLCOURSE_LANG")
     yield

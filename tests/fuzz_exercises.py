@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from dlcourse.course.exercises import Exercise, all_exercises, checking
-from dlcourse.panel import strings
 from dlcourse.ranks import Ranks
+from dlcourse.words import strings
 
 # What the learner's function returns, whatever it is asked.
 PLAIN = {

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from dlcourse import Ranks
+from dlcourse.corpus import Corpus
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.data import BucketedDataParallel, NaiveDataParallel, OverlappedDataParallel
@@ -31,7 +32,6 @@ from dlcourse.training.accumulation import (
     split,
     train,
 )
-from dlcourse.training.corpus import Corpus
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 

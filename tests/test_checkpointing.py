@@ -18,10 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dlcourse import Ranks
-from dlcourse.measure.recorder import Recorder
-from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.parallel.data import BucketedDataParallel, OverlappedDataParallel
-from dlcourse.training.activations import (
+from dlcourse.formulas.activations import (
     Shape,
     activation_moments,
     activation_peak,
@@ -31,10 +28,12 @@ from dlcourse.training.activations import (
     selective_peak,
     step_flops,
 )
-from dlcourse.training.autocast import Autocast
-from dlcourse.training.checkpoint import checkpoint
-from dlcourse.training.placement import best_length, every
-from dlcourse.training.segments import (
+from dlcourse.measure.recorder import Recorder
+from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.data import BucketedDataParallel, OverlappedDataParallel
+from dlcourse.training.checkpointing.checkpoint import checkpoint
+from dlcourse.training.checkpointing.placement import best_length, every
+from dlcourse.training.checkpointing.segments import (
     PRODUCTS,
     checkpoint_blocks,
     early_stop,
@@ -42,6 +41,7 @@ from dlcourse.training.segments import (
     segmented,
     selective,
 )
+from dlcourse.training.mixed_precision.autocast import Autocast
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 

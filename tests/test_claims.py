@@ -157,7 +157,9 @@ def test_the_table_shows_every_claim(lang):
 def test_a_claim_to_be_tested_names_the_next_lesson(demo_root):
     claim = load_claims(demo_root)["A2"]
     assert next_lesson(claim, demo_root) == "00_start"
-    (demo_root / "notebooks" / "source" / "00_start.py").write_text("")
+    source = catalog.source_path(demo_root, "00_start")
+    source.parent.mkdir()
+    source.write_text("")
     assert next_lesson(claim, demo_root) == "07_moe"
 
 

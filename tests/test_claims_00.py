@@ -9,8 +9,8 @@ from importlib import import_module
 import cloudpickle
 import pytest
 
-from dlcourse.course import start
 from dlcourse.course.claims import Claim, find_claim
+from dlcourse.figures import first_look as start
 from dlcourse.models.tiny import ARCHITECTURES
 from dlcourse.ranks import Ranks
 
@@ -26,7 +26,7 @@ Results = list[dict[tuple[str, str], dict]]
 
 def train_all() -> dict[tuple[str, str], dict]:
     from dlcourse.models.tiny import TinyLM
-    from dlcourse.peers.start import train
+    from dlcourse.peers.first_look import train
 
     return {(a, s): train(TinyLM(a), s) for a in ("dense", "moe") for s in STRATEGIES}
 
@@ -124,7 +124,7 @@ def test_the_library_map_has_a_source_for_every_library():
 def test_wrong_names_and_sizes_are_refused(pool):
     def refused(architecture, strategy, batch_size):
         from dlcourse.models.tiny import TinyLM
-        from dlcourse.peers.start import train
+        from dlcourse.peers.first_look import train
 
         try:
             train(TinyLM(architecture), strategy, batch_size=batch_size)

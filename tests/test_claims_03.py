@@ -13,12 +13,12 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from dlcourse import Ranks
+from dlcourse.corpus import Corpus
 from dlcourse.course.claims import find_claim
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.data import NaiveDataParallel, OverlappedDataParallel, train
 from dlcourse.parallel.replicas import loss_weight, replica_drift
 from dlcourse.training import loop
-from dlcourse.training.corpus import Corpus
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dlcourse import Ranks
-from dlcourse.collectives.wire import wire_counters
+from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.course.claims import find_claim
 from dlcourse.measure.recorder import Recorder
 from dlcourse.measure.run import Run

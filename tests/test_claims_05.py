@@ -12,14 +12,14 @@ import pytest
 import torch.distributed as dist
 
 from dlcourse import Ranks
+from dlcourse.corpus import Corpus
 from dlcourse.course.claims import find_claim
 from dlcourse.course.exercises import measured
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.pipeline import PipelineParallel, train
-from dlcourse.parallel.schedules import gpipe, one_f_one_b
-from dlcourse.parallel.simulate import simulate
+from dlcourse.parallel.pipeline_schedules import gpipe, one_f_one_b
+from dlcourse.parallel.pipeline_simulation import simulate
 from dlcourse.training import loop
-from dlcourse.training.corpus import Corpus
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

@@ -16,17 +16,17 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from dlcourse import Ranks
+from dlcourse.corpus import Corpus
 from dlcourse.course.claims import find_claim
+from dlcourse.formulas.zero import model_state_bytes
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel import data
 from dlcourse.parallel.data import NaiveDataParallel
 from dlcourse.parallel.zero import ZeRO1, train
 from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.parallel.zero3 import ZeRO3
-from dlcourse.parallel.zero_plan import model_state_bytes
 from dlcourse.peers import zero as peers
-from dlcourse.training.corpus import Corpus
-from dlcourse.training.master_adamw import MasterAdamW
+from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

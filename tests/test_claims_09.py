@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dlcourse import Ranks
+from dlcourse.corpus import Corpus
 from dlcourse.course.claims import find_claim
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
@@ -27,7 +28,6 @@ from dlcourse.training.accumulation import (
     split,
     train,
 )
-from dlcourse.training.corpus import Corpus
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dlcourse.corpus import Corpus
 from dlcourse.course.claims import find_claim
+from dlcourse.formulas.mixed_precision import WAYS, activation_bytes, state_bytes
+from dlcourse.formulas.recipe import num_parameters
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.plan.scale import MODELS
-from dlcourse.training.autocast import Autocast
-from dlcourse.training.corpus import Corpus
-from dlcourse.training.dtype_log import DtypeLog
-from dlcourse.training.mixed import mixed_step, prepare
-from dlcourse.training.mixed_bytes import WAYS, activation_bytes, state_bytes
-from dlcourse.training.recipe import num_parameters
+from dlcourse.training.mixed_precision.autocast import Autocast
+from dlcourse.training.mixed_precision.dtype_log import DtypeLog
+from dlcourse.training.mixed_precision.training_step import mixed_step, prepare
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from dlcourse.course.claims import find_claim
+from dlcourse.formulas.activations import Shape, step_flops
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.training.activations import Shape, step_flops
-from dlcourse.training.segments import (
+from dlcourse.training.checkpointing.segments import (
     PRODUCTS,
     checkpoint_blocks,
     early_stop,

@@ -14,13 +14,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dlcourse.course.claims import find_claim
+from dlcourse.formulas.activations import Shape
+from dlcourse.formulas.devices import check_devices, device_needs, layer_ranges
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.parallel.schedules import gpipe
-from dlcourse.parallel.simulate import simulate
-from dlcourse.parallel.stages import Stage
-from dlcourse.training.activations import Shape
-from dlcourse.training.device_plan import check_devices, device_needs, layer_ranges
+from dlcourse.parallel.pipeline_schedules import gpipe
+from dlcourse.parallel.pipeline_simulation import simulate
+from dlcourse.parallel.pipeline_stages import Stage
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 

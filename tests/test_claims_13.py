@@ -18,9 +18,7 @@ import torch.distributed as dist
 
 from dlcourse import Ranks
 from dlcourse.course.claims import find_claim
-from dlcourse.measure.recorder import Recorder
-from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.plan.memory import (
+from dlcourse.formulas.memory import (
     GPT2_LARGE,
     PICTURE,
     activation_peak,
@@ -30,9 +28,11 @@ from dlcourse.plan.memory import (
     shares,
     step_cost,
 )
+from dlcourse.formulas.recipe import OPTIMIZERS, Recipe, num_parameters, state_bytes
+from dlcourse.measure.recorder import Recorder
+from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.plan.order import Prices, compare_order, front
-from dlcourse.training.recipe import OPTIMIZERS, Recipe, num_parameters, state_bytes
-from dlcourse.training.techniques import Training
+from dlcourse.training.memory_anatomy import Training
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 

@@ -98,9 +98,10 @@ def test_build_check_accept_as_commands(demo_root, capsys):
     text = source.read_text(encoding="utf-8").replace("Four ranks hold", "Two ranks hold")
     source.write_text(text, encoding="utf-8")
     line = text.splitlines().index("# # 시험용 레슨")  # the marker stands a line before
+    at = f"notebooks/source/97_demo/lesson.py:{line}"
     status, out, _ = run("build", "--check")
-    assert status == 1 and f"notebooks/source/97_demo.py:{line}: stale translation" in out
-    assert f"accepted: notebooks/source/97_demo.py:{line}\n" in run("build", "--hash", "97")[1]
+    assert status == 1 and f"{at}: stale translation" in out
+    assert f"accepted: {at}\n" in run("build", "--hash", "97")[1]
     assert "stale" not in run("build", "--check")[1]
 
 
@@ -121,10 +122,10 @@ def test_a_closed_pipe_is_no_error():
 
 @pytest.mark.parametrize("text", ["3", "03", 3, "03_data_parallel", "data_parallel", " 03.ipynb"])
 def test_a_lesson_may_be_named_in_several_ways(text, tmp_path):
-    folder = tmp_path / "notebooks" / "source"
-    folder.mkdir(parents=True)
     for name in ("03_data_parallel", "13_memory_anatomy"):
-        (folder / f"{name}.py").write_text("")
+        source = catalog.source_path(tmp_path, name)
+        source.parent.mkdir(parents=True)
+        source.write_text("")
     wanted = "03" if text == " 03.ipynb" else text
     assert catalog.find_lesson(wanted, tmp_path) == "03_data_parallel"
 
@@ -165,7 +166,7 @@ def test_a_command_answers_in_the_language_of_the_system_unless_told(
 ):
     def answer(system: str, *asked: str) -> str:
         monkeypatch.setenv("LC_ALL", system)
-        monkeypatch.setattr("dlcourse.panel.strings._chosen", None)
+        monkeypatch.setattr("dlcourse.words.strings._chosen", None)
         assert main([*arguments, *asked]) == 0
         return re.sub(r"[\d.]+ s\b|[\d.]+ MiB", "", capsys.readouterr().out)
 
@@ -196,7 +197,7 @@ def test_a_full_disk_is_one_sentence(capsys, monkeypatch):
 
 
 def test_a_language_that_is_neither_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr("dlcourse.panel.strings._chosen", None)
+    monkeypatch.setattr("dlcourse.words.strings._chosen", None)
     monkeypatch.setenv("DLCOURSE_LANG", "fr")
     assert main(["claims"]) == 2
     said = capsys.readouterr().err

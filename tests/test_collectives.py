@@ -17,13 +17,14 @@ import torch
 import torch.distributed as dist
 
 from dlcourse import RankError, Ranks
-from dlcourse.collectives import cost, direct, p2p
+from dlcourse.collectives import direct, p2p
 from dlcourse.collectives.benchmark import CALLS, measure
 from dlcourse.collectives.naive import naive_all_reduce
 from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
 from dlcourse.collectives.shared import shared_all_reduce
+from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
-from dlcourse.collectives.wire import wire_counters
+from dlcourse.formulas import collectives as cost
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

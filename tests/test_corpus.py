@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dlcourse.training.corpus import DEFAULT_LIMIT, Corpus, check_corpus, sequences_per_rank
+from dlcourse.corpus import DEFAULT_LIMIT, Corpus, check_corpus, sequences_per_rank
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_a_file_without_permission(tmp_path):
     path.chmod(0)
     code = (
         "import os, sys\n"
-        "from dlcourse.training.corpus import check_corpus\n"
+        "from dlcourse.corpus import check_corpus\n"
         "os.geteuid() or os.seteuid(65534)\n"
         "try: check_corpus(sys.argv[1])\n"
         "except ValueError as error: print(error)\n"
@@ -183,7 +183,7 @@ def test_a_file_without_permission(tmp_path):
 def test_checking_needs_no_torch():
     code = (
         "import sys\n"
-        "from dlcourse.training.corpus import Corpus, check_corpus\n"
+        "from dlcourse.corpus import Corpus, check_corpus\n"
         "check_corpus(); Corpus()\n"
         "print('torch' in sys.modules)"
     )

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dlcourse.collectives.cost import (
+from dlcourse.formulas.collectives import (
     ALGORITHMS,
     CostModel,
     bus_bandwidth,
@@ -193,5 +193,5 @@ def test_bad_input_is_named(call, message):
 
 
 def test_the_model_needs_no_torch():
-    code = "import sys, dlcourse.collectives.cost; sys.exit('torch' in sys.modules)"
+    code = "import sys, dlcourse.formulas.collectives; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

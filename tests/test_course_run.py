@@ -26,7 +26,9 @@ lang = "ko"
 
 
 def add_lesson(root: Path, name: str, code: str) -> None:
-    catalog.source_path(root, name).write_text(PLAIN.format(code=code), encoding="utf-8")
+    source = catalog.source_path(root, name)
+    source.parent.mkdir(exist_ok=True)
+    source.write_text(PLAIN.format(code=code), encoding="utf-8")
     build.build(root, [name])
 
 

@@ -24,19 +24,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dlcourse import RankError, Ranks
+from dlcourse.corpus import Corpus
 from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.parallel.buckets import make_buckets
 from dlcourse.parallel.data import (
     BucketedDataParallel,
     NaiveDataParallel,
     OverlappedDataParallel,
     train,
 )
+from dlcourse.parallel.data_buckets import make_buckets
 from dlcourse.parallel.replicas import broadcast_module, loss_weight, replica_drift
 from dlcourse.parallel.sendable import overlaps
 from dlcourse.peers import ddp as ddp_peer
 from dlcourse.training import loop
-from dlcourse.training.corpus import Corpus
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

@@ -26,9 +26,9 @@ from dlcourse.course.exercises import (
     lesson_exercises,
     solution,
 )
-from dlcourse.panel import strings
 from dlcourse.parallel import data
 from dlcourse.ranks import Ranks
+from dlcourse.words import strings
 
 ROOT = catalog.course_root()
 DEMO = Path(__file__).parent / "demo"

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
+from dlcourse.figures import colors
+from dlcourse.figures import recorded as figures
+from dlcourse.figures.tables import Table, results_by_rank
 from dlcourse.measure.run import CATEGORIES, Run
-from dlcourse.panel import colors, figures
-from dlcourse.panel.tables import Table, results_by_rank
 
 MS = 1_000_000
 MIB = 2**20
@@ -313,7 +314,7 @@ def test_long_titles_are_broken_before_900_pixels():
 
 KERNEL_CODE = """
 import json, sys
-from dlcourse.panel import figures
+from dlcourse.figures import recorded as figures
 figures.show_defaults()
 import plotly.io as pio
 figure = figures.bars_figure(["a", "b"], [1.0, 2.0], axis="x", lang="en")
@@ -341,7 +342,7 @@ def test_a_notebook_stores_the_data_alone_and_needs_no_network():
 
 def test_importing_the_figures_loads_neither_plotly_nor_torch():
     code = (
-        "import sys, dlcourse.panel.figures as f, dlcourse.panel.tables\n"
+        "import sys, dlcourse.figures.recorded as f, dlcourse.figures.tables\n"
         "f.show_defaults()\n"
         "print([m for m in ('torch', 'numpy', 'plotly') if m in sys.modules])"
     )

@@ -23,10 +23,7 @@ import torch
 import torch.distributed as dist
 
 from dlcourse import Ranks
-from dlcourse.measure.recorder import Recorder
-from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.plan.fake import Case, ledgers
-from dlcourse.plan.memory import (
+from dlcourse.formulas.memory import (
     GPT2_LARGE,
     Plan,
     activation_peak,
@@ -36,10 +33,13 @@ from dlcourse.plan.memory import (
     predict_peak,
     step_cost,
 )
+from dlcourse.formulas.mixed_precision import WAYS, checkpointed_moments
+from dlcourse.formulas.recipe import Recipe, num_parameters, state_bytes
+from dlcourse.measure.recorder import Recorder
+from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.plan.fake_ledger import Case, ledgers
 from dlcourse.plan.order import Prices, cheapest, first_that_fits, front
-from dlcourse.training.mixed_bytes import WAYS, checkpointed_moments
-from dlcourse.training.recipe import Recipe, num_parameters, state_bytes
-from dlcourse.training.techniques import Training
+from dlcourse.training.memory_anatomy import Training
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 
@@ -157,8 +157,8 @@ def test_gpt2_large_by_ledger(measured, recipe):
 def test_a_stopped_kernel_leaves_no_process(tmp_path, how):
     script = tmp_path / "job.py"
     script.write_text(
-        "from dlcourse.plan.fake import Case, ledgers\n"
-        "from dlcourse.plan.memory import GPT2_LARGE\n"
+        "from dlcourse.plan.fake_ledger import Case, ledgers\n"
+        "from dlcourse.formulas.memory import GPT2_LARGE\n"
         "if __name__ == '__main__':\n"
         "    ledgers([Case(GPT2_LARGE, sequences=1, block=1024)] * 8)\n"
     )

@@ -13,16 +13,16 @@ import cloudpickle
 import pytest
 
 from dlcourse import Ranks
+from dlcourse.corpus import Corpus
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.divisibility import check_mesh
 from dlcourse.parallel.mesh import MeshParallel, make_mesh, train
-from dlcourse.parallel.shards import check_mesh
 from dlcourse.parallel.tensor import tensor_parallel
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero import train as zero_train
 from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.training import loop
-from dlcourse.training.corpus import Corpus
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

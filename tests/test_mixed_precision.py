@@ -24,17 +24,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlcourse import Ranks
+from dlcourse.corpus import Corpus
+from dlcourse.formulas.mixed_precision import WAYS, activation_bytes, state_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.training import loop
-from dlcourse.training.autocast import Autocast
-from dlcourse.training.corpus import Corpus
-from dlcourse.training.dtype_log import DtypeLog
-from dlcourse.training.master_adamw import MasterAdamW
-from dlcourse.training.mixed import mixed_step, prepare, train
-from dlcourse.training.mixed_bytes import WAYS, activation_bytes, state_bytes
-from dlcourse.training.precision import check_precision, has_units
-from dlcourse.training.scaler import LossScaler
+from dlcourse.training.mixed_precision.autocast import Autocast
+from dlcourse.training.mixed_precision.dtype_log import DtypeLog
+from dlcourse.training.mixed_precision.loss_scaler import LossScaler
+from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
+from dlcourse.training.mixed_precision.support import check_precision, has_units
+from dlcourse.training.mixed_precision.training_step import mixed_step, prepare, train
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 

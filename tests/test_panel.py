@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from dlcourse.figures.colors import CATEGORIES
 from dlcourse.panel import widget
-from dlcourse.panel.colors import CATEGORIES
 from dlcourse.panel.widget import Panel, front_end_present, last_state
 
 IN_LAB = {"cellId": "5f0c", "deletedCells": [], "recordTiming": False}
@@ -329,7 +329,7 @@ def test_a_kernel_knows_whether_a_person_ran_the_cell(kernel):
 
 SHOW = """
 import time
-from dlcourse.panel.colors import CATEGORIES
+from dlcourse.figures.colors import CATEGORIES
 from dlcourse.panel.widget import Panel
 panel = Panel(4)
 panel.display()

@@ -20,15 +20,16 @@ import torch
 import torch.distributed as dist
 
 from dlcourse import Ranks
+from dlcourse.corpus import Corpus
 from dlcourse.course.exercises import measured
 from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.parallel.imposed import run_imposed
 from dlcourse.parallel.pipeline import (
     PipelineParallel,
     check_schedule,
     train,
 )
-from dlcourse.parallel.schedules import (
+from dlcourse.parallel.pipeline_imposed_times import run_imposed
+from dlcourse.parallel.pipeline_schedules import (
     SCHEDULES,
     Action,
     Schedule,
@@ -40,11 +41,10 @@ from dlcourse.parallel.schedules import (
     zb_h1,
     zb_v,
 )
-from dlcourse.parallel.simulate import message_time, simulate, validate
-from dlcourse.parallel.stages import Stage, StageWorker, split_layers
+from dlcourse.parallel.pipeline_simulation import message_time, simulate, validate
+from dlcourse.parallel.pipeline_stages import Stage, StageWorker, split_layers
 from dlcourse.peers import pipeline_parallel as torch_peer
 from dlcourse.training import loop
-from dlcourse.training.corpus import Corpus
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -746,7 +746,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.pipeline import PipelineParallel
-from dlcourse.parallel.schedules import zb_h1
+from dlcourse.parallel.pipeline_schedules import zb_h1
 dist.init_process_group("fake", rank=3, world_size=64, store=FakeStore())
 with torch.device("meta"):
     model = GPT(GPTConfig(n_layer=64, n_head=2, n_embd=32, block_size=8))

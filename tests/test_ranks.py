@@ -714,7 +714,7 @@ def test_restarted_ranks_have_what_the_notebook_has_now(ranks, tmp_path, monkeyp
         import os
         import sys
 
-        from dlcourse.panel.strings import language
+        from dlcourse.words.strings import language
 
         have = os.environ.get("MY_SETTING"), os.environ.get("OLD_SETTING"), language()
         return *have, os.getcwd(), "/added/later" in sys.path

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dlcourse.measure.process import CachedPss, pss_bytes
+from dlcourse.measure.network_counters import read_wire, wire_since
+from dlcourse.measure.process_memory import CachedPss, pss_bytes
 from dlcourse.measure.run import (
     CATEGORIES,
     SPAN_KINDS,
@@ -18,7 +19,6 @@ from dlcourse.measure.run import (
     overlap,
     wire_bytes,
 )
-from dlcourse.measure.wire import read_wire, wire_since
 
 MS = 1_000_000
 START = 5_000 * MS
@@ -214,7 +214,7 @@ def test_no_records() -> None:
 
 
 def test_figures_take_the_data() -> None:
-    pytest.importorskip("dlcourse.panel.figures")
+    pytest.importorskip("dlcourse.figures.recorded")
     run = Run(
         [
             record(r, [call("all_reduce", 1, 10, 20)], [(0, 5, "forward")], [(0, 50, 8, 1.0)])

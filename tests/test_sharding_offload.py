@@ -23,18 +23,27 @@ from torch import nn
 
 from dlcourse import RankError, Ranks
 from dlcourse.collectives import messages
+from dlcourse.corpus import Corpus
+from dlcourse.formulas.activations import Shape, activation_peak
+from dlcourse.formulas.devices import check_limits, device_needs, layer_ranges
 from dlcourse.measure.recorder import Recorder, live_bytes
 from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.parallel.stages import Stage
-from dlcourse.training.activations import Shape, activation_peak
-from dlcourse.training.corpus import Corpus
-from dlcourse.training.device_plan import check_limits, device_needs, layer_ranges
-from dlcourse.training.host_rank import RankHost, serve
-from dlcourse.training.layers_over_devices import LayersOverDevices, LayersOverRanks
-from dlcourse.training.local_host import LocalHost, host_bytes
-from dlcourse.training.offload import OptimizerOffload
-from dlcourse.training.offload_parameters import ParameterOffload
-from dlcourse.training.sharded_files import INDEX, File, load_module, save_file, save_shards
+from dlcourse.parallel.pipeline_stages import Stage
+from dlcourse.training.sharding_offload.layers_over_devices import (
+    LayersOverDevices,
+    LayersOverRanks,
+)
+from dlcourse.training.sharding_offload.local_host import LocalHost, host_bytes
+from dlcourse.training.sharding_offload.optimizer_offload import OptimizerOffload
+from dlcourse.training.sharding_offload.parameter_offload import ParameterOffload
+from dlcourse.training.sharding_offload.rank_as_host import RankHost, serve
+from dlcourse.training.sharding_offload.sharded_files import (
+    INDEX,
+    File,
+    load_module,
+    save_file,
+    save_shards,
+)
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 
@@ -281,7 +290,7 @@ def test_a_host_with_too_little_memory_says_what_to_change():
 
 
 def test_the_limit_of_a_container_counts(monkeypatch):
-    monkeypatch.setattr("dlcourse.training.local_host.memory_bytes", lambda: 2**20)
+    monkeypatch.setattr("dlcourse.training.sharding_offload.local_host.memory_bytes", lambda: 2**20)
     with pytest.raises(ValueError, match="the host has memory="):
         OptimizerOffload(GPT(SMALL), LocalHost())
 

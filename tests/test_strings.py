@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from dlcourse.panel import colors, strings, units
-from dlcourse.panel.words import AREAS, WORDS
+from dlcourse.figures import colors
+from dlcourse.words import strings, units
+from dlcourse.words.table import AREAS, WORDS
 
 
 def fields(words: str) -> set[str]:
@@ -45,7 +46,7 @@ def test_every_key_that_the_code_asks_for_exists():
         (path.name, key)
         for path in package.rglob("*.py")
         for key in re.findall(r"""(?<![\w.])t\(\s*"([a-z_]+\.[\w.]+)\"""", path.read_text("utf-8"))
-        if path.name not in ("strings.py", "words.py")
+        if path.name not in ("strings.py", "table.py")
     }
     assert {(name, key) for name, key in asked if key not in WORDS} == set()
 
@@ -222,7 +223,7 @@ def test_colours_stand_out_on_white_and_on_the_dark_theme(name):
 
 def test_words_and_colours_need_no_heavy_import():
     code = (
-        "import sys, dlcourse.panel.strings, dlcourse.panel.colors, dlcourse.panel.units\n"
+        "import sys, dlcourse.words.strings, dlcourse.figures.colors, dlcourse.words.units\n"
         "print([m for m in ('torch', 'numpy', 'plotly', 'IPython', 'ipywidgets', 'anywidget')"
         " if m in sys.modules])"
     )

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 from dlcourse import Ranks
+from dlcourse.formulas.recipe import Recipe
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.mesh import make_mesh
 from dlcourse.parallel.tensor import tensor_parallel
-from dlcourse.training.recipe import Recipe
-from dlcourse.training.techniques import Training
+from dlcourse.training.memory_anatomy import Training
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

@@ -22,17 +22,18 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from dlcourse import Ranks
+from dlcourse.corpus import Corpus
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.data import NaiveDataParallel
+from dlcourse.parallel.divisibility import check_tensor_parallel, equal_part, padded_size
 from dlcourse.parallel.replicas import replica_drift
 from dlcourse.parallel.sequence import (
     gather_sequence,
     reduce_scatter_sequence,
     sequence_parallel,
 )
-from dlcourse.parallel.shards import check_tensor_parallel, equal_part, padded_size
 from dlcourse.parallel.tensor import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -48,8 +49,7 @@ from dlcourse.parallel.tensor import (
 from dlcourse.parallel.tensor_layers import shard
 from dlcourse.peers import tensor_parallel as dtensor
 from dlcourse.training import loop
-from dlcourse.training.corpus import Corpus
-from dlcourse.training.mixed import mixed_step
+from dlcourse.training.mixed_precision.training_step import mixed_step
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

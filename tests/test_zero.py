@@ -22,10 +22,11 @@ import torch.distributed as dist
 from torch import nn
 
 from dlcourse import Ranks
-from dlcourse.collectives.wire import wire_counters
+from dlcourse.collectives.tcp_counters import wire_counters
+from dlcourse.corpus import Corpus
+from dlcourse.formulas.zero import bytes_sent, model_state_bytes
 from dlcourse.measure import Recorder, live_bytes
 from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.parallel.flat import all_gather_single, split_into_units
 from dlcourse.parallel.zero import ZeRO1, train
 from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.parallel.zero3 import ZeRO3
@@ -35,11 +36,10 @@ from dlcourse.parallel.zero_checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from dlcourse.parallel.zero_plan import bytes_sent, model_state_bytes
+from dlcourse.parallel.zero_flat_parameters import all_gather_single, split_into_units
 from dlcourse.peers import zero as peers
 from dlcourse.training import loop
-from dlcourse.training.corpus import Corpus
-from dlcourse.training.master_adamw import MasterAdamW
+from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

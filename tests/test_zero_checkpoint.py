@@ -19,7 +19,7 @@ from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.parallel.zero_checkpoint import check_checkpoint, load_checkpoint, save_checkpoint
-from dlcourse.training.master_adamw import MasterAdamW
+from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

@@ -33,7 +33,7 @@ from dlcourse.parallel.tensor import tensor_parallel
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.parallel.zero3 import ZeRO3
-from dlcourse.training.checkpoint import checkpoint as our_checkpoint
+from dlcourse.training.checkpointing.checkpoint import checkpoint as our_checkpoint
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 

@@ -23,9 +23,9 @@ def measure(steps: int, batch_size: int, block: int) -> tuple[list[float], list[
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
+    from dlcourse.corpus import Corpus
     from dlcourse.models.gpt import GPT
     from dlcourse.parallel.data import OverlappedDataParallel
-    from dlcourse.training.corpus import Corpus
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
     ours, ddp = OverlappedDataParallel(GPT()), DistributedDataParallel(GPT())

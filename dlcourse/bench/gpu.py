@@ -27,8 +27,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dlcourse.plan.memory import GPT2_LARGE
-from dlcourse.training.recipe import Recipe
+from dlcourse.formulas.memory import GPT2_LARGE
+from dlcourse.formulas.recipe import Recipe
 
 TARGETS = {"mfu": 0.45, "ledger": 0.05}
 # Dense bf16 FLOP/s, as NVIDIA's data sheets give them; the first that is in the device's name
@@ -121,7 +121,7 @@ def measure(
 
     from dlcourse.measure.recorder import Recorder
     from dlcourse.models.gpt import GPT, GPTConfig
-    from dlcourse.training.techniques import Training
+    from dlcourse.training.memory_anatomy import Training
 
     cuda = device == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None

@@ -29,11 +29,11 @@ def measure(name: str, steps: int, micro_batches: int, layers: int) -> list[list
     import torch
     import torch.distributed as dist
 
+    from dlcourse.corpus import Corpus
     from dlcourse.models.gpt import GPT, GPTConfig
     from dlcourse.parallel.pipeline import PipelineParallel
-    from dlcourse.parallel.schedules import make_schedule
+    from dlcourse.parallel.pipeline_schedules import make_schedule
     from dlcourse.peers.pipeline_parallel import TorchPipeline
-    from dlcourse.training.corpus import Corpus
 
     config = GPTConfig(n_layer=layers)
     schedule = make_schedule(name, dist.get_world_size(), micro_batches)
@@ -62,7 +62,7 @@ def measure(name: str, steps: int, micro_batches: int, layers: int) -> list[list
 
 def bubble(name: str, seconds: float, micro_batches: int, repeats: int) -> list[float]:
     """In every rank: idle over total, predicted without and with messages' time, and measured."""
-    from dlcourse.parallel.imposed import run_imposed
+    from dlcourse.parallel.pipeline_imposed_times import run_imposed
 
     found = run_imposed(name, seconds, micro_batches, repeats)
     return [gantt.idle_over_total for gantt in (found.free, found.predicted, found.gantt)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dlcourse import Ranks
-from dlcourse.parallel.shards import check_tensor_parallel
+from dlcourse.parallel.divisibility import check_tensor_parallel
 
 TARGET = 1.0
 
@@ -30,10 +30,10 @@ def measure(steps: int, batch_size: int, block: int) -> tuple[list[float], list[
     import torch
     import torch.distributed as dist
 
+    from dlcourse.corpus import Corpus
     from dlcourse.models.gpt import GPT
     from dlcourse.parallel import tensor
     from dlcourse.peers import tensor_parallel as peer
-    from dlcourse.training.corpus import Corpus
 
     ours = tensor.tensor_parallel(GPT(), vocabulary=False)
     theirs = peer.tensor_parallel(GPT())
@@ -58,10 +58,10 @@ def megatron_beside_dtensor() -> dict[str, Any]:
     """In every rank: the lesson's row for megatron-core."""
     import torch
 
+    from dlcourse.corpus import Corpus
     from dlcourse.models.gpt import GPT
     from dlcourse.peers import tensor_parallel as peer
-    from dlcourse.peers.beside import beside, one_step
-    from dlcourse.training.corpus import Corpus
+    from dlcourse.peers.comparison import beside, one_step
 
     batch = Corpus().batch(0, micro_batch=2)
 

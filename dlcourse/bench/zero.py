@@ -53,7 +53,7 @@ def batches(count: int, batch_size: int, block: int) -> list:
     """In a rank: its part of the batches of ``count`` steps."""
     import torch.distributed as dist
 
-    from dlcourse.training.corpus import Corpus
+    from dlcourse.corpus import Corpus
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
     share = {"micro_batch": batch_size // world_size, "block": block}
@@ -86,7 +86,7 @@ def train_a_little(name: str, batch_size: int, block: int) -> float | None:
 
     import torch.distributed as dist
 
-    from dlcourse.collectives.wire import wire_counters
+    from dlcourse.collectives.tcp_counters import wire_counters
 
     gc.collect()
     step, nbytes = make(name)

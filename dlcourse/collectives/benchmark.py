@@ -19,12 +19,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives import cost, direct
+from dlcourse.collectives import direct
 from dlcourse.collectives.naive import naive_all_reduce
 from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
 from dlcourse.collectives.shared import shared_all_reduce
+from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
-from dlcourse.collectives.wire import wire_counters
+from dlcourse.formulas import collectives as cost
 
 WARM_UP = 2
 SHORT = 0.003  # seconds: several short calls share one reading of the clock

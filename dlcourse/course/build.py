@@ -69,8 +69,9 @@ def check(root: Path, names: list[str] | None = None) -> list[Problem]:
         problems += found
         for target, text in expected.items():
             problems += _check_file(root, target, text)
-        if path.stem != catalog.INDEX:
-            problems += _check_same_code(root, path.stem)
+        name = catalog.name_of(path)
+        if name != catalog.INDEX:
+            problems += _check_same_code(root, name)
     if names is None:
         problems += _orphans(root)
     return problems
@@ -335,7 +336,7 @@ def _check_same_code(root: Path, name: str) -> list[Problem]:
 
 
 def _orphans(root: Path) -> list[Problem]:
-    known = {path.stem for path in [*_chosen(root, None), *claims_pages(root)]}
+    known = {catalog.name_of(path) for path in [*_chosen(root, None), *claims_pages(root)]}
     return [
         Problem(path.relative_to(root), 0, "has no source: delete it, or add its source")
         for lang in catalog.LANGUAGES
@@ -365,7 +366,7 @@ def _index_pages(
 
 def lesson_table(root: Path, lang: str) -> str:
     """Markdown table of all lessons, with a link to each that is written."""
-    from dlcourse.panel.strings import t
+    from dlcourse.words.strings import t
 
     rows = [
         f"| | {t('course.index.lesson', lang)} | {t('course.index.question', lang)} |",

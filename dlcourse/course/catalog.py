@@ -37,11 +37,23 @@ def course_root() -> Path:
 
 def sources(root: Path) -> list[Path]:
     """Lesson sources that exist, in lesson order."""
-    return sorted((root / "notebooks" / "source").glob("[0-9][0-9]_*.py"))
+    return sorted((root / "notebooks" / "source").glob("[0-9][0-9]_*/lesson.py"))
+
+
+def room(root: Path, name: str) -> Path:
+    """Folder of all that is one lesson's own."""
+    return root / "notebooks" / "source" / name
 
 
 def source_path(root: Path, name: str) -> Path:
-    return root / "notebooks" / "source" / f"{name}.py"
+    """A lesson's source is in its room; the start page has no room."""
+    folder = root / "notebooks" / "source"
+    return folder / f"{name}.py" if name == INDEX else room(root, name) / "lesson.py"
+
+
+def name_of(source: Path) -> str:
+    """Name of the lesson (or "index") whose source this file is."""
+    return source.parent.name if source.name == "lesson.py" else source.stem
 
 
 def notebook_path(root: Path, lang: str, name: str) -> Path:
@@ -50,7 +62,7 @@ def notebook_path(root: Path, lang: str, name: str) -> Path:
 
 def written_lessons(root: Path) -> list[str]:
     """Names of the lessons that have a source."""
-    return [path.stem for path in sources(root)]
+    return [name_of(path) for path in sources(root)]
 
 
 def all_lessons(root: Path) -> list[str]:

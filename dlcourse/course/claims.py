@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dlcourse.course import catalog
-from dlcourse.panel.strings import t
+from dlcourse.words.strings import t
 
 VERDICTS = ("holds", "holds_when", "does_not_hold", "not_tested_yet")
 KINDS = {"measured": ("machine", "date"), "derived": (), "documented": ("source", "date")}
@@ -152,7 +152,7 @@ def origin(figure: Figure, lang: str) -> str:
 
 def quantity(value: float | str, unit: str = "") -> str:
     """A value as people read it: bytes and seconds scaled, other units behind the number."""
-    from dlcourse.panel.units import digits, human_bytes, human_seconds
+    from dlcourse.words.units import digits, human_bytes, human_seconds
 
     if isinstance(value, str):
         return value

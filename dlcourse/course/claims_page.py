@@ -15,7 +15,7 @@ from dlcourse.course.claims import (
     origin,
     quantity,
 )
-from dlcourse.panel.strings import t
+from dlcourse.words.strings import t
 
 NAME = "claims"
 _MARKS = dict(zip(VERDICTS, "✓◐✗…", strict=True))  # shapes, so that no colour has to be seen

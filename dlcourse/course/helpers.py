@@ -17,7 +17,7 @@ from dlcourse.course.claims import Claim, find_claim, next_lesson, origin, quant
 from dlcourse.course.exercises import check, hint, solution
 from dlcourse.course.fill import find_source, split_reference
 from dlcourse.course.showing import Shown, display, html_table, say, shell, show_code
-from dlcourse.panel.strings import language, set_language, t
+from dlcourse.words.strings import language, set_language, t
 
 __all__ = [
     "check",

@@ -108,8 +108,8 @@ def _without_magics(source: str) -> str:
 
 
 def _advice(name: str, in_ranks: bool, known: dict[str, Any], cells: list[tuple[str, bool]]) -> str:
-    from dlcourse.panel.strings import t
     from dlcourse.ranks.definitions import first_line, names_bound
+    from dlcourse.words.strings import t
 
     start = {bound for source, _ in cells[:START_CELLS] for bound in names_bound(source)}
     lesson = {"lang", "ranks"} <= start

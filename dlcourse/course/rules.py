@@ -101,7 +101,7 @@ def check_code(block: Block, shown: Path) -> list[Problem]:
                 Problem(
                     shown,
                     block.line + offset,
-                    "Hangul in code: words belong in text cells or in dlcourse/panel/strings.py",
+                    "Hangul in code: words belong in text cells or in dlcourse/words/strings.py",
                 )
             )
     plain = without_magics(source)
@@ -122,7 +122,7 @@ def check_code(block: Block, shown: Path) -> list[Problem]:
     return problems
 
 
-_MOVE = "put it in a text cell, or into dlcourse/panel/strings.py with t(key)"
+_MOVE = "put it in a text cell, or into dlcourse/words/strings.py with t(key)"
 
 
 def without_magics(source: str) -> str:
@@ -138,7 +138,7 @@ def _sentences(tree: ast.AST) -> list[tuple[int, str]]:
             text = "".join(str(part) for part in parts)
         else:
             text = str(node.value)
-        words = len(_WORD.findall(re.sub(r"\S*[/_=\d]\S*", " ", text)))
+        words = len(_WORD.findall(re.sub(r"\S*[/_=\d]\S*|\S+\.\S+:\S+", " ", text)))
         ends = bool(re.search(r"[A-Za-z)}][.!?](\s|$)", text)) and words >= 3
         if not skip and (words >= MAX_LITERAL_WORDS or ends):
             found.append((node.lineno, text))

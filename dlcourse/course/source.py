@@ -14,6 +14,8 @@ from typing import Any
 
 import jupytext
 
+from dlcourse.course import catalog
+
 _MARKER = re.compile(r"^# %%(\s|$)")
 # Layout hints that jupytext keeps for its own round trip; they say nothing about the lesson.
 _JUPYTEXT_KEYS = {"lines_to_next_cell", "lines_to_end_of_cell_marker"}
@@ -58,7 +60,7 @@ class Lesson:
 
     @property
     def name(self) -> str:
-        return self.path.stem
+        return catalog.name_of(self.path)
 
 
 def text_hash(english: str) -> str:
@@ -149,7 +151,7 @@ def _check_translation(shown: Path, block: Block, given: Any) -> list[Problem]:
                 line,
                 f'stale translation: the English at line {block.line} has changed (en="{given}",'
                 f' now "{expected}"): revise the Korean, then `dlcourse build --accept '
-                f"{shown.stem}`",
+                f"{catalog.name_of(shown)}`",
             )
         ]
     return []

@@ -40,13 +40,13 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from dlcourse.measure.collectives import Collectives
+from dlcourse.measure.collective_calls import Collectives
 from dlcourse.measure.ledger import Ledger
-from dlcourse.measure.process import CachedPss
+from dlcourse.measure.network_counters import read_wire, wire_since
+from dlcourse.measure.process_memory import CachedPss
 from dlcourse.measure.run import CATEGORIES
 from dlcourse.measure.timeline import Mark, Marks, Timeline, clock
 from dlcourse.measure.watch import Watch
-from dlcourse.measure.wire import read_wire, wire_since
 
 # Optimizers whose step leaves nothing new behind, does no matrix product and no collective.
 _QUIET_OPTIMIZERS = frozenset(

@@ -5,7 +5,7 @@ questions that a lesson asks. Nothing here imports torch. Each part has
 
 - `.data()`: a JSON-able dict, whose shape is in the class docstring. Figures take this dict.
 - `.table()`: the same as text, aligned, for a notebook's output.
-- `.figure(lang=None)`: a plotly figure from `dlcourse.panel.figures`.
+- `.figure(lang=None)`: a plotly figure from `dlcourse.figures.recorded`.
 
 Times in `.data()` are seconds since the first rank started the cell, on one clock.
 On one machine all ranks read the same monotonic clock. Between machines the offset is
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from dlcourse.panel.units import human_bytes
+from dlcourse.words.units import human_bytes
 
 CATEGORIES = (
     "parameters",
@@ -163,7 +163,7 @@ class Comm:
 
     def figure(self, lang: str | None = None) -> Any:
         """Bars of bytes by collective and rank (plotly)."""
-        from dlcourse.panel.figures import comm_figure
+        from dlcourse.figures.recorded import comm_figure
 
         return comm_figure(self.data(), lang)
 
@@ -218,13 +218,13 @@ class Memory:
 
     def figure(self, lang: str | None = None) -> Any:
         """Stacked bars of the peak by category and rank (plotly)."""
-        from dlcourse.panel.figures import memory_figure
+        from dlcourse.figures.recorded import memory_figure
 
         return memory_figure(self.data(), lang)
 
     def over_time(self, lang: str | None = None) -> Any:
         """Stacked areas over time (plotly)."""
-        from dlcourse.panel.figures import memory_over_time_figure
+        from dlcourse.figures.recorded import memory_over_time_figure
 
         return memory_over_time_figure(self.data(), lang)
 
@@ -273,7 +273,7 @@ class Timeline:
 
     def figure(self, lang: str | None = None) -> Any:
         """One lane a rank (plotly)."""
-        from dlcourse.panel.figures import timeline_figure
+        from dlcourse.figures.recorded import timeline_figure
 
         return timeline_figure(self.data(), lang)
 
@@ -328,7 +328,7 @@ class Throughput:
 
     def figure(self, lang: str | None = None) -> Any:
         """Step time over steps, by rank (plotly)."""
-        from dlcourse.panel.figures import throughput_figure
+        from dlcourse.figures.recorded import throughput_figure
 
         return throughput_figure(self.data(), lang)
 

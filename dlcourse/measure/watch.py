@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _python_dispatch as modes
 
-from dlcourse.measure.collectives import Collectives
+from dlcourse.measure.collective_calls import Collectives
 from dlcourse.measure.flops import flops_of
 from dlcourse.measure.ledger import ACTIVATIONS, COMMUNICATION, OTHER, PARAMETERS, Ledger
 from dlcourse.measure.timeline import GAP_NS, Timeline, clock

@@ -1,1 +1,1 @@
-"""dlcourse.panel"""
+"""The live panel: a widget, its script and its style sheet."""

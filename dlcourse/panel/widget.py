@@ -17,9 +17,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from dlcourse.panel.colors import CATEGORIES, STATES, rank_color, text_on
-from dlcourse.panel.strings import language, t
-from dlcourse.panel.units import human_count, human_seconds, rank_ranges
+from dlcourse.figures.colors import CATEGORIES, STATES, rank_color, text_on
+from dlcourse.words.strings import language, t
+from dlcourse.words.units import human_count, human_seconds, rank_ranges
 
 INTERVAL_S = 0.1  # between two messages to the browser
 SHOWN_RANKS = 16  # more would not fit a screen, nor the 4 KB of one message

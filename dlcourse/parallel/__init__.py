@@ -1,1 +1,1 @@
-"""dlcourse.parallel"""
+"""Parallel training: data, tensor, sequence, context, pipeline, ZeRO, and the mesh of them."""

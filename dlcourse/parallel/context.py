@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dlcourse.parallel.shards import equal_part
+from dlcourse.parallel.divisibility import equal_part
 
 Group = dist.ProcessGroup | None
 

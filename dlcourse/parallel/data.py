@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.measure import mark_step
-from dlcourse.parallel.buckets import Bucket, check_in_buckets, make_buckets
+from dlcourse.parallel.data_buckets import Bucket, check_in_buckets, make_buckets
 from dlcourse.parallel.replicas import broadcast_buffers, broadcast_module
-from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 
 class NaiveDataParallel(nn.Module):

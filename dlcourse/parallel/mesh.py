@@ -25,19 +25,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
 from dlcourse.models.targets import shares, total_targets, weighted
 from dlcourse.parallel.data import BucketedDataParallel
+from dlcourse.parallel.divisibility import check_mesh, check_tensor_parallel
 from dlcourse.parallel.pipeline import PipelineParallel
+from dlcourse.parallel.pipeline_schedules import one_f_one_b
 from dlcourse.parallel.replicas import broadcast_module
-from dlcourse.parallel.schedules import one_f_one_b
-from dlcourse.parallel.shards import check_mesh, check_tensor_parallel
 from dlcourse.parallel.tensor import parallel_blocks, tensor_parallel
-from dlcourse.parallel.vocabulary import check_embedding
+from dlcourse.parallel.tensor_vocabulary import check_embedding
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.training.accumulation import split
-from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 SIDES = ("data", "pipeline", "tensor")
 

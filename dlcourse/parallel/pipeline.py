@@ -15,14 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dlcourse.collectives.p2p import exchange
+from dlcourse.corpus import Corpus
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
 from dlcourse.models.targets import check_batch, shares
-from dlcourse.parallel.mailbox import Mailbox
-from dlcourse.parallel.replicas import broadcast_module
-from dlcourse.parallel.schedules import Action, Schedule
-from dlcourse.parallel.simulate import Gantt, validate
-from dlcourse.parallel.stages import (
+from dlcourse.parallel.pipeline_messages import Mailbox
+from dlcourse.parallel.pipeline_schedules import Action, Schedule
+from dlcourse.parallel.pipeline_simulation import Gantt, validate
+from dlcourse.parallel.pipeline_stages import (
     Sleeper,
     Stage,
     StageWorker,
@@ -30,8 +30,8 @@ from dlcourse.parallel.stages import (
     is_tied,
     split_layers,
 )
-from dlcourse.parallel.vocabulary import check_embedding
-from dlcourse.training.corpus import Corpus
+from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.parallel.tensor_vocabulary import check_embedding
 
 
 class Runtime:

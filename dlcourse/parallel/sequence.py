@@ -24,8 +24,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from dlcourse.collectives import direct
 from dlcourse.models.gpt import GPT
+from dlcourse.parallel.divisibility import check_tensor_parallel, equal_part
 from dlcourse.parallel.replicas import broadcast_module
-from dlcourse.parallel.shards import check_tensor_parallel, equal_part
 from dlcourse.parallel.tensor import TensorParallelGPT, check_whole
 from dlcourse.parallel.tensor_layers import Group, RowParallelLinear
 

@@ -26,10 +26,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from dlcourse.corpus import Corpus
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT, MLP, Attention
+from dlcourse.parallel.divisibility import check_tensor_parallel
 from dlcourse.parallel.replicas import broadcast_module
-from dlcourse.parallel.shards import check_tensor_parallel
 from dlcourse.parallel.tensor_layers import (
     ColumnParallelLinear,
     Group,
@@ -39,8 +40,7 @@ from dlcourse.parallel.tensor_layers import (
     reduce_from,
     shard,
 )
-from dlcourse.parallel.vocabulary import VocabParallelEmbedding, parallel_cross_entropy
-from dlcourse.training.corpus import Corpus
+from dlcourse.parallel.tensor_vocabulary import VocabParallelEmbedding, parallel_cross_entropy
 
 __all__ = [
     "ColumnParallelLinear",

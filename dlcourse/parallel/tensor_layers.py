@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dlcourse.parallel.shards import equal_part, padded_size
+from dlcourse.parallel.divisibility import equal_part, padded_size
 
 Group = dist.ProcessGroup | None  # None is the group of all ranks
 

@@ -45,11 +45,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import increment_version
 from torch.utils._pytree import tree_leaves
 
+from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.measure import mark_step
 from dlcourse.parallel import zero_guard as guard
-from dlcourse.parallel.flat import FlatParameters, alike, split_into_units
 from dlcourse.parallel.replicas import broadcast_module
-from dlcourse.training.corpus import Corpus, sequences_per_rank
+from dlcourse.parallel.zero_flat_parameters import FlatParameters, alike, split_into_units
 
 
 def weakly(method: Callable[..., None]) -> Callable[..., None]:

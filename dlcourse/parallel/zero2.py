@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dlcourse.parallel import zero_guard as guard
-from dlcourse.parallel.flat import FlatParameters
 from dlcourse.parallel.zero import ZeRO1, tensors_in
+from dlcourse.parallel.zero_flat_parameters import FlatParameters
 
 
 class ZeRO2(ZeRO1):

@@ -29,9 +29,9 @@ from torch.autograd.graph import increment_version, register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
 
 from dlcourse.parallel import zero_guard as guard
-from dlcourse.parallel.flat import FlatParameters
 from dlcourse.parallel.zero import tensors_in
 from dlcourse.parallel.zero2 import ZeRO2
+from dlcourse.parallel.zero_flat_parameters import FlatParameters
 
 
 class Unit:

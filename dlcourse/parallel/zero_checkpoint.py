@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from dlcourse.parallel.flat import FlatParameters
     from dlcourse.parallel.zero import ZeRO1
+    from dlcourse.parallel.zero_flat_parameters import FlatParameters
 
 MANIFEST = "manifest.json"
 Layout = list[dict[str, Any]]  # one entry a flat tensor
@@ -101,7 +101,7 @@ def layout_of(model: ZeRO1 | nn.Module, units: Sequence[nn.Module] | None = None
         model: in a ZeRO class; or plain, for what a ZeRO class would make of it, without ranks.
         units: of a plain model, see ``split_into_units``.
     """
-    from dlcourse.parallel.flat import alike, split_into_units
+    from dlcourse.parallel.zero_flat_parameters import alike, split_into_units
 
     if hasattr(model, "flats_of"):
         module, rows = model.module, [flat.parameters for flat in _flats(model)]

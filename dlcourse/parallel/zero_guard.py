@@ -24,8 +24,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from dlcourse.parallel.data import NaiveDataParallel
-from dlcourse.parallel.flat import is_callable
 from dlcourse.parallel.tensor_layers import ColumnParallelLinear, RowParallelLinear
+from dlcourse.parallel.zero_flat_parameters import is_callable
 
 if TYPE_CHECKING:
     from dlcourse.parallel.zero import ZeRO1

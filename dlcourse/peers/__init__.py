@@ -1,1 +1,1 @@
-"""dlcourse.peers"""
+"""The same training step in other libraries, for the table beside ours."""

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.measure import mark_step
-from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 
 def train(

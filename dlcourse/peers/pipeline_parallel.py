@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import pipelining
 
+from dlcourse.corpus import Corpus
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
-from dlcourse.parallel.schedules import make_schedule
-from dlcourse.parallel.shards import equal_part
-from dlcourse.parallel.stages import Stage, split_layers
+from dlcourse.parallel.divisibility import equal_part
+from dlcourse.parallel.pipeline_schedules import make_schedule
+from dlcourse.parallel.pipeline_stages import Stage, split_layers
 from dlcourse.peers import deepspeed_engine
-from dlcourse.training.corpus import Corpus
 
 # Our name, and the class that runs the same order of actions or one with the same aim
 CLASSES = {

@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from dlcourse.models.gpt import GPT
-from dlcourse.parallel.shards import check_tensor_parallel
+from dlcourse.parallel.divisibility import check_tensor_parallel
 
 
 def tensor_parallel(

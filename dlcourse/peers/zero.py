@@ -18,10 +18,10 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from dlcourse.collectives.wire import wire_counters
+from dlcourse.collectives.tcp_counters import wire_counters
+from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.measure import mark_step
 from dlcourse.peers import deepspeed_engine
-from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 STAGE_OF = {
     "ZeroRedundancyOptimizer": 1,

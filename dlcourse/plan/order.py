@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlcourse.plan.memory import Plan
-from dlcourse.training.recipe import TECHNIQUES
+from dlcourse.formulas.memory import Plan
+from dlcourse.formulas.recipe import TECHNIQUES
 
 RECOMMENDED = tuple(TECHNIQUES)
 

@@ -19,11 +19,11 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dlcourse.figures.tables import Table
 from dlcourse.measure.run import CATEGORIES, wire_bytes
-from dlcourse.panel.strings import t
-from dlcourse.panel.tables import Table
-from dlcourse.panel.units import human_bytes, human_seconds
-from dlcourse.parallel.shards import check_mesh, check_tensor_parallel
+from dlcourse.parallel.divisibility import check_mesh, check_tensor_parallel
+from dlcourse.words.strings import t
+from dlcourse.words.units import human_bytes, human_seconds
 
 # Sizes as GPT-2 (Radford et al., 2019) and GPT-3 (Brown et al., 2020, table 2.1) have them; the
 # vocabulary of GPT-2, padded to a multiple of 1,024 as Megatron does for 8 ranks.

@@ -12,8 +12,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from dlcourse.panel.strings import t
-from dlcourse.panel.units import rank_ranges
+from dlcourse.words.strings import t
+from dlcourse.words.units import rank_ranges
 
 _SHOWN = 60  # characters of a cell's first line
 

@@ -21,7 +21,6 @@ from typing import Any
 import cloudpickle
 
 from dlcourse.measure.run import Run
-from dlcourse.panel.strings import t
 from dlcourse.panel.widget import Panel, front_end_present, last_state
 from dlcourse.ranks import limits, stop
 from dlcourse.ranks.cell import RunningCell
@@ -33,6 +32,7 @@ from dlcourse.ranks.failure import NoRanks, RankError, RanksInterrupted, undefin
 from dlcourse.ranks.host import Host, environment, new_directory, remove
 from dlcourse.ranks.output import Output
 from dlcourse.ranks.source import check as check_source
+from dlcourse.words.strings import t
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 START_LIMIT = 180.0

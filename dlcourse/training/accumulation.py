@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.measure import mark_step
 from dlcourse.models.targets import IGNORED
 from dlcourse.parallel.replicas import loss_weight
-from dlcourse.training.corpus import Corpus, sequences_per_rank
 
 MicroBatch = tuple[Tensor, Tensor]  # tokens and targets, each (M, T)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dlcourse.corpus import Corpus
 from dlcourse.measure import mark_step
-from dlcourse.training.corpus import Corpus
 
 
 def train(

@@ -16,8 +16,8 @@ from dlcourse.course import metrics
 from dlcourse.course.exercises.registry import Exercise, find_exercise
 from dlcourse.course.exercises.sending import AnswerError, judge, pack
 from dlcourse.course.showing import Shown, say, show_code
-from dlcourse.panel.strings import language, t
-from dlcourse.panel.units import rank_ranges
+from dlcourse.words.strings import language, t
+from dlcourse.words.units import rank_ranges
 
 if TYPE_CHECKING:
     from dlcourse.ranks import RankError

@@ -17,7 +17,7 @@ from dlcourse.course.exercises.judging import (
     measured,
 )
 from dlcourse.course.exercises.registry import Exercise
-from dlcourse.panel.units import human_bytes
+from dlcourse.words.units import human_bytes
 
 Message = tuple[str, int | None]  # ("send" | "recv", the other rank)
 
@@ -283,7 +283,7 @@ def transpose(rows):
 def check_reduce_scatter(reduce_scatter: Any, rank: int, world_size: int) -> list[Finding]:
     import torch
 
-    from dlcourse.collectives.wire import wire_counters
+    from dlcourse.collectives.tcp_counters import wire_counters
 
     part = 65_536
     x = torch.arange(float(part * world_size)) % 1000 + rank

@@ -51,8 +51,8 @@ SCHEDULE_MESSAGES = {
 
 def judge_schedule(lines, *, num_ranks, micro_batches, activations, total):
     """Findings on paper, and the schedule if it may be run."""
-    from dlcourse.parallel.schedules import Schedule
-    from dlcourse.parallel.simulate import simulate
+    from dlcourse.parallel.pipeline_schedules import Schedule
+    from dlcourse.parallel.pipeline_simulation import simulate
 
     if (
         not isinstance(lines, list | tuple)
@@ -115,8 +115,8 @@ def run_schedule(schedule):
 
 
 def check_micro_batches(fewest, rank, world_size):
-    from dlcourse.parallel.schedules import gpipe
-    from dlcourse.parallel.simulate import simulate
+    from dlcourse.parallel.pipeline_schedules import gpipe
+    from dlcourse.parallel.pipeline_simulation import simulate
 
     findings = []
     for case, p, limit in (

@@ -18,7 +18,7 @@ from dlcourse.course.exercises import (
 
 
 def check_bytes(bytes_per_rank, rank, world_size):
-    from dlcourse.parallel.zero_plan import model_state_bytes
+    from dlcourse.formulas.zero import model_state_bytes
 
     findings = []
     for stage in range(4):

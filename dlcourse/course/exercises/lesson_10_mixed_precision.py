@@ -29,7 +29,7 @@ def _once(findings):
 
 
 def check_bytes(bytes_between_steps, rank, world_size):
-    from dlcourse.training.mixed_bytes import WAYS, state_bytes
+    from dlcourse.formulas.mixed_precision import WAYS, state_bytes
 
     findings = []
     for way in WAYS:
@@ -272,7 +272,7 @@ def check_clip(clipped_step, rank, world_size):
     import torch
     from torch import nn
 
-    from dlcourse.training.scaler import LossScaler
+    from dlcourse.training.mixed_precision.loss_scaler import LossScaler
 
     findings = []
     makers = {

@@ -126,8 +126,8 @@ def check_place(place, rank, world_size):
     import torch
     from torch import nn
 
-    from dlcourse.training.placement import every
-    from dlcourse.training.segments import segmented
+    from dlcourse.training.checkpointing.placement import every
+    from dlcourse.training.checkpointing.segments import segmented
 
     def peak(n, cost, segments):
         def layer():
@@ -247,7 +247,7 @@ def check_policy(policy, rank, world_size):
     )
 
     from dlcourse.models.gpt import GPT, GPTConfig
-    from dlcourse.training.segments import checkpoint_blocks
+    from dlcourse.training.checkpointing.segments import checkpoint_blocks
 
     config = GPTConfig(n_layer=8, n_embd=64, block_size=64)
     tokens = torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(3))

@@ -14,7 +14,7 @@ from dlcourse.course.exercises import (
 
 
 def check_states(bytes_a_parameter, rank, world_size):
-    from dlcourse.parallel.zero_plan import model_state_bytes
+    from dlcourse.formulas.zero import model_state_bytes
 
     findings = []
     cases = {
@@ -138,7 +138,7 @@ CALLS = 25
 
 
 def check_batch(largest, rank, world_size):
-    from dlcourse.plan.memory import GPT2_LARGE, Recipe, predict_peak
+    from dlcourse.formulas.memory import GPT2_LARGE, Recipe, predict_peak
 
     small = dict(n_layer=4, n_head=4, n_embd=128, vocab_size=256, block_size=128)
 
@@ -271,7 +271,7 @@ BATCH = Exercise(
 def check_order(best_sets, rank, world_size):
     import random
 
-    from dlcourse.plan.memory import GPT2_LARGE, plans
+    from dlcourse.formulas.memory import GPT2_LARGE, plans
     from dlcourse.plan.order import Prices, front
 
     def answer(triples):

@@ -26,7 +26,7 @@ from typing import Any
 import cloudpickle
 
 from dlcourse.course.exercises.judging import describe, plain
-from dlcourse.panel.strings import t
+from dlcourse.words.strings import t
 
 _COURSE = str(Path(__file__).parents[2]) + os.sep
 _INSTALLED = tuple(

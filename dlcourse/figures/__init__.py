@@ -1,0 +1,1 @@
+"""Figures and tables of what was measured; nothing below this folder draws."""

@@ -1,0 +1,156 @@
+"""Small tables: HTML in a notebook, aligned text everywhere else."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from dlcourse.words.strings import t
+from dlcourse.words.units import rank_ranges
+
+_MANY_COLUMNS = 8  # more than these are set in smaller letters
+
+
+class Table:
+    """Rows of plain data with a header.
+
+    header: one text a column.
+    rows:   one sequence a row, as long as the header. A number is right-aligned and grouped by
+            thousands (format it yourself for units); anything else is shown as `str()` shows it,
+            its line breaks kept.
+    caption: one line above the table.
+
+    `repr()` is aligned text with Korean counted two columns wide; `_repr_html_()` takes its colours
+    from the page, so that both themes of JupyterLab work.
+    """
+
+    def __init__(
+        self, header: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str = ""
+    ) -> None:
+        self.header = [str(text) for text in header]
+        self.rows = [list(row) for row in rows]
+        self.caption = caption
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(
+                    f"rows holds a row of {len(row)} cells, {row!r}, but header has "
+                    f"{len(self.header)}; give each row one cell for each column."
+                )
+        self._right = [
+            bool(self.rows) and all(_is_number(row[i]) for row in self.rows)
+            for i in range(len(self.header))
+        ]
+
+    def __repr__(self) -> str:
+        lines = [[text.split("\n") for text in self.header], None]
+        lines += [[_text(cell).split("\n") for cell in row] for row in self.rows]
+        widths = [
+            max(_width(part) for row in lines if row for part in row[i])
+            for i in range(len(self.header))
+        ]
+        out = [self.caption] if self.caption else []
+        for row in lines:
+            if row is None:
+                out.append("  ".join("-" * width for width in widths))
+                continue
+            for n in range(max(len(parts) for parts in row)):
+                cells = (parts[n] if n < len(parts) else "" for parts in row)
+                pads = zip(cells, widths, self._right, strict=True)
+                out.append("  ".join(_pad(*pad) for pad in pads).rstrip())
+        return "\n".join(out)
+
+    def _repr_html_(self) -> str:
+        sides = ["right" if right else "left" for right in self._right]
+        # Narrow enough for a page of 1000 pixels, where a row's name may take two lines
+        many = len(self.header) > _MANY_COLUMNS
+        small = ";font-size:10px;padding:3px 4px" if many else ""
+        small_head = f";word-break:keep-all{small}" if many else ""
+        spaces = ["pre-wrap" if many and i == 0 else "pre" for i in range(len(sides))]
+        head = "".join(
+            f'<th scope="col" style="text-align:{side}{small_head}">{escape(text)}</th>'
+            for text, side in zip(self.header, sides, strict=True)
+        )
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f'<td style="text-align:{side};white-space:{space}{small}">'
+                f"{escape(_text(cell))}</td>"
+                for cell, side, space in zip(row, sides, spaces, strict=True)
+            )
+            + "</tr>"
+            for row in self.rows
+        )
+        caption = (
+            f'<caption style="text-align:left">{escape(self.caption)}</caption>'
+            if self.caption
+            else ""
+        )
+        # The ranks' values line up when their digits do.
+        style = "font-variant-numeric:tabular-nums;margin:2px 0"
+        return (
+            f'<table class="dlc-results" style="{style}">{caption}'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+
+def results_by_rank(
+    values: Sequence[str], ranks: Sequence[int] | None = None, lang: str | None = None
+) -> Table | OneForAll:
+    """The results of several ranks: one line where all are equal, else one row for each value.
+
+    values: one text a rank, already in the form to show.
+    ranks:  their numbers; None is 0, 1, 2, ...
+    """
+    numbers = list(range(len(values))) if ranks is None else list(ranks)
+    if len(numbers) != len(values):
+        raise ValueError(
+            f"ranks has {len(numbers)} numbers for {len(values)} values; give one for each."
+        )
+    same: dict[str, list[int]] = {}
+    for number, value in zip(numbers, values, strict=True):
+        same.setdefault(value, []).append(number)
+    if len(same) == 1:
+        return OneForAll(_ranks_label(numbers, lang), values[0])
+    # Two ranks in five that agree are worth folding; all but a few different ones are not.
+    folded = same.items() if len(same) <= len(values) // 2 else zip(values, numbers, strict=True)
+    rows = [
+        (rank_ranges(who) if isinstance(who, list) else str(who), value) for value, who in folded
+    ]
+    return Table([t("table.rank", lang), t("table.value", lang)], rows)
+
+
+class OneForAll:
+    """One value that several ranks share: "ranks 0-3: 6.0"."""
+
+    def __init__(self, label: str, value: str) -> None:
+        self.label, self.value = label, value
+
+    def __repr__(self) -> str:
+        gap = "\n" if "\n" in self.value else " "
+        return f"{self.label}:{gap}{self.value}"
+
+
+def _ranks_label(numbers: Sequence[int], lang: str | None) -> str:
+    key = "table.one_rank" if len(numbers) == 1 else "table.ranks"
+    return t(key, lang, ranks=rank_ranges(numbers))
+
+
+def _is_number(cell: Any) -> bool:
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, float):
+        return f"{cell:,.6g}"
+    return f"{cell:,}" if _is_number(cell) else str(cell)
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _pad(text: str, width: int, right: bool) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space

@@ -1,0 +1,180 @@
+"""The exact ledger of a training step of any size, on tensors that have shapes and no numbers.
+
+    ledgers([Case(sizes, Recipe(checkpoint=True), sequences=8, block=1024)])
+
+The loop of ``dlcourse.training.memory_anatomy`` runs as it is, for one step. Torch's fake process
+group stands for the other ranks. Bytes and FLOPs are exact; times mean nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlcourse.formulas.memory import Plan, combinations_of
+from dlcourse.formulas.recipe import Recipe
+from dlcourse.measure.run import wire_bytes
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to take a step of.
+
+    Args:
+        sizes: as for ``GPTConfig``.
+        sequences: of a rank in a step.
+        ranks: how many there are; this is rank 0.
+    """
+
+    sizes: Mapping[str, Any]
+    recipe: Recipe = field(default_factory=Recipe)
+    sequences: int = 1
+    block: int = 128
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.sequences < 1 or self.sequences % self.recipe.accumulate:
+            raise ValueError(
+                f"accumulate={self.recipe.accumulate} does not divide {self.sequences} sequences: "
+                f"give a multiple of {self.recipe.accumulate}"
+            )
+        if self.block > self.sizes["block_size"]:
+            raise ValueError(
+                f"block={self.block} is longer than block_size={self.sizes['block_size']}: "
+                "give shorter sequences"
+            )
+        if self.ranks < 1:
+            raise ValueError(f"ranks={self.ranks}: give the number of devices, from 1 on")
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Take one step, whose optimizer has its state already.
+
+    Needs a process without a process group.
+
+    Returns:
+        "memory" as in a record; "flops"; "sent" bytes of this rank, in theory; "passes";
+        "seconds" of this machine, "cpu_seconds" of this process; "peak_rss_bytes" of it so far.
+    """
+    gc.collect()  # an earlier case
+    started, cpu_started = time.perf_counter(), time.process_time()
+    import torch
+    import torch.distributed as dist
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from dlcourse.measure.recorder import Recorder
+    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.training.memory_anatomy import Training
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=case.ranks)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            training = Training(GPT(GPTConfig(**case.sizes)), case.recipe)
+            _make_state(training.optimizer)
+            tokens_BT = torch.zeros(case.sequences, case.block, dtype=torch.long)
+            with Recorder(0, case.ranks) as recorder:
+                training.step(tokens_BT, tokens_BT)
+    finally:
+        dist.destroy_process_group()
+    record, unit = recorder.record, 1 if sys.platform == "darwin" else 1024
+    return {
+        "memory": record["memory"],
+        "flops": record["flops"],
+        "sent": sum(wire_bytes(e["op"], e["bytes"], e["group_size"]) for e in record["comm"]),
+        "passes": case.recipe.accumulate,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu_started,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }
+
+
+def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict[str, Any]]:
+    """Measure each case, in processes of their own: two where there are two cores.
+
+    Raises:
+        ValueError: no case.
+        RuntimeError: a process died, most likely for lack of memory.
+    """
+    if not cases:
+        raise ValueError("cases is empty: give at least one")
+    count = min(processes or 2, len(cases), os.cpu_count() or 1)
+    # They are forked from one that has torch, which stays for the next call: it is loaded once
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "dlcourse.training.memory_anatomy"])
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_prepare) as pool:
+        try:
+            futures = [pool.submit(measure, case) for case in cases]
+            return [future.result() for future in futures]
+        except BrokenProcessPool:
+            raise RuntimeError(
+                f"one of {count} processes was killed, most likely for lack of memory: give "
+                "processes=1, or smaller sizes"
+            ) from None
+        except KeyboardInterrupt:  # or it would wait until they are done
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
+
+
+def measured_plans(
+    sizes: Mapping[str, Any], *, sequences: int, block: int, ranks: int
+) -> list[Plan]:
+    """As ``dlcourse.formulas.memory.plans``, but each set of techniques measured."""
+    sets = [names for names in combinations_of() if sequences % Recipe.of(names).accumulate == 0]
+    batch = dict(sequences=sequences, block=block, ranks=ranks)
+    found = ledgers([Case(sizes, Recipe.of(names), **batch) for names in sets])
+    costs = ("flops", "sent", "passes")
+    return [
+        Plan(names, one["memory"]["at_peak"], {key: one[key] for key in costs}, sequences)
+        for names, one in zip(sets, found, strict=True)
+    ]
+
+
+def _make_state(optimizer: Any) -> None:
+    """As a first step with gradients of zero does, in fewer operators."""
+    import torch
+
+    from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
+
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, MasterAdamW):
+            for p in group["params"]:
+                optimizer.make_state(p)
+            continue
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+        group["foreach"] = True  # each operator once, for all tensors
+    optimizer.step()
+    for group in optimizer.param_groups:
+        group["foreach"] = None
+    optimizer.zero_grad()
+
+
+def _prepare() -> None:
+    """In each process, before its first case."""
+    import torch
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    gc.freeze()  # what is imported is no tensor: the ledger need not look through it
+    gc.disable()  # a step leaves little garbage; looking for it takes a tenth of the time
+
+
+def _end_with_parent() -> None:
+    """A kernel that is killed cannot tell its processes; they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

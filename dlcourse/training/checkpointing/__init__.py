@@ -1,0 +1,1 @@
+"""Lesson 11: activations computed again instead of kept."""

@@ -1,0 +1,122 @@
+"""Four ways to use 16 bits, and the step that serves them all.
+
+way         parameters  products   optimizer      bytes a parameter between steps
+float32     float32     float32    AdamW          4 + 4 + 8  = 16
+autocast    float32     16 bits    AdamW          4 + 4 + 8  = 16
+master      16 bits     16 bits    MasterAdamW    2 + 2 + 12 = 16
+bfloat16    bfloat16    bfloat16   AdamW          2 + 2 + 4  = 8, and small steps are lost
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from dlcourse.corpus import Corpus
+from dlcourse.formulas.mixed_precision import WAYS
+from dlcourse.measure import mark_step
+from dlcourse.parallel.clipping import clip_grad_norm_
+from dlcourse.training.mixed_precision.autocast import Autocast
+from dlcourse.training.mixed_precision.loss_scaler import LossScaler
+from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
+from dlcourse.training.mixed_precision.support import check_precision
+
+
+def prepare(
+    model: nn.Module, way: str, *, lr: float = 1e-3
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model with parameters of the right type, and the optimizer for them.
+
+    Raises:
+        ValueError: an unknown way, or a device that cannot compute in bfloat16.
+    """
+    if way not in WAYS:
+        raise ValueError(f"way={way!r} is unknown: give one of {', '.join(WAYS)}")
+    if way in ("master", "bfloat16"):
+        check_precision(torch.bfloat16, next(model.parameters()).device)
+        model = model.to(torch.bfloat16)
+    optimizer = MasterAdamW if way == "master" else torch.optim.AdamW
+    return model, optimizer(model.parameters(), lr=lr)
+
+
+def mixed_step(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    autocast: AbstractContextManager | None = None,
+    scaler: LossScaler | torch.amp.GradScaler | None = None,
+    max_norm: float | None = None,
+) -> Tensor:
+    """One training step.
+
+    Args:
+        model: ``model(tokens, targets)`` is the mean loss.
+        batch: tokens and targets, each (B, T).
+        autocast: ours or torch's, entered around forward alone.
+        scaler: ours or torch's; float16 needs one.
+        max_norm: clip gradients to this norm, once they are unscaled.
+
+    Returns:
+        The loss, a number without a graph.
+    """
+    optimizer.zero_grad()
+    with autocast or nullcontext():
+        loss = model(*batch)
+    (scaler.scale(loss) if scaler else loss).backward()
+    if hasattr(model, "sync_gradients"):  # a model in several ranks
+        model.sync_gradients()
+    if max_norm is not None:
+        if scaler:
+            scaler.unscale_(optimizer)
+        clip_grad_norm_(model, max_norm)  # torch's, unless ranks hold parts of the model
+    if scaler:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.step()
+    return loss.detach()
+
+
+def train(
+    model: nn.Module,
+    corpus: Corpus,
+    *,
+    way: str,
+    dtype: torch.dtype = torch.bfloat16,
+    steps: int,
+    batch_size: int = 4,
+    block: int = 128,
+    lr: float = 1e-3,
+    scaler: LossScaler | torch.amp.GradScaler | None = None,
+) -> list[float]:
+    """Train in one process, in one of ``WAYS``.
+
+    Args:
+        dtype: of autocast; the other ways have bfloat16.
+        scaler: needed with ``dtype=torch.float16``.
+
+    Returns:
+        The loss of each step.
+
+    Raises:
+        ValueError: an unknown way, a device without the type, or float16 without a scaler.
+    """
+    device = next(model.parameters()).device
+    model, optimizer = prepare(model, way, lr=lr)
+    autocast = Autocast(device.type, dtype) if way == "autocast" else None
+    if autocast and dtype == torch.float16 and scaler is None:
+        raise ValueError(
+            "dtype=torch.float16 without a scaler: small gradients would become 0; "
+            "give scaler=LossScaler(), or dtype=torch.bfloat16"
+        )
+    losses = []
+    for step in range(steps):
+        batch = corpus.batch(step, micro_batch=batch_size, block=block)
+        batch = tuple(half.to(device) for half in batch)
+        loss = mixed_step(model, batch, optimizer, autocast=autocast, scaler=scaler)
+        losses.append(loss.item())
+        mark_step(tokens=batch[0].numel(), loss=losses[-1])
+    return losses

@@ -1,0 +1,1 @@
+"""Lesson 12: a model over several devices, and state on the host."""

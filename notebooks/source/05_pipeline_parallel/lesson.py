@@ -1,0 +1,747 @@
+# %% [markdown] lang="en"
+# # 05 Pipeline parallelism: keep every rank fed
+#
+# The model does not fit on one GPU. So give each of four GPUs a quarter of the layers. It fits. And
+# it is not faster at all: while one GPU works, three wait for it. You have bought four GPUs and use
+# one.
+#
+# How much of that waiting can be taken away? By doing nothing but changing the *order* of the work?
+# You need lesson [01](01_collectives.ipynb) (send and receive). 35 to 40 minutes.
+# %% [markdown] lang="ko" en="c802b35b"
+# # 05 파이프라인 병렬화(pipeline parallelism): 모든 랭크에 일감을
+#
+# 모델이 GPU 하나에 들어가지 않습니다. 그래서 GPU 네 개에 층을 4분의 1씩 나눠 줍니다. 들어갑니다. 그런데
+# 조금도 빨라지지 않습니다. 하나가 일하는 동안 셋은 기다립니다. 네 개를 사서 하나만 쓰는 셈입니다.
+#
+# 기다리는 시간을 얼마나 없앨 수 있을까요? 그것도 일의 *순서*만 바꿔서 말입니다.
+# 레슨 [01](01_collectives.ipynb)의 송신과 수신을 알면 됩니다. 35~40분 걸립니다.
+# %% tags=["parameters"]
+lang = "ko"
+num_ranks = 4
+device = "auto"
+steps = 5
+# %% [markdown] lang="en"
+# Twelve layers, four ranks, three layers each. What a rank passes on is small: the activations of
+# its last layer. What comes back is their gradient.
+#
+# ```mermaid
+# flowchart LR
+#   T[tokens] --> R0[rank 0<br>embedding<br>layers 1-3]
+#   R0 -- activations --> R1[rank 1<br>layers 4-6] -- activations --> R2[rank 2<br>layers 7-9]
+#   R2 -- activations --> R3[rank 3<br>layers 10-12<br>head, loss]
+#   R3 -. gradient .-> R2 -. gradient .-> R1 -. gradient .-> R0
+# ```
+# %% [markdown] lang="ko" en="2c0add4a"
+# 층 12개를 랭크(rank) 네 개에 세 층씩 나눕니다. 랭크가 넘기는 것은 작습니다. 마지막 층의
+# 활성화값(activation)뿐이고, 돌아오는 것은 그 그래디언트(gradient)입니다.
+#
+# ```mermaid
+# flowchart LR
+#   T[토큰] --> R0[랭크 0<br>임베딩<br>1-3층]
+#   R0 -- 활성화값 --> R1[랭크 1<br>4-6층] -- 활성화값 --> R2[랭크 2<br>7-9층]
+#   R2 -- 활성화값 --> R3[랭크 3<br>10-12층<br>헤드, 손실]
+#   R3 -. 그래디언트 .-> R2 -. 그래디언트 .-> R1 -. 그래디언트 .-> R0
+# ```
+# %%
+from dlcourse import Ranks, check, claim, compare, expect_failure
+from dlcourse import hint, lesson, predict, show, solution
+from dlcourse.figures.library_comparison import beside_table
+from dlcourse.figures.colors import CATEGORIES
+from dlcourse.figures.recorded import bars_figure
+from dlcourse.figures.gantt import gantt_figure
+from dlcourse.words.strings import t
+from dlcourse.figures.tables import Table
+from dlcourse.parallel.pipeline_schedules import SCHEDULES, Schedule, make_schedule
+from dlcourse.parallel.pipeline_simulation import simulate
+
+lesson(lang=lang, name="05_pipeline_parallel")
+ranks = Ranks(num_ranks, device=device)
+ranks.cell(f"steps = {steps}")
+w, m = num_ranks, 8
+# %%
+# %%ranks
+from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.pipeline_stages import Stage, split_layers
+
+config = GPTConfig(n_layer=12, n_embd=64, block_size=64)
+stage = Stage(GPT(config), split_layers(12, world_size)[rank])
+layers = [int(name) + 1 for name in stage.blocks]
+parameters = sum(p.numel() for p in stage.parameters())
+layers, parameters
+
+
+# %% [markdown] lang="en"
+# Such a part is a **stage**. The first and the last hold more than layers: the embedding, the head.
+#
+# Now: who works when? We write it down, for each rank a list of what it does, in order. `F0` is the
+# forward of piece 0 of the batch, `BW0` its whole backward. First with the whole batch as one
+# piece, and a backward that takes twice as long as a forward:
+# %% [markdown] lang="ko" en="48b8f952"
+# 이렇게 나눈 부분을 **단계**(stage)라고 합니다. 첫 단계와 마지막 단계에는 층 말고도 임베딩과 헤드가
+# 있습니다.
+#
+# 이제 누가 언제 일하는지 봅시다. 랭크마다 할 일을 순서대로 적습니다. `F0`은 배치의 0번 조각을 순전파하는 것,
+# `BW0`은 그 역전파 전체입니다. 먼저 배치를 나누지 않고 한 조각으로 합니다. 역전파는 순전파보다 두 배
+# 걸린다고 합시다.
+# %%
+def idle(gantt):
+    return f"{gantt.idle_over_total:.1%}"
+
+
+whole = simulate(Schedule.parse(["F0 BW0"] * w))
+gantt_figure({"": whole.spans}, title=t("pipeline.gantt.one", name="F0 BW0", idle=idle(whole)))
+# %% [markdown] lang="en"
+# The gaps are the **bubble**: ranks that wait. Cut the batch into 8 **micro-batches**, and rank 1
+# can begin as soon as the first eighth has arrived. GPipe does all forwards, then all backwards.
+#
+# **Predict.** Each rank now does 8 forwards and 8 backwards. The last rank waits for 3 forwards before
+# its first piece arrives, and at the end it has nothing to do while 3 backwards reach the first rank.
+# Which percentage of the *total* time is it idle?
+# %% [markdown] lang="ko" en="b7912049"
+# 빈 곳이 **파이프라인 버블**(pipeline bubble), 기다리는 시간입니다. 배치를 **마이크로배치**(micro-batch)
+# 8개로 자르면 랭크 1은 첫 조각만 와도 시작할 수 있습니다. GPipe는 순전파를 모두 한 다음 역전파를 모두
+# 합니다.
+#
+# **예측해 보세요.** 랭크마다 순전파 8번, 역전파 8번을 합니다. 마지막 랭크는 첫 조각이 올 때까지 순전파
+# 3번만큼 기다리고, 끝에는 역전파 3번이 랭크 0에 닿을 때까지 놉니다. *전체* 시간의 몇 퍼센트를 놀까요?
+# %%
+predict("05.bubble", ..., formula=100 * (w - 1) / (m + w - 1), unit="%")
+# %% where="kernel" source="dlcourse.parallel.pipeline_schedules:gpipe"
+# %% [markdown] lang="en"
+# In this code the 0 of `F0` is not a piece: it says which of the rank's stages, and each rank has one
+# so far. `numbered` then counts the micro-batches: `F0 F1 F2 …`.
+#
+# The simulation is one answer. Better to measure. But four ranks on two cores cannot compute at the
+# same time, so their bubble would only show that cores are missing. Hence **the stage times are imposed here**:
+# an action sleeps for 20 ms instead of computing, and sleeping ranks need no core. Processes,
+# messages and their order are real.
+# %% [markdown] lang="ko" en="754ce080"
+# 이 코드에서 `F0`의 0은 조각 번호가 아니라 랭크가 맡은 단계의 번호입니다. 아직은 하나씩 맡으니 모두 0입니다.
+# 마이크로배치 번호는 `numbered`가 차례로 붙입니다. `F0 F1 F2 …`가 됩니다.
+#
+# 시뮬레이션도 답이지만 재 보는 편이 낫습니다. 그런데 코어 두 개로는 랭크 네 개가 동시에 계산할 수 없어서,
+# 재 봐야 코어가 모자란다는 것만 나옵니다. 그래서 **여기서는 단계 시간을 정해 줍니다.** 계산하는 대신 20 ms를
+# 잡니다. 자는 랭크는 코어가 필요 없습니다. 프로세스, 메시지, 순서는 모두 진짜입니다.
+# %%
+# %%ranks --fast
+from dlcourse.parallel.pipeline_imposed_times import run_imposed
+from dlcourse.parallel.pipeline_schedules import Schedule, make_schedule
+
+
+def impose(lines, placement):
+    found = run_imposed(Schedule.parse(lines.split("\n"), placement=placement), seconds=0.02)
+    return found.predicted, found.gantt
+
+
+# %%
+runs = {}
+
+
+def measure(schedule):
+    ranks.cell(f"found = impose({schedule.text()!r}, {schedule.placement!r})", record=False)
+    runs[schedule.text()] = ranks["found"][0]
+    return ranks["found"][0]
+
+
+def draw(name, predicted, measured):
+    panels = {t("pipeline.predicted"): predicted.spans, t("pipeline.measured"): measured.spans}
+    values = {"predicted": idle(predicted), "measured": idle(measured)}
+    return gantt_figure(panels, title=t("pipeline.gantt.both", name=name, **values), seconds=True)
+
+
+# %%
+predicted, measured = measure(gpipe(w, m))
+compare("05.bubble", 100 * measured.idle_over_total)
+draw("GPipe", predicted, measured)
+# %% [markdown] lang="en"
+# The little more that was measured is messages, and waking up; the formula gives them no time. The
+# simulation in the upper picture does: with this run's stage times, and the time that a message
+# took in another run.
+#
+# Careful when you compare papers. Idle over *total* time is $\frac{p-1}{m+p-1}$. Many papers give
+# idle over *ideal* time, $\frac{p-1}{m}$, a larger number for the same picture. For $p$ ranks (`w` in
+# the code) and $m$ micro-batches:
+# %% [markdown] lang="ko" en="2fbc4bfd"
+# 조금 더 나온 것은 메시지가 오가고 잠에서 깨는 시간입니다. 공식은 이 시간을 0으로 놓습니다. 위 그림의
+# 시뮬레이션은 0으로 놓지 않습니다. 단계 시간은 이 실행에서, 메시지 시간은 다른 실행에서 잰 값입니다.
+#
+# 논문을 견줄 때는 조심하세요. *전체* 시간으로 나누면 $\frac{p-1}{m+p-1}$입니다. 많은 논문은 *이상적인*
+# 시간으로 나눈 $\frac{p-1}{m}$을 씁니다. 같은 그림인데 숫자는 더 큽니다. 랭크 $p$개(코드의
+# `w`), 마이크로배치 $m$개일 때는 이렇습니다.
+# %%
+rows = []
+for count in (1, 4, 8, 16, 64):
+    gantt = simulate(gpipe(w, count))
+    rows.append([count, idle(gantt), f"{gantt.idle_over_ideal:.1%}"])
+Table([t(f"pipeline.{key}") for key in ("axis.micro_batches", "table.total", "table.ideal")], rows)
+# %% [markdown] lang="en"
+# More micro-batches, less bubble; but each is smaller, and a GPU likes large pieces.
+#
+# Now with a real model. This class executes a rank's list: wait for the message, do the action,
+# send on what it made. It does not know GPipe or any other name. Who sends what follows from the
+# lists, which all ranks have. Pass over `B` and `W` for now: they are halves of `BW`, and come later.
+# %% [markdown] lang="ko" en="03dc6400"
+# 마이크로배치가 많을수록 버블은 줄지만 하나하나는 작아지고, GPU는 큰 조각을 좋아합니다.
+#
+# 이제 진짜 모델입니다. 아래 클래스는 랭크의 목록을 그대로 실행합니다. 메시지를 기다리고, 일하고, 만든 것을
+# 보냅니다. GPipe든 무엇이든 이름은 모릅니다. 누가 무엇을 보낼지는 모든 랭크가 가진 목록에서 나옵니다.
+# `B`와 `W`는 `BW`를 둘로 자른 것으로, 뒤에서 나오니 지금은 지나치세요.
+# %% source="dlcourse.parallel.pipeline:Runtime"
+# %% [markdown] lang="en"
+# Note the one weight: a micro-batch's mean loss counts by its share of the targets. Here all are
+# equally long, so that is $1/m$. We come back to it. Is this the
+# training of one process? Five steps of both:
+# %% [markdown] lang="ko" en="700505d8"
+# 가중치를 딱 한 번 곱하는 것을 눈여겨보세요. 마이크로배치의 평균 손실은 전체 정답 가운데 자기 몫만큼만 칩니다.
+# 여기서는 길이가 모두 같으니 $1/m$입니다. 뒤에서 다시 봅니다.
+# 이것은 단일 프로세스의 학습과 같을까요? 양쪽 다 몇 스텝 해 봅니다.
+# %%
+# %%ranks --fast
+from dlcourse.parallel.pipeline import PipelineParallel, train
+from dlcourse.training import loop
+from dlcourse.corpus import Corpus
+
+corpus, job = Corpus(), dict(steps=steps, batch_size=16, block=64)
+
+
+def pipeline(name, micro_batches=8, seed=0):
+    schedule = make_schedule(name, world_size, micro_batches)
+    return PipelineParallel(GPT(config, seed=seed).to(device), schedule, runtime=Runtime)
+
+
+# %%
+# %%ranks --fast
+model, alone = pipeline("gpipe", seed=rank), GPT(config).to(device)
+losses, alone_losses = train(model, corpus, **job), loop.train(alone, corpus, **job)
+theirs = dict(alone.named_parameters())
+mine = {name: p for stage in model.stages for name, p in stage.named_parameters()}
+apart = max((p - theirs[name]).abs().max().item() for name, p in mine.items())
+[round(loss, 4) for loss in losses], [round(loss, 4) for loss in alone_losses]
+# %%
+lr = 1e-3
+print(t("pipeline.apart", apart=f"{max(ranks['apart']):.1e}", allowed=f"{0.05 * lr:.0e}"))
+print(t("pipeline.apart.why", lr=f"{lr:.0e}"))
+assert max(ranks["apart"]) <= 0.05 * lr
+assert len(set(map(tuple, ranks["losses"]))) == 1
+# %% [markdown] lang="en"
+# ## 1F1B: the same bubble, less memory
+#
+# Between forward and backward a micro-batch's activations must be kept. In GPipe that is all 8 at
+# once. But rank 3 could go backward right after its first forward. **1F1B**: a rank does just
+# enough forwards to keep the others fed, then one forward, one backward, in turn.
+# %% [markdown] lang="ko" en="26f9d197"
+# ## 1F1B: 버블은 그대로, 메모리는 적게
+#
+# 마이크로배치의 활성화값은 순전파부터 역전파까지 들고 있어야 합니다. GPipe에서는 8개를 한꺼번에 들고 있게
+# 됩니다. 그런데 랭크 3은 첫 순전파를 마치자마자 역전파를 할 수 있습니다. **1F1B**는 남들이 굶지 않을
+# 만큼만 순전파를 하고, 그 뒤로는 순전파 한 번, 역전파 한 번을 번갈아 합니다.
+# %% where="kernel" source="dlcourse.parallel.pipeline_schedules:one_f_one_b"
+# %%
+draw("1F1B", *measure(one_f_one_b(w, m)))
+# %% [markdown] lang="en"
+# Rank $r$ of $p$ now keeps at most $p - r$ micro-batches, however many there are.
+#
+# **Predict**: how many times more bytes of activations does rank 0 hold in GPipe than in 1F1B? The
+# ledger will tell, on the real GPT. Runs with one and with two micro-batches give the unit.
+# %% [markdown] lang="ko" en="14921ede"
+# 이제 랭크 $p$개 가운데 $r$번은 마이크로배치가 아무리 많아도 $p - r$개까지만 들고 있습니다.
+#
+# **예측해 보세요.** GPipe에서 랭크 0이 들고 있는 활성화값은 1F1B의 몇 배일까요? 진짜 GPT로 돌리고 장부로
+# 잽니다. 마이크로배치 하나일 때와 둘일 때의 차이가 단위입니다.
+# %%
+predict("05.memory", ..., formula=m / w, unit="×")
+# %%
+peaks = {}
+for name, count in (("gpipe", 1), ("gpipe", 2), ("gpipe", m), ("1f1b", m)):
+    ranks.cell(f"model = pipeline({name!r}, {count})", record=False)
+    ranks.cell(f"train(model, corpus, steps=1, batch_size={2 * count}, block=64)")
+    peaks[name, count] = ranks.last.memory.peaks("activations")
+# %%
+kept, labels, one, two = [], [], peaks["gpipe", 1], peaks["gpipe", 2]
+for name in ("gpipe", "1f1b"):
+    flight = simulate(make_schedule(name, w, m)).peak_in_flight
+    kept += [a + (n - 1) * (b - a) for n, a, b in zip(flight, one, two, strict=True)]
+    labels += [f"{name}, {t('figure.rank', rank=rank)}" for rank in range(w)]
+ratio = peaks["gpipe", m][0] / peaks["1f1b", m][0]
+compare("05.memory", ratio)
+bars = {"predicted": kept, "measured": peaks["gpipe", m] + peaks["1f1b", m]}
+bars = {t(f"pipeline.{key}"): values for key, values in bars.items()}
+colors = [CATEGORIES["other"], CATEGORIES["activations"]]
+words = {"axis": t("pipeline.activations.axis"), "unit": "bytes", "colors": colors}
+bars_figure(labels, bars, title=t("pipeline.activations", ratio=f"{ratio:.2g}"), **words)
+# %% [markdown] lang="en"
+# Same time, less memory. And in 1F1B it is *uneven*: rank 0 holds the most. Four equal parts of the
+# layers are not four equal loads.
+#
+# ## A schedule that hangs
+#
+# A list is easily written and easily wrong. Here rank 0 wants a gradient before it sends micro-batch
+# 1, and rank 1 wants micro-batch 1 before it goes backward:
+# %% [markdown] lang="ko" en="600606d0"
+# 시간은 같고 메모리는 적습니다. 다만 1F1B에서는 *고르지 않습니다*. 랭크 0이 가장 많이 듭니다. 층을 똑같이
+# 나눴다고 짐까지 똑같이 나뉘지는 않습니다.
+#
+# ## 멈춰 버리는 스케줄
+#
+# 목록은 쓰기도 쉽고 틀리기도 쉽습니다. 아래에서 랭크 0은 그래디언트를 받아야 1번 마이크로배치를 보내고, 랭크
+# 1은 1번을 받아야 역전파를 시작합니다.
+# %%
+stuck = Schedule.parse(["F0 BW0 F1 BW1", "F0 F1 BW0 BW1"])
+with expect_failure("deadlocks after 2 of 8 actions"):
+    simulate(stuck)
+# %% [markdown] lang="en"
+# Run without that check, both ranks would wait in a receive until the time-out ([ten minutes on
+# NCCL](https://docs.pytorch.org/docs/stable/distributed.html#torch.distributed.init_process_group)),
+# and the message would name the receive, not the reason. Whether a schedule deadlocks is a
+# question about lists: answer it before you start ranks. `PipelineParallel` does.
+#
+# ## Smaller stages: interleaved
+#
+# The bubble is the time to *fill* the pipeline. Give each rank two smaller stages, its **chunks**,
+# layers far apart, and the first micro-batch reaches the last rank in half the time.
+# %% [markdown] lang="ko" en="c75494ea"
+# 이 검사 없이 돌리면 두 랭크는 시간 초과까지
+# ([NCCL은 10분](https://docs.pytorch.org/docs/stable/distributed.html#torch.distributed.init_process_group))
+# 수신에서 기다리고, 메시지는 이유가 아니라 수신의 이름만 알려 줍니다. 교착 상태(deadlock)인지는 목록만 봐도 알 수 있으니 랭크를 띄우기 전에 확인하세요.
+# `PipelineParallel`도 그렇게 합니다.
+#
+# ## 더 작은 단계: 인터리브(interleaved)
+#
+# 버블은 파이프라인을 *채우는* 시간입니다. 랭크마다 멀리 떨어진 작은 단계 두 개, 곧 **청크**(chunk)를 주면
+# 첫 마이크로배치가 절반의 시간에 마지막 랭크에 닿습니다.
+# %%
+draw("interleaved", *measure(make_schedule("interleaved", w, m)))
+# %% [markdown] lang="en"
+# Idle over ideal is now $\frac{p-1}{vm}$ for $v$ chunks. The price: $v$ times as many messages, and
+# more activations in flight.
+#
+# ## Cut the backward in two
+#
+# A linear layer's backward is *two* matrix products. Only one of them is waited for:
+#
+# ```mermaid
+# flowchart LR
+#   D[gradient of<br>the output] --> B[B: gradient of the input] --> P[the stage before<br>waits for it]
+#   D --> W[W: gradient of the weights] --> O[nobody waits<br>before optimizer.step]
+# ```
+#
+# So do B at once, and W when there is nothing better to do: in the bubble.
+# %% [markdown] lang="ko" en="a4d3a5ef"
+# 이제 이상적인 시간 대비 유휴 비율은 청크 $v$개일 때 $\frac{p-1}{vm}$입니다. 대신 메시지가 $v$배로 늘고 들고 있는
+# 활성화값도 늘어납니다.
+#
+# ## 역전파를 둘로 자르기
+#
+# 선형 층의 역전파는 행렬 곱 *두 번*입니다. 그중 하나만 누군가 기다립니다.
+#
+# ```mermaid
+# flowchart LR
+#   D[출력의<br>그래디언트] --> B[B: 입력의 그래디언트] --> P[앞 단계가<br>기다림]
+#   D --> W[W: 가중치의 그래디언트] --> O[optimizer.step까지<br>아무도 안 기다림]
+# ```
+#
+# 그러니 B는 바로 하고, W는 달리 할 일이 없을 때, 곧 버블에서 합니다.
+# %%
+show("dlcourse.parallel.pipeline_stages:StageWorker")
+# %%
+show("dlcourse.parallel.pipeline_stages:LinearInTwo")
+# %% [markdown] lang="en"
+# In B each linear layer notes its input and the gradient of its output; `backward_weight` multiplies
+# them later. Together they compute exactly what `backward` computes, nothing twice. And they keep
+# little: all that only B needed is free when B ends.
+#
+# **ZB-H1** is 1F1B with W put off. **ZB-V** also folds the stages into a V: rank 0 has the first
+# *and* the last stage.
+# %% [markdown] lang="ko" en="ef0622e1"
+# B에서 선형 층은 자기 입력과 출력의 그래디언트를 적어 두기만 하고, 곱셈은 나중에 `backward_weight`가 합니다.
+# 둘을 합치면 `backward`와 똑같은 계산이고, 두 번 하는 것은 없습니다. 들고 있는 것도 적습니다. B에만 필요하던
+# 것은 B가 끝나면 모두 비웁니다.
+#
+# **ZB-H1**은 W를 뒤로 미룬 1F1B입니다. **ZB-V**는 단계를 V자로 접습니다. 랭크 0이 첫 단계와 마지막 단계를
+# *모두* 맡습니다.
+# %%
+draw("ZB-H1", *measure(make_schedule("zb_h1", w, m)))
+# %%
+zero = measure(make_schedule("zb_v", w, m))
+draw("ZB-V", *zero)
+# %% [markdown] lang="en"
+# A parallelogram: no gap between a rank's own first and last action. That is the "zero" in zero
+# bubble. Counted from the first start to the last end, a little is left, unless the next step
+# begins where this one is still ending.
+#
+# DeepSeek's DualPipeV is also a V: each forward stands beside a backward of the other chunk, so that
+# on a GPU one's messages hide behind the other. All six beside each other. The formula takes
+# F = B = W and free messages; the prediction, the measured times of stages and messages:
+# %% [markdown] lang="ko" en="57178637"
+# 평행사변형입니다. 한 랭크의 처음과 끝 사이에는 빈틈이 없습니다. 제로 버블(zero bubble)의 '제로'는 이
+# 뜻입니다. 첫 시작부터 마지막 끝까지로 세면 조금 남습니다. 이번 스텝이 끝나 가는 동안 다음 스텝을 시작할 수
+# 있다면 그것마저 사라집니다.
+#
+# DeepSeek의 DualPipeV도 V자입니다. 순전파 옆에 다른 청크의 역전파를 두어, GPU에서는 한쪽의 통신이 다른 쪽
+# 계산 뒤에 숨습니다. 여섯 스케줄을 나란히 놓습니다. 공식은 F = B = W이고 메시지가 공짜라고 놓은 값이고, 예측값은 잰
+# 단계 시간과 메시지 시간으로 계산합니다.
+# %%
+rows, flight = [], {}
+for name in SCHEDULES:
+    schedule = make_schedule(name, w, m)
+    part = 1 / schedule.num_chunks
+    paper = simulate(schedule, t_F=part, t_B=part, t_W=part)
+    predicted, measured = runs.get(schedule.text()) or measure(schedule)
+    rows.append([name, idle(paper), idle(predicted), idle(measured), f"{paper.idle_inside:.1%}"])
+    flight[name] = [part * count for count in paper.peak_in_flight]
+    assert measured.total < 2 * predicted.total
+keys = ("schedule", "formula", "predicted", "measured", "inside")
+Table([t(f"pipeline.table.{key}") for key in keys], rows)
+# %% [markdown] lang="en"
+# The three idle columns are one definition, idle over total, and should agree. The last one does
+# not count what a rank waits before its first and after its last action.
+#
+# And the price in memory? The ledger counts, on a GPT of 8 layers (so that two chunks are equal). One
+# unit is what a micro-batch adds in a middle rank; half a rank's layers are half a unit.
+# %% [markdown] lang="ko" en="6bf3b791"
+# 유휴 열 셋은 모두 전체 시간으로 나눈 값이라 서로 맞아야 합니다. 마지막 열은 랭크의 첫 작업 전과 마지막 작업
+# 뒤에 기다린 시간을 빼고 셉니다.
+#
+# 메모리로는 얼마를 낼까요? 층이 8개인 GPT에서(두 청크가 같아지도록) 장부로 잽니다. 마이크로배치 하나가 가운데
+# 랭크에서 늘리는 양이 1이고, 그 랭크 층의 절반이면 0.5입니다.
+# %%
+# %%ranks --fast
+eight = GPTConfig(n_layer=8, n_embd=64, block_size=64)
+
+
+def in_eight_layers(name, micro_batches):
+    schedule = make_schedule(name, world_size, micro_batches)
+    model = PipelineParallel(GPT(eight).to(device), schedule)
+    tokens, targets = corpus.batch(0, micro_batch=2 * micro_batches, block=64)
+    return model, (tokens.to(device), targets.to(device))
+
+
+# %%
+def activations(name, micro_batches):
+    ranks.cell(f"model, given = in_eight_layers({name!r}, {micro_batches})", record=False)
+    ranks.cell("model.step(*given)")
+    return ranks.last.memory.peaks("activations")
+
+
+one, two = (activations("gpipe", count)[1] for count in (1, 2))
+rows = []
+for name in SCHEDULES:
+    units = [1 + (peak - one) / (two - one) for peak in activations(name, m)]
+    rows.append([name, *(", ".join(f"{n:.1f}" for n in row) for row in (flight[name], units))])
+    assert all(abs(a - b) < 0.3 for a, b in zip(units[:-1], flight[name][:-1], strict=True))
+Table([t(f"pipeline.table.{key}") for key in ("schedule", "flight", "ledger")], rows)
+# %% [markdown] lang="en"
+# A W that waits counts as a whole forward: for the inputs of its matrices it also keeps the
+# gradients of their outputs. (The last rank holds logits too, unless it is a V.)
+#
+# Read both as a price list. 1F1B costs no more time than GPipe and less memory. ZB-H1 takes two thirds
+# of the bubble for more activations in the later ranks. The V schedules halve the rest, for more
+# messages. With other times than F = B = W, simulate yours.
+#
+# And the real GPT? Its measured picture on this machine:
+# %% [markdown] lang="ko" en="fbf9efad"
+# 기다리는 W는 순전파 하나만큼 자리를 차지합니다. 행렬의 입력에다 출력의 그래디언트까지 들고 있기
+# 때문입니다. (V자가 아니면 마지막 랭크에는 로짓이 더해집니다.)
+#
+# 두 표는 가격표처럼 읽으면 됩니다. 1F1B는 GPipe와 시간이 같고 메모리가 적습니다. ZB-H1은 뒤쪽 랭크의 활성화값을 더
+# 쓰고 버블의 3분의 2를 없앱니다. V자 스케줄은 남은 것을 다시 절반으로 줄이는 대신 메시지가 늘어납니다.
+# F = B = W가 아니라면 직접 시뮬레이션하세요.
+#
+# 진짜 GPT는 어떨까요? 이 컴퓨터에서 잰 그림입니다.
+# %%
+# %%ranks --fast
+from dlcourse.parallel.pipeline import gather_spans
+from dlcourse.ranks.limits import cores as available
+
+model = pipeline("1f1b")
+batch = [half.to(device) for half in corpus.batch(0, micro_batch=16, block=64)]
+for _ in range(3):
+    model.step(*batch)
+real, cores = gather_spans(model.runtime), available()
+# %%
+title = t("pipeline.gantt.cores", cores=f"{ranks['cores'][0]:g}", ranks=w)
+gantt_figure({"1F1B": ranks["real"][0].spans}, title=title, seconds=True)
+# %% [markdown] lang="en"
+# With fewer cores than ranks, a bar also contains waiting for a core, and a rank that waits for a
+# message lends its core to another. The bubble is filled by neighbours, so no step time here says
+# which schedule is better on four GPUs.
+#
+# ## Beside the real library
+#
+# `torch.distributed.pipelining` has the same schedules, DeepSpeed has 1F1B. Same stages, same data.
+# Look at the activations of `zb_h1`:
+# %% [markdown] lang="ko" en="f10ed007"
+# 코어가 랭크보다 적으면 막대에는 코어를 기다린 시간도 들어 있고, 메시지를 기다리는 랭크는 코어를 이웃에게
+# 내줍니다. 버블을 이웃이 채우는 셈입니다. 그래서 여기서 잰 스텝 시간으로는 GPU 네 개에서 어느 스케줄이 나은지 알
+# 수 없습니다.
+#
+# ## 실제 라이브러리와 나란히
+#
+# `torch.distributed.pipelining`에는 같은 스케줄들이 있고, DeepSpeed에는 1F1B가 있습니다. 같은 단계, 같은
+# 데이터로 견줍니다. `zb_h1`의 활성화값을 눈여겨보세요.
+# %%
+# %%ranks --fast
+from dlcourse.peers import pipeline_parallel as peers
+from dlcourse.peers.comparison import beside
+
+
+def with_adamw(model):
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step():
+        optimizer.zero_grad()
+        loss = model.step(*batch)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+# %%
+# %%ranks --fast
+def stepping(kind, name):
+    if kind == "ours":
+        return with_adamw(pipeline(name))
+    if kind == "torch":
+        return with_adamw(peers.TorchPipeline(GPT(config).to(device), name, 8))
+    engine = peers.DeepSpeedPipeline(GPT(config).to(device), 8, batch_size=16)
+    return lambda: engine.train_step(*batch)
+
+
+def row(kind, name):
+    return beside(lambda: stepping(kind, name), reference)
+
+
+# %%
+found = {}
+ranks.cell("installed = peers.deepspeed_engine.is_installed()", record=False)
+deepspeed = [("DeepSpeed", "1f1b")] if ranks["installed"][0] else []
+ranks.cell("reference = stepping('torch', '1f1b')", record=False)
+pairs = [(kind, name) for name in ("1f1b", "zb_h1", "zb_v") for kind in ("ours", "torch")]
+for kind, name in [*pairs, *deepspeed]:
+    ranks.cell(f"found = row({kind!r}, {name!r})", record=False)
+    found[f"{t('peers.ours') if kind == 'ours' else kind} {name}"] = ranks["found"]
+ranks.cell("del reference", record=False)
+absent = [] if deepspeed else ["DeepSpeed 1f1b"]
+assert len({f"{max(rank['loss'] for rank in of):.3f}" for of in found.values()}) == 1
+beside_table(found, reference="torch 1f1b", loss=max, absent=absent)
+
+
+# %% [markdown] lang="en"
+# torch's B keeps the whole graph until W, and the layers' gradients on top; ours frees what W does
+# not need.
+#
+# ## A quiet trap: dividing twice
+#
+# torch's schedules divide the gradients by $m$ themselves (`scale_grads=True`). Our runtime scales
+# the loss. If you do *both*, no error appears. Here the gradients are divided once more, then
+# training goes on with AdamW and with SGD:
+# %% [markdown] lang="ko" en="f5dca3c7"
+# torch의 B는 W 때까지 그래프를 통째로 들고 층의 그래디언트까지 더합니다. 우리 것은 W에 필요 없는 것을 비웁니다.
+#
+# ## 조용한 함정: 두 번 나누기
+#
+# torch의 스케줄은 그래디언트를 스스로 $m$으로 나눕니다(`scale_grads=True`). 우리 런타임은 손실을 나눕니다.
+# *둘 다* 해도 오류는 나지 않습니다. 그래디언트를 한 번 더 나눠 보고, AdamW와 SGD로 학습을 이어 갑니다.
+# %%
+# %%ranks --fast
+def divide(extra, make_optimizer, **options):
+    model = pipeline("1f1b")
+    optimizer = make_optimizer(model.parameters(), **options)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = model.step(*batch)
+        for p in model.parameters():
+            p.grad /= extra
+        optimizer.step()
+    square = sum(p.grad.square().sum() for p in model.parameters())
+    dist.all_reduce(square)
+    dist.broadcast(loss, model.last_rank)
+    return square.sqrt().item(), loss.item()
+
+
+# %%
+# %%ranks --fast
+SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
+twice = [[divide(extra, AdamW), divide(extra, SGD, lr=0.1)] for extra in (1, 8)]
+# %%
+rows = []
+for key, (adam, sgd) in zip(("once", "twice"), ranks["twice"][0], strict=True):
+    rows.append([t(f"pipeline.scaled.{key}"), *(f"{x:.3g}" for x in (adam[0], adam[1], sgd[1]))])
+(adam, sgd), (adam_2, sgd_2) = ranks["twice"][0]
+assert abs(adam[1] - adam_2[1]) < 0.02 * adam[1] and sgd_2[1] > sgd[1] + 0.1
+head = ["scaled.who", "scaled", "scaled.adam", "scaled.sgd"]
+Table([t(f"pipeline.{key}") for key in head], rows)
+# %% [markdown] lang="en"
+# Adam divides by the gradient's size, so it hides the mistake. SGD learns slower. And clipping at a
+# norm of 1 would quietly never happen. A parity test like ours above finds it at once.
+#
+# Now the sentence that everybody starts from:
+# %% [markdown] lang="ko" en="7f803d66"
+# Adam은 그래디언트의 크기로 나누므로 실수를 숨겨 줍니다. SGD는 느리게 배웁니다. 노름 1에서 자르는 클리핑은
+# 소리 없이 한 번도 일어나지 않게 됩니다. 위에서 한 것 같은 일치 검사라면 바로 찾아냅니다.
+#
+# 이제 누구나 출발점으로 삼는 그 문장을 봅시다.
+# %%
+claim(
+    "B3",
+    apart=100 * max(ranks["apart"]) / lr,
+    idle_1=100 * whole.idle_over_total,
+    idle_8=100 * simulate(one_f_one_b(w, m)).idle_over_total,
+    activations=peaks["1f1b", m][0] / peaks["1f1b", m][-1],
+    parameters=max(ranks["parameters"]) / min(ranks["parameters"]),
+)
+
+
+# %% [markdown] lang="en"
+# ## Exercises
+#
+# `hint("05.micro_batches")` helps step by step; `solution("05.micro_batches")` shows one answer.
+#
+# **1. `05.micro_batches`** (3 minutes). Return the smallest number of micro-batches with which GPipe
+# on `p` ranks is idle for at most `limit` (such as 0.1) of the *total* time.
+# %% [markdown] lang="ko" en="94946bb3"
+# ## 연습 문제
+#
+# `hint("05.micro_batches")`는 한 단계씩 도와주고, `solution("05.micro_batches")`는 답 하나를 보여 줍니다.
+#
+# **1. `05.micro_batches`** (3분). 랭크 `p`개의 GPipe에서 *전체* 시간 가운데 노는 비율이 `limit`(0.1 등)
+# 이하가 되는 가장 작은 마이크로배치 수를 돌려주세요.
+# %% exercise="05.micro_batches"
+# %%ranks
+def fewest(p, limit):
+    raise NotImplementedError
+
+
+# %%
+check("05.micro_batches")
+
+
+# %% [markdown] lang="en"
+# **2. `05.deadlock`** (8 minutes). This schedule hangs. Mend it so that rank $r$ of 3 never holds
+# more than $3 - r$ micro-batches, in the time of 1F1B (18 units, where F takes 1 and BW 2). `simulate` says what is wrong;
+# the check also trains with it.
+# %% [markdown] lang="ko" en="39146cc0"
+# **2. `05.deadlock`** (8분). 아래 스케줄은 멈춥니다. 랭크 3개 가운데 $r$번이 마이크로배치를 $3 - r$개보다 많이
+# 들지 않으면서 1F1B의 시간(18단위)에 끝나도록 고치세요(F는 1, BW는 2). 무엇이 잘못됐는지는 `simulate`가 알려 줍니다. 검사는
+# 실제로 학습도 해 봅니다.
+# %% exercise="05.deadlock"
+# %%ranks
+def repaired():
+    return [
+        "F0 F1 BW0 F2 BW1 F3 BW2 BW3",
+        "F0 F1 F2 BW0 F3 BW1 BW2 BW3",
+        "F0 BW0 F1 BW1 F2 BW2 F3 BW3",
+    ]
+
+
+# %%
+check("05.deadlock")
+
+
+# %% [markdown] lang="en"
+# **3. `05.one_f_one_b`** (10 minutes). Return the 1F1B list of rank `rank` of `w`, with `m`
+# micro-batches, as one line such as `"F0 BW0 F1 BW1"`. Do not call `one_f_one_b`.
+# %% [markdown] lang="ko" en="8d63e4ea"
+# **3. `05.one_f_one_b`** (10분). 랭크 `w`개 가운데 `rank`번이 마이크로배치 `m`개를 처리하는 1F1B 목록을
+# `"F0 BW0 F1 BW1"` 같은 한 줄로 돌려주세요. `one_f_one_b`는 부르지 마세요.
+# %% exercise="05.one_f_one_b"
+# %%ranks
+def my_line(rank, w, m):
+    raise NotImplementedError
+
+
+# %%
+check("05.one_f_one_b")
+
+
+# %% [markdown] lang="en"
+# **4. `05.own`** (20 minutes). A schedule of your own, for 4 ranks and 8 micro-batches, one chunk
+# each; F, B and W take the same time. Targets: idle for at most 12% of the total time, and no rank
+# holds more than 4 activations (from F to the end of W). The check runs it on a GPT and compares
+# with one process.
+# %% [markdown] lang="ko" en="26e4268a"
+# **4. `05.own`** (20분). 랭크 4개, 마이크로배치 8개, 청크 하나씩인 스케줄을 직접 만드세요. F, B, W에 드는
+# 시간은 같습니다. 목표는 둘입니다. 유휴 시간은 전체의 12% 이하, 활성화값은(F부터 W가 끝날 때까지) 어느 랭크도
+# 4개 이하. 검사는 GPT에서 실행해 단일 프로세스와 견줍니다.
+# %% exercise="05.own"
+# %%ranks
+def my_schedule():
+    rows = ["F0 B0 W0 F1 B1 W1 F2 B2 W2 F3 B3 W3 F4 B4 W4 F5 B5 W5 F6 B6 W6 F7 B7 W7"] * 4
+    return rows
+
+
+# %%
+check("05.own")
+# %% [markdown] lang="en"
+# ## On a GPU cluster
+#
+# | | here | GPU cluster |
+# |---|---|---|
+# | a rank waits | lends its core to others | wastes a GPU |
+# | one message | 2 × 64 × 64 × 4 bytes over loopback | sequence × width × 2 bytes, over NVLink or InfiniBand |
+# | the bubble | filled by other ranks | as in the table of six |
+# | tried with this code | yes | not yet |
+#
+# A pipeline sends little, so it goes *between* nodes, with tensor parallelism inside. Megatron-LM
+# trained 1008B parameters with 64 stages and 8-way tensor parallelism, at 52% of peak [1]. Llama 3
+# 405B used 16 stages [2]. The message of one stage there, and its time on one 400 Gb/s card
+# (derived):
+# %% [markdown] lang="ko" en="e89120c7"
+# ## GPU 클러스터에서는
+#
+# | | 여기 | GPU 클러스터 |
+# |---|---|---|
+# | 기다리는 랭크 | 코어를 남에게 내줌 | GPU를 놀림 |
+# | 메시지 하나 | 루프백으로 2 × 64 × 64 × 4바이트 | 시퀀스 × 너비 × 2바이트, NVLink나 InfiniBand |
+# | 버블 | 다른 랭크가 채움 | 위의 여섯 줄 표대로 |
+# | 이 코드로 해 봄 | 예 | 아직 |
+#
+# 파이프라인은 적게 보내므로 노드 *사이*에 두고, 노드 안에서는 텐서 병렬화를 합니다. Megatron-LM은 파라미터
+# 1조(1008B) 개를 64단계와 텐서 병렬 8로 학습해 최고 성능의 52%를 냈습니다[1]. Llama 3 405B는
+# 16단계였습니다[2]. 그 모델의 메시지 하나와, 400 Gb/s 카드로 보내는 시간을 계산하면 이렇습니다.
+# %% tags=["nbval-check-output"]
+sequence, width, card = 8192, 16384, 50e9
+message = sequence * width * 2
+f"{message / 2**20:.0f} MiB", f"{1e3 * message / card:.1f} ms"
+# %% [markdown] lang="en"
+# Last, this lesson's classes as **one rank of 1,024**: a 7B model, 16 copies × 8 stages × 8-way
+# tensor parallelism, on tensors that have shapes and no numbers. Bytes are exact, times mean
+# nothing. Look at `send`: what the stages tell each other is little beside the two all-reduces.
+# %% [markdown] lang="ko" en="d8977840"
+# 마지막으로 이 레슨의 클래스를 그대로 써서 **랭크 1,024개 가운데 하나**가 되어 봅니다. 7B 모델을 복제본 16개 ×
+# 단계 8개 × 텐서 병렬 8로 나누고, 모양만 있고 숫자는 없는 텐서로 한 스텝을 돌립니다. 바이트는 정확하고 시간은
+# 뜻이 없습니다. `send`를 보세요. 단계끼리 주고받는 양은 두 올리듀스에 비하면 얼마 안 됩니다.
+# %%
+from dlcourse import scale
+
+one_of_many = scale("05_pipeline_parallel", model="7b", world=1024, micro_batches=8)
+moved = {(row["op"], row["group_size"]): row["sent_bytes"] for row in one_of_many.comm}
+assert moved["send", 8] < 0.2 * min(moved["all_reduce", 8], moved["all_reduce", 16])
+one_of_many
+# %% [markdown] lang="en"
+# ## In five lines
+#
+# 1. Cut the layers into stages, the batch into micro-batches; gradients add up to the same training.
+# 2. GPipe and 1F1B idle for $\frac{p-1}{m+p-1}$ of the time; 1F1B holds $p - r$ activations, not $m$.
+# 3. More chunks fill the pipeline sooner; B before W fills what is left.
+# 4. A schedule is data: check it, simulate it, then run it.
+# 5. Equal layers are not equal loads. Lesson 15 puts data, tensor and pipeline on one mesh.
+#
+# Sources: [1] [Narayanan et al., SC21](https://arxiv.org/abs/2104.04473) (1F1B, interleaved).
+# [2] [Llama 3](https://arxiv.org/abs/2407.21783). [GPipe](https://arxiv.org/abs/1811.06965),
+# [zero bubble](https://arxiv.org/abs/2401.10241), [ZB-V](https://arxiv.org/abs/2405.15362),
+# [DualPipe](https://arxiv.org/abs/2412.19437).
+# %% [markdown] lang="ko" en="98ac2d5a"
+# ## 다섯 줄 요약
+#
+# 1. 층은 단계로, 배치는 마이크로배치로 자릅니다. 그래디언트를 더하면 같은 학습입니다.
+# 2. GPipe와 1F1B는 시간의 $\frac{p-1}{m+p-1}$를 놉니다. 1F1B는 활성화값을 $m$개가 아니라 $p - r$개 듭니다.
+# 3. 청크를 늘리면 파이프라인이 빨리 차고, B를 W보다 먼저 하면 남은 틈까지 메웁니다.
+# 4. 스케줄은 데이터입니다. 검사하고, 시뮬레이션하고, 그다음 실행하세요.
+# 5. 층이 같다고 짐이 같지는 않습니다. 레슨 15에서 데이터, 텐서, 파이프라인을 한 메시에 올립니다.
+#
+# 출처: [1] [Narayanan 외, SC21](https://arxiv.org/abs/2104.04473) (1F1B, 인터리브).
+# [2] [Llama 3](https://arxiv.org/abs/2407.21783). [GPipe](https://arxiv.org/abs/1811.06965),
+# [제로 버블](https://arxiv.org/abs/2401.10241), [ZB-V](https://arxiv.org/abs/2405.15362),
+# [DualPipe](https://arxiv.org/abs/2412.19437).

@@ -1,0 +1,681 @@
+# %% [markdown] lang="en"
+# # 09 Gradient accumulation: a large batch in small pieces
+#
+# The recipe says: 64 sequences in a batch. Your GPU holds 16. What now?
+#
+# The usual advice: take four **micro-batches** of 16, add up their gradients, then step once. "It
+# trains exactly like 64, needs the memory of 16, and is a little slower."
+#
+# Three promises. You will put each to the test, to the last bit, and then look for the cases in which
+# it breaks without an error. You need [lesson 03](03_data_parallel.ipynb). 30 minutes.
+# %% [markdown] lang="ko" en="63a7cc52"
+# # 09 그래디언트 누적(gradient accumulation): 큰 배치를 작게 나누어
+#
+# 따라 하려는 학습 설정에는 배치가 시퀀스 64개라고 적혀 있습니다. GPU에는 16개까지만 들어갑니다. 어떻게 할까요?
+#
+# 16개짜리 **마이크로배치**(micro-batch) 네 개의 그래디언트를 더해 두었다가 한 번만 업데이트하라는 조언이
+# 흔합니다. "64개일 때와 똑같이 학습되고, 메모리는 16개만큼만 쓰고, 조금 느릴 뿐"이라고 합니다.
+#
+# 약속은 세 가지입니다. 하나하나 마지막 비트까지 확인하고, 오류도 없이 깨지는 경우를 찾아봅니다.
+# [레슨 03](03_data_parallel.ipynb)을 먼저 보세요. 30분 걸립니다.
+# %% tags=["parameters"]
+lang = "ko"
+num_ranks = 4
+device = "auto"
+steps = 5
+# %% [markdown] lang="en"
+# Why should it work at all? The gradient of a mean is the mean of the gradients. And `backward()`
+# does not overwrite `.grad`, it **adds** to it.
+#
+# ```mermaid
+# flowchart LR
+#   B[batch of 64] --> M1["1st: 16"] & M2["2nd: 16"] & M3["3rd: 16"] & M4["4th: 16"]
+#   M1 & M2 & M3 & M4 --> G(("add to<br>.grad"))
+#   G --> S[one optimizer step]
+# ```
+#
+# Rank 0 starts alone. The others join in later, and then it matters who sends what, and when.
+# %% [markdown] lang="ko" en="06edc237"
+# 왜 될까요? 평균의 그래디언트는 그래디언트의 평균이기 때문입니다. 그리고 `backward()`는 `.grad`를 덮어쓰지
+# 않고 **더합니다**.
+#
+# ```mermaid
+# flowchart LR
+#   B[64개짜리 배치] --> M1["첫째: 16개"] & M2["둘째: 16개"] & M3["셋째: 16개"] & M4["넷째: 16개"]
+#   M1 & M2 & M3 & M4 --> G((".grad에<br>더하기"))
+#   G --> S[옵티마이저 스텝 한 번]
+# ```
+#
+# 먼저 랭크(rank) 0 혼자 해 봅니다. 다른 랭크는 나중에 함께하는데, 그때는 누가 언제 보내는지도 중요해집니다.
+# %%
+from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
+from dlcourse.figures.recorded import bars_figure
+from dlcourse.figures.memory_by_category import ledger_figure
+from dlcourse.words.strings import t
+from dlcourse.figures.tables import Table
+from dlcourse.words.units import human_bytes
+
+lesson(lang=lang, name="09_accumulation")
+ranks = Ranks(num_ranks, device=device)
+ranks.cell(f"steps = {steps}", record=False)
+# %% [markdown] lang="en"
+# Here is the loop. Read `backward_equal` first: each loss is divided by the number of parts, and
+# `backward()` is called **inside** the loop, so a micro-batch's activations are gone before the next
+# one starts. What `sending` is for comes with the ranks.
+# %% [markdown] lang="ko" en="ee6b5821"
+# 누적하는 반복문입니다. `backward_equal`부터 읽어 보세요. 손실마다 조각 수로 나누고, `backward()`는 반복문
+# **안에서** 부릅니다. 그래서 마이크로배치 하나의 활성화값(activation)은 다음 것을 시작하기 전에 사라집니다.
+# `sending`이 하는 일은 랭크가 여러 개일 때 나옵니다.
+# %% source="dlcourse.training.accumulation:split,sending,backward_equal"
+# %% [markdown] lang="en"
+# Four parts of a batch of 64 are easy. What if the number does not divide?
+# %% [markdown] lang="ko" en="d207f1f6"
+# 64를 4로 나누는 것은 쉽습니다. 나누어떨어지지 않으면 어떻게 될까요?
+# %%
+# %%ranks 0 --fails "accumulate=5 does not divide"
+batch = torch.zeros(64, 8)
+split(batch, batch, accumulate=5)
+# %% [markdown] lang="en"
+# ## First promise: the memory of 16
+#
+# One step with all 64 at once, recorded. (A step before it makes Adam's state.) From here on `1 × 64`
+# means one batch of 64, and `4 × 16` four micro-batches of 16.
+# %% [markdown] lang="ko" en="6b788c36"
+# ## 첫 번째 약속: 메모리는 16개만큼
+#
+# 64개를 한꺼번에 넣고 한 스텝을 기록합니다. (Adam의 상태는 그 앞의 스텝에서 만들어 둡니다.) 이제부터
+# `1 × 64`는 64개짜리 배치 하나, `4 × 16`은 16개짜리 마이크로배치 네 개를 뜻합니다.
+# %%
+# %%ranks
+from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.training.accumulation import train
+from dlcourse.corpus import Corpus
+
+corpus = Corpus()
+model = GPT().to(device)
+adam = torch.optim.AdamW(model.parameters())
+job = {"steps": 1, "batch_size": 64, "block": 32, "optimizer": adam}
+
+
+def step(count):
+    train(model, corpus, **job, accumulate=count)
+
+
+# %%
+# %%ranks 0
+step(1)
+# %%
+# %%ranks 0 --as whole
+step(1)
+# %%
+whole.memory.figure()
+# %% [markdown] lang="en"
+# Most of it is activations. **Predict** the peak in bytes with four micro-batches of 16.
+#
+# The formula takes the promise at its word: what was at this peak, with a quarter of the
+# activations. Write your number in place of `...`.
+# %% [markdown] lang="ko" en="2decfc07"
+# 대부분 활성화값입니다. 16개짜리 마이크로배치 네 개로 나누면 최대 메모리(peak memory)가 몇 바이트일지
+# **예측해 보세요.**
+#
+# 공식은 약속을 그대로 믿습니다. 위와 같되 활성화값만 4분의 1입니다. `...` 자리에 숫자를 적어 보세요.
+# %%
+[before] = whole.memory.ranks
+at_peak = before["at_peak"]
+promised = before["peak_bytes"] - at_peak["activations"] * 3 / 4
+predict("09.peak", ..., formula=promised, unit="bytes")
+# %%
+# %%ranks 0 --as parts
+step(4)
+# %%
+# %%ranks 0 --as small
+train(model, corpus, **job | {"batch_size": 16}, accumulate=1)
+# %%
+[after], [of_16] = parts.memory.ranks, small.memory.ranks
+compare("09.peak", after["peak_bytes"])
+names = ("parameters", "gradients", "optimizer_state", "activations")
+rows = [
+    [t(f"category.{name}"), *(human_bytes(run["at_peak"][name]) for run in (before, of_16, after))]
+    for name in names
+]
+missing = after["peak_bytes"] - promised
+grown = after["at_peak"]["gradients"] - at_peak["gradients"]
+assert abs(missing / grown - 1) < 0.25
+extra = (after["peak_bytes"] - of_16["peak_bytes"]) / at_peak["parameters"]
+assert abs(of_16["peak_bytes"] / promised - 1) < 0.02 and abs(extra - 1) < 0.05
+Table([t("accumulation.at_peak"), "1 × 64", "1 × 16", "4 × 16"], rows)
+# %% [markdown] lang="en"
+# The activations are a quarter, exactly, as with a single batch of 16, beside it. But there is a row
+# more: **gradients**. With one batch the peak comes at the end of the forward, when there are none yet. With four, the sum so far lies in
+# memory while the second forward runs.
+#
+# So it is the memory of 16 *plus one copy of the gradients*, and accumulation never makes that copy
+# smaller. How far down can we go? Guess first what is left with 8 × 8.
+# %% [markdown] lang="ko" en="a2cece11"
+# 활성화값은 정확히 4분의 1이고, 옆의 16개짜리 배치 하나(`1 × 16`)와 같습니다. 그런데 한 줄이 더 생겼습니다. **그래디언트**입니다. 배치가 하나라면 메모리를
+# 가장 많이 쓰는 순간은 순전파가 끝날 때이고, 그때는 아직 그래디언트가 없습니다. 네 개로 나누면 두 번째 순전파를
+# 하는 동안 지금까지의 합이 메모리에 남아 있습니다.
+#
+# 그래서 16개만큼의 메모리에 *그래디언트 한 벌*이 더해집니다. 누적으로는 이 한 벌을 줄일 수 없습니다. 메모리는
+# 어디까지 줄어들까요? 8 × 8이면 얼마가 남을지 먼저 짐작해 보세요.
+# %%
+# %%ranks --fast
+from dlcourse.measure import Recorder
+
+counts = (1, 2, 4, 8)
+
+
+def peak_of(count):
+    with Recorder(0, 1) as recorder:
+        step(count)
+    return recorder.record["memory"]["at_peak"]
+
+
+peaks = [peak_of(count) for count in counts] if rank == 0 else None
+# %%
+counts, peaks = ranks["counts"][0], ranks["peaks"][0]
+labels = [f"{count} × {64 // count}" for count in counts]
+for count, peak in zip(counts, peaks, strict=True):
+    assert abs(count * peak["activations"] / peaks[0]["activations"] - 1) < 0.05
+    assert peak["parameters"] == peaks[0]["parameters"]
+least = human_bytes(sum(peaks[-1].values()) - peaks[-1]["activations"])
+title = t("accumulation.memory.title", least=least)
+ledger_figure(dict(zip(labels, peaks, strict=True)), title=title)
+# %% [markdown] lang="en"
+# Half the micro-batch, half the activations. What stays is a floor of parameters, gradients and
+# Adam's state: 16 bytes a parameter, however small the pieces. Lessons 06 and 12 shrink that floor.
+#
+# ## Second promise: a little slower
+#
+# The arithmetic is the same, to the last multiplication. So time all of it in turns, in one run:
+# %% [markdown] lang="ko" en="b2c5328c"
+# 마이크로배치가 반이면 활성화값도 반입니다. 그래도 남는 바닥이 있습니다. 파라미터, 그래디언트, Adam의 상태를
+# 합쳐 파라미터 하나에 16바이트입니다. 아무리 잘게 나누어도 줄지 않습니다. 이 바닥을 낮추는 방법은 레슨 06과
+# 12에서 다룹니다.
+#
+# ## 두 번째 약속: 조금 느릴 뿐
+#
+# 계산량은 곱셈 하나까지 똑같습니다. 한 번의 실행 안에서 번갈아 가며 시간을 재 봅니다.
+# %%
+# %%ranks --fast
+import time
+
+
+def race(turns=3):
+    seconds = {count: [] for count in counts}
+    for count in counts * turns:
+        start = time.perf_counter()
+        step(count)
+        seconds[count].append(time.perf_counter() - start)
+    return [min(times) for times in seconds.values()]
+
+
+seconds = race() if rank == 0 else None
+# %%
+assert parts.throughput.flops == whole.throughput.flops > 0
+times = ranks["seconds"][0]
+ratios = dict(zip(labels, (taken / times[0] for taken in times), strict=True))
+title = t("accumulation.time.title", four=ratios["4 × 16"], most=ratios["8 × 8"])
+axis = t("accumulation.time.axis")
+bars_figure(labels, list(ratios.values()), axis=axis, title=title, unit="×", reference=1)
+# %% [markdown] lang="en"
+# On a CPU, 4 × 16 may cost nothing at all. But the smaller the pieces, the thinner the matrices, and
+# every operator's fixed cost is paid once more for each piece. The ratio is the machine's, not the
+# method's: yours may differ, and from run to run, too.
+#
+# ## Third promise: exactly the same
+#
+# A smaller GPT, trained both ways, with two optimizers and two number formats. How many parameters
+# are equal **bit for bit** at the end?
+# %% [markdown] lang="ko" en="37a75eaa"
+# CPU에서는 4 × 16이 거의 느려지지 않기도 합니다. 하지만 조각이 작을수록 행렬이 얇아지고, 연산마다 드는 고정
+# 비용을 조각 수만큼 치릅니다. 이 비율은 방법이 아니라 컴퓨터가 정합니다. 컴퓨터마다, 실행할 때마다 조금씩
+# 다릅니다.
+#
+# ## 세 번째 약속: 똑같이 학습된다
+#
+# 더 작은 GPT를 두 방식으로 학습합니다. 옵티마이저도 둘, 숫자 형식도 둘입니다. 끝났을 때 **비트까지** 같은
+# 파라미터는 얼마나 될까요?
+# %%
+# %%ranks --fast
+SMALL = GPTConfig(block_size=32, n_layer=2, n_embd=64)
+optimizers = {"SGD": (torch.optim.SGD, 0.1), "AdamW": (torch.optim.AdamW, 1e-3)}
+
+
+def trained(optimizer, lr, dtype, accumulate):
+    model = GPT(SMALL).to(device, dtype)
+    optimizer = optimizer(model.parameters(), lr=lr)
+    options = {"batch_size": 64, "block": 32, "accumulate": accumulate, "optimizer": optimizer}
+    train(model, corpus, steps=steps, **options)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+# %%
+# %%ranks --fast
+def compare_both(optimizer, lr, dtype):
+    whole, parts = (trained(optimizer, lr, dtype, count) for count in (1, 4))
+    return (whole == parts).float().mean().item(), (whole - parts).abs().max().item(), lr
+
+
+wide = torch.float32 if device.type == "mps" else torch.float64
+trials = {
+    f"{name}, {str(dtype)[6:]}": compare_both(*optimizer, dtype)
+    for name, optimizer in (optimizers if rank == 0 else {}).items()
+    for dtype in (torch.float32, wide)
+}
+# %%
+trials = ranks["trials"][0]
+rows = [
+    [name, f"{bits:.0%}", f"{apart:.1e}", f"{apart / lr:.1e}"]
+    for name, (bits, apart, lr) in trials.items()
+]
+bits, apart, lr = trials["AdamW, float32"]
+assert apart <= 0.05 * lr and trials["SGD, float32"][1] < 1e-5
+assert trials.get("AdamW, float64", (0, 0, 0))[1] < 1e-10
+heads = [t(f"accumulation.same{key}", steps=steps) for key in (".what", ".bits", "", ".lr")]
+Table(heads, rows)
+# %% [markdown] lang="en"
+# Not bit for bit: the same numbers are added in another order, so the last digit differs. That it is
+# rounding and nothing else, float64 shows: the difference falls by about nine digits.
+#
+# Adam enlarges it. It divides a gradient by its own size. Where the true gradient is almost zero,
+# nothing but rounding is divided by nothing but rounding, and the result can move the parameter by a
+# few percent of the learning rate. Hence the tolerance: 5% of `lr`.
+# %% [markdown] lang="ko" en="901c91e9"
+# 비트까지 같지는 않습니다. 같은 수를 다른 순서로 더해서 마지막 자리가 달라집니다. 반올림일 뿐이라는 것은
+# float64가 보여 줍니다. 차이가 아홉 자리쯤 줄어듭니다.
+#
+# Adam은 이 차이를 키웁니다. 그래디언트를 자기 크기로 나누기 때문입니다. 진짜 그래디언트가 0에 가까우면 반올림
+# 오차를 반올림 오차로 나누게 되고, 파라미터가 학습률의 몇 %까지 움직일 수 있습니다. 그래서 `lr`의 5%까지
+# 허용합니다.
+# %% [markdown] lang="en"
+# ## Where it is not the same
+#
+# "The gradient of a mean is the mean of the gradients" holds only where rows do not know of each
+# other. Does a layer break that? Guess before you run it: layer norm, batch norm, dropout?
+# %% [markdown] lang="ko" en="ecea185a"
+# ## 같지 않은 경우
+#
+# "평균의 그래디언트는 그래디언트의 평균"이라는 말은 행끼리 서로 상관없을 때만 맞습니다. 이것을 깨뜨리는 층이
+# 있을까요? 층 정규화, 배치 정규화, 드롭아웃 가운데 어느 것일지 실행하기 전에 맞혀 보세요.
+# %%
+# %%ranks --fast
+def gradient(layer, count, seed=0):
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(64, 64), layer(), nn.GELU()) for _ in range(2)]
+    net = nn.Sequential(*blocks, nn.Linear(64, 1)).to(device)
+    rows = torch.randn(64, 64, device=device)
+    torch.manual_seed(seed)
+    for x in rows.chunk(count):
+        (F.mse_loss(net(x), x.sum(dim=1, keepdim=True)) / count).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
+
+
+def off(got, want):
+    return ((got - want).norm() / want.norm()).item()
+# %%
+# %%ranks --fast
+layers = {
+    "layer_norm": lambda: nn.LayerNorm(64),
+    "batch_norm": lambda: nn.BatchNorm1d(64),
+    "dropout": lambda: nn.Dropout(0.1),
+}
+layer_errors = {name: off(gradient(new, 4), gradient(new, 1)) for name, new in layers.items()}
+new = layers["dropout"]
+layer_errors["seed"] = off(gradient(new, 1, seed=1), gradient(new, 1))
+# %%
+layer_errors = ranks["layer_errors"][0]
+rows = [[t(f"accumulation.layer.{name}"), f"{error:.1g}"] for name, error in layer_errors.items()]
+assert layer_errors["layer_norm"] < 1e-5 < 0.01 < layer_errors["batch_norm"]
+assert layer_errors["dropout"] > 0.01
+Table([t("accumulation.layer"), t("accumulation.off")], rows)
+# %% [markdown] lang="en"
+# **Batch norm** looks across the batch: statistics of 16 rows are not those of 64, and there is no
+# repair in the loop (its running averages also move four times). Layer norm looks at one row only.
+#
+# **Dropout** differs for another reason: the random numbers are drawn in another order, so other
+# neurons are dropped. That is as far off as one batch with another seed (last row): another sample,
+# no error.
+# %% [markdown] lang="ko" en="7e0905bf"
+# **배치 정규화**는 배치 전체를 봅니다. 16행의 통계는 64행의 통계와 다르고, 반복문에서 고칠 방법이 없습니다(이동
+# 평균도 네 번 움직입니다). 층 정규화는 한 행만 봅니다.
+#
+# **드롭아웃**은 다른 이유로 달라집니다. 난수를 뽑는 순서가 바뀌어 다른 뉴런이 꺼집니다. 그 차이는 배치 하나를
+# 다른 시드로 돌릴 때(마지막 줄)와 비슷합니다. 표본이 다를 뿐 틀린 것은 아닙니다.
+# %% [markdown] lang="en"
+# The third case concerns every language model. Texts differ in length, the rest is padding, and
+# padding has no target. Take losses of 4 in a micro-batch with **one** target, and of 2, 2, 2 in one
+# with three.
+#
+# **Predict** what dividing by the number of micro-batches gives. (The mean over all targets is 2.5.)
+# %% [markdown] lang="ko" en="d2ef1741"
+# 세 번째는 모든 언어 모델에 해당합니다. 글마다 길이가 다르고, 남는 자리는 패딩(padding)으로 채우며, 패딩에는
+# 타깃이 없습니다. 타깃이 **하나**인 마이크로배치의 손실은 4, 셋인 마이크로배치의 손실은 2, 2, 2라고 합시다.
+#
+# 마이크로배치 수로 나누면 얼마가 될지 **예측해 보세요.** (모든 타깃의 평균은 2.5입니다.)
+# %%
+predict("09.means", ..., formula=(4 + 2) / 2)
+# %%
+# %%ranks --fast
+losses_of = [torch.tensor([4.0]), torch.tensor([2.0, 2.0, 2.0])]
+mean_of_means = sum(losses.mean() / len(losses_of) for losses in losses_of).item()
+mean_of_all = torch.cat(losses_of).mean().item()
+# %%
+compare("09.means", ranks["mean_of_means"])
+assert set(ranks["mean_of_all"]) == {2.5}
+# %% [markdown] lang="en"
+# A mean of means. The lonely target counted three times as much as each of the others. The cure: every
+# micro-batch gives its *sum*, and all sums are divided by one number, counted **before** the first
+# backward. (A model with `no_sync` lives in several ranks: then all of them count together.)
+# %% [markdown] lang="ko" en="fdf09e9d"
+# 평균의 평균입니다. 혼자 있던 타깃의 비중이 다른 타깃의 세 배입니다. 고치는 방법은 이렇습니다. 마이크로배치마다
+# *합*을 내고, 모두 같은 수로 나눕니다. 그 수는 첫 역전파 **전에** 세어 두어야 합니다. (모델에 `no_sync`가
+# 있으면 랭크가 여러 개이므로 모든 랭크의 타깃을 함께 셉니다.)
+# %%
+show("dlcourse.training.accumulation:backward_by_tokens")
+# %%
+# %%ranks --fast
+from dlcourse.training.accumulation import IGNORED, backward_by_tokens
+
+tokens, targets = (half.to(device) for half in corpus.batch(0, micro_batch=8, block=32))
+for row, length in enumerate((2, 3, 5, 4, 30, 32, 31, 32)):
+    targets[row, length:] = IGNORED
+
+
+def padded_gradient(backward, count):
+    model = GPT(SMALL).to(device)
+    backward(model, split(tokens, targets, accumulate=count))
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+wanted = padded_gradient(backward_equal, 1)
+uneven, by_tokens = (
+    off(padded_gradient(backward, 4), wanted) for backward in (backward_equal, backward_by_tokens)
+)
+# %%
+uneven, by_tokens = ranks["uneven"][0], ranks["by_tokens"][0]
+print(t("accumulation.uneven", plain=f"{uneven:.0%}", weighted=f"{by_tokens:.0e}"))
+assert by_tokens < 1e-5 < 0.1 < uneven
+# %% [markdown] lang="en"
+# Nothing fails, nothing warns, and the gradient is off. This very mistake sat in widely used training
+# libraries until October 2024 [1].
+#
+# ## In ranks: who sends, and when?
+#
+# Now data parallelism and accumulation together. DDP sends a gradient as soon as backward has filled
+# a bucket. But the first three sums are not finished. `no_sync()` holds them back. (DDP cuts the
+# batch by ranks, then each rank cuts its part.)
+# %% [markdown] lang="ko" en="2ba22e24"
+# 오류도 경고도 없는데 그래디언트는 틀립니다. 널리 쓰이는 학습 라이브러리에도 2024년 10월까지 바로 이 버그가
+# 있었습니다[1].
+#
+# ## 랭크가 여러 개라면: 누가 언제 보낼까요?
+#
+# 이제 데이터 병렬화와 누적을 함께 씁니다. DDP는 역전파가 버킷(bucket)을 채우는 대로 보냅니다. 하지만 처음 세 번은
+# 합이 아직 끝나지 않았습니다. `no_sync()`로 붙들어 둡니다. (배치를 먼저 랭크로 나누고, 랭크마다 자기 몫을 다시
+# 나눕니다.)
+# %%
+# %%ranks --fast
+from contextlib import nullcontext
+
+from torch.nn.parallel import DistributedDataParallel
+
+from dlcourse.parallel.data import OverlappedDataParallel
+from dlcourse.parallel.replicas import replica_drift
+
+gradient_bytes = 4 * GPT(SMALL).num_parameters()
+batch = corpus.batch(0, rank=rank, world_size=world_size, micro_batch=4, block=32)
+mine = split(*(half.to(device) for half in batch), accumulate=4)
+# %% [markdown] lang="en"
+# **Predict.** Four micro-batches in plain DDP, without `no_sync()`. How many times the gradients does
+# a rank give to all-reduce in one step?
+# %% [markdown] lang="ko" en="6783f7b7"
+# **예측해 보세요.** `no_sync()` 없이 보통의 DDP로 마이크로배치 네 개를 돌립니다. 랭크 하나가 한 스텝에 그래디언트
+# 크기의 몇 배를 올리듀스(all-reduce)에 넘길까요?
+# %%
+predict("09.no_sync", ..., formula=4, unit="×")
+# %%
+# %%ranks --fast
+def one_step(quiet_forwards, quiet_backwards):
+    ddp = DistributedDataParallel(GPT(SMALL).to(device))
+    with Recorder(rank, world_size, ledger=False) as recorder:
+        for i, (tokens, targets) in enumerate(mine):
+            with ddp.no_sync() if i in quiet_forwards else nullcontext():
+                loss = ddp(tokens, targets) / 4
+            with ddp.no_sync() if i in quiet_backwards else nullcontext():
+                loss.backward()
+    torch.optim.SGD(ddp.parameters(), lr=0.1).step()
+    calls = recorder.record["comm"]
+    sent = sum(call["bytes"] for call in calls if call["op"] == "all_reduce")
+    return sent / gradient_bytes, replica_drift(ddp)
+# %%
+# %%ranks --fast
+first, all_four = [0, 1, 2], [0, 1, 2, 3]
+cases = {
+    "none": one_step([], []),
+    "backward": one_step([], first),
+    "both": one_step(first, first),
+    "all": one_step(all_four, first),
+}
+# %%
+cases = ranks["cases"][0]
+compare("09.no_sync", cases["none"][0])
+assert [times for times, _ in cases.values()] == [4, 4, 1, 0]
+assert [drift > 0 for _, drift in cases.values()] == [False, False, False, num_ranks > 1]
+rows = [
+    [t(f"accumulation.no_sync.{name}"), f"{times:.3g} ×", f"{drift:.2g}"]
+    for name, (times, drift) in cases.items()
+]
+Table([t(f"accumulation.no_sync{key}") for key in ("", ".sent", ".drift")], rows)
+# %% [markdown] lang="en"
+# Rows 1 and 2 keep the ranks equal, but send four times as much. Row 2 is the common mistake: `no_sync()` around
+# `backward()` alone does **nothing**, because DDP decides in the *forward* whether the backward that
+# follows sends. Row 4 is the same rule from the other side: a last forward inside, and nobody sends.
+# The ranks drift, without an error.
+#
+# Our class from lesson 03 follows the same rule, but refuses:
+# %% [markdown] lang="ko" en="30e6e48b"
+# 1, 2행은 랭크끼리 같지만 네 배를 보냅니다. 2행은 흔한 실수입니다. `backward()`만 `no_sync()`로 감싸면 **아무
+# 효과도 없습니다.** DDP는 이어지는 역전파에서 보낼지를 *순전파*에서 정하기 때문입니다. 4행은 같은 규칙의 다른
+# 면입니다. 마지막 순전파까지 안에 넣으면 아무도 보내지 않고, 랭크는 오류 없이 어긋납니다.
+#
+# 레슨 03의 클래스도 같은 규칙을 따르지만, 잘못 쓰면 거부합니다.
+# %%
+# %%ranks --fails "put forward and backward of all but"
+def one_step_of_ours():
+    ours = OverlappedDataParallel(GPT(SMALL).to(device))
+    for tokens, targets in mine:
+        loss = ours(tokens, targets) / 4
+        with ours.no_sync():
+            loss.backward()
+
+
+one_step_of_ours()
+# %% [markdown] lang="en"
+# ## Beside the real library
+#
+# Our loop does not care whose `no_sync()` it calls. The same job with our class, with torch's DDP,
+# and in one process with all 64 sequences at once:
+# %% [markdown] lang="ko" en="9506e7eb"
+# ## 실제 라이브러리와 나란히
+#
+# 우리 반복문은 누구의 `no_sync()`든 상관없습니다. 같은 작업을 우리 클래스, torch의 DDP, 그리고 64개를 한꺼번에
+# 읽는 단일 프로세스로 해 봅니다.
+# %%
+# %%ranks --fast
+alone = trained(*optimizers["AdamW"], torch.float32, 1) if rank == 0 else None
+
+
+def apart_from_one(wrapper):
+    model = wrapper(GPT(SMALL).to(device))
+    train(model, corpus, steps=steps, batch_size=64, block=32, accumulate=4)
+    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return (flat - alone).abs().max().item() if rank == 0 else 0.0
+
+
+# %%
+# %%ranks --as ours
+apart_ours = apart_from_one(OverlappedDataParallel)
+# %%
+# %%ranks --as theirs
+apart_theirs = apart_from_one(DistributedDataParallel)
+# %%
+def column(run, apart):
+    sent = run.comm.ranks[0]["ops"]["all_reduce"]["bytes"] / steps
+    activations = run.memory.ranks[0]["at_peak"]["activations"]
+    return [human_bytes(sent), human_bytes(activations), f"{apart / lr:.1%}"]
+
+
+apart_ours, apart_theirs = ranks["apart_ours"][0], ranks["apart_theirs"][0]
+assert max(apart_ours, apart_theirs) <= 0.05 * lr
+rows = [[t(f"accumulation.peer.{key}")] for key in ("sent", "activations", "apart")]
+for run, off_by in ((ours, apart_ours), (theirs, apart_theirs)):
+    rows = [[*row, cell] for row, cell in zip(rows, column(run, off_by), strict=True)]
+Table([t("accumulation.peer"), "OverlappedDataParallel", "DDP"], rows)
+# %% [markdown] lang="en"
+# One all-reduce of the gradients a step, and the training of one process. In FSDP2 the switch is
+# `set_requires_gradient_sync(False)`. Mind its price: unreduced gradients stay *whole* in every rank.
+#
+# What is left of the claim?
+# %% [markdown] lang="ko" en="3f559598"
+# 스텝마다 그래디언트를 한 번만 올리듀스하고, 단일 프로세스와 같은 학습을 합니다. FSDP2에서는
+# `set_requires_gradient_sync(False)`로 합니다. 대신 합치지 않은 그래디언트가 랭크마다 *통째로* 남습니다.
+#
+# 주장은 얼마나 맞을까요?
+# %%
+claim(
+    "D1",
+    bits=100 * bits,
+    apart=100 * apart / lr,
+    batch_norm=100 * layer_errors["batch_norm"],
+    uneven=100 * uneven,
+    activations=after["at_peak"]["activations"] / at_peak["activations"],
+    extra=extra,
+    sent=cases["none"][0] / cases["both"][0],
+    time=ratios["4 × 16"],
+)
+# %% [markdown] lang="en"
+# ## Exercises
+#
+# Fill in the stub, run it, run the check. `hint("09.accumulate")` helps step by step;
+# `solution("09.accumulate")` shows one answer.
+#
+# **1. `09.accumulate`** (3 minutes). `parts` are micro-batches of equal size, `model(x, y)` is a mean
+# loss. Leave the gradient of the whole batch in `.grad` and return its mean loss. Target: never more
+# activations than those of one micro-batch.
+# %% [markdown] lang="ko" en="451bbf2e"
+# ## 연습 문제
+#
+# 빈 곳을 채워 실행하고 check 셀을 실행하세요. `hint("09.accumulate")`는 한 단계씩 도와주고,
+# `solution("09.accumulate")`은 답 하나를 보여 줍니다.
+#
+# **1. `09.accumulate`** (3분). `parts`는 크기가 같은 마이크로배치들이고 `model(x, y)`는 평균 손실입니다. 배치
+# 전체의 그래디언트를 `.grad`에 남기고 평균 손실을 돌려주세요. 목표: 활성화값은 언제나 마이크로배치 하나만큼만
+# 있어야 합니다.
+# %% exercise="09.accumulate"
+# %%ranks
+def accumulate(model, parts):
+    raise NotImplementedError
+
+
+# %%
+check("09.accumulate")
+# %% [markdown] lang="en"
+# **2. `09.tokens`** (10 minutes). The micro-batches differ in size, and a target of -100 does not
+# count; a micro-batch may have no target at all. `model(x)` returns logits, (rows, positions, 64).
+# Leave the gradient of the mean over **all** targets in `.grad`, return that mean, and keep no more
+# activations than those of one micro-batch.
+# %% [markdown] lang="ko" en="bc239630"
+# **2. `09.tokens`** (10분). 마이크로배치의 크기가 서로 다르고, 값이 -100인 타깃은 세지 않습니다. 타깃이 하나도
+# 없는 마이크로배치도 있습니다. `model(x)`는 (행, 위치, 64) 모양의 로짓을 돌려줍니다. **모든** 타깃에 대한
+# 평균의 그래디언트를 `.grad`에 남기고 그 평균을 돌려주세요. 활성화값은 마이크로배치 하나만큼만 있어야 합니다.
+# %% exercise="09.tokens"
+# %%ranks
+def token_gradients(model, parts):
+    raise NotImplementedError
+
+
+# %%
+check("09.tokens")
+# %% [markdown] lang="en"
+# **3. `09.ddp`** (20 minutes). One whole training step in DDP, over `parts` as in exercise 2 (called
+# as `ddp(x)`). It must equal one process that has the micro-batches of **all** ranks in one batch,
+# takes the mean over all their targets, clips the gradient's norm to 0.5, and steps. Ranks may have
+# different numbers of targets, and of micro-batches.
+#
+# Target: gradients are sent once, plus a few bytes. The loop below runs and gets most of it wrong.
+# %% [markdown] lang="ko" en="16285171"
+# **3. `09.ddp`** (20분). DDP로 한 스텝을 처음부터 끝까지 합니다. `parts`는 2번과 같고, 모델은 `ddp(x)`로
+# 부릅니다. **모든** 랭크의 마이크로배치를 배치 하나에 모아, 전체 타깃의 평균을 내고, 그래디언트의 노름(norm)을
+# 0.5로 자르고, 업데이트하는 단일 프로세스와 같아야 합니다. 랭크마다 타깃 수도, 마이크로배치 수도 다를 수
+# 있습니다.
+#
+# 목표: 그래디언트는 한 번만 보내고, 더 보내도 몇 바이트까지입니다. 아래 코드는 돌아가기는 하지만 대부분
+# 틀렸습니다.
+# %% exercise="09.ddp"
+# %%ranks
+from contextlib import nullcontext
+
+
+def train_step(ddp, parts, optimizer):
+    optimizer.zero_grad()
+    for x, y in parts:
+        loss = F.cross_entropy(ddp(x).flatten(0, 1), y.flatten())
+        with ddp.no_sync():
+            (loss / len(parts)).backward()
+        nn.utils.clip_grad_norm_(ddp.parameters(), 0.5)
+    optimizer.step()
+
+
+# %%
+check("09.ddp")
+# %% [markdown] lang="en"
+# ## On a GPU cluster
+#
+# A GPU wants large matrices: with micro-batches too small it idles, and "a little slower" may become
+# much slower (not measured here). So take the *largest* micro-batch that fits, then accumulate.
+#
+# With many GPUs accumulation saves communication, too. One all-reduce a step, not one for each
+# micro-batch, matters when nodes are joined by a network. No GPU run is recorded here yet. Derived
+# only: for 7 billion parameters in 16 bits, the gradients' GB, and GB sent a step by each of 64 GPUs
+# with 8 micro-batches, without `no_sync()` and with it.
+# %% [markdown] lang="ko" en="1e25bc08"
+# ## GPU 클러스터에서는
+#
+# GPU는 큰 행렬을 좋아합니다. 마이크로배치가 너무 작으면 GPU가 놀아서 "조금" 느린 정도가 아닐 수
+# 있습니다(여기서는 재지 않았습니다). 그래서 메모리에 들어가는 *가장 큰* 마이크로배치를 고른 다음 누적합니다.
+#
+# GPU가 많으면 누적이 통신도 아껴 줍니다. 마이크로배치마다가 아니라 스텝마다 한 번만 올리듀스하면 되므로, 노드
+# 사이를 네트워크로 이을 때 차이가 큽니다. 아직 GPU 실행 기록이 없어 계산만 합니다. 16비트 파라미터 70억
+# 개일 때 그래디언트는 몇 GB일까요? GPU 64개가 마이크로배치 8개로 학습하면 하나가 스텝마다 몇 GB를 보낼까요?
+# `no_sync()`가 없을 때와 있을 때입니다.
+# %% tags=["nbval-check-output"]
+gradients_gb = 2 * 7e9 / 1e9
+once = 2 * 63 / 64 * gradients_gb
+{"gradients": f"{gradients_gb:g} GB", "without": f"{8 * once:.0f} GB", "with": f"{once:.1f} GB"}
+# %% [markdown] lang="en"
+# ## In five lines
+#
+# 1. `backward()` adds: divide each loss, call backward inside the loop, step once.
+# 2. Activations shrink with the micro-batch. Parameters, Adam's state and *gradients* do not.
+# 3. Equal up to rounding, which Adam enlarges; not where a layer looks across the batch.
+# 4. Unequal targets: sums, divided by one count. A mean of means is a silent bug.
+# 5. Under DDP: forward *and* backward of all but the last inside `no_sync()`.
+#
+# The floor that is left is 16 bytes a parameter. Do 16-bit numbers halve it? Lesson 10.
+#
+# Sources: [1] [Hugging Face, Fixing Gradient Accumulation, 2024](https://huggingface.co/blog/gradient_accumulation).
+# [DDP.no_sync](https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html),
+# [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
+# %% [markdown] lang="ko" en="399261f3"
+# ## 다섯 줄 요약
+#
+# 1. `backward()`는 더합니다. 손실마다 나누고, 반복문 안에서 역전파하고, 업데이트는 한 번만 합니다.
+# 2. 활성화값은 마이크로배치와 함께 줄어듭니다. 파라미터, Adam의 상태, *그래디언트*는 줄지 않습니다.
+# 3. 반올림까지는 같고, Adam이 그 차이를 키웁니다. 배치 전체를 보는 층이 있으면 같지 않습니다.
+# 4. 타깃 수가 다르면 합을 내고 같은 수로 나눕니다. 평균의 평균은 조용한 버그입니다.
+# 5. DDP에서는 마지막을 뺀 모든 순전파*와* 역전파를 `no_sync()` 안에 둡니다.
+#
+# 파라미터 하나에 16바이트라는 바닥이 남았습니다. 16비트 수를 쓰면 절반이 될까요? 레슨 10에서 봅니다.
+#
+# 출처: [1] [Hugging Face, Fixing Gradient Accumulation, 2024](https://huggingface.co/blog/gradient_accumulation).
+# [DDP.no_sync](https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html),
+# [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
