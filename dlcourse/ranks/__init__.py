@@ -7,11 +7,11 @@ from typing import Any
 
 # Loaded at first use: the agent and the ranks do not need the notebook's side.
 _HOME = {
-    "RankError": "failure",
-    "Ranks": "pool",
-    "RanksInterrupted": "failure",
-    "default_pool": "pool",
-    "expect_failure": "failure",
+    "RankError": "errors",
+    "Ranks": "notebook.pool",
+    "RanksInterrupted": "errors",
+    "default_pool": "notebook.pool",
+    "expect_failure": "errors",
 }
 
 __all__ = sorted(_HOME)
