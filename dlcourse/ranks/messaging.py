@@ -54,15 +54,15 @@ class Wakeup:
 class MessageServer:
     """The kernel's end: one thread owns the socket, reads always, and sends what is queued."""
 
-    def __init__(self, on_message: Callable[[bytes, dict], None]) -> None:
+    def __init__(self, on_message: Callable[[bytes, dict[str, Any]], None]) -> None:
         self._on_message = on_message
         self._context = zmq.Context(io_threads=1)
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.LINGER, 0)
         self._router.setsockopt(zmq.SNDHWM, 0)
         self._router.setsockopt(zmq.RCVHWM, 0)
-        self._outgoing: deque[tuple[bytes, dict]] = deque()
-        self._calls: deque[tuple[Callable[[], None], threading.Event]] = deque()
+        self._outgoing: deque[tuple[bytes, dict[str, Any]]] = deque()
+        self._calls: deque[tuple[Callable[[], object], threading.Event]] = deque()
         self._wakeup = Wakeup()
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="ranks-messages", daemon=True)
@@ -72,7 +72,7 @@ class MessageServer:
         """Listen on a new socket file in a directory of ours; returns its address."""
         address = f"ipc://{directory / 's'}"
         done = threading.Event()
-        self._calls.append((lambda: self._router.bind(address) and None, done))
+        self._calls.append((lambda: self._router.bind(address), done))
         self._wakeup.set()
         done.wait(5)
         return address
@@ -86,7 +86,7 @@ class MessageServer:
         self._wakeup.set()
         done.wait(5)
 
-    def send(self, identity: bytes, message: dict) -> None:
+    def send(self, identity: bytes, message: dict[str, Any]) -> None:
         self._outgoing.append((identity, message))
         self._wakeup.set()
 
@@ -135,7 +135,7 @@ class MessageClient:
     def send(self, kind: str, **fields: Any) -> None:
         self.socket.send(pickle.dumps({"kind": kind, **fields}, protocol=5))
 
-    def receive(self) -> dict | None:
+    def receive(self) -> dict[str, Any] | None:
         """The next message, or None when there is none at the moment."""
         try:
             return pickle.loads(self.socket.recv(zmq.NOBLOCK))

@@ -95,7 +95,7 @@ def launch(request: dict[str, Any]) -> None:
     from dlcourse.ranks.agent import rendezvous
     from dlcourse.ranks.worker import worker
 
-    signals = {}
+    signals: dict[str, Any] = {}
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"
     if "signals_to_handle" in {f.name for f in fields(LaunchConfig)}:  # torch 2.13, not 2.11
         signals["signals_to_handle"] = "SIGTERM"

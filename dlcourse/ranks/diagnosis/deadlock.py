@@ -102,8 +102,9 @@ def _stuck_in_message(
     if members is None or state.rank not in members:
         return False
     own = members.index(state.rank)
-    others = [fixed.get(r) for r in (members if peer == ANY else [members[peer]])]
-    if any(s is None for s in others if s is not state):
+    partners = members if peer == ANY else [members[peer]]
+    others = [fixed[r] for r in partners if r in fixed]
+    if len(others) < len(partners):
         return False
     if message["way"] == "recv" and peer != ANY:  # sent, less what receives from anybody took
         more = [others[0].posted("send", group, own, tag)]
@@ -116,7 +117,9 @@ def _stuck_in_message(
         more = [other.posted(*x, tag) for x in _takers(group, own)]
         less = [other.posted("taken", group, rank, tag) for rank in range(len(members))]
     numbers = [*more, *less, state.posted(message["way"], group, peer, tag)]
-    return None not in numbers and sum(more) - sum(less) < count
+    if None in numbers:
+        return False
+    return sum(filter(None, more)) - sum(filter(None, less)) < count
 
 
 def _takers(group: str, own: int) -> list[tuple[str, str, int]]:

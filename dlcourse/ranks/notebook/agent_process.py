@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from dlcourse.ranks.messaging import AGENT, MessageServer
 from dlcourse.ranks.new_process import environment, python_without_the_folder
@@ -27,7 +27,7 @@ class AgentProcess:
     _current: AgentProcess | None = None
 
     def __init__(self) -> None:
-        self._receivers: dict[int, Callable[[int | None, dict], None]] = {}
+        self._receivers: dict[int, Callable[[int | None, dict[str, Any]], None]] = {}
         self._numbers = itertools.count(1)
         self._ready = threading.Event()
         self.owner = os.getpid()
@@ -70,7 +70,7 @@ class AgentProcess:
         self.close()
         raise RuntimeError(f"the process that starts ranks ended:\n{self.log_tail()}")
 
-    def add(self, receiver: Callable[[int | None, dict], None]) -> int:
+    def add(self, receiver: Callable[[int | None, dict[str, Any]], None]) -> int:
         """Register who gets the messages of a new pool; returns the pool's number."""
         number = next(self._numbers)
         self._receivers[number] = receiver
@@ -111,7 +111,7 @@ class AgentProcess:
         if AgentProcess._current is self:
             AgentProcess._current = None
 
-    def _on_message(self, identity: bytes, message: dict) -> None:
+    def _on_message(self, identity: bytes, message: dict[str, Any]) -> None:
         if message["kind"] == "agent":
             self._ready.set()
             return

@@ -6,8 +6,13 @@ The engine stands below all that draws. `dlcourse/__init__.py` registers the liv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
+
+from dlcourse.ranks.notebook.front_end import front_end_present, notebook_cell
+from dlcourse.ranks.notebook.rank_processes import RankProcesses
+from dlcourse.ranks.notebook.running_cell import RunningCell
 
 
 class Observer(Protocol):
@@ -54,6 +59,62 @@ def observe_with(make: Callable[[int], Observer]) -> None:
     _make = make
 
 
-def new_observer(size: int) -> Observer | None:
-    """The observer of a new pool; None where nobody has registered one."""
-    return None if _make is None else _make(size)
+class Observation:
+    """Tells the observer of one pool, if there is one, what happens to it.
+
+    Attributes:
+        observer: made at the first `show` in front of a person, where one was registered.
+        shown_in: the number of the notebook's cell below which it was shown last.
+    """
+
+    def __init__(self, processes: RankProcesses) -> None:
+        self.processes = processes
+        self.observer: Observer | None = None
+        self.shown_in: int | None = None
+        processes.changed = self.at_rest
+
+    def show(self) -> None:
+        """Show the pool below the running cell, if somebody is there to see it."""
+        if front_end_present():
+            if self.observer is None and _make is not None:
+                self.observer = _make(self.processes.size)
+            if self.observer is not None:
+                self.observer.display()
+            self.shown_in = notebook_cell()
+
+    def started(self) -> None:
+        """The ranks are up: what an earlier life of them has measured is over."""
+        if self.observer is None:
+            self.show()
+        self.at_rest(afresh=True)
+
+    def at_rest(self, died: Iterable[int] = (), *, afresh: bool = False) -> None:
+        """Show the state of the ranks while no cell runs."""
+        if self.observer is not None:
+            state = self.processes.state
+            died = set(died) | set(self.processes.dead)
+            # Where one died, the others were ended; where none did, nothing is known of them.
+            alive = {"ready": "idle", "lost": "stopped" if died else "lost"}.get(state, state)
+            ranks = {r: "dead" if r in died else alive for r in range(self.processes.size)}
+            self.observer.at_rest(ranks, afresh=afresh)
+
+    def cell_starts(self) -> None:
+        if self.observer is not None:
+            self.observer.cell_starts(notebook_cell())
+
+    def running(self, cell: RunningCell) -> None:
+        """Show the last samples of the ranks, and ask for new ones; they answer at any time."""
+        if self.observer is not None:
+            for rank in cell.pending():
+                self.processes.send(rank, "sample")
+            elapsed_s = time.monotonic() - cell.started
+            self.observer.cell_runs(cell.number, elapsed_s, cell.last_samples())
+
+    def cell_ended(self, cell: RunningCell, records: list[dict[str, Any]], outcome: str) -> None:
+        """Show what a cell moved and used."""
+        if self.observer is not None:
+            outcome = "interrupted" if cell.interrupted else outcome
+            elapsed_s = time.monotonic() - cell.started
+            dead = self.processes.dead
+            states = {r: "dead" if r in dead else "idle" for r in range(self.processes.size)}
+            self.observer.cell_ended(cell.number, elapsed_s, outcome, records, states)

@@ -8,7 +8,6 @@ ranks["name"]                 # a name's value in every rank
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,7 +21,7 @@ from dlcourse.ranks.notebook import stop
 from dlcourse.ranks.notebook.agent_process import AgentProcess
 from dlcourse.ranks.notebook.definitions import Definitions
 from dlcourse.ranks.notebook.front_end import front_end_present, notebook_cell
-from dlcourse.ranks.notebook.observer import Observer, new_observer
+from dlcourse.ranks.notebook.observer import Observation
 from dlcourse.ranks.notebook.output import Output
 from dlcourse.ranks.notebook.pool_arguments import check, chosen_ranks
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
@@ -70,10 +69,9 @@ class Ranks:
         self.size = machine.default_ranks() if n is None else n
         self.device, self.timeout = device, timeout
         check(self.size, device, timeout)
-        self.processes = RankProcesses(self.size, device, timeout, self._at_rest)
+        self.processes = RankProcesses(self.size, device, timeout)
+        self.observation = Observation(self.processes)
         self.last: Run | None = None
-        self.observer: Observer | None = None
-        self._shown_in: int | None = None  # the cell below which the observer was shown last
         self._definitions = Definitions()
         with stop.DelayedStop() as stops:
             try:
@@ -169,11 +167,7 @@ class Ranks:
         A panel is drawn where `Ranks` was made. After a reload of the page, or far below that
         cell, it can be had again; all that are drawn show the same.
         """
-        if front_end_present():
-            self.observer = self.observer or new_observer(self.size)
-            if self.observer is not None:
-                self.observer.display()
-            self._shown_in = notebook_cell()
+        self.observation.show()
 
     @property
     def state(self) -> str:
@@ -210,7 +204,7 @@ class Ranks:
 
     def _ipython_display_(self) -> None:
         """As the last line of a cell: the panel, the state, and the cells to run again."""
-        if not front_end_present() or self._shown_in == notebook_cell():
+        if not front_end_present() or self.observation.shown_in == notebook_cell():
             raise NotImplementedError  # IPython then uses _repr_pretty_
         from IPython.display import display
 
@@ -230,9 +224,7 @@ class Ranks:
 
     def _start(self) -> None:
         self.processes.start()
-        if self.observer is None:
-            self.show()
-        self._at_rest(afresh=True)
+        self.observation.started()
 
     def _ensure(self) -> None:
         """Have ranks that can run a cell, or say why not."""
@@ -274,11 +266,10 @@ class Ranks:
             "filename": f"<ranks cell {number}>",
         }
         output = Output(chosen, marker, live=front_end_present())
-        cell = RunningCell(processes, number, chosen, output, tick=self._show_running)
+        cell = RunningCell(processes, number, chosen, output, tick=self.observation.running)
         with stop.DelayedStop() as stops:  # `receive` is where a Stop is raised
             processes.listener = cell.take
-            if self.observer is not None:
-                self.observer.cell_starts(notebook_cell())
+            self.observation.cell_starts()
             processes.state = "running"
             try:
                 for rank in chosen:
@@ -296,7 +287,7 @@ class Ranks:
                 if records:
                     self.last = Run(records)
                 fine = all("error" not in cell.done.get(rank, {"error": None}) for rank in chosen)
-                self._show_end(cell, records, "done" if fine else "failed")
+                self.observation.cell_ended(cell, records, "done" if fine else "failed")
                 if "source" in request:
                     self._definitions.note(request["source"], chosen, processes.life)
             try:
@@ -304,7 +295,7 @@ class Ranks:
             except (RankError, RanksInterrupted) as error:
                 self._advise(error)
                 if fine:  # every rank ended well, but not in step with the others
-                    self._show_end(cell, records, "failed")
+                    self.observation.cell_ended(cell, records, "failed")
                 raise
         return cell.done
 
@@ -321,35 +312,6 @@ class Ranks:
             self._definitions.last_lost_ranks()
             if self._definitions.to_run_again(None):
                 error.add_note(t("ranks.which_again"))
-
-    # -- for the observer -----------------------------------------------------------------------
-
-    def _at_rest(self, died: Iterable[int] = (), *, afresh: bool = False) -> None:
-        """Show the state of the ranks while no cell runs."""
-        if self.observer is not None:
-            died = set(died) | set(self.processes.dead)
-            # Where one died, the others were ended; where none did, nothing is known of them.
-            kind = {"ready": "idle", "lost": "stopped" if died else "lost"}
-            alike = kind.get(self.state, self.state)
-            states = {r: "dead" if r in died else alike for r in range(self.size)}
-            self.observer.at_rest(states, afresh=afresh)
-
-    def _show_running(self, cell: RunningCell) -> None:
-        """Show the last samples of the ranks, and ask for new ones; they answer at any time."""
-        if self.observer is not None:
-            for rank in cell.pending():
-                self.processes.send(rank, "sample")
-            elapsed_s = time.monotonic() - cell.started
-            self.observer.cell_runs(cell.number, elapsed_s, cell.last_samples())
-
-    def _show_end(self, cell: RunningCell, records: list[dict[str, Any]], outcome: str) -> None:
-        """Show what a cell moved and used."""
-        if self.observer is not None:
-            outcome = "interrupted" if cell.interrupted else outcome
-            elapsed_s = time.monotonic() - cell.started
-            dead = self.processes.dead
-            states = {r: "dead" if r in dead else "idle" for r in range(self.size)}
-            self.observer.cell_ended(cell.number, elapsed_s, outcome, records, states)
 
 
 def _not_started(size: int) -> str:

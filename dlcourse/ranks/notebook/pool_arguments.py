@@ -29,8 +29,8 @@ def check(n: object, device: object, timeout: object) -> None:
     if device == "mps" and n > 1:
         raise ValueError(f"n={n} with device='mps': an Apple GPU serves one process. Use Ranks(1).")
     least, most = TIMEOUTS
-    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-    if not number or not least <= timeout <= most:
+    number = timeout if isinstance(timeout, int | float) else None
+    if number is None or isinstance(timeout, bool) or not least <= number <= most:
         raise ValueError(
             f"timeout={timeout!r}: must be a number of seconds from {least:g} to {most:g}; "
             f"timeout={most:g} is for ever"

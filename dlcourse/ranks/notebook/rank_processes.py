@@ -31,23 +31,18 @@ class RankProcesses:
         backend_device: "cpu", "cuda" or "mps", found by the ranks; before that what was asked for.
         oom_kills: how often memory had run out in this container when the ranks started.
         listener: who gets each message that `receive` finds and that is not a death.
+        changed: called, from any thread, when ranks die or end while no cell runs; with the ranks
+            that died.
     """
 
-    def __init__(
-        self,
-        size: int,
-        device: str,
-        timeout: float,
-        changed: Callable[[Iterable[int]], None],
-    ) -> None:
-        """changed: called with ranks that died, when the state changes while no cell runs."""
+    def __init__(self, size: int, device: str, timeout: float) -> None:
         self.size, self.device, self.timeout = size, device, timeout
-        self._changed = changed
         self.state = "stopped"
         self.backend_device = device
         self.pids: dict[int, int] = {}
         self.dead: dict[int, int | None] = {}
         self.listener: Callable[[int | None, dict[str, Any]], None] | None = None
+        self.changed: Callable[[Iterable[int]], None] = lambda died: None
         self._numbers = itertools.count(1)
 
     # -- start and end --------------------------------------------------------------------------
@@ -96,7 +91,7 @@ class RankProcesses:
         """Keep a message for whoever waits; a death is shown at once, also between cells."""
         self._events.put((rank, message))
         if message["kind"] == "dead" and self.state == "ready":
-            self._changed([message["rank"]])
+            self.changed([message["rank"]])
 
     def _wait_for_ranks(self) -> None:
         limit = time.monotonic() + START_LIMIT
@@ -141,7 +136,7 @@ class RankProcesses:
             self.agent.remove(self.life)
             self.agent.server.unbind(self._address)
             self.pids, self.dead = {}, {}
-            self._changed(died)
+            self.changed(died)
 
     def alive(self) -> bool:
         """Whether the agent lives, and with it the ranks that are not `dead`."""

@@ -36,7 +36,7 @@ def collective_of(frame: types.FrameType | None) -> dict[str, Any] | None:
 
     Calls that only ask (`get_rank`, `is_initialized`) are none: they wait for nobody.
     """
-    found = None
+    found: dict[str, Any] | None = None
     while frame is not None:
         if frame.f_code.co_filename == DISTRIBUTED and frame.f_code.co_name in _COMMUNICATION:
             values = frame.f_locals

@@ -29,7 +29,7 @@ class FlightRecorder:
         self.complete = True  # whether the last answer knew every collective under way
 
     def _entries(self) -> list[dict[str, Any]]:
-        from torch._C._distributed_c10d import _dump_fr_trace_json
+        from torch._C._distributed_c10d import _dump_fr_trace_json  # type: ignore[attr-defined]
 
         try:
             return json.loads(_dump_fr_trace_json(True, False)).get("entries", [])
@@ -84,7 +84,7 @@ class FlightRecorder:
         """group name -> the ranks in it, in the order of their numbers in the group."""
         ranks = dist.distributed_c10d._world.pg_group_ranks
         return {
-            self.name(group.group_name): sorted(numbers, key=numbers.get)
+            self.name(group.group_name): sorted(numbers, key=numbers.__getitem__)
             for group, numbers in list(ranks.items())
             if isinstance(group, ProcessGroup)  # not the mark that stands for groups of others
         }

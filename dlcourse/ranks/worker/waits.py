@@ -44,12 +44,10 @@ class Waits:
 
     def install(self) -> None:
         """Watch from now on, for as long as the process lives."""
-        Work.wait = self._watched(Work.wait)
-        ProcessGroup.send = self._counted(ProcessGroup.send, "send", named=True)
-        ProcessGroup.recv = self._counted(ProcessGroup.recv, "recv", named=True)
-        ProcessGroup.recv_anysource = self._counted(
-            ProcessGroup.recv_anysource, "recv", named=False
-        )
+        Work.wait = self._watched(Work.wait)  # type: ignore[method-assign]
+        for name, way in (("send", "send"), ("recv", "recv"), ("recv_anysource", "recv")):
+            call = getattr(ProcessGroup, name)
+            setattr(ProcessGroup, name, self._counted(call, way, named=name == way))
 
     def lost(self) -> set[MessageKey] | None:
         """Keys of `posted` whose count proves nothing: a message whose work was dropped before its

@@ -13,6 +13,7 @@ import traceback
 import types
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ class Worker:
             world_size=self.size,
             timeout=timedelta(seconds=self.request["timeout"]),
         )
+        assert dist.group.WORLD is not None
         self.collectives.world = dist.group.WORLD.group_name
         keep_descriptors()
 
@@ -150,7 +152,7 @@ class Worker:
             elif kind == "value" and message["name"] not in self.namespace:
                 self.control.send("answer", id=message["id"], missing=True)
             elif kind == "value":
-                self._answer(message, lambda name=message["name"]: self.namespace[name])
+                self._answer(message, partial(self.namespace.get, message["name"]))
             else:
                 self._run(message)
 
@@ -176,7 +178,7 @@ class Worker:
         try:
             if record:
                 self.recorder.start()
-            else:
+            elif self.recorder.ledger is not None:
                 self.recorder.ledger.unseen = True
             if message["kind"] == "cell":
                 outcome |= self._cell(message["source"], message["filename"])
