@@ -1,4 +1,4 @@
-"""The order of the folders (`.importlinter`) is true: imports go downwards, and none in a circle."""
+"""The order of the folders (`.importlinter`) is true: imports go downwards, none in a circle."""
 
 from __future__ import annotations
 
