@@ -22,6 +22,7 @@ import torch.distributed as dist
 from dlcourse import machine
 from dlcourse.ranks import RankError, Ranks, RanksInterrupted, expect_failure
 from dlcourse.ranks.display import Results, plain, shorten
+from dlcourse.ranks.notebook import observer
 from dlcourse.ranks.notebook import output as output_module
 from dlcourse.ranks.notebook.output import Output, Stream
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
@@ -686,6 +687,49 @@ def test_what_cannot_be_compiled_is_refused_in_words(source, words):
 
 def test_equal_results_are_one_line():
     assert repr(Results({1: {"repr": "a"}, 0: {"repr": "a"}})) == "ranks 0-1: a"
+
+
+# -- the observer ---------------------------------------------------------------------------------
+
+
+class Told:
+    """An observer that keeps what it is told."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.calls = size, []
+
+    def __getattr__(self, name):
+        return lambda *args, **options: self.calls.append((name, args, options))
+
+    def named(self, name: str) -> list:
+        return [
+            (*args, *options.values()) for called, args, options in self.calls if called == name
+        ]
+
+
+def test_an_observer_is_told_what_the_ranks_do(monkeypatch):
+    monkeypatch.setattr(observer, "_make", Told)
+    monkeypatch.setenv("DLCOURSE_PANEL", "on")
+    with Ranks(2, default=False) as pool:
+        told = pool.observation.observer
+        assert told.size == 2 and told.calls[0][0] == "display"
+        assert told.named("at_rest") == [({0: "idle", 1: "idle"}, True)]
+        source = "import time; time.sleep(0.5)\nx = torch.ones(1000); dist.all_reduce(x)"
+        cell(pool, source, record=True)
+        assert [rank["rank"] for rank in told.named("cell_runs")[-1][2]] == [0, 1]
+        number, _, outcome, records, states = told.named("cell_ended")[0]
+        assert (number, outcome, states) == (1, "done", {0: "idle", 1: "idle"})
+        assert [record["comm"][0]["op"] for record in records] == ["all_reduce"] * 2
+        fails(pool, "1 / 0")
+        assert told.named("cell_ended")[1][2] == "failed"
+        os.kill(pool.pids[1], signal.SIGKILL)
+        until = time.monotonic() + 10
+        while ({0: "idle", 1: "dead"}, False) not in told.named("at_rest"):
+            assert time.monotonic() < until, told.named("at_rest")
+            time.sleep(0.05)
+        cell(pool, "1")
+        afresh = [({0: "stopped", 1: "dead"}, False), ({0: "idle", 1: "idle"}, True)]
+        assert told.named("at_rest")[-2:] == afresh
 
 
 # -- life and death -----------------------------------------------------------------------------
