@@ -1,4 +1,8 @@
-"""Start ranks and talk to them: real processes, one process group, driven from a notebook."""
+"""Start ranks and talk to them: real processes, one process group, driven from a notebook.
+
+`notebook/` is the side that learners use, `agent/` the process that starts ranks, `worker/` what
+runs in a rank, `diagnosis/` why a cell did not end. `messaging.py` carries all between them.
+"""
 
 from __future__ import annotations
 

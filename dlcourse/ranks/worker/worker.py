@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import faulthandler
-import linecache
 import os
 import signal
 import sys
 import time
 import traceback
-import types
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
@@ -22,12 +19,12 @@ import torch
 import torch.distributed as dist
 
 from dlcourse.measure.recorder import Recorder
-from dlcourse.ranks.display import describe, in_words
+from dlcourse.ranks.display import in_words
 from dlcourse.ranks.messaging import rank_identity
 from dlcourse.ranks.os_processes import end_with_parent
 from dlcourse.ranks.pickling import dumps_result
-from dlcourse.ranks.source import compiled
 from dlcourse.ranks.worker import setup
+from dlcourse.ranks.worker.cell import new_namespace, run_cell
 from dlcourse.ranks.worker.connections import Connections, keep_descriptors
 from dlcourse.ranks.worker.control import Control
 from dlcourse.ranks.worker.failure import MESSAGE_LIMIT, explained
@@ -88,7 +85,7 @@ class Worker:
             whereabouts=self.whereabouts,
             recorder=self.recorder,
         )
-        self.namespace = self._namespace()
+        self.namespace = new_namespace(self.rank, self.size, self.device)
 
     def _device(self) -> torch.device:
         kind = self.request["device"]
@@ -97,22 +94,6 @@ class Worker:
             torch.cuda.set_device(device)
             return device
         return torch.device(kind)
-
-    def _namespace(self) -> dict[str, Any]:
-        """The names a cell finds; a fresh `__main__`, so that its classes pickle by value."""
-        module = types.ModuleType("__main__")
-        module.__dict__.update(
-            __builtins__=builtins,
-            rank=self.rank,
-            world_size=self.size,
-            device=self.device,
-            torch=torch,
-            dist=dist,
-            nn=torch.nn,
-            F=torch.nn.functional,
-        )
-        sys.modules["__main__"] = module
-        return module.__dict__
 
     def join(self) -> None:
         """Make the default process group, or make it anew after its connections were cut."""
@@ -181,7 +162,7 @@ class Worker:
             elif self.recorder.ledger is not None:
                 self.recorder.ledger.unseen = True
             if message["kind"] == "cell":
-                outcome |= self._cell(message["source"], message["filename"])
+                outcome |= run_cell(message["source"], message["filename"], self.namespace)
             else:
                 function, args, kwargs = cloudpickle.loads(message["call"])
                 outcome["value"] = dumps_result(function(*args, **kwargs))
@@ -204,16 +185,3 @@ class Worker:
         self.control.send("done", **outcome)
         if outcome["wall_s"] > TRIM_AFTER:
             setup.give_memory_back()
-
-    def _cell(self, source: str, filename: str) -> dict[str, Any]:
-        """Execute a cell; the value of its last expression is its result, as in a notebook."""
-        linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-        statements, last = compiled(source, filename)
-        exec(statements, self.namespace)
-        if last is None:
-            return {}
-        value = eval(last, self.namespace)
-        if value is None or source.rstrip().endswith(";"):
-            return {}
-        self.namespace["_"] = value
-        return describe(value)
