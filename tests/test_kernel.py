@@ -13,7 +13,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 SET_UP = "from dlcourse import Ranks, expect_failure\nranks = Ranks(2)"
-PIDS = "import os; print([os.getpid(), *ranks.pids, ranks.host.process.pid])"
+PIDS = "import os; print([os.getpid(), *ranks.pids, ranks.agent.process.pid])"
 
 
 class Kernel:
@@ -216,7 +216,7 @@ def test_stop_while_ranks_start_leaves_what_was_there(kernel):
 
 def test_stop_while_the_first_ranks_start(kernel):
     for moment in (0.0, 0.3, 1.0):
-        kernel.run("ranks.stop(); ranks.host.close(); ranks.__exit__(); del ranks")
+        kernel.run("ranks.stop(); ranks.agent.close(); ranks.__exit__(); del ranks")
         message = kernel.start("print('begun')\nranks = Ranks(2)")
         kernel.until(message, "begun")
         time.sleep(moment)

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import dlcourse
 from dlcourse.figures.colors import CATEGORIES
 from dlcourse.panel import widget
-from dlcourse.panel.widget import Panel, front_end_present, last_state
+from dlcourse.panel.pool_panel import PoolPanel
+from dlcourse.panel.widget import Panel, last_state
+from dlcourse.ranks.notebook import observer
+from dlcourse.ranks.notebook.front_end import front_end_present
 
 IN_LAB = {"cellId": "5f0c", "deletedCells": [], "recordTiming": False}
 MIB = 2**20
@@ -246,7 +250,8 @@ def test_the_variable_decides_where_it_is_set(monkeypatch):
 
 HEADLESS = """
 import sys
-from dlcourse.panel.widget import Panel, front_end_present
+from dlcourse.panel.widget import Panel
+from dlcourse.ranks.notebook.front_end import front_end_present
 assert not front_end_present()
 panel = Panel(4)
 panel.display()
@@ -262,6 +267,12 @@ assert not loaded, loaded
 def environment(**more: str) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if k != "DLCOURSE_PANEL"}
     return env | more
+
+
+def test_whoever_takes_ranks_from_the_course_has_a_panel(monkeypatch):
+    monkeypatch.setattr(observer, "_make", None)
+    assert dlcourse.Ranks
+    assert observer._make is PoolPanel
 
 
 def test_plain_python_is_silent():
@@ -319,7 +330,7 @@ def kernel():
 
 
 def test_a_kernel_knows_whether_a_person_ran_the_cell(kernel):
-    code = "from dlcourse.panel.widget import front_end_present; print(front_end_present())"
+    code = "from dlcourse.ranks.notebook import front_end as f; print(f.front_end_present())"
     assert kernel.run(code, **IN_LAB)[0] == "True\n"
     assert kernel.run(code)[0] == "False\n"
     # A thread belongs to the cell that runs now, too.

@@ -19,12 +19,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dlcourse.ranks import RankError, Ranks, RanksInterrupted, expect_failure, limits
-from dlcourse.ranks import output as output_module
-from dlcourse.ranks.display import Results, plain, ranges, shorten
-from dlcourse.ranks.output import Output, Stream
+from dlcourse import machine
+from dlcourse.ranks import RankError, Ranks, RanksInterrupted, expect_failure
+from dlcourse.ranks.display import Results, plain, shorten
+from dlcourse.ranks.notebook import observer
+from dlcourse.ranks.notebook import output as output_module
+from dlcourse.ranks.notebook.output import Output, Stream
+from dlcourse.ranks.notebook.rank_processes import RankProcesses
 from dlcourse.ranks.source import check
-from dlcourse.ranks.worker import Rank
+from dlcourse.ranks.worker.whereabouts import Whereabouts
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +201,8 @@ def test_a_recorded_cell_knows_what_an_unrecorded_one_has_left(ranks):
 
 def test_each_rank_has_its_share_of_the_cores(ranks):
     assert (
-        ranks.run(lambda: __import__("torch").get_num_threads()) == [limits.threads_per_rank(4)] * 4
+        ranks.run(lambda: __import__("torch").get_num_threads())
+        == [machine.threads_per_rank(4)] * 4
     )
 
 
@@ -279,15 +283,11 @@ def test_a_question_where_a_rank_stands_keeps_nothing_alive(monkeypatch):
 
     monkeypatch.setattr("linecache.getline", slow)
     monkeypatch.setattr("linecache.checkcache", slow)
-    rank = SimpleNamespace(
-        main_thread=threading.get_ident(),
-        running=1,
-        history=SimpleNamespace(complete=True),
-        waits=SimpleNamespace(now=None),
-        _calls=dict,
-    )
+    collectives = SimpleNamespace(complete=True, last=dict, members=dict)
+    waits = SimpleNamespace(now=None, posted={}, lost=set)
+    whereabouts = Whereabouts(collectives, waits)  # of this thread
     answers = []
-    asker = threading.Thread(target=lambda: answers.append(Rank.where(rank)))
+    asker = threading.Thread(target=lambda: answers.append(whereabouts.now()))
     scope = {"asker": asker, "asked": asked, "torch": torch, "weakref": weakref}
     cell = """
 def work():
@@ -645,12 +645,12 @@ def test_missing_device_is_refused(ranks):
 
 
 def test_64_ranks_do_not_fit_into_2_gb(monkeypatch):
-    monkeypatch.setattr(limits, "memory_bytes", lambda: 2_000_000_000)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 2_000_000_000)
     with pytest.raises(ValueError, match=r"64 ranks need about 3\.. GB .* 2\.0 GB: at most"):
         Ranks(64)
-    assert limits.default_ranks() == 4
-    monkeypatch.setattr(limits, "memory_bytes", lambda: 1_000_000_000)
-    assert limits.default_ranks() == 2
+    assert machine.default_ranks() == 4
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 1_000_000_000)
+    assert machine.default_ranks() == 2
 
 
 def test_bad_cells_are_refused_without_losing_the_pool(ranks):
@@ -685,9 +685,51 @@ def test_what_cannot_be_compiled_is_refused_in_words(source, words):
     assert words in str(caught.value)
 
 
-def test_ranges():
-    assert ranges([0, 1, 2, 5]) == "0-2, 5"
+def test_equal_results_are_one_line():
     assert repr(Results({1: {"repr": "a"}, 0: {"repr": "a"}})) == "ranks 0-1: a"
+
+
+# -- the observer ---------------------------------------------------------------------------------
+
+
+class Told:
+    """An observer that keeps what it is told."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.calls = size, []
+
+    def __getattr__(self, name):
+        return lambda *args, **options: self.calls.append((name, args, options))
+
+    def named(self, name: str) -> list:
+        return [
+            (*args, *options.values()) for called, args, options in self.calls if called == name
+        ]
+
+
+def test_an_observer_is_told_what_the_ranks_do(monkeypatch):
+    monkeypatch.setattr(observer, "_make", Told)
+    monkeypatch.setenv("DLCOURSE_PANEL", "on")
+    with Ranks(2, default=False) as pool:
+        told = pool.observation.observer
+        assert told.size == 2 and told.calls[0][0] == "display"
+        assert told.named("at_rest") == [({0: "idle", 1: "idle"}, True)]
+        source = "import time; time.sleep(0.5)\nx = torch.ones(1000); dist.all_reduce(x)"
+        cell(pool, source, record=True)
+        assert [rank["rank"] for rank in told.named("cell_runs")[-1][2]] == [0, 1]
+        number, _, outcome, records, states = told.named("cell_ended")[0]
+        assert (number, outcome, states) == (1, "done", {0: "idle", 1: "idle"})
+        assert [record["comm"][0]["op"] for record in records] == ["all_reduce"] * 2
+        fails(pool, "1 / 0")
+        assert told.named("cell_ended")[1][2] == "failed"
+        os.kill(pool.pids[1], signal.SIGKILL)
+        until = time.monotonic() + 10
+        while ({0: "idle", 1: "dead"}, False) not in told.named("at_rest"):
+            assert time.monotonic() < until, told.named("at_rest")
+            time.sleep(0.05)
+        cell(pool, "1")
+        afresh = [({0: "stopped", 1: "dead"}, False), ({0: "idle", 1: "idle"}, True)]
+        assert told.named("at_rest")[-2:] == afresh
 
 
 # -- life and death -----------------------------------------------------------------------------
@@ -811,7 +853,7 @@ def _more(pids: list[int], before: list[int]) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_restarts_keep_no_descriptor(ranks):
-    pids = [os.getpid(), ranks.host.process.pid]
+    pids = [os.getpid(), ranks.agent.process.pid]
     ranks.restart()
     before = [descriptors(pid) for pid in pids]
     for _ in range(6):
@@ -828,7 +870,7 @@ def test_nothing_listens_beyond_this_machine(ranks, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")  # whatever a cluster's settings say
     ranks.restart()
     ranks.run(lambda: dist.new_group([0, 1]))
-    family = [psutil.Process(ranks.host.process.pid)]
+    family = [psutil.Process(ranks.agent.process.pid)]
     family += family[0].children(recursive=True)
     assert len(family) == 6  # the agent, a launcher, four ranks
     heard = []
@@ -840,51 +882,51 @@ def test_nothing_listens_beyond_this_machine(ranks, monkeypatch):
 
 def test_a_pool_that_does_not_come_up_leaves_the_one_before(ranks, monkeypatch):
     cell(ranks, "kept = rank")
-    pool_module = sys.modules["dlcourse.ranks.pool"]
+    pool_module = sys.modules["dlcourse.ranks.notebook.pool"]
     monkeypatch.setattr(pool_module, "_default", ranks)
     for moment in (0.0, 0.05, 0.2):
         with monkeypatch.context() as patch:
-            began = Ranks._wait_for_ranks
+            began = RankProcesses._wait_for_ranks
 
             def wait(self, began=began, moment=moment):
                 interrupt_after(moment).join()
                 return began(self)
 
-            patch.setattr(Ranks, "_wait_for_ranks", wait)
+            patch.setattr(RankProcesses, "_wait_for_ranks", wait)
             with pytest.raises(RanksInterrupted, match="interrupted before the 2 ranks were up"):
                 Ranks(2)
         assert pool_module.default_pool() is ranks
-    monkeypatch.setattr(Ranks, "_wait_for_ranks", lambda self: 1 / 0)
+    monkeypatch.setattr(RankProcesses, "_wait_for_ranks", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Ranks(2)
     monkeypatch.undo()
     works(ranks)
     assert ranks["kept"] == [0, 1, 2, 3]
-    family = psutil.Process(ranks.host.process.pid).children(recursive=True)
+    family = psutil.Process(ranks.agent.process.pid).children(recursive=True)
     until = time.monotonic() + 20
     while len(family) != 5 and time.monotonic() < until:  # a launcher and its four ranks
         time.sleep(0.1)
-        family = psutil.Process(ranks.host.process.pid).children(recursive=True)
+        family = psutil.Process(ranks.agent.process.pid).children(recursive=True)
     assert len(family) == 5
 
 
 def test_an_interrupted_restart_can_be_begun_again(monkeypatch):
     with Ranks(2, default=False) as pool:
-        began = Ranks._wait_for_ranks
+        began = RankProcesses._wait_for_ranks
 
         def wait(self):
             interrupt_after(0).join()
             return began(self)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Ranks, "_wait_for_ranks", wait)
+            patch.setattr(RankProcesses, "_wait_for_ranks", wait)
             with pytest.raises(
                 RanksInterrupted, match="restart\\(\\), or make new ones: ranks = Ranks"
             ):
                 pool.restart()
             with pytest.raises(ValueError, match="these ranks are stopped"):
                 cell(pool, "1")
-            pool.state = "lost"
+            pool.processes.state = "lost"
             with pytest.raises(RanksInterrupted, match="Run a cell again: it starts them"):
                 cell(pool, "1")
         assert repr(cell(pool, "1")) == "ranks 0-1: 1"
@@ -924,7 +966,7 @@ from dlcourse import Ranks
 ranks = Ranks(2)
 ranks.cell("dist.all_reduce(torch.ones(1))")
 assert "torch" not in sys.modules, "the notebook's side imports torch"
-print(*ranks.pids, ranks.host.process.pid, flush=True)
+print(*ranks.pids, ranks.agent.process.pid, flush=True)
 {then}
 """
 
@@ -973,7 +1015,7 @@ child = os.fork()
 if child == 0:
     time.sleep(100)
     os._exit(0)
-print(child, *ranks.pids, ranks.host.process.pid, flush=True)
+print(child, *ranks.pids, ranks.agent.process.pid, flush=True)
 time.sleep(100)
 """
 
@@ -1003,5 +1045,5 @@ def _alive(pid: int) -> bool:
 
 def test_no_socket_is_left_to_join_once_the_ranks_are_connected(ranks):
     files = psutil.Process(ranks.pids[0]).open_files()
-    assert not Path(ranks.host.directory).exists()
+    assert not Path(ranks.agent.directory).exists()
     assert not [f for f in files if f.path.endswith("/s")]

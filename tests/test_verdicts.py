@@ -18,7 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from dlcourse.ranks import RankError, Ranks, RanksInterrupted
-from dlcourse.ranks import cell as cell_module
+from dlcourse.ranks.notebook import running_cell
+from dlcourse.ranks.notebook.verdict import message
 
 SLOW = 3.5  # seconds: three looks, so that two of them find the rank in the middle of it
 
@@ -182,7 +183,7 @@ def mixed_cell(seed: int) -> str:
 
 @pytest.mark.timeout(600)
 def test_right_cells_are_never_refused_under_constant_looks(ranks, monkeypatch):
-    monkeypatch.setattr(cell_module, "CHECK", 0.005)
+    monkeypatch.setattr(running_cell, "CHECK", 0.005)
     for seed in range(int(os.environ.get("DLCOURSE_RIGHT_CELLS", "40"))):
         run(ranks, mixed_cell(seed))
 
@@ -230,10 +231,10 @@ WRONG = {
 def test_a_deadlock_is_named(ranks, case):
     source, words = WRONG[case]
     started = time.monotonic()
-    message = refused(ranks, source)
-    assert words in message.splitlines()[0], message
+    said = refused(ranks, source)
+    assert words in said.splitlines()[0], said
     if case != "a receive from anybody":  # the only wait that Gloo ends for no cut
-        assert "keep their variables" in message
+        assert "keep their variables" in said
     # 2 looks and a second for the others to end; far below the group's own time-out of 30 s
     assert time.monotonic() - started < 15
     run(ranks, "dist.barrier()")
@@ -283,10 +284,10 @@ def test_a_connection_that_a_cut_has_closed_is_no_cause(interrupted):
         type="RuntimeError", message="gloo: Connection closed by peer", transport=True, cut=False,
         interrupted=False, traceback="", line=1, code="", collective=None,
     )  # fmt: skip
-    pool = SimpleNamespace(dead={}, size=2, timeout=30)
-    running = cell_module.RunningCell(pool, 1, [0, 1], None)
+    processes = SimpleNamespace(dead={}, size=2, timeout=30)
+    running = running_cell.RunningCell(processes, 1, [0, 1], None, tick=lambda cell: None)
     running.done = {0: {"error": lost}, 1: {"error": lost | {"cut": True}}}
     running.headline = None if interrupted else "rank 1 never reached all_reduce #2"
     running.interrupted = interrupted
     expected = "interrupted" if interrupted else running.headline
-    assert running._message({r: d["error"] for r, d in running.done.items()})[0] == expected
+    assert message(running, {r: d["error"] for r, d in running.done.items()})[0] == expected

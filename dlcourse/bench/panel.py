@@ -37,14 +37,14 @@ def train(steps):
     return (time.perf_counter() - start) / steps
 train(3)
 ''')
-panel = ranks.panel
+panel = ranks.observation.observer
 assert panel is not None and panel.shown
 """
 
 PAIR = """
 found = []
 for shown in ({order}):
-    ranks.panel = panel if shown else None
+    ranks.observation.observer = panel if shown else None
     ranks.cell("seconds = train({steps})", record={record})
     found.append((shown, max(ranks["seconds"])))
 import json

@@ -48,7 +48,7 @@ def _ranks(line: str, source: str) -> Any:
     """Run a cell in every rank: %%ranks [0,2] [--fast] [--as NAME] [--fails TEXT]"""
     from dlcourse import _load
 
-    magic = _load("dlcourse.ranks.magic")
+    magic = _load("dlcourse.ranks.notebook.magic")
     magic.register()  # from the next cell on, IPython calls it itself
     return magic.ranks_magic(line, source)
 
@@ -81,13 +81,13 @@ def _missing(error: BaseException) -> tuple[str, bool] | None:
     """The name that a cell lacked ("" for the ranks themselves), and whether ranks lacked it."""
     if type(error) is NameError:
         return (error.name, False) if error.name else None
-    failure = sys.modules.get("dlcourse.ranks.failure")
-    if failure is None:
+    errors = sys.modules.get("dlcourse.ranks.errors")
+    if errors is None:
         return None
-    if isinstance(error, failure.NoRanks):
+    if isinstance(error, errors.NoRanks):
         return "", True
-    if isinstance(error, failure.RankError) and not getattr(error, "__notes__", None):
-        names = map(failure.undefined_name, error.failures.values())
+    if isinstance(error, errors.RankError) and not getattr(error, "__notes__", None):
+        names = map(errors.undefined_name, error.failures.values())
         return next(((name, True) for name in names if name), None)
     return None
 
@@ -108,7 +108,7 @@ def _without_magics(source: str) -> str:
 
 
 def _advice(name: str, in_ranks: bool, known: dict[str, Any], cells: list[tuple[str, bool]]) -> str:
-    from dlcourse.ranks.definitions import first_line, names_bound
+    from dlcourse.ranks.notebook.definitions import first_line, names_bound
     from dlcourse.words.strings import t
 
     start = {bound for source, _ in cells[:START_CELLS] for bound in names_bound(source)}

@@ -101,7 +101,7 @@ def check_device(device: str) -> str:
 
 def check_ranks(ranks: int | None) -> int | None:
     """Return ``ranks`` if this machine can hold them, else ``ValueError`` with what would fit."""
-    from dlcourse.ranks.limits import fitting_ranks
+    from dlcourse.machine import fitting_ranks
 
     if ranks is not None:
         fit = fitting_ranks()
@@ -222,7 +222,7 @@ def run_cells(notebook: Any, *, cwd: Path) -> None:
 
 def machine() -> dict[str, Any]:
     """This machine, as results describe it: what may be used, not what the host has."""
-    from dlcourse.ranks.limits import cores, memory_bytes
+    from dlcourse.machine import cores, memory_bytes
 
     return {
         "cores": cores(),

@@ -15,7 +15,7 @@ from dlcourse.course.showing import say
 from dlcourse.figures.colors import CATEGORIES
 from dlcourse.figures.recorded import bars_figure
 from dlcourse.figures.tables import Table
-from dlcourse.ranks.machine import find_machine
+from dlcourse.machine import find_machine
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_bytes
 

@@ -6,8 +6,6 @@ anywidget and ipywidgets imported); everywhere else every method does nothing an
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 from collections import deque
@@ -18,6 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from dlcourse.figures.colors import CATEGORIES, STATES, rank_color, text_on
+from dlcourse.ranks.notebook.front_end import front_end_present
 from dlcourse.words.strings import language, t
 from dlcourse.words.units import human_count, human_seconds, rank_ranges
 
@@ -30,33 +29,6 @@ NOTHING_BYTES = 1024  # a cell whose ranks hold no more than this anew has measu
 
 _AWAY = ("dead", "lost")
 _CELL = ("cell", "label", "elapsed", "known", "peaks", "tokens_at", "outcome")  # kept of a cell
-
-
-def front_end_present() -> bool:
-    """Whether a person's notebook is in front of this kernel, and so a widget would be seen.
-
-    JupyterLab, Notebook 7 and VS Code send the id of the cell with each request to run it, Colab
-    has its own module; papermill, nbclient and nbval do neither. The environment variable
-    DLCOURSE_PANEL, "on" or "off", overrides.
-    """
-    wish = os.environ.get("DLCOURSE_PANEL", "").strip().lower()
-    if wish not in ("", "on", "off"):
-        raise ValueError(f'DLCOURSE_PANEL={wish!r}: use "on" or "off", or leave it unset.')
-    if wish:
-        return wish == "on"
-    if "IPython" not in sys.modules:
-        return False
-    shell = sys.modules["IPython"].get_ipython()
-    kernel = getattr(shell, "kernel", None)
-    if kernel is None:
-        return False
-    if "google.colab" in sys.modules:
-        return True
-    try:
-        request = kernel.get_parent("shell")
-    except Exception:  # a kernel that is not ipykernel may not know its requests
-        return False
-    return bool((request or {}).get("metadata", {}).get("cellId"))
 
 
 @cache

@@ -1,4 +1,8 @@
-"""Start ranks and talk to them: real processes, one process group, driven from a notebook."""
+"""Start ranks and talk to them: real processes, one process group, driven from a notebook.
+
+`notebook/` is the side that learners use, `agent/` the process that starts ranks, `worker/` what
+runs in a rank, `diagnosis/` why a cell did not end. `messaging.py` carries all between them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,11 @@ from typing import Any
 
 # Loaded at first use: the agent and the ranks do not need the notebook's side.
 _HOME = {
-    "RankError": "failure",
-    "Ranks": "pool",
-    "RanksInterrupted": "failure",
-    "default_pool": "pool",
-    "expect_failure": "failure",
+    "RankError": "errors",
+    "Ranks": "notebook.pool",
+    "RanksInterrupted": "errors",
+    "default_pool": "notebook.pool",
+    "expect_failure": "errors",
 }
 
 __all__ = sorted(_HOME)

@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+from dlcourse.words.units import rank_ranges
+
 LIMIT = 10_000  # characters of one rank's result
 HTML_LIMIT = 1_000_000  # characters: above it the text is shown instead
 _JOINER = "\u200d"  # between the parts of a family, a flag, a profession
@@ -53,20 +55,9 @@ def in_words(value: Any, way: Callable[[Any], str] = repr, limit: int = LIMIT) -
         return f"<its {way.__name__}() fails with {type(error).__name__}>"
 
 
-def ranges(ranks: list[int]) -> str:
-    """Ranks as a person writes them: [0, 1, 2, 5] is "0-2, 5"."""
-    parts: list[list[int]] = []
-    for rank in sorted(ranks):
-        if parts and rank == parts[-1][1] + 1:
-            parts[-1][1] = rank
-        else:
-            parts.append([rank, rank])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
-
-
 def label(ranks: list[int]) -> str:
     """ "rank 2", or "ranks 0-3"."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {ranges(ranks)}"
+    return f"rank{'s' if len(ranks) > 1 else ''} {rank_ranges(ranks)}"
 
 
 def fold(values: dict[int, Any]) -> list[tuple[list[int], Any]]:

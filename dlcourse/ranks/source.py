@@ -19,9 +19,9 @@ def compiled(source: str, filename: str) -> tuple[CodeType, CodeType | None]:
     """
     tree = ast.parse(source, filename)
     last = None
-    if tree.body and isinstance(tree.body[-1], ast.Expr):
-        expression = ast.Expression(tree.body.pop().value)
-        last = compile(expression, filename, "eval", dont_inherit=True)
+    if tree.body and isinstance(found := tree.body[-1], ast.Expr):
+        tree.body.pop()
+        last = compile(ast.Expression(found.value), filename, "eval", dont_inherit=True)
     return compile(tree, filename, "exec", dont_inherit=True), last
 
 

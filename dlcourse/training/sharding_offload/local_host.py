@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from dlcourse.ranks.limits import memory_bytes
+from dlcourse.machine import memory_bytes
 from dlcourse.training.sharding_offload.optimizer_offload import Unit, Wait
 from dlcourse.words.units import human_bytes
 

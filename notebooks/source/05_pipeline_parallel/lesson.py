@@ -451,7 +451,7 @@ Table([t(f"pipeline.table.{key}") for key in ("schedule", "flight", "ledger")], 
 # %%
 # %%ranks --fast
 from dlcourse.parallel.pipeline import gather_spans
-from dlcourse.ranks.limits import cores as available
+from dlcourse.machine import cores as available
 
 model = pipeline("1f1b")
 batch = [half.to(device) for half in corpus.batch(0, micro_batch=16, block=64)]

@@ -5,39 +5,40 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from dlcourse.ranks import stop
-from dlcourse.ranks.channel import AGENT, Hub
+from dlcourse.ranks.messaging import AGENT, MessageServer
+from dlcourse.ranks.new_process import environment, python_without_the_folder
+from dlcourse.ranks.notebook import stop
 
-FLIGHT_RECORDER_SIZE = 200  # entries: what each rank has called last
 START_LIMIT = 120.0  # seconds for the agent to import torch on a slow machine
 
 
-class Host:
-    """The hub and the agent process of this notebook kernel."""
+class AgentProcess:
+    """The agent of this notebook kernel, and the server that it and all ranks connect to."""
 
-    _current: Host | None = None
+    _current: AgentProcess | None = None
 
     def __init__(self) -> None:
-        self._receivers: dict[int, Callable[[int | None, dict], None]] = {}
+        self._receivers: dict[int, Callable[[int | None, dict[str, Any]], None]] = {}
         self._numbers = itertools.count(1)
         self._ready = threading.Event()
         self.owner = os.getpid()
-        self.hub = Hub(self._on_message)
+        self.server = MessageServer(self._on_message)
         self.directory = new_directory()
-        address = self.hub.bind(self.directory)
+        address = self.server.bind(self.directory)
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - has no name, so nothing is left of it
+        function = "dlcourse.ranks.agent.agent:main"
         call = "main(sys.argv[1], int(sys.argv[2]))"
         self.process = subprocess.Popen(
-            [*python_without_the_folder(call), address, str(self.owner)],
+            [*python_without_the_folder(function, call), address, str(self.owner)],
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=self.log,
@@ -47,15 +48,15 @@ class Host:
         _close_in_forks(self.process)
 
     @classmethod
-    def get(cls) -> Host:
+    def get(cls) -> AgentProcess:
         """The running agent of this process, started if there is none."""
-        host = cls._current
-        if host is None or host.owner != os.getpid() or host.process.poll() is not None:
-            if host is not None and host.owner == os.getpid():
-                host.close()
-            cls._current = host = cls()
-            atexit.register(host.close)
-        return host
+        agent = cls._current
+        if agent is None or agent.owner != os.getpid() or agent.process.poll() is not None:
+            if agent is not None and agent.owner == os.getpid():
+                agent.close()
+            cls._current = agent = cls()
+            atexit.register(agent.close)
+        return agent
 
     def wait_until_ready(self) -> None:
         """Wait until the agent has imported torch; RuntimeError with its log if it ends."""
@@ -69,7 +70,7 @@ class Host:
         self.close()
         raise RuntimeError(f"the process that starts ranks ended:\n{self.log_tail()}")
 
-    def add(self, receiver: Callable[[int | None, dict], None]) -> int:
+    def add(self, receiver: Callable[[int | None, dict[str, Any]], None]) -> int:
         """Register who gets the messages of a new pool; returns the pool's number."""
         number = next(self._numbers)
         self._receivers[number] = receiver
@@ -78,8 +79,8 @@ class Host:
     def remove(self, number: int) -> None:
         self._receivers.pop(number, None)
 
-    def send_agent(self, kind: str, **fields: object) -> None:
-        self.hub.send(AGENT, {"kind": kind, **fields})
+    def send(self, kind: str, **fields: object) -> None:
+        self.server.send(AGENT, {"kind": kind, **fields})
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -104,13 +105,13 @@ class Host:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.hub.close()
+        self.server.close()
         self.log.close()
         remove(self.directory)
-        if Host._current is self:
-            Host._current = None
+        if AgentProcess._current is self:
+            AgentProcess._current = None
 
-    def _on_message(self, identity: bytes, message: dict) -> None:
+    def _on_message(self, identity: bytes, message: dict[str, Any]) -> None:
         if message["kind"] == "agent":
             self._ready.set()
             return
@@ -131,8 +132,6 @@ def new_directory() -> Path:
 
 
 def remove(directory: Path) -> None:
-    import shutil
-
     shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -147,33 +146,3 @@ def _close_in_forks(process: subprocess.Popen[bytes]) -> None:
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=close)
-
-
-def python_without_the_folder(call: str) -> list[str]:
-    """A command that calls a function of the agent, whatever lies in the current folder.
-
-    A `random.py` or a `torch.py` of the learner must not be taken for the modules of that name;
-    `-P` leaves the folder out, and this package is found where it is, installed or not.
-    """
-    root, name = str(Path(__file__).resolve().parents[2]), call.partition("(")[0]
-    code = (
-        "import sys, pickle, importlib, typing; "  # before the root, where anything may lie
-        f"root = {root!r}; sys.path.insert(0, root); import dlcourse; del sys.path[0]; "
-        f"sys.path.append(root); from dlcourse.ranks.agent import {name}; {call}"
-    )
-    return [sys.executable, "-P", "-c", code]
-
-
-def environment() -> dict[str, str]:
-    """The notebook's variables, and settings that must be there before the agent imports torch."""
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    return {
-        **os.environ,
-        "TORCH_FR_BUFFER_SIZE": str(FLIGHT_RECORDER_SIZE),
-        "GLOO_SOCKET_IFNAME": loopback,  # nothing listens on a network
-        "NCCL_SOCKET_IFNAME": loopback,
-        "OMP_NUM_THREADS": "1",
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
-        "PYTHONUNBUFFERED": "1",
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # count GPUs without starting CUDA before a fork
-    }

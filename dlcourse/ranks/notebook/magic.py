@@ -6,8 +6,8 @@ import argparse
 import shlex
 from typing import Any, NoReturn
 
-from dlcourse.ranks.failure import CellError, expect_failure
-from dlcourse.ranks.pool import Ranks, default_pool
+from dlcourse.ranks.errors import CellError, expect_failure
+from dlcourse.ranks.notebook.pool import Ranks, default_pool
 from dlcourse.ranks.source import in_few_lines
 
 USAGE = "%%ranks [0,2] [--fast] [--as NAME] [--fails TEXT]"

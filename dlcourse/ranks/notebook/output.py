@@ -7,6 +7,7 @@ import sys
 from typing import TextIO
 
 from dlcourse.ranks.display import shorten
+from dlcourse.ranks.messaging import STREAMS
 
 HEAD_LINES = 200  # lines of one rank and stream shown as they come
 TAIL_LINES = 20  # lines kept for the end when there are more
@@ -95,9 +96,7 @@ class Output:
 
     def __init__(self, ranks: list[int], marker: bytes, *, live: bool) -> None:
         self.live = live
-        self._streams = {
-            (rank, name): Stream(rank, marker) for rank in ranks for name in ("out", "err")
-        }
+        self._streams = {(rank, name): Stream(rank, marker) for rank in ranks for name in STREAMS}
         self._held: dict[tuple[int, str], list[str]] = {key: [] for key in self._streams}
 
     def feed(self, rank: int, name: str, data: bytes) -> None:
@@ -113,7 +112,7 @@ class Output:
 
     def ended(self, rank: int) -> bool:
         """Whether all that this rank wrote in the cell has arrived."""
-        return all(self._streams[rank, name].ended for name in ("out", "err"))
+        return all(self._streams[rank, name].ended for name in STREAMS)
 
     def finish(self) -> None:
         """Show what is left, rank by rank."""

@@ -13,10 +13,10 @@ import time
 from typing import Any
 
 AGAIN = 1.0  # seconds: presses that follow sooner are one press of an impatient person
-_innermost: Stops | None = None
+_innermost: DelayedStop | None = None
 
 
-class Stops:
+class DelayedStop:
     """A block in which a Stop waits for the next `check`; what nobody took is raised at its end.
 
     In other threads than the main one nothing changes: Python never interrupts those.
@@ -27,7 +27,7 @@ class Stops:
         self._pressed = False
         self._deaf = False
 
-    def __enter__(self) -> Stops:
+    def __enter__(self) -> DelayedStop:
         global _innermost
         self._handler: Any = None
         if threading.current_thread() is threading.main_thread():

@@ -1,15 +1,16 @@
 """Messages between the notebook kernel, the agent and the ranks, over ZeroMQ.
 
+The notebook has a `MessageServer`; the agent and each rank have a `MessageClient` that connects to
+it. No two of the others talk to each other here: what ranks exchange goes over torch.
+
 Every message is a dictionary with a "kind". On one machine the socket is a file in a directory
 that only its owner can enter, so whoever can connect is the owner, and may be unpickled.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
 import socket
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,59 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import zmq
 
-from dlcourse.ranks.display import in_words
+AGENT = b"agent"  # its socket identity
+STREAMS = ("out", "err")  # of a rank's output, as its pipes and the "output" messages name them
 
-AGENT = b"agent"
 
-
-def name_of(pool: int, rank: int) -> bytes:
+def rank_identity(pool: int, rank: int) -> bytes:
     """The socket identity of a rank."""
     return b"%d:%d" % (pool, rank)
-
-
-class Unpicklable:
-    """Stands in the notebook for an object that can only live in a rank; shows its repr."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-class _Pickler(cloudpickle.Pickler):
-    """Pickles results so that the notebook kernel needs no torch to read them.
-
-    Tensors become NumPy arrays (bfloat16 and smaller floats as float32), torch's own objects
-    (devices, dtypes, modules …) their repr. Functions and classes of cells travel by value.
-    """
-
-    def reducer_override(self, obj: Any) -> Any:
-        torch = sys.modules.get("torch")
-        if torch is None:
-            return super().reducer_override(obj)
-        if isinstance(obj, torch.Tensor):
-            tensor = obj.detach().cpu()
-            if tensor.dtype.is_floating_point and tensor.element_size() < 4:
-                tensor = tensor.float()
-            return tensor.numpy().__reduce__()
-        in_torch = type(obj).__module__.partition(".")[0] == "torch"
-        if in_torch or isinstance(obj, torch.nn.Module):
-            return Unpicklable, (in_words(obj),)
-        return super().reducer_override(obj)
-
-
-def dumps_result(value: Any) -> bytes:
-    """Pickle a rank's result for the kernel; what cannot be pickled travels as its repr."""
-    buffer = io.BytesIO()
-    try:
-        _Pickler(buffer, protocol=5).dump(value)
-    except Exception:
-        return pickle.dumps(Unpicklable(in_words(value)))
-    return buffer.getvalue()
 
 
 class Wakeup:
@@ -94,28 +51,28 @@ class Wakeup:
         self.writer.close()
 
 
-class Hub:
+class MessageServer:
     """The kernel's end: one thread owns the socket, reads always, and sends what is queued."""
 
-    def __init__(self, on_message: Callable[[bytes, dict], None]) -> None:
+    def __init__(self, on_message: Callable[[bytes, dict[str, Any]], None]) -> None:
         self._on_message = on_message
         self._context = zmq.Context(io_threads=1)
         self._router = self._context.socket(zmq.ROUTER)
         self._router.setsockopt(zmq.LINGER, 0)
         self._router.setsockopt(zmq.SNDHWM, 0)
         self._router.setsockopt(zmq.RCVHWM, 0)
-        self._outgoing: deque[tuple[bytes, dict]] = deque()
-        self._calls: deque[tuple[Callable[[], None], threading.Event]] = deque()
+        self._outgoing: deque[tuple[bytes, dict[str, Any]]] = deque()
+        self._calls: deque[tuple[Callable[[], object], threading.Event]] = deque()
         self._wakeup = Wakeup()
         self._closing = False
-        self._thread = threading.Thread(target=self._serve, name="ranks-hub", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="ranks-messages", daemon=True)
         self._thread.start()
 
     def bind(self, directory: Path) -> str:
         """Listen on a new socket file in a directory of ours; returns its address."""
         address = f"ipc://{directory / 's'}"
         done = threading.Event()
-        self._calls.append((lambda: self._router.bind(address) and None, done))
+        self._calls.append((lambda: self._router.bind(address), done))
         self._wakeup.set()
         done.wait(5)
         return address
@@ -129,7 +86,7 @@ class Hub:
         self._wakeup.set()
         done.wait(5)
 
-    def send(self, identity: bytes, message: dict) -> None:
+    def send(self, identity: bytes, message: dict[str, Any]) -> None:
         self._outgoing.append((identity, message))
         self._wakeup.set()
 
@@ -164,8 +121,8 @@ class Hub:
         self._wakeup.close()
 
 
-class Link:
-    """A rank's or an agent's end: a DEALER socket that connects to the kernel's hub."""
+class MessageClient:
+    """A rank's or an agent's end: a DEALER socket that connects to the notebook's server."""
 
     def __init__(self, address: str, identity: bytes) -> None:
         self.context = zmq.Context(io_threads=1)
@@ -178,7 +135,7 @@ class Link:
     def send(self, kind: str, **fields: Any) -> None:
         self.socket.send(pickle.dumps({"kind": kind, **fields}, protocol=5))
 
-    def receive(self) -> dict | None:
+    def receive(self) -> dict[str, Any] | None:
         """The next message, or None when there is none at the moment."""
         try:
             return pickle.loads(self.socket.recv(zmq.NOBLOCK))

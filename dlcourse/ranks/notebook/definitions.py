@@ -8,36 +8,13 @@ from __future__ import annotations
 
 import re
 import symtable
-import sys
 from dataclasses import dataclass
-from typing import Any
 
+from dlcourse.ranks.notebook.front_end import cell_id, notebook_cell
 from dlcourse.words.strings import t
 from dlcourse.words.units import rank_ranges
 
 _SHOWN = 60  # characters of a cell's first line
-
-
-def _shell() -> Any:
-    """The notebook's shell, or None outside a kernel."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return shell if hasattr(shell, "kernel") else None
-
-
-def notebook_cell() -> int | None:
-    """The number that the notebook shows beside the cell that runs now, or None elsewhere."""
-    history = getattr(_shell(), "history_manager", None)
-    # Not the shell's own counter: which cell that counts, the last or the next, differs between
-    # versions of IPython.
-    return None if history is None else len(history.input_hist_parsed) - 1
-
-
-def cell_id() -> str | None:
-    """What the front end calls the cell that runs now, whatever its text; None if it does not."""
-    try:
-        return _shell().kernel.get_parent("shell")["metadata"]["cellId"]
-    except Exception:  # no kernel, or one that does not know its requests
-        return None
 
 
 def names_read(source: str) -> set[str]:
@@ -76,7 +53,7 @@ def first_line(source: str) -> str:
 
 
 @dataclass
-class Cell:
+class DefiningCell:
     """One cell that ran in ranks; `life` is the number of the pool's processes."""
 
     source: str
@@ -96,7 +73,7 @@ class Definitions:
     """The cells that a pool has run, in the order of their last runs."""
 
     def __init__(self) -> None:
-        self._cells: dict[str, Cell] = {}  # by what stays when the learner edits the cell
+        self._cells: dict[str, DefiningCell] = {}  # by what stays when the learner edits the cell
         self._last = ""
 
     def note(self, source: str, ranks: list[int], life: int) -> None:
@@ -104,7 +81,7 @@ class Definitions:
         self._last = cell_id() or source
         self._cells.pop(self._last, None)
         if bound := names_bound(source):
-            cell = Cell(source, notebook_cell(), ranks, life, bound, names_read(source))
+            cell = DefiningCell(source, notebook_cell(), ranks, life, bound, names_read(source))
             self._cells[self._last] = cell
 
     def last_lost_ranks(self) -> None:
@@ -112,13 +89,13 @@ class Definitions:
         if cell := self._cells.get(self._last):
             cell.lost_ranks = True
 
-    def to_run_again(self, life: int | None) -> list[Cell]:
+    def to_run_again(self, life: int | None) -> list[DefiningCell]:
         """Cells whose names ended with an earlier life of the ranks, in the order they ran.
 
         A cell is not needed if later ones have bound all its names without looking at them, and
         one that ended the ranks would do it again.
         """
-        needed: list[Cell] = []
+        needed: list[DefiningCell] = []
         replaced: set[str] = set()
         for cell in reversed(self._cells.values()):
             if cell.life != life and cell.bound - replaced and not cell.lost_ranks:

@@ -1,0 +1,1 @@
+"""The agent: one process a machine that has torch imported and starts ranks on request."""

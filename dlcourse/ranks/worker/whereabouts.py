@@ -1,0 +1,63 @@
+"""What a rank tells the notebook of itself: where it stands, and which calls it has made."""
+
+from __future__ import annotations
+
+import linecache
+import threading
+import time
+from typing import Any
+
+from dlcourse.ranks.worker.call_stack import stack_of
+from dlcourse.ranks.worker.flight_recorder import FlightRecorder
+from dlcourse.ranks.worker.waits import Waits
+
+
+class Whereabouts:
+    """Where the thread that makes this object stands, asked from another thread."""
+
+    def __init__(self, collectives: FlightRecorder, waits: Waits) -> None:
+        self._thread = threading.get_ident()
+        self.collectives, self.waits = collectives, waits
+
+    def forget(self) -> None:
+        """Start anew, with a new process group."""
+        self.collectives.forget()
+        self.waits.forget()
+
+    def now(self) -> dict[str, Any]:
+        """Where the main thread stands: line of the cell, collective, what it started last."""
+        stack, collective = stack_of(self._thread)
+        cell = next((at for at in stack if at[0].startswith("<ranks cell")), None)
+        line = cell and {
+            "line": cell[1],
+            "code": linecache.getline(*cell).strip(),
+            "file": cell[0],
+        }
+        calls = self.calls()
+        wait = self.waits.now
+        # Another thread may make the call that this one waits for.
+        others = len(threading.enumerate()) - 2
+        return {
+            "time_s": time.monotonic(),
+            "cpu_s": time.process_time(),
+            "line": line,
+            "call": collective,
+            "wait": wait and {**wait, "group": self.collectives.name(wait.get("group", ""))},
+            "certain": self.collectives.complete and others <= 0,
+            **calls,
+        }
+
+    def calls(self) -> dict[str, Any]:
+        """What this rank has called in each group, for the notebook to compare with the others."""
+        posted, lost = dict(self.waits.posted), self.waits.lost()
+        return {
+            "collectives": self.collectives.last(),
+            "members": self.collectives.members(),
+            "messages": {
+                (way, self.collectives.name(group), peer, tag): (
+                    None if lost is None or (way, group, peer, tag) in lost else count
+                )
+                for (way, group, peer, tag), count in posted.items()
+            },
+            "blind": lost is None,
+        }
