@@ -113,8 +113,8 @@ class BucketedDataParallel(NaiveDataParallel):
                 torch.mul(parameter.grad.to_dense(), 1 / self.world_size, out=view)
             if parameter.grad is not None or parameter.requires_grad:  # not frozen since then
                 parameter.grad = view
-        bucket.work = dist.all_reduce(bucket.flat, group=self.process_group, async_op=True)
-        bucket.version = bucket.flat._version
+        bucket.work = dist.all_reduce(bucket.buffer, group=self.process_group, async_op=True)
+        bucket.version = bucket.buffer._version
 
     def sync_gradients(self) -> None:
         """Send what has not been sent yet, then wait for all of it."""

@@ -37,7 +37,6 @@ from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor import parallel_blocks, tensor_parallel
 from dlcourse.parallel.tensor_vocabulary import check_embedding
 from dlcourse.parallel.zero import ZeRO1
-from dlcourse.training.accumulation import split
 
 SIDES = ("data", "pipeline", "tensor")
 
@@ -61,9 +60,9 @@ class _Whole(nn.Module):
         self.gpt, self.num_micro_batches = gpt, num_micro_batches
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor, total: Tensor | None = None) -> Tensor:
-        parts = split(tokens_BT, targets_BT, accumulate=self.num_micro_batches)
+        xs, ys = (half.chunk(self.num_micro_batches) for half in (tokens_BT, targets_BT))
         losses = []
-        for (x_BT, y_BT), share in zip(parts, shares([y for _, y in parts], total), strict=True):
+        for x_BT, y_BT, share in zip(xs, ys, shares(ys, total), strict=True):
             loss = weighted(self.gpt(x_BT, y_BT), share)
             loss.backward()
             losses.append(loss.detach())

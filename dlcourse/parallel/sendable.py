@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-Group = dist.ProcessGroup | None
+from dlcourse.collectives.p2p import Group
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -23,22 +23,21 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 
 from dlcourse.collectives import direct
+from dlcourse.collectives.buffers import views_like
+from dlcourse.collectives.compat import all_gather_single, reduce_scatter_single
+from dlcourse.collectives.p2p import Group
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.divisibility import check_tensor_parallel, equal_part
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor import TensorParallelGPT, check_whole
-from dlcourse.parallel.tensor_layers import Group, RowParallelLinear
-
-# Torch 2.13 gave them new names
-_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+from dlcourse.parallel.tensor_layers import RowParallelLinear
 
 
 def _joined(x_BSC: Tensor, group: Group) -> Tensor:
     """All-gather along the sequence: (B, S, C) -> (B, T, C)."""
     size = dist.get_world_size(group)
     parts_pBSC = x_BSC.new_empty(size, *x_BSC.shape)
-    _all_gather(parts_pBSC.flatten(0, 1), x_BSC.contiguous(), group=group)
+    all_gather_single(parts_pBSC.flatten(0, 1), x_BSC.contiguous(), group=group)
     return parts_pBSC.transpose(0, 1).flatten(1, 2)
 
 
@@ -50,7 +49,7 @@ def _summed_part(x_BTC: Tensor, group: Group) -> Tensor:
     if dist.get_backend(group) == "gloo":  # whose own reduce-scatter sends as an all-reduce does
         direct.reduce_scatter(mine_BSC, parts_pBSC, group=group)
     else:
-        _reduce_scatter(mine_BSC, parts_pBSC.flatten(0, 1), group=group)
+        reduce_scatter_single(mine_BSC, parts_pBSC.flatten(0, 1), group=group)
     return mine_BSC
 
 
@@ -122,11 +121,10 @@ class SequenceParallelGPT(TensorParallelGPT):
         gradients = [p.grad for p in self.whole_parameters() if p.grad is not None]
         if not gradients:
             return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat, group=self.group)
-        pieces = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, piece in zip(gradients, pieces, strict=True):
-            gradient.copy_(piece.view_as(gradient))
+        row = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(row, group=self.group)
+        for gradient, total in zip(gradients, views_like(row, gradients), strict=True):
+            gradient.copy_(total)
 
 
 def sequence_parallel(gpt: GPT, group: Group | DeviceMesh = None) -> SequenceParallelGPT:

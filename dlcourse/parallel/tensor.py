@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from dlcourse.collectives.p2p import Group
 from dlcourse.corpus import Corpus
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT, MLP, Attention
@@ -33,7 +34,6 @@ from dlcourse.parallel.divisibility import check_tensor_parallel
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor_layers import (
     ColumnParallelLinear,
-    Group,
     RowParallelLinear,
     copy_to,
     gather,

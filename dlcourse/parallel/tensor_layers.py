@@ -23,9 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dlcourse.collectives.p2p import Group
 from dlcourse.parallel.divisibility import equal_part, padded_size
-
-Group = dist.ProcessGroup | None  # None is the group of all ranks
 
 
 class _CopyTo(torch.autograd.Function):

@@ -16,9 +16,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlcourse.collectives.p2p import Group
 from dlcourse.models.targets import IGNORED, check_range
 from dlcourse.parallel.divisibility import padded_size
-from dlcourse.parallel.tensor_layers import Group, reduce_from, shard
+from dlcourse.parallel.tensor_layers import reduce_from, shard
 
 
 class VocabParallelEmbedding(nn.Module):

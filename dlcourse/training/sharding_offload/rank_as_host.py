@@ -16,21 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dlcourse.collectives.messages import Message, irecv, isend
+from dlcourse.collectives.p2p import irecv, isend
 from dlcourse.measure import mark_step
 from dlcourse.training.sharding_offload.local_host import available_bytes, check_host, step_of_adam
 from dlcourse.training.sharding_offload.optimizer_offload import Unit, Wait
-
-
-def waiting(message: Message) -> Wait:
-    """A wait that may be called again: Gloo's own may not."""
-    open_ = [message]
-
-    def wait() -> None:
-        if open_:
-            open_.pop().wait()
-
-    return wait
 
 
 class RankHost:
@@ -76,14 +65,14 @@ class RankHost:
 
     def push(self, unit: Unit, gradients: Tensor) -> Wait:
         self.next_is("push", unit)
-        return waiting(isend(gradients, self.rank))
+        return isend(gradients, self.rank).wait
 
     def update(self, unit: Unit) -> None:
         """The other rank does it when the gradients arrive."""
 
     def pull(self, unit: Unit) -> Wait:
         self.next_is("pull", unit)
-        return waiting(irecv(unit.row, self.rank))
+        return irecv(unit.row, self.rank).wait
 
     def forget(self) -> None:
         if self.expected != self.order:
@@ -131,7 +120,7 @@ def serve(
     adams = [torch.optim.AdamW([master], lr=lr) for master in masters]
 
     def send(i: int) -> Wait:
-        return waiting(isend(buffers[i], device))
+        return isend(buffers[i], device).wait
 
     blocks = range(1, len(sizes))
     for _ in range(steps):
