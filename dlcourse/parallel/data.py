@@ -23,6 +23,7 @@ from torch import nn
 from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.measure import mark_step
 from dlcourse.parallel.data_buckets import Bucket, check_in_buckets, make_buckets
+from dlcourse.parallel.hooks import weakly
 from dlcourse.parallel.replicas import broadcast_buffers, broadcast_module
 
 
@@ -147,10 +148,8 @@ class OverlappedDataParallel(BucketedDataParallel):
         self.syncing = True  # not inside no_sync
         self.sends_in_backward = False
         self.bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
-        # Torch hides hooks from the garbage collector: one that holds self would never be freed
-        ready = weakref.WeakMethod(self.gradient_is_ready)
         for parameter in self.bucket_of:
-            parameter.register_post_accumulate_grad_hook(lambda p: ready() and ready()(p))
+            parameter.register_post_accumulate_grad_hook(weakly(self.gradient_is_ready))
 
     def forward(self, *args, **kwargs):
         if torch.is_grad_enabled():

@@ -101,13 +101,13 @@ def layout_of(model: ZeRO1 | nn.Module, units: Sequence[nn.Module] | None = None
         model: in a ZeRO class; or plain, for what a ZeRO class would make of it, without ranks.
         units: of a plain model, see ``split_into_units``.
     """
-    from dlcourse.parallel.zero_flat_parameters import alike, split_into_units
+    from dlcourse.parallel.zero_flat_parameters import by_type, split_into_units
 
     if hasattr(model, "flats_of"):
         module, rows = model.module, [flat.parameters for flat in _flats(model)]
     else:
         groups = split_into_units(model, units).values()
-        module, rows = model, [row for group in groups for row in alike(group)]
+        module, rows = model, [row for group in groups for row in by_type(group)]
     names = {p: name for name, p in module.named_parameters()}
     return [{"parameters": [[names[p], list(p.shape)] for p in row]} for row in rows]
 

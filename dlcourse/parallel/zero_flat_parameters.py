@@ -239,7 +239,7 @@ def is_callable(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def alike(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def by_type(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Groups that can share a flat tensor: same dtype, same device, all trainable or all frozen."""
     groups: dict[tuple, list[nn.Parameter]] = {}
     for p in parameters:

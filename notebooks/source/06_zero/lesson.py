@@ -258,7 +258,7 @@ model, optimizer = mixed_step(ZeRO2)
 # flowchart LR
 #   A["0 모으기"] --> B["0 계산<br>1 모으기"] --> C["0 해제<br>1 계산<br>2 모으기"] --> D["1 해제<br>2 계산<br>…"]
 # ```
-# %% source="dlcourse.parallel.zero3:Unit,ZeRO3"
+# %% source="dlcourse.parallel.zero3:ShardedUnit,ZeRO3"
 # %%
 # %%ranks --as three
 model = optimizer = None
