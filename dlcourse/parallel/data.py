@@ -18,12 +18,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from dlcourse.corpus import Corpus, sequences_per_rank
-from dlcourse.measure import mark_step
 from dlcourse.parallel.data_buckets import Bucket, check_in_buckets, make_buckets
 from dlcourse.parallel.hooks import weakly
+from dlcourse.parallel.loop import mean_over_ranks, run_steps
 from dlcourse.parallel.replicas import broadcast_buffers, broadcast_module
 
 
@@ -224,22 +224,28 @@ def train(
     micro_batch = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
     device = next(model.parameters()).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
-    losses = torch.zeros(steps, dtype=torch.float64, device=device)
-    for step in range(steps):
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
-        tokens_BT, targets_BT = corpus.batch(
-            step, rank=rank, world_size=world_size, micro_batch=micro_batch, block=block
-        )
-        xs = tokens_BT.to(device).chunk(accumulate)
-        ys = targets_BT.to(device).chunk(accumulate)
-        for i, (x_BT, y_BT) in enumerate(zip(xs, ys, strict=True), start=1):
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        parts = zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), strict=True)
+        for i, (x_BT, y_BT) in enumerate(parts, start=1):
             with nullcontext() if i == accumulate else model.no_sync():
                 loss = model(x_BT, y_BT) / accumulate
                 loss.backward()
-            losses[step] += loss.detach()
+            total += loss.detach()
         model.sync_gradients()
         optimizer.step()
-        mark_step(tokens=tokens_BT.numel(), loss=losses[step].item())
-    of_all_ranks = [torch.empty_like(losses) for _ in range(world_size)]
-    dist.all_gather(of_all_ranks, losses, group=model.process_group)
-    return torch.stack(of_all_ranks).mean(dim=0).tolist()
+        return total
+
+    losses = run_steps(
+        step,
+        corpus,
+        steps=steps,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        block=block,
+    )
+    return mean_over_ranks(losses, device=device, process_group=model.process_group)

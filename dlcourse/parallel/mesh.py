@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dlcourse.corpus import Corpus, sequences_per_rank
-from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
 from dlcourse.models.targets import shares, total_targets, weighted
 from dlcourse.parallel.data import BucketedDataParallel
 from dlcourse.parallel.divisibility import check_mesh, check_tensor_parallel
+from dlcourse.parallel.loop import run_steps
 from dlcourse.parallel.pipeline import PipelineParallel
 from dlcourse.parallel.pipeline_schedules import one_f_one_b
 from dlcourse.parallel.replicas import broadcast_module
@@ -174,17 +174,25 @@ def train(
         batch_size, world_size=copies, accumulate=model.num_micro_batches
     )
     device = next(model.parameters()).device
-    optimizer, losses = model.optimizer(lr), []
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(
-            step, rank=copy, world_size=copies, micro_batch=micro_batch, block=block
-        )
+    optimizer = model.optimizer(lr)
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model.step(tokens_BT.to(device), targets_BT.to(device))
+        loss = model.step(tokens_BT, targets_BT)
         optimizer.step()
         model.sync_parameters()
-        losses.append(loss.item())
-        # Ranks of one copy read the same tokens: one of them counts
-        counts = model.mesh.get_local_rank("pipeline") == model.mesh.get_local_rank("tensor") == 0
-        mark_step(tokens=counts * tokens_BT.numel(), loss=losses[-1])
-    return losses
+        return loss
+
+    # Ranks of one copy read the same tokens: one of them counts
+    counts = model.mesh.get_local_rank("pipeline") == model.mesh.get_local_rank("tensor") == 0
+    return run_steps(
+        step,
+        corpus,
+        steps=steps,
+        device=device,
+        counts=counts,
+        rank=copy,
+        world_size=copies,
+        micro_batch=micro_batch,
+        block=block,
+    )

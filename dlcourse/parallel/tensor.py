@@ -28,9 +28,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from dlcourse.collectives.p2p import Group
 from dlcourse.corpus import Corpus
-from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT, MLP, Attention
 from dlcourse.parallel.divisibility import check_tensor_parallel
+from dlcourse.parallel.loop import run_steps
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor_layers import (
     ColumnParallelLinear,
@@ -222,17 +222,17 @@ def train(
     """
     device = next(model.parameters()).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
-    losses = []
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(step, micro_batch=batch_size, block=block)
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model(tokens_BT.to(device), targets_BT.to(device))
+        loss = model(tokens_BT, targets_BT)
         loss.backward()
-        if hasattr(model, "sync_gradients"):
+        if hasattr(model, "sync_gradients"):  # sequence parallelism
             model.sync_gradients()
         optimizer.step()
-        losses.append(loss.item())
-        # All ranks read the same tokens: they count once
-        mine = tokens_BT.numel() if dist.get_rank(group) == 0 else 0
-        mark_step(tokens=mine, loss=losses[-1])
-    return losses
+        return loss
+
+    counts = dist.get_rank(group) == 0  # all ranks read the same tokens
+    return run_steps(
+        step, corpus, steps=steps, device=device, micro_batch=batch_size, block=block, counts=counts
+    )

@@ -43,8 +43,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import increment_version
 
 from dlcourse.corpus import Corpus, sequences_per_rank
-from dlcourse.measure import mark_step
 from dlcourse.parallel.hooks import weakly
+from dlcourse.parallel.loop import mean_over_ranks, run_steps
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.zero_flat_parameters import FlatParameters, by_type, split_into_units
 from dlcourse.parallel.zero_module import ShardedModule
@@ -195,21 +195,28 @@ def train(
     micro_batch = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
     device = model.shards[0].device
     optimizer = optimizer or torch.optim.AdamW(model.shards, lr=lr)
-    losses = torch.zeros(steps, dtype=torch.float64, device=device)
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(
-            step, rank=rank, world_size=world_size, micro_batch=micro_batch, block=block
-        )
-        xs = tokens_BT.to(device).chunk(accumulate)
-        ys = targets_BT.to(device).chunk(accumulate)
-        for x_BT, y_BT in zip(xs, ys, strict=True):
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        parts = zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), strict=True)
+        for x_BT, y_BT in parts:
             loss = model(x_BT, y_BT) / accumulate
             loss.backward()
-            losses[step] += loss.detach()
+            total += loss.detach()
         model.sync_gradients()
         optimizer.step()
         model.sync_parameters()
-        mark_step(tokens=tokens_BT.numel(), loss=losses[step].item())
-    of_all_ranks = [torch.empty_like(losses) for _ in range(world_size)]
-    dist.all_gather(of_all_ranks, losses, group=model.process_group)
-    return torch.stack(of_all_ranks).mean(dim=0).tolist()
+        return total
+
+    losses = run_steps(
+        step,
+        corpus,
+        steps=steps,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        block=block,
+    )
+    return mean_over_ranks(losses, device=device, process_group=model.process_group)

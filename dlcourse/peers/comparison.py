@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.measure import Recorder, live_bytes
+from dlcourse.parallel import loop
 
 Step = Callable[[], Tensor]
 
@@ -36,6 +37,20 @@ def one_step(
         return loss.detach()
 
     return step
+
+
+def timed(step: loop.Step, seconds: list[float]) -> loop.Step:
+    """``step``, which also appends the wall time that it took in this rank."""
+
+    def run(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor | None:
+        start = time.perf_counter()
+        loss = step(tokens_BT, targets_BT)
+        if loss is not None:
+            loss.item()  # a GPU has finished by then
+        seconds.append(time.perf_counter() - start)
+        return loss
+
+    return run
 
 
 def beside(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dlcourse.corpus import Corpus
 from dlcourse.formulas.mixed_precision import WAYS
-from dlcourse.measure import mark_step
 from dlcourse.parallel.clipping import clip_grad_norm_
+from dlcourse.parallel.loop import run_steps
 from dlcourse.training.mixed_precision.autocast import Autocast
 from dlcourse.training.mixed_precision.loss_scaler import LossScaler
 from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
@@ -112,11 +112,9 @@ def train(
             "dtype=torch.float16 without a scaler: small gradients would become 0; "
             "give scaler=LossScaler(), or dtype=torch.bfloat16"
         )
-    losses = []
-    for step in range(steps):
-        batch = corpus.batch(step, micro_batch=batch_size, block=block)
-        batch = tuple(half.to(device) for half in batch)
-        loss = mixed_step(model, batch, optimizer, autocast=autocast, scaler=scaler)
-        losses.append(loss.item())
-        mark_step(tokens=batch[0].numel(), loss=losses[-1])
-    return losses
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        batch = tokens_BT, targets_BT
+        return mixed_step(model, batch, optimizer, autocast=autocast, scaler=scaler)
+
+    return run_steps(step, corpus, steps=steps, micro_batch=batch_size, block=block, device=device)
