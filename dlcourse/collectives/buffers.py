@@ -38,7 +38,7 @@ def as_row(tensor: Tensor, group: dist.ProcessGroup | None, name: str = "tensor"
     return tensor.detach().view(-1)
 
 
-def reducer(op: dist.ReduceOp, like: Tensor) -> Callable[..., Tensor]:
+def reducer(op: dist.ReduceOp.RedOpType, like: Tensor) -> Callable[..., Tensor]:
     """The function for `op` on tensors such as `like`; call it as ``reduce(a, b, out=c)``."""
     if op not in _REDUCERS:
         raise ValueError(f"op is {op}: use ReduceOp.SUM or ReduceOp.MAX")

@@ -22,7 +22,7 @@ from dlcourse.collectives.buffers import as_row, reducer
 from dlcourse.collectives.p2p import tag_of
 
 _TOKEN = 16  # bytes at the start that say whose memory it is
-_maps: dict[dist.ProcessGroup, mmap.mmap] = {}
+_maps: dict[dist.ProcessGroup | None, mmap.mmap] = {}
 
 
 def shared_all_reduce(

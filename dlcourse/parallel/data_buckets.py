@@ -99,7 +99,7 @@ def check_in_buckets(module: nn.Module, buckets: list[Bucket]) -> None:
             continue
         bucket, view = places.get(parameter, (None, None))
         # A change of dtype or device, as by module.half(), gives gradients, too, other memory
-        if bucket is None or not bucket.holds(view, parameter):
+        if bucket is None or view is None or not bucket.holds(view, parameter):
             raise RuntimeError(
                 f"parameter {name} was added, unfrozen or given another shape, dtype or device "
                 "after the module was wrapped, so it is in no bucket: wrap the module again"

@@ -19,7 +19,7 @@ from dlcourse.parallel.pipeline_schedules import Action, Schedule
 
 # Steps that each group has begun. Messages carry the number: a step that failed may leave receives
 # behind, in this model or in another one, and they must not take a later step's messages.
-_steps: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
+_steps: WeakKeyDictionary[dist.ProcessGroup | None, int] = WeakKeyDictionary()
 
 MessageKey = tuple[str, int, int]  # "F" or "B", micro-batch, and the stage that needs it
 
@@ -104,8 +104,10 @@ class Mailbox:
     def receive(self, action: Action) -> Tensor | None:
         """Wait for the message that an action needs; None if it needs none."""
         message = self._needed(self.rank, action)
-        if message is None or message in self.here:
-            return self.here.pop(message, None)
+        if message is None:
+            return None
+        if message in self.here:
+            return self.here.pop(message)
         source = self._source(message)
         while message not in self.arriving:
             self._expect_next(source)

@@ -37,7 +37,7 @@ def cut_parameters(module: nn.Module) -> dict[Tensor, Group]:
 
 
 @contextmanager
-def one_piece(tensor: Tensor) -> Iterator[Tensor]:
+def contiguous_memory(tensor: Tensor) -> Iterator[Tensor]:
     """The numbers of ``tensor`` in contiguous memory, and back again at the end.
 
     A message of a view that skips memory would hold what lies between its elements.
@@ -56,7 +56,7 @@ def broadcast_tensors(tensors: Iterable[Tensor], process_group: Group) -> None:
     """Give every rank the first rank's numbers, in place. Of any dtype: they are sent as bytes."""
     for tensor in tensors:
         if tensor.numel() and not tensor.is_meta:
-            with one_piece(tensor) as piece:
+            with contiguous_memory(tensor) as piece:
                 message = piece.view(-1).view(torch.uint8)
                 dist.broadcast(message, group=process_group, group_src=0)
 

@@ -13,7 +13,7 @@ Entering costs an all-reduce in backward, leaving one in forward: four for each 
 To clip gradients take ``clip_grad_norm_`` of clipping.py: torch's would find another norm in each
 rank, and LayerNorms would drift apart.
 
-The layers are in tensor_layers.py, embedding and loss in vocabulary.py.
+The layers are in tensor_layers.py, embedding and loss in tensor_vocabulary.py.
 Source: Shoeybi et al., "Megatron-LM", 2019, https://arxiv.org/abs/1909.08053, section 3.
 """
 

@@ -88,7 +88,7 @@ def gather(x: Tensor, group: Group = None) -> Tensor:
 
 
 def shard(
-    parameter: nn.Parameter, *, dim: int, group: Group = None, padded: int | None = None
+    parameter: Tensor, *, dim: int, group: Group = None, padded: int | None = None
 ) -> nn.Parameter:
     """This rank's part of a parameter along ``dim``, in memory of its own.
 

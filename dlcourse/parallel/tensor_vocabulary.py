@@ -53,7 +53,7 @@ class VocabParallelEmbedding(nn.Module):
         self.padding_row: int | None = None  # is read like others, and learns nothing
         if embedding.padding_idx is not None:
             row, mine = local_rows(torch.tensor(embedding.padding_idx), len(self.weight), group)
-            self.padding_row = row.item() if mine else None
+            self.padding_row = int(row) if mine else None
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         check_range("tokens", tokens_BT, self.num_embeddings)

@@ -52,7 +52,6 @@ class ShardedUnit:
         self.backwards: set[object] = set()  # calls whose backward is under way
         for flat in flats:
             flat.shard.data = flat.shard.detach().clone()  # a memory of its own
-            flat.nbytes = flat.full.nbytes
             flat.nothing = flat.full.new_full((), float("nan"))
         self.free()
 
@@ -151,13 +150,13 @@ class ZeRO3(GatheredState, ZeRO2):
         self.use(unit, self.next_in_backward if in_backward() else self.next_in_forward)
         if unit.user is None:
             unit.user, unit.call = module, object()
-            inputs = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
+            leaves = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
             if torch.is_grad_enabled():  # their gradients are the last that backward makes
                 end = partial(unit.end_backward, unit.call)
-                if len(inputs) == 1:
-                    inputs[0].register_hook(end)
-                elif inputs:  # makes a cycle, which Python's garbage collector has to find
-                    register_multi_grad_hook(inputs, end)
+                if len(leaves) == 1:
+                    leaves[0].register_hook(end)
+                elif leaves:  # makes a cycle, which Python's garbage collector has to find
+                    register_multi_grad_hook(leaves, end)
 
     def after_forward(self, module: nn.Module, unit: ShardedUnit, outputs: object) -> None:
         if self.is_gathered:

@@ -60,6 +60,7 @@ class FlatParameters:
         padded = shard_numel * self.world_size
         dtype = (dtype if first.is_floating_point() else None) or first.dtype
         self.full = torch.zeros(padded, dtype=dtype, device=first.device)
+        self.nbytes = self.full.nbytes  # also where stage 3 has freed its memory
         for parameter, view in zip(self.parameters, self.views(self.full), strict=True):
             view.copy_(parameter.detach())
             parameter.data, parameter.grad = view, None

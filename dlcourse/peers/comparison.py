@@ -1,6 +1,6 @@
 """A training step of one implementation beside another one's, in the same ranks.
 
-    found = beside(make, reference)
+    found = compare_steps(make, reference)
 
 ``make`` builds a model and returns ``step() -> loss``: one whole training step, optimizer included,
 always on the same batch. ``reference`` is such a step, of what the others are compared with.
@@ -53,7 +53,7 @@ def timed(step: loop.Step, seconds: list[float]) -> loop.Step:
     return run
 
 
-def beside(
+def compare_steps(
     make: Callable[[], Step], reference: Step | None = None, *, turns: int = 2
 ) -> dict[str, Any]:
     """Take two steps with what ``make`` builds, then some in turns with the ``reference``.
@@ -86,7 +86,8 @@ def beside(
         "sent": after[0] - before[0] if before and after else None,
     }
     if reference is not None:
-        racers, seconds = (step, reference), ([], [])
+        racers = (step, reference)
+        seconds: tuple[list[float], list[float]] = ([], [])
         for turn in range(2 * turns):
             dist.barrier()
             start = time.perf_counter()

@@ -71,11 +71,11 @@ def train(
         raise ValueError(f"strategy={strategy!r} is unknown: give one of {', '.join(STRATEGIES)}")
     sequences_per_rank(batch_size, world_size=world_size)
     place, places = (0, 1) if strategy in WHOLE_BATCH else (rank, world_size)
-    model, optimizer = spread(model.to(device), strategy)
+    trained, optimizer = spread(model.to(device), strategy)
 
     def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model(tokens_BT, targets_BT)
+        loss = trained(tokens_BT, targets_BT)
         loss.backward()
         optimizer.step()
         return loss
@@ -92,7 +92,7 @@ def train(
     )
     return {
         "losses": mean_over_ranks(losses, device=torch.device(device)),
-        "parameters": sum(bytes_here(p) for p in model.parameters()),
+        "parameters": sum(bytes_here(p) for p in trained.parameters()),
         "optimizer_state": optimizer_bytes(optimizer),
     }
 

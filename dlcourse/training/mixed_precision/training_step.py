@@ -1,6 +1,6 @@
 """Four ways to use 16 bits, and the step that serves them all.
 
-way         parameters  products   optimizer      bytes a parameter between steps
+precision   parameters  products   optimizer      bytes a parameter between steps
 float32     float32     float32    AdamW          4 + 4 + 8  = 16
 autocast    float32     16 bits    AdamW          4 + 4 + 8  = 16
 master      16 bits     16 bits    MasterAdamW    2 + 2 + 12 = 16
@@ -25,19 +25,19 @@ from dlcourse.training.mixed_precision.support import check_precision
 
 
 def prepare(
-    model: nn.Module, way: str, *, lr: float = 1e-3
+    model: nn.Module, precision: str, *, lr: float = 1e-3
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model with parameters of the right type, and the optimizer for them.
 
     Raises:
-        ValueError: an unknown way, or a device that cannot compute in bfloat16.
+        ValueError: an unknown precision, or a device that cannot compute in bfloat16.
     """
-    if way not in WAYS:
-        raise ValueError(f"way={way!r} is unknown: give one of {', '.join(WAYS)}")
-    if way in ("master", "bfloat16"):
+    if precision not in WAYS:
+        raise ValueError(f"precision={precision!r} is unknown: give one of {', '.join(WAYS)}")
+    if precision in ("master", "bfloat16"):
         check_precision(torch.bfloat16, next(model.parameters()).device)
         model = model.to(torch.bfloat16)
-    optimizer = MasterAdamW if way == "master" else torch.optim.AdamW
+    optimizer = MasterAdamW if precision == "master" else torch.optim.AdamW
     return model, optimizer(model.parameters(), lr=lr)
 
 
@@ -84,7 +84,7 @@ def train(
     model: nn.Module,
     corpus: Corpus,
     *,
-    way: str,
+    precision: str,
     dtype: torch.dtype = torch.bfloat16,
     steps: int,
     batch_size: int = 4,
@@ -95,18 +95,18 @@ def train(
     """Train in one process, in one of ``WAYS``.
 
     Args:
-        dtype: of autocast; the other ways have bfloat16.
+        dtype: of autocast; the others have bfloat16.
         scaler: needed with ``dtype=torch.float16``.
 
     Returns:
         The loss of each step.
 
     Raises:
-        ValueError: an unknown way, a device without the type, or float16 without a scaler.
+        ValueError: an unknown precision, a device without the type, or float16 without a scaler.
     """
     device = next(model.parameters()).device
-    model, optimizer = prepare(model, way, lr=lr)
-    autocast = Autocast(device.type, dtype) if way == "autocast" else None
+    model, optimizer = prepare(model, precision, lr=lr)
+    autocast = Autocast(device.type, dtype) if precision == "autocast" else None
     if autocast and dtype == torch.float16 and scaler is None:
         raise ValueError(
             "dtype=torch.float16 without a scaler: small gradients would become 0; "

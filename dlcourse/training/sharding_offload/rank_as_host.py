@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from dlcourse.collectives.p2p import irecv, isend
 from dlcourse.measure import mark_step
 from dlcourse.training.sharding_offload.local_host import available_bytes, check_host, step_of_adam
-from dlcourse.training.sharding_offload.optimizer_offload import Unit, Wait
+from dlcourse.training.sharding_offload.optimizer_offload import OffloadUnit, Wait
 
 
 class RankHost:
-    """The device's end of the line: a `Host` whose work another rank does.
+    """The device's end of the line: a `HostMemory` whose work another rank does.
 
     Args:
         rank: where ``serve`` runs.
@@ -32,11 +32,11 @@ class RankHost:
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
-    def adopt(self, units: Sequence[Unit], *, parameters: bool = False) -> None:
+    def adopt(self, units: Sequence[OffloadUnit], *, parameters: bool = False) -> None:
         rows = [unit.row for unit in units]
         sizes, dtype = [row.numel() for row in rows], rows[0].dtype
         dist.send_object_list([sizes, dtype, parameters], self.rank)
-        host = [0, False]
+        host: list = [0, False]
         dist.recv_object_list(host, self.rank)
         check_modes(parameters, host[1])
         check_host(sum(sizes), dtype, host[0])  # fails in both ranks, before anything moves
@@ -51,7 +51,7 @@ class RankHost:
     def begin(self) -> None:
         self.expected = {what: [*order] for what, order in self.order.items()}
 
-    def next_is(self, what: str, unit: Unit) -> None:
+    def next_is(self, what: str, unit: OffloadUnit) -> None:
         """The host rank sends and receives rows in one order: another one would mix them up."""
         if self.expected[what][:1] != [unit.index]:
             raise RuntimeError(
@@ -63,14 +63,14 @@ class RankHost:
         if not any(self.expected.values()):
             self.begin()
 
-    def push(self, unit: Unit, gradients: Tensor) -> Wait:
+    def push(self, unit: OffloadUnit, gradients: Tensor) -> Wait:
         self.next_is("push", unit)
         return isend(gradients, self.rank).wait
 
-    def update(self, unit: Unit) -> None:
+    def update(self, unit: OffloadUnit) -> None:
         """The other rank does it when the gradients arrive."""
 
-    def pull(self, unit: Unit) -> Wait:
+    def pull(self, unit: OffloadUnit) -> Wait:
         self.next_is("pull", unit)
         return irecv(unit.row, self.rank).wait
 

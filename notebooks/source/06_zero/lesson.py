@@ -545,7 +545,7 @@ claim("B6", at_4=saved[3], peak=ratio)
 # DeepSpeed에는 세 단계가 모두 있습니다(설치되어 있다면).
 # %%
 # %%ranks --fast
-from dlcourse.peers.comparison import beside
+from dlcourse.peers.comparison import compare_steps
 
 half = corpus.batch(0, rank=rank, world_size=world_size, micro_batch=2, block=64)
 half = [part.to(device) for part in half]
@@ -576,7 +576,7 @@ def stepping(name):
 
 
 def row(name):
-    return beside(lambda: stepping(name), reference)
+    return compare_steps(lambda: stepping(name), reference)
 
 
 # %%
