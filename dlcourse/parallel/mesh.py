@@ -95,20 +95,20 @@ class MeshParallel(nn.Module):
         check_embedding(gpt.token_embedding)
         broadcast_module(gpt)
         self.config, self.num_micro_batches = config, num_micro_batches
-        self.mesh, self.group = mesh, {side: mesh.get_group(side) for side in SIDES}
+        self.mesh, self.groups = mesh, {side: mesh.get_group(side) for side in SIDES}
         if size["tensor"] > 1 and size["pipeline"] == 1:
-            gpt = tensor_parallel(gpt, self.group["tensor"])
+            gpt = tensor_parallel(gpt, self.groups["tensor"])
         elif size["tensor"] > 1:  # stages know the whole vocabulary only
-            parallel_blocks(gpt, self.group["tensor"])
+            parallel_blocks(gpt, self.groups["tensor"])
         if size["pipeline"] > 1:
             schedule = one_f_one_b(num_ranks=size["pipeline"], num_micro_batches=num_micro_batches)
-            self.layers = PipelineParallel(gpt, schedule, process_group=self.group["pipeline"])
+            self.layers = PipelineParallel(gpt, schedule, process_group=self.groups["pipeline"])
         else:
             self.layers = _Whole(gpt, num_micro_batches)
         # One stage may be frozen as a whole: it has no optimizer state to share out
         trains = any(parameter.requires_grad for parameter in self.layers.parameters())
         copies = ZeRO1 if zero and trains else BucketedDataParallel
-        self.copies = copies(self.layers, process_group=self.group["data"])
+        self.copies = copies(self.layers, process_group=self.groups["data"])
 
     def optimizer(self, lr: float = 1e-3) -> torch.optim.Optimizer:
         """AdamW over what this rank has to update."""
@@ -143,7 +143,7 @@ class MeshParallel(nn.Module):
                 shard.grad = grad if shard.grad is None else shard.grad + grad
         # The last stage knows the loss; the other stages give zeros
         for side in ("pipeline", "data"):
-            dist.all_reduce(loss, group=self.group[side])
+            dist.all_reduce(loss, group=self.groups[side])
         return loss / self.mesh["data"].size()
 
     def sync_parameters(self) -> None:

@@ -51,7 +51,8 @@ class Runtime:
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         check_schedule(schedule, dist.get_world_size(process_group))
-        self.schedule, self.workers, self.group = schedule, workers, process_group
+        self.schedule, self.workers = schedule, workers
+        self.process_group = process_group
         self.rank = dist.get_rank(process_group)
         self.mailbox = Mailbox(schedule, process_group)
         self.spans: list[tuple[float, float, Action]] = []  # of the last step, in seconds
@@ -217,7 +218,7 @@ def gather_spans(runtime: Runtime) -> Gantt:
     The ranks' clocks must be one: true on one machine.
     """
     rows: list[list] = [[] for _ in range(runtime.schedule.num_ranks)]
-    dist.all_gather_object(rows, runtime.spans, group=runtime.group)
+    dist.all_gather_object(rows, runtime.spans, group=runtime.process_group)
     zero = min(row[0][0] for row in rows)
     return Gantt([[(a - zero, b - zero, Action(*action)) for a, b, action in row] for row in rows])
 

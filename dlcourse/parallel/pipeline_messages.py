@@ -43,15 +43,15 @@ class Mailbox:
 
     Args:
         schedule: for all ranks.
-        group: as many ranks as the schedule has; all by default.
+        process_group: as many ranks as the schedule has; all by default.
     """
 
-    def __init__(self, schedule: Schedule, group: dist.ProcessGroup | None = None) -> None:
-        self.schedule, self.rank = schedule, dist.get_rank(group)
-        self.group = group
-        self.groups = {"up": group, "down": group}
-        if dist.get_backend(group) == "nccl":
-            ranks = dist.get_process_group_ranks(group)
+    def __init__(self, schedule: Schedule, process_group: dist.ProcessGroup | None = None) -> None:
+        self.schedule, self.rank = schedule, dist.get_rank(process_group)
+        self.process_group = process_group
+        self.groups = {"up": process_group, "down": process_group}
+        if dist.get_backend(process_group) == "nccl":
+            ranks = dist.get_process_group_ranks(process_group)
             for direction in self.groups:
                 self.groups[direction] = dist.new_group(ranks, use_local_synchronization=True)
         self.incoming = {r: self._incoming(r) for r in range(schedule.num_ranks) if r != self.rank}
@@ -92,7 +92,7 @@ class Mailbox:
     def open(self, like: Tensor) -> None:
         """Begin a step, in which every message has the shape, dtype and device of ``like``."""
         self.like = like
-        group = dist.group.WORLD if self.group is None else self.group  # there may be a new one
+        group = self.process_group or dist.group.WORLD  # there may be a new one
         self.step = _steps[group] = _steps.get(group, 0) + 1
         self.here: dict[MessageKey, Tensor] = {}  # from one chunk of this rank to the other
         self.arriving: dict[MessageKey, tuple[Tensor, PendingMessage]] = {}

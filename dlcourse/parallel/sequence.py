@@ -93,16 +93,16 @@ class SequenceParallelGPT(TensorParallelGPT):
     Use ``sequence_parallel`` to make one, and call ``sync_gradients()`` after backward.
     """
 
-    def __init__(self, gpt: GPT, group: Group = None) -> None:
-        super().__init__(gpt, group, enter=gather_sequence, leave=reduce_scatter_sequence)
+    def __init__(self, gpt: GPT, process_group: Group = None) -> None:
+        super().__init__(gpt, process_group, enter=gather_sequence, leave=reduce_scatter_sequence)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor | None = None) -> Tensor:
-        size = dist.get_world_size(self.group)
+        size = dist.get_world_size(self.process_group)
         equal_part("sequence length", tokens_BT.size(1), size)
         return super().forward(tokens_BT, targets_BT)
 
     def positions(self, T: int, device: torch.device) -> Tensor:
-        size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+        size, rank = dist.get_world_size(self.process_group), dist.get_rank(self.process_group)
         return torch.arange(T, device=device).chunk(size)[rank]
 
     def whole_parameters(self) -> list[nn.Parameter]:
@@ -122,17 +122,17 @@ class SequenceParallelGPT(TensorParallelGPT):
         if not gradients:
             return
         row = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(row, group=self.group)
+        dist.all_reduce(row, group=self.process_group)
         for gradient, total in zip(gradients, views_like(row, gradients), strict=True):
             gradient.copy_(total)
 
 
-def sequence_parallel(gpt: GPT, group: Group | DeviceMesh = None) -> SequenceParallelGPT:
-    """Cut a GPT and its stream over the ranks of ``group``. Arguments as ``tensor_parallel``."""
-    if isinstance(group, DeviceMesh):
-        group = group.get_group()
-    size = dist.get_world_size(group)
+def sequence_parallel(gpt: GPT, process_group: Group | DeviceMesh = None) -> SequenceParallelGPT:
+    """Cut a GPT and its stream over the ranks. Arguments as ``tensor_parallel``."""
+    if isinstance(process_group, DeviceMesh):
+        process_group = process_group.get_group()
+    size = dist.get_world_size(process_group)
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
     check_whole(gpt)
-    broadcast_module(gpt, process_group=group)
-    return SequenceParallelGPT(gpt, group)
+    broadcast_module(gpt, process_group=process_group)
+    return SequenceParallelGPT(gpt, process_group)

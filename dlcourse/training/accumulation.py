@@ -106,7 +106,8 @@ def backward_by_tokens(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
     """
     num_targets = sum(int((targets_MT != IGNORED).sum()) for _, targets_MT in _some(parts))
     device = _first_parameter(model).device
-    if hasattr(model, "process_group") and not hasattr(model, "no_sync"):
+    is_zero = hasattr(model, "shards")
+    if is_zero:
         ends = torch.tensor([len(parts), -len(parts)], device=device)
         dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=model.process_group)
         if ends.sum() != 0:
@@ -116,7 +117,7 @@ def backward_by_tokens(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
                 "as many, if only of IGNORED targets"
             )
     try:
-        if hasattr(model, "process_group"):  # a mean over ranks is to come: 8 bytes are sent
+        if is_zero or hasattr(model, "no_sync"):  # a mean over ranks is to come: 8 bytes are sent
             group = model.process_group
             weight = loss_weight(num_targets, process_group=group, device=device)
             per_target = weight / max(num_targets, 1)
