@@ -13,7 +13,7 @@ from dlcourse.corpus import Corpus
 from dlcourse.figures.library_comparison import beside_table
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.peers import zero as peers
-from dlcourse.peers.comparison import beside, one_step
+from dlcourse.peers.comparison import compare_steps, one_step
 from dlcourse.words.strings import set_language
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -38,7 +38,7 @@ def side_by_side():
         step = peers.training_step(GPT(CONFIG), "ZeroRedundancyOptimizer", micro_batch=2)
         return lambda: step(*batch)
 
-    rows = {"alone": beside(alone), "torch": beside(torchs_zero1, alone())}
+    rows = {"alone": compare_steps(alone), "torch": compare_steps(torchs_zero1, alone())}
     assert already_here.sum() == 1_000_000
     return rows
 

@@ -28,7 +28,7 @@ from dlcourse.parallel.pipeline import (
     check_schedule,
     train,
 )
-from dlcourse.parallel.pipeline_imposed_times import run_imposed
+from dlcourse.parallel.pipeline_emulation import run_emulated
 from dlcourse.parallel.pipeline_schedules import (
     SCHEDULES,
     Action,
@@ -651,7 +651,7 @@ def test_deepspeeds_pipeline_trains_the_same(run):
 
 
 def imposed(name, seconds):
-    found = run_imposed(name, seconds, 8, repeats=3, shape=(4,))
+    found = run_emulated(name, seconds, 8, repeats=3, shape=(4,))
     order = tuple(action for _, _, action in found.gantt.spans[dist.get_rank()])
     same = order == make_schedule(name, 4, 8).ranks[dist.get_rank()]
     gantts = (found.gantt, found.predicted, found.free)

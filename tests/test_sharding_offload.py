@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dlcourse import RankError, Ranks
-from dlcourse.collectives import messages
+from dlcourse.collectives import p2p
 from dlcourse.corpus import Corpus
 from dlcourse.formulas.activations import Shape, activation_peak
 from dlcourse.formulas.devices import check_limits, device_needs, layer_ranges
@@ -134,20 +134,20 @@ def test_activations_and_targets_move_to_each_device():
 
 def send_around(over_cpu):
     """Each rank sends to the next; what was received before and after the wait."""
-    rank, decided = dist.get_rank(), messages.goes_over_cpu
+    rank, decided = dist.get_rank(), p2p.goes_over_cpu
     if over_cpu:  # as for a tensor on a GPU that the ranks share
-        messages.goes_over_cpu = lambda tensor, group: True
+        p2p.goes_over_cpu = lambda tensor, group: True
     try:
         received = torch.full((3,), -1.0)
-        coming = messages.irecv(received, (rank - 1) % 3)
-        going = messages.isend(torch.full((3,), float(rank)), (rank + 1) % 3)
+        coming = p2p.irecv(received, (rank - 1) % 3)
+        going = p2p.isend(torch.full((3,), float(rank)), (rank + 1) % 3)
         going.wait()
         dist.barrier()
         before = received.tolist()
         coming.wait()
         return before, received.tolist()
     finally:
-        messages.goes_over_cpu = decided
+        p2p.goes_over_cpu = decided
 
 
 @pytest.mark.parametrize("over_cpu", [False, True])

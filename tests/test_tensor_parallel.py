@@ -540,7 +540,6 @@ def test_sizes_that_do_not_divide():
         equal_part("n_head", 4, 0)
     check_tensor_parallel(n_head=8, n_embd=128, size=4)
     assert [padded_size(v, 4) for v in (5, 8, 250)] == [8, 8, 252]
-    assert padded_size(50257, 8, multiple=128) == 51200
 
 
 def messages_of_mistakes():
@@ -637,7 +636,7 @@ def test_copies_of_a_cut_model(run):
         assert max(off) < 1e-12
 
 
-def clip_beside_one_process(kind, norm_type, max_norm, frozen=()):
+def clip_beside_one_process(kind, max_norm, frozen=()):
     """How far norm and gradients are from one process's, and whether ranks have the same norm."""
     alone, ours = GPT(GPTConfig(**SMALL)).double(), GPT(GPTConfig(**SMALL)).double()
     for gpt in (alone, ours):
@@ -649,8 +648,8 @@ def clip_beside_one_process(kind, norm_type, max_norm, frozen=()):
         each(*batch).backward()
     if kind == "sequence":
         model.sync_gradients()
-    wanted = nn.utils.clip_grad_norm_(alone.parameters(), max_norm, norm_type)
-    norm = clip_grad_norm_(model, max_norm, norm_type)
+    wanted = nn.utils.clip_grad_norm_(alone.parameters(), max_norm)
+    norm = clip_grad_norm_(model, max_norm)
     norms = [torch.empty_like(norm) for _ in range(dist.get_world_size())]
     dist.all_gather(norms, norm)
     gradients = dict(alone.named_parameters())
@@ -663,10 +662,9 @@ def clip_beside_one_process(kind, norm_type, max_norm, frozen=()):
 
 
 @KINDS
-@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
 @pytest.mark.parametrize("max_norm", [0.05, 1e6])
-def test_clipping_equals_one_process(run, kind, norm_type, max_norm):
-    for norm, gradients, different in run(clip_beside_one_process, kind, norm_type, max_norm):
+def test_clipping_equals_one_process(run, kind, max_norm):
+    for norm, gradients, different in run(clip_beside_one_process, kind, max_norm):
         assert norm < 1e-10  # of up to 2000
         assert gradients < 1e-12
         assert different == 1
@@ -675,7 +673,7 @@ def test_clipping_equals_one_process(run, kind, norm_type, max_norm):
 @pytest.mark.parametrize("frozen", [("blocks", "token", "head"), ("position", "norm")])
 def test_clipping_where_gradients_are_missing(run, frozen):
     """All of what is cut, or some of what is whole."""
-    for norm, gradients, _ in run(clip_beside_one_process, "tensor", 2.0, 0.05, frozen):
+    for norm, gradients, _ in run(clip_beside_one_process, "tensor", 0.05, frozen):
         assert max(norm, gradients) < 1e-12
 
 

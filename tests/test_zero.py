@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dlcourse import Ranks
+from dlcourse.collectives.compat import all_gather_single
 from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.corpus import Corpus
 from dlcourse.formulas.zero import bytes_sent, model_state_bytes
@@ -36,7 +37,7 @@ from dlcourse.parallel.zero_checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from dlcourse.parallel.zero_flat_parameters import all_gather_single, split_into_units
+from dlcourse.parallel.zero_flat_parameters import split_into_units
 from dlcourse.peers import zero as peers
 from dlcourse.training import loop
 from dlcourse.training.mixed_precision.master_adamw import MasterAdamW

@@ -62,9 +62,9 @@ def measure(name: str, steps: int, micro_batches: int, layers: int) -> list[list
 
 def bubble(name: str, seconds: float, micro_batches: int, repeats: int) -> list[float]:
     """In every rank: idle over total, predicted without and with messages' time, and measured."""
-    from dlcourse.parallel.pipeline_imposed_times import run_imposed
+    from dlcourse.parallel.pipeline_emulation import run_emulated
 
-    found = run_imposed(name, seconds, micro_batches, repeats)
+    found = run_emulated(name, seconds, micro_batches, repeats)
     return [gantt.idle_over_total for gantt in (found.free, found.predicted, found.gantt)]
 
 

@@ -61,7 +61,7 @@ def megatron_beside_dtensor() -> dict[str, Any]:
     from dlcourse.corpus import Corpus
     from dlcourse.models.gpt import GPT
     from dlcourse.peers import tensor_parallel as peer
-    from dlcourse.peers.comparison import beside, one_step
+    from dlcourse.peers.comparison import compare_steps, one_step
 
     batch = Corpus().batch(0, micro_batch=2)
 
@@ -70,7 +70,7 @@ def megatron_beside_dtensor() -> dict[str, Any]:
         return one_step(model, torch.optim.AdamW(model.parameters()), *batch)
 
     reference = stepping(peer.tensor_parallel)
-    return beside(lambda: stepping(peer.megatron_parallel), reference, turns=40)
+    return compare_steps(lambda: stepping(peer.megatron_parallel), reference, turns=40)
 
 
 def record(path: Path, ranks: Ranks) -> None:

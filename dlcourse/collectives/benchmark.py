@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from dlcourse.collectives import direct
+from dlcourse.collectives.compat import all_gather_single, reduce_scatter_single
 from dlcourse.collectives.naive import naive_all_reduce
 from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
 from dlcourse.collectives.shared import shared_all_reduce
@@ -30,15 +31,11 @@ from dlcourse.formulas import collectives as cost
 WARM_UP = 2
 SHORT = 0.003  # seconds: several short calls share one reading of the clock
 
-# torch 2.13 has new names for these two and warns about the old ones.
-_torch_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-_torch_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
 # Called with (x, y, part, group). x and y have the whole size; part is this rank's part of x.
 CALLS: dict[str, Callable[..., Any]] = {
     "torch_all_reduce": lambda x, y, part, group: dist.all_reduce(x, group=group),
-    "torch_reduce_scatter": lambda x, y, part, group: _torch_reduce_scatter(part, x, group=group),
-    "torch_all_gather": lambda x, y, part, group: _torch_all_gather(x, part, group=group),
+    "torch_reduce_scatter": lambda x, y, part, group: reduce_scatter_single(part, x, group=group),
+    "torch_all_gather": lambda x, y, part, group: all_gather_single(x, part, group=group),
     "torch_all_to_all": lambda x, y, part, group: dist.all_to_all_single(y, x, group=group),
     "torch_broadcast": lambda x, y, part, group: dist.broadcast(x, group=group, group_src=0),
     "ring_all_reduce": lambda x, y, part, group: ring_all_reduce(x, group=group),

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.p2p import exchange, flat, reducer, scratch
+from dlcourse.collectives.buffers import as_row, reducer, scratch
+from dlcourse.collectives.p2p import exchange
 
 
 def all_reduce(
     tensor: torch.Tensor,
-    op: dist.ReduceOp = dist.ReduceOp.SUM,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Reduce over all ranks, in place. Every rank ends with bitwise the same numbers.
@@ -32,7 +33,7 @@ def all_reduce(
         op: ``ReduceOp.SUM`` or ``ReduceOp.MAX``.
         group: the ranks that take part; all by default.
     """
-    mine = flat(tensor, group).tensor_split(dist.get_world_size(group))[dist.get_rank(group)]
+    mine = as_row(tensor, group).tensor_split(dist.get_world_size(group))[dist.get_rank(group)]
     reduce_scatter(mine, tensor, op, group)
     all_gather(tensor, mine, group)
     return tensor
@@ -41,7 +42,7 @@ def all_reduce(
 def reduce_scatter(
     output: torch.Tensor,
     input: torch.Tensor,
-    op: dist.ReduceOp = dist.ReduceOp.SUM,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Reduce over all ranks, and keep part r at rank r. `input` stays as it is.
@@ -56,7 +57,7 @@ def reduce_scatter(
     reduce = reducer(op, input)
     _same_dtype(output, input)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    parts = flat(input, group, "input").tensor_split(size)  # p x (n / p,)
+    parts = as_row(input, group, "input").tensor_split(size)  # p x (n / p,)
     result = _sized(output, "output", len(parts[rank]), group)
     inboxes = scratch(size - 1, len(result), like=input)  # (p - 1, n / p)
     arrived = list(inboxes)
@@ -86,7 +87,7 @@ def all_gather(
         group: as above.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    parts = flat(output, group, "output").tensor_split(size)  # p x (n / p,)
+    parts = as_row(output, group, "output").tensor_split(size)  # p x (n / p,)
     mine = _sized(input, "input", len(parts[rank]), group)
     _same_dtype(output, input)
     if mine.data_ptr() != parts[rank].data_ptr():
@@ -107,7 +108,7 @@ def all_to_all(
     input_split_sizes: Sequence[int] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
-    """Piece k of this rank's `input` becomes piece r of rank k's `output`: a transpose.
+    """Part k of this rank's `input` becomes part r of rank k's `output`: a transpose.
 
     Args:
         output, input: contiguous, cut along dimension 0. Shape: (rows, ...).
@@ -115,8 +116,8 @@ def all_to_all(
         group: as above.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    leaving = _pieces(input, "input", input_split_sizes, group)
-    arriving = _pieces(output, "output", output_split_sizes, group)
+    leaving = _parts(input, "input", input_split_sizes, group)
+    arriving = _parts(output, "output", output_split_sizes, group)
     _same_dtype(output, input)
     if output.numel() and input.numel() and _share_memory(output, input):
         raise ValueError("output and input share memory: make output another tensor")
@@ -154,17 +155,17 @@ def _sized(
             f"{name} has {tensor.numel()} elements: this rank's part has {numel}. "
             f"Make {name} that long"
         )
-    return flat(tensor, group, name)
+    return as_row(tensor, group, name)
 
 
-def _pieces(
+def _parts(
     tensor: torch.Tensor,
     name: str,
     split_sizes: Sequence[int] | None,
     group: dist.ProcessGroup | None,
 ) -> list[torch.Tensor]:
     size = dist.get_world_size(group)
-    flat(tensor, group, name)  # raises where the pieces would not be contiguous
+    as_row(tensor, group, name)  # raises where the parts would not be contiguous
     rows = tensor.shape[0] if tensor.dim() else 0
     if split_sizes is None:
         if rows % size:

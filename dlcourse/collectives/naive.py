@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.p2p import flat, reducer, scratch, tag_of
+from dlcourse.collectives.buffers import as_row, reducer, scratch
+from dlcourse.collectives.p2p import tag_of
 
 
 def naive_all_reduce(
     tensor: torch.Tensor,
-    op: dist.ReduceOp = dist.ReduceOp.SUM,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Reduce over all ranks, in place. Every rank ends with bitwise the same numbers.
@@ -29,7 +30,7 @@ def naive_all_reduce(
     """
     reduce = reducer(op, tensor)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    total = flat(tensor, group)  # (n,)
+    total = as_row(tensor, group)  # (n,)
     tag, others = tag_of(total), range(1, size)  # the tag keeps tensors unlike this one away
     if rank == 0:
         inbox = scratch(1, len(total), like=tensor)[0]  # (n,)

@@ -1,12 +1,16 @@
-"""Point to point: what every collective in this folder is built from.
+"""Point to point: what every collective in this folder is built from, and all else that is sent.
 
-A message is posted first and waited for later, so that several can travel at once. Three
-things that torch's Gloo expects are kept here, so that the collectives can be read without them:
+    isend, irecv      one message, and ``wait()``
+    exchange          several at once, to and from several ranks (``start_exchange`` does not wait)
+    RingNeighbours    a stream of messages, from one neighbour and to the other
+
+A message is posted first and waited for later, so that several can travel at once. Two things that
+torch's Gloo expects are kept here, so that the collectives can be read without them:
 
 - Receive before send. A send whose receiver is ready goes out at once; any other must first
   ask the receiver and wait for its answer.
-- Wait once. A second ``wait()`` on the same Gloo message never returns.
-- Use memory again. The first touch of fresh memory costs more than adding the numbers in it.
+- Memory of the CPU. Ranks that share a GPU talk over Gloo, too: with `isend` and `irecv` a tensor
+  takes the way over a copy on the CPU. Not run on a GPU yet.
 
 And one that it does not: a message meets only a buffer of its own size and dtype (``tag_of``). Gloo
 would put a short message, or numbers of another type, into any buffer without a word, and end the
@@ -24,44 +28,91 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-Message = tuple[torch.Tensor, int]  # (buffer, the other rank's number in the group)
+Group = dist.ProcessGroup | None  # None is the group of all ranks
 
-_REDUCERS: dict[dist.ReduceOp, Callable[..., torch.Tensor]] = {
-    dist.ReduceOp.SUM: torch.add,
-    dist.ReduceOp.MAX: torch.maximum,
-}
-_scratch: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+class PendingMessage:
+    """A message under way, which keeps its memory alive.
+
+    ``wait()`` may be called again; on one of Gloo's own that would never return.
+    """
+
+    def __init__(self, work: dist.Work, buffer: Tensor, received: Tensor | None = None) -> None:
+        self.work: dist.Work | None = work
+        self.buffer, self.received = buffer, received
+
+    def wait(self) -> None:
+        """Until it has left, or has arrived in its tensor."""
+        work, self.work = self.work, None
+        if work is None:
+            return
+        work.wait()
+        if self.received is not None and self.buffer is not self.received:
+            self.received.copy_(self.buffer)
+
+
+def isend(
+    tensor: Tensor, to: int, group: Group = None, *, tag: int | None = None
+) -> PendingMessage:
+    """Start to send ``tensor.nbytes`` to one rank. Do not change ``tensor`` before ``wait()``.
+
+    Args:
+        to: the other rank's number in the group.
+        tag: only a receive with the same tag takes the message; by default that of tensors of
+            this size and type. NCCL knows no tags.
+    """
+    buffer = tensor.cpu() if goes_over_cpu(tensor, group) else tensor
+    tag = tag_of(buffer) if tag is None else tag
+    return PendingMessage(_posted(dist.isend(buffer, group=group, group_dst=to, tag=tag)), buffer)
+
+
+def irecv(
+    tensor: Tensor, source: int, group: Group = None, *, tag: int | None = None
+) -> PendingMessage:
+    """Start to receive ``tensor.nbytes`` from one rank. They are there after ``wait()``."""
+    over_cpu = goes_over_cpu(tensor, group)
+    buffer = torch.empty_like(tensor, device="cpu") if over_cpu else tensor
+    tag = tag_of(buffer) if tag is None else tag
+    work = _posted(dist.irecv(buffer, group=group, group_src=source, tag=tag))
+    return PendingMessage(work, buffer, tensor)
+
+
+def goes_over_cpu(tensor: Tensor, group: Group) -> bool:
+    """Whether the group cannot send from this tensor's memory."""
+    return tensor.device.type != "cpu" and dist.get_backend(group) == "gloo"
 
 
 def exchange(
-    *, sends: Sequence[Message], receives: Sequence[Message], group: dist.ProcessGroup | None
+    *,
+    sends: Sequence[tuple[Tensor, int]],
+    receives: Sequence[tuple[Tensor, int]],
+    group: Group = None,
 ) -> None:
-    """Send and receive all of these at once, in any order of arrival, and wait for all."""
-    ops = [_op(dist.irecv, buffer, r, group) for buffer, r in receives]
-    ops += [_op(dist.isend, buffer, r, group) for buffer, r in sends]
-    for work in dist.batch_isend_irecv(ops) if ops else ():
+    """Send and receive all of these at once, in any order of arrival, and wait for all.
+
+    Args:
+        sends, receives: tensors, each with the other rank's number in the group.
+    """
+    for work in start_exchange(sends=sends, receives=receives, group=group):
         work.wait()
 
 
-def tag_of(tensor: torch.Tensor) -> int:
-    """The number that a message and its buffer must have in common: made of size and dtype."""
-    return _tag(tensor.numel(), tensor.dtype)
+def start_exchange(
+    *,
+    sends: Sequence[tuple[Tensor, int]],
+    receives: Sequence[tuple[Tensor, int]],
+    group: Group = None,
+) -> list[dist.Work]:
+    """As `exchange`, without waiting: wait for each that is returned, once."""
+    ops = [_op(dist.irecv, buffer, rank, group) for buffer, rank in receives]
+    ops += [_op(dist.isend, tensor, rank, group) for tensor, rank in sends]
+    return dist.batch_isend_irecv(ops) if ops else []
 
 
-@functools.lru_cache(maxsize=1024)
-def _tag(numel: int, dtype: torch.dtype) -> int:
-    return zlib.crc32(f"{numel} {dtype}".encode()) >> 1  # 31 bits
-
-
-def _op(
-    call: Callable[..., dist.Work], buffer: torch.Tensor, rank: int, group: dist.ProcessGroup | None
-) -> dist.P2POp:
-    return dist.P2POp(call, buffer, group=group, group_peer=rank, tag=tag_of(buffer))
-
-
-class Link:
-    """Two one-way pipes: one to the rank `to`, one from the rank `source`.
+class RingNeighbours:
+    """A stream of messages to the rank `to`, and one from the rank `source`.
 
     Messages arrive in the order in which they were sent. Each `expect` goes with the `send` at
     the same position: on NCCL the two are posted together, as one operation.
@@ -72,34 +123,31 @@ class Link:
         group: the process group; the default one if None.
     """
 
-    def __init__(
-        self, *, to: int, source: int, device: torch.device, group: dist.ProcessGroup | None
-    ) -> None:
+    def __init__(self, *, to: int, source: int, device: torch.device, group: Group) -> None:
         self.to, self.source, self.group = to, source, group
         self.post_at_once = device.type == "cpu"
-        self.unposted: deque[torch.Tensor] = deque()
+        self.unposted: deque[Tensor] = deque()
         self.arriving: deque[list[dist.Work]] = deque()
         self.leaving: list[dist.Work] = []
 
-    def expect(self, buffer: torch.Tensor) -> None:
+    def expect(self, buffer: Tensor) -> None:
         """The next message goes into `buffer`. Leave that alone until `arrive` returns."""
         if self.post_at_once:
             tag = tag_of(buffer)
             work = dist.irecv(buffer, group=self.group, group_src=self.source, tag=tag)
-            self.arriving.append([work])
+            self.arriving.append([_posted(work)])
         else:
             self.unposted.append(buffer)
 
-    def send(self, tensor: torch.Tensor) -> None:
-        """Start to send. Do not change `tensor` before `close`."""
+    def send(self, tensor: Tensor) -> None:
+        """Start to send ``tensor.nbytes`` to `to`. Do not change `tensor` before `close`."""
         if self.post_at_once:
-            tag = tag_of(tensor)
-            self.leaving.append(dist.isend(tensor, group=self.group, group_dst=self.to, tag=tag))
+            work = dist.isend(tensor, group=self.group, group_dst=self.to, tag=tag_of(tensor))
+            self.leaving.append(_posted(work))
         else:
-            buffer = self.unposted.popleft()
-            receive = _op(dist.irecv, buffer, self.source, self.group)
-            send = _op(dist.isend, tensor, self.to, self.group)
-            self.arriving.append(dist.batch_isend_irecv([receive, send]))
+            receives, sends = [(self.unposted.popleft(), self.source)], [(tensor, self.to)]
+            works = start_exchange(sends=sends, receives=receives, group=self.group)
+            self.arriving.append(works)
 
     def arrive(self) -> None:
         """Wait until the oldest expected message is in its buffer."""
@@ -112,55 +160,22 @@ class Link:
             work.wait()
 
 
-def flat(
-    tensor: torch.Tensor, group: dist.ProcessGroup | None, name: str = "tensor"
-) -> torch.Tensor:
-    """`tensor` as one row that shares its memory. Shape: any -> (numel,)."""
-    if tensor.is_conj() or tensor.is_neg():
-        raise ValueError(
-            f"{name} is a view that only notes to be conjugate or negative: what lies in memory is "
-            f"something else. Call {name}.resolve_conj().resolve_neg() first"
-        )
-    if not tensor.is_contiguous():
-        raise ValueError(
-            f"{name} is not contiguous (shape {tuple(tensor.shape)}, strides {tensor.stride()}): "
-            "a collective that works in place needs a tensor that lies in memory as one piece. "
-            f"Call {name}.contiguous() first"
-        )
-    device = tensor.device.type
-    if device != "cpu" and f"{device}:gloo" in dist.get_backend_config(group):
-        raise ValueError(
-            f"{name} is on {device}, but the group talks over Gloo, which sends from CPU memory "
-            f"only. Pass {name}.cpu(), or make the ranks with a GPU each, so that they use NCCL"
-        )
-    return tensor.detach().view(-1)
+def tag_of(tensor: Tensor) -> int:
+    """The number that a message and its buffer must have in common: made of size and dtype."""
+    return _tag(tensor.numel(), tensor.dtype)
 
 
-def reducer(op: dist.ReduceOp, like: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """The function for `op` on tensors such as `like`; call it as ``reduce(a, b, out=c)``."""
-    if op not in _REDUCERS:
-        raise ValueError(f"op is {op}: use ReduceOp.SUM or ReduceOp.MAX")
-    if not _can(_REDUCERS[op], like.dtype, like.device):
-        raise ValueError(
-            f"op is {op} and the tensor {like.dtype}, for which torch has no "
-            f"torch.{_REDUCERS[op].__name__}: convert it to another type"
-        )
-    return _REDUCERS[op]
+@functools.lru_cache(maxsize=1024)
+def _tag(numel: int, dtype: torch.dtype) -> int:
+    return zlib.crc32(f"{numel} {dtype}".encode()) >> 1  # 31 bits
 
 
-@functools.cache
-def _can(reduce: Callable[..., torch.Tensor], dtype: torch.dtype, device: torch.device) -> bool:
-    one = torch.ones(1, device=device).to(dtype)
-    try:
-        reduce(one, one, out=one)
-    except RuntimeError:  # found out before anything is sent
-        return False
-    return True
+def _op(
+    call: Callable[..., dist.Work | None], buffer: Tensor, rank: int, group: Group
+) -> dist.P2POp:
+    return dist.P2POp(call, buffer, group=group, group_peer=rank, tag=tag_of(buffer))
 
 
-def scratch(rows: int, columns: int, like: torch.Tensor) -> torch.Tensor:
-    """Uninitialised memory that stays allocated for the next call. Shape: (rows, columns)."""
-    key, numel = (like.device, like.dtype), rows * columns
-    if key not in _scratch or _scratch[key].numel() < numel:
-        _scratch[key] = torch.empty(numel, dtype=like.dtype, device=like.device)
-    return _scratch[key][:numel].view(rows, columns)
+def _posted(work: dist.Work | None) -> dist.Work:
+    assert work is not None  # torch returns none to a rank outside of the group
+    return work

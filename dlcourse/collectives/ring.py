@@ -21,12 +21,13 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.p2p import Link, flat, reducer, scratch
+from dlcourse.collectives.buffers import as_row, reducer, scratch
+from dlcourse.collectives.p2p import RingNeighbours
 
 
 def ring_all_reduce(
     tensor: torch.Tensor,
-    op: dist.ReduceOp = dist.ReduceOp.SUM,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Reduce over all ranks, in place. Every rank ends with bitwise the same numbers.
@@ -43,7 +44,7 @@ def ring_all_reduce(
 
 def ring_reduce_scatter(
     tensor: torch.Tensor,
-    op: dist.ReduceOp = dist.ReduceOp.SUM,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Reduce, and leave chunk r complete at rank r. Arguments as above.
@@ -56,30 +57,32 @@ def ring_reduce_scatter(
     """
     reduce = reducer(op, tensor)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    chunks = flat(tensor, group).tensor_split(size)  # size x (n / p,)
+    chunks = as_row(tensor, group).tensor_split(size)  # size x (n / p,)
     inboxes = scratch(size - 1, len(chunks[0]), like=tensor)  # (p - 1, n / p)
-    link = Link(to=(rank + 1) % size, source=(rank - 1) % size, device=tensor.device, group=group)
+    right, left = (rank + 1) % size, (rank - 1) % size
+    neighbours = RingNeighbours(to=right, source=left, device=tensor.device, group=group)
     # Every step has its own inbox, so the neighbour on the left never has to wait for us.
     for step in range(size - 1):
-        link.expect(inboxes[step, : len(chunks[rank - step - 2])])
+        neighbours.expect(inboxes[step, : len(chunks[rank - step - 2])])
     for step in range(size - 1):
-        link.send(chunks[rank - step - 1])
+        neighbours.send(chunks[rank - step - 1])
         growing = chunks[rank - step - 2]
-        link.arrive()
+        neighbours.arrive()
         reduce(growing, inboxes[step, : len(growing)], out=growing)
-    link.close()
+    neighbours.close()
     return chunks[rank]
 
 
 def ring_all_gather(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
     """Chunk r of `tensor` comes from rank r, in every rank, in place. Arguments as above."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    chunks = flat(tensor, group).tensor_split(size)  # size x (n / p,)
-    link = Link(to=(rank + 1) % size, source=(rank - 1) % size, device=tensor.device, group=group)
+    chunks = as_row(tensor, group).tensor_split(size)  # size x (n / p,)
+    right, left = (rank + 1) % size, (rank - 1) % size
+    neighbours = RingNeighbours(to=right, source=left, device=tensor.device, group=group)
     for step in range(size - 1):
-        link.expect(chunks[rank - step - 1])
+        neighbours.expect(chunks[rank - step - 1])
     for step in range(size - 1):
-        link.send(chunks[rank - step])  # my own chunk first, then each one as it comes
-        link.arrive()
-    link.close()
+        neighbours.send(chunks[rank - step])  # my own chunk first, then each one as it comes
+        neighbours.arrive()
+    neighbours.close()
     return tensor

@@ -18,15 +18,16 @@ import secrets
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.p2p import flat, reducer, tag_of
+from dlcourse.collectives.buffers import as_row, reducer
+from dlcourse.collectives.p2p import tag_of
 
 _TOKEN = 16  # bytes at the start that say whose memory it is
-_maps: dict[dist.ProcessGroup, mmap.mmap] = {}
+_maps: dict[dist.ProcessGroup | None, mmap.mmap] = {}
 
 
 def shared_all_reduce(
     tensor: torch.Tensor,
-    op: dist.ReduceOp = dist.ReduceOp.SUM,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Reduce over all ranks of one machine, in place, on the CPU.
@@ -44,7 +45,7 @@ def shared_all_reduce(
     """
     reduce = reducer(op, tensor)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    parts = flat(tensor, group).tensor_split(size)  # p x (n / p,)
+    parts = as_row(tensor, group).tensor_split(size)  # p x (n / p,)
     if size == 1:
         return tensor
     kinds, rows = _shared_rows(tensor, group)
@@ -89,7 +90,7 @@ def _shared_rows(
     row_bytes = (len(_maps[key]) - start) // (size + 1)
     kinds = torch.frombuffer(_maps[key], dtype=torch.int64, offset=_TOKEN, count=size)
     if not like.numel():
-        return kinds, [flat(like, group)] * (size + 1)
+        return kinds, [as_row(like, group)] * (size + 1)
     memory = torch.frombuffer(_maps[key], dtype=torch.uint8, offset=start).view(size + 1, row_bytes)
     return kinds, [row.view(like.dtype) for row in memory[:, : like.nbytes]]
 

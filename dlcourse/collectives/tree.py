@@ -17,12 +17,13 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.p2p import flat, reducer, scratch, tag_of
+from dlcourse.collectives.buffers import as_row, reducer, scratch
+from dlcourse.collectives.p2p import tag_of
 
 
 def tree_all_reduce(
     tensor: torch.Tensor,
-    op: dist.ReduceOp = dist.ReduceOp.SUM,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Reduce over all ranks, in place. Every rank ends with bitwise the same numbers.
@@ -44,7 +45,7 @@ def tree_broadcast(
     Args:
         src: the rank that has the data, by its number in the group.
     """
-    row = flat(tensor, group)  # (n,)
+    row = as_row(tensor, group)  # (n,)
     tag = tag_of(row)
     place, ranks = _places(src, "src", group)
     for have in _powers_of_two(len(ranks)):  # so many places have the data already
@@ -58,7 +59,7 @@ def tree_broadcast(
 def tree_reduce(
     tensor: torch.Tensor,
     dst: int = 0,
-    op: dist.ReduceOp = dist.ReduceOp.SUM,
+    op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """Reduce over all ranks into rank `dst`, in place; the others keep half-made sums.
@@ -67,7 +68,7 @@ def tree_reduce(
         dst: the rank that gets the result, by its number in the group.
     """
     reduce = reducer(op, tensor)
-    row = flat(tensor, group)  # (n,)
+    row = as_row(tensor, group)  # (n,)
     tag = tag_of(row)
     place, ranks = _places(dst, "dst", group)
     inbox = scratch(1, len(row), like=tensor)[0]  # (n,)

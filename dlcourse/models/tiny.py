@@ -48,9 +48,8 @@ class TinyLM(nn.Module):
     """Embedding, one feed-forward layer, output layer; ``architecture`` says which layer.
 
     Args:
-        architecture: "dense" (one MLP) or "moe" (``num_experts`` MLPs and a router).
+        architecture: "dense" (one MLP) or "moe" (four MLPs and a router).
         width: C, features of a token.
-        num_experts: used by "moe" only.
         seed: where the random weights start.
         moe: the class of the MoE layer; a lesson gives its own copy.
 
@@ -63,7 +62,6 @@ class TinyLM(nn.Module):
         architecture: str,
         *,
         width: int = 32,
-        num_experts: int = 4,
         seed: int = 0,
         moe: Callable[[int, int], nn.Module] = MoE,
     ) -> None:
@@ -76,7 +74,7 @@ class TinyLM(nn.Module):
             torch.manual_seed(seed)
             self.embedding = nn.Embedding(256, width)
             self.norm = nn.LayerNorm(width)
-            self.feed_forward = mlp(width) if architecture == "dense" else moe(width, num_experts)
+            self.feed_forward = mlp(width) if architecture == "dense" else moe(width, 4)
             self.head = nn.Linear(width, 256)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:

@@ -16,11 +16,12 @@ from dlcourse.parallel.sendable import cut_parameters
 
 
 @torch.no_grad()
-def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0) -> Tensor:
+def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     """As ``torch.nn.utils.clip_grad_norm_``, for a model and not for its parameters.
 
     Call it in all ranks, after ``sync_gradients()`` where the model has that. A model of which
-    nothing is cut is torch's job, and gets torch's numbers.
+    nothing is cut is torch's job, and gets torch's numbers. Sends one number for each group
+    of ranks over which something is cut.
 
     Returns:
         The norm before clipping: that of one process, the same in all ranks.
@@ -36,23 +37,20 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0) -
             )
     cut = cut_parameters(model)
     if not cut:
-        return nn.utils.clip_grad_norm_(model.parameters(), max_norm, norm_type)
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        return nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    gradients = {p: p.grad for p in model.parameters() if p.grad is not None}
     device = next(model.parameters()).device
 
-    def power(gradients: list[Tensor]) -> Tensor:
-        norm = nn.utils.get_total_norm(gradients, norm_type).to(device, torch.float64)
-        return norm if norm_type == float("inf") else norm**norm_type
+    def square(gradients: list[Tensor]) -> Tensor:
+        return nn.utils.get_total_norm(gradients).to(device, torch.float64) ** 2
 
-    join = torch.maximum if norm_type == float("inf") else torch.add
-    op = dist.ReduceOp.MAX if norm_type == float("inf") else dist.ReduceOp.SUM
-    total = power([p.grad for p in parameters if p not in cut])
+    total = square([g for p, g in gradients.items() if p not in cut])
     for group in dict.fromkeys(cut.values()):
-        part = power([p.grad for p in parameters if p in cut and cut[p] is group])
-        dist.all_reduce(part, op=op, group=group)
-        total = join(total, part)
-    norm = total if norm_type == float("inf") else total ** (1 / norm_type)
-    if parameters:
-        norm = norm.to(parameters[0].grad.dtype)
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        part = square([g for p, g in gradients.items() if p in cut and cut[p] is group])
+        dist.all_reduce(part, group=group)
+        total += part
+    norm = total.sqrt()
+    if gradients:
+        norm = norm.to(next(iter(gradients.values())).dtype)
+        nn.utils.clip_grads_with_norm_([*gradients], max_norm, norm)
     return norm

@@ -29,9 +29,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dlcourse.collectives.p2p import Group, start_exchange
 from dlcourse.parallel.divisibility import equal_part
-
-Group = dist.ProcessGroup | None
 
 
 def chunks_of(rank: int, size: int, *, balanced: bool) -> list[int]:
@@ -122,11 +121,8 @@ class _Ring:
             return lambda: tensor
         arriving = torch.empty_like(tensor)
         after, before = (self.rank + 1) % self.size, (self.rank - 1) % self.size
-        works = dist.batch_isend_irecv(
-            [
-                dist.P2POp(dist.irecv, arriving, group=self.group, group_peer=before),
-                dist.P2POp(dist.isend, tensor, group=self.group, group_peer=after),
-            ]
+        works = start_exchange(
+            sends=[(tensor, after)], receives=[(arriving, before)], group=self.group
         )
 
         def wait() -> Tensor:
@@ -220,11 +216,11 @@ def ring_attention(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         q_BHSD, k_BHSD, v_BHSD = (x.to(dtype) for x in (q_BHSD, k_BHSD, v_BHSD))
-    alike = {(x.shape, x.dtype) for x in (q_BHSD, k_BHSD, v_BHSD)}
-    if len(alike) > 1:
+    kinds = {(x.shape, x.dtype) for x in (q_BHSD, k_BHSD, v_BHSD)}
+    if len(kinds) > 1:
         raise ValueError(
             "q, k and v must have one shape and dtype, and have "
-            + ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype in alike)
+            + ", ".join(f"{tuple(shape)} {dtype}" for shape, dtype in kinds)
         )
     if balanced:
         equal_part("positions of a rank", q_BHSD.size(-2), 2, advice="give a multiple of 2")

@@ -18,11 +18,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from dlcourse.corpus import Corpus, sequences_per_rank
-from dlcourse.measure import mark_step
 from dlcourse.parallel.data_buckets import Bucket, check_in_buckets, make_buckets
+from dlcourse.parallel.hooks import weakly
+from dlcourse.parallel.loop import mean_over_ranks, run_steps
 from dlcourse.parallel.replicas import broadcast_buffers, broadcast_module
 
 
@@ -113,8 +114,8 @@ class BucketedDataParallel(NaiveDataParallel):
                 torch.mul(parameter.grad.to_dense(), 1 / self.world_size, out=view)
             if parameter.grad is not None or parameter.requires_grad:  # not frozen since then
                 parameter.grad = view
-        bucket.work = dist.all_reduce(bucket.flat, group=self.process_group, async_op=True)
-        bucket.version = bucket.flat._version
+        bucket.work = dist.all_reduce(bucket.buffer, group=self.process_group, async_op=True)
+        bucket.version = bucket.buffer._version
 
     def sync_gradients(self) -> None:
         """Send what has not been sent yet, then wait for all of it."""
@@ -147,10 +148,8 @@ class OverlappedDataParallel(BucketedDataParallel):
         self.syncing = True  # not inside no_sync
         self.sends_in_backward = False
         self.bucket_of = {p: bucket for bucket in self.buckets for p in bucket.parameters}
-        # Torch hides hooks from the garbage collector: one that holds self would never be freed
-        ready = weakref.WeakMethod(self.gradient_is_ready)
         for parameter in self.bucket_of:
-            parameter.register_post_accumulate_grad_hook(lambda p: ready() and ready()(p))
+            parameter.register_post_accumulate_grad_hook(weakly(self.gradient_is_ready))
 
     def forward(self, *args, **kwargs):
         if torch.is_grad_enabled():
@@ -225,22 +224,28 @@ def train(
     micro_batch = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
     device = next(model.parameters()).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
-    losses = torch.zeros(steps, dtype=torch.float64, device=device)
-    for step in range(steps):
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
-        tokens_BT, targets_BT = corpus.batch(
-            step, rank=rank, world_size=world_size, micro_batch=micro_batch, block=block
-        )
-        xs = tokens_BT.to(device).chunk(accumulate)
-        ys = targets_BT.to(device).chunk(accumulate)
-        for i, (x_BT, y_BT) in enumerate(zip(xs, ys, strict=True), start=1):
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        parts = zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), strict=True)
+        for i, (x_BT, y_BT) in enumerate(parts, start=1):
             with nullcontext() if i == accumulate else model.no_sync():
                 loss = model(x_BT, y_BT) / accumulate
                 loss.backward()
-            losses[step] += loss.detach()
+            total += loss.detach()
         model.sync_gradients()
         optimizer.step()
-        mark_step(tokens=tokens_BT.numel(), loss=losses[step].item())
-    of_all_ranks = [torch.empty_like(losses) for _ in range(world_size)]
-    dist.all_gather(of_all_ranks, losses, group=model.process_group)
-    return torch.stack(of_all_ranks).mean(dim=0).tolist()
+        return total
+
+    losses = run_steps(
+        step,
+        corpus,
+        steps=steps,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        block=block,
+    )
+    return mean_over_ranks(losses, device=device, process_group=model.process_group)

@@ -8,37 +8,35 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dlcourse.collectives.buffers import views_like
+
 
 class Bucket:
-    """The gradients of some parameters side by side in one flat buffer.
+    """The gradients of some parameters side by side in one buffer.
 
     Attributes:
-        flat: the message, one dimension, in the parameters' dtype.
-        views: for each parameter its part of ``flat``, in the parameter's shape.
-        users: the end of ``flat`` where asked for: for each parameter, how many ranks used it.
+        buffer: the message, one dimension, in the parameters' dtype.
+        views: for each parameter its part of ``buffer``, in the parameter's shape.
+        users: the end of ``buffer`` where asked for: for each parameter, how many ranks used it.
         missing: parameters whose gradient backward has not finished yet.
         work: the all-reduce under way, or None.
-        version: torch's count of changes to ``flat`` when the all-reduce began.
+        version: torch's count of changes to ``buffer`` when the all-reduce began.
     """
 
     def __init__(self, parameters: list[nn.Parameter], *, count_users: bool = False) -> None:
         self.parameters = parameters
-        sizes = [parameter.numel() for parameter in parameters]
+        numel, first = sum(parameter.numel() for parameter in parameters), parameters[0]
         num_flags = len(parameters) if count_users else 0
-        self.flat = torch.zeros(
-            sum(sizes) + num_flags, dtype=parameters[0].dtype, device=parameters[0].device
-        )
-        *pieces, self.users = self.flat.split([*sizes, num_flags])
-        self.views = [
-            piece.view_as(parameter) for piece, parameter in zip(pieces, parameters, strict=True)
-        ]
+        self.buffer = torch.zeros(numel + num_flags, dtype=first.dtype, device=first.device)
+        self.views = views_like(self.buffer, parameters)
+        self.users = self.buffer[numel:]
         self.missing = set(parameters)
         self.work: dist.Work | None = None
         self.version = 0
 
     def holds(self, view: Tensor, parameter: nn.Parameter) -> bool:
         """Whether ``view`` is memory of this bucket, and fits ``parameter`` as it is now."""
-        shared = view.untyped_storage().data_ptr() == self.flat.untyped_storage().data_ptr()
+        shared = view.untyped_storage().data_ptr() == self.buffer.untyped_storage().data_ptr()
         same = (view.shape, view.dtype) == (parameter.shape, parameter.dtype)
         return shared and same
 
@@ -46,7 +44,7 @@ class Bucket:
         """Whether a gradient is no longer what was given to the all-reduce. None is no gradient."""
         pairs = zip(self.parameters, self.views, strict=True)
         replaced = any(p.grad is not None and p.grad is not view for p, view in pairs)
-        return replaced or self.flat._version != self.version
+        return replaced or self.buffer._version != self.version
 
 
 def make_buckets(
@@ -101,7 +99,7 @@ def check_in_buckets(module: nn.Module, buckets: list[Bucket]) -> None:
             continue
         bucket, view = places.get(parameter, (None, None))
         # A change of dtype or device, as by module.half(), gives gradients, too, other memory
-        if bucket is None or not bucket.holds(view, parameter):
+        if bucket is None or view is None or not bucket.holds(view, parameter):
             raise RuntimeError(
                 f"parameter {name} was added, unfrozen or given another shape, dtype or device "
                 "after the module was wrapped, so it is in no bucket: wrap the module again"

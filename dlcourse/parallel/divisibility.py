@@ -29,14 +29,12 @@ def check_tensor_parallel(*, n_head: int, n_embd: int, size: int) -> None:
     equal_part("n_embd", n_embd, size)
 
 
-def padded_size(number: int, size: int, *, multiple: int = 1) -> int:
-    """The next number that ``size`` ranks can share, ``multiple`` by ``multiple``.
+def padded_size(number: int, size: int) -> int:
+    """The next number that ``size`` ranks can share.
 
-    Megatron pads the vocabulary to a multiple of ``128 * size``, since GPUs like such widths:
-    ``padded_size(50257, 8, multiple=128)`` is 51200.
+    Megatron pads the vocabulary to a multiple of ``128 * size``, since GPUs like such widths.
     """
-    unit = size * multiple
-    return -(-number // unit) * unit
+    return -(-number // size) * size
 
 
 def check_mesh(*, data: int, pipeline: int, tensor: int, world_size: int) -> None:

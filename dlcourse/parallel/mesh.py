@@ -26,18 +26,17 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dlcourse.corpus import Corpus, sequences_per_rank
-from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
 from dlcourse.models.targets import shares, total_targets, weighted
 from dlcourse.parallel.data import BucketedDataParallel
 from dlcourse.parallel.divisibility import check_mesh, check_tensor_parallel
+from dlcourse.parallel.loop import run_steps
 from dlcourse.parallel.pipeline import PipelineParallel
 from dlcourse.parallel.pipeline_schedules import one_f_one_b
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor import parallel_blocks, tensor_parallel
 from dlcourse.parallel.tensor_vocabulary import check_embedding
 from dlcourse.parallel.zero import ZeRO1
-from dlcourse.training.accumulation import split
 
 SIDES = ("data", "pipeline", "tensor")
 
@@ -61,9 +60,9 @@ class _Whole(nn.Module):
         self.gpt, self.num_micro_batches = gpt, num_micro_batches
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor, total: Tensor | None = None) -> Tensor:
-        parts = split(tokens_BT, targets_BT, accumulate=self.num_micro_batches)
+        xs, ys = (half.chunk(self.num_micro_batches) for half in (tokens_BT, targets_BT))
         losses = []
-        for (x_BT, y_BT), share in zip(parts, shares([y for _, y in parts], total), strict=True):
+        for x_BT, y_BT, share in zip(xs, ys, shares(ys, total), strict=True):
             loss = weighted(self.gpt(x_BT, y_BT), share)
             loss.backward()
             losses.append(loss.detach())
@@ -96,20 +95,20 @@ class MeshParallel(nn.Module):
         check_embedding(gpt.token_embedding)
         broadcast_module(gpt)
         self.config, self.num_micro_batches = config, num_micro_batches
-        self.mesh, self.group = mesh, {side: mesh.get_group(side) for side in SIDES}
+        self.mesh, self.groups = mesh, {side: mesh.get_group(side) for side in SIDES}
         if size["tensor"] > 1 and size["pipeline"] == 1:
-            gpt = tensor_parallel(gpt, self.group["tensor"])
+            gpt = tensor_parallel(gpt, self.groups["tensor"])
         elif size["tensor"] > 1:  # stages know the whole vocabulary only
-            parallel_blocks(gpt, self.group["tensor"])
+            parallel_blocks(gpt, self.groups["tensor"])
         if size["pipeline"] > 1:
             schedule = one_f_one_b(num_ranks=size["pipeline"], num_micro_batches=num_micro_batches)
-            self.layers = PipelineParallel(gpt, schedule, process_group=self.group["pipeline"])
+            self.layers = PipelineParallel(gpt, schedule, process_group=self.groups["pipeline"])
         else:
             self.layers = _Whole(gpt, num_micro_batches)
         # One stage may be frozen as a whole: it has no optimizer state to share out
         trains = any(parameter.requires_grad for parameter in self.layers.parameters())
         copies = ZeRO1 if zero and trains else BucketedDataParallel
-        self.copies = copies(self.layers, process_group=self.group["data"])
+        self.copies = copies(self.layers, process_group=self.groups["data"])
 
     def optimizer(self, lr: float = 1e-3) -> torch.optim.Optimizer:
         """AdamW over what this rank has to update."""
@@ -144,7 +143,7 @@ class MeshParallel(nn.Module):
                 shard.grad = grad if shard.grad is None else shard.grad + grad
         # The last stage knows the loss; the other stages give zeros
         for side in ("pipeline", "data"):
-            dist.all_reduce(loss, group=self.group[side])
+            dist.all_reduce(loss, group=self.groups[side])
         return loss / self.mesh["data"].size()
 
     def sync_parameters(self) -> None:
@@ -175,17 +174,25 @@ def train(
         batch_size, world_size=copies, accumulate=model.num_micro_batches
     )
     device = next(model.parameters()).device
-    optimizer, losses = model.optimizer(lr), []
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(
-            step, rank=copy, world_size=copies, micro_batch=micro_batch, block=block
-        )
+    optimizer = model.optimizer(lr)
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model.step(tokens_BT.to(device), targets_BT.to(device))
+        loss = model.step(tokens_BT, targets_BT)
         optimizer.step()
         model.sync_parameters()
-        losses.append(loss.item())
-        # Ranks of one copy read the same tokens: one of them counts
-        counts = model.mesh.get_local_rank("pipeline") == model.mesh.get_local_rank("tensor") == 0
-        mark_step(tokens=counts * tokens_BT.numel(), loss=losses[-1])
-    return losses
+        return loss
+
+    # Ranks of one copy read the same tokens: one of them counts
+    counts = model.mesh.get_local_rank("pipeline") == model.mesh.get_local_rank("tensor") == 0
+    return run_steps(
+        step,
+        corpus,
+        steps=steps,
+        device=device,
+        counts=counts,
+        rank=copy,
+        world_size=copies,
+        micro_batch=micro_batch,
+        block=block,
+    )

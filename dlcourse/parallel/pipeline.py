@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from dlcourse.collectives.p2p import exchange
 from dlcourse.corpus import Corpus
-from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
 from dlcourse.models.targets import check_batch, shares
+from dlcourse.parallel.loop import run_steps
 from dlcourse.parallel.pipeline_messages import Mailbox
 from dlcourse.parallel.pipeline_schedules import Action, Schedule
 from dlcourse.parallel.pipeline_simulation import Gantt, validate
@@ -51,7 +51,8 @@ class Runtime:
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         check_schedule(schedule, dist.get_world_size(process_group))
-        self.schedule, self.workers, self.group = schedule, workers, process_group
+        self.schedule, self.workers = schedule, workers
+        self.process_group = process_group
         self.rank = dist.get_rank(process_group)
         self.mailbox = Mailbox(schedule, process_group)
         self.spans: list[tuple[float, float, Action]] = []  # of the last step, in seconds
@@ -217,7 +218,7 @@ def gather_spans(runtime: Runtime) -> Gantt:
     The ranks' clocks must be one: true on one machine.
     """
     rows: list[list] = [[] for _ in range(runtime.schedule.num_ranks)]
-    dist.all_gather_object(rows, runtime.spans, group=runtime.group)
+    dist.all_gather_object(rows, runtime.spans, group=runtime.process_group)
     zero = min(row[0][0] for row in rows)
     return Gantt([[(a - zero, b - zero, Action(*action)) for a, b, action in row] for row in rows])
 
@@ -240,13 +241,23 @@ def train(
     device = next(model.parameters()).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
     is_last = model.runtime.rank == model.last_rank
-    losses = torch.zeros(steps, device=device)
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(step, micro_batch=batch_size, block=block)
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor | None:
         optimizer.zero_grad()
-        losses[step] = model.step(tokens_BT.to(device), targets_BT.to(device))
+        loss = model.step(tokens_BT, targets_BT)
         optimizer.step()
-        # All ranks work on the same tokens: one of them counts
-        mark_step(tokens=is_last * tokens_BT.numel(), loss=losses[step] if is_last else None)
-    dist.broadcast(losses, group=model.process_group, group_src=model.last_rank)
-    return losses.tolist()
+        return loss if is_last else None
+
+    # All ranks read the same tokens: one of them counts
+    losses = run_steps(
+        step,
+        corpus,
+        steps=steps,
+        device=device,
+        micro_batch=batch_size,
+        block=block,
+        counts=is_last,
+    )
+    of_last_rank = torch.tensor(losses, device=device)
+    dist.broadcast(of_last_rank, group=model.process_group, group_src=model.last_rank)
+    return of_last_rank.tolist()

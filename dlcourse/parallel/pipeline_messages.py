@@ -14,22 +14,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dlcourse.collectives.messages import irecv, isend
+from dlcourse.collectives.p2p import PendingMessage, irecv, isend
 from dlcourse.parallel.pipeline_schedules import Action, Schedule
 
 # Steps that each group has begun. Messages carry the number: a step that failed may leave receives
 # behind, in this model or in another one, and they must not take a later step's messages.
-_steps: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
+_steps: WeakKeyDictionary[dist.ProcessGroup | None, int] = WeakKeyDictionary()
 
-Message = tuple[str, int, int]  # "F" or "B", micro-batch, and the stage that needs it
+MessageKey = tuple[str, int, int]  # "F" or "B", micro-batch, and the stage that needs it
 
 
 @dataclass
-class Channel:
+class Incoming:
     """All messages from one other rank to this one, in the order in which that rank sends them."""
 
-    messages: list[Message] = field(default_factory=list)
-    used: dict[Message, list[Message]] = field(default_factory=dict)  # ours that it had used before
+    messages: list[MessageKey] = field(default_factory=list)
+    used: dict[MessageKey, list[MessageKey]] = field(default_factory=dict)  # ours, used before
     posted: int = 0
 
 
@@ -43,31 +43,31 @@ class Mailbox:
 
     Args:
         schedule: for all ranks.
-        group: as many ranks as the schedule has; all by default.
+        process_group: as many ranks as the schedule has; all by default.
     """
 
-    def __init__(self, schedule: Schedule, group: dist.ProcessGroup | None = None) -> None:
-        self.schedule, self.rank = schedule, dist.get_rank(group)
-        self.group = group
-        self.groups = {"up": group, "down": group}
-        if dist.get_backend(group) == "nccl":
-            ranks = dist.get_process_group_ranks(group)
-            for way in self.groups:
-                self.groups[way] = dist.new_group(ranks, use_local_synchronization=True)
-        self.channels = {r: self._channel(r) for r in range(schedule.num_ranks) if r != self.rank}
+    def __init__(self, schedule: Schedule, process_group: dist.ProcessGroup | None = None) -> None:
+        self.schedule, self.rank = schedule, dist.get_rank(process_group)
+        self.process_group = process_group
+        self.groups = {"up": process_group, "down": process_group}
+        if dist.get_backend(process_group) == "nccl":
+            ranks = dist.get_process_group_ranks(process_group)
+            for direction in self.groups:
+                self.groups[direction] = dist.new_group(ranks, use_local_synchronization=True)
+        self.incoming = {r: self._incoming(r) for r in range(schedule.num_ranks) if r != self.rank}
 
-    def _channel(self, other: int) -> Channel:
-        channel, used = Channel(), []
+    def _incoming(self, other: int) -> Incoming:
+        incoming, used = Incoming(), []
         for action in self.schedule.ranks[other]:
             needed, made = self._needed(other, action), self._made(other, action)
             if needed is not None and self._source(needed) == self.rank:
                 used.append(needed)
             if made is not None and self._target(made) == self.rank:
-                channel.messages.append(made)
-                channel.used[made], used = used, []
-        return channel
+                incoming.messages.append(made)
+                incoming.used[made], used = used, []
+        return incoming
 
-    def _needed(self, rank: int, action: Action) -> Message | None:
+    def _needed(self, rank: int, action: Action) -> MessageKey | None:
         """The message without which an action cannot begin."""
         stage = self.schedule.stage(rank, action.chunk)
         end = 0 if action.kind == "F" else self.schedule.num_stages - 1
@@ -75,45 +75,47 @@ class Mailbox:
             return None
         return action.kind[0], action.micro_batch, stage
 
-    def _made(self, rank: int, action: Action) -> Message | None:
+    def _made(self, rank: int, action: Action) -> MessageKey | None:
         """The message that an action makes, for the stage behind or before."""
         stage = self.schedule.stage(rank, action.chunk) + (1 if action.kind == "F" else -1)
         if action.kind == "W" or not 0 <= stage < self.schedule.num_stages:
             return None
         return action.kind[0], action.micro_batch, stage
 
-    def _source(self, message: Message) -> int:
+    def _source(self, message: MessageKey) -> int:
         kind, _, stage = message
         return self.schedule.where(stage - 1 if kind == "F" else stage + 1)[0]
 
-    def _target(self, message: Message) -> int:
+    def _target(self, message: MessageKey) -> int:
         return self.schedule.where(message[2])[0]
 
     def open(self, like: Tensor) -> None:
         """Begin a step, in which every message has the shape, dtype and device of ``like``."""
         self.like = like
-        group = dist.group.WORLD if self.group is None else self.group  # there may be a new one
+        group = self.process_group or dist.group.WORLD  # there may be a new one
         self.step = _steps[group] = _steps.get(group, 0) + 1
-        self.here: dict[Message, Tensor] = {}  # from one chunk of this rank to the other
-        self.arriving: dict[Message, tuple[Tensor, dist.Work]] = {}
-        self.leaving: dict[Message, tuple[Tensor, dist.Work]] = {}
-        for source, channel in self.channels.items():
-            channel.posted = 0
+        self.here: dict[MessageKey, Tensor] = {}  # from one chunk of this rank to the other
+        self.arriving: dict[MessageKey, tuple[Tensor, PendingMessage]] = {}
+        self.leaving: dict[MessageKey, PendingMessage] = {}
+        for source, incoming in self.incoming.items():
+            incoming.posted = 0
             self._expect_next(source)
 
     def receive(self, action: Action) -> Tensor | None:
         """Wait for the message that an action needs; None if it needs none."""
         message = self._needed(self.rank, action)
-        if message is None or message in self.here:
-            return self.here.pop(message, None)
+        if message is None:
+            return None
+        if message in self.here:
+            return self.here.pop(message)
         source = self._source(message)
         while message not in self.arriving:
             self._expect_next(source)
         tensor, work = self.arriving.pop(message)
         work.wait()
         self._expect_next(source)
-        for used in self.channels[source].used[message]:
-            self.leaving.pop(used)[1].wait()  # at once, for it has arrived
+        for used in self.incoming[source].used[message]:
+            self.leaving.pop(used).wait()  # at once, for it has arrived
         return tensor
 
     def send(self, action: Action, tensor: Tensor | None) -> None:
@@ -127,19 +129,18 @@ class Mailbox:
             self.here[message] = tensor
             return
         group = self.groups["up" if self.rank < to else "down"]
-        work = isend(tensor, to, group, tag=self.step)
-        self.leaving[message] = tensor, work  # it has to stay alive until it has left
+        self.leaving[message] = isend(tensor, to, group, tag=self.step)
 
     def close(self) -> None:
         """End the step: wait until everything has left."""
-        for _, work in self.leaving.values():
-            work.wait()
+        for message in self.leaving.values():
+            message.wait()
 
     def _expect_next(self, source: int) -> None:
-        channel = self.channels[source]
-        if channel.posted < len(channel.messages):
+        incoming = self.incoming[source]
+        if incoming.posted < len(incoming.messages):
             tensor = torch.empty_like(self.like)
             group = self.groups["up" if source < self.rank else "down"]
             work = irecv(tensor, source, group, tag=self.step)
-            self.arriving[channel.messages[channel.posted]] = tensor, work
-            channel.posted += 1
+            self.arriving[incoming.messages[incoming.posted]] = tensor, work
+            incoming.posted += 1

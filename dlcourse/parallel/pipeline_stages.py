@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from dlcourse.formulas.devices import layer_ranges
 from dlcourse.models.gpt import GPT
 from dlcourse.models.targets import weighted
 
@@ -32,8 +32,7 @@ def split_layers(num_layers: int, num_stages: int) -> list[range]:
             "stages (ranks x chunks), or a model with more layers"
         )
     small, extra = divmod(num_layers, num_stages)
-    starts = [stage * small + min(stage, extra) for stage in range(num_stages + 1)]
-    return [range(a, b) for a, b in pairwise(starts)]
+    return layer_ranges(num_layers, [small + (stage < extra) for stage in range(num_stages)])
 
 
 def is_tied(model: GPT) -> bool:
@@ -197,7 +196,7 @@ class Sleeper:
     """Stands in for a ``StageWorker``: the same messages, but its work is to sleep.
 
     Four ranks on two cores cannot compute at once, but they can sleep at once. So with stage times
-    that are imposed, four ranks behave as four devices would, and bubbles can be measured.
+    that are given, four ranks behave as four devices would, and bubbles can be measured.
 
     Args:
         t_F, t_B, t_W: seconds.

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-Group = dist.ProcessGroup | None
+from dlcourse.collectives.p2p import Group
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def cut_parameters(module: nn.Module) -> dict[Tensor, Group]:
     every rank.
     """
     return {
-        parameter: layer.group
+        parameter: layer.process_group
         for layer in module.modules()
         for name in getattr(layer, "cut", ())
         if (parameter := getattr(layer, name)) is not None
@@ -37,7 +37,7 @@ def cut_parameters(module: nn.Module) -> dict[Tensor, Group]:
 
 
 @contextmanager
-def one_piece(tensor: Tensor) -> Iterator[Tensor]:
+def contiguous_memory(tensor: Tensor) -> Iterator[Tensor]:
     """The numbers of ``tensor`` in contiguous memory, and back again at the end.
 
     A message of a view that skips memory would hold what lies between its elements.
@@ -52,13 +52,13 @@ def one_piece(tensor: Tensor) -> Iterator[Tensor]:
         memory.copy_(piece)
 
 
-def broadcast_tensors(tensors: Iterable[Tensor], process_group: Group) -> None:
+def broadcast_tensors(tensors: Iterable[Tensor], group: Group) -> None:
     """Give every rank the first rank's numbers, in place. Of any dtype: they are sent as bytes."""
     for tensor in tensors:
         if tensor.numel() and not tensor.is_meta:
-            with one_piece(tensor) as piece:
+            with contiguous_memory(tensor) as piece:
                 message = piece.view(-1).view(torch.uint8)
-                dist.broadcast(message, group=process_group, group_src=0)
+                dist.broadcast(message, group=group, group_src=0)
 
 
 def overlaps(tensor: Tensor) -> bool:

@@ -23,22 +23,21 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 
 from dlcourse.collectives import direct
+from dlcourse.collectives.buffers import views_like
+from dlcourse.collectives.compat import all_gather_single, reduce_scatter_single
+from dlcourse.collectives.p2p import Group
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.divisibility import check_tensor_parallel, equal_part
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor import TensorParallelGPT, check_whole
-from dlcourse.parallel.tensor_layers import Group, RowParallelLinear
-
-# Torch 2.13 gave them new names
-_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+from dlcourse.parallel.tensor_layers import RowParallelLinear
 
 
 def _joined(x_BSC: Tensor, group: Group) -> Tensor:
     """All-gather along the sequence: (B, S, C) -> (B, T, C)."""
     size = dist.get_world_size(group)
     parts_pBSC = x_BSC.new_empty(size, *x_BSC.shape)
-    _all_gather(parts_pBSC.flatten(0, 1), x_BSC.contiguous(), group=group)
+    all_gather_single(parts_pBSC.flatten(0, 1), x_BSC.contiguous(), group=group)
     return parts_pBSC.transpose(0, 1).flatten(1, 2)
 
 
@@ -50,7 +49,7 @@ def _summed_part(x_BTC: Tensor, group: Group) -> Tensor:
     if dist.get_backend(group) == "gloo":  # whose own reduce-scatter sends as an all-reduce does
         direct.reduce_scatter(mine_BSC, parts_pBSC, group=group)
     else:
-        _reduce_scatter(mine_BSC, parts_pBSC.flatten(0, 1), group=group)
+        reduce_scatter_single(mine_BSC, parts_pBSC.flatten(0, 1), group=group)
     return mine_BSC
 
 
@@ -94,16 +93,16 @@ class SequenceParallelGPT(TensorParallelGPT):
     Use ``sequence_parallel`` to make one, and call ``sync_gradients()`` after backward.
     """
 
-    def __init__(self, gpt: GPT, group: Group = None) -> None:
-        super().__init__(gpt, group, enter=gather_sequence, leave=reduce_scatter_sequence)
+    def __init__(self, gpt: GPT, process_group: Group = None) -> None:
+        super().__init__(gpt, process_group, enter=gather_sequence, leave=reduce_scatter_sequence)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor | None = None) -> Tensor:
-        size = dist.get_world_size(self.group)
+        size = dist.get_world_size(self.process_group)
         equal_part("sequence length", tokens_BT.size(1), size)
         return super().forward(tokens_BT, targets_BT)
 
     def positions(self, T: int, device: torch.device) -> Tensor:
-        size, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+        size, rank = dist.get_world_size(self.process_group), dist.get_rank(self.process_group)
         return torch.arange(T, device=device).chunk(size)[rank]
 
     def whole_parameters(self) -> list[nn.Parameter]:
@@ -122,19 +121,18 @@ class SequenceParallelGPT(TensorParallelGPT):
         gradients = [p.grad for p in self.whole_parameters() if p.grad is not None]
         if not gradients:
             return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat, group=self.group)
-        pieces = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, piece in zip(gradients, pieces, strict=True):
-            gradient.copy_(piece.view_as(gradient))
+        row = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(row, group=self.process_group)
+        for gradient, total in zip(gradients, views_like(row, gradients), strict=True):
+            gradient.copy_(total)
 
 
-def sequence_parallel(gpt: GPT, group: Group | DeviceMesh = None) -> SequenceParallelGPT:
-    """Cut a GPT and its stream over the ranks of ``group``. Arguments as ``tensor_parallel``."""
-    if isinstance(group, DeviceMesh):
-        group = group.get_group()
-    size = dist.get_world_size(group)
+def sequence_parallel(gpt: GPT, process_group: Group | DeviceMesh = None) -> SequenceParallelGPT:
+    """Cut a GPT and its stream over the ranks. Arguments as ``tensor_parallel``."""
+    if isinstance(process_group, DeviceMesh):
+        process_group = process_group.get_group()
+    size = dist.get_world_size(process_group)
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
     check_whole(gpt)
-    broadcast_module(gpt, process_group=group)
-    return SequenceParallelGPT(gpt, group)
+    broadcast_module(gpt, process_group=process_group)
+    return SequenceParallelGPT(gpt, process_group)

@@ -13,7 +13,7 @@ Entering costs an all-reduce in backward, leaving one in forward: four for each 
 To clip gradients take ``clip_grad_norm_`` of clipping.py: torch's would find another norm in each
 rank, and LayerNorms would drift apart.
 
-The layers are in tensor_layers.py, embedding and loss in vocabulary.py.
+The layers are in tensor_layers.py, embedding and loss in tensor_vocabulary.py.
 Source: Shoeybi et al., "Megatron-LM", 2019, https://arxiv.org/abs/1909.08053, section 3.
 """
 
@@ -26,14 +26,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from dlcourse.collectives.p2p import Group
 from dlcourse.corpus import Corpus
-from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT, MLP, Attention
 from dlcourse.parallel.divisibility import check_tensor_parallel
+from dlcourse.parallel.loop import run_steps
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor_layers import (
     ColumnParallelLinear,
-    Group,
     RowParallelLinear,
     copy_to,
     gather,
@@ -62,23 +62,23 @@ __all__ = [
 Crossing = Callable[[Tensor, Group], Tensor]
 
 
-def parallel_mlp(mlp: MLP, group: Group, *, enter: Crossing, leave: Crossing) -> None:
+def parallel_mlp(mlp: MLP, process_group: Group, *, enter: Crossing, leave: Crossing) -> None:
     """Cut an MLP in place: ``up`` by columns, ``down`` by rows."""
-    mlp.up = ColumnParallelLinear(mlp.up, group, enter=enter)
-    mlp.down = RowParallelLinear(mlp.down, group, leave=leave)
+    mlp.up = ColumnParallelLinear(mlp.up, process_group, enter=enter)
+    mlp.down = RowParallelLinear(mlp.down, process_group, leave=leave)
 
 
 def parallel_attention(
-    attention: Attention, group: Group, *, enter: Crossing, leave: Crossing
+    attention: Attention, process_group: Group, *, enter: Crossing, leave: Crossing
 ) -> None:
     """Cut attention in place, by heads: each rank has ``n_head / p`` of them, whole."""
-    attention.n_head //= dist.get_world_size(group)
+    attention.n_head //= dist.get_world_size(process_group)
     for name in ("q", "k", "v"):
-        linear = ColumnParallelLinear(getattr(attention, name), group, enter=None)
+        linear = ColumnParallelLinear(getattr(attention, name), process_group, enter=None)
         setattr(attention, name, linear)
-    attention.proj = RowParallelLinear(attention.proj, group, leave=leave)
+    attention.proj = RowParallelLinear(attention.proj, process_group, leave=leave)
     # All three read the same x: enter once, before them, and backward sums once
-    attention.register_forward_pre_hook(lambda module, args: (enter(args[0], group),))
+    attention.register_forward_pre_hook(lambda module, args: (enter(args[0], process_group),))
 
 
 def check_whole(model: nn.Module) -> None:
@@ -97,7 +97,7 @@ def check_whole(model: nn.Module) -> None:
 
 def parallel_blocks(
     model: nn.Module,
-    group: Group = None,
+    process_group: Group = None,
     *,
     enter: Crossing = copy_to,
     leave: Crossing = reduce_from,
@@ -114,11 +114,11 @@ def parallel_blocks(
     layers = [module for module in model.modules() if isinstance(module, Attention | MLP)]
     for layer in layers:
         if isinstance(layer, Attention):
-            n_embd, size = layer.q.in_features, dist.get_world_size(group)
+            n_embd, size = layer.q.in_features, dist.get_world_size(process_group)
             check_tensor_parallel(n_head=layer.n_head, n_embd=n_embd, size=size)
     for layer in layers:
         cut = parallel_attention if isinstance(layer, Attention) else parallel_mlp
-        cut(layer, group, enter=enter, leave=leave)
+        cut(layer, process_group, enter=enter, leave=leave)
     return model
 
 
@@ -131,19 +131,21 @@ class TensorParallelGPT(nn.Module):
     def __init__(
         self,
         gpt: GPT,
-        group: Group = None,
+        process_group: Group = None,
         *,
         enter: Crossing = copy_to,
         leave: Crossing = reduce_from,
     ) -> None:
         super().__init__()
-        self.config, self.group = gpt.config, group
+        self.config, self.process_group = gpt.config, process_group
         tied = gpt.head.weight is gpt.token_embedding.weight
-        self.token_embedding = VocabParallelEmbedding(gpt.token_embedding, group, leave=leave)
+        self.token_embedding = VocabParallelEmbedding(
+            gpt.token_embedding, process_group, leave=leave
+        )
         self.position_embedding = gpt.position_embedding
-        self.blocks = parallel_blocks(gpt.blocks, group, enter=enter, leave=leave)
+        self.blocks = parallel_blocks(gpt.blocks, process_group, enter=enter, leave=leave)
         self.norm = gpt.norm
-        self.head = ColumnParallelLinear(gpt.head, group, enter=enter, pad=True)
+        self.head = ColumnParallelLinear(gpt.head, process_group, enter=enter, pad=True)
         if tied:
             self.head.weight = self.token_embedding.weight
         # Whoever still holds the GPT shall not keep the whole matrices alive
@@ -163,9 +165,9 @@ class TensorParallelGPT(nn.Module):
             x_BTC = block(x_BTC)
         logits_BTV = self.head(self.norm(x_BTC))  # this rank's part, (B, T, V/p)
         if targets_BT is None:
-            return gather(logits_BTV, self.group)[..., :V]
+            return gather(logits_BTV, self.process_group)[..., :V]
         return parallel_cross_entropy(
-            logits_BTV.flatten(0, 1), targets_BT.flatten(), self.group, vocab_size=V
+            logits_BTV.flatten(0, 1), targets_BT.flatten(), self.process_group, vocab_size=V
         )
 
     def positions(self, T: int, device: torch.device) -> Tensor:
@@ -178,25 +180,26 @@ class TensorParallelGPT(nn.Module):
 
 
 def tensor_parallel(
-    gpt: GPT, group: Group | DeviceMesh = None, *, vocabulary: bool = True
+    gpt: GPT, process_group: Group | DeviceMesh = None, *, vocabulary: bool = True
 ) -> nn.Module:
-    """Cut a GPT over the ranks of ``group``. It starts from the first rank's parameters.
+    """Cut a GPT over the ranks of ``process_group``. It starts from the first rank's parameters.
 
     Args:
         gpt: used up: its layers are changed and go into the model that is returned.
-        group: the ranks, or a mesh of one dimension; all ranks by default.
+        process_group: the ranks, or a mesh of one dimension; all ranks by default.
         vocabulary: cut embedding, output layer and loss too; else the blocks only.
 
     Raises:
         ValueError: heads or width do not divide by the ranks, or ``gpt`` was cut before.
     """
-    if isinstance(group, DeviceMesh):
-        group = group.get_group()
-    size = dist.get_world_size(group)
+    if isinstance(process_group, DeviceMesh):
+        process_group = process_group.get_group()
+    size = dist.get_world_size(process_group)
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
     check_whole(gpt)
-    broadcast_module(gpt, process_group=group)
-    return TensorParallelGPT(gpt, group) if vocabulary else parallel_blocks(gpt, group)
+    broadcast_module(gpt, process_group=process_group)
+    cut = TensorParallelGPT if vocabulary else parallel_blocks
+    return cut(gpt, process_group)
 
 
 def train(
@@ -207,14 +210,14 @@ def train(
     batch_size: int = 8,
     block: int = 128,
     lr: float = 1e-3,
-    group: Group = None,
+    process_group: Group = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> list[float]:
     """Train in every rank, all on the same ``batch_size`` sequences a step.
 
     Args:
         model: from ``tensor_parallel`` or ``sequence_parallel``.
-        group: the ranks that share the model.
+        process_group: the ranks that share the model.
         optimizer: AdamW with learning rate ``lr`` by default.
 
     Returns:
@@ -222,17 +225,17 @@ def train(
     """
     device = next(model.parameters()).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
-    losses = []
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(step, micro_batch=batch_size, block=block)
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model(tokens_BT.to(device), targets_BT.to(device))
+        loss = model(tokens_BT, targets_BT)
         loss.backward()
-        if hasattr(model, "sync_gradients"):
+        if hasattr(model, "sync_gradients"):  # sequence parallelism
             model.sync_gradients()
         optimizer.step()
-        losses.append(loss.item())
-        # All ranks read the same tokens: they count once
-        mine = tokens_BT.numel() if dist.get_rank(group) == 0 else 0
-        mark_step(tokens=mine, loss=losses[-1])
-    return losses
+        return loss
+
+    counts = dist.get_rank(process_group) == 0  # all ranks read the same tokens
+    return run_steps(
+        step, corpus, steps=steps, device=device, micro_batch=batch_size, block=block, counts=counts
+    )

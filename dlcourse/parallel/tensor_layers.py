@@ -23,9 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dlcourse.collectives.p2p import Group
 from dlcourse.parallel.divisibility import equal_part, padded_size
-
-Group = dist.ProcessGroup | None  # None is the group of all ranks
 
 
 class _CopyTo(torch.autograd.Function):
@@ -89,7 +88,7 @@ def gather(x: Tensor, group: Group = None) -> Tensor:
 
 
 def shard(
-    parameter: nn.Parameter, *, dim: int, group: Group = None, padded: int | None = None
+    parameter: Tensor, *, dim: int, group: Group = None, padded: int | None = None
 ) -> nn.Parameter:
     """This rank's part of a parameter along ``dim``, in memory of its own.
 
@@ -113,7 +112,7 @@ class ColumnParallelLinear(nn.Module):
 
     Args:
         linear: the whole layer, equal in all ranks.
-        group: the ranks that share it; all by default.
+        process_group: the ranks that share it; all by default.
         enter: what x passes first; ``None`` where the caller has done that already.
         gather_output: give every rank the whole output. Megatron avoids that.
         pad: outputs that do not divide get zeros at the end, else they are refused.
@@ -127,35 +126,35 @@ class ColumnParallelLinear(nn.Module):
     def __init__(
         self,
         linear: nn.Linear,
-        group: Group = None,
+        process_group: Group = None,
         *,
         enter: Callable[[Tensor, Group], Tensor] | None = copy_to,
         gather_output: bool = False,
         pad: bool = False,
     ) -> None:
         super().__init__()
-        size = dist.get_world_size(group)
-        self.group, self.enter, self.gather_output = group, enter, gather_output
+        size = dist.get_world_size(process_group)
+        self.process_group, self.enter, self.gather_output = process_group, enter, gather_output
         self.in_features, self.out_features = linear.in_features, linear.out_features
         padded = padded_size(self.out_features, size) if pad else self.out_features
         equal_part("out_features", padded, size)
-        self.weight = shard(linear.weight, dim=0, group=group, padded=padded)  # (O/p, I)
+        self.weight = shard(linear.weight, dim=0, group=process_group, padded=padded)  # (O/p, I)
         self.bias = None
         if linear.bias is not None:
-            self.bias = shard(linear.bias, dim=0, group=group, padded=padded)  # (O/p,)
+            self.bias = shard(linear.bias, dim=0, group=process_group, padded=padded)  # (O/p,)
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         if self.enter is not None:
-            x_BTI = self.enter(x_BTI, self.group)
+            x_BTI = self.enter(x_BTI, self.process_group)
         y = F.linear(x_BTI, self.weight, self.bias)  # (B, T, O/p)
-        return gather(y, self.group)[..., : self.out_features] if self.gather_output else y
+        return gather(y, self.process_group)[..., : self.out_features] if self.gather_output else y
 
 
 class RowParallelLinear(nn.Module):
     """Each rank takes ``I / p`` of the inputs, and computes a summand of every output.
 
     Args:
-        linear, group: as above.
+        linear, process_group: as above.
         leave: what joins the summands.
 
     Raises:
@@ -167,17 +166,17 @@ class RowParallelLinear(nn.Module):
     def __init__(
         self,
         linear: nn.Linear,
-        group: Group = None,
+        process_group: Group = None,
         *,
         leave: Callable[[Tensor, Group], Tensor] = reduce_from,
     ) -> None:
         super().__init__()
-        self.group, self.leave = group, leave
+        self.process_group, self.leave = process_group, leave
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        equal_part("in_features", self.in_features, dist.get_world_size(group))
-        self.weight = shard(linear.weight, dim=1, group=group)  # (O, I/p)
+        equal_part("in_features", self.in_features, dist.get_world_size(process_group))
+        self.weight = shard(linear.weight, dim=1, group=process_group)  # (O, I/p)
         self.bias = linear.bias  # whole in every rank, and added once: after the sum
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, I/p)
-        y_BTO = self.leave(F.linear(x, self.weight), self.group)
+        y_BTO = self.leave(F.linear(x, self.weight), self.process_group)
         return y_BTO if self.bias is None else y_BTO + self.bias

@@ -16,9 +16,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlcourse.collectives.p2p import Group
 from dlcourse.models.targets import IGNORED, check_range
 from dlcourse.parallel.divisibility import padded_size
-from dlcourse.parallel.tensor_layers import Group, reduce_from, shard
+from dlcourse.parallel.tensor_layers import reduce_from, shard
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -26,7 +27,7 @@ class VocabParallelEmbedding(nn.Module):
 
     Args:
         embedding: the whole table, equal in all ranks.
-        group: the ranks that share it; all by default.
+        process_group: the ranks that share it; all by default.
         leave: what joins the ranks' rows.
 
     Raises:
@@ -39,26 +40,28 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(
         self,
         embedding: nn.Embedding,
-        group: Group = None,
+        process_group: Group = None,
         *,
         leave: Callable[[Tensor, Group], Tensor] = reduce_from,
     ) -> None:
         super().__init__()
         check_embedding(embedding)
-        self.group, self.leave = group, leave
+        self.process_group, self.leave = process_group, leave
         self.num_embeddings = embedding.num_embeddings
-        padded = padded_size(self.num_embeddings, dist.get_world_size(group))
-        self.weight = shard(embedding.weight, dim=0, group=group, padded=padded)  # (V/p, C)
+        padded = padded_size(self.num_embeddings, dist.get_world_size(process_group))
+        self.weight = shard(embedding.weight, dim=0, group=process_group, padded=padded)  # (V/p, C)
         self.padding_row: int | None = None  # is read like others, and learns nothing
         if embedding.padding_idx is not None:
-            row, mine = local_rows(torch.tensor(embedding.padding_idx), len(self.weight), group)
-            self.padding_row = row.item() if mine else None
+            row, mine = local_rows(
+                torch.tensor(embedding.padding_idx), len(self.weight), process_group
+            )
+            self.padding_row = int(row) if mine else None
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         check_range("tokens", tokens_BT, self.num_embeddings)
-        row_BT, mine_BT = local_rows(tokens_BT, self.weight.size(0), self.group)
+        row_BT, mine_BT = local_rows(tokens_BT, self.weight.size(0), self.process_group)
         x_BTC = F.embedding(row_BT, self.weight, self.padding_row) * mine_BT[..., None]
-        return self.leave(x_BTC, self.group)
+        return self.leave(x_BTC, self.process_group)
 
 
 def check_embedding(embedding: nn.Module) -> None:

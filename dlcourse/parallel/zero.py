@@ -33,49 +33,25 @@ Models", SC 2020.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import increment_version
-from torch.utils._pytree import tree_leaves
 
 from dlcourse.corpus import Corpus, sequences_per_rank
-from dlcourse.measure import mark_step
-from dlcourse.parallel import zero_guard as guard
+from dlcourse.parallel.hooks import weakly
+from dlcourse.parallel.loop import mean_over_ranks, run_steps
 from dlcourse.parallel.replicas import broadcast_module
-from dlcourse.parallel.zero_flat_parameters import FlatParameters, alike, split_into_units
+from dlcourse.parallel.zero_flat_parameters import FlatParameters, by_type, split_into_units
+from dlcourse.parallel.zero_module import ShardedModule
+from dlcourse.parallel.zero_owners import check_parameters, claim, refuse_second_wrapper
 
 
-def weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """For hooks of tensors: torch hides them from Python's garbage collector, so that one that
-    holds a model would never be freed."""
-    reference = weakref.WeakMethod(method)
-
-    def call(*args: Any) -> None:
-        bound = reference()
-        if bound is not None:
-            bound(*args)
-
-    return call
-
-
-def tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
-    """Tensors with a graph in what a module returns: in tuples, dicts, and objects' attributes."""
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            if leaf.grad_fn is not None:
-                yield leaf
-        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module | type):
-            yield from tensors_in(vars(leaf), depth - 1)  # such as a dataclass
-
-
-class ZeRO1(guard.Guarded):
+class ZeRO1(ShardedModule):
     """Every rank has all parameters and all gradients, and the optimizer state of its shards.
 
     Where data parallelism has an all-reduce of the gradients, this has its first half before the
@@ -105,7 +81,7 @@ class ZeRO1(guard.Guarded):
             raise ValueError("module has no trainable parameter: set requires_grad before")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype={dtype} cannot hold gradients: give a floating-point type")
-        guard.refuse_second_wrapper(module, ZeRO1)
+        refuse_second_wrapper(module)
         groups = split_into_units(module, units)
         self.module, self.process_group = module, process_group
         self.world_size = dist.get_world_size(process_group)
@@ -113,7 +89,7 @@ class ZeRO1(guard.Guarded):
         self.flats_of = {
             unit: [
                 FlatParameters(group, process_group=process_group, dtype=dtype)
-                for group in alike(parameters)
+                for group in by_type(parameters)
             ]
             for unit, parameters in groups.items()
         }
@@ -127,7 +103,7 @@ class ZeRO1(guard.Guarded):
             for parameter in flat.parameters:
                 parameter.register_hook(partial(weakly(self.before_gradient), i))
                 parameter.register_post_accumulate_grad_hook(weakly(self.gradient_is_ready))
-        guard.claim(self)
+        claim(self)
 
     @property
     def shards(self) -> list[nn.Parameter]:
@@ -135,7 +111,7 @@ class ZeRO1(guard.Guarded):
         return [flat.shard for flat in self.flats]
 
     def forward(self, *args, **kwargs):
-        guard.check_parameters(self)
+        check_parameters(self)
         if torch.is_grad_enabled():
             self.make_room()
         return self.module(*args, **kwargs)
@@ -182,15 +158,6 @@ class ZeRO1(guard.Guarded):
             return [bool(flag) for flag in flags]
         return row.bool().tolist()
 
-    def is_unsynced(self) -> bool:
-        """Whether there are gradients since the last ``sync_gradients``."""
-        return any(flat.has_gradients() for flat in self.flats)
-
-    def start_gradients(self) -> None:
-        """Clear what a step that was cut off has left."""
-        for flat in self.flats:
-            flat.drop_gradients()
-
     def sync_parameters(self) -> None:
         """After the optimizer's step: collect the other ranks' new shards."""
         for flat in self.flats:
@@ -228,21 +195,28 @@ def train(
     micro_batch = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
     device = model.shards[0].device
     optimizer = optimizer or torch.optim.AdamW(model.shards, lr=lr)
-    losses = torch.zeros(steps, dtype=torch.float64, device=device)
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(
-            step, rank=rank, world_size=world_size, micro_batch=micro_batch, block=block
-        )
-        xs = tokens_BT.to(device).chunk(accumulate)
-        ys = targets_BT.to(device).chunk(accumulate)
-        for x_BT, y_BT in zip(xs, ys, strict=True):
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        parts = zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), strict=True)
+        for x_BT, y_BT in parts:
             loss = model(x_BT, y_BT) / accumulate
             loss.backward()
-            losses[step] += loss.detach()
+            total += loss.detach()
         model.sync_gradients()
         optimizer.step()
         model.sync_parameters()
-        mark_step(tokens=tokens_BT.numel(), loss=losses[step].item())
-    of_all_ranks = [torch.empty_like(losses) for _ in range(world_size)]
-    dist.all_gather(of_all_ranks, losses, group=model.process_group)
-    return torch.stack(of_all_ranks).mean(dim=0).tolist()
+        return total
+
+    losses = run_steps(
+        step,
+        corpus,
+        steps=steps,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        block=block,
+    )
+    return mean_over_ranks(losses, device=device, process_group=model.process_group)

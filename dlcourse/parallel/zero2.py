@@ -13,8 +13,8 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from dlcourse.parallel import zero_guard as guard
-from dlcourse.parallel.zero import ZeRO1, tensors_in
+from dlcourse.parallel.hooks import tensors_in
+from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero_flat_parameters import FlatParameters
 
 
@@ -28,7 +28,7 @@ class ZeRO2(ZeRO1):
     """
 
     def __init__(self, module: nn.Module, **options) -> None:
-        guard.refuse_own_gradients(module)
+        refuse_own_gradients(module)
         super().__init__(module, **options)
         self.backward: weakref.ref | None = None  # the one under way; dead if torch has given it up
         self.missing: dict[FlatParameters, set[nn.Parameter]] = {}  # no gradient in it yet
@@ -140,3 +140,13 @@ class ZeRO2(ZeRO1):
 
     def is_unsynced(self) -> bool:
         return not self.starts_anew or super().is_unsynced()
+
+
+def refuse_own_gradients(module: nn.Module) -> None:
+    """Raises ValueError where ``module`` would look for whole gradients after backward."""
+    for part in module.modules():
+        if hasattr(part, "sync_gradients"):
+            raise ValueError(
+                f"module holds a {type(part).__name__}, whose sync_gradients() needs whole "
+                "gradients after backward: stages 2 and 3 keep none; take ZeRO1"
+            )

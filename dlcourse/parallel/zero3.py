@@ -28,13 +28,19 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version, register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
 
-from dlcourse.parallel import zero_guard as guard
-from dlcourse.parallel.zero import tensors_in
+from dlcourse.parallel.hooks import in_backward, tensors_in
 from dlcourse.parallel.zero2 import ZeRO2
+from dlcourse.parallel.zero3_state import (
+    GatheredState,
+    UncopyableHook,
+    refuse_gradients,
+    refuse_second_derivative,
+    refuse_uncalled_units,
+)
 from dlcourse.parallel.zero_flat_parameters import FlatParameters
 
 
-class Unit:
+class ShardedUnit:
     """Parameters that come and go together: those of a block, or what the blocks leave over."""
 
     def __init__(self, flats: list[FlatParameters]) -> None:
@@ -46,7 +52,6 @@ class Unit:
         self.backwards: set[object] = set()  # calls whose backward is under way
         for flat in flats:
             flat.shard.data = flat.shard.detach().clone()  # a memory of its own
-            flat.nbytes = flat.full.nbytes
             flat.nothing = flat.full.new_full((), float("nan"))
         self.free()
 
@@ -88,7 +93,7 @@ class Unit:
             self.free()
 
 
-class ZeRO3(guard.WholeState, ZeRO2):
+class ZeRO3(GatheredState, ZeRO2):
     """Every rank keeps its shards of parameters, gradients and optimizer state, and nothing else.
 
     All ranks must run the same modules in the same order, in evaluation as well: every forward is
@@ -105,10 +110,10 @@ class ZeRO3(guard.WholeState, ZeRO2):
     """
 
     def __init__(self, module: nn.Module, *, prefetch: bool = True, **options) -> None:
-        guard.refuse_uncalled_units(options.get("units"))
+        refuse_uncalled_units(options.get("units"))
         super().__init__(module, **options)
         self.prefetch, self.is_gathered = prefetch, False
-        units = {m: Unit(flats) for m, flats in self.flats_of.items()}
+        units = {m: ShardedUnit(flats) for m, flats in self.flats_of.items()}
         root, *blocks = units.values()
         forward, backward = [root, *blocks], [root, *reversed(blocks)]
         self.next_in_forward = dict(pairwise(forward))
@@ -120,40 +125,40 @@ class ZeRO3(guard.WholeState, ZeRO2):
             owned = {unit_of[p]: None for p in m.parameters(recurse=False)}
             for unit in {units[m]: None, **owned} if m in units else owned:
                 self.watch(m, unit)
-            m.register_state_dict_pre_hook(guard.Hook(self.refuse_unless_gathered))
-            m.register_load_state_dict_pre_hook(guard.Hook(self.refuse_unless_gathered))
+            m.register_state_dict_pre_hook(UncopyableHook(self.refuse_unless_gathered))
+            m.register_load_state_dict_pre_hook(UncopyableHook(self.refuse_unless_gathered))
 
-    def watch(self, module: nn.Module, unit: Unit) -> None:
+    def watch(self, module: nn.Module, unit: ShardedUnit) -> None:
         """Have the unit here while the module runs forward, and backward."""
-        before = guard.Hook(lambda m, *inputs: self.before_forward(m, unit, inputs))
+        before = UncopyableHook(lambda m, *inputs: self.before_forward(m, unit, inputs))
         module.register_forward_pre_hook(before, with_kwargs=True)
-        after = guard.Hook(lambda m, _, outputs: self.after_forward(m, unit, outputs))
+        after = UncopyableHook(lambda m, _, outputs: self.after_forward(m, unit, outputs))
         module.register_forward_hook(after)
 
     def forward(self, *args, **kwargs):
         if self.is_gathered:
-            guard.refuse_gradients()
+            refuse_gradients()
             return self.module(*args, **kwargs)
         if not in_backward():
             self.free()  # what a forward that was cut off has left
         return super().forward(*args, **kwargs)
 
-    def before_forward(self, module: nn.Module, unit: Unit, inputs: tuple) -> None:
+    def before_forward(self, module: nn.Module, unit: ShardedUnit, inputs: tuple) -> None:
         if self.is_gathered:
             return
         # In backward, a checkpoint runs forward again
         self.use(unit, self.next_in_backward if in_backward() else self.next_in_forward)
         if unit.user is None:
             unit.user, unit.call = module, object()
-            inputs = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
+            leaves = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.requires_grad]
             if torch.is_grad_enabled():  # their gradients are the last that backward makes
                 end = partial(unit.end_backward, unit.call)
-                if len(inputs) == 1:
-                    inputs[0].register_hook(end)
-                elif inputs:  # makes a cycle, which Python's garbage collector has to find
-                    register_multi_grad_hook(inputs, end)
+                if len(leaves) == 1:
+                    leaves[0].register_hook(end)
+                elif leaves:  # makes a cycle, which Python's garbage collector has to find
+                    register_multi_grad_hook(leaves, end)
 
-    def after_forward(self, module: nn.Module, unit: Unit, outputs: object) -> None:
+    def after_forward(self, module: nn.Module, unit: ShardedUnit, outputs: object) -> None:
         if self.is_gathered:
             return
         if unit.user is module:
@@ -165,14 +170,14 @@ class ZeRO3(guard.WholeState, ZeRO2):
             # Not a hook of the tensor: the unit after this one must be free by then
             output.grad_fn.register_prehook(partial(self.begin_unit, unit, unit.call))
 
-    def begin_unit(self, unit: Unit, call: object, _: tuple) -> None:
+    def begin_unit(self, unit: ShardedUnit, call: object, _: tuple) -> None:
         """Backward has come to a module of this unit."""
-        guard.refuse_second_derivative()
+        refuse_second_derivative()
         self.begin_backward()
         unit.backwards.add(call)
         self.use(unit, self.next_in_backward)
 
-    def use(self, unit: Unit, following: dict[Unit, Unit]) -> None:
+    def use(self, unit: ShardedUnit, following: dict[ShardedUnit, ShardedUnit]) -> None:
         """Have the unit's parameters here, and the next one's on the way."""
         if unit.wait() and self.prefetch and unit in following:
             following[unit].start()
@@ -221,8 +226,3 @@ class ZeRO3(guard.WholeState, ZeRO2):
             for unit in self.units:
                 unit.is_here = True
                 unit.free()
-
-
-def in_backward() -> bool:
-    """Whether backward is under way in this thread."""
-    return torch._C._current_graph_task_id() != -1

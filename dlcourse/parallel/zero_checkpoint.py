@@ -17,103 +17,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+from dlcourse.parallel.zero_checkpoint_checks import (
+    MANIFEST,
+    check_buffers,
+    check_checkpoint,
+    check_optimizer,
+    check_state,
+    flats_in,
+    layout_of,
+)
+
+if TYPE_CHECKING:  # whoever only checks a checkpoint needs no torch
     import torch
     from torch import Tensor, nn
 
-    from dlcourse.parallel.zero import ZeRO1
     from dlcourse.parallel.zero_flat_parameters import FlatParameters
+    from dlcourse.parallel.zero_module import ShardedModule
 
-MANIFEST = "manifest.json"
-Layout = list[dict[str, Any]]  # one entry a flat tensor
-
-
-def check_checkpoint(path: str | os.PathLike[str], layout: Layout | None = None) -> dict[str, Any]:
-    """The manifest of a complete checkpoint, which fits ``layout`` if one is given.
-
-    Raises:
-        ValueError: it is missing, truncated, or of another model; names what is there and what
-            should be.
-    """
-    folder = Path(path)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        sizes = [int(size) for size in manifest["bytes"]]
-        saved = [_shapes(flat) for flat in manifest["layout"]]
-        manifest["optimizer"] = str(manifest["optimizer"])
-        if not sizes:
-            raise ValueError("no rank has saved anything")
-    except FileNotFoundError:
-        raise ValueError(
-            f"path={str(path)!r} has no {MANIFEST}, which is written last: it is no checkpoint, or "
-            "saving was interrupted; give an older one"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(
-            f"{MANIFEST} in path={str(path)!r} cannot be read: give another checkpoint"
-        ) from None
-    for rank, size in enumerate(sizes):
-        file = folder / f"rank{rank}.pt"
-        found = file.stat().st_size if file.is_file() else 0
-        if found != size:
-            raise ValueError(
-                f"{file.name} in path={str(path)!r} has {found} bytes and should have {size}: the "
-                "checkpoint is truncated; copy it again, or give an older one"
-            )
-    if layout is not None:
-        _compare(saved, [_shapes(flat) for flat in layout], path)
-    return manifest
-
-
-Shapes = dict[str, tuple[int, ...]]  # of the parameters in one flat tensor
-
-
-def _shapes(flat: dict[str, Any]) -> Shapes:
-    return {name: tuple(shape) for name, shape in flat["parameters"]}
-
-
-def _compare(saved: list[Shapes], layout: list[Shapes], path: str | os.PathLike[str]) -> None:
-    mine, theirs = (
-        {name: shape for flat in rows for name, shape in flat.items()} for rows in (layout, saved)
-    )
-    for name in [*mine, *theirs]:
-        if mine.get(name) != theirs.get(name):
-            raise ValueError(
-                f"path={str(path)!r} is a checkpoint of another model: there {name} has shape "
-                f"{theirs.get(name, 'none')}, in this model {mine.get(name, 'none')}; build the "
-                "model from the same configuration"
-            )
-    if [[*flat] for flat in saved] != [[*flat] for flat in layout]:
-        raise ValueError(
-            f"path={str(path)!r} has its parameters in {len(saved)} flat tensors, this model "
-            f"in {len(layout)} other ones: freeze the same parameters and give the same units"
-        )
-
-
-def layout_of(model: ZeRO1 | nn.Module, units: Sequence[nn.Module] | None = None) -> Layout:
-    """Names and shapes in each flat tensor of the model, in order. Plain data.
-
-    Args:
-        model: in a ZeRO class; or plain, for what a ZeRO class would make of it, without ranks.
-        units: of a plain model, see ``split_into_units``.
-    """
-    from dlcourse.parallel.zero_flat_parameters import alike, split_into_units
-
-    if hasattr(model, "flats_of"):
-        module, rows = model.module, [flat.parameters for flat in _flats(model)]
-    else:
-        groups = split_into_units(model, units).values()
-        module, rows = model, [row for group in groups for row in alike(group)]
-    names = {p: name for name, p in module.named_parameters()}
-    return [{"parameters": [[names[p], list(p.shape)] for p in row]} for row in rows]
+__all__ = ["check_checkpoint", "layout_of", "load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(
-    model: ZeRO1, optimizer: torch.optim.Optimizer, path: str | os.PathLike[str]
+    model: ShardedModule, optimizer: torch.optim.Optimizer, path: str | os.PathLike[str]
 ) -> None:
     """Save this rank's shards and their optimizer state, and buffers; all ranks must call it.
 
@@ -126,16 +54,16 @@ def save_checkpoint(
     import torch
     import torch.distributed as dist
 
-    _check_optimizer(model, optimizer)
+    check_optimizer(model, optimizer)
     folder, rank = Path(path), dist.get_rank(model.process_group)
     folder.mkdir(parents=True, exist_ok=True)
     flats = [
         {"shard": flat.shard.detach().clone(), "state": dict(optimizer.state.get(flat.shard, {}))}
-        for flat in _flats(model)
+        for flat in flats_in(model)
     ]
     file, part = folder / f"rank{rank}.pt", folder / f"rank{rank}.pt.part"
     torch.save({"flats": flats, "buffers": _buffers(model.module)}, part)
-    size = torch.tensor(part.stat().st_size, device=model.shards[0].device)
+    size = torch.tensor(part.stat().st_size, device=model.flats[0].shard.device)
     sizes = [torch.empty_like(size) for _ in range(model.world_size)]
     dist.all_gather(sizes, size, group=model.process_group)  # all have written
     if rank == 0:
@@ -156,7 +84,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    model: ZeRO1, optimizer: torch.optim.Optimizer, path: str | os.PathLike[str]
+    model: ShardedModule, optimizer: torch.optim.Optimizer, path: str | os.PathLike[str]
 ) -> None:
     """Load what any number of ranks have saved; all ranks must call it.
 
@@ -169,30 +97,18 @@ def load_checkpoint(
     """
     import torch
 
-    _check_optimizer(model, optimizer)
+    check_optimizer(model, optimizer)
     manifest = check_checkpoint(path, layout_of(model))
     files = [
         torch.load(Path(path, f"rank{rank}.pt"), mmap=True, map_location="cpu")
         for rank in range(len(manifest["bytes"]))
     ]
-    flats = _flats(model)
-    saved_flats = [[file["flats"][i] for file in files] for i in range(len(flats))]
-    has_state = any(row["state"] for rows in saved_flats for row in rows)
-    if has_state and manifest["optimizer"] != type(optimizer).__name__:
-        raise ValueError(
-            f"path={str(path)!r} has the state of {manifest['optimizer']}, and optimizer is "
-            f"{type(optimizer).__name__}: give a {manifest['optimizer']} over model.shards"
-        )
+    flats = flats_in(model)
+    saved_rows = [[file["flats"][i] for file in files] for i in range(len(flats))]
+    check_state(saved_rows, manifest["optimizer"], optimizer, path)
     buffers, saved_buffers = _buffers(model.module), files[0]["buffers"]
-    for name in {**buffers, **saved_buffers}:
-        mine, theirs = (of.get(name) for of in (buffers, saved_buffers))
-        if mine is None or theirs is None or mine.shape != theirs.shape:
-            raise ValueError(
-                f"path={str(path)!r} is a checkpoint of another model: its buffers are "
-                f"{_described(saved_buffers)}, this model's {_described(buffers)}; build the model "
-                "from the same configuration"
-            )
-    pairs = list(zip(flats, saved_flats, strict=True))
+    check_buffers(buffers, saved_buffers, path)
+    pairs = list(zip(flats, saved_rows, strict=True))
     state = {flat.shard: _cut_state(saved, flat) for flat, saved in pairs}
     with torch.no_grad():
         for flat, saved in pairs:
@@ -206,15 +122,6 @@ def load_checkpoint(
             flat.finish_gather()
 
 
-def _check_optimizer(model: ZeRO1, optimizer: torch.optim.Optimizer) -> None:
-    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if missing := sum(id(shard) not in given for shard in model.shards):
-        raise ValueError(
-            f"optimizer has {missing} of {len(model.shards)} tensors of model.shards not among its "
-            "parameters, so their state would be lost: build it over model.shards"
-        )
-
-
 def _buffers(module: nn.Module) -> dict[str, Tensor]:
     """What a state_dict has besides parameters, such as BatchNorm's averages."""
     return {
@@ -223,11 +130,6 @@ def _buffers(module: nn.Module) -> dict[str, Tensor]:
         for name, buffer in part.named_buffers(recurse=False)
         if name not in part._non_persistent_buffers_set
     }
-
-
-def _described(buffers: dict[str, Tensor]) -> str:
-    shapes = (f"{name.lstrip('.')} {tuple(buffer.shape)}" for name, buffer in buffers.items())
-    return ", ".join(shapes) or "none"
 
 
 def _cut_state(saved: list[dict[str, Any]], flat: FlatParameters) -> dict[str, Any]:
@@ -249,7 +151,9 @@ def _cut_state(saved: list[dict[str, Any]], flat: FlatParameters) -> dict[str, A
     return state
 
 
-def _replace_state(optimizer: torch.optim.Optimizer, state: dict[Tensor, dict[str, Any]]) -> None:
+def _replace_state(
+    optimizer: torch.optim.Optimizer, state: dict[nn.Parameter, dict[str, Any]]
+) -> None:
     """By the optimizer's own load_state_dict, which knows types and devices of its state."""
     numbered = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -269,7 +173,3 @@ def _cut_anew(shards: list[Tensor], flat: FlatParameters) -> Tensor:
     row = torch.cat(shards)[: flat.numel]
     padding = flat.shard.numel() * flat.world_size - flat.numel
     return flat.mine(torch.nn.functional.pad(row, (0, padding))).clone()
-
-
-def _flats(model: ZeRO1) -> list[FlatParameters]:
-    return [flat for flats in model.flats_of.values() for flat in flats]

@@ -19,11 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dlcourse.collectives.messages import Message, irecv, isend
-
-# Torch 2.13 has renamed them
-all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+from dlcourse.collectives.buffers import views_like
+from dlcourse.collectives.compat import all_gather_single, reduce_scatter_single
+from dlcourse.collectives.p2p import PendingMessage, irecv, isend
 
 
 class FlatParameters:
@@ -62,6 +60,7 @@ class FlatParameters:
         padded = shard_numel * self.world_size
         dtype = (dtype if first.is_floating_point() else None) or first.dtype
         self.full = torch.zeros(padded, dtype=dtype, device=first.device)
+        self.nbytes = self.full.nbytes  # also where stage 3 has freed its memory
         for parameter, view in zip(self.parameters, self.views(self.full), strict=True):
             view.copy_(parameter.detach())
             parameter.data, parameter.grad = view, None
@@ -71,14 +70,12 @@ class FlatParameters:
         self.places: dict[nn.Parameter, Tensor] = {}  # each parameter's part of grad
         self.seen: tuple[Tensor, int] | None = None
         self.gathering: dist.Work | None = None
-        self.reducing: list[dist.Work | Message] = []
+        self.reducing: list[dist.Work | PendingMessage] = []
         self.inboxes: Tensor | None = None  # what other ranks have for this one. (p - 1, n)
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """For each parameter its part of ``flat``, in the parameter's shape."""
-        pieces = flat[: self.numel].split([parameter.numel() for parameter in self.parameters])
-        shapes = [parameter.shape for parameter in self.parameters]
-        return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        return views_like(flat, self.parameters)
 
     def mine(self, flat: Tensor) -> Tensor:
         """This rank's part of ``flat``. Shape: (world size * n,) -> (n,)."""
@@ -243,7 +240,7 @@ def is_callable(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def alike(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def by_type(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Groups that can share a flat tensor: same dtype, same device, all trainable or all frozen."""
     groups: dict[tuple, list[nn.Parameter]] = {}
     for p in parameters:

@@ -1,6 +1,6 @@
 """A training step of one implementation beside another one's, in the same ranks.
 
-    found = beside(make, reference)
+    found = compare_steps(make, reference)
 
 ``make`` builds a model and returns ``step() -> loss``: one whole training step, optimizer included,
 always on the same batch. ``reference`` is such a step, of what the others are compared with.
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.measure import Recorder, live_bytes
+from dlcourse.parallel import loop
 
 Step = Callable[[], Tensor]
 
@@ -38,7 +39,21 @@ def one_step(
     return step
 
 
-def beside(
+def timed(step: loop.Step, seconds: list[float]) -> loop.Step:
+    """``step``, which also appends the wall time that it took in this rank."""
+
+    def run(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor | None:
+        start = time.perf_counter()
+        loss = step(tokens_BT, targets_BT)
+        if loss is not None:
+            loss.item()  # a GPU has finished by then
+        seconds.append(time.perf_counter() - start)
+        return loss
+
+    return run
+
+
+def compare_steps(
     make: Callable[[], Step], reference: Step | None = None, *, turns: int = 2
 ) -> dict[str, Any]:
     """Take two steps with what ``make`` builds, then some in turns with the ``reference``.
@@ -71,7 +86,8 @@ def beside(
         "sent": after[0] - before[0] if before and after else None,
     }
     if reference is not None:
-        racers, seconds = (step, reference), ([], [])
+        racers = (step, reference)
+        seconds: tuple[list[float], list[float]] = ([], [])
         for turn in range(2 * turns):
             dist.barrier()
             start = time.perf_counter()

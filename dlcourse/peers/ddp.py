@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from dlcourse.corpus import Corpus, sequences_per_rank
-from dlcourse.measure import mark_step
+from dlcourse.parallel.loop import mean_over_ranks, run_steps
+from dlcourse.peers.comparison import timed
 
 
 def train(
@@ -48,29 +48,32 @@ def train(
     rank, world_size = dist.get_rank(ddp.process_group), dist.get_world_size(ddp.process_group)
     micro_batch = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
     device = next(model.parameters()).device
-    result: dict[str, list] = {"losses": [], "step_seconds": [], "bytes": []}
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(
-            step, rank=rank, world_size=world_size, micro_batch=micro_batch, block=block
-        )
+    seconds: list[float] = []
+    num_bytes: list[int] = []
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         messages.clear()
-        start = time.perf_counter()
         optimizer.zero_grad()
-        mean_loss = 0.0
-        xs = tokens_BT.to(device).chunk(accumulate)
-        ys = targets_BT.to(device).chunk(accumulate)
-        for i, (x_BT, y_BT) in enumerate(zip(xs, ys, strict=True), start=1):
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        parts = zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), strict=True)
+        for i, (x_BT, y_BT) in enumerate(parts, start=1):
             with nullcontext() if i == accumulate else ddp.no_sync():
                 loss = ddp(x_BT, y_BT) / accumulate
                 loss.backward()
-            mean_loss += loss.item()
+            total += loss.detach()
         optimizer.step()
-        mark_step(tokens=tokens_BT.numel(), loss=mean_loss)
-        result["step_seconds"].append(time.perf_counter() - start)
-        result["losses"].append(mean_loss)
-        result["bytes"].append(sum(messages))
-    losses = torch.tensor(result["losses"], dtype=torch.float64, device=device)
-    of_all_ranks = [torch.empty_like(losses) for _ in range(world_size)]
-    dist.all_gather(of_all_ranks, losses, group=ddp.process_group)
-    result["losses"] = torch.stack(of_all_ranks).mean(dim=0).tolist()
-    return result
+        num_bytes.append(sum(messages))
+        return total
+
+    losses = run_steps(
+        timed(step, seconds),
+        corpus,
+        steps=steps,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        block=block,
+        device=device,
+    )
+    losses = mean_over_ranks(losses, device=device, process_group=ddp.process_group)
+    return {"losses": losses, "step_seconds": seconds, "bytes": num_bytes}

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -19,9 +19,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
-from dlcourse.corpus import Corpus
-from dlcourse.measure import mark_step
+from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.models.tiny import TinyLM
+from dlcourse.parallel.loop import mean_over_ranks, run_steps
 
 STRATEGIES = ("alone", "data", "zero1", "zero3", "tensor")
 WHOLE_BATCH = ("alone", "tensor")  # every rank sees all sequences; the others share them out
@@ -69,29 +69,30 @@ def train(
     rank, world_size = dist.get_rank(), dist.get_world_size()
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy!r} is unknown: give one of {', '.join(STRATEGIES)}")
-    if batch_size % world_size:
-        raise ValueError(
-            f"batch_size={batch_size} cannot be split over {world_size} ranks: "
-            f"give a multiple of {world_size}"
-        )
+    sequences_per_rank(batch_size, world_size=world_size)
     place, places = (0, 1) if strategy in WHOLE_BATCH else (rank, world_size)
-    model, optimizer = spread(model.to(device), strategy)
-    corpus = Corpus(limit=200_000)
-    losses = torch.zeros(steps, device=device)
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(
-            step, rank=place, world_size=places, micro_batch=batch_size // places, block=block
-        )
+    trained, optimizer = spread(model.to(device), strategy)
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model(tokens_BT.to(device), targets_BT.to(device))
+        loss = trained(tokens_BT, targets_BT)
         loss.backward()
         optimizer.step()
-        losses[step] = loss.detach()
-        mark_step(tokens=tokens_BT.numel(), loss=loss.item())
-    dist.all_reduce(losses)
+        return loss
+
+    losses = run_steps(
+        step,
+        Corpus(limit=200_000),
+        steps=steps,
+        rank=place,
+        world_size=places,
+        micro_batch=batch_size // places,
+        block=block,
+        device=torch.device(device),
+    )
     return {
-        "losses": (losses / world_size).tolist(),
-        "parameters": sum(bytes_here(p) for p in model.parameters()),
+        "losses": mean_over_ranks(losses, device=torch.device(device)),
+        "parameters": sum(bytes_here(p) for p in trained.parameters()),
         "optimizer_state": optimizer_bytes(optimizer),
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import time
 from collections.abc import Iterator
 
 import torch
@@ -14,12 +13,13 @@ from torch import Tensor, nn
 from torch.distributed import pipelining
 
 from dlcourse.corpus import Corpus
-from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.divisibility import equal_part
+from dlcourse.parallel.loop import run_steps
 from dlcourse.parallel.pipeline_schedules import make_schedule
 from dlcourse.parallel.pipeline_stages import Stage, split_layers
 from dlcourse.peers import deepspeed_engine
+from dlcourse.peers.comparison import timed
 
 # Our name, and the class that runs the same order of actions or one with the same aim
 CLASSES = {
@@ -152,17 +152,23 @@ def train(
     pipeline = TorchPipeline(model, schedule, num_micro_batches)
     optimizer = torch.optim.AdamW(pipeline.parameters(), lr=lr)
     device = next(pipeline.parameters()).device
-    losses, seconds = torch.zeros(steps, device=device), []
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(step, micro_batch=batch_size, block=block)
-        start = time.perf_counter()
+    seconds: list[float] = []
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor | None:
         optimizer.zero_grad()
-        losses[step] = pipeline.step(tokens_BT.to(device), targets_BT.to(device))
+        loss = pipeline.step(tokens_BT, targets_BT)
         optimizer.step()
-        seconds.append(time.perf_counter() - start)
-        mark_step(
-            tokens=pipeline.is_last * tokens_BT.numel(),
-            loss=losses[step] if pipeline.is_last else None,
-        )
-    dist.broadcast(losses, src=pipeline.last_rank)
-    return {"losses": losses.tolist(), "step_seconds": seconds}
+        return loss if pipeline.is_last else None
+
+    losses = run_steps(
+        timed(step, seconds),
+        corpus,
+        steps=steps,
+        micro_batch=batch_size,
+        block=block,
+        device=device,
+        counts=pipeline.is_last,
+    )
+    of_last_rank = torch.tensor(losses, device=device)
+    dist.broadcast(of_last_rank, src=pipeline.last_rank)
+    return {"losses": of_last_rank.tolist(), "step_seconds": seconds}

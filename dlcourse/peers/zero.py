@@ -5,11 +5,9 @@ DeepSpeed is optional: ``installed()`` tells which of `LIBRARIES` can run here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -20,8 +18,9 @@ from torch.optim import AdamW
 
 from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.corpus import Corpus, sequences_per_rank
-from dlcourse.measure import mark_step
+from dlcourse.parallel.loop import mean_over_ranks, run_steps
 from dlcourse.peers import deepspeed_engine
+from dlcourse.peers.comparison import timed
 
 STAGE_OF = {
     "ZeroRedundancyOptimizer": 1,
@@ -149,22 +148,26 @@ def train(
     micro_batch = sequences_per_rank(batch_size, world_size=world_size)
     device = next(model.parameters()).device
     take_step = training_step(model, library, micro_batch=micro_batch, lr=lr)
-    result: dict[str, list] = {"losses": [], "step_seconds": [], "bytes": []}
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(
-            step, rank=rank, world_size=world_size, micro_batch=micro_batch, block=block
-        )
+    seconds: list[float] = []
+    num_bytes: list[int | None] = []
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         before = wire_counters()
-        start = time.perf_counter()
-        loss = take_step(tokens_BT.to(device), targets_BT.to(device))
-        result["losses"].append(loss.item())
-        mark_step(tokens=tokens_BT.numel(), loss=result["losses"][-1])
-        result["step_seconds"].append(time.perf_counter() - start)
+        loss = take_step(tokens_BT, targets_BT)
+        loss.item()
         after = wire_counters()
-        counted = before is not None and after is not None
-        result["bytes"].append(after[0] - before[0] if counted else None)
-    losses = torch.tensor(result["losses"], dtype=torch.float64, device=device)
-    of_all_ranks = [torch.empty_like(losses) for _ in range(world_size)]
-    dist.all_gather(of_all_ranks, losses)
-    result["losses"] = torch.stack(of_all_ranks).mean(dim=0).tolist()
-    return result
+        num_bytes.append(after[0] - before[0] if before and after else None)
+        return loss
+
+    losses = run_steps(
+        timed(step, seconds),
+        corpus,
+        steps=steps,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=micro_batch,
+        block=block,
+        device=device,
+    )
+    losses = mean_over_ranks(losses, device=device)
+    return {"losses": losses, "step_seconds": seconds, "bytes": num_bytes}

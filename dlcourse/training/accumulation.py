@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from dlcourse.corpus import Corpus, sequences_per_rank
-from dlcourse.measure import mark_step
 from dlcourse.models.targets import IGNORED
+from dlcourse.parallel.loop import run_steps
 from dlcourse.parallel.replicas import loss_weight
 
 MicroBatch = tuple[Tensor, Tensor]  # tokens and targets, each (M, T)
@@ -106,7 +106,8 @@ def backward_by_tokens(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
     """
     num_targets = sum(int((targets_MT != IGNORED).sum()) for _, targets_MT in _some(parts))
     device = _first_parameter(model).device
-    if hasattr(model, "process_group") and not hasattr(model, "no_sync"):
+    is_zero = hasattr(model, "shards")
+    if is_zero:
         ends = torch.tensor([len(parts), -len(parts)], device=device)
         dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=model.process_group)
         if ends.sum() != 0:
@@ -116,7 +117,7 @@ def backward_by_tokens(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
                 "as many, if only of IGNORED targets"
             )
     try:
-        if hasattr(model, "process_group"):  # a mean over ranks is to come: 8 bytes are sent
+        if is_zero or hasattr(model, "no_sync"):  # a mean over ranks is to come: 8 bytes are sent
             group = model.process_group
             weight = loss_weight(num_targets, process_group=group, device=device)
             per_target = weight / max(num_targets, 1)
@@ -177,20 +178,25 @@ def train(
     sequences = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
     device = _first_parameter(model).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
-    losses = []
-    for step in range(steps):
-        batch = corpus.batch(
-            step, rank=rank, world_size=world_size, micro_batch=sequences, block=block
-        )
-        tokens_BT, targets_BT = (half.to(device) for half in batch)
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss = backward_equal(model, split(tokens_BT, targets_BT, accumulate=accumulate))
         if hasattr(model, "sync_gradients"):  # ours; torch's has done it inside backward
             model.sync_gradients()
         optimizer.step()
-        losses.append(loss.item())
-        mark_step(tokens=tokens_BT.numel(), loss=losses[-1])
-    return losses
+        return loss
+
+    return run_steps(
+        step,
+        corpus,
+        steps=steps,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        micro_batch=sequences,
+        block=block,
+    )
 
 
 def _some(parts: Sequence[MicroBatch]) -> Sequence[MicroBatch]:

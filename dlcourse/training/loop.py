@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlcourse.corpus import Corpus
-from dlcourse.measure import mark_step
+from dlcourse.parallel.loop import run_steps
 
 
 def train(
@@ -39,13 +39,12 @@ def train(
         )
     device = next(model.parameters()).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
-    losses = []
-    for step in range(steps):
-        tokens_BT, targets_BT = corpus.batch(step, micro_batch=batch_size, block=block)
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model(tokens_BT.to(device), targets_BT.to(device))
+        loss = model(tokens_BT, targets_BT)
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-        mark_step(tokens=tokens_BT.numel(), loss=losses[-1])
-    return losses
+        return loss
+
+    return run_steps(step, corpus, steps=steps, micro_batch=batch_size, block=block, device=device)

@@ -8,7 +8,7 @@ piece, it runs forward once more, with autograd watching, and goes on from there
 
 The second forward must be the first one over again. So the random state and autocast (torch's, and
 that of ``autocast.py``) are put back to what they were; what a piece changes in place cannot be put
-back, and is refused.
+back, and is refused (``refusals.py``).
 
 Sources: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016,
 https://arxiv.org/abs/1604.06174. The same in torch: ``torch.utils.checkpoint.checkpoint(...,
@@ -17,18 +17,23 @@ use_reentrant=True)``.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves
 
-Function = Callable[..., Tensor]
+from dlcourse.training.checkpointing.refusals import (
+    Function,
+    Versions,
+    fills_all_grads,
+    refuse_changes,
+    save_inputs,
+    saved_inputs,
+)
 
 
 def checkpoint(function: Function, *inputs: Any, keep_random_state: bool = True) -> Tensor:
@@ -66,10 +71,10 @@ class Checkpoint(torch.autograd.Function):
         ctx.surroundings = Surroundings(function, inputs, keep_random_state)
         # A Function's forward runs without autograd: nothing is stored. But where no input requires
         # a gradient, only autograd knows whether the function has something to learn
-        with Watch(function, inputs) as watch, torch.set_grad_enabled(begin is not None):
+        with Versions(function, inputs) as versions, torch.set_grad_enabled(begin is not None):
             output = function(*inputs)
-        refuse_changes(function, watch, output)
-        ctx.parameters = watch.of("parameter")
+        refuse_changes(function, versions, output)
+        ctx.parameters = versions.of("parameter")
         save_inputs(ctx, inputs)
         if begin is not None:
             learns, output = output.requires_grad, output.detach()
@@ -126,103 +131,3 @@ class Surroundings:
                 for device, state in self.random_cuda.items():
                     torch.cuda.set_rng_state(state, device)
             yield
-
-
-def save_inputs(ctx: Any, inputs: tuple[Any, ...]) -> None:
-    """Store tensors where autograd watches over them, and the rest beside them."""
-    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-    ctx.others = [None if isinstance(x, Tensor) else (x,) for x in inputs]
-
-
-def saved_inputs(ctx: Any) -> list[Any]:
-    """The inputs in their order, or an error if one, or a parameter, was changed meanwhile."""
-    for what, parameter, count in ctx.parameters:
-        if parameter._version != count:
-            raise ValueError(
-                f"{what} of {_name(ctx.function)} was changed after its checkpoint, so the second "
-                "forward would be another function: call backward() before the optimizer's step()"
-            )
-    try:
-        tensors = iter(ctx.saved_tensors)
-    except RuntimeError as error:
-        raise ValueError(
-            f"an input of {_name(ctx.function)} was changed in place after its checkpoint, so the "
-            f"second forward would start from other numbers: {_OUT_OF_PLACE}"
-        ) from error
-    return [next(tensors) if other is None else other[0] for other in ctx.others]
-
-
-_OUT_OF_PLACE = "write y = x + 1 instead of x += 1, or clone() first"
-
-
-class Watch:
-    """Counts in-place changes of inputs, and of what modules own: of all that run in the block."""
-
-    def __init__(self, function: Function, inputs: tuple[Any, ...]) -> None:
-        self.seen: dict[int, tuple[str, Tensor, int]] = {}
-        for i, x in enumerate(tree_leaves(inputs)):
-            if isinstance(x, Tensor):
-                self.add(f"input {i}", x)
-        if isinstance(function, nn.Module):
-            self.enter(function)
-
-    def __enter__(self) -> Watch:
-        self.hook = register_module_forward_pre_hook(self.enter)  # a closure may hold modules
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.hook.remove()
-
-    def enter(self, module: nn.Module, inputs: Any = ()) -> None:
-        for name, buffer in module.named_buffers():
-            self.add(f"buffer {name}", buffer)
-        for name, parameter in module.named_parameters():
-            self.add(f"parameter {name}", parameter)
-
-    def add(self, what: str, tensor: Tensor) -> None:
-        self.seen.setdefault(id(tensor), (what, tensor, tensor._version))  # torch counts writes
-
-    def of(self, kind: str) -> list[tuple[str, Tensor, int]]:
-        return [row for row in self.seen.values() if row[0].startswith(kind)]
-
-
-def refuse_changes(function: Function, watch: Watch, output: Any) -> None:
-    """An error for what the second forward could not repeat: it would change things once more."""
-    if not isinstance(output, Tensor):
-        raise ValueError(
-            f"{_name(function)} returns a {type(output).__name__}, not one tensor: checkpoint a "
-            "piece of the model with one result"
-        )
-    for what, tensor, count in watch.seen.values():
-        if tensor._version != count:
-            buffer = "leave that module outside the checkpoint, or call eval() on it"
-            raise ValueError(
-                f"{_name(function)} changes {what} in place, and would change it again in the "
-                f"second forward: {buffer if what.startswith('buffer') else _OUT_OF_PLACE}"
-            )
-
-
-def fills_all_grads(ctx: Any) -> bool:
-    """False in ``torch.autograd.grad`` and ``backward(inputs=...)``, which want no others filled.
-
-    Parameters are no inputs of this node, so it cannot tell whether they are asked for.
-    """
-    if torch.is_grad_enabled():
-        raise RuntimeError(f"create_graph=True through {_name(ctx.function)}: {_NEWER_KIND}")
-    plain = torch.autograd._is_checkpoint_valid()
-    if not plain and any(parameter.requires_grad for _, parameter, _ in ctx.parameters):
-        warnings.warn(
-            f"autograd.grad() or backward(inputs=...) through {_name(ctx.function)}: its inputs "
-            f"get their gradients, its parameters none, also if you asked for some: {_NEWER_KIND}",
-            stacklevel=2,
-        )
-    return plain
-
-
-_NEWER_KIND = (
-    "our checkpoint knows a plain backward() only; use torch's checkpoint(..., use_reentrant=False)"
-)
-
-
-def _name(function: Function) -> str:
-    return getattr(function, "__name__", type(function).__name__)

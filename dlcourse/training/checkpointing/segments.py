@@ -59,11 +59,11 @@ def segmented(
         ValueError: a segment without a layer, or more layers in segments than there are.
     """
     check_segments(segments, len(layers))
-    rest, pieces = list(layers), []
+    rest, checkpointed = list(layers), []
     for size in segments:
-        pieces.append(Segment(rest[:size], how))
+        checkpointed.append(Segment(rest[:size], how))
         rest = rest[size:]
-    return nn.ModuleList([*pieces, *rest])
+    return nn.ModuleList([*checkpointed, *rest])
 
 
 def checkpoint_blocks(

@@ -61,19 +61,18 @@ class Autocast(TorchFunctionMode):
     Args:
         device_type: whose tensors to convert, and whose lists: "cpu", or "cuda" for all others.
         dtype: torch.bfloat16 or torch.float16.
-        cache: keep the 16-bit copy of a parameter until the block ends, so that one that is used
-            twice is converted once.
+
+    The 16-bit copy of a parameter is kept until the block ends: one that is used twice is converted
+    once.
 
     Raises:
         ValueError: the device does not compute in ``dtype``.
     """
 
-    def __init__(
-        self, device_type: str, dtype: torch.dtype = torch.bfloat16, *, cache: bool = True
-    ) -> None:
+    def __init__(self, device_type: str, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         check_precision(dtype, device_type)
-        self.device_type, self.dtype, self.cache = device_type, dtype, cache
+        self.device_type, self.dtype = device_type, dtype
         lists = "cpu" if device_type == "cpu" else "cuda"
         self.float32, self.widest = FLOAT32[lists], WIDEST[lists]
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # the parameter is held: its id stays
@@ -111,7 +110,7 @@ class Autocast(TorchFunctionMode):
         if not self._converts(x) or x.dtype == dtype:
             return x
         weight = x.is_leaf and x.requires_grad and dtype == self.dtype
-        if not (self.cache and weight and torch.is_grad_enabled()):  # no_grad's has no graph
+        if not (weight and torch.is_grad_enabled()):  # no_grad's has no graph
             return x.to(dtype)
         if id(x) not in self.copies:
             self.copies[id(x)] = x, x.to(dtype)

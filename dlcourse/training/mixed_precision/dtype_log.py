@@ -60,13 +60,13 @@ class DtypeLog(TorchDispatchMode):
         return sum(total.get(name, 0) for name in names) / max(1, sum(total.values()))
 
     def by_operator(self) -> dict[str, str]:
-        """Operator -> "types in → types out", each way that occurred, in order of first call."""
-        ways: dict[str, list[str]] = {}
+        """Operator -> "types in → types out", each pair that occurred, in order of first call."""
+        conversions: dict[str, list[str]] = {}
         for call in self.calls:
-            way = " + ".join(dict.fromkeys(call.inputs)) + " → " + call.outputs[0]
-            if way not in ways.setdefault(call.op, []):
-                ways[call.op].append(way)
-        return {op: "\n".join(found) for op, found in ways.items()}
+            types = " + ".join(dict.fromkeys(call.inputs)) + " → " + call.outputs[0]
+            if types not in conversions.setdefault(call.op, []):
+                conversions[call.op].append(types)
+        return {op: "\n".join(found) for op, found in conversions.items()}
 
 
 def _types(tree: Any) -> tuple[str, ...]:

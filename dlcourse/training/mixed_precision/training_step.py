@@ -1,6 +1,6 @@
 """Four ways to use 16 bits, and the step that serves them all.
 
-way         parameters  products   optimizer      bytes a parameter between steps
+precision   parameters  products   optimizer      bytes a parameter between steps
 float32     float32     float32    AdamW          4 + 4 + 8  = 16
 autocast    float32     16 bits    AdamW          4 + 4 + 8  = 16
 master      16 bits     16 bits    MasterAdamW    2 + 2 + 12 = 16
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dlcourse.corpus import Corpus
 from dlcourse.formulas.mixed_precision import WAYS
-from dlcourse.measure import mark_step
 from dlcourse.parallel.clipping import clip_grad_norm_
+from dlcourse.parallel.loop import run_steps
 from dlcourse.training.mixed_precision.autocast import Autocast
 from dlcourse.training.mixed_precision.loss_scaler import LossScaler
 from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
@@ -25,19 +25,19 @@ from dlcourse.training.mixed_precision.support import check_precision
 
 
 def prepare(
-    model: nn.Module, way: str, *, lr: float = 1e-3
+    model: nn.Module, precision: str, *, lr: float = 1e-3
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model with parameters of the right type, and the optimizer for them.
 
     Raises:
-        ValueError: an unknown way, or a device that cannot compute in bfloat16.
+        ValueError: an unknown precision, or a device that cannot compute in bfloat16.
     """
-    if way not in WAYS:
-        raise ValueError(f"way={way!r} is unknown: give one of {', '.join(WAYS)}")
-    if way in ("master", "bfloat16"):
+    if precision not in WAYS:
+        raise ValueError(f"precision={precision!r} is unknown: give one of {', '.join(WAYS)}")
+    if precision in ("master", "bfloat16"):
         check_precision(torch.bfloat16, next(model.parameters()).device)
         model = model.to(torch.bfloat16)
-    optimizer = MasterAdamW if way == "master" else torch.optim.AdamW
+    optimizer = MasterAdamW if precision == "master" else torch.optim.AdamW
     return model, optimizer(model.parameters(), lr=lr)
 
 
@@ -84,7 +84,7 @@ def train(
     model: nn.Module,
     corpus: Corpus,
     *,
-    way: str,
+    precision: str,
     dtype: torch.dtype = torch.bfloat16,
     steps: int,
     batch_size: int = 4,
@@ -95,28 +95,26 @@ def train(
     """Train in one process, in one of ``WAYS``.
 
     Args:
-        dtype: of autocast; the other ways have bfloat16.
+        dtype: of autocast; the others have bfloat16.
         scaler: needed with ``dtype=torch.float16``.
 
     Returns:
         The loss of each step.
 
     Raises:
-        ValueError: an unknown way, a device without the type, or float16 without a scaler.
+        ValueError: an unknown precision, a device without the type, or float16 without a scaler.
     """
     device = next(model.parameters()).device
-    model, optimizer = prepare(model, way, lr=lr)
-    autocast = Autocast(device.type, dtype) if way == "autocast" else None
+    model, optimizer = prepare(model, precision, lr=lr)
+    autocast = Autocast(device.type, dtype) if precision == "autocast" else None
     if autocast and dtype == torch.float16 and scaler is None:
         raise ValueError(
             "dtype=torch.float16 without a scaler: small gradients would become 0; "
             "give scaler=LossScaler(), or dtype=torch.bfloat16"
         )
-    losses = []
-    for step in range(steps):
-        batch = corpus.batch(step, micro_batch=batch_size, block=block)
-        batch = tuple(half.to(device) for half in batch)
-        loss = mixed_step(model, batch, optimizer, autocast=autocast, scaler=scaler)
-        losses.append(loss.item())
-        mark_step(tokens=batch[0].numel(), loss=losses[-1])
-    return losses
+
+    def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        batch = tokens_BT, targets_BT
+        return mixed_step(model, batch, optimizer, autocast=autocast, scaler=scaler)
+
+    return run_steps(step, corpus, steps=steps, micro_batch=batch_size, block=block, device=device)

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dlcourse.collectives.messages import irecv, isend
+from dlcourse.collectives.p2p import irecv, isend
 from dlcourse.formulas.devices import layer_ranges
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.pipeline_schedules import Action

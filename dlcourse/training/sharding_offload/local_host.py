@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dlcourse.machine import memory_bytes
-from dlcourse.training.sharding_offload.optimizer_offload import Unit, Wait
+from dlcourse.training.sharding_offload.optimizer_offload import OffloadUnit, Wait
 from dlcourse.words.units import human_bytes
 
 
@@ -71,7 +71,7 @@ class LocalHost:
         self.out, self.back = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.arriving: dict[int, Future] = {}
 
-    def adopt(self, units: Sequence[Unit], *, parameters: bool = False) -> None:
+    def adopt(self, units: Sequence[OffloadUnit], *, parameters: bool = False) -> None:
         rows = [unit.row for unit in units]
         check_host(sum(r.numel() for r in rows), rows[0].dtype, self.memory)
         self.cuda = rows[0].is_cuda
@@ -84,12 +84,12 @@ class LocalHost:
         self.masters = [nn.Parameter(r.detach().to("cpu", torch.float32, copy=True)) for r in rows]
         self.adams = [torch.optim.AdamW([master], lr=self.lr) for master in self.masters]
 
-    def push(self, unit: Unit, gradients: Tensor) -> Wait:
+    def push(self, unit: OffloadUnit, gradients: Tensor) -> Wait:
         copy = self._copy(self.out, self.streams[0], self.buffers[unit.index], gradients)
         self.arriving[unit.index] = copy
         return copy.result
 
-    def update(self, unit: Unit) -> None:
+    def update(self, unit: OffloadUnit) -> None:
         i = unit.index
         self.arriving.pop(i).result()
         step_of_adam(self.adams[i], self.masters[i], self.buffers[i])
@@ -101,7 +101,7 @@ class LocalHost:
             self.buffers[i].copy_(self.masters[i].detach())
         self.arriving.clear()
 
-    def pull(self, unit: Unit) -> Wait:
+    def pull(self, unit: OffloadUnit) -> Wait:
         if unit.index in self.arriving:  # what lies in the buffer is its gradient
             raise RuntimeError(
                 f"unit {unit.index} was used after its gradients had left: call step() before the "

@@ -6,9 +6,9 @@ step. For each unit (a block; what the blocks leave over) gradients go out and p
     without overlap    backward ......... | out 3, update, back | out 2, update, back | ...
     with overlap       backward 3 | backward 2, out 3 | backward 1, out 2, update 3 | ...
 
-`ParameterOffload` (in ``offload_parameters.py``) moves blocks' parameters there as well.
+`ParameterOffload` (in ``parameter_offload.py``) moves blocks' parameters there as well.
 
-The host is the memory of this process, see ``local_host.py``, or a rank, see ``host_rank.py``.
+The host is the memory of this process, see ``local_host.py``, or a rank, see ``rank_as_host.py``.
 
 Source: Ren et al., "ZeRO-Offload: Democratizing Billion-Scale Model Training", USENIX ATC 2021.
 """
@@ -22,11 +22,13 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from dlcourse.collectives.buffers import views_like
+
 Wait = Callable[[], Any]  # returns once the copy has arrived
 _OFFLOADED: WeakSet[nn.Module] = WeakSet()
 
 
-class Unit:
+class OffloadUnit:
     """Parameters that travel together. ``row`` holds them one behind the other; they are views."""
 
     def __init__(self, index: int, parameters: Sequence[nn.Parameter]) -> None:
@@ -38,11 +40,9 @@ class Unit:
 
     def show(self) -> None:
         """Let the parameters point into the row, as it is now."""
-        start = 0
-        for p in self.parameters:
-            p.data = self.row[start : start + p.numel()].view(p.shape)
-            start += p.numel()
-        self.views = [p.detach() for p in self.parameters]
+        self.views = views_like(self.row, self.parameters)
+        for p, view in zip(self.parameters, self.views, strict=True):
+            p.data = view
 
     def check(self, *, gradients: bool) -> None:
         """An error for what step() would lose."""
@@ -67,23 +67,23 @@ class Unit:
         return row
 
 
-class Host(Protocol):
+class HostMemory(Protocol):
     """Keeps a master copy and Adam's state of each unit."""
 
-    def adopt(self, units: Sequence[Unit], *, parameters: bool = False) -> None:
+    def adopt(self, units: Sequence[OffloadUnit], *, parameters: bool = False) -> None:
         """Copy the units' parameters; ValueError if there is too little memory.
 
         ``parameters``: blocks will pull theirs in forward and in backward.
         """
 
-    def push(self, unit: Unit, gradients: Tensor) -> Wait:
-        """Begin to bring a unit's gradients over."""
+    def push(self, unit: OffloadUnit, gradients: Tensor) -> Wait:
+        """Begin to bring a unit's gradients over: ``gradients.nbytes``."""
 
-    def update(self, unit: Unit) -> None:
+    def update(self, unit: OffloadUnit) -> None:
         """One step of Adam for this unit, when its gradients are there."""
 
-    def pull(self, unit: Unit) -> Wait:
-        """Begin to bring its parameters into ``unit.row``."""
+    def pull(self, unit: OffloadUnit) -> Wait:
+        """Begin to bring its parameters into ``unit.row``: ``unit.nbytes``."""
 
     def forget(self) -> None:
         """Gradients that have come since the last step are of no use; RuntimeError if they were."""
@@ -110,7 +110,7 @@ class OptimizerOffload:
 
     parameters_too = False
 
-    def __init__(self, model: nn.Module, host: Host, *, overlap: bool = True) -> None:
+    def __init__(self, model: nn.Module, host: HostMemory, *, overlap: bool = True) -> None:
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         if frozen:
             raise ValueError(
@@ -126,10 +126,10 @@ class OptimizerOffload:
         rest = [p for p in model.parameters() if p not in in_blocks]
         groups = [rest, *(list(block.parameters()) for block in model.blocks)]
         check_groups(groups)
-        self.units = [Unit(i, parameters) for i, parameters in enumerate(groups)]
+        self.units = [OffloadUnit(i, parameters) for i, parameters in enumerate(groups)]
         host.adopt(self.units, parameters=self.parameters_too)
         _OFFLOADED.add(model)
-        self.leaving: dict[Unit, Wait] = {}
+        self.leaving: dict[OffloadUnit, Wait] = {}
         self.missing = {unit: set(unit.parameters) for unit in self.units}
         for unit in self.units if overlap else ():
             for p in unit.parameters:
@@ -137,7 +137,7 @@ class OptimizerOffload:
                     lambda p, unit=unit: self.has_gradient(p, unit)
                 )
 
-    def has_gradient(self, p: Tensor, unit: Unit) -> None:
+    def has_gradient(self, p: Tensor, unit: OffloadUnit) -> None:
         """autograd has made a gradient of this unit."""
         if p not in self.missing[unit]:
             raise ValueError(
@@ -168,7 +168,7 @@ class OptimizerOffload:
             for p in unit.parameters:
                 p.grad = None
 
-    def push(self, unit: Unit) -> None:
+    def push(self, unit: OffloadUnit) -> None:
         gradients = unit.take_gradients()
         self.out_bytes += gradients.nbytes
         self.leaving[unit] = self.host.push(unit, gradients)
@@ -201,7 +201,7 @@ class OptimizerOffload:
                 torch.autograd.graph.increment_version(p)
             unit.versions = [p._version for p in unit.parameters]
 
-    def fetch(self, unit: Unit) -> Wait:
+    def fetch(self, unit: OffloadUnit) -> Wait:
         self.back_bytes += unit.nbytes
         return self.host.pull(unit)
 

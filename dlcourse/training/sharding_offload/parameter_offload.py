@@ -21,7 +21,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
-from dlcourse.training.sharding_offload.optimizer_offload import Host, OptimizerOffload, Unit, Wait
+from dlcourse.training.sharding_offload.optimizer_offload import (
+    HostMemory,
+    OffloadUnit,
+    OptimizerOffload,
+    Wait,
+)
 
 
 class ParameterOffload(OptimizerOffload):
@@ -37,10 +42,10 @@ class ParameterOffload(OptimizerOffload):
 
     parameters_too = True
 
-    def __init__(self, model: nn.Module, host: Host, *, overlap: bool = True) -> None:
+    def __init__(self, model: nn.Module, host: HostMemory, *, overlap: bool = True) -> None:
         super().__init__(model, host, overlap=True)  # of gradients: no room to keep them
         self.overlap = overlap
-        self.coming: dict[Unit, Wait] = {}
+        self.coming: dict[OffloadUnit, Wait] = {}
         self.nothing = self.units[0].row.new_full((), float("nan"))
         self.all_here = False
         for block, unit in zip(model.blocks, self.units[1:], strict=True):
@@ -62,13 +67,13 @@ class ParameterOffload(OptimizerOffload):
                     self.coming.pop(unit)()
                 self.drop(unit)
 
-    def enter(self, unit: Unit, args: tuple[Tensor, ...]) -> None:
+    def enter(self, unit: OffloadUnit, args: tuple[Tensor, ...]) -> None:
         """Before forward of a block, which has one input: the stream."""
         self.use(unit, unit.index + 1)
         if args[0].requires_grad:  # its gradient is the last that the block's backward makes
             register_multi_grad_hook([args[0]], lambda _: self.drop(unit))
 
-    def leave(self, unit: Unit, y: Tensor) -> None:
+    def leave(self, unit: OffloadUnit, y: Tensor) -> None:
         if not isinstance(y, Tensor):
             raise ValueError(
                 f"block {unit.index} returns a {type(y).__name__}, not one tensor: backward would "
@@ -79,7 +84,7 @@ class ParameterOffload(OptimizerOffload):
             # Not a hook of the tensor: the block after this one must have been dropped by then
             y.grad_fn.register_prehook(lambda _: self.use(unit, unit.index - 1))
 
-    def use(self, unit: Unit, following: int) -> None:
+    def use(self, unit: OffloadUnit, following: int) -> None:
         """Have the unit's parameters here and, with overlap, those of the next one on their way."""
         self.start(unit)
         if unit in self.coming:  # else it is here: something has failed before it was dropped
@@ -88,13 +93,13 @@ class ParameterOffload(OptimizerOffload):
         if self.overlap and 1 <= following < len(self.units):
             self.start(self.units[following])
 
-    def start(self, unit: Unit) -> None:
+    def start(self, unit: OffloadUnit) -> None:
         if not unit.is_here:
             unit.row.untyped_storage().resize_(unit.nbytes)
             self.coming[unit] = self.fetch(unit)  # which a host may refuse
             unit.is_here = True
 
-    def drop(self, unit: Unit) -> None:
+    def drop(self, unit: OffloadUnit) -> None:
         if self.all_here:
             return
         if unit in self.coming:  # a copy into memory that is gone would be written elsewhere
@@ -131,7 +136,7 @@ class ParameterOffload(OptimizerOffload):
             "model, and copy it, before you build the offload"
         )
 
-    def push(self, unit: Unit) -> None:
+    def push(self, unit: OffloadUnit) -> None:
         super().push(unit)
         if not self.overlap:
             self.leaving[unit]()

@@ -16,25 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dlcourse.collectives.messages import Message, irecv, isend
+from dlcourse.collectives.p2p import irecv, isend
 from dlcourse.measure import mark_step
 from dlcourse.training.sharding_offload.local_host import available_bytes, check_host, step_of_adam
-from dlcourse.training.sharding_offload.optimizer_offload import Unit, Wait
-
-
-def waiting(message: Message) -> Wait:
-    """A wait that may be called again: Gloo's own may not."""
-    open_ = [message]
-
-    def wait() -> None:
-        if open_:
-            open_.pop().wait()
-
-    return wait
+from dlcourse.training.sharding_offload.optimizer_offload import OffloadUnit, Wait
 
 
 class RankHost:
-    """The device's end of the line: a `Host` whose work another rank does.
+    """The device's end of the line: a `HostMemory` whose work another rank does.
 
     Args:
         rank: where ``serve`` runs.
@@ -43,11 +32,11 @@ class RankHost:
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
-    def adopt(self, units: Sequence[Unit], *, parameters: bool = False) -> None:
+    def adopt(self, units: Sequence[OffloadUnit], *, parameters: bool = False) -> None:
         rows = [unit.row for unit in units]
         sizes, dtype = [row.numel() for row in rows], rows[0].dtype
         dist.send_object_list([sizes, dtype, parameters], self.rank)
-        host = [0, False]
+        host: list = [0, False]
         dist.recv_object_list(host, self.rank)
         check_modes(parameters, host[1])
         check_host(sum(sizes), dtype, host[0])  # fails in both ranks, before anything moves
@@ -62,7 +51,7 @@ class RankHost:
     def begin(self) -> None:
         self.expected = {what: [*order] for what, order in self.order.items()}
 
-    def next_is(self, what: str, unit: Unit) -> None:
+    def next_is(self, what: str, unit: OffloadUnit) -> None:
         """The host rank sends and receives rows in one order: another one would mix them up."""
         if self.expected[what][:1] != [unit.index]:
             raise RuntimeError(
@@ -74,16 +63,16 @@ class RankHost:
         if not any(self.expected.values()):
             self.begin()
 
-    def push(self, unit: Unit, gradients: Tensor) -> Wait:
+    def push(self, unit: OffloadUnit, gradients: Tensor) -> Wait:
         self.next_is("push", unit)
-        return waiting(isend(gradients, self.rank))
+        return isend(gradients, self.rank).wait
 
-    def update(self, unit: Unit) -> None:
+    def update(self, unit: OffloadUnit) -> None:
         """The other rank does it when the gradients arrive."""
 
-    def pull(self, unit: Unit) -> Wait:
+    def pull(self, unit: OffloadUnit) -> Wait:
         self.next_is("pull", unit)
-        return waiting(irecv(unit.row, self.rank))
+        return irecv(unit.row, self.rank).wait
 
     def forget(self) -> None:
         if self.expected != self.order:
@@ -131,7 +120,7 @@ def serve(
     adams = [torch.optim.AdamW([master], lr=lr) for master in masters]
 
     def send(i: int) -> Wait:
-        return waiting(isend(buffers[i], device))
+        return isend(buffers[i], device).wait
 
     blocks = range(1, len(sizes))
     for _ in range(steps):

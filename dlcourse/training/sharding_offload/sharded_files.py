@@ -26,13 +26,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-INDEX = "model.safetensors.index.json"
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8}
-DTYPES |= {"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8}
-DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
-DTYPES |= {"BOOL": torch.bool, "C64": torch.complex64}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+from dlcourse.training.sharding_offload.sharded_files_checks import (
+    DTYPES,
+    INDEX,
+    NAMES,
+    check_buffers,
+    check_entry,
+    check_equal,
+    check_header,
+    check_readable,
+    check_saved,
+    check_tensor,
+    check_whole,
+    read_index,
+)
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -41,7 +48,8 @@ def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         ValueError: a tensor that the format does not know, or that has no numbers.
     """
-    header, start = {}, 0
+    header: dict[str, Any] = {}
+    start = 0
     for name, tensor in tensors.items():
         check_tensor(name, tensor)
         end = start + tensor.nbytes
@@ -62,20 +70,6 @@ def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
     part.replace(path)
 
 
-def check_tensor(name: str, tensor: Any) -> None:
-    if not isinstance(tensor, Tensor):
-        what = f"is a {type(tensor).__name__}: give tensors alone"
-    elif tensor.is_meta or tensor.layout != torch.strided:
-        what = f"is on {tensor.device}, {tensor.layout}: give it numbers, and make it dense"
-    elif tensor.dtype not in NAMES:
-        what = f"is {tensor.dtype}: the format knows {', '.join(map(str, NAMES))}"
-    elif name == "__metadata__":
-        what = "has a name that the format keeps for itself: give it another one"
-    else:
-        return
-    raise ValueError(f"{name} cannot be saved, as it {what}")
-
-
 def save_shards(model: nn.Module, folder: Path, groups: Sequence[Sequence[str]]) -> None:
     """One file for each group of names, and the index.
 
@@ -85,7 +79,8 @@ def save_shards(model: nn.Module, folder: Path, groups: Sequence[Sequence[str]])
     Raises:
         ValueError: other names, or a tensor that cannot be saved; before anything is written.
     """
-    state, where = model.state_dict(), {}
+    state = model.state_dict()
+    where: dict[str, str] = {}  # the file of each tensor
     if sorted(name for group in groups for name in group) != sorted(state):
         raise ValueError("groups: give each name of model.state_dict() in one group")
     for name, tensor in state.items():
@@ -114,21 +109,13 @@ class File:
             self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         length = int.from_bytes(self.bytes[:8], "little")
         self.start = 8 + length
-        try:
-            self.header = json.loads(self.bytes[8 : self.start]) if self.start <= size else {}
+        self.header: dict[str, Any] = {}
+        with check_header(path):
+            if self.start <= size:
+                self.header = json.loads(self.bytes[8 : self.start])
             self.header.pop("__metadata__", None)
-            ends = [self._span(name)[1] for name in self.header]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise ValueError(
-                f"{path.name} has a header that cannot be read: it is not a safetensors file, or "
-                "was damaged; copy or download it again"
-            ) from None
-        end = max(ends, default=self.start)
-        if size != end:
-            raise ValueError(
-                f"{path.name} has {size} bytes and its header says {end}: "
-                "it is not a whole safetensors file; copy or download it again"
-            )
+            end = max((self._span(name)[1] for name in self.header), default=self.start)
+        check_whole(path, end)
 
     def _span(self, name: str) -> tuple[int, int]:
         """Where a tensor's bytes are in the file."""
@@ -147,14 +134,8 @@ class File:
         Raises:
             ValueError: it is not there, has a type that we do not know, or too few bytes.
         """
-        entry = self.header.get(name)
-        if entry is None:
-            raise ValueError(f"{name} is not in {self.name}, which has {', '.join(self.header)}")
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(
-                f"{name} in {self.name} has dtype {entry['dtype']}, and known are "
-                f"{', '.join(DTYPES)}: convert it with the program that wrote it"
-            )
+        check_readable(self.name, self.header, name)
+        entry = self.header[name]
         shape, dtype = entry["shape"], DTYPES[entry["dtype"]]
         tensor, raw = torch.empty(shape, dtype=dtype), self.raw(name)
         if tensor.nbytes != len(raw):
@@ -177,30 +158,23 @@ def load_module(module: nn.Module, folder: Path, device: torch.device | str = "c
             have different numbers; a buffer is in no file because it is not persistent. Before
             anything is changed.
     """
-    where, files = read_index(folder), {}
+    where = read_index(folder)
+    files: dict[str, File] = {}
     wanted = module.state_dict(keep_vars=True)
     check_buffers(module, wanted)
     names: dict[Tensor, list[str]] = {}  # of each tensor
     for name, tensor in wanted.items():
         names.setdefault(tensor, []).append(name)
-    loaded, num_bytes = {}, 0
+    loaded: dict[str, Tensor] = {}
+    num_bytes = 0
     for tensor, all_names in names.items():
         saved = [name for name in all_names if name in where]
-        if not saved:
-            raise ValueError(
-                f"{all_names[0]} is in no file of {folder.name}: build the model with the "
-                "configuration that was saved"
-            )
+        check_saved(all_names, saved, folder)
         for name in saved:
             if where[name] not in files:
                 files[where[name]] = File(folder / where[name])
-            check_entry(files[where[name]], name, tensor)
-        for other in saved[1:]:
-            if files[where[other]].raw(other) != files[where[saved[0]]].raw(saved[0]):
-                raise ValueError(
-                    f"{saved[0]} and {other} are one tensor in the module, and have different "
-                    f"numbers in {folder.name}: build the model without tied parameters"
-                )
+            check_entry(files[where[name]].name, files[where[name]].header, name, tensor)
+        check_equal({name: files[where[name]].raw(name) for name in saved}, folder)
         new = files[where[saved[0]]].read(saved[0])
         num_bytes += new.nbytes
         new = new.to(device, tensor.dtype)
@@ -209,51 +183,3 @@ def load_module(module: nn.Module, folder: Path, device: torch.device | str = "c
         loaded |= dict.fromkeys(all_names, new)
     module.load_state_dict(loaded, assign=True)  # the meta tensors make way
     return num_bytes
-
-
-def read_index(folder: Path) -> dict[str, str]:
-    """The file of each tensor."""
-    try:
-        where = json.loads((folder / INDEX).read_text())["weight_map"]
-        missing = [file for file in where.values() if not (folder / file).is_file()]
-    except FileNotFoundError:
-        raise ValueError(
-            f"folder={str(folder)!r} has no {INDEX}, which is written last: give a folder that "
-            "save_shards has filled"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(
-            f"{INDEX} in folder={str(folder)!r} cannot be read: copy or download it again"
-        ) from None
-    if missing:
-        raise ValueError(f"{missing[0]} of {INDEX} is not in folder={str(folder)!r}: copy it again")
-    return where
-
-
-def check_buffers(module: nn.Module, state: Mapping[str, Any]) -> None:
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} is a {type(tensor).__name__}, and files hold tensors alone")
-    lost = [name for name, b in module.named_buffers() if b.is_meta and name not in state]
-    if lost:
-        raise ValueError(
-            f"{', '.join(lost)}: registered with persistent=False, so it is in no file, and on the "
-            "meta device it has no numbers: assign it a tensor on the device before you load, or "
-            "register it as persistent and save it"
-        )
-
-
-def check_entry(file: File, name: str, wanted: Tensor) -> None:
-    entry = file.header.get(name)
-    shape = None if entry is None else tuple(entry["shape"])
-    if shape != wanted.shape:
-        raise ValueError(
-            f"{name} has shape {shape} in {file.name} and {tuple(wanted.shape)} in the module: "
-            "build the model with the configuration that was saved"
-        )
-    dtype = DTYPES.get(entry["dtype"], wanted.dtype)  # read() refuses one that it does not know
-    if dtype.is_floating_point != wanted.is_floating_point():
-        raise ValueError(
-            f"{name} has dtype {entry['dtype']} in {file.name} and {wanted.dtype} in the module: "
-            "quantized numbers, say, mean something else; build the module with that type"
-        )

@@ -286,8 +286,8 @@ pieces_figure(
 # however many ranks there are**. As long as the ranks themselves do the adding, no algorithm gets
 # by with less (Patarasu and Yuan, 2009).
 #
-# Below is the same for tensors of any size. A `Link` is the pair of neighbours.
-# %% [markdown] lang="ko" en="8e919397"
+# Below is the same for tensors of any size. `RingNeighbours` are the ranks left and right.
+# %% [markdown] lang="ko" en="eb4a9a7f"
 # 조각 하나를 따라가 봅시다. 1111을 찾아보세요. 랭크 1의 10에서 출발해 랭크를 지날 때마다 색이 하나씩 붙고,
 # 절반이 지나면 랭크 0에서 완성됩니다(리듀스스캐터입니다!). 그다음에는 한 바퀴 돌며 퍼집니다(올게더입니다!).
 #
@@ -295,7 +295,7 @@ pieces_figure(
 # 텐서의 두 배를 넘지 않습니다.** 랭크끼리 더하는 한, 이보다 적게 보내는 알고리즘은 없습니다(Patarasu와
 # Yuan, 2009).
 #
-# 아래는 크기에 상관없이 쓸 수 있는 코드입니다. `Link`는 양옆 이웃과의 연결입니다.
+# 아래는 크기에 상관없이 쓸 수 있는 코드입니다. `RingNeighbours`는 양옆의 두 랭크입니다.
 # %% source="dlcourse.collectives.ring:ring_reduce_scatter,ring_all_gather,ring_all_reduce"
 # %% tags=["nbval-check-output"]
 # %%ranks

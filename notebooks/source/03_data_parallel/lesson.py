@@ -234,7 +234,7 @@ show("dlcourse.parallel.data_buckets:Bucket")
 # %%
 # %%ranks
 model = BucketedDataParallel(GPT(seed=rank).to(device), first_bucket_mb=0.25, bucket_cap_mb=0.5)
-[bucket.flat.nbytes for bucket in model.buckets]
+[bucket.buffer.nbytes for bucket in model.buckets]
 # %%
 # %%ranks --as bucketed
 losses = train(model, corpus, steps=steps, batch_size=2 * world_size)

@@ -571,7 +571,7 @@ bars_figure(
 # %%
 # %%ranks --fast
 from dlcourse.peers import tensor_parallel as peers
-from dlcourse.peers.comparison import beside, one_step
+from dlcourse.peers.comparison import compare_steps, one_step
 
 megatron = False
 cuts = {
@@ -592,7 +592,7 @@ def stepping(name):
 
 
 def row(name):
-    return beside(lambda: stepping(name), reference)
+    return compare_steps(lambda: stepping(name), reference)
 
 
 model = None

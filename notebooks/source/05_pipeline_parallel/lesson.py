@@ -124,12 +124,12 @@ predict("05.bubble", ..., formula=100 * (w - 1) / (m + w - 1), unit="%")
 # 잡니다. 자는 랭크는 코어가 필요 없습니다. 프로세스, 메시지, 순서는 모두 진짜입니다.
 # %%
 # %%ranks --fast
-from dlcourse.parallel.pipeline_imposed_times import run_imposed
+from dlcourse.parallel.pipeline_emulation import run_emulated
 from dlcourse.parallel.pipeline_schedules import Schedule, make_schedule
 
 
 def impose(lines, placement):
-    found = run_imposed(Schedule.parse(lines.split("\n"), placement=placement), seconds=0.02)
+    found = run_emulated(Schedule.parse(lines.split("\n"), placement=placement), seconds=0.02)
     return found.predicted, found.gantt
 
 
@@ -482,7 +482,7 @@ gantt_figure({"1F1B": ranks["real"][0].spans}, title=title, seconds=True)
 # %%
 # %%ranks --fast
 from dlcourse.peers import pipeline_parallel as peers
-from dlcourse.peers.comparison import beside
+from dlcourse.peers.comparison import compare_steps
 
 
 def with_adamw(model):
@@ -509,7 +509,7 @@ def stepping(kind, name):
 
 
 def row(kind, name):
-    return beside(lambda: stepping(kind, name), reference)
+    return compare_steps(lambda: stepping(kind, name), reference)
 
 
 # %%

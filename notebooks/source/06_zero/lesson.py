@@ -258,7 +258,7 @@ model, optimizer = mixed_step(ZeRO2)
 # flowchart LR
 #   A["0 모으기"] --> B["0 계산<br>1 모으기"] --> C["0 해제<br>1 계산<br>2 모으기"] --> D["1 해제<br>2 계산<br>…"]
 # ```
-# %% source="dlcourse.parallel.zero3:Unit,ZeRO3"
+# %% source="dlcourse.parallel.zero3:ShardedUnit,ZeRO3"
 # %%
 # %%ranks --as three
 model = optimizer = None
@@ -545,7 +545,7 @@ claim("B6", at_4=saved[3], peak=ratio)
 # DeepSpeed에는 세 단계가 모두 있습니다(설치되어 있다면).
 # %%
 # %%ranks --fast
-from dlcourse.peers.comparison import beside
+from dlcourse.peers.comparison import compare_steps
 
 half = corpus.batch(0, rank=rank, world_size=world_size, micro_batch=2, block=64)
 half = [part.to(device) for part in half]
@@ -576,7 +576,7 @@ def stepping(name):
 
 
 def row(name):
-    return beside(lambda: stepping(name), reference)
+    return compare_steps(lambda: stepping(name), reference)
 
 
 # %%

@@ -396,7 +396,7 @@ sweep_figure(range(1, 25), curves, **axes, title=t("mixed.recovered", skipped=sk
 # %%ranks --fails "without a scaler"
 from dlcourse.training.mixed_precision.training_step import train
 
-train(GPT(tiny).to(device), corpus, way="autocast", dtype=torch.float16, steps=1, block=32)
+train(GPT(tiny).to(device), corpus, precision="autocast", dtype=torch.float16, steps=1, block=32)
 # %%
 # %%ranks --fails "is not a type for mixed precision"
 Autocast(kind, torch.float8_e4m3fn)
@@ -487,7 +487,7 @@ from dlcourse.training import loop
 
 job = {"steps": steps, "batch_size": 2, "block": 64}
 want = loop.train(GPT(small).to(device), corpus, **job)
-losses = {w: train(GPT(small).to(device), corpus, way=w, **job) for w in ("autocast", "master")}
+losses = {w: train(GPT(small).to(device), corpus, precision=w, **job) for w in ("autocast", "master")}
 half = {"way": "autocast", "dtype": torch.float16, "scaler": LossScaler()}
 losses["float16"] = train(GPT(small).to(device), corpus, **half, **job)
 apart = {w: max(abs(a / b - 1) for a, b in zip(got, want)) for w, got in losses.items()}

@@ -1,4 +1,4 @@
-"""A pipeline whose stage times are imposed: four ranks on two cores that behave as four devices.
+"""Four ranks on two cores that behave as four devices of a pipeline: stage times are given.
 
 A schedule's bubble is idle time of *devices*. Ranks that share cores keep each other busy, and no
 rank's clock can tell waiting for a neighbour from waiting for a core. So here an action occupies no
@@ -20,7 +20,7 @@ from dlcourse.parallel.pipeline_stages import Sleeper
 
 
 @dataclass(frozen=True)
-class Imposed:
+class Emulation:
     """What the ranks did, and what the simulation says.
 
     Attributes:
@@ -35,7 +35,7 @@ class Imposed:
     free: Gantt
 
 
-def run_imposed(
+def run_emulated(
     schedule: str | Schedule,
     seconds: float,
     num_micro_batches: int = 8,
@@ -43,7 +43,7 @@ def run_imposed(
     *,
     shape: tuple[int, ...] = (2, 64, 64),
     process_group: dist.ProcessGroup | None = None,
-) -> Imposed:
+) -> Emulation:
     """Run a schedule in all ranks, F, B and W of a *rank's whole part* taking ``seconds`` each.
 
     Args:
@@ -71,4 +71,4 @@ def run_imposed(
     t_send = median(message_time(schedule, other) for other in others)
     times = best.stage_times(schedule)
     predicted, free = (simulate(schedule, **times, t_send=t) for t in (t_send, 0.0))
-    return Imposed(best, predicted, free)
+    return Emulation(best, predicted, free)
