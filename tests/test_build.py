@@ -324,7 +324,11 @@ def test_a_module_is_never_imported_and_an_unknown_name_lists_the_known(package)
 
 
 def test_a_source_change_makes_the_built_file_differ(demo_root, package, tmp_path):
-    edit(demo_root, 'dlcourse.measure.run:wire_bytes"\n# %%\nshow', f'{package}:plain"\n# %%\nshow')
+    edit(
+        demo_root,
+        'dlcourse.measure.run.comm:wire_bytes"\n# %%\nshow',
+        f'{package}:plain"\n# %%\nshow',
+    )
     build.build(demo_root)
     give_output(demo_root)
     build.build(demo_root)

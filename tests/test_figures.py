@@ -12,7 +12,8 @@ import pytest
 from dlcourse.figures import colors
 from dlcourse.figures import recorded as figures
 from dlcourse.figures.tables import Table, results_by_rank
-from dlcourse.measure.run import CATEGORIES, Run
+from dlcourse.measure.categories import CATEGORIES
+from dlcourse.measure.run import Run
 
 MS = 1_000_000
 MIB = 2**20

@@ -18,7 +18,7 @@ from torch.utils import _python_dispatch as modes
 from torch.utils.checkpoint import checkpoint
 
 from dlcourse.measure import Recorder, mark_step
-from dlcourse.measure.run import CATEGORIES
+from dlcourse.measure.categories import CATEGORIES
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 
@@ -200,7 +200,9 @@ def test_an_unwatched_optimizer_step_still_counts_what_it_needs_for_a_moment(
             train(job, 4)
         peaks.append(recorder.record["memory"]["peak_bytes"])
     assert peaks[0] == peaks[1]
-    assert recorder._learnt[job[1]].extra >= 0.9 * bytes_of(job[0].parameters())
+    assert recorder._phases.optimizer_steps.learnt[job[1]].extra >= 0.9 * bytes_of(
+        job[0].parameters()
+    )
 
 
 def test_storages_count_once_and_leave_when_freed(recorder: Recorder) -> None:

@@ -23,7 +23,7 @@ from torch.utils import _python_dispatch as modes
 
 from dlcourse import Ranks
 from dlcourse.measure import Recorder, Run, mark_step
-from dlcourse.measure.run import CATEGORIES
+from dlcourse.measure.categories import CATEGORIES
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
