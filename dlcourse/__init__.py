@@ -58,7 +58,7 @@ def __getattr__(name: str) -> Any:
 
 
 # What is measured stands below what draws it; only here both are known.
-draw_with(lambda name: _load("dlcourse.figures.recorded", f"{name}_figure"))
+draw_with(lambda name: _load("dlcourse.figures.run", f"{name}_figure"))
 
 if "IPython" in sys.modules:  # a notebook, not a script, the agent or a rank
     _load("dlcourse.course.kernel").register_magic()

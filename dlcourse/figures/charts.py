@@ -12,7 +12,7 @@ from dlcourse.figures.colors import (
     PLAIN,
     RANKS,
 )
-from dlcourse.figures.drawing import (
+from dlcourse.figures.plotly_parts import (
     axis_of,
     bar,
     figure_of,

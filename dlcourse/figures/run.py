@@ -3,7 +3,7 @@
 Each title says what was found, computed from the data. Backgrounds are transparent and text is a
 grey that reads on white and on black, because a stored figure cannot know the reader's theme.
 Long data are thinned out, so that one figure stays below 50 KB in the notebook.
-Figures that compare several runs are in `charts.py`, and can be imported from here as well.
+Figures that compare several runs are in `charts.py`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlcourse.figures.charts import (
-    bars_figure,
-    cost_model_figure,
-    predicted_vs_measured_figure,
-    sweep_figure,
-)
 from dlcourse.figures.colors import (
     CATEGORIES,
     RANKS,
     SPANS,
     rank_color,
 )
-from dlcourse.figures.drawing import (
+from dlcourse.figures.plotly_parts import (
     axis_of,
     bar,
     close,
@@ -37,7 +31,6 @@ from dlcourse.figures.drawing import (
     rounded,
     rows_axis,
     rows_height,
-    show_defaults,
     thin_series,
 )
 from dlcourse.words.strings import (
@@ -55,19 +48,6 @@ from dlcourse.words.units import (
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-__all__ = [
-    "bars_figure",
-    "comm_figure",
-    "cost_model_figure",
-    "memory_figure",
-    "memory_over_time_figure",
-    "predicted_vs_measured_figure",
-    "show_defaults",
-    "sweep_figure",
-    "throughput_figure",
-    "timeline_figure",
-]
 
 MAX_SPANS = 700  # of all ranks together in one timeline
 MAX_LINES = 8
@@ -248,40 +228,40 @@ def comm_figure(data: Mapping[str, Any], lang: str | None = None) -> go.Figure:
 
     most = max((sent(r, op) for r in ranks for op in ops), default=0)
     divisor, unit = byte_scale(most)
-    alike = all(
+    equal = all(
         close(sent(r, op), sent(ranks[0], op))
         and r["ops"].get(op, {}).get("calls") == ranks[0]["ops"].get(op, {}).get("calls")
         for r in ranks
         for op in ops
     )
-    shown = ranks[:1] if alike else ranks
+    shown = ranks[:1] if equal else ranks
     traces: list[dict] = []
     for rank in shown:
         counts = [sent(rank, op) for op in ops]
         texts = [f"{human_bytes(c)} · {note(rank, op)}" for c, op in zip(counts, ops, strict=True)]
-        color = CATEGORIES["communication"] if alike else rank_color(rank["rank"])
-        name = _every_rank(ranks, lang) if alike else t("figure.rank", lang, rank=rank["rank"])
+        color = CATEGORIES["communication"] if equal else rank_color(rank["rank"])
+        name = _every_rank(ranks, lang) if equal else t("figure.rank", lang, rank=rank["rank"])
         traces.append(
             bar(
                 y=ops,
                 x=[rounded(c / divisor) for c in counts],
                 name=name,
                 color=color,
-                text=texts if alike else [human_bytes(c) if c else "" for c in counts],
+                text=texts if equal else [human_bytes(c) if c else "" for c in counts],
                 outside=True,
                 hovertext=[f"{name}: {text}" for text in texts],
             )
         )
-    rows = len(ops) * (1 if alike else 0.55 * len(shown))
+    rows = len(ops) * (1 if equal else 0.55 * len(shown))
     wire = (data.get("wire") or {}).get("sent_per_rank")
     layout = layout_of(
         _comm_title(ranks, ops, lang),
         subtitle=t("figure.comm.wire", lang, bytes=human_bytes(wire)) if wire else "",
-        height=rows_height(max(1, math.ceil(rows))) + (0 if alike else 20),
+        height=rows_height(max(1, math.ceil(rows))) + (0 if equal else 20),
         # Room for the text beside the longest bar.
         xaxis=axis_of(
             t("figure.axis.sent", lang, unit=unit),
-            range=[0, rounded((most or 1) / divisor * (1.45 if alike else 1.15))],
+            range=[0, rounded((most or 1) / divisor * (1.45 if equal else 1.15))],
             showticklabels=most > 0,
         ),
         yaxis=rows_axis(ops),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.colors import GRID, INK, rank_color
-from dlcourse.figures.drawing import figure_of, layout_of
+from dlcourse.figures.plotly_parts import figure_of, layout_of
 from dlcourse.words.strings import t
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _ROW = 32  # pixels
 MAX_DIGITS = 5  # longer numbers do not fit into their cells: the colours tell enough
 
 
-def pieces_figure(
+def buffers_figure(
     stages: Mapping[str, Sequence[Sequence[int]]],
     *,
     title: str,
