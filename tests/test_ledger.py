@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from dlcourse.measure import Recorder, mark_step
 from dlcourse.measure.categories import CATEGORIES
 
-pytestmark = pytest.mark.usefixtures("nothing_before")
+pytestmark = pytest.mark.usefixtures("nothing_before", "one_thread")
 
 WIDTH, HEADS, LAYERS, VOCABULARY, LENGTH = 64, 4, 2, 256, 32
 
@@ -120,6 +120,7 @@ def torchs_peak(name: str, steps: int) -> int:
             return original(tensor if tensor.requires_grad else torch.ones(1).requires_grad_(), f)
 
         setattr(Tensor, method, hook)
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     job = globals()[name]()
     tracker = MemTracker()
@@ -133,9 +134,10 @@ def torchs_peak(name: str, steps: int) -> int:
 
 @pytest.fixture(scope="module")
 def torchs_peaks() -> dict[str, int]:
+    """After two steps all state is there, and a later one takes no more."""
     names = [job.__name__ for job in JOBS]
     with get_context("spawn").Pool(1) as pool:
-        return dict(zip(names, pool.starmap(torchs_peak, [(n, 5) for n in names]), strict=True))
+        return dict(zip(names, pool.starmap(torchs_peak, [(n, 2) for n in names]), strict=True))
 
 
 @pytest.fixture
@@ -385,6 +387,7 @@ def one_rank_of_a_thousand() -> dict[str, Any]:
     from torch.distributed.fsdp import fully_shard
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    torch.set_num_threads(1)
     dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=1024)
     mesh = init_device_mesh("cpu", (1024,))
     with torch.device("meta"):
