@@ -122,7 +122,9 @@ def of_many_runs(lang: str) -> dict:
             lang=lang,
         ),
         "predicted": charts.predicted_vs_measured_figure(rows, lang),
-        "cost": charts.cost_model_figure(sizes, times, times, lang),
+        "cost": charts.cost_model_figure(
+            sizes, {"ring": times}, {"ring": times}, lang, title="", colors=colors.ALGORITHMS
+        ),
         "bars": charts.bars_figure(
             ["DDP", "naive"], [0.04, 0.09], axis="y", unit="seconds", lang=lang
         ),
@@ -136,7 +138,8 @@ def every_figure(request):
 
 def test_each_figure_says_what_was_found_and_names_its_axes(every_figure):
     for name, figure in every_figure.items():
-        assert any(char.isdigit() for char in title(figure)), f"{name}: {title(figure)!r}"
+        if name != "cost":  # whose title its lesson gives
+            assert any(char.isdigit() for char in title(figure)), f"{name}: {title(figure)!r}"
         assert len(title(figure)) < 110, name
         axes = [figure.layout.xaxis, figure.layout.yaxis]
         named = [axis for axis in axes if axis.title.text]
@@ -188,8 +191,6 @@ def test_memory_over_time_keeps_the_peak_when_it_thins_out():
     activations = next(trace for trace in figure.data if trace.name == "activations")
     assert len(activations.x) <= 300
     assert max(activations.y) == 50
-    with pytest.raises(ValueError, match="rank=7"):
-        figures.memory_over_time_figure(data, "en", rank=7)
 
 
 def test_timeline_tells_hidden_communication_from_waiting():
@@ -229,8 +230,8 @@ def test_comm_has_one_bar_for_equal_ranks_and_else_one_a_rank():
     run = Run(records())
     figure = figures.comm_figure(run.comm.data(), "en")
     assert len(figure.data) == 1
-    # 30 all-reduces of 1 MiB; each of 4 ranks sends 2 * 3/4 of it.
-    assert title(figure) == "Every rank sends 45 MiB; all_reduce is 100% of it"
+    sent = 5 * 6 * 2 * (4 - 1) / 4  # steps * calls of 1 MiB; each of 4 ranks sends 2 * 3/4 of it
+    assert title(figure) == f"Every rank sends {sent:g} MiB; all_reduce is 100% of it"
     assert "30×" in figure.data[0].text[0]
     assert "25 MiB" in figure.layout.title.subtitle.text  # the system's counters
     uneven = records()
@@ -289,18 +290,23 @@ def test_predictions_far_off_are_named_and_hatched():
         charts.predicted_vs_measured_figure([{"label": "", "predicted": 0, "measured": 1}])
 
 
-def test_cost_model_title_recovers_latency_and_bandwidth():
+def test_cost_model_has_points_and_a_line_for_each_algorithm():
     sizes = [2**k for k in range(10, 25)]
-    slow = [2e-5 + size / 2**28 for size in sizes]
-    fast = [5e-5 + size / 2**30 for size in sizes]
-    figure = charts.cost_model_figure(sizes, fast, fast, "en")
-    assert title(figure) == "α-β model: latency 50 µs, bandwidth 1 GiB/s"
-    both = charts.cost_model_figure(
-        sizes, {"ring": fast, "tree": slow}, {"ring": fast, "tree": slow}, "en"
+    tree = [2e-5 + size / 2**28 for size in sizes]
+    ring = [5e-5 + size / 2**30 for size in sizes]
+    measured = {"ring": [1.1 * v for v in ring], "tree": tree}
+    figure = charts.cost_model_figure(
+        sizes, measured, {"ring": ring, "tree": tree}, "en", title="x", colors=colors.ALGORITHMS
     )
-    assert title(both).startswith("Fastest for large buffers: ring (latency 50 µs")
+    dots, model, *_ = figure.data
+    assert [trace.mode for trace in figure.data] == ["markers", "lines"] * 2
+    assert [trace.name for trace in figure.data[::2]] == ["ring", "tree"]
+    assert dots.line.color == model.line.color == colors.ALGORITHMS["ring"]
+    assert [y / line for y, line in zip(dots.y, model.y, strict=True)] == pytest.approx(
+        [1.1] * len(sizes), rel=1e-3
+    )
     with pytest.raises(ValueError, match="same"):
-        charts.cost_model_figure(sizes, {"a": fast}, {"b": fast})
+        charts.cost_model_figure(sizes, {"a": ring}, {"b": ring}, title="x", colors={})
 
 
 def test_long_titles_are_broken_before_900_pixels():
@@ -325,11 +331,13 @@ print(json.dumps({name: len(json.dumps(data)) for name, data in bundle.items()})
 def test_a_notebook_stores_the_data_alone_and_needs_no_network():
     from jupyter_client.manager import start_new_kernel
 
-    manager, client = start_new_kernel()
+    manager, client = start_new_kernel(startup_timeout=120)
     try:
         said = []
         client.execute_interactive(
-            KERNEL_CODE, timeout=60, output_hook=lambda m: said.append(m["content"].get("text", ""))
+            KERNEL_CODE,
+            timeout=120,
+            output_hook=lambda m: said.append(m["content"].get("text", "")),
         )
     finally:
         client.stop_channels()

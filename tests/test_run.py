@@ -202,10 +202,10 @@ def test_wire_counters_belong_to_a_machine() -> None:
         record(0, wire={"sent": 100, "received": 90}),
         record(1, wire={"sent": 104, "received": 90}),
     ]
-    assert Run(two).wire == {"sent": 104, "received": 90, "sent_per_rank": 52}
+    assert Run(two).comm.wire == {"sent": 104, "received": 90, "sent_per_rank": 52}
     other = record(1, host="b", wire={"sent": 50, "received": 60})
-    assert Run([two[0], other]).wire == {"sent": 150, "received": 150, "sent_per_rank": 75}
-    assert Run([record(0)]).wire is None
+    assert Run([two[0], other]).comm.wire == {"sent": 150, "received": 150, "sent_per_rank": 75}
+    assert Run([record(0)]).comm.wire is None
 
 
 def test_exact_bytes_of_an_uneven_all_to_all_go_before_theory() -> None:

@@ -84,19 +84,12 @@ def memory_figure(data: Mapping[str, Any], lang: str | None = None) -> go.Figure
     return figure_of(traces, layout)
 
 
-def memory_over_time_figure(
-    data: Mapping[str, Any], lang: str | None = None, *, rank: int | None = None
-) -> go.Figure:
-    """Live bytes by category over time on one rank. data: `Memory.data()`.
+def memory_over_time_figure(data: Mapping[str, Any], lang: str | None = None) -> go.Figure:
+    """Live bytes by category over time, on the rank with the highest peak.
 
-    rank: None is the rank with the highest peak.
+    data: `Memory.data()`.
     """
-    ranks = {r["rank"]: r for r in _ranks(data)}
-    if rank is None:
-        rank = max(ranks, key=lambda n: ranks[n]["peak_bytes"])
-    if rank not in ranks:
-        raise ValueError(f"rank={rank!r} was not measured; use one of {rank_ranges(list(ranks))}.")
-    one = ranks[rank]
+    one = max(_ranks(data), key=lambda rank: rank["peak_bytes"])
     series = thin_series(one["series"] or [[0.0] + [0] * len(data["categories"])])
     times = [row[0] for row in series]
     divisor, unit = byte_scale(max(one["peak_bytes"], *(sum(row[1:]) for row in series)))
@@ -125,7 +118,7 @@ def memory_over_time_figure(
     title = t(
         "figure.memory_over_time",
         lang,
-        rank=rank,
+        rank=one["rank"],
         bytes=human_bytes(one["peak_bytes"]),
         time=human_seconds(max(0.0, top[0])),
         category=t(f"category.{biggest}", lang),
@@ -145,13 +138,13 @@ def timeline_figure(
     data: Mapping[str, Any],
     lang: str | None = None,
     *,
-    steps: int | Sequence[int] | None = None,
+    steps: int | None = None,
 ) -> go.Figure:
     """What each rank did when: own work above, communication and waiting below it.
 
     data:  `Timeline.data()`.
-    steps: one step's number or (first, last), from 0; None is all of them, or the last three
-           where there are more than six.
+    steps: one step's number, from 0; None is all of them, or the last three where there are more
+           than six.
     """
     ranks = _ranks(data)
     start, end, window = _window(ranks, data["wall_s"], steps, lang)
@@ -433,7 +426,7 @@ def _join(
 
 
 def _window(
-    ranks: Sequence[Mapping], wall: float, steps: int | Sequence[int] | None, lang: str | None
+    ranks: Sequence[Mapping], wall: float, steps: int | None, lang: str | None
 ) -> tuple[float, float, str]:
     """Start and end in seconds of what is drawn, and a note that says so."""
     count = min((len(r["steps"]) for r in ranks), default=0)
@@ -441,12 +434,12 @@ def _window(
         if count <= 6:
             ends = [s[1] for r in ranks for s in r["spans"]]
             return 0.0, max([wall, *ends]) or 1.0, ""
-        steps = (count - 3, count - 1)
-    first, last = (steps, steps) if isinstance(steps, int) else (steps[0], steps[-1])
-    if not 0 <= first <= last < count:
+        first, last = count - 3, count - 1
+    elif 0 <= steps < count:
+        first = last = steps
+    else:
         raise ValueError(
-            f"steps={steps!r}: this run has {count} steps; give a number from 0 to {count - 1}, "
-            "or the first and the last as a pair."
+            f"steps={steps!r}: this run has {count} steps; give a number from 0 to {count - 1}."
         )
     start = min(r["steps"][first][0] for r in ranks)
     end = max(r["steps"][last][1] for r in ranks)

@@ -30,7 +30,6 @@ class Run:
 
     Attributes:
         memory, timeline, comm, throughput: see `Memory`, `Timeline`, `Comm`, `Throughput`.
-        wire: `comm.wire`.
         records: the input, sorted by rank.
     """
 
@@ -41,7 +40,6 @@ class Run:
         self.memory = memory_of(self.records, clocks)
         self.timeline = timeline_of(self.records, clocks)
         self.throughput = throughput_of(self.records)
-        self.wire = self.comm.wire
 
     def __repr__(self) -> str:
         peak = human_bytes(self.memory.peak_bytes)
