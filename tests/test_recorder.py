@@ -146,10 +146,13 @@ def asynchronous(rank: int) -> None:
     if rank == 1:
         time.sleep(0.5)
     work = dist.all_reduce(torch.ones(MB), async_op=True)
-    issued = time.monotonic()
     a = torch.ones(64, 64)
-    while time.monotonic() - issued < 1.5:
+    over = None
+    while over is None or time.monotonic() - over < 0.3:  # works on for a while when it is over
         a = (a @ a).clamp(0, 1)
+        if over is None and work.is_completed():
+            over = time.monotonic()
+    mark_step()  # notes the moment before the wait
     work.wait()
 
 
@@ -157,14 +160,15 @@ def test_an_asynchronous_collective_ends_when_it_ends(ranks: Ranks) -> None:
     records = record(ranks, asynchronous)
     (early,), (late,) = (r["comm"] for r in records)
     assert early["async"] and late["async"]
-    took = [(e["end_ns"] - e["start_ns"]) / 1e9 for e in (early, late)]
-    assert 0.45 < took[0] < 1.4  # not at its issue, and not at wait()
-    assert took[1] < took[0] - 0.2
+    later = (late["start_ns"] - early["start_ns"]) / 1e9
+    assert later > 0.1  # half a second on a quiet machine
+    assert early["end_ns"] > late["start_ns"], "not at its issue"
+    for r, event in zip(records, (early, late), strict=True):
+        assert event["end_ns"] < r["steps"][0]["end_ns"] - 0.1e9, "not at wait()"
     timeline = Run(records).timeline
-    waiting = [r["totals"]["waiting"] for r in timeline.ranks]
-    assert 0.45 < waiting[0] < 1 and waiting[1] < 0.25
+    assert [r["totals"]["waiting"] for r in timeline.ranks] == pytest.approx([later, 0])
     # Nearly all of it on a quiet machine; a busy one takes the computing rank's core away.
-    assert min(r["hidden_fraction"] for r in timeline.ranks) > 0.2
+    assert min(r["hidden_fraction"] for r in timeline.ranks) > 0
 
 
 def synchronous(rank: int) -> None:
