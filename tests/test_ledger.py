@@ -18,7 +18,8 @@ from torch.utils import _python_dispatch as modes
 from torch.utils.checkpoint import checkpoint
 
 from dlcourse.measure import Recorder, mark_step
-from dlcourse.measure.categories import CATEGORIES
+from dlcourse.measure.categories import CATEGORIES, OTHER
+from dlcourse.measure.ledger.series import Series
 
 pytestmark = pytest.mark.usefixtures("nothing_before", "one_thread")
 
@@ -309,6 +310,7 @@ def test_gradients_set_by_hand_in_a_backward_are_no_activations(recorder: Record
     def keep(weight: Tensor) -> None:
         shard.grad = weight.grad.flatten().clone()
         weight.grad = None
+        torch.ones(10 * shard.numel())  # comes and goes: here the total is at its highest
 
     layer.weight.register_post_accumulate_grad_hook(keep)
     optimizer = torch.optim.SGD([shard])
@@ -319,6 +321,7 @@ def test_gradients_set_by_hand_in_a_backward_are_no_activations(recorder: Record
         layer(torch.ones(1, 64)).sum().backward()
         before = recorder.ledger.snapshot()
     assert before["gradients"] == shard.nbytes
+    assert recorder.record["memory"]["at_peak"]["gradients"] == shard.nbytes
     assert before["activations"] < shard.nbytes
 
 
@@ -426,6 +429,19 @@ def test_series_is_short_and_keeps_the_peak(recorder: Recorder) -> None:
     times = [point[0] for point in memory["series"]]
     assert times == sorted(times)
     assert max(sum(point[1:]) for point in memory["series"]) >= 0.9 * memory["peak_bytes"]
+
+
+def test_a_long_series_is_thinned_to_the_highest_moments() -> None:
+    series = Series()
+    for window in range(5_000):
+        for size in (10, 7_000 if window == 1_234 else 100):
+            series.add(OTHER, size)
+            series.note_peak() if series.total > series.peak else None
+            series.remove(OTHER, size)
+        series.close_window(series.window_end + 1)
+    record = series.as_record(series.window_end)
+    assert 200 <= len(record["series"]) <= 402
+    assert max(sum(point[1:]) for point in record["series"]) == record["peak_bytes"] == 7_000
 
 
 def test_models_can_be_saved_copied_and_pickled_while_recorded(recorder: Recorder) -> None:
