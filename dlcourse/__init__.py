@@ -12,6 +12,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from dlcourse.measure.figure_hook import draw_with
+
 __version__ = "0.1.0"
 
 # Loaded at first use, so that a rank or a script takes only what it needs.
@@ -56,6 +58,9 @@ def __getattr__(name: str) -> Any:
         return _load(_HOME[name], name)
     raise AttributeError(f"module 'dlcourse' has no attribute {name!r}")
 
+
+# What is measured stands below what draws it; only here both are known.
+draw_with(lambda name: _load("dlcourse.figures.run", f"{name}_figure"))
 
 if "IPython" in sys.modules:  # a notebook, not a script, the agent or a rank
     _load("dlcourse.course.kernel").register_magic()

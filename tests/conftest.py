@@ -57,6 +57,20 @@ def nothing_before() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread: small operations in two wait for a busy core at each of them.
+
+    A step of a small model takes ten times as long where other processes use the cores.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def own_language() -> Iterator[None]:
     """A file of tests that sets the language does not set it for the files after it."""

@@ -281,8 +281,7 @@ def test_the_stop_button_ends_a_stuck_collective(open_notebook, lab):
 # ------------------------------------------------------------------------------- the panel itself
 
 FIGURE = """
-from dlcourse.figures.recorded import bars_figure, show_defaults
-show_defaults()
+from dlcourse.figures.charts import bars_figure
 bars_figure(['DDP', 'ours'], [1.0, 2.0], axis='s', lang='ko')
 """
 

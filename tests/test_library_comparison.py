@@ -10,7 +10,7 @@ import torch
 
 from dlcourse import Ranks
 from dlcourse.corpus import Corpus
-from dlcourse.figures.library_comparison import beside_table
+from dlcourse.figures.library_comparison import library_comparison_table
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.peers import zero as peers
 from dlcourse.peers.comparison import compare_steps, one_step
@@ -62,10 +62,10 @@ def test_the_table_takes_the_rank_that_needs_most(found):
     rows = {name: [rank[name] for rank in found] for name in ("alone", "torch")}
     set_language("ko")
     rows["torch"][1]["memory"]["other"] += 2**30
-    table = beside_table(rows, reference="alone", absent=["DeepSpeed 9"])
+    table = library_comparison_table(rows, reference="alone", absent=["DeepSpeed 9"])
     assert [row[0] for row in table.rows] == ["alone", "torch", "DeepSpeed 9 (설치되어 있지 않음)"]
     assert float(table.rows[1][5]) > 1024 > float(table.rows[0][5])
     assert table.rows[0][2] == "1" and len(table.header) == 12
     both = [{**rows["alone"][0], "loss": loss} for loss in (0.0, 3.0)]
-    assert beside_table({"x": both}, reference="x").rows[0][1] == "1.5000"
-    assert beside_table({"x": both}, reference="x", loss=max).rows[0][1] == "3.0000"
+    assert library_comparison_table({"x": both}, reference="x").rows[0][1] == "1.5000"
+    assert library_comparison_table({"x": both}, reference="x", loss=max).rows[0][1] == "3.0000"

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 import dlcourse
-from dlcourse.figures.colors import CATEGORIES
+from dlcourse.figures import colors
+from dlcourse.measure.categories import CATEGORIES
 from dlcourse.panel import widget
+from dlcourse.panel.message import SHOWN_RANKS
+from dlcourse.panel.message import message as draw
 from dlcourse.panel.pool_panel import PoolPanel
-from dlcourse.panel.widget import Panel, last_state
+from dlcourse.panel.summary import Summary, last_state
+from dlcourse.panel.widget import Panel
 from dlcourse.ranks.notebook import observer
 from dlcourse.ranks.notebook.front_end import front_end_present
 
@@ -32,15 +36,20 @@ def state(ranks: list[dict], *, cell: int = 1, busy: bool = True, elapsed: float
     return {"cell": cell, "busy": busy, "elapsed_s": elapsed, "ranks": ranks}
 
 
-def message(*states: dict, size: int = 4, lang: str = "en") -> dict:
-    summary = widget._Summary(size, lang)
+def message(*states: dict, lang: str = "en") -> dict:
+    summary = Summary()
     for one in states:
         summary.note(one)
-        drawn = summary.message()
+        drawn = draw(summary, lang)
     return drawn
 
 
 # ------------------------------------------------------------------ what it tells
+
+
+def test_every_category_has_its_colour_in_the_order_of_the_numbers():
+    assert [name for name, *_ in widget._LOOK["categories"]] == list(CATEGORIES)
+    assert list(colors.CATEGORIES) == list(CATEGORIES)
 
 
 def test_a_rank_row_tells_state_memory_peak_and_bytes():
@@ -74,15 +83,15 @@ def test_a_new_cell_starts_at_zero():
 def test_how_long_a_rank_waits_is_told_from_its_clock_or_from_the_first_sight(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    summary = widget._Summary(2, "en")
+    summary = Summary()
     inside = {"op": "all_reduce", "seq": 3, "since_ns": 99_500_000_000}
     ranks = [rank_state(0, "waiting", inside), rank_state(1, "waiting", "broadcast #1")]
     summary.note(state(ranks))
-    texts = [row["text"] for row in summary.message()["ranks"]]
+    texts = [row["text"] for row in draw(summary, "en")["ranks"]]
     assert texts == ["in all_reduce #3 500 ms", "in broadcast #1"]
     clock[0] = 101.0
     summary.note(state(ranks))
-    texts = [row["text"] for row in summary.message()["ranks"]]
+    texts = [row["text"] for row in draw(summary, "en")["ranks"]]
     assert texts == ["in all_reduce #3 1.5 s", "in broadcast #1 1.0 s"]
 
 
@@ -91,33 +100,33 @@ def test_a_hang_a_death_and_a_loss_are_one_sentence(lang, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     waiting = [rank_state(r, "waiting", "all_reduce #3") for r in (0, 2, 3)]
-    summary = widget._Summary(4, lang)
+    summary = Summary()
     summary.note(state([*waiting, rank_state(1)]))
-    assert summary.message()["alert"] == ""
+    assert draw(summary, lang)["alert"] == ""
     clock[0] = 105.0
-    alert = summary.message()["alert"]
+    alert = draw(summary, lang)["alert"]
     assert "0, 2-3" in alert and "all_reduce #3" in alert and "5.0 s" in alert
     summary.note(state([rank_state(1, "waiting", "broadcast #1")]))
-    summary.message()
+    draw(summary, lang)
     clock[0] = 110.0
-    assert "broadcast #1" in summary.message()["alert"]
+    assert "broadcast #1" in draw(summary, lang)["alert"]
     summary.note(state([rank_state(2, "dead")]))
-    assert "2" in summary.message()["alert"] and "5.0" not in summary.message()["alert"]
+    assert "2" in draw(summary, lang)["alert"] and "5.0" not in draw(summary, lang)["alert"]
     words = {"ko": "응답", "en": "No answer"}
     spoken = {clock_time: _spoken_after(clock_time, clock, lang) for clock_time in (3.0, 9.0)}
     assert spoken[3.0] == spoken[9.0] != "", "a screen reader says a wait once"
-    lost = message(state([rank_state(0, "lost"), rank_state(1, "lost")]), size=2, lang=lang)
+    lost = message(state([rank_state(0, "lost"), rank_state(1, "lost")]), lang=lang)
     assert "0-1" in lost["alert"] and words[lang] in lost["alert"]
 
 
 def _spoken_after(seconds: float, clock: list[float], lang: str) -> str:
     """What is read aloud when three of four ranks have waited so long, at two collectives."""
-    summary = widget._Summary(4, lang)
+    summary = Summary()
     waits = [rank_state(r, "waiting", f"all_reduce #{seconds:.0f}") for r in (0, 2, 3)]
     summary.note(state([*waits, rank_state(1)]))
-    summary.message()
+    draw(summary, lang)
     clock[0] += seconds
-    return summary.message()["say"]
+    return draw(summary, lang)["say"]
 
 
 def ended(cell: int, outcome: str = "done", *, calls: int = 0, held: int = 0, now=None) -> dict:
@@ -129,45 +138,45 @@ def ended(cell: int, outcome: str = "done", *, calls: int = 0, held: int = 0, no
 
 
 def test_after_a_cell_that_measured_nothing_the_last_one_that_did_is_shown():
-    summary = widget._Summary(2, "en")
+    summary = Summary()
     for number, one in enumerate([ended(1, held=MIB), ended(2, calls=3, held=MIB)], 4):
         summary.note(one, label=number)
     after = [ended(3, held=MIB), {"cell": 4, "busy": True, "ranks": []}, ended(4, held=MIB)]
     for one in after:
         summary.note(one, label=9)
-        drawn = summary.message()
+        drawn = draw(summary, "en")
         if one["busy"]:
             assert (drawn["cell"], drawn["kept"], drawn["comm"]) == (4, 2, []), "it runs: shown"
     assert (drawn["cell"], drawn["where"], drawn["status"]) == (2, "cell [5]", "done in 200 ms")
     assert drawn["comm"] == [["all_reduce", 24, 3]] and drawn["ranks"][0]["m"][0] == MIB
     # What allocates has measured something; what failed is shown, but does not come back.
     summary.note(ended(5, held=9 * MIB), label=10)
-    assert summary.message()["where"] == "cell [10]"
+    assert draw(summary, "en")["where"] == "cell [10]"
     summary.note(ended(6, "failed", calls=1, held=9 * MIB), label=11)
-    assert summary.message()["status"] == "failed after 600 ms"
+    assert draw(summary, "en")["status"] == "failed after 600 ms"
     summary.note(ended(7, held=9 * MIB), label=12)
-    assert summary.message()["where"] == "cell [10]"
+    assert draw(summary, "en")["where"] == "cell [10]"
     # New ranks have measured nothing yet.
     summary.note({"cell": 0, "busy": False, "ranks": [{"rank": 0, "state": "idle"}]})
-    assert (summary.message()["status"], summary.message()["comm"]) == ("ready", [])
+    assert (draw(summary, "en")["status"], draw(summary, "en")["comm"]) == ("ready", [])
     summary.note(ended(8), label=13)
-    assert summary.message()["cell"] == 8
+    assert draw(summary, "en")["cell"] == 8
 
 
 @pytest.mark.parametrize("lang", ["ko", "en"])
 def test_a_cell_that_failed_or_was_stopped_says_so(lang):
     words = {"failed": ("실패", "failed"), "interrupted": ("중단", "interrupted")}
     for outcome, (korean, english) in words.items():
-        drawn = message(ended(1, outcome, calls=1), size=2, lang=lang)
+        drawn = message(ended(1, outcome, calls=1), lang=lang)
         word = korean if lang == "ko" else english
         assert word in drawn["status"] and word in drawn["say"]
-    assert message(ended(1, calls=1), size=2, lang=lang)["say"] == ""
+    assert message(ended(1, calls=1), lang=lang)["say"] == ""
     # A death: the rank by its number, the others ended with it; the cell's numbers stay.
     gone = {
         "busy": False,
         "ranks": [{"rank": r, "state": s} for r, s in ((0, "stopped"), (1, "dead"))],
     }
-    drawn = message(ended(3, "failed", calls=2), gone, size=2, lang=lang)
+    drawn = message(ended(3, "failed", calls=2), gone, lang=lang)
     assert [row["s"] for row in drawn["ranks"]] == ["stopped", "dead"]
     assert "1" in drawn["alert"] and drawn["say"] == drawn["alert"]
     assert ("실패" if lang == "ko" else "failed") in drawn["status"] and drawn["comm"]
@@ -181,9 +190,9 @@ def test_throughput_is_of_the_last_seconds_and_at_the_end_of_the_whole_cell():
     # 1,000 tokens a second for ten seconds, then 5,000 a second.
     states = [at(s, 1_000 * s) for s in range(1, 11)]
     states += [at(s, 10_000 + 5_000 * (s - 10)) for s in range(11, 21)]
-    facts = {field: text for field, _, text in message(*states, size=2)["facts"]}
+    facts = {field: text for field, _, text in message(*states)["facts"]}
     assert facts == {"rate": "5,000", "steps": "3", "loss": "2.5"}
-    end = message(*states, at(20, 60_000, busy=False), size=2)
+    end = message(*states, at(20, 60_000, busy=False))
     assert end["facts"][0] == ["rate", "tokens/s", "3,000"]
 
 
@@ -196,7 +205,7 @@ def test_the_records_of_a_short_cell_make_its_last_state():
         "steps": [{"tokens": 8, "loss": 1.5}, {"tokens": 8, "loss": 1.25}],
         "pss_bytes": None,
     }
-    drawn = message(last_state(7, 0.004, [record]), size=2)
+    drawn = message(last_state(7, 0.004, [record]))
     row = drawn["ranks"][0]
     assert (row["m"][0], row["peak"], row["b"]) == (MIB, 3 * MIB, 8192)
     assert drawn["comm"] == [["all_reduce", 8192, 2]]
@@ -223,10 +232,10 @@ def test_a_message_stays_below_4_kb_and_shows_who_stands_out(size):
         for r in range(size)
     ]
     ranks[-1]["state"] = "dead"
-    drawn = message(state(ranks), size=size, lang="ko")
+    drawn = message(state(ranks), lang="ko")
     assert len(json.dumps(drawn, ensure_ascii=False).encode()) < 4096
     assert drawn["ranks"][-1]["r"] == size - 1
-    assert bool(drawn["more"]) == (size > widget.SHOWN_RANKS)
+    assert bool(drawn["more"]) == (size > SHOWN_RANKS)
 
 
 def test_bad_sizes_and_languages_are_refused_at_once():

@@ -23,9 +23,10 @@ from torch.utils import _python_dispatch as modes
 
 from dlcourse import Ranks
 from dlcourse.measure import Recorder, Run, mark_step
-from dlcourse.measure.run import CATEGORIES
+from dlcourse.measure.categories import CATEGORIES
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MB = 1 << 20
 
@@ -145,10 +146,13 @@ def asynchronous(rank: int) -> None:
     if rank == 1:
         time.sleep(0.5)
     work = dist.all_reduce(torch.ones(MB), async_op=True)
-    issued = time.monotonic()
     a = torch.ones(64, 64)
-    while time.monotonic() - issued < 1.5:
+    over = None
+    while over is None or time.monotonic() - over < 0.3:  # works on for a while when it is over
         a = (a @ a).clamp(0, 1)
+        if over is None and work.is_completed():
+            over = time.monotonic()
+    mark_step()  # notes the moment before the wait
     work.wait()
 
 
@@ -156,14 +160,15 @@ def test_an_asynchronous_collective_ends_when_it_ends(ranks: Ranks) -> None:
     records = record(ranks, asynchronous)
     (early,), (late,) = (r["comm"] for r in records)
     assert early["async"] and late["async"]
-    took = [(e["end_ns"] - e["start_ns"]) / 1e9 for e in (early, late)]
-    assert 0.45 < took[0] < 1.4  # not at its issue, and not at wait()
-    assert took[1] < took[0] - 0.2
+    later = (late["start_ns"] - early["start_ns"]) / 1e9
+    assert later > 0.1  # half a second on a quiet machine
+    assert early["end_ns"] > late["start_ns"], "not at its issue"
+    for r, event in zip(records, (early, late), strict=True):
+        assert event["end_ns"] < r["steps"][0]["end_ns"] - 0.1e9, "not at wait()"
     timeline = Run(records).timeline
-    waiting = [r["totals"]["waiting"] for r in timeline.ranks]
-    assert 0.45 < waiting[0] < 1 and waiting[1] < 0.25
+    assert [r["totals"]["waiting"] for r in timeline.ranks] == pytest.approx([later, 0])
     # Nearly all of it on a quiet machine; a busy one takes the computing rank's core away.
-    assert min(r["hidden_fraction"] for r in timeline.ranks) > 0.2
+    assert min(r["hidden_fraction"] for r in timeline.ranks) > 0
 
 
 def synchronous(rank: int) -> None:
@@ -382,9 +387,8 @@ def test_steps_tokens_and_loss() -> None:
     assert sample["steps"] == 3 and sample["tokens"] == 303
     kinds = [s[2] for s in recorder.record["spans"]]
     order = [k for i, k in enumerate(kinds) if i == 0 or k != kinds[i - 1]]
-    assert order[-12:-1:4] == ["forward"] * 3 or "forward" in order
-    for kind in ("forward", "backward", "optimizer"):
-        assert order.count(kind) == 3
+    phases = [kind for kind in order if kind != "compute"]
+    assert phases == ["forward", "backward", "optimizer"] * 3
 
 
 def test_sleep_is_not_work() -> None:
@@ -609,9 +613,13 @@ def test_a_recorder_inside_another_records_instead_of_it() -> None:
 
 def test_start_twice_and_stop_without_start() -> None:
     recorder = Recorder(0, 1)
+    before = traces()
     recorder.start()
+    mark_step(1)
     recorder.start()
-    recorder.stop()
+    mark_step(2)
+    assert [step["tokens"] for step in recorder.stop()["steps"]] == [2], "the first is thrown away"
+    assert traces() == before
     with pytest.raises(ValueError, match="start"):
         recorder.stop()
 

@@ -12,7 +12,7 @@ from dlcourse.figures.colors import (
     PLAIN,
     RANKS,
 )
-from dlcourse.figures.drawing import (
+from dlcourse.figures.plotly_parts import (
     axis_of,
     bar,
     figure_of,
@@ -31,8 +31,6 @@ from dlcourse.words.strings import (
 )
 from dlcourse.words.units import (
     digits,
-    human_bytes,
-    human_seconds,
 )
 
 if TYPE_CHECKING:
@@ -124,7 +122,7 @@ def sweep_figure(
 
 
 def predicted_vs_measured_figure(
-    rows: Sequence[Mapping[str, Any]], lang: str | None = None, *, title: str | None = None
+    rows: Sequence[Mapping[str, Any]], lang: str | None = None
 ) -> go.Figure:
     """Measured over predicted, one line for each row; 1 is a perfect prediction.
 
@@ -137,9 +135,9 @@ def predicted_vs_measured_figure(
     labels = wrapped([r["label"] for r in usable])
     worst = max(range(len(usable)), key=lambda i: abs(math.log(max(ratios[i], 1e-9))))
     gap = max(abs(ratio - 1) for ratio in ratios)
-    if title is None and gap <= 0.05:
+    if gap <= 0.05:
         title = t("figure.predicted.close", lang, gap=f"{gap:.1%}")
-    elif title is None:
+    else:
         title = t(
             "figure.predicted.far",
             lang,
@@ -169,7 +167,7 @@ def predicted_vs_measured_figure(
     trace["marker"]["color"] = [CATEGORIES["parameters" if ok else "gradients"] for ok in near]
     trace["marker"]["pattern"] = {"shape": ["" if ok else "/" for ok in near], "size": 6}
     layout = layout_of(
-        title or "",
+        title,
         height=rows_height(len(usable)),
         xaxis=axis_of(t("figure.axis.ratio", lang), range=[0, rounded(max(*ratios, 1.0) * 1.6)]),
         yaxis=rows_axis(labels),
@@ -191,58 +189,39 @@ def predicted_vs_measured_figure(
 
 def cost_model_figure(
     sizes: Sequence[float],
-    measured: Sequence[float] | Mapping[str, Sequence[float]],
-    fitted: Sequence[float] | Mapping[str, Sequence[float]],
+    measured: Mapping[str, Sequence[float]],
+    fitted: Mapping[str, Sequence[float]],
     lang: str | None = None,
     *,
-    title: str | None = None,
-    colors: Mapping[str, str] | None = None,
+    title: str,
+    colors: Mapping[str, str],
 ) -> go.Figure:
     """Seconds over bytes, both axes logarithmic: points measured, lines from the alpha-beta model.
 
     sizes:  bytes, in ascending order.
-    measured, fitted: seconds for each size; dicts of the same names for several algorithms.
-    colors: for some of the names; the others take the next free one.
+    measured, fitted: algorithm -> seconds for each size.
+    colors: of each algorithm.
     """
-    points = measured if isinstance(measured, Mapping) else {"": measured}
-    lines = fitted if isinstance(fitted, Mapping) else {"": fitted}
-    if set(points) != set(lines):
+    if set(measured) != set(fitted):
         raise ValueError(
-            f"fitted has the names {sorted(lines)} and measured {sorted(points)}; give the same."
+            f"fitted has the names {sorted(fitted)} and measured {sorted(measured)}; give the same."
         )
-    every = [v for values in (*points.values(), *lines.values()) for v in values if v > 0]
+    every = [v for values in (*measured.values(), *fitted.values()) for v in values if v > 0]
     x_axis, x_div, _ = unit_axis(
         sizes, "bytes", t("figure.axis.buffer", lang), log=True, ticks=True
     )
     y_axis, y_div, _ = unit_axis(every, "seconds", t("figure.axis.time_plain", lang), log=True)
     x = [rounded(s / x_div, 6) for s in sizes]
     traces: list[dict] = []
-    for n, name in enumerate(points):
-        color = (colors or {}).get(name) or RANKS[n % len(RANKS)]
-        labels = (
-            (name, t("figure.cost.fitted_name", lang, name=name))
-            if name
-            else (t("figure.measured", lang), t("figure.cost.fitted", lang))
-        )
-        values = [rounded(v / y_div) for v in points[name]]
-        dots = line(x, values, labels[0], color, order=n, markers=True)
+    for n, name in enumerate(measured):
+        values = [rounded(v / y_div) for v in measured[name]]
+        dots = line(x, values, name, colors[name], order=n, markers=True)
         dots["mode"] = "markers"
-        model = line(x, [rounded(v / y_div) for v in lines[name]], labels[1], color, order=0)
+        values = [rounded(v / y_div) for v in fitted[name]]
+        model = line(x, values, t("figure.cost.fitted_name", lang, name=name), colors[name])
         model["line"]["dash"] = ("solid", "dash", "dot", "dashdot")[n % 4]
         traces += [dots, model]
-    if title is None:
-        best = min(lines, key=lambda name: lines[name][-1])
-        per_byte = (lines[best][-1] - lines[best][0]) / ((sizes[-1] - sizes[0]) or 1)
-        latency = max(0.0, lines[best][0] - per_byte * sizes[0])
-        title = t(
-            "figure.cost" if best == "" else "figure.cost.best",
-            lang,
-            name=best,
-            latency=human_seconds(latency),
-            bandwidth=human_bytes(1 / per_byte if per_byte > 0 else 0),
-        )
-    layout = layout_of(title, height=380, xaxis=x_axis, yaxis=y_axis)
-    return figure_of(traces, layout)
+    return figure_of(traces, layout_of(title, height=380, xaxis=x_axis, yaxis=y_axis))
 
 
 def bars_figure(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.colors import CATEGORIES, INK, text_on
-from dlcourse.figures.drawing import axis_of, bar, figure_of, layout_of, rounded
+from dlcourse.figures.plotly_parts import axis_of, bar, figure_of, layout_of, rounded
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_seconds, second_scale
 

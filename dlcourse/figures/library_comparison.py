@@ -13,7 +13,7 @@ from dlcourse.words.strings import t
 _MIB = 2**20
 
 
-def beside_table(
+def library_comparison_table(
     found: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     reference: str,

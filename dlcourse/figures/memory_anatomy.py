@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.colors import CATEGORIES, INK, PLAIN, RANKS
-from dlcourse.figures.drawing import axis_of, figure_of, layout_of, line, rounded, thin_series
+from dlcourse.figures.plotly_parts import axis_of, figure_of, layout_of, line, rounded, thin_series
 from dlcourse.words.strings import t
 from dlcourse.words.units import byte_scale, human_bytes
 
@@ -98,7 +98,7 @@ def _areas(
     ]
 
 
-def order_figure(
+def memory_vs_time_figure(
     everything: Sequence[Point],
     paths: Mapping[str, Sequence[Point]],
     *,

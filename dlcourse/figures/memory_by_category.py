@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dlcourse.figures.colors import CATEGORIES
-from dlcourse.figures.drawing import (
+from dlcourse.figures.plotly_parts import (
     axis_of,
     bar,
     end_labels,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
-def ledger_figure(
+def memory_by_category_figure(
     rows: Mapping[str, Mapping[str, float]], *, title: str, lang: str | None = None
 ) -> go.Figure:
     """Stacked bars of bytes by category, one bar a row.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dlcourse.figures.colors import INK, RANKS
-from dlcourse.figures.drawing import axis_of, figure_of, layout_of, line, rounded
+from dlcourse.figures.plotly_parts import axis_of, figure_of, layout_of, line, rounded
 from dlcourse.words.strings import t
 from dlcourse.words.units import byte_scale, human_bytes
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Point = tuple[float, float]  # FLOPs on top in percent, bytes
 
 
-def trade_figure(
+def memory_vs_recompute_figure(
     predicted: Mapping[str, Sequence[Point]],
     measured: Mapping[str, Sequence[Point]],
     *,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from dlcourse.words.strings import t
-from dlcourse.words.units import rank_ranges
+from wcwidth import ljust, rjust, width
 
 _MANY_COLUMNS = 8  # more than these are set in smaller letters
 
@@ -47,18 +45,19 @@ class Table:
         lines = [[text.split("\n") for text in self.header], None]
         lines += [[_text(cell).split("\n") for cell in row] for row in self.rows]
         widths = [
-            max(_width(part) for row in lines if row for part in row[i])
+            max(width(part) for row in lines if row for part in row[i])
             for i in range(len(self.header))
         ]
         out = [self.caption] if self.caption else []
         for row in lines:
             if row is None:
-                out.append("  ".join("-" * width for width in widths))
+                out.append("  ".join("-" * wide for wide in widths))
                 continue
             for n in range(max(len(parts) for parts in row)):
                 cells = (parts[n] if n < len(parts) else "" for parts in row)
                 pads = zip(cells, widths, self._right, strict=True)
-                out.append("  ".join(_pad(*pad) for pad in pads).rstrip())
+                padded = ((rjust if right else ljust)(text, wide) for text, wide, right in pads)
+                out.append("  ".join(padded).rstrip())
         return "\n".join(out)
 
     def _repr_html_(self) -> str:
@@ -95,48 +94,6 @@ class Table:
         )
 
 
-def results_by_rank(
-    values: Sequence[str], ranks: Sequence[int] | None = None, lang: str | None = None
-) -> Table | OneForAll:
-    """The results of several ranks: one line where all are equal, else one row for each value.
-
-    values: one text a rank, already in the form to show.
-    ranks:  their numbers; None is 0, 1, 2, ...
-    """
-    numbers = list(range(len(values))) if ranks is None else list(ranks)
-    if len(numbers) != len(values):
-        raise ValueError(
-            f"ranks has {len(numbers)} numbers for {len(values)} values; give one for each."
-        )
-    same: dict[str, list[int]] = {}
-    for number, value in zip(numbers, values, strict=True):
-        same.setdefault(value, []).append(number)
-    if len(same) == 1:
-        return OneForAll(_ranks_label(numbers, lang), values[0])
-    # Two ranks in five that agree are worth folding; all but a few different ones are not.
-    folded = same.items() if len(same) <= len(values) // 2 else zip(values, numbers, strict=True)
-    rows = [
-        (rank_ranges(who) if isinstance(who, list) else str(who), value) for value, who in folded
-    ]
-    return Table([t("table.rank", lang), t("table.value", lang)], rows)
-
-
-class OneForAll:
-    """One value that several ranks share: "ranks 0-3: 6.0"."""
-
-    def __init__(self, label: str, value: str) -> None:
-        self.label, self.value = label, value
-
-    def __repr__(self) -> str:
-        gap = "\n" if "\n" in self.value else " "
-        return f"{self.label}:{gap}{self.value}"
-
-
-def _ranks_label(numbers: Sequence[int], lang: str | None) -> str:
-    key = "table.one_rank" if len(numbers) == 1 else "table.ranks"
-    return t(key, lang, ranks=rank_ranges(numbers))
-
-
 def _is_number(cell: Any) -> bool:
     return isinstance(cell, int | float) and not isinstance(cell, bool)
 
@@ -145,12 +102,3 @@ def _text(cell: Any) -> str:
     if isinstance(cell, float):
         return f"{cell:,.6g}"
     return f"{cell:,}" if _is_number(cell) else str(cell)
-
-
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - _width(text))
-    return space + text if right else text + space

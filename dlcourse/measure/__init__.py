@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlcourse.measure.recorder import Recorder, live_bytes, mark_step
-    from dlcourse.measure.run import CATEGORIES, Run
+    from dlcourse.measure.run import Run
 
-__all__ = ["CATEGORIES", "Recorder", "Run", "live_bytes", "mark_step"]
+__all__ = ["Recorder", "Run", "live_bytes", "mark_step"]
 
 _HOME = {
     **dict.fromkeys(("Recorder", "live_bytes", "mark_step"), "recorder"),
-    **dict.fromkeys(("Run", "CATEGORIES"), "run"),
+    "Run": "run",
 }
 
 

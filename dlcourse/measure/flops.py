@@ -81,9 +81,12 @@ def flops_of(func: Any) -> Callable[[tuple, dict, Any], int] | None:
     if func in _PRODUCTS:
         return _PRODUCTS[func]
     packet = getattr(func, "overloadpacket", None)
-    formula = flop_registry.get(packet)
-    extra = _EXTRA.get(packet)
-    if formula is None and extra is None:
+    # torch's own formula where there is one: a later version may bring it
+    if packet in flop_registry:
+        formula = _of_torch(flop_registry[packet])
+    elif packet in _EXTRA:
+        formula = _EXTRA[packet]
+    else:
         return None
     seen: dict[Any, int] = {}
 
@@ -99,13 +102,16 @@ def flops_of(func: Any) -> Callable[[tuple, dict, Any], int] | None:
             known = None
         if known is not None:
             return known
-        # torch's own formula where there is one: a later version may bring it
-        n = formula(*args, **kwargs, out_val=out) if formula else extra(args, kwargs, out)
+        n = formula(args, kwargs, out)
         if key is not None and len(seen) < _MAX_SHAPES:
             seen[key] = n
         return n
 
     return count
+
+
+def _of_torch(formula: Callable[..., int]) -> Callable[[tuple, dict, Any], int]:
+    return lambda args, kwargs, out: formula(*args, **kwargs, out_val=out)
 
 
 def _hashable(a: Any) -> Any:

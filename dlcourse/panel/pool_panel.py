@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlcourse.panel.widget import Panel, last_state
+from dlcourse.panel.summary import last_state
+from dlcourse.panel.widget import Panel
 from dlcourse.ranks.notebook.observer import observe_with
 
 

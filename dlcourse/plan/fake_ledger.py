@@ -23,7 +23,7 @@ from typing import Any
 
 from dlcourse.formulas.memory import Plan, combinations_of
 from dlcourse.formulas.recipe import Recipe
-from dlcourse.measure.run import wire_bytes
+from dlcourse.measure.run.comm import wire_bytes
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlcourse.figures.tables import Table
-from dlcourse.measure.run import CATEGORIES, wire_bytes
+from dlcourse.measure.categories import CATEGORIES
+from dlcourse.measure.run.comm import wire_bytes
 from dlcourse.parallel.divisibility import check_mesh, check_tensor_parallel
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_bytes, human_seconds

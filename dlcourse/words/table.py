@@ -72,18 +72,8 @@ _FIGURE: _Area = {
         "시스템 카운터로 측정한 값: 랭크당 {bytes}",
         "measured by the system's counters: {bytes} a rank",
     ),
-    "cost": (
-        "α-β 모델: 지연 시간 {latency}, 대역폭 {bandwidth}/s",
-        "α-β model: latency {latency}, bandwidth {bandwidth}/s",
-    ),
-    "cost.best": (
-        "큰 버퍼에서 가장 빠른 방법: {name} (지연 시간 {latency}, 대역폭 {bandwidth}/s)",
-        "Fastest for large buffers: {name} (latency {latency}, bandwidth {bandwidth}/s)",
-    ),
-    "cost.fitted": ("α-β 모델", "α-β model"),
     "cost.fitted_name": ("{name}: 모델", "{name}: model"),
     "every_rank": ("모든 랭크 ({ranks})", "every rank ({ranks})"),
-    "measured": ("측정값", "measured"),
     "memory.even": (
         "랭크마다 최대 {bytes}. 가장 큰 몫은 {category}: {share}",
         "Every rank peaks at {bytes}; the largest part, {category}, is {share}",
@@ -261,13 +251,6 @@ _RANKS: _Area = {
     ),
 }
 
-_TABLE: _Area = {
-    "one_rank": ("랭크 {ranks}", "rank {ranks}"),
-    "rank": ("랭크", "rank"),
-    "ranks": ("랭크 {ranks}", "ranks {ranks}"),
-    "value": ("값", "value"),
-}
-
 AREAS: dict[str, _Area] = {
     "accumulation": ACCUMULATION_WORDS,
     "anatomy": ANATOMY_WORDS,
@@ -285,7 +268,6 @@ AREAS: dict[str, _Area] = {
     "plan": PLAN_WORDS,
     "ranks": _RANKS,
     "start": START_WORDS,
-    "table": _TABLE,
     "tensor_parallel": TENSOR_PARALLEL_WORDS,
     "zero": ZERO_WORDS,
 }

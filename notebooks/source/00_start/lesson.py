@@ -28,6 +28,7 @@ num_ranks = 4
 device = "auto"
 # %%
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, record_metric, solution
+from dlcourse.course.library_map import library_map
 from dlcourse.figures import first_look as start
 
 lesson(lang=lang, name="00_start")
@@ -454,7 +455,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 [tool.__name__ for tool in (PipelineStage, Schedule1F1B, ScheduleGPipe)]
 # %%
-start.library_map()
+library_map()
 # %% [markdown] lang="en"
 # Claim A3 says what to compare DDP with: Megatron, DeepSpeed, FSDP, Horovod. Read the rows: DDP and
 # Horovod do data parallelism and nothing else. Megatron-Core and DeepSpeed are toolboxes that

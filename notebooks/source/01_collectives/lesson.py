@@ -43,9 +43,9 @@ from statistics import median
 
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, solution
 from dlcourse.formulas.collectives import CostModel, fit
-from dlcourse.figures import recorded as figures
+from dlcourse.figures import charts
 from dlcourse.figures.colors import ALGORITHMS, CATEGORIES, RANKS
-from dlcourse.figures.contributions import pieces_figure
+from dlcourse.figures.collective_buffers import buffers_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.words.units import digits, human_bytes, human_seconds
@@ -122,7 +122,7 @@ copied, summed = x.clone(), x.clone()
 dist.broadcast(copied, src=0)
 dist.all_reduce(summed)
 # %%
-pieces_figure(
+buffers_figure(
     {
         t("collectives.before"): ranks["x"],
         t("collectives.after", op="broadcast"): ranks["copied"],
@@ -154,7 +154,7 @@ dist.all_gather(parts, mine)
 gathered = torch.cat(parts)
 assert torch.equal(gathered, summed)
 # %%
-pieces_figure(
+buffers_figure(
     {
         t("collectives.before"): ranks["x"],
         t("collectives.after", op="reduce_scatter"): ranks["scattered"],
@@ -179,7 +179,7 @@ dist.all_to_all_single(swapped, x)
 dist.all_to_all_single(back, swapped)
 assert torch.equal(back, x)
 # %%
-pieces_figure(
+buffers_figure(
     {
         t("collectives.before"): ranks["x"],
         t("collectives.after", op="all_to_all"): ranks["swapped"],
@@ -273,7 +273,7 @@ assert torch.equal(ring, summed)
 # %%
 history = ranks["seen_steps"]
 labels = [t("collectives.start"), *(t("collectives.step", n=n) for n in range(1, 2 * num_ranks))]
-pieces_figure(
+buffers_figure(
     {label: [rows[n] for rows in history] for n, label in enumerate(labels[: len(history[0])])},
     title=t("collectives.pieces.ring", half=num_ranks - 1),
 )
@@ -341,7 +341,7 @@ sent_tree = int(seen.sent())
 # %%
 by_algorithm = {name: ranks[f"sent_{name}"] for name in ("naive", "tree", "ring")}
 each_rank = range(len(by_algorithm["ring"]))
-figures.bars_figure(
+charts.bars_figure(
     list(by_algorithm),
     {t("figure.rank", rank=k): [sent[k] for sent in by_algorithm.values()] for k in each_rank},
     axis=t("collectives.axis.sent"),
@@ -462,7 +462,7 @@ compare("01.crossover", overtakes or f"> {human_bytes(sizes[-1])}")
 # %%
 said = human_bytes(crossing)
 title = t("collectives.crossover", size=human_bytes(overtakes or 0), predicted=said)
-figures.cost_model_figure(
+charts.cost_model_figure(
     sizes,
     {name: took[name] for name in ("tree", "ring")},
     {k: [model.predict(f"{k}_all_reduce", n, num_ranks) for n in sizes] for k in ("tree", "ring")},
@@ -513,7 +513,7 @@ busbw = {k: [factor * n / s / 1e6 for n, s in zip(sizes, took[k])] for k in took
 best = max(busbw, key=lambda name: busbw[name][-1])
 at = {"size": human_bytes(sizes[-1]), "rate": digits(busbw[best][-1])}
 axes = {"x_unit": "bytes", "y_unit": "MB/s", "log_x": True, "log_y": True}
-figures.sweep_figure(
+charts.sweep_figure(
     sizes,
     busbw,
     x_title=t("figure.axis.buffer"),
@@ -544,7 +544,7 @@ turns = {row["algorithm"].partition("_")[0]: row["samples"] for row in ranks["be
 gloo = turns.pop("torch")
 ratios = {name: median(a / b for a, b in zip(own, gloo)) for name, own in turns.items()}
 best = min(ratios, key=ratios.get)
-figures.bars_figure(
+charts.bars_figure(
     list(ratios),
     list(ratios.values()),
     colors=[ALGORITHMS[name] for name in ratios],
@@ -579,7 +579,7 @@ wires = [
     {"label": name, "predicted": row["wire_theory"], "measured": row["wire"], "unit": "bytes"}
     for name, row in counted.items()
 ]
-figures.predicted_vs_measured_figure(wires) if wires else t("collectives.no_counters")
+charts.predicted_vs_measured_figure(wires) if wires else t("collectives.no_counters")
 # %%
 wire = {name: row["wire"] for name, row in counted.items()}
 if wire:
@@ -686,7 +686,7 @@ by_strategy["FSDP2"] = traffic(fully_shard(sharded, mesh=mesh), batch)
 # %%
 by_strategy = ranks["by_strategy"][0]
 bars = {f"{k}: {op}": sent[op] for k, sent in by_strategy.items() for op in sent}
-figures.bars_figure(
+charts.bars_figure(
     list(bars),
     list(bars.values()),
     axis=t("collectives.axis.sent"),

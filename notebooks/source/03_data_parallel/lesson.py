@@ -50,7 +50,8 @@ steps = 5
 # ```
 # %%
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
-from dlcourse.figures.recorded import sweep_figure, timeline_figure
+from dlcourse.figures.charts import sweep_figure
+from dlcourse.figures.run import timeline_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.words.units import human_bytes

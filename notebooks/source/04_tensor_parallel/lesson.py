@@ -54,8 +54,8 @@ steps = 5
 # ```
 # %%
 from dlcourse import Ranks, check, claim, compare, expect_failure, hint, lesson, predict, show, solution
-from dlcourse.figures.library_comparison import beside_table
-from dlcourse.figures.recorded import bars_figure
+from dlcourse.figures.library_comparison import library_comparison_table
+from dlcourse.figures.charts import bars_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.words.units import human_bytes
@@ -614,7 +614,7 @@ from dlcourse.course.catalog import course_root
 told = json.loads((course_root() / "data" / "tensor_parallel_peers.json").read_text())
 name = t("peers.recorded", name=f"{told['library']} {told['version']}", date=told["date"])
 print(t(f"tensor_parallel.library.{'' if ranks['installed'][0] else 'not_'}installed"))
-beside_table(found, reference="DTensor", recorded={name: told["ranks"]})
+library_comparison_table(found, reference="DTensor", recorded={name: told["ranks"]})
 # %% [markdown] lang="en"
 # Same loss. But 24 all-reduces in one row: q, k and v each summed the gradient of the same input. In
 # DTensor, `PrepareModuleInput` makes that input one replicated tensor first; here, one `copy_to` stands

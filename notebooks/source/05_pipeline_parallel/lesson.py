@@ -45,9 +45,9 @@ steps = 5
 # %%
 from dlcourse import Ranks, check, claim, compare, expect_failure
 from dlcourse import hint, lesson, predict, show, solution
-from dlcourse.figures.library_comparison import beside_table
+from dlcourse.figures.library_comparison import library_comparison_table
 from dlcourse.figures.colors import CATEGORIES
-from dlcourse.figures.recorded import bars_figure
+from dlcourse.figures.charts import bars_figure
 from dlcourse.figures.gantt import gantt_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
@@ -524,7 +524,7 @@ for kind, name in [*pairs, *deepspeed]:
 ranks.cell("del reference", record=False)
 absent = [] if deepspeed else ["DeepSpeed 1f1b"]
 assert len({f"{max(rank['loss'] for rank in of):.3f}" for of in found.values()}) == 1
-beside_table(found, reference="torch 1f1b", loss=max, absent=absent)
+library_comparison_table(found, reference="torch 1f1b", loss=max, absent=absent)
 
 
 # %% [markdown] lang="en"

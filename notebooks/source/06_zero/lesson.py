@@ -49,9 +49,10 @@ steps = 4
 # ```
 # %%
 from dlcourse import Ranks, check, claim, compare, expect_failure, hint, lesson, predict, show, solution
-from dlcourse.figures.library_comparison import beside_table
-from dlcourse.figures.recorded import sweep_figure, timeline_figure
-from dlcourse.figures.memory_by_category import ledger_figure
+from dlcourse.figures.library_comparison import library_comparison_table
+from dlcourse.figures.charts import sweep_figure
+from dlcourse.figures.run import timeline_figure
+from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.words.units import human_bytes
@@ -278,7 +279,7 @@ each = [sum(ledger[n].values()) / num_parameters for n in range(4)]
 for stage in range(4):
     assert abs(each[stage] * num_parameters / sum(sizes[stage].values()) - 1) < 0.001
 found = {"ranks": num_ranks, "one": each[1], "two": each[2], "three": each[3]}
-ledger_figure(rows, title=t("zero.glance", **found))
+memory_by_category_figure(rows, title=t("zero.glance", **found))
 # %% [markdown] lang="en"
 # Now watch stage 3 at work, in float32 and with a larger batch. Where is the communication, and what
 # does the rank do meanwhile?
@@ -492,7 +493,7 @@ peaks = ranks["peaks"][0]
 ratio = sum(peaks[0].values()) / sum(peaks[3].values())
 rows = {t("zero.stage.number", stage=stage): peak for stage, peak in enumerate(peaks)}
 assert ratio < num_ranks and peaks[3]["activations"] > sum(peaks[3].values()) / 2
-ledger_figure(rows, title=t("zero.peak", ratio=ratio))
+memory_by_category_figure(rows, title=t("zero.peak", ratio=ratio))
 # %% [markdown] lang="en"
 # Most of what stage 3 leaves is **activations**. No stage divides them: that takes a smaller batch,
 # checkpointing ([lesson 11](11_checkpointing.ipynb)), or tensor parallelism.
@@ -517,7 +518,7 @@ small = ranks["small"][0]
 rows = {t("zero.one_unit", stage=stage): peak for stage, peak in enumerate(small, start=1)}
 least, two_needs, three_needs = (sum(peak.values()) for peak in small)
 assert three_needs > two_needs > least
-ledger_figure(rows, title=t("zero.trap", ratio=three_needs / least))
+memory_by_category_figure(rows, title=t("zero.trap", ratio=three_needs / least))
 # %% [markdown] lang="en"
 # Stage 1! One unit is gathered at once, and all its gradients wait for one message, beside the buffer
 # that they are copied to. With 4 blocks as units, the two that are here (one computing, one coming)
@@ -590,7 +591,7 @@ for name in sorted(installed, key=stage_of.get):
     found[name] = ranks["found"]
 ranks.cell("del reference", record=False)
 assert len({f"{sum(rank['loss'] for rank in of):.3f}" for of in found.values()}) == 1
-beside_table(found, reference="FSDP2", absent=stage_of.keys() - set(installed))
+library_comparison_table(found, reference="FSDP2", absent=stage_of.keys() - set(installed))
 # %% [markdown] lang="en"
 # Same loss everywhere. FSDP2 sends more here, since over Gloo its reduce-scatter is an all-reduce;
 # with NCCL it sends what ours sends, or less: it keeps the outermost unit from forward to backward.

@@ -49,8 +49,8 @@ steps = 5
 # 먼저 랭크(rank) 0 혼자 해 봅니다. 다른 랭크는 나중에 함께하는데, 그때는 누가 언제 보내는지도 중요해집니다.
 # %%
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
-from dlcourse.figures.recorded import bars_figure
-from dlcourse.figures.memory_by_category import ledger_figure
+from dlcourse.figures.charts import bars_figure
+from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.words.units import human_bytes
@@ -180,7 +180,7 @@ for count, peak in zip(counts, peaks, strict=True):
     assert peak["parameters"] == peaks[0]["parameters"]
 least = human_bytes(sum(peaks[-1].values()) - peaks[-1]["activations"])
 title = t("accumulation.memory.title", least=least)
-ledger_figure(dict(zip(labels, peaks, strict=True)), title=title)
+memory_by_category_figure(dict(zip(labels, peaks, strict=True)), title=title)
 # %% [markdown] lang="en"
 # Half the micro-batch, half the activations. What stays is a floor of parameters, gradients and
 # Adam's state: 16 bytes a parameter, however small the pieces. Lessons 06 and 12 shrink that floor.

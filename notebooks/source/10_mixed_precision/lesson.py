@@ -47,7 +47,7 @@ steps = 4
 # %%
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
 from dlcourse.figures.charts import sweep_figure
-from dlcourse.figures.memory_by_category import ledger_figure
+from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.plan.scale import MODELS
@@ -214,7 +214,7 @@ for way in WAYS:
 top = {way: sum(peak[way].values()) for way in WAYS}
 share = {way: top[way] / top["float32"] for way in WAYS}
 rows = {t(f"mixed.way.{way}"): peak[way] for way in WAYS}
-ledger_figure(rows, title=t("mixed.peak", **{way: f"{share[way]:.0%}" for way in WAYS}))
+memory_by_category_figure(rows, title=t("mixed.peak", **{way: f"{share[way]:.0%}" for way in WAYS}))
 # %% [markdown] lang="en"
 # Not one byte of the states has gone: parameters, gradients and Adam's moments are float32 as before.
 # (At the peak there are no gradients yet, as in lesson 09. The two lower rows come below.) Activations

@@ -46,11 +46,11 @@ device = "auto"
 # ```
 # %%
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
-from dlcourse.figures.recorded import sweep_figure
-from dlcourse.figures.memory_by_category import ledger_figure
+from dlcourse.figures.charts import sweep_figure
+from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
-from dlcourse.figures.memory_vs_recompute import trade_figure
+from dlcourse.figures.memory_vs_recompute import memory_vs_recompute_figure
 from dlcourse.words.units import human_bytes
 from dlcourse.formulas import activations as formula
 from dlcourse.training.checkpointing.placement import best_length, every
@@ -329,7 +329,7 @@ yours = measured(mine)
 assert abs(yours[1] / forecast(mine)[1] - 1) < 0.05
 less = 100 * (1 - at["ours"][1] / at["none"][1])
 title = t("checkpointing.trade", more=at["ours"][0], less=less)
-trade_figure(lines, dots, title=title, mine=yours)
+memory_vs_recompute_figure(lines, dots, title=title, mine=yours)
 # %% [markdown] lang="en"
 # ## Operator by operator
 #
@@ -535,7 +535,7 @@ for sequences, pair in ranks["totals"][0].items():
         rows[t(f"checkpointing.large.{key}", name=name)] = peaks
     saved[int(sequences)] = 100 * (1 - sum(pair[1].values()) / sum(pair[0].values()))
 title = t("checkpointing.total", few=saved[1], many=saved[16])
-ledger_figure(rows, title=title)
+memory_by_category_figure(rows, title=title)
 # %% [markdown] lang="en"
 # With few tokens the peak only moves to the end of backward, where gradients are all there. And
 # GPT-2 Large, 8 sequences of 1,024 tokens, on tensors that have shapes and no numbers: bytes are
@@ -572,7 +572,7 @@ for segments, size in (([], plain_peak), ([1] * 36, light_peak)):
 names = [t(f"checkpointing.large.{key}", name="GPT-2 Large") for key in ("none", "ours")]
 found = {"plain": human_bytes(plain_peak), "light": human_bytes(light_peak)}
 title = t("checkpointing.large.title", **found)
-ledger_figure(dict(zip(names, large, strict=True)), title=title)
+memory_by_category_figure(dict(zip(names, large, strict=True)), title=title)
 # %%
 claim("D3", few=saved[1], many=saved[16], reentrant=at["ours"][0], early_stop=at["early_stop"][0])
 # %% [markdown] lang="en"

@@ -52,7 +52,7 @@ device = "auto"
 from dlcourse import Ranks, check, claim, compare, expect_failure
 from dlcourse import hint, lesson, predict, show, solution
 from dlcourse.figures.gantt import gantt_figure
-from dlcourse.figures.memory_by_category import ledger_figure
+from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.words.units import human_bytes, human_seconds
@@ -131,7 +131,7 @@ found = [sum(p[name] for name in ("activations", "communication")) for p in peak
 assert all(abs(a / b["activations"] - 1) < 0.05 for a, b in zip(found, needs, strict=True))
 share = 100 * needs[1]["parameters"] / sum(needs[1].values())
 rows = {t("offload.device.layers", device=i, layers=k): needs[i] for i, k in enumerate(sizes)}
-ledger_figure(rows, title=t("offload.ledger", share=share))
+memory_by_category_figure(rows, title=t("offload.ledger", share=share))
 # %% [markdown] lang="en"
 # States were predicted to the byte, and the peak of activations within 5%. (Not all of it is there at
 # one moment: gradients grow while activations go.) The recipe's 2 GB are the first colour alone. Devices
@@ -303,7 +303,7 @@ totals = [sum(need.values()) / 2**30 for need in big_needs]
 rows = {t("offload.device.layers", device=i, layers=k): big_needs[i] for i, k in enumerate(sizes)}
 each = big_needs[1]["parameters"] / 2**30
 title = t("offload.full", each=each, low=min(totals), high=max(totals))
-ledger_figure(rows, title=title)
+memory_by_category_figure(rows, title=title)
 # %%
 middle = big_needs[1]
 kept_gb = sum(middle[name] for name in states) / 1e9
@@ -462,7 +462,7 @@ rows |= {t("offload.host", name=names[key]): of_host[key][0] for key in ("soon",
 title = t("offload.share", plain=peak["plain"], optimizer=peak["soon"], parameters=peak["parameters"])
 losses = [of_device[key][1][0] for key in names if key != "plain"]
 assert all(found == of_device["plain"][1] for found in losses)
-ledger_figure(rows, title=title)
+memory_by_category_figure(rows, title=title)
 # %% [markdown] lang="en"
 # Losses are equal bit for bit in all five. What is gone from the device is in the host: 12 bytes for
 # each parameter, and 4 to 5 for what travels. Offload does not shrink memory, it moves it. Here the peak
@@ -553,7 +553,7 @@ one_memory = [
 labels = [t("offload.unified.no"), t("offload.unified.yes")]
 rows = dict(zip(labels, ranks["one_memory"][0], strict=True))
 kept_plain, kept_unified = (sum(row.values()) for row in rows.values())
-ledger_figure(rows, title=t("offload.unified", ratio=kept_unified / kept_plain))
+memory_by_category_figure(rows, title=t("offload.unified", ratio=kept_unified / kept_plain))
 # %% [markdown] lang="en"
 # Nothing is saved: the master copy and the buffer come on top. (Between steps, when there
 # are no gradients in either.) Where memory is one, do not offload, as there is nowhere to go to.
@@ -627,7 +627,7 @@ whole, own = ([sum(rank.values()) for rank in ranks[name]] for name in ("whole",
 compare("12.load", whole[1] / own[1])
 assert all(ranks["same"]) and whole[1] / own[1] > 1.8 * w
 rows = {t("offload.whole"): ranks["whole"][1], t("offload.apart"): ranks["own"][1]}
-ledger_figure(rows, title=t("offload.load", ratio=whole[1] / own[1]))
+memory_by_category_figure(rows, title=t("offload.load", ratio=whole[1] / own[1]))
 # %% [markdown] lang="en"
 # A little over $2 \cdot 3$, as this rank has no embeddings. The format is so simple that 60 lines write and read it; the package `safetensors` does the same.
 # With a pickle (`torch.save`) `mmap=True` avoids reading all of it, too.

@@ -43,8 +43,8 @@ device = "auto"
 # ```
 # %%
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
-from dlcourse.figures.memory_anatomy import anatomy_figure, order_figure
-from dlcourse.figures.memory_by_category import ledger_figure
+from dlcourse.figures.memory_anatomy import anatomy_figure, memory_vs_time_figure
+from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.words.units import human_bytes
@@ -421,7 +421,7 @@ lines = {t("anatomy.best_path"): path(front(everything, prices), prices)}
 lines[t("anatomy.recommended")] = path(stops(everything), prices)
 counted = dict(right=sum(one.extra < 1 for one in results), all=len(results))
 title = t("anatomy.search", machine=t(f"anatomy.machine.{machine}"), **counted)
-order_figure(path(everything, prices), lines, title=title)
+memory_vs_time_figure(path(everything, prices), lines, title=title)
 # %%
 def percent_right(plans, prices):
     results = compare_order(plans, prices)
@@ -526,7 +526,7 @@ Table([t(f"anatomy.{key}") for key in keys], zip(*columns, strict=True))
 # %%
 sums = dict(states=human_bytes(large_states), total=human_bytes(1e9 * totals[0]))
 title = t("anatomy.large", **sums)
-ledger_figure(dict(zip(labels, formula, strict=True)), title=title)
+memory_by_category_figure(dict(zip(labels, formula, strict=True)), title=title)
 # %% [markdown] lang="en"
 # Each whole model by ledger takes seconds, so two rows are measured here and a test of the course
 # (`test_gpt2_large_by_ledger`) compares all five. For the other rows put 1, 2 and 3 into `by_ledger`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +15,6 @@ if TYPE_CHECKING:
 MAX_POINTS = 300  # of one line
 _FONT = "system-ui, 'Noto Sans KR', 'Noto Sans CJK KR', 'Apple SD Gothic Neo', sans-serif"
 _NO_COLOR = "rgba(0,0,0,0)"
-
-
-def show_defaults() -> None:
-    """Let figures be drawn by JupyterLab's own plotly extension, with no network.
-
-    The plotly package brings that extension; a figure is stored as its data alone. Hosted
-    notebooks (Colab, Kaggle, ...) keep the renderer that plotly chose for them. Outside a
-    kernel there is nothing to set, and plotly is not imported.
-    """
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if getattr(shell, "kernel", None) is None:
-        return
-    import plotly.io as pio
-
-    if "plotly_mimetype" in (pio.renderers.default or ""):
-        pio.renderers.default = "plotly_mimetype"
-    for name in ("plotly_mimetype", "jupyterlab", "vscode"):
-        pio.renderers[name].config = {"displaylogo": False, "displayModeBar": False}
 
 
 def rounded(value: float, significant: int = 4) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dlcourse.course.exercises.lesson_01_collectives import rounds
+from dlcourse.figures.collective_buffers import buffers_figure, sources
 from dlcourse.figures.colors import rank_color
-from dlcourse.figures.contributions import pieces_figure, sources
 
 BEFORE = [[1, 2], [10, 20]]
 AFTER = [[11, 2], [10, 0]]
@@ -22,7 +22,7 @@ def test_digits_tell_the_ranks():
 
 
 def test_a_cell_has_a_stripe_for_each_rank_in_it_and_a_frame_where_a_number_is_new():
-    figure = pieces_figure({"a": BEFORE, "b": AFTER}, title="x", lang="en")
+    figure = buffers_figure({"a": BEFORE, "b": AFTER}, title="x", lang="en")
     found = traces(figure)
     # Rank 0: 1 and 2, then half of 11, and 2. Rank 1: 10 and 20, then half of 11, and 10.
     assert len(found["rank 0"].x) == len(found["rank 1"].x) == 4
@@ -36,9 +36,9 @@ def test_a_cell_has_a_stripe_for_each_rank_in_it_and_a_frame_where_a_number_is_n
 
 def test_stages_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"stages has panels of \[1, 2\] ranks"):
-        pieces_figure({"a": BEFORE, "b": AFTER[:1]}, title="x")
+        buffers_figure({"a": BEFORE, "b": AFTER[:1]}, title="x")
     with pytest.raises(ValueError, match="holds 100, which has more digits than the 2 ranks"):
-        pieces_figure({"a": [[100], [1]]}, title="x")
+        buffers_figure({"a": [[100], [1]]}, title="x")
 
 
 CHAIN = [[("send", 1)], [("recv", 0), ("send", 2)], [("recv", 1), ("send", 3)], [("recv", 2)]]

@@ -3,7 +3,7 @@
 Each title says what was found, computed from the data. Backgrounds are transparent and text is a
 grey that reads on white and on black, because a stored figure cannot know the reader's theme.
 Long data are thinned out, so that one figure stays below 50 KB in the notebook.
-Figures that compare several runs are in `charts.py`, and can be imported from here as well.
+Figures that compare several runs are in `charts.py`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlcourse.figures.charts import (
-    bars_figure,
-    cost_model_figure,
-    predicted_vs_measured_figure,
-    sweep_figure,
-)
 from dlcourse.figures.colors import (
     CATEGORIES,
     RANKS,
     SPANS,
     rank_color,
 )
-from dlcourse.figures.drawing import (
+from dlcourse.figures.plotly_parts import (
     axis_of,
     bar,
     close,
@@ -37,7 +31,6 @@ from dlcourse.figures.drawing import (
     rounded,
     rows_axis,
     rows_height,
-    show_defaults,
     thin_series,
 )
 from dlcourse.words.strings import (
@@ -55,19 +48,6 @@ from dlcourse.words.units import (
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-__all__ = [
-    "bars_figure",
-    "comm_figure",
-    "cost_model_figure",
-    "memory_figure",
-    "memory_over_time_figure",
-    "predicted_vs_measured_figure",
-    "show_defaults",
-    "sweep_figure",
-    "throughput_figure",
-    "timeline_figure",
-]
 
 MAX_SPANS = 700  # of all ranks together in one timeline
 MAX_LINES = 8
@@ -104,19 +84,12 @@ def memory_figure(data: Mapping[str, Any], lang: str | None = None) -> go.Figure
     return figure_of(traces, layout)
 
 
-def memory_over_time_figure(
-    data: Mapping[str, Any], lang: str | None = None, *, rank: int | None = None
-) -> go.Figure:
-    """Live bytes by category over time on one rank. data: `Memory.data()`.
+def memory_over_time_figure(data: Mapping[str, Any], lang: str | None = None) -> go.Figure:
+    """Live bytes by category over time, on the rank with the highest peak.
 
-    rank: None is the rank with the highest peak.
+    data: `Memory.data()`.
     """
-    ranks = {r["rank"]: r for r in _ranks(data)}
-    if rank is None:
-        rank = max(ranks, key=lambda n: ranks[n]["peak_bytes"])
-    if rank not in ranks:
-        raise ValueError(f"rank={rank!r} was not measured; use one of {rank_ranges(list(ranks))}.")
-    one = ranks[rank]
+    one = max(_ranks(data), key=lambda rank: rank["peak_bytes"])
     series = thin_series(one["series"] or [[0.0] + [0] * len(data["categories"])])
     times = [row[0] for row in series]
     divisor, unit = byte_scale(max(one["peak_bytes"], *(sum(row[1:]) for row in series)))
@@ -145,7 +118,7 @@ def memory_over_time_figure(
     title = t(
         "figure.memory_over_time",
         lang,
-        rank=rank,
+        rank=one["rank"],
         bytes=human_bytes(one["peak_bytes"]),
         time=human_seconds(max(0.0, top[0])),
         category=t(f"category.{biggest}", lang),
@@ -165,13 +138,13 @@ def timeline_figure(
     data: Mapping[str, Any],
     lang: str | None = None,
     *,
-    steps: int | Sequence[int] | None = None,
+    steps: int | None = None,
 ) -> go.Figure:
     """What each rank did when: own work above, communication and waiting below it.
 
     data:  `Timeline.data()`.
-    steps: one step's number or (first, last), from 0; None is all of them, or the last three
-           where there are more than six.
+    steps: one step's number, from 0; None is all of them, or the last three where there are more
+           than six.
     """
     ranks = _ranks(data)
     start, end, window = _window(ranks, data["wall_s"], steps, lang)
@@ -248,40 +221,40 @@ def comm_figure(data: Mapping[str, Any], lang: str | None = None) -> go.Figure:
 
     most = max((sent(r, op) for r in ranks for op in ops), default=0)
     divisor, unit = byte_scale(most)
-    alike = all(
+    equal = all(
         close(sent(r, op), sent(ranks[0], op))
         and r["ops"].get(op, {}).get("calls") == ranks[0]["ops"].get(op, {}).get("calls")
         for r in ranks
         for op in ops
     )
-    shown = ranks[:1] if alike else ranks
+    shown = ranks[:1] if equal else ranks
     traces: list[dict] = []
     for rank in shown:
         counts = [sent(rank, op) for op in ops]
         texts = [f"{human_bytes(c)} · {note(rank, op)}" for c, op in zip(counts, ops, strict=True)]
-        color = CATEGORIES["communication"] if alike else rank_color(rank["rank"])
-        name = _every_rank(ranks, lang) if alike else t("figure.rank", lang, rank=rank["rank"])
+        color = CATEGORIES["communication"] if equal else rank_color(rank["rank"])
+        name = _every_rank(ranks, lang) if equal else t("figure.rank", lang, rank=rank["rank"])
         traces.append(
             bar(
                 y=ops,
                 x=[rounded(c / divisor) for c in counts],
                 name=name,
                 color=color,
-                text=texts if alike else [human_bytes(c) if c else "" for c in counts],
+                text=texts if equal else [human_bytes(c) if c else "" for c in counts],
                 outside=True,
                 hovertext=[f"{name}: {text}" for text in texts],
             )
         )
-    rows = len(ops) * (1 if alike else 0.55 * len(shown))
+    rows = len(ops) * (1 if equal else 0.55 * len(shown))
     wire = (data.get("wire") or {}).get("sent_per_rank")
     layout = layout_of(
         _comm_title(ranks, ops, lang),
         subtitle=t("figure.comm.wire", lang, bytes=human_bytes(wire)) if wire else "",
-        height=rows_height(max(1, math.ceil(rows))) + (0 if alike else 20),
+        height=rows_height(max(1, math.ceil(rows))) + (0 if equal else 20),
         # Room for the text beside the longest bar.
         xaxis=axis_of(
             t("figure.axis.sent", lang, unit=unit),
-            range=[0, rounded((most or 1) / divisor * (1.45 if alike else 1.15))],
+            range=[0, rounded((most or 1) / divisor * (1.45 if equal else 1.15))],
             showticklabels=most > 0,
         ),
         yaxis=rows_axis(ops),
@@ -453,7 +426,7 @@ def _join(
 
 
 def _window(
-    ranks: Sequence[Mapping], wall: float, steps: int | Sequence[int] | None, lang: str | None
+    ranks: Sequence[Mapping], wall: float, steps: int | None, lang: str | None
 ) -> tuple[float, float, str]:
     """Start and end in seconds of what is drawn, and a note that says so."""
     count = min((len(r["steps"]) for r in ranks), default=0)
@@ -461,12 +434,12 @@ def _window(
         if count <= 6:
             ends = [s[1] for r in ranks for s in r["spans"]]
             return 0.0, max([wall, *ends]) or 1.0, ""
-        steps = (count - 3, count - 1)
-    first, last = (steps, steps) if isinstance(steps, int) else (steps[0], steps[-1])
-    if not 0 <= first <= last < count:
+        first, last = count - 3, count - 1
+    elif 0 <= steps < count:
+        first = last = steps
+    else:
         raise ValueError(
-            f"steps={steps!r}: this run has {count} steps; give a number from 0 to {count - 1}, "
-            "or the first and the last as a pair."
+            f"steps={steps!r}: this run has {count} steps; give a number from 0 to {count - 1}."
         )
     start = min(r["steps"][first][0] for r in ranks)
     end = max(r["steps"][last][1] for r in ranks)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.colors import GRID, INK, rank_color
-from dlcourse.figures.drawing import figure_of, layout_of
+from dlcourse.figures.plotly_parts import figure_of, layout_of
 from dlcourse.words.strings import t
 
 if TYPE_CHECKING:
@@ -19,23 +19,22 @@ if TYPE_CHECKING:
 
 _GAP = 0.07  # between cells, of a cell's size
 _STRIPE = (0.52, 1 - _GAP)  # lower and upper edge of the coloured part; the number is below
-_BESIDE = {"xref": "paper", "xanchor": "right", "xshift": -6}  # left of the first panel
+_LEFT_OF_PANEL = {"xref": "paper", "xanchor": "right", "xshift": -6}
 _ROW = 32  # pixels
+_COLUMNS = 4  # panels in a row
 MAX_DIGITS = 5  # longer numbers do not fit into their cells: the colours tell enough
 
 
-def pieces_figure(
+def buffers_figure(
     stages: Mapping[str, Sequence[Sequence[int]]],
     *,
     title: str,
-    columns: int = 4,
     lang: str | None = None,
 ) -> go.Figure:
     """A panel for each stage; in it a row for each rank and a cell for each of its numbers.
 
     stages: the panel's label -> for each rank its numbers, in digits as the module says. All
             stages have as many ranks; rows may differ in length. 0 is an empty cell.
-    columns: panels beside each other.
 
     A frame marks the numbers that were not there in the stage before.
     """
@@ -45,7 +44,7 @@ def pieces_figure(
         raise ValueError(f"stages has panels of {sorted(sizes)} ranks; give the same in each.")
     ranks = sizes.pop()
     places = max(len(row) for rows in panels.values() for row in rows)
-    columns = min(columns, len(panels))
+    columns = min(_COLUMNS, len(panels))
     stripes: list[list[tuple[float, float, float, str]]] = [[] for _ in range(ranks)]
     numbers: list[tuple[float, float, str]] = []
     frames: list[tuple[float, float, bool]] = []
@@ -58,7 +57,7 @@ def pieces_figure(
             bottom = top - rank - 1
             if n % columns == 0:
                 name = t("figure.rank", lang, rank=rank)
-                notes.append(_note(0, bottom + 0.5, name, "middle", 12) | _BESIDE)
+                notes.append(_note(0, bottom + 0.5, name, "middle", 12) | _LEFT_OF_PANEL)
             for place, value in enumerate(row):
                 x = left + place
                 who = sources(value)

@@ -7,7 +7,7 @@ about an operator beforehand is worked out once and kept in a plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _python_dispatch as modes
 
-from dlcourse.measure.collective_calls import Collectives
+from dlcourse.measure.categories import ACTIVATIONS, COMMUNICATION, OTHER, PARAMETERS
 from dlcourse.measure.flops import flops_of
-from dlcourse.measure.ledger import ACTIVATIONS, COMMUNICATION, OTHER, PARAMETERS, Ledger
-from dlcourse.measure.timeline import GAP_NS, Timeline, clock
+from dlcourse.measure.ledger import Ledger
+from dlcourse.measure.recorder.clock import clock
+from dlcourse.measure.recorder.spans import GAP_NS, Spans
+from dlcourse.measure.tensors import tensors_in
 
 Parameter = nn.Parameter
 _PLAIN = frozenset({Tensor, nn.Parameter, nn.Buffer})
@@ -30,9 +32,10 @@ _VIEW, _NEW, _IN_PLACE, _RESIZE, _COLLECTIVE, _COMPOSITE, _HIGHER_ORDER = range(
 
 
 class Watch(modes.TorchDispatchMode):
-    """Feeds a ledger, a FLOP count and a timeline. One a recorder.
+    """Feeds a ledger, a FLOP count and the spans of work. One a recorder.
 
     Attributes:
+        fake_collective: called with the operator and arguments of a collective on fake tensors.
         flops: floating-point operations since the cell began.
         busy: an operator is running.
         stepping: an optimizer steps.
@@ -40,13 +43,15 @@ class Watch(modes.TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, ledger: Ledger, timeline: Timeline, collectives: Collectives) -> None:
+    def __init__(self, ledger: Ledger, spans: Spans) -> None:
         super().__init__()
+        self.fake_collective: Callable[[Any, tuple, dict[str, Any]], None]
         self.flops = 0
         self.busy = False
         self.stepping = False
         self._paused = False
-        self._ledger, self._timeline, self._collectives = ledger, timeline, collectives
+        self.ledger, self._spans = ledger, spans
+        self._storages, self._owners, self._series = ledger.storages, ledger.owners, ledger.series
         self._plans: dict[Any, tuple[int, Any, Any]] = {}
 
     @classmethod
@@ -87,7 +92,7 @@ class Watch(modes.TorchDispatchMode):
         if self._paused:
             self._paused = False
             modes._push_mode(self)
-            self._timeline.end = clock()  # the rank was at work meanwhile
+            self._spans.end = clock()  # the rank was at work meanwhile
 
     # ------------------------------------------------------------------ every operator
 
@@ -101,46 +106,41 @@ class Watch(modes.TorchDispatchMode):
         if types and not _PLAIN.issuperset(types):
             if FakeTensor not in types:
                 return NotImplemented  # DTensor and its like: come back with what is inside
-            if self._ledger.fake_mode is None:
+            if self._storages.fake_mode is None:
                 return func(*args, **kwargs) if kwargs else func(*args)
         if kind == _VIEW:
             if args and (args[0].__class__ is Parameter or (types and _is_parameter(args[0]))):
-                self._ledger.see_parameter(args[0])
+                self._owners.see_parameter(args[0])
             return op(*args, **kwargs) if kwargs else op(*args)
-        timeline = self._timeline
+        spans = self._spans
         now = clock()
-        if now - timeline.end > GAP_NS and timeline.by_operation:
-            timeline.split(now)
+        if now - spans.end > GAP_NS and spans.by_operation:
+            spans.split(now)
         self.busy = True
         if kind == _NEW:
             result = op(*args, **kwargs) if kwargs else op(*args)
             if count is not None:
                 self.flops += count(args, kwargs or {}, result)
-            ledger = self._ledger
-            if ledger.in_backward:
-                category, kept = ACTIVATIONS, OTHER
-            else:
-                category, kept = self._category(args)
+            category, kept = self._category(args)
             if result.__class__ is Tensor:
-                ledger.track(result, category, kept)
+                self._storages.track(result, category, kept)
             else:
                 self._count(result, category, kept)
-            if now > ledger.window_end:
-                ledger.close_window(now)
+            if now > self._series.window_end:
+                self._series.close_window(now)
         elif kind == _IN_PLACE:
             if args and (args[0].__class__ is Parameter or (types and _is_parameter(args[0]))):
-                self._ledger.see_parameter(args[0])
+                self._owners.see_parameter(args[0])
             result = op(*args, **kwargs) if kwargs else op(*args)
         else:
             result = self._unusual(kind, func, args, kwargs or {})
         self.busy = False
-        timeline.end = clock()
+        spans.end = clock()
         return result
 
     def _category(self, args: Any) -> tuple[int, int | None]:
         """The category of what an operator makes from these arguments."""
-        ledger = self._ledger
-        if ledger.in_backward:
+        if self.ledger.in_backward:
             return ACTIVATIONS, OTHER
         if self.stepping:
             return OTHER, None
@@ -152,7 +152,7 @@ class Watch(modes.TorchDispatchMode):
                 tensors.append(a)
                 tracked = tracked or a.requires_grad
             elif cls is Parameter or (cls is FakeTensor and _is_parameter(a)):
-                ledger.see_parameter(a)
+                self._owners.see_parameter(a)
                 tensors.append(a)
                 tracked = tracked or a.requires_grad
             elif cls is list or cls is FakeTensor:
@@ -161,14 +161,14 @@ class Watch(modes.TorchDispatchMode):
                         tensors.append(b)
                         tracked = tracked or b.requires_grad
         if tracked:
-            if self._timeline.phase != "forward":
-                self._timeline.enter("forward")
+            if self._spans.phase != "forward":
+                self._spans.enter("forward")
             return ACTIVATIONS, None
         # Not tracked, as under no_grad or inside an autograd.Function or a DTensor: still an
         # activation if it comes from one, or from a weight and something that is no weight.
         weights = others = 0
         for tensor in tensors:
-            category = ledger.category(tensor)
+            category = self._storages.category(tensor)
             if category == ACTIVATIONS:
                 return ACTIVATIONS, None
             if category == PARAMETERS:
@@ -178,16 +178,13 @@ class Watch(modes.TorchDispatchMode):
         return (ACTIVATIONS if weights and others else OTHER), None
 
     def _count(self, result: Any, category: int, kept: int | None) -> None:
-        if isinstance(result, Tensor):
-            self._ledger.track(result, category, kept)
-        elif isinstance(result, (list, tuple)):
-            for r in result:
-                self._count(r, category, kept)
+        for tensor in tensors_in(result):
+            self._storages.track(tensor, category, kept)
 
     # ------------------------------------------------------------------ the rare ones
 
     def _unusual(self, kind: int, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        ledger = self._ledger
+        storages = self._storages
         if kind == _COMPOSITE:
             # Arrives whole under inference_mode only: take it apart, and look at the parts.
             modes._push_mode(self)
@@ -196,23 +193,23 @@ class Watch(modes.TorchDispatchMode):
             finally:
                 modes._pop_mode()
         if kind == _COLLECTIVE:
-            if ledger.fake_mode is None:  # its c10d operator reports to `Collectives`
+            if storages.fake_mode is None:  # its c10d operator reports to `CollectiveCalls`
                 category, kept = self._category(args)
                 result = func(*args, **kwargs)
                 self._count(result, COMMUNICATION, None)
                 if category == ACTIVATIONS and kept is None:
-                    for tensor in _tensors(result):  # tensor parallelism: the model's activation
-                        ledger.activate(tensor)
+                    for tensor in tensors_in(result):  # tensor parallelism: the model's activation
+                        storages.activate(tensor)
                 return result
             if func._opname == "wait_tensor":
                 return args[0]  # fake mode would make a second tensor of it
-            self._collectives.fake(func, args, kwargs)
+            self.fake_collective(func, args, kwargs)
         result = func(*args, **kwargs)
         if kind == _RESIZE:
             for tensor in (*args[:1], *kwargs.values()):
                 if isinstance(tensor, Tensor):
-                    ledger.track(tensor, *self._category(args))
-                    ledger.resized(tensor.untyped_storage())
+                    storages.track(tensor, *self._category(args))
+                    storages.resized(tensor.untyped_storage())
         else:
             self._count(result, COMMUNICATION if kind == _COLLECTIVE else ACTIVATIONS, None)
         return result
@@ -237,15 +234,6 @@ class Watch(modes.TorchDispatchMode):
         if makes or count is not None:
             return _NEW, func._op, count
         return (_IN_PLACE if schema.is_mutable else _VIEW), func._op, None
-
-
-def _tensors(result: Any) -> Iterator[Tensor]:
-    """The tensors of a result; c10d's own operators give lists of them, with a Work."""
-    if isinstance(result, Tensor):
-        yield result
-    elif isinstance(result, (list, tuple)):
-        for part in result:
-            yield from _tensors(part)
 
 
 def _is_parameter(value: Any) -> bool:

@@ -1,0 +1,38 @@
+"""The tensors inside other things: containers, and tensors that wrap tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+
+def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """Tensors in lists, tuples and dicts, at most `depth` of these inside each other."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, dict):
+        for part in value.values():
+            yield from tensors_in(part, depth - 1)
+    elif depth and isinstance(value, (list, tuple)):
+        for part in value:
+            yield from tensors_in(part, depth - 1)
+
+
+def is_wrapper(tensor: Tensor) -> bool:
+    """Whether a tensor is made of others (DTensor, ...)."""
+    return is_traceable_wrapper_subclass(tensor)
+
+
+def inner_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a wrapper is made of."""
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        for name in names:
+            part = getattr(tensor, name)
+            if isinstance(part, Tensor):  # a DTensor names its device mesh, too
+                yield part
+    elif type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:
+        yield tensor.as_subclass(Tensor)
