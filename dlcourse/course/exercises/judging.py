@@ -11,7 +11,6 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -65,7 +64,7 @@ def judge(
         raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from None
     except BaseException as error:
         own_words = isinstance(error, AnswerError)
-        if not own_words and not asked.raised(error, {*packed["sources"]}, checker):
+        if not own_words and not asked.raised(error, {*packed["sources"]}):
             raise asked.unusable(error) from None
         try:
             str(error)
@@ -122,14 +121,11 @@ class Asked:
 
         return ask
 
-    def raised(self, error: BaseException, files: set[str], checker: Callable[..., Any]) -> bool:
+    def raised(self, error: BaseException, files: set[str]) -> bool:
         """Whether the learner's code raised it: inside a call, or in a hook that it set."""
-        room = str(Path(checker.__code__.co_filename).parents[1]) + os.sep  # the lesson's exercises
         frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         return error is self.error or any(
-            file in files
-            or (not file.startswith(room) and os.path.isfile(file) and is_learners(file))
-            for file in frames
+            file in files or (os.path.isfile(file) and is_learners(file)) for file in frames
         )
 
     def unusable(self, error: BaseException) -> AnswerError:
