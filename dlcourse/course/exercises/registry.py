@@ -57,7 +57,10 @@ def _folders() -> list[Path]:
     """Folders of exercises: the course's, and those of a tree that ``DLCOURSE_ROOT`` names."""
     roots = dict.fromkeys((catalog.own_root(), catalog.course_root()))
     rooms = [source.parent for root in roots for source in catalog.sources(root)]
-    return [folder for room in rooms for folder in _in_order(room)]
+    folders = [folder for room in rooms for folder in _in_order(room)]
+    return [
+        *{_id(folder): folder for folder in folders}.values()
+    ]  # the tree's, where both have one
 
 
 def _in_order(room: Path) -> list[Path]:
