@@ -143,7 +143,7 @@ def _changed(name: str, value: str) -> str:
     )
 
 
-NOISE = ("Traceback", "terminate called", "AnswerError", "check.py", "packing.py", "judging.py")
+NOISE = ("Traceback", "terminate called", "AnswerError", "check.py", "packing.py", "judge.py")
 
 
 def faults(exercise: Exercise, label: str, text: str, passed: bool, output: str) -> list[str]:

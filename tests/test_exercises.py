@@ -210,7 +210,7 @@ def test_it_is_said_in_korean_too(pool, monkeypatch):
 def test_the_learners_own_line_is_shown(pool, monkeypatch):
     source = "def mean(x):\n    y = x * 2\n    return y / undefined_name"
     text = told(pool, source, monkeypatch)
-    assert "return y / undefined_name" in text and "judging.py" not in text
+    assert "return y / undefined_name" in text and "judge.py" not in text
 
 
 def test_a_rank_that_skips_a_collective_is_named(pool, monkeypatch):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlcourse.course import metrics
 from dlcourse.course.exercises.exercise import Exercise
-from dlcourse.course.exercises.judging import AnswerError, judge
+from dlcourse.course.exercises.judge import AnswerError, judge
 from dlcourse.course.exercises.packing import pack
 from dlcourse.course.exercises.registry import find_exercise
 from dlcourse.course.showing import Shown, say, show_code
