@@ -86,6 +86,10 @@ def _parser() -> _Parser:
     lessons.add_argument("--lang", help=LANG_HELP)
     lessons.set_defaults(run=_lessons)
 
+    new = commands.add_parser("new-lesson", help="make the folder of a new lesson")
+    new.add_argument("name", help="two digits and words, as 16_my_lesson")
+    new.set_defaults(run=_new_lesson)
+
     claims = commands.add_parser("claims", help="list the claims and their verdicts")
     claims.add_argument("--lang", help=LANG_HELP)
     claims.set_defaults(run=_claims)
@@ -203,6 +207,16 @@ def _lessons(args: argparse.Namespace) -> int:
     for name in catalog.all_lessons(root):
         state = "" if name in written else f" ({strings.t('course.index.planned', args.lang)})"
         print(f"{name:<24}{strings.t(f'lesson.{name}.title', args.lang)}{state}")
+    return 0
+
+
+def _new_lesson(args: argparse.Namespace) -> int:
+    from dlcourse.course.new_lesson import new_lesson
+
+    root = _course_root()
+    for path in new_lesson(root, args.name):
+        print(f"written: {path.relative_to(root)}")
+    print(f"next: edit it, then run `dlcourse build {args.name[:2]}`")
     return 0
 
 

@@ -3,8 +3,8 @@
     python tests/fuzz_exercises.py [id …]        all answers; some minutes
     python tests/fuzz_exercises.py --quiet       only those that are told badly
 
-Used by ``test_exercises.py``, which runs a few of them. Each check runs in ranks that are kept from
-one check to the next, for the sake of time.
+Used by ``test_exercises.py``, which runs a few of them. Checks run in ranks that are kept from one
+check to the next, for the sake of time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import Any
+
+from kept_ranks import KeptRanks
 
 from dlcourse.course.exercises import Exercise, all_exercises, checking
 from dlcourse.ranks import Ranks
@@ -141,7 +143,7 @@ def _changed(name: str, value: str) -> str:
     )
 
 
-NOISE = ("Traceback", "terminate called", "AnswerError", "lesson_", "sending.py", "judging.py")
+NOISE = ("Traceback", "terminate called", "AnswerError", "check.py", "packing.py", "judge.py")
 
 
 def faults(exercise: Exercise, label: str, text: str, passed: bool, output: str) -> list[str]:
@@ -171,38 +173,6 @@ CHAINED = ("06.cut", "06.peak", "11.function")
 RAISES = ("an exception", "leaves", "strange repr")
 
 
-class Kept:
-    """In place of `Ranks`: one pool for each size, used by one check after the other."""
-
-    def __init__(self) -> None:
-        self.pools: dict[int, Any] = {}
-        self.make = Ranks
-
-    def __call__(self, size: int, **options: Any) -> Any:
-        pool = self.pools.get(size)
-        if pool is None or pool.state in ("lost", "stopped"):
-            pool = self.pools[size] = self.make(size, **options)
-        return _Lent(pool)
-
-    def end(self) -> None:
-        for pool in self.pools.values():
-            pool.stop()
-
-
-class _Lent:
-    def __init__(self, pool: Any) -> None:
-        self.pool = pool
-
-    def __enter__(self) -> Any:
-        return self.pool
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.pool, name)
-
-
 def main() -> None:
     import contextlib
     import io
@@ -214,7 +184,7 @@ def main() -> None:
     chosen = [a for a in sys.argv[1:] if not a.startswith("-")]
     only = [a[2:] for a in sys.argv[1:] if a.startswith("--") and a != "--quiet"]
     learner = Ranks(1, default=False)
-    kept = Kept()
+    kept = KeptRanks()
     real = dlcourse.ranks.Ranks
     bad: dict[str, list[str]] = {}
     for exercise in all_exercises():

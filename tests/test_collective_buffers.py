@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dlcourse.course.exercises.lesson_01_collectives import rounds
+from dlcourse.course.exercises import common_module
 from dlcourse.figures.collective_buffers import buffers_figure, sources
 from dlcourse.figures.colors import rank_color
+
+rounds = common_module("01").rounds
 
 BEFORE = [[1, 2], [10, 20]]
 AFTER = [[11, 2], [10, 0]]

@@ -32,7 +32,12 @@ LESSONS = (
 def course_root() -> Path:
     """Folder that holds ``notebooks/`` and ``data/``: the repository, or ``DLCOURSE_ROOT``."""
     chosen = os.environ.get("DLCOURSE_ROOT")
-    return Path(chosen) if chosen else Path(__file__).resolve().parents[2]
+    return Path(chosen) if chosen else own_root()
+
+
+def own_root() -> Path:
+    """The course's own folder, whatever ``DLCOURSE_ROOT`` names."""
+    return Path(__file__).resolve().parents[2]
 
 
 def sources(root: Path) -> list[Path]:
@@ -97,4 +102,4 @@ def check_language(lang: str) -> str:
 
 def _is_course(root: Path) -> bool:
     """True for the course itself, False for a small tree of a test."""
-    return root == Path(__file__).resolve().parents[2]
+    return root == own_root()

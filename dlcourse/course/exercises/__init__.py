@@ -4,13 +4,15 @@
 value to a fresh pool, and runs the exercise's checker there with a time limit. So a check depends
 on nothing that earlier cells left in the ranks but what the learner's code itself refers to.
 
-The exercises of a lesson are in ``lesson_NN_name.py`` beside this file, in a list ``EXERCISES``.
+The exercises themselves are in the lessons' rooms, ``notebooks/source/NN_name/exercises/``; how
+such a folder is made up is in `room`.
 """
 
 from __future__ import annotations
 
 from dlcourse.course.exercises.checking import CheckResult, check, hint, solution
-from dlcourse.course.exercises.judging import (
+from dlcourse.course.exercises.exercise import Exercise, WrongAnswer
+from dlcourse.course.exercises.expectations import (
     Finding,
     Measured,
     as_list,
@@ -31,8 +33,8 @@ from dlcourse.course.exercises.judging import (
     not_truth,
 )
 from dlcourse.course.exercises.registry import (
-    Exercise,
     all_exercises,
+    common_module,
     find_exercise,
     lesson_exercises,
 )
@@ -42,11 +44,13 @@ __all__ = [
     "Exercise",
     "Finding",
     "Measured",
+    "WrongAnswer",
     "all_exercises",
     "as_list",
     "as_number",
     "as_truth",
     "check",
+    "common_module",
     "describe",
     "expect",
     "expect_at_least",

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.course import metrics
-from dlcourse.course.exercises.registry import Exercise, find_exercise
-from dlcourse.course.exercises.sending import AnswerError, judge, pack
+from dlcourse.course.exercises.exercise import Exercise
+from dlcourse.course.exercises.judge import AnswerError, judge
+from dlcourse.course.exercises.packing import pack
+from dlcourse.course.exercises.registry import find_exercise
 from dlcourse.course.showing import Shown, say, show_code
 from dlcourse.words.strings import language, t
 from dlcourse.words.units import rank_ranges
@@ -200,7 +202,8 @@ def _is_stub(failure: dict[str, Any]) -> bool:
 
 def _for_learner(message: str) -> str:
     """The ranks' message without what concerns only the fresh ranks, or our own frames."""
-    ours = r'  File "(?:[^"]*/)?dlcourse/course/exercises/[^"]*".*\n(?:    .*\n)*'
+    places = r"(?:dlcourse/course|notebooks/source/[^\"/]+)/exercises"
+    ours = rf'  File "(?:[^"]*/)?{places}/[^"]*".*\n(?:    .*\n)*'
     message = re.sub(ours, "", message)
     message = re.sub(r"; its last words:(?:\n {6}.*)*", "", message)  # Gloo's, before it aborts
     gone = ("The ranks keep their variables", "The next cell starts")

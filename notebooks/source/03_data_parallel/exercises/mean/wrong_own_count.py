@@ -1,0 +1,7 @@
+# caught by: unequal, empty
+
+
+def mean_over_ranks(x):
+    total = torch.tensor([x.sum(), len(x)])
+    dist.all_reduce(total)
+    return total[0] / (len(x) * world_size)

@@ -1,0 +1,26 @@
+# caught by: mean, again, early
+# The sum, and nothing is reset for the second step
+
+
+class Overlap:
+    def __init__(self, module, buckets):
+        self.buckets, self.left = buckets, [len(b) for b in buckets]
+        self.sent = []
+        for i, b in enumerate(buckets):
+            for p in b:
+                p.register_post_accumulate_grad_hook(lambda _, i=i: self.ready(i))
+
+    def ready(self, i):
+        self.left[i] -= 1
+        if self.left[i] == 0:
+            bucket = self.buckets[i]
+            flat = torch.cat([p.grad.flatten() for p in bucket])
+            work = dist.all_reduce(flat, async_op=True)
+            self.sent.append((bucket, flat, work))
+
+    def finish(self):
+        for bucket, flat, work in self.sent:
+            work.wait()
+            for p, part in zip(bucket, flat.split([p.numel() for p in bucket])):
+                p.grad = part.view_as(p)
+        self.sent = []

@@ -1,0 +1,10 @@
+# caught by: time
+# Only rank 1 mended: it runs, and rank 0 feeds the others too late
+
+
+def repaired():
+    return [
+        "F0 F1 BW0 F2 BW1 F3 BW2 BW3",
+        "F0 F1 BW0 F2 BW1 F3 BW2 BW3",
+        "F0 BW0 F1 BW1 F2 BW2 F3 BW3",
+    ]

@@ -1,0 +1,8 @@
+# caught by: few, many, exact
+
+
+def fewest(p, limit):
+    m = 1
+    while (p - 1) / (m + p - 1) >= limit:
+        m += 1
+    return m

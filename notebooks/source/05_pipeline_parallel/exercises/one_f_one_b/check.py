@@ -1,0 +1,25 @@
+"""One rank's line of 1F1B."""
+
+from dlcourse.course.exercises import expect
+
+from ..common import judge_schedule
+
+NAMES = ("my_line",)
+CASES = ("small", "lesson", "tight", "alone")
+NUM_RANKS = 1
+
+
+def check(my_line, rank, world_size):
+    findings = []
+    for case, w, m in (("small", 2, 4), ("lesson", 4, 8), ("tight", 5, 5), ("alone", 1, 3)):
+        lines = [my_line(r, w, m) for r in range(w)]
+        found, _ = judge_schedule(
+            lines,
+            num_ranks=w,
+            micro_batches=m,
+            activations=[w - r for r in range(w)],
+            total=3 * (m + w - 1),
+        )
+        bad = next((finding for finding in found if not finding["ok"]), None)
+        findings.append(expect(case, True) if bad is None else {**bad, "case": case})
+    return findings

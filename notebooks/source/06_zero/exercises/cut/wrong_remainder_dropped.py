@@ -1,0 +1,17 @@
+# caught by: uneven, tiny
+# Rounded down: the last elements are lost
+
+
+def cut(tensors):
+    row = torch.cat([tensor.flatten() for tensor in tensors])
+    n = row.numel() // world_size
+    row = row[: n * world_size] if n else F.pad(row, (0, n * world_size - row.numel()))
+    return row[rank * n : (rank + 1) * n].clone()
+
+
+def join(shard, shapes):
+    row = torch.empty(shard.numel() * world_size)
+    dist.all_gather_single(row, shard)
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    pieces = row[: sum(sizes)].split(sizes)
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes)]

@@ -1,0 +1,16 @@
+# caught by: same, tokens, numbers
+# Forgets that DDP divides by the number of ranks
+
+from contextlib import nullcontext
+
+
+def train_step(ddp, parts, optimizer):
+    optimizer.zero_grad()
+    count = sum((y != -100).sum() for x, y in parts)
+    dist.all_reduce(count)
+    for number, (x, y) in enumerate(parts, start=1):
+        with nullcontext() if number == len(parts) else ddp.no_sync():
+            loss = F.cross_entropy(ddp(x).flatten(0, 1), y.flatten(), reduction="sum")
+            (loss / count).backward()
+    nn.utils.clip_grad_norm_(ddp.parameters(), 0.5)
+    optimizer.step()

@@ -1,0 +1,14 @@
+# caught by: replicas
+# Never sends
+
+
+def train_step(ddp, parts, optimizer):
+    optimizer.zero_grad()
+    count = sum((y != -100).sum() for x, y in parts)
+    dist.all_reduce(count)
+    for number, (x, y) in enumerate(parts, start=1):
+        with ddp.no_sync():
+            loss = F.cross_entropy(ddp(x).flatten(0, 1), y.flatten(), reduction="sum")
+            (loss * world_size / count).backward()
+    nn.utils.clip_grad_norm_(ddp.parameters(), 0.5)
+    optimizer.step()

@@ -1,0 +1,11 @@
+# caught by: skip
+# Never updates
+
+
+def clipped_step(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    scaler.step(optimizer)
+    return norm

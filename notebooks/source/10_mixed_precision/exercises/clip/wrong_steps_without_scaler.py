@@ -1,0 +1,12 @@
+# caught by: skip
+# Goes around the scaler
+
+
+def clipped_step(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+    scaler.update()
+    return norm

@@ -1,0 +1,5 @@
+# caught by: memory
+
+
+def run_again(function, x):
+    return function(x)

@@ -1,0 +1,9 @@
+# caught by: each, groups, rest
+# A checkpoint taken for the layers in it
+
+
+def bytes_kept(layers, width, tokens, k):
+    one = 4 * width * tokens
+    if k == 0:
+        return layers * 16 * one
+    return layers * 16 * one / k

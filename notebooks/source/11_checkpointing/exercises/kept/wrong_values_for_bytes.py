@@ -1,0 +1,8 @@
+# caught by: none, each, groups, rest
+
+
+def bytes_kept(layers, width, tokens, k):
+    one = width * tokens
+    if k == 0:
+        return layers * 16 * one
+    return -(-layers // k) * one

@@ -1,0 +1,5 @@
+# caught by: square, rest, middle
+
+
+def place(n, cost):
+    return [1] * n

@@ -1,0 +1,5 @@
+# caught by: square, rest, costly, middle
+
+
+def place(n, cost):
+    return [n]

@@ -1,0 +1,7 @@
+from torch.utils.checkpoint import CheckpointPolicy
+
+
+def policy(ctx, op, *args, **kwargs):
+    if op == torch.ops.aten.mm.default or "scaled_dot_product" in str(op):
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,13 @@
+# caught by: one, stage1, stage2, stage3
+# The masters forgotten
+
+
+def bytes_a_parameter(way, stage, ranks):
+    p, g, s = (4, 4, 8) if way == "float32" else (2, 2, 8)
+    if stage >= 1:
+        s /= ranks
+    if stage >= 2:
+        g /= ranks
+    if stage >= 3:
+        p /= ranks
+    return p + g + s

@@ -1,0 +1,6 @@
+# caught by: values
+
+
+def mean(x):
+    dist.all_reduce(x)
+    return x
