@@ -17,7 +17,6 @@ from dlcourse.measure.run import (
     Run,
     merge,
     overlap,
-    wire_bytes,
 )
 
 MS = 1_000_000
@@ -70,27 +69,6 @@ def record(rank: int, comm: Any = (), spans: Any = (), steps: Any = (), **more: 
         "pss_bytes": 77,
         "wire": None,
     } | more
-
-
-@pytest.mark.parametrize(
-    ("op", "n", "expected"),
-    [
-        ("all_reduce", 4, 150.0),
-        ("all_gather", 4, 75.0),
-        ("reduce_scatter", 4, 75.0),
-        ("all_to_all", 4, 75.0),
-        ("broadcast", 4, 75.0),
-        ("reduce", 4, 75.0),
-        ("gather", 4, 18.75),
-        ("scatter", 4, 18.75),
-        ("send", 2, 100.0),
-        ("recv", 2, 0.0),
-        ("barrier", 4, 0.0),
-        ("all_reduce", 1, 0.0),
-    ],
-)
-def test_wire_bytes(op: str, n: int, expected: float) -> None:
-    assert wire_bytes(op, 100, n) == pytest.approx(expected)
 
 
 def test_intervals_against_counting() -> None:

@@ -20,19 +20,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlcourse.figures.tables import Table
-from dlcourse.measure.run import CATEGORIES, wire_bytes
+from dlcourse.formulas.recipe import STAGES
+from dlcourse.formulas.sizes import MODELS
+from dlcourse.formulas.traffic import wire_bytes
+from dlcourse.measure.run import CATEGORIES
 from dlcourse.parallel.divisibility import check_mesh, check_tensor_parallel
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_bytes, human_seconds
 
-# Sizes as GPT-2 (Radford et al., 2019) and GPT-3 (Brown et al., 2020, table 2.1) have them; the
-# vocabulary of GPT-2, padded to a multiple of 1,024 as Megatron does for 8 ranks.
-MODELS: dict[str, dict[str, int]] = {
-    "gpt2-large": dict(n_layer=36, n_head=20, n_embd=1280, vocab_size=51200, block_size=1024),
-    "1.3b": dict(n_layer=24, n_head=32, n_embd=2048, vocab_size=51200, block_size=2048),
-    "7b": dict(n_layer=32, n_head=32, n_embd=4096, vocab_size=51200, block_size=2048),
-    "13b": dict(n_layer=40, n_head=40, n_embd=5120, vocab_size=51200, block_size=2048),
-}
 LESSONS = {
     "03_data_parallel": {},
     "04_tensor_parallel": {"tensor": 8},
@@ -82,34 +77,34 @@ class Job:
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise ValueError(f"{name}={getattr(self, name)}: give at most {most}")
-        sizes = MODELS[self.model]
+        config = MODELS[self.model]
         check_mesh(
             data=self.data, pipeline=self.pipeline, tensor=self.tensor, world_size=self.world
         )
-        check_tensor_parallel(n_head=sizes["n_head"], n_embd=sizes["n_embd"], size=self.tensor)
+        check_tensor_parallel(n_head=config.n_head, n_embd=config.n_embd, size=self.tensor)
         if type(self.rank) is not int or not 0 <= self.rank < self.world:
             raise ValueError(f"rank={self.rank!r}: there are ranks 0 to {self.world - 1}")
-        if self.stage not in (0, 1, 2, 3):
+        if self.stage not in STAGES:
             raise ValueError(f"stage={self.stage!r}: ZeRO has stages 1, 2 and 3; 0 is without")
         if self.pipeline > 1 and self.stage > 1:
             raise ValueError(
                 f"stage={self.stage} with pipeline={self.pipeline}: along a pipeline only "
                 "stages 0 and 1, since 2 and 3 send every micro-batch's gradients"
             )
-        if self.pipeline > sizes["n_layer"]:
+        if self.pipeline > config.n_layer:
             raise ValueError(
-                f"pipeline={self.pipeline} is more than the {sizes['n_layer']} layers of "
-                f"{self.model}: give at most {sizes['n_layer']}"
+                f"pipeline={self.pipeline} is more than the {config.n_layer} layers of "
+                f"{self.model}: give at most {config.n_layer}"
             )
         if self.pipeline > 1 and self.micro_batches < self.pipeline:
             raise ValueError(
                 f"micro_batches={self.micro_batches} cannot feed pipeline={self.pipeline} stages: "
                 f"1F1B needs at least as many, so give micro_batches={self.pipeline} or more"
             )
-        if self.block > sizes["block_size"]:
+        if self.block > config.block_size:
             raise ValueError(
                 f"block={self.block} is longer than {self.model} reads: "
-                f"give at most {sizes['block_size']}"
+                f"give at most {config.block_size}"
             )
 
     @property
@@ -134,14 +129,14 @@ def measure(job: Job) -> dict[str, Any]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from dlcourse.measure.recorder import Recorder
-    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.models.gpt import GPT
     from dlcourse.parallel.mesh import make_mesh
 
     dist.init_process_group("fake", store=FakeStore(), rank=job.rank, world_size=job.world)
     try:
         mesh = make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            gpt = GPT(GPTConfig(**MODELS[job.model]))
+            gpt = GPT(MODELS[job.model])
             parameters = gpt.num_parameters()
             step = _job_step(job, mesh, gpt)
             del gpt  # of a pipeline's model, this rank keeps its own layers only

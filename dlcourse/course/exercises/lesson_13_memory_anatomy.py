@@ -14,7 +14,7 @@ from dlcourse.course.exercises import (
 
 
 def check_states(bytes_a_parameter, rank, world_size):
-    from dlcourse.formulas.zero import model_state_bytes
+    from dlcourse.formulas.states import state_bytes
 
     findings = []
     cases = {
@@ -27,7 +27,12 @@ def check_states(bytes_a_parameter, rank, world_size):
         for way, stage, ranks in arguments:
             answer = bytes_a_parameter(way, stage, ranks)
             got = as_number(answer)
-            sizes = model_state_bytes(1, world_size=ranks, stage=stage, mixed=way == "mixed")
+            sizes = state_bytes(
+                1,
+                precision="master" if way == "mixed" else "float32",
+                world_size=ranks,
+                stage=stage,
+            )
             want = sum(sizes.values())
             right = got is not None and abs(got - want) < 1e-6
             key = "off"
@@ -138,12 +143,14 @@ CALLS = 25
 
 
 def check_batch(largest, rank, world_size):
-    from dlcourse.formulas.memory import GPT2_LARGE, Recipe, predict_peak
+    from dlcourse.formulas.memory import predict_peak
+    from dlcourse.formulas.recipe import Recipe
+    from dlcourse.formulas.sizes import GPT2_LARGE, GPTConfig
 
-    small = dict(n_layer=4, n_head=4, n_embd=128, vocab_size=256, block_size=128)
+    small = GPTConfig()
 
-    def by_formula(sizes, recipe):
-        return lambda n: sum(predict_peak(sizes, recipe, sequences=n, block=128).values())
+    def by_formula(config, recipe):
+        return lambda n: sum(predict_peak(config, recipe, sequences=n, block=128).values())
 
     def stairs(n):  # an allocator that gives out memory in large pieces
         return 1000 * -(-n // 7) + 100
@@ -271,8 +278,9 @@ BATCH = Exercise(
 def check_order(best_sets, rank, world_size):
     import random
 
-    from dlcourse.formulas.memory import GPT2_LARGE, plans
-    from dlcourse.plan.order import Prices, front
+    from dlcourse.formulas.sizes import GPT2_LARGE
+    from dlcourse.plan.technique_order import Prices, pareto_front
+    from dlcourse.plan.technique_sets import plans
 
     def answer(triples):
         found = []
@@ -283,9 +291,9 @@ def check_order(best_sets, rank, world_size):
 
     def of(bandwidth):
         prices = Prices(flops=1e14, flops16=2e14, bandwidth=bandwidth, per_pass=1e-3)
-        every = plans(GPT2_LARGE, sequences=8, block=1024, ranks=4)
+        every = plans(GPT2_LARGE, sequences=8, block=1024, world_size=4)
         triples = [(p.techniques, p.peak, prices.seconds(p)) for p in every]
-        assert answer(triples) == [p.techniques for p in front(every, prices)]
+        assert answer(triples) == [p.techniques for p in pareto_front(every, prices)]
         return triples
 
     ties = [((), 9, 2.0), (("mixed",), 9, 1.0), (("zero1",), 5, 1.0), (("mixed", "zero1"), 5, 1.0)]
