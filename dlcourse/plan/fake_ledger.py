@@ -2,8 +2,8 @@
 
     ledgers([Case(config, Recipe(checkpoint=True), sequences=8, block=1024)])
 
-The loop of ``dlcourse.training.memory_anatomy`` runs as it is, for one step. Torch's fake process
-group stands for the other ranks. Bytes and FLOPs are exact; times mean nothing.
+The loop of ``dlcourse.training.memory_anatomy`` runs as it is, for one step, as one rank of a fake
+process group (``fake_group.py``). Bytes and FLOPs are exact; times mean nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import resource
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from typing import Any
 from dlcourse.formulas.recipe import Recipe
 from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.formulas.traffic import wire_bytes
+from dlcourse.plan.fake_group import fake_process_group, peak_rss_bytes
 from dlcourse.plan.technique_sets import Plan, technique_sets
 
 
@@ -69,25 +68,22 @@ def measure(case: Case) -> dict[str, Any]:
     gc.collect()  # an earlier case
     started, cpu_started = time.perf_counter(), time.process_time()
     import torch
-    import torch.distributed as dist
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from dlcourse.measure.recorder import Recorder
     from dlcourse.models.gpt import GPT
     from dlcourse.training.memory_anatomy import Training
 
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=case.world_size)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            training = Training(GPT(case.config), case.recipe)
-            _make_state(training.optimizer)
-            tokens_BT = torch.zeros(case.sequences, case.block, dtype=torch.long)
-            with Recorder(0, case.world_size) as recorder:
-                training.step(tokens_BT, tokens_BT)
-    finally:
-        dist.destroy_process_group()
-    record, unit = recorder.record, 1 if sys.platform == "darwin" else 1024
+    with (
+        fake_process_group(0, case.world_size),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        training = Training(GPT(case.config), case.recipe)
+        _make_state(training.optimizer)
+        tokens_BT = torch.zeros(case.sequences, case.block, dtype=torch.long)
+        with Recorder(0, case.world_size) as recorder:
+            training.step(tokens_BT, tokens_BT)
+    record = recorder.record
     return {
         "memory": record["memory"],
         "flops": record["flops"],
@@ -95,11 +91,11 @@ def measure(case: Case) -> dict[str, Any]:
         "passes": case.recipe.accumulate,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu_started,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
-def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict[str, Any]]:
+def ledgers(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Measure each case, in processes of their own: two where there are two cores.
 
     Raises:
@@ -108,7 +104,7 @@ def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict
     """
     if not cases:
         raise ValueError("cases is empty: give at least one")
-    count = min(processes or 2, len(cases), os.cpu_count() or 1)
+    count = min(2, len(cases), os.cpu_count() or 1)
     # They are forked from one that has torch, which stays for the next call: it is loaded once
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "dlcourse.training.memory_anatomy"])
@@ -120,7 +116,7 @@ def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict
         except BrokenProcessPool:
             raise RuntimeError(
                 f"one of {count} processes was killed, most likely for lack of memory: give "
-                "processes=1, or smaller sizes"
+                "smaller sizes"
             ) from None
         except KeyboardInterrupt:  # or it would wait until they are done
             for process in set(multiprocessing.active_children()) - others:

@@ -1,9 +1,9 @@
 """One rank of thousands: a training step on tensors that have shapes and no numbers.
 
-The classes of ``dlcourse.parallel`` run as they are. Torch's fake process group says that there are
-1,024 ranks and answers every collective at once; fake tensors take no memory. What remains exact is
-what the lessons are about: the bytes of each category in this rank, and the bytes of each
-collective that it calls. Times mean nothing here.
+The classes of ``dlcourse.parallel`` run as they are, in a fake process group of 1,024 ranks
+(``fake_group.py``); fake tensors take no memory. What remains exact is what the lessons are about:
+the bytes of each category in this rank, and the bytes of each collective that it calls. Times mean
+nothing here.
 
     dlcourse scale 06_zero --model 7b --world 1024
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -25,9 +24,11 @@ from dlcourse.formulas.sizes import MODELS
 from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.measure.run import CATEGORIES
 from dlcourse.parallel.divisibility import check_mesh, check_tensor_parallel
+from dlcourse.plan.fake_group import fake_process_group, peak_rss_bytes
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_bytes, human_seconds
 
+# What each lesson divides the model by
 LESSONS = {
     "03_data_parallel": {},
     "04_tensor_parallel": {"tensor": 8},
@@ -36,7 +37,7 @@ LESSONS = {
 }
 
 # Beyond, sizes overflow, or one step takes hours: it is gone through micro-batch by micro-batch.
-MOST = {"micro_batch": 1_000_000, "micro_batches": 10_000}
+LARGEST = {"micro_batch": 1_000_000, "micro_batches": 10_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,9 @@ class Job:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number from 1 on")
-        for name, most in MOST.items():
-            if getattr(self, name) > most:
-                raise ValueError(f"{name}={getattr(self, name)}: give at most {most}")
+        for name, largest in LARGEST.items():
+            if getattr(self, name) > largest:
+                raise ValueError(f"{name}={getattr(self, name)}: give at most {largest}")
         config = MODELS[self.model]
         check_mesh(
             data=self.data, pipeline=self.pipeline, tensor=self.tensor, world_size=self.world
@@ -116,7 +117,7 @@ class Job:
 def measure(job: Job) -> dict[str, Any]:
     """Take one step as one rank of ``job.world``.
 
-    Makes torch's process group fake for the rest of this process: call it in one of its own.
+    Needs a process without a process group.
 
     Returns:
         A record as in ``dlcourse.measure.run``; and "job", "parameters" (of the whole model),
@@ -124,16 +125,13 @@ def measure(job: Job) -> dict[str, Any]:
     """
     started = time.perf_counter()
     import torch
-    import torch.distributed as dist
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from dlcourse.measure.recorder import Recorder
     from dlcourse.models.gpt import GPT
     from dlcourse.parallel.mesh import make_mesh
 
-    dist.init_process_group("fake", store=FakeStore(), rank=job.rank, world_size=job.world)
-    try:
+    with fake_process_group(job.rank, job.world):
         mesh = make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
         with FakeTensorMode(allow_non_fake_inputs=True):
             gpt = GPT(MODELS[job.model])
@@ -142,17 +140,13 @@ def measure(job: Job) -> dict[str, Any]:
             del gpt  # of a pipeline's model, this rank keeps its own layers only
             batch = (job.micro_batch * job.micro_batches, job.block)
             tokens = torch.zeros(batch, dtype=torch.long)
-            recorder = Recorder(job.rank, job.world)
-            with recorder:
+            with Recorder(job.rank, job.world) as recorder:
                 step(tokens, tokens)
-    finally:
-        dist.destroy_process_group()
-    unit = 1 if sys.platform == "darwin" else 1024
     return recorder.record | {
         "job": asdict(job) | {"data": job.data},
         "parameters": parameters,
         "seconds": time.perf_counter() - started,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
