@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from dlcourse.bench import gpu
+from dlcourse.formulas.flops import flops_per_token
 from dlcourse.models.gpt import GPT, GPTConfig
 
-SIZES = dict(n_layer=2, n_head=2, n_embd=32, vocab_size=64, block_size=16)
+CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=64, block_size=16)
 
 
 def row_on_cpu(name, batch=4, **options):
     torch.manual_seed(0)
     job = dict(device="cpu", batch=batch, block=16, steps=2, backend="aot_eager")
-    return gpu.measure(gpu.ROWS[name], SIZES, **(job | options))
+    return gpu.measure(gpu.ROWS[name], CONFIG, **(job | options))
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,13 @@ def rows():
 def test_rows_are_measured_printed_and_added_to_the_file(tmp_path, capsys):
     """All of it but the device: the CPU trains as the GPU would."""
     path = tmp_path / "gpu.json"
-    job = dict(sizes=SIZES, device="cpu", block=16, steps=1, most=4, backend="aot_eager")
+    job = dict(config=CONFIG, device="cpu", block=16, steps=1, most=4, backend="aot_eager")
     job |= dict(machine="test", peak=1e12)
     gpu.record(["D2: float32", "D2: bfloat16"], path, **job)
     rows = gpu.record(["float32", "float32, compiled"], path, **job)
     assert json.loads(path.read_text())["rows"] == rows
     assert [row["batch"] for row in rows.values()] == [8, 8, 4, 4]
-    flops = gpu.flops_per_token(SIZES, 16)
+    flops = flops_per_token(CONFIG, block=16)
     assert all(row["mfu"] == row["tokens_per_s"] * flops / 1e12 for row in rows.values())
     printed = capsys.readouterr().out.splitlines()
     ratio = rows["D2: bfloat16"]["ledger_bytes"] / rows["D2: float32"]["ledger_bytes"]
@@ -56,18 +57,18 @@ def test_the_ledger_sees_what_each_row_saves(rows):
     peak = {name: row["ledger_bytes"] for name, row in rows.items() if row["ledger_bytes"]}
     assert peak["autocast, checkpoint"] < peak["autocast"]
     assert peak["autocast, accumulate 4"] < peak["autocast"]
-    states = GPT(GPTConfig(**SIZES)).num_parameters()
+    states = GPT(CONFIG).num_parameters()
     assert peak["float32"] > 16 * states  # parameters, gradients and two moments, in float32
 
 
 def test_flops_are_six_for_each_weight_of_a_product():
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, tokens = GPT(GPTConfig(**SIZES)), torch.zeros(1, 16, dtype=torch.long)
+    model, tokens = GPT(CONFIG), torch.zeros(1, 16, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model(tokens, tokens).backward()
     attention = 12 * 2 * 16 * 32  # torch's counter does not see the CPU's fused kernel
-    assert 16 * (gpu.flops_per_token(SIZES, 16) - attention) == counter.get_total_flops()
+    assert 16 * (flops_per_token(CONFIG, block=16) - attention) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("first", [1, 4])
@@ -91,7 +92,7 @@ def test_what_does_not_fit_is_left_out(monkeypatch, capsys):
 
     monkeypatch.setattr(gpu, "measure", measure)
     rows = {}
-    gpu.bench(["float32", "D8: float32"], rows, None, sizes=SIZES, most=4, steps=1, peak=None)
+    gpu.bench(["float32", "D8: float32"], rows, None, config=CONFIG, most=4, steps=1, peak=None)
     assert not rows and capsys.readouterr().out.count("does not fit") == 2
 
 

@@ -117,7 +117,7 @@ def test_magics_and_metadata_reach_the_notebook(demo_root):
         ("# The real source of a", "# " + "word " * 121 + "a", "at most 120"),
         ("# 함수의 실제", "# " + "낱말 " * 91 + "실제", "at most 90"),
         ("wire_bytes\"\n# %%\nshow", "wire_bite\"\n# %%\nshow", "no 'wire_bite'"),
-        ("comm:wire_bytes\"\n# %%\nshow", "gone:wire_bytes\"\n# %%\nshow", "no module"),
+        ("traffic:wire_bytes\"\n# %%\nshow", "gone:wire_bytes\"\n# %%\nshow", "no module"),
         ('# %% tags=["parameters"]', "# %%", "first code cell"),
         ('lang = "ko"\nnum_ranks', "num_ranks", 'needs a line lang = "ko"'),
         ('# %% [markdown] lang="en"\n# # A demo', "x = 1\n# %% [markdown]\n# # A", "first cell"),
@@ -326,7 +326,7 @@ def test_a_module_is_never_imported_and_an_unknown_name_lists_the_known(package)
 def test_a_source_change_makes_the_built_file_differ(demo_root, package, tmp_path):
     edit(
         demo_root,
-        'dlcourse.measure.run.comm:wire_bytes"\n# %%\nshow',
+        'dlcourse.formulas.traffic:wire_bytes"\n# %%\nshow',
         f'{package}:plain"\n# %%\nshow',
     )
     build.build(demo_root)

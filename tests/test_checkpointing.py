@@ -19,20 +19,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dlcourse import Ranks
 from dlcourse.formulas.activations import (
-    Shape,
     activation_moments,
     activation_peak,
     layer_bytes,
     layer_terms,
     quoted_terms,
     selective_peak,
-    step_flops,
 )
+from dlcourse.formulas.checkpoint_segments import best_length, every
+from dlcourse.formulas.flops import step_flops
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.data import BucketedDataParallel, OverlappedDataParallel
 from dlcourse.training.checkpointing.checkpoint import checkpoint
-from dlcourse.training.checkpointing.placement import best_length, every
 from dlcourse.training.checkpointing.segments import (
     PRODUCTS,
     checkpoint_blocks,
@@ -93,18 +92,19 @@ def same(a, b):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_peak_flops_and_gradients_of_every_placement(shape):
     config, sequences, block = shape
-    n, sizes = config.n_layer, Shape.of(config, sequences=sequences, block=block)
+    n, batch = config.n_layer, dict(micro_batch=sequences, block=block)
     peak, flops, want = step(*shape)
-    assert peak == pytest.approx(activation_peak(sizes), rel=0.002)
-    assert flops == step_flops(sizes)
+    assert peak == pytest.approx(activation_peak(config, **batch), rel=0.002)
+    assert flops == step_flops(config, **batch)
     for segments in (every(n, 1), every(n, 2), [1] * (n // 2), [n - 1]):
         for name, how in HOW.items():
             if name == "reentrant" and segments != every(n, 2):
                 continue  # the same as ours
             stops = {"early_stop": name == "early_stop"}
             peak, flops, got = step(*shape, segments, how)
-            assert peak == pytest.approx(activation_peak(sizes, segments, **stops), 0.002)
-            assert flops == step_flops(sizes, segments, **stops)
+            assert flops == step_flops(config, **batch, segments=segments, **stops)
+            predicted = activation_peak(config, **batch, segments=segments, **stops)
+            assert peak == pytest.approx(predicted, 0.002)
             assert same(got, want)
 
 
@@ -114,9 +114,8 @@ def test_selective_repeats_no_product(shape):
     _, plain, want = step(*shape)
     peak, flops, got = step(*shape, every(config.n_layer, 1), selective(*PRODUCTS))
     assert flops == plain
-    assert peak == pytest.approx(
-        selective_peak(Shape.of(config, sequences=sequences, block=block)), rel=0.01
-    )
+    predicted = selective_peak(config, micro_batch=sequences, block=block)
+    assert peak == pytest.approx(predicted, rel=0.01)
     assert same(got, want)
 
 
@@ -137,24 +136,30 @@ def test_layer_bytes_are_what_autograd_saves():
             gpt(tokens(2, 32), tokens(2, 32))
         return sum(size for size, _ in seen.values())
 
-    shape = Shape(sequences=2, block=32)
-    assert saved(3) - saved(2) == layer_bytes(shape)
-    assert sum(layer_terms(shape).values()) == 4 * 64 * (16 * 128 + 4 + 4)
+    batch = dict(micro_batch=2, block=32)
+    assert saved(3) - saved(2) == layer_bytes(GPTConfig(), **batch)
+    assert sum(layer_terms(GPTConfig(), **batch).values()) == 4 * 64 * (16 * 128 + 4 + 4)
 
 
 def test_the_quoted_formula():
     """GPT-3's layer in the paper's appendix sizes: 34 s b h and 5 a s^2 b."""
-    shape = Shape(n_layer=96, n_head=96, n_embd=12288, sequences=1, block=2048)
-    assert sum(quoted_terms(shape).values()) == 34 * 2048 * 12288 + 5 * 96 * 2048**2
-    assert set(quoted_terms(shape)) == set(layer_terms(shape))
+    gpt3 = GPTConfig(n_layer=96, n_head=96, n_embd=12288)
+    batch = dict(micro_batch=1, block=2048)
+    terms = quoted_terms(gpt3, **batch)
+    assert sum(terms.values()) == 34 * 2048 * 12288 + 5 * 96 * 2048**2
+    assert set(terms) == set(layer_terms(gpt3, **batch))
     assert 5 * 96 * 2048 / 12288 == 80  # "5as/h = 80" for GPT-3: section 4 of the paper
 
 
 def test_the_moments_name_where_the_peak_is():
-    shapes = [Shape.of(config, sequences=b, block=t) for config, b, t in SHAPES]
-    moments = activation_moments(shapes[1], [1] * 4)
+    def moments_of(shape, segments):
+        config, sequences, block = shape
+        batch = dict(micro_batch=sequences, block=block)
+        return activation_moments(config, **batch, segments=segments)
+
+    moments = moments_of(SHAPES[1], [1] * 4)
     assert max(moments, key=moments.get) == "loss"
-    moments = activation_moments(shapes[0], [2, 2])
+    moments = moments_of(SHAPES[0], [2, 2])
     assert max(moments, key=moments.get) in ("layers", "loss")
     assert set(moments) == {"loss", "head", "embedding", "layers", "segment 0", "segment 1"}
 
@@ -188,7 +193,7 @@ def test_sqrt_n_is_best_where_a_layer_stores_one_value():
 
 def test_for_a_gpt_it_is_another_root():
     config, sequences, block = SHAPES[0]
-    layer = layer_bytes(Shape.of(config, sequences=sequences, block=block))
+    layer = layer_bytes(config, micro_batch=sequences, block=block)
     stream = 4 * sequences * block * config.n_embd
     for n in (4, 16, 36, 144, 576):
         k = best_length(n, layer=layer, boundary=stream)
@@ -435,7 +440,7 @@ def test_placements_that_do_not_fit(segments):
     with pytest.raises(ValueError, match=r"segments=\[.*give "):
         checkpoint_blocks(GPT(config), segments)
     with pytest.raises(ValueError, match=r"segments=\[.*give "):
-        activation_peak(Shape.of(config, sequences=1, block=8), segments)
+        activation_peak(config, micro_batch=1, block=8, segments=segments)
 
 
 @pytest.mark.parametrize("k", [0, 7])
@@ -512,9 +517,9 @@ def test_on_fake_tensors_the_same_bytes():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     config, sequences, block = SHAPES[0]
+    batch = dict(micro_batch=sequences, block=block)
     for segments in ([], [2, 2, 2]):
         with FakeTensorMode(allow_non_fake_inputs=True):
             got, flops, _ = step(config, sequences, block, segments)
-        shape = Shape.of(config, sequences=sequences, block=block)
-        assert got == pytest.approx(activation_peak(shape, segments), rel=0.002)
-        assert flops == step_flops(shape, segments)
+        assert got == pytest.approx(activation_peak(config, **batch, segments=segments), rel=0.002)
+        assert flops == step_flops(config, **batch, segments=segments)

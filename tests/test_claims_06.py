@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from dlcourse import Ranks
 from dlcourse.corpus import Corpus
 from dlcourse.course.claims import find_claim
-from dlcourse.formulas.zero import model_state_bytes
+from dlcourse.formulas.states import state_bytes
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel import data
 from dlcourse.parallel.data import NaiveDataParallel
@@ -81,7 +81,8 @@ def saving(ranks, stage, mixed):
 
 def formula(stage, world_size):
     whole, divided = (
-        sum(model_state_bytes(1, world_size=world_size, stage=s).values()) for s in (0, stage)
+        sum(state_bytes(1, precision="master", world_size=world_size, stage=s).values())
+        for s in (0, stage)
     )
     return whole / divided
 

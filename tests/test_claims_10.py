@@ -7,7 +7,7 @@ of a percent is left for a scalar here and there.
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dlcourse.corpus import Corpus
 from dlcourse.course.claims import find_claim
-from dlcourse.formulas.mixed_precision import WAYS, activation_bytes, state_bytes
-from dlcourse.formulas.recipe import num_parameters
+from dlcourse.formulas.activations import activation_peak
+from dlcourse.formulas.parameters import num_parameters
+from dlcourse.formulas.recipe import PRECISIONS as WAYS
+from dlcourse.formulas.sizes import MODELS
+from dlcourse.formulas.states import state_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.plan.scale import MODELS
 from dlcourse.training.mixed_precision.autocast import Autocast
 from dlcourse.training.mixed_precision.dtype_log import DtypeLog
 from dlcourse.training.mixed_precision.training_step import mixed_step, prepare
@@ -59,11 +61,11 @@ def backward_in_16_bits(autocast):
 
 def share_of_large(way, sequences):
     """Peak memory by formula, of that in float32, GPT-2 Large with sequences of 1,024 tokens."""
-    sizes = MODELS["gpt2-large"]
+    config = MODELS["gpt2-large"]
 
     def peak(way):
-        kept = state_bytes(num_parameters(sizes), way)
-        active = activation_bytes(sizes, tokens=1024 * sequences, way=way)
+        kept = state_bytes(num_parameters(config), precision=way)
+        active = activation_peak(config, micro_batch=sequences, block=1024, precision=way)
         return sum(kept.values()) + max(0, active - kept["gradients"])  # not there together
 
     return peak(way) / peak("float32")
@@ -77,7 +79,7 @@ def test_d2():
     assert backward_in_16_bits(torch.autocast("cpu", torch.bfloat16)) == 1
     batch = Corpus(limit=100_000).batch(0, micro_batch=4, block=128)
     memory = {way: memory_of(way, GPTConfig(), batch) for way in WAYS}
-    kept = sum(memory["autocast"]["end"][n] for n in state_bytes(1, "autocast"))
+    kept = sum(memory["autocast"]["end"][n] for n in state_bytes(1, precision="autocast"))
     assert kept / GPT().num_parameters() == pytest.approx(found["states"], rel=1e-3) == 16
     peaks = {way: memory[way]["peak_bytes"] for way in WAYS}
     for way in WAYS[1:]:
@@ -94,9 +96,9 @@ def test_d2():
 
 @pytest.mark.parametrize("way", WAYS[:2])
 def test_the_formulas_hold_for_the_width_of_gpt2_large(way):
-    config = GPTConfig(**MODELS["gpt2-large"] | {"n_layer": 2})
+    config = replace(MODELS["gpt2-large"], n_layer=2)
     with FakeTensorMode():
         tokens = torch.zeros(2, 1024, dtype=torch.int64)
         memory = memory_of(way, config, (tokens, tokens))
-    want = activation_bytes(asdict(config), tokens=2048, way=way)
+    want = activation_peak(config, micro_batch=2, block=1024, precision=way)
     assert memory["peaks"]["activations"] == pytest.approx(want, rel=1e-6)

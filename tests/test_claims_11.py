@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dlcourse.course.claims import find_claim
-from dlcourse.formulas.activations import Shape, step_flops
+from dlcourse.formulas.flops import step_flops
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.training.checkpointing.segments import (
@@ -102,7 +102,8 @@ def test_d3():
     assert more_flops(products) == 0
     assert saved(4, products, activations) == pytest.approx(found["selective"], abs=0.5)
     # A model of any shape stays below the limit: deep, wide, with long sequences
-    for sizes in (dict(n_layer=100), dict(n_embd=4096), dict(block=4096)):
-        shape = Shape(**sizes)
-        more = step_flops(shape, [1] * shape.n_layer) / step_flops(shape) - 1
+    for sizes, block in ((dict(n_layer=100), 128), (dict(n_embd=4096), 128), ({}, 4096)):
+        config, batch = GPTConfig(**sizes), dict(micro_batch=4, block=block)
+        again = step_flops(config, **batch, segments=[1] * config.n_layer)
+        more = again / step_flops(config, **batch) - 1
         assert more < found["limit"] / 100 + 1e-3 < 0.5

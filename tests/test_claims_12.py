@@ -14,7 +14,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dlcourse.course.claims import find_claim
-from dlcourse.formulas.activations import Shape
 from dlcourse.formulas.devices import check_devices, device_needs, layer_ranges
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
@@ -48,7 +47,7 @@ def test_d4():
     claim = find_claim("D4")
     assert claim.verdict == "holds_when"
     found = {figure.name: figure.value for figure in claim.figures}
-    needs = device_needs(Shape.of(CONFIG, sequences=1, block=1024), SIZES)
+    needs = device_needs(CONFIG, SIZES, micro_batch=1, block=1024)
     total = sum(need["parameters"] for need in needs)
     assert total == pytest.approx(6e9, rel=0.01)  # it is the claim's model
     assert all(need["parameters"] == pytest.approx(2e9, rel=0.03) for need in needs)
@@ -62,7 +61,7 @@ def test_d4():
     assert all(3.9 * 2e9 < count < 4.2 * 2e9 for count in states)  # four times what is claimed
     # A vocabulary of 256 hides what is at the ends: embedding, output layer and loss
     large = replace(CONFIG, vocab_size=50257)
-    ends = device_needs(Shape.of(large, sequences=1, block=1024), SIZES)
+    ends = device_needs(large, SIZES, micro_batch=1, block=1024)
     matrix = 4 * (50257 - 256) * CONFIG.n_embd
     assert [b["parameters"] - a["parameters"] for a, b in zip(needs, ends, strict=True)] == [
         matrix, 0, matrix,

@@ -18,28 +18,25 @@ import torch.distributed as dist
 
 from dlcourse import Ranks
 from dlcourse.course.claims import find_claim
-from dlcourse.formulas.memory import (
-    GPT2_LARGE,
-    PICTURE,
-    activation_peak,
-    distance,
-    plans,
-    predict_peak,
-    shares,
-    step_cost,
-)
-from dlcourse.formulas.recipe import OPTIMIZERS, Recipe, num_parameters, state_bytes
+from dlcourse.figures.memory_anatomy import PICTURE, distance, shares
+from dlcourse.formulas.activations import activation_peak
+from dlcourse.formulas.memory import predict_peak, step_cost
+from dlcourse.formulas.parameters import num_parameters
+from dlcourse.formulas.recipe import OPTIMIZERS, Recipe
+from dlcourse.formulas.sizes import GPT2_LARGE
+from dlcourse.formulas.states import exact_state_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.plan.order import Prices, compare_order, front
+from dlcourse.plan.technique_order import Prices, compare_order, pareto_front
+from dlcourse.plan.technique_sets import plans
 from dlcourse.training.memory_anatomy import Training
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
-SIZES = dict(n_layer=8, n_head=4, n_embd=64, vocab_size=256, block_size=64)
-SLICE = GPT2_LARGE | dict(n_layer=2, vocab_size=8192)
+CONFIG = GPTConfig(n_layer=8, n_embd=64, block_size=64)
+SLICE = replace(GPT2_LARGE, n_layer=2, vocab_size=8192)
 A100 = dict(flops=156e12, flops16=312e12, per_pass=2e-3)
 
 
@@ -65,7 +62,7 @@ def measured():
     found = {}
     for name in ("", "mixed", "autocast", "accumulate", "checkpoint"):
         recipe = Recipe(precision=name) if name == "autocast" else Recipe.of([name] if name else [])
-        training = Training(GPT(GPTConfig(**SIZES)), recipe)
+        training = Training(GPT(CONFIG), recipe)
         for _ in range(2):
             with Recorder(0, 1) as recorder:
                 training.step(tokens, tokens)
@@ -77,21 +74,21 @@ def test_d5():
     found = figures("D5", "does_not_hold")
     # No optimizer has a state of 1.4 times its parameters
     for optimizer in OPTIMIZERS:
-        sizes = state_bytes(SIZES, Recipe(optimizer=optimizer))
+        sizes = exact_state_bytes(CONFIG, Recipe(optimizer=optimizer))
         assert round(sizes["optimizer_state"] / sizes["parameters"], 2) in (0, 1, 2)
     assert PICTURE["optimizer_state"] / PICTURE["parameters"] == 1.4
     few = [
-        predict_peak(SIZES, Recipe(accumulate=2), sequences=2, block=block)
+        predict_peak(CONFIG, Recipe(accumulate=2), sequences=2, block=block)
         for block in (8, 16, 32, 48)
     ]
     nearest = min(few, key=distance)
     assert distance(nearest) == pytest.approx(found["nearest"], abs=0.1)
     assert shares(nearest)["optimizer_state"] == pytest.approx(found["state"], abs=0.2)
-    large = predict_peak(SIZES, Recipe(), sequences=16, block=64)
+    large = predict_peak(CONFIG, Recipe(), sequences=16, block=64)
     assert shares(large)["activations"] == pytest.approx(found["large"], abs=0.5)
     assert large["gradients"] == 0  # at that moment
-    states = sum(state_bytes(GPT2_LARGE, Recipe()).values())
-    a_token = activation_peak(GPT2_LARGE, Recipe(), sequences=1, block=1024) / 1024
+    states = sum(exact_state_bytes(GPT2_LARGE, Recipe()).values())
+    a_token = activation_peak(GPT2_LARGE, micro_batch=1, block=1024) / 1024
     assert round(15 / 85 * states / a_token) == found["tokens"]
 
 
@@ -110,11 +107,13 @@ def test_d6(measured):
     assert left("accumulate", "activations") == pytest.approx(0.25, abs=0.01)
     for category in ("parameters", "gradients", "optimizer_state"):
         assert left("autocast", category) == 1
-    plain = state_bytes(SIZES, Recipe(), ranks=2)
+    plain = exact_state_bytes(CONFIG, Recipe(), world_size=2)
     # ZeRO's rows by formula, which the ledger agrees with: over 2 ranks, as in the lesson
     half = [
-        state_bytes(SIZES, Recipe(stage=1), ranks=2)["optimizer_state"] / plain["optimizer_state"],
-        state_bytes(SIZES, Recipe(stage=3), ranks=2)["parameters"] / plain["parameters"],
+        exact_state_bytes(CONFIG, Recipe(stage=1), world_size=2)["optimizer_state"]
+        / plain["optimizer_state"],
+        exact_state_bytes(CONFIG, Recipe(stage=3), world_size=2)["parameters"]
+        / plain["parameters"],
     ]
     promises = [left("mixed", c) for c in ("parameters", "gradients", "optimizer_state")]
     promises += [left("accumulate", c) for c in ("gradients", "activations")]
@@ -129,20 +128,20 @@ def test_d7():
         "network": Prices(**A100, bandwidth=25e9 / 8),
         "plain": Prices(**A100 | dict(flops16=156e12), bandwidth=300e9),
     }
-    everything = plans(SLICE, sequences=16, block=1024, ranks=4)
+    everything = plans(SLICE, sequences=16, block=1024, world_size=4)
     for name, whole in machines.items():
         prices = replace(whole, per_pass=2 / 36 * whole.per_pass)
         results = compare_order(everything, prices)
         right = 100 * sum(one.extra < 1 for one in results) / len(results)
         assert right == pytest.approx(found[name], abs=0.1)
-        assert front(everything, prices)[0].techniques == ("mixed", "zero1")  # not the last
+        assert pareto_front(everything, prices)[0].techniques == ("mixed", "zero1")  # not the last
     # One device, wherever plain float32 does not fit: mixed precision is right as the first, and
     # what the order costs goes with the fixed price of a micro-batch
     jobs = {"alone": (1024, 2e-3), "short": (256, 2e-3), "slow": (256, 10e-3)}
     for name, (block, per_pass) in jobs.items():
         options = plans(GPT2_LARGE, sequences=8, block=block)
         prices = replace(machines["fast"], per_pass=per_pass)
-        assert all("mixed" in plan.techniques for plan in front(options, prices))
+        assert all("mixed" in plan.techniques for plan in pareto_front(options, prices))
         alone = compare_order(options, prices)
         extra = max(one.extra for one in alone if one.by_order.techniques)
         assert extra == pytest.approx(found[name], abs=0.1)
@@ -157,9 +156,11 @@ def test_d8():
     for n, row in enumerate(rows):
         recipe = Recipe.of(names[:n], **({"accumulate": 2} if n > 1 else {}))
         ranks = 4 if recipe.stage else 1
-        peak = predict_peak(GPT2_LARGE, recipe, sequences=2, block=1024, ranks=ranks)
+        peak = predict_peak(GPT2_LARGE, recipe, sequences=2, block=1024, world_size=ranks)
         assert sum(peak.values()) / 1e9 == pytest.approx(found[row], rel=0.01)
-        flops[row] = step_cost(GPT2_LARGE, recipe, sequences=2, block=1024, ranks=ranks)["flops"]
+        flops[row] = step_cost(GPT2_LARGE, recipe, sequences=2, block=1024, world_size=ranks)[
+            "flops"
+        ]
     again = flops["checkpoint"] / flops["accumulate"]
     assert again == pytest.approx(found["again"], abs=0.001)
     assert 1 / again == pytest.approx(90 / 110, abs=0.01)  # the claimed speeds
@@ -169,7 +170,7 @@ def in_rank(recipe):
     """All parameters after two steps of this rank on its part of the batch."""
     tokens = torch.randint(0, 256, (8, 64), generator=torch.Generator().manual_seed(1))
     mine = tokens.chunk(dist.get_world_size())[dist.get_rank()]
-    training = Training(GPT(GPTConfig(**SIZES)), recipe)
+    training = Training(GPT(CONFIG), recipe)
     for _ in range(2):
         training.step(mine, mine)
     return training.weights().numpy()
@@ -187,9 +188,13 @@ def test_d9(measured):
         whole, parts = (ranks.run(in_rank, Recipe(stage=stage))[0] for stage in (0, 3))
     assert np.linalg.norm(parts - whole) / np.linalg.norm(whole) < 1e-6
     assert found["sharded"] < 1e-6
-    costs = [step_cost(SIZES, Recipe(stage=s), sequences=8, block=64, ranks=2) for s in (0, 3)]
+    costs = [
+        step_cost(CONFIG, Recipe(stage=s), sequences=8, block=64, world_size=2) for s in (0, 3)
+    ]
     assert costs[1]["sent"] / costs[0]["sent"] == found["carried"] == 1.5
     assert costs[1]["flops"] == costs[0]["flops"]
-    plain, parted = (state_bytes(SIZES, Recipe(stage=stage), ranks=2) for stage in (0, 3))
+    plain, parted = (
+        exact_state_bytes(CONFIG, Recipe(stage=stage), world_size=2) for stage in (0, 3)
+    )
     for name, size in plain.items():
         assert parted[name] == pytest.approx(size / 2, rel=0.01)

@@ -24,7 +24,7 @@ from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_red
 from dlcourse.collectives.shared import shared_all_reduce
 from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
-from dlcourse.formulas import collectives as cost
+from dlcourse.formulas.traffic import ALGORITHMS, algorithm_bytes, busiest_rank_bytes
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -472,15 +472,15 @@ def wire_of(name, n):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counters of Linux")
 @on_ranks(2, 3, 4, 5)
-@pytest.mark.parametrize("name", cost.ALGORITHMS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_bytes_on_the_wire_are_those_of_theory(run, num_ranks, name):
     n = 1 << 20
     n -= n % (4 * num_ranks)
     sent = run(wire_of, name, n)
     # Gloo adds a header of under 100 bytes to each message and up to two short notes; with those of
     # the barrier under 5,000 bytes, and half of n is the least that any sends: 1%.
-    assert sum(sent) / num_ranks == pytest.approx(cost.wire_bytes(name, n, num_ranks), rel=0.02)
-    assert max(sent) == pytest.approx(cost.busiest_wire_bytes(name, n, num_ranks), rel=0.02)
+    assert sum(sent) / num_ranks == pytest.approx(algorithm_bytes(name, n, num_ranks), rel=0.02)
+    assert max(sent) == pytest.approx(busiest_rank_bytes(name, n, num_ranks), rel=0.02)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counters of Linux")

@@ -7,21 +7,11 @@ import math
 import pytest
 import torch
 
+from dlcourse.formulas.parameters import num_parameters
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.models.tiny import MoE, TinyLM
 
 SMALL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
-
-
-def parameter_formula(config: GPTConfig) -> int:
-    """Counted by hand from the layers, independently of the module."""
-    C = config.n_embd
-    attention = 4 * C * C + C  # q, k, v, proj; a bias on proj alone
-    mlp = 2 * 4 * C * C + 4 * C + C
-    norms = 2 * 2 * C
-    embeddings = (config.vocab_size + config.block_size) * C
-    head = 0 if config.tie_embeddings else config.vocab_size * C
-    return config.n_layer * (attention + mlp + norms) + 2 * C + embeddings + head
 
 
 @pytest.mark.parametrize("tie_embeddings", [False, True])
@@ -30,7 +20,7 @@ def test_number_of_parameters(tie_embeddings):
         GPTConfig(tie_embeddings=tie_embeddings),
         GPTConfig(n_layer=1, n_embd=24, n_head=3, tie_embeddings=tie_embeddings),
     ):
-        assert GPT(config).num_parameters() == parameter_formula(config)
+        assert GPT(config).num_parameters() == num_parameters(config)
 
 
 def test_default_size_is_what_the_docstring_says():

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import product
 
 import cloudpickle
@@ -23,29 +24,24 @@ import torch
 import torch.distributed as dist
 
 from dlcourse import Ranks
-from dlcourse.formulas.memory import (
-    GPT2_LARGE,
-    Plan,
-    activation_peak,
-    combinations_of,
-    largest_batch,
-    plans,
-    predict_peak,
-    step_cost,
-)
-from dlcourse.formulas.mixed_precision import WAYS, checkpointed_moments
-from dlcourse.formulas.recipe import Recipe, num_parameters, state_bytes
+from dlcourse.formulas.activations import activation_moments, activation_peak
+from dlcourse.formulas.memory import predict_peak, step_cost
+from dlcourse.formulas.parameters import num_parameters
+from dlcourse.formulas.recipe import PRECISIONS, Recipe
+from dlcourse.formulas.sizes import GPT2_LARGE, GPTConfig
+from dlcourse.formulas.states import exact_state_bytes
 from dlcourse.measure.recorder import Recorder
-from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.models.gpt import GPT
 from dlcourse.plan.fake_ledger import Case, ledgers
-from dlcourse.plan.order import Prices, cheapest, first_that_fits, front
+from dlcourse.plan.technique_order import Prices, cheapest, first_that_fits, pareto_front
+from dlcourse.plan.technique_sets import Plan, plans, technique_sets
 from dlcourse.training.memory_anatomy import Training
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
-SIZES = dict(n_layer=3, n_head=4, n_embd=64, vocab_size=256, block_size=32)
+CONFIG = GPTConfig(n_layer=3, n_embd=64, block_size=32)
 BATCH = dict(sequences=8, block=32)
 RECIPES = [
     Recipe(),
@@ -64,14 +60,14 @@ RECIPES = [
     # Gradients of an earlier micro-batch stay in shards: no activations, though made in backward
     *(
         Recipe(precision=precision, accumulate=2, checkpoint=checkpoint, stage=stage)
-        for precision, checkpoint, stage in product(WAYS, (False, True), (2, 3))
+        for precision, checkpoint, stage in product(PRECISIONS, (False, True), (2, 3))
     ),
 ]
 # Sizes, sequences, and the moment that is the highest with autocast and checkpoints
 MOMENTS = {
-    "forward": (dict(n_layer=12, n_head=4, n_embd=128, vocab_size=8192, block_size=64), 1),
-    "loss": (dict(n_layer=4, n_head=4, n_embd=128, vocab_size=4096, block_size=128), 4),
-    "segment": (dict(n_layer=2, n_head=8, n_embd=512, vocab_size=256, block_size=128), 8),
+    "forward": (GPTConfig(n_layer=12, vocab_size=8192, block_size=64), 1),
+    "loss": (GPTConfig(vocab_size=4096), 4),
+    "segment": (GPTConfig(n_layer=2, n_head=8, n_embd=512), 8),
 }
 ALONE = [Recipe(), Recipe(accumulate=4, checkpoint=True)]
 # The rows of claim D8
@@ -96,12 +92,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def measured():
-    large = [Case(GPT2_LARGE, r, **LARGE_BATCH, ranks=4 if r.stage else 1) for r in LARGE]
-    cases = [Case(SIZES, recipe, **BATCH, ranks=RANKS) for recipe in RECIPES]
-    alone = [Case(SIZES, recipe, **BATCH) for recipe in ALONE]
+    large = [Case(GPT2_LARGE, r, **LARGE_BATCH, world_size=4 if r.stage else 1) for r in LARGE]
+    cases = [Case(CONFIG, recipe, **BATCH, world_size=RANKS) for recipe in RECIPES]
+    alone = [Case(CONFIG, recipe, **BATCH) for recipe in ALONE]
     both = Recipe(precision="autocast", checkpoint=True)
     moments = [
-        Case(sizes, both, sequences=n, block=sizes["block_size"]) for sizes, n in MOMENTS.values()
+        Case(config, both, sequences=n, block=config.block_size) for config, n in MOMENTS.values()
     ]
     names = [("large", r) for r in LARGE] + RECIPES + [("alone", r) for r in ALONE]
     found = ledgers([*large, *cases, *alone, *moments])
@@ -109,28 +105,37 @@ def measured():
 
 
 def test_number_of_parameters():
-    for sizes in (SIZES, SIZES | {"tie_embeddings": True, "vocab_size": 300}):
-        assert num_parameters(sizes) == GPT(GPTConfig(**sizes)).num_parameters()
+    for config in (CONFIG, replace(CONFIG, tie_embeddings=True, vocab_size=300)):
+        assert num_parameters(config) == GPT(config).num_parameters()
+
+
+def activations_by_formula(config, recipe, *, sequences, block):
+    segments = [1] * config.n_layer if recipe.checkpoint else []
+    kept = dict(precision=recipe.precision, segments=segments, early_stop=True)
+    micro_batch = sequences // recipe.accumulate
+    return activation_peak(config, micro_batch=micro_batch, block=block, **kept)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=repr)
 def test_formulas_against_the_ledger(measured, recipe):
     found = measured[recipe]
-    states = state_bytes(SIZES, recipe, ranks=RANKS)
+    states = exact_state_bytes(CONFIG, recipe, world_size=RANKS)
     assert {name: found["memory"]["end"][name] for name in states} == states
-    activations = activation_peak(SIZES, recipe, **BATCH)
+    activations = activations_by_formula(CONFIG, recipe, **BATCH)
     assert found["memory"]["peaks"]["activations"] == pytest.approx(activations, rel=0.05)
-    peak = sum(predict_peak(SIZES, recipe, **BATCH, ranks=RANKS).values())
+    peak = sum(predict_peak(CONFIG, recipe, **BATCH, world_size=RANKS).values())
     assert found["memory"]["peak_bytes"] == pytest.approx(peak, rel=0.1)
-    cost = step_cost(SIZES, recipe, **BATCH, ranks=RANKS)
+    cost = step_cost(CONFIG, recipe, **BATCH, world_size=RANKS)
     assert (found["flops"], found["passes"]) == (cost["flops"], cost["passes"])
     assert found["sent"] == pytest.approx(cost["sent"], rel=0.002)  # padding
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_autocast_with_checkpoints(measured, moment):
-    sizes, sequences = MOMENTS[moment]
-    by_moment = checkpointed_moments(sizes, tokens=sequences * sizes["block_size"])
+    config, sequences = MOMENTS[moment]
+    batch = dict(micro_batch=sequences, block=config.block_size)
+    kept = dict(precision="autocast", segments=[1] * config.n_layer, early_stop=True)
+    by_moment = activation_moments(config, **batch, **kept)
     highest = max(by_moment, key=by_moment.get)
     assert highest.startswith(moment)
     peak = measured[moment]["memory"]["peaks"]["activations"]
@@ -142,12 +147,12 @@ def test_gpt2_large_by_ledger(measured, recipe):
     """The whole model with 774 million parameters, on any laptop."""
     found = measured["large", recipe]
     assert num_parameters(GPT2_LARGE) == 773_891_840
-    ranks = 4 if recipe.stage else 1
-    states = state_bytes(GPT2_LARGE, recipe, ranks=ranks)
+    world_size = 4 if recipe.stage else 1
+    states = exact_state_bytes(GPT2_LARGE, recipe, world_size=world_size)
     assert {name: found["memory"]["end"][name] for name in states} == states
-    activations = activation_peak(GPT2_LARGE, recipe, **LARGE_BATCH)
+    activations = activations_by_formula(GPT2_LARGE, recipe, **LARGE_BATCH)
     assert found["memory"]["peaks"]["activations"] == pytest.approx(activations, rel=0.05)
-    peak = sum(predict_peak(GPT2_LARGE, recipe, **LARGE_BATCH, ranks=ranks).values())
+    peak = sum(predict_peak(GPT2_LARGE, recipe, **LARGE_BATCH, world_size=world_size).values())
     assert found["memory"]["peak_bytes"] == pytest.approx(peak, rel=0.001)
     assert found["peak_rss_bytes"] < 1e9
     assert found["cpu_seconds"] < 15  # of the process: time on the wall is the neighbours' as well
@@ -158,7 +163,7 @@ def test_a_stopped_kernel_leaves_no_process(tmp_path, how):
     script = tmp_path / "job.py"
     script.write_text(
         "from dlcourse.plan.fake_ledger import Case, ledgers\n"
-        "from dlcourse.formulas.memory import GPT2_LARGE\n"
+        "from dlcourse.formulas.sizes import GPT2_LARGE\n"
         "if __name__ == '__main__':\n"
         "    ledgers([Case(GPT2_LARGE, sequences=1, block=1024)] * 8)\n"
     )
@@ -178,7 +183,7 @@ def test_a_stopped_kernel_leaves_no_process(tmp_path, how):
 
 def one_step(recipe, steps=1):
     """The record of the last of some steps on real tensors, and the parameters after it."""
-    training = Training(GPT(GPTConfig(**SIZES)), recipe)
+    training = Training(GPT(CONFIG), recipe)
     tokens = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(1))
     for _ in range(steps):
         gc.collect()
@@ -213,7 +218,7 @@ def apart(got, want):
 
 def moved(recipe, rank=0, world_size=1):
     """How far two steps of a rank move all parameters, with its part of the batch: one row."""
-    training = Training(GPT(GPTConfig(**SIZES)), recipe, lr=LR[recipe.optimizer])
+    training = Training(GPT(CONFIG), recipe, lr=LR[recipe.optimizer])
     before = training.weights()
     tokens = torch.randint(0, 256, (8, 32), generator=torch.Generator().manual_seed(1))
     mine = tokens.chunk(world_size)[rank]
@@ -263,37 +268,27 @@ PLANS = [
 def test_search():
     slow_passes = Prices(flops=1, flops16=2, bandwidth=1, per_pass=1)
     free_passes = Prices(flops=1, flops16=2, bandwidth=1)
-    order = ("mixed", "accumulate", "checkpoint")
     assert first_that_fits(PLANS, 100).techniques == ()
-    assert first_that_fits(PLANS, 45, order).techniques == ("mixed", "accumulate")
-    assert first_that_fits(PLANS, 10, order) is None
+    assert first_that_fits(PLANS, 45).techniques == ("mixed", "accumulate")
+    assert first_that_fits(PLANS, 10) is None
     assert cheapest(PLANS, 100, free_passes).techniques == ("mixed",)
     assert cheapest(PLANS, 45, free_passes).techniques == ("mixed", "accumulate")
     assert cheapest(PLANS, 45, slow_passes).techniques == ("mixed", "checkpoint")
     assert cheapest(PLANS, 10, slow_passes) is None
     assert cheapest(PLANS, 30, slow_passes).peak == 30  # fits exactly
     no_better = plan("zero1", 30, flops=2)
-    assert [p.peak for p in front([*PLANS, no_better], slow_passes)] == [80, 30, 25]
+    assert [p.peak for p in pareto_front([*PLANS, no_better], slow_passes)] == [80, 30, 25]
     sharded = [plan("", 9), plan("zero1", 7), plan("zero3", 5)]
-    assert first_that_fits(sharded, 5, ("zero1", "zero3")).techniques == ("zero3",)
+    assert first_that_fits(sharded, 5).techniques == ("zero3",)
 
 
 def test_calculator():
-    found = plans(GPT2_LARGE, sequences=8, block=1024, ranks=4)
-    assert [p.techniques for p in found] == combinations_of()
+    found = plans(GPT2_LARGE, sequences=8, block=1024, world_size=4)
+    assert [p.techniques for p in found] == technique_sets()
     assert {"zero1", "zero3"}.isdisjoint(
         name for p in plans(GPT2_LARGE, sequences=8, block=1024) for name in p.techniques
     )
-    assert len(plans(SIZES, sequences=6, block=32)) == 4  # 4 micro-batches do not divide 6
-    recipe = Recipe(accumulate=2, checkpoint=True)
-    largest = largest_batch(GPT2_LARGE, recipe, memory=24e9, block=1024)
-
-    def need(sequences):
-        batch = dict(sequences=2 * sequences, block=1024)
-        return sum(predict_peak(GPT2_LARGE, recipe, **batch).values())
-
-    assert need(largest) <= 24e9 < need(largest + 1)
-    assert largest_batch(GPT2_LARGE, recipe, memory=10e9, block=1024) == 0
+    assert len(plans(CONFIG, sequences=6, block=32)) == 4  # 4 micro-batches do not divide 6
 
 
 @pytest.mark.parametrize(
@@ -304,15 +299,15 @@ def test_calculator():
         (lambda: Recipe(accumulate=0), "accumulate=0: give the number of micro-batches"),
         (lambda: Recipe(precision="master", optimizer="sgd"), "give optimizer='adamw'"),
         (lambda: Recipe.of(["offload"]), "techniques holds offload: give some of mixed"),
-        (lambda: Case(SIZES, Recipe(accumulate=4), 6, 32), "give a multiple of 4"),
-        (lambda: Case(SIZES, block=64), "block=64 is longer than block_size=32"),
-        (lambda: Case(SIZES, block=32, ranks=0), "ranks=0: give the number of devices"),
+        (lambda: Case(CONFIG, Recipe(accumulate=4), 6, 32), "give a multiple of 4"),
+        (lambda: Case(CONFIG, block=64), "block=64 is longer than block_size=32"),
+        (lambda: Case(CONFIG, block=32, world_size=0), "world_size=0: give the number of devices"),
         (lambda: ledgers([]), "cases is empty"),
-        (lambda: plans(SIZES, sequences=4, block=32, ranks=0), "ranks=0: give the number"),
-        (lambda: plans(SIZES, sequences=4, block=33), "block=33 is longer than block_size=32"),
-        (lambda: step_cost(SIZES, Recipe(accumulate=4), **BATCH | {"sequences": 2}), "multiple"),
+        (lambda: plans(CONFIG, sequences=4, block=32, world_size=0), "world_size=0: give the num"),
+        (lambda: plans(CONFIG, sequences=4, block=33), "block=33 is longer than block_size=32"),
+        (lambda: step_cost(CONFIG, Recipe(accumulate=4), **BATCH | {"sequences": 2}), "multiple"),
         (lambda: Prices(flops=0, flops16=1, bandwidth=1), "flops=0: give a rate above 0"),
-        (lambda: first_that_fits([plan("", 9)], 1, ["mixed"]), "no plan has mixed"),
+        (lambda: first_that_fits([plan("", 9), plan("mixed zero1", 5)], 1), "no plan has mixed"),
     ],
 )
 def test_bad_input(make, message):

@@ -11,7 +11,6 @@ import gc
 import sys
 import warnings
 from collections import Counter
-from dataclasses import asdict
 from functools import partial
 
 import cloudpickle
@@ -25,7 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlcourse import Ranks
 from dlcourse.corpus import Corpus
-from dlcourse.formulas.mixed_precision import WAYS, activation_bytes, state_bytes
+from dlcourse.formulas.activations import activation_peak
+from dlcourse.formulas.recipe import PRECISIONS as WAYS
+from dlcourse.formulas.states import state_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.training import loop
@@ -519,9 +520,9 @@ def test_the_formulas_are_what_the_ledger_counts(way):
         mixed_step(model, data, optimizer, autocast=autocast)
     memory = recorder.record["memory"]
     counters = 0 if way == "master" else 4 * len(list(model.parameters()))
-    for name, size in state_bytes(model.num_parameters(), way).items():
+    for name, size in state_bytes(model.num_parameters(), precision=way).items():
         assert memory["end"][name] == size + (counters if name == "optimizer_state" else 0)
-    want = activation_bytes(asdict(config), tokens=256, way=way)
+    want = activation_peak(config, micro_batch=2, block=128, precision=way)
     assert memory["peaks"]["activations"] == pytest.approx(want, rel=1e-3)
 
 
@@ -589,8 +590,8 @@ def test_what_the_scaler_refuses():
 def test_a_way_that_there_is_not():
     for call in (
         lambda: prepare(nn.Linear(2, 2), "fp16"),
-        lambda: state_bytes(1, "fp16"),
-        lambda: activation_bytes(asdict(SMALL), tokens=1, way="fp16"),
+        lambda: state_bytes(1, precision="fp16"),
+        lambda: activation_peak(SMALL, micro_batch=1, block=1, precision="fp16"),
     ):
         with pytest.raises(ValueError, match=r"='fp16'.*float32, autocast, master, bfloat16"):
             call()

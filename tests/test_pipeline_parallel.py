@@ -8,8 +8,11 @@ step: parameters are compared to 5% of one step's length, lr = 1e-3.
 
 from __future__ import annotations
 
+import doctest
 import gc
+import inspect
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -23,6 +26,7 @@ from dlcourse import Ranks
 from dlcourse.corpus import Corpus
 from dlcourse.course.exercises import measured
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel import pipeline_schedules
 from dlcourse.parallel.pipeline import (
     PipelineParallel,
     check_schedule,
@@ -117,6 +121,23 @@ def test_activations_in_flight(w, m):
     assert simulate(zb_h1(w, m)).peak_in_flight == [w] * w
     assert simulate(zb_v(w, m)).peak_in_flight == [2 * w] * w
     assert simulate(dual_pipe_v(w, m)).peak_in_flight == [2 * w + 1] * w
+
+
+def test_drawings_are_those_of_the_simulation():
+    found = doctest.testmod(pipeline_schedules, extraglobs={"simulate": simulate})
+    assert (found.failed, found.attempted) == (0, 4)
+
+
+@pytest.mark.parametrize("make", [zb_v, dual_pipe_v])
+def test_the_pieces_of_a_drawing_are_its_ranks(make):
+    """Each column of the table, read down, is what the rank does: the drawing without its dots."""
+    lines = inspect.getdoc(make).splitlines()
+    head = next(i for i, line in enumerate(lines) if re.fullmatch(r" +rank 0 +rank 1", line))
+    cuts = [lines[head].index(f"rank {rank}") for rank in (0, 1)]
+    pieces = [(line[cuts[0] : cuts[1]], line[cuts[1] :]) for line in lines[head + 1 :]]
+    for rank, drawn in enumerate(simulate(make(2, 4)).text().splitlines()):
+        works = drawn.removeprefix(f"rank {rank}").replace(".", "").split()
+        assert " ".join(piece[rank] for piece in pieces).split() == works
 
 
 def test_times_of_stages_and_of_messages():

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.measure.categories import CATEGORIES
 from dlcourse.measure.network_counters import network_bytes, network_bytes_since
 from dlcourse.measure.process_memory import CachedPss, pss_bytes
 from dlcourse.measure.run import Run
-from dlcourse.measure.run.comm import wire_bytes
 from dlcourse.measure.run.intervals import merge, overlap
 from dlcourse.measure.run.timeline import SPAN_KINDS
 

@@ -12,13 +12,14 @@ import cloudpickle
 import pytest
 
 from dlcourse import Ranks, cli
+from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.plan import scale as scaling
 from dlcourse.plan.scale import Job, scale
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 STATES = ("parameters", "gradients", "optimizer_state")
-TINY = dict(n_layer=2, n_head=4, n_embd=32, vocab_size=64, block_size=16)
+TINY = GPTConfig(n_layer=2, n_head=4, n_embd=32, vocab_size=64, block_size=16)
 SIZE = dict(model="tiny", world=4, micro_batch=2, block=16)
 JOBS = [dict(), dict(stage=1), dict(tensor=2), dict(tensor=2, stage=3), dict(pipeline=2)]
 
@@ -45,14 +46,14 @@ def in_real_ranks(options: dict) -> tuple[dict[str, int], Counter]:
     import torch
 
     from dlcourse.measure.recorder import Recorder
-    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.models.gpt import GPT
     from dlcourse.parallel.mesh import make_mesh
 
     gc.collect()  # what the job before has left must not be counted
     scaling.MODELS["tiny"] = TINY
     job = Job(**SIZE, **options)
     mesh = make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
-    step = scaling._job_step(job, mesh, GPT(GPTConfig(**TINY)))
+    step = scaling._job_step(job, mesh, GPT(TINY))
     tokens = torch.zeros(job.micro_batch * job.micro_batches, job.block, dtype=torch.long)
     recorder = Recorder(job.rank, job.world)
     with recorder:
@@ -80,6 +81,7 @@ def in_fake_ranks(options: dict) -> tuple[dict[str, int], Counter]:
     """``measure`` in a process of its own, which knows the tiny model."""
     code = (
         "import json, sys; from dlcourse.plan import scale; "
+        "from dlcourse.formulas.sizes import GPTConfig; "
         f"scale.MODELS['tiny'] = {TINY}; "
         "print(json.dumps(scale.measure(scale.Job(**json.loads(sys.argv[1])))))"
     )

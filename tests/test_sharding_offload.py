@@ -24,8 +24,9 @@ from torch import nn
 from dlcourse import RankError, Ranks
 from dlcourse.collectives import p2p
 from dlcourse.corpus import Corpus
-from dlcourse.formulas.activations import Shape, activation_peak
+from dlcourse.formulas.activations import activation_peak, stream_bytes
 from dlcourse.formulas.devices import check_limits, device_needs, layer_ranges
+from dlcourse.formulas.states import offloaded_state_bytes
 from dlcourse.measure.recorder import Recorder, live_bytes
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.pipeline_stages import Stage
@@ -33,7 +34,7 @@ from dlcourse.training.sharding_offload.layers_over_devices import (
     LayersOverDevices,
     LayersOverRanks,
 )
-from dlcourse.training.sharding_offload.local_host import LocalHost, host_bytes
+from dlcourse.training.sharding_offload.local_host import LocalHost
 from dlcourse.training.sharding_offload.optimizer_offload import OptimizerOffload
 from dlcourse.training.sharding_offload.parameter_offload import ParameterOffload
 from dlcourse.training.sharding_offload.rank_as_host import RankHost, serve
@@ -185,8 +186,8 @@ def test_layers_over_ranks_equal_one_process(three):
 
 def test_a_hundred_layers_need_what_was_predicted(three):
     found = three(over_ranks, DEEP, [33, 33, 34], 1)
-    needs = device_needs(Shape.of(DEEP, sequences=4, block=32), [33, 33, 34])
-    message = 4 * 4 * 32 * 24
+    needs = device_needs(DEEP, [33, 33, 34], micro_batch=4, block=32)
+    message = stream_bytes(DEEP, micro_batch=4, block=32)
     for rank, ((_, _, record, _), need) in enumerate(zip(found, needs, strict=True)):
         kept = record["memory"]["end"]
         for name in ("parameters", "gradients", "optimizer_state"):
@@ -200,12 +201,12 @@ def test_a_hundred_layers_need_what_was_predicted(three):
 
 
 def test_a_device_with_too_little_memory_says_what_to_change():
-    needs = device_needs(Shape.of(DEEP, sequences=4, block=32), [33, 33, 34])
+    needs = device_needs(DEEP, [33, 33, 34], micro_batch=4, block=32)
     most = max(sum(need.values()) for need in needs)
     check_limits(needs, [most] * 3)
     with pytest.raises(ValueError, match=r"device 2 has .* for activations: give it fewer layers"):
         check_limits(needs, [most, most, most - 1])
-    needs = device_needs(Shape.of(DEEP, sequences=1, block=1), [33, 33, 34])
+    needs = device_needs(DEEP, [33, 33, 34], micro_batch=1, block=1)
     with pytest.raises(ValueError, match=r"for optimizer_state: .* offload its optimizer"):
         check_limits(needs, [1000] * 3)
 
@@ -250,7 +251,21 @@ def test_bfloat16_parameters_have_a_float32_master():
     assert master.dtype == torch.float32 and unit.row.dtype == torch.bfloat16
     assert torch.equal(unit.row, master.bfloat16()) and not torch.equal(unit.row.float(), master)
     assert offload.out_bytes == 2 * 2 * size(model)
-    assert host_bytes(10, torch.bfloat16) == 140 and host_bytes(10) == 160
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_host_keeps_what_was_predicted(dtype):
+    model = GPT(SMALL).to(dtype)
+    offload = OptimizerOffload(model, LocalHost())
+    model(*batch(0)).backward()
+    offload.step()
+    host = offload.host
+    kept = [*host.masters, *host.buffers]
+    for adam in host.adams:
+        kept += [moment for state in adam.state.values() for moment in state.values()]
+    counters = 4 * len(host.adams)
+    want = offloaded_state_bytes(size(model), value_bytes=dtype.itemsize)
+    assert sum(tensor.nbytes for tensor in kept) == want + counters
 
 
 def test_gradients_may_add_up_without_overlap_only():
@@ -283,7 +298,7 @@ def test_parameters_without_gradients_are_refused():
 
 def test_a_host_with_too_little_memory_says_what_to_change():
     model = GPT(SMALL)
-    need = host_bytes(size(model))
+    need = offloaded_state_bytes(size(model))
     OptimizerOffload(model, LocalHost(memory=need))
     with pytest.raises(ValueError, match=r"memory=.* needs .* there: leave the state on .*ZeRO"):
         OptimizerOffload(GPT(SMALL), LocalHost(memory=need - 1))
@@ -331,7 +346,7 @@ def test_a_rank_as_host_keeps_the_state(three, overlap):
     assert device["end"]["parameters"] == total
     assert device["end"]["gradients"] == device["end"]["optimizer_state"] == 0
     assert device["sent"] == pytest.approx((STEPS + 1) * total, rel=0.01)  # and once, to begin with
-    activations = activation_peak(Shape.of(SMALL, sequences=4, block=32))
+    activations = activation_peak(SMALL, micro_batch=4, block=32)
     assert device["peaks"]["activations"] == pytest.approx(activations, rel=0.05)
     if overlap:  # gradients leave while backward goes on
         assert device["peaks"]["gradients"] < 0.6 * total
@@ -367,7 +382,7 @@ def test_parameters_come_for_a_moment(three, overlap):
     device, _, _ = three(to_a_rank, ParameterOffload, overlap)
     total, blocks, end = device["total"], device["blocks"], device["end"]
     assert device["same"] and device["moved"] == (STEPS * total, STEPS * (total + blocks))
-    activations = activation_peak(Shape.of(SMALL, sequences=4, block=32))
+    activations = activation_peak(SMALL, micro_batch=4, block=32)
     assert device["peaks"]["activations"] == pytest.approx(activations, rel=0.05)
     # Embeddings, norm and head stay, and the NaN that is read where the others are
     assert end["parameters"] == total - blocks + 4

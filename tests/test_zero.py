@@ -25,7 +25,8 @@ from dlcourse import Ranks
 from dlcourse.collectives.compat import all_gather_single
 from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.corpus import Corpus
-from dlcourse.formulas.zero import bytes_sent, model_state_bytes
+from dlcourse.formulas.states import state_bytes
+from dlcourse.formulas.traffic import zero_bytes
 from dlcourse.measure import Recorder, live_bytes
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.zero import ZeRO1, train
@@ -212,7 +213,8 @@ def test_the_ledger_shows_the_papers_bytes(pool, number, mixed):
     num_parameters = pool.run(train_and_stay, STAGES[number - 1], mixed, record=True)[0]
     after = pool.last.memory.ranks
     pool.run(forget)
-    want = model_state_bytes(num_parameters, world_size=4, stage=number, mixed=mixed)
+    precision = "master" if mixed else "float32"
+    want = state_bytes(num_parameters, precision=precision, world_size=4, stage=number)
     for then, now in zip(before, after, strict=True):
         for category, size in want.items():
             kept = now["end"][category] - then["end"][category]
@@ -236,7 +238,7 @@ def bytes_on_the_wire(stage):
 @pytest.mark.skipif(wire_counters() is None, reason="no counters of TCP bytes on this system")
 @pytest.mark.parametrize(("number", "want"), [(1, 1.5), (2, 1.5), (3, 2.25)])
 def test_bytes_on_the_wire(run, number, want):
-    assert bytes_sent(1, world_size=4, stage=number) == want
+    assert zero_bytes(1, world_size=4, stage=number) == want
     for sent in run(bytes_on_the_wire, STAGES[number - 1]):
         assert sent == pytest.approx(want, rel=0.01)
 
@@ -580,14 +582,14 @@ def test_mistakes_are_named(run):
 def test_formulas():
     """The rows of the paper for 7.5 billion parameters on 64 ranks, in GB of 1e9 bytes."""
     sizes = [
-        sum(model_state_bytes(7.5e9, world_size=64, stage=stage).values()) / 1e9
+        sum(state_bytes(7.5e9, precision="master", world_size=64, stage=stage).values()) / 1e9
         for stage in range(4)
     ]
     assert sizes == pytest.approx([120, 31.4, 16.6, 1.88], abs=0.05)
     with pytest.raises(ValueError, match="stage=4"):
-        model_state_bytes(1, world_size=4, stage=4)
+        state_bytes(1, precision="master", world_size=4, stage=4)
     with pytest.raises(ValueError, match="world_size=0"):
-        bytes_sent(1, world_size=0, stage=1)
+        zero_bytes(1, world_size=0, stage=1)
 
 
 def test_units():
@@ -644,7 +646,8 @@ def one_fake_step(world_size):
 
 def test_one_rank_of_64_on_fake_tensors():
     for stage, (kept, sent, n) in enumerate(one_fake_step(64), start=1):
-        for category, size in model_state_bytes(n, world_size=64, stage=stage).items():
+        want = state_bytes(n, precision="master", world_size=64, stage=stage)
+        for category, size in want.items():
             assert size <= kept[category] <= 1.02 * size + 200, (stage, category, kept)
         gathered, reduced = (
             sum(size for op, size in sent if op == name)

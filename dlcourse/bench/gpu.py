@@ -22,20 +22,21 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dlcourse.formulas.memory import GPT2_LARGE
+from dlcourse.formulas.flops import flops_per_token
 from dlcourse.formulas.recipe import Recipe
+from dlcourse.formulas.sizes import GPT2_LARGE, GPTConfig
 
 TARGETS = {"mfu": 0.45, "ledger": 0.05}
 # Dense bf16 FLOP/s, as NVIDIA's data sheets give them; the first that is in the device's name
 PEAK_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12}
 PEAK_FLOPS |= {"H200 NVL": 835e12, "H200": 989e12, "A100": 312e12}
 # Products with 50,257 columns are slow on tensor cores: padded, as Megatron pads, to 128 x 393
-SIZES = GPT2_LARGE | {"vocab_size": 50304}
+CONFIG = replace(GPT2_LARGE, vocab_size=50304)
 
 
 @dataclass(frozen=True)
@@ -84,19 +85,9 @@ ROWS |= {
 }
 
 
-def flops_per_token(sizes: dict[str, int], block: int) -> int:
-    """Of forward and backward, for the MFU: recomputation is not counted, nor is causality used.
-
-    Source: Chowdhery et al., "PaLM", 2022, appendix B: 6 for each weight of a matrix product, and
-    12 T C for each layer's attention.
-    """
-    L, C, V = sizes["n_layer"], sizes["n_embd"], sizes["vocab_size"]
-    return 6 * (12 * L * C * C + C * V) + 12 * L * block * C
-
-
 def measure(
     row: Row,
-    sizes: dict[str, int],
+    config: GPTConfig,
     *,
     device: str,
     batch: int,
@@ -108,7 +99,6 @@ def measure(
     """Train for some steps with batches of ``batch`` sequences.
 
     Args:
-        sizes: of a ``GPTConfig``.
         warm_up: steps before: state of the optimizer, choice of kernels, compilation.
         backend: of ``torch.compile``, where the row is compiled.
 
@@ -120,16 +110,16 @@ def measure(
     import torch
 
     from dlcourse.measure.recorder import Recorder
-    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.models.gpt import GPT
     from dlcourse.training.memory_anatomy import Training
 
     cuda = device == "cuda"
     wait = torch.cuda.synchronize if cuda else lambda: None
-    training = Training(GPT(GPTConfig(**sizes)).to(device), row.recipe)
+    training = Training(GPT(config).to(device), row.recipe)
     if row.compiled:
         training.model = torch.compile(training.model, backend=backend)
     step = training.step
-    tokens_BT = torch.randint(sizes["vocab_size"], (batch, block), device=device)
+    tokens_BT = torch.randint(config.vocab_size, (batch, block), device=device)
     targets_BT = tokens_BT.roll(-1, dims=1)
     for _ in range(warm_up):
         step(tokens_BT, targets_BT)
@@ -189,12 +179,12 @@ def _clean() -> None:
         torch.cuda.empty_cache()
 
 
-def measure_row(row: Row, sizes: dict[str, int], batch: int, **job: Any) -> dict[str, Any] | None:
+def measure_row(row: Row, config: GPTConfig, batch: int, **job: Any) -> dict[str, Any] | None:
     """As ``measure``; None where the batch does not fit. Nothing of it is left on the device."""
     import torch
 
     try:
-        return measure(row, sizes, batch=batch, **job)
+        return measure(row, config, batch=batch, **job)
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -206,7 +196,7 @@ def bench(
     rows: dict[str, dict[str, Any]],
     save: Callable[[], None],
     *,
-    sizes: dict[str, int],
+    config: GPTConfig,
     most: int,
     steps: int,
     peak: float | None,
@@ -228,14 +218,16 @@ def bench(
 
             def fits(batch: int, row: Row = row) -> bool:
                 short = job | {"steps": 1, "warm_up": 1}
-                return measure_row(row, sizes, batch, **short) is not None
+                return measure_row(row, config, batch, **short) is not None
 
             batch = largest(fits, first=row.recipe.accumulate, most=most)
-        found = measure_row(row, sizes, batch, steps=steps, **job) if batch else None
+        found = measure_row(row, config, batch, steps=steps, **job) if batch else None
         if found is None:
             print(f"gpu: {name}: does not fit", flush=True)
             continue
-        found["mfu"] = peak and found["tokens_per_s"] * flops_per_token(sizes, job["block"]) / peak
+        found["mfu"] = (
+            peak and found["tokens_per_s"] * flops_per_token(config, block=job["block"]) / peak
+        )
         rows[name] = found
         print(_line(name, found, rows.get(row.beside)), flush=True)
         save()
@@ -299,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--rows {args.rows!r} is in no name: {', '.join(ROWS)}")
     device = torch.cuda.get_device_name()
     peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device), None)
-    job = {"sizes": SIZES, "most": args.most, "steps": args.steps, "block": args.block}
+    job = {"config": CONFIG, "most": args.most, "steps": args.steps, "block": args.block}
     found = record(names, args.record, machine=device, peak=peak, device="cuda", **job)
     missed = misses(found)
     for line in missed:
@@ -318,7 +310,7 @@ def record(
     import torch
 
     about = {
-        "sizes": job["sizes"],
+        "sizes": asdict(job["config"]),
         "machine": machine,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
         "peak_flops": peak,

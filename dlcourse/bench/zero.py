@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from dlcourse import Ranks
 from dlcourse.bench.data_parallel import slowest
+from dlcourse.formulas.traffic import zero_bytes
 
 TIME_TARGET, PEAK_TARGET, BYTES_TOLERANCE = 0.9, 1.0, 0.01
 NAMES = ("ZeRO1", "ZeRO2", "ZeRO3", "FSDP2")
@@ -136,15 +137,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{peaks['FSDP2'] / 2**20:.2f} MiB), target at most {PEAK_TARGET}"
     )
     missed = ratio > TIME_TARGET or peak > PEAK_TARGET
-    share = (args.ranks - 1) / args.ranks
-    for name, times in (("ZeRO1", 2), ("ZeRO2", 2), ("ZeRO3", 3), ("FSDP2", None)):
+    for name, stage in (("ZeRO1", 1), ("ZeRO2", 2), ("ZeRO3", 3), ("FSDP2", None)):
+        times = None if stage is None else zero_bytes(1, world_size=args.ranks, stage=stage)
         if sent[name] is None:
             print(f"zero: {name}: this system counts no bytes of a process")
             continue
-        want = "" if times is None else f", target {times * share:g}"
+        want = "" if times is None else f", target {times:g}"
         print(f"zero: {name} sends {sent[name]:.4f} model sizes in a step{want}")
         if times is not None:
-            missed |= abs(sent[name] / (times * share) - 1) > BYTES_TOLERANCE
+            missed |= abs(sent[name] / times - 1) > BYTES_TOLERANCE
     return 1 if missed else 0
 
 

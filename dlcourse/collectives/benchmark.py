@@ -26,7 +26,8 @@ from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_red
 from dlcourse.collectives.shared import shared_all_reduce
 from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
-from dlcourse.formulas import collectives as cost
+from dlcourse.formulas.collective_time import bus_bandwidth
+from dlcourse.formulas.traffic import algorithm_bytes
 
 WARM_UP = 2
 SHORT = 0.003  # seconds: several short calls share one reading of the clock
@@ -170,20 +171,20 @@ def _row(
         "low": low,
         "high": high,
         "samples": samples,
-        "busbw": cost.bus_bandwidth(collective, nbytes, p, seconds),
+        "busbw": bus_bandwidth(collective, nbytes, p, seconds),
         "wire": wire,
         "wire_theory": _wire_theory(name, nbytes, p),
     }
 
 
 def _wire_theory(name: str, nbytes: int, p: int) -> float:
-    """By `cost`; for torch's own, the least that any algorithm can send."""
+    """By formula; for torch's own, the least that any algorithm can send."""
     maker, _, collective = name.partition("_")
     if maker == "shared":
         return 0.0
     if maker == "torch":
         name = f"{'tree' if collective == 'broadcast' else 'direct'}_{collective}"
-    return cost.wire_bytes(name, nbytes, p)
+    return algorithm_bytes(name, nbytes, p)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
 Series = Sequence[Sequence[float]]  # rows: time, then bytes of each category
 Point = tuple[str, float, float]  # what it is, seconds or another cost, bytes
 _COLUMNS = 2
+# The pie that claim D5 draws, in percent
+PICTURE = {"parameters": 25, "gradients": 25, "optimizer_state": 35, "activations": 15}
+
+
+def shares(categories: Mapping[str, float]) -> dict[str, float]:
+    """Percent of parameters, gradients, optimizer state and activations in their sum."""
+    total = sum(categories[name] for name in PICTURE)
+    return {name: 100 * categories[name] / total for name in PICTURE}
+
+
+def distance(categories: Mapping[str, float]) -> float:
+    """Percent of the memory that would have to move to another category to give ``PICTURE``."""
+    found = shares(categories)
+    return sum(abs(found[name] - PICTURE[name]) for name in PICTURE) / 2
 
 
 def anatomy_figure(

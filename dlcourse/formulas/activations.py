@@ -1,77 +1,67 @@
-"""How many bytes of activations a training step of our GPT needs, and how many FLOPs: by formula.
+"""How many bytes of activations a training step of our GPT needs, by formula.
 
-Term by term, what autograd stores for one layer. Two things make it differ from the formula that
-everybody quotes, s b h (34 + 5 a s / h) bytes: we store 4 bytes a value and not 2, and the fused
-attention keeps no scores, the 5 a s / h, but one number for each row of them.
+Operator by operator, what autograd stores for one layer. Two things make it differ from the formula
+that everybody quotes, s b h (34 + 5 a s / h) bytes: in float32 we store 4 bytes a value and not 2,
+and the fused attention keeps no scores, the 5 a s / h, but one number for each row of them.
 
-Shape letters as in ``gpt.py``: B sequences, T positions, C width, H heads, V vocabulary.
+Shape letters as in ``sizes.py``. Arguments of all functions here: ``micro_batch`` sequences of
+``block`` tokens, and what they train.
 
 Source of the quoted formula: Korthikanti et al., "Reducing Activation Recomputation in Large
-Transformer Models", 2022, section 4.1, https://arxiv.org/abs/2205.05198.
+Transformer Models", MLSys 2023, section 4.1, https://arxiv.org/abs/2205.05198. Ours is counted in
+the same way, with the operators of this model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from dlcourse.training.checkpointing.placement import check_segments
+from dlcourse.formulas.checkpoint_segments import check_segments
+from dlcourse.formulas.parameters import matrix_parameters
+from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.formulas.states import check_precision_name, value_bytes
 
-FLOAT32 = 4  # bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A model and the batch it trains on: ``sequences`` of ``block`` tokens. Needs no torch."""
-
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 128
-    vocab_size: int = 256
-    sequences: int = 4
-    block: int = 128
-
-    @classmethod
-    def of(cls, config: Any, *, sequences: int, block: int) -> Shape:
-        """The shape of a ``GPTConfig``."""
-        names = ("n_layer", "n_head", "n_embd", "vocab_size")
-        sizes = {name: getattr(config, name) for name in names}
-        return cls(**sizes, sequences=sequences, block=block)
-
-    @property
-    def tokens(self) -> int:
-        """B T, of one step."""
-        return self.sequences * self.block
+# Bytes that a layer stores for a token, as multiples of the width C, by the operator whose backward
+# reads them: in float32, under autocast, with all in 16 bits
+BYTES_KEPT = {
+    "attention_norm": (4, 4, 2),  # its input, the residual stream
+    "q, k, v": (4, 6, 2),  # one input for all three; autocast converts and keeps it three times
+    "attention": (12, 6, 6),  # q, k and v
+    "proj": (4, 2, 2),  # attention's result, which attention's own backward reads as well
+    "mlp_norm": (4, 4, 2),
+    "up": (4, 2, 2),
+    "gelu": (16, 8, 8),  # 4 C wide
+    "down": (16, 8, 8),
+}
 
 
-def layer_terms(shape: Shape) -> dict[str, int]:
+def layer_terms(
+    config: GPTConfig, *, micro_batch: int, block: int, precision: str = "float32"
+) -> dict[str, int]:
     """Bytes that one layer stores for backward, by the operator that reads them there."""
-    C, H = shape.n_embd, shape.n_head
-    values = {  # for each token
-        "attention_norm": C + 2,  # its input, the stream; a mean and a scale
-        "q, k, v": C,  # one input for all three
-        "attention": 3 * C + H,  # q, k and v; of each row of scores the log of its sum
-        "proj": C,  # attention's result, which attention's own backward reads as well
-        "mlp_norm": C + 2,
-        "up": C,
-        "gelu": 4 * C,
-        "down": 4 * C,
-    }
-    return {name: FLOAT32 * shape.tokens * n for name, n in values.items()}
+    check_precision_name(precision)
+    column = {"float32": 0, "autocast": 1}.get(precision, 2)
+    each = {name: kept[column] * config.n_embd for name, kept in BYTES_KEPT.items()}
+    for norm in ("attention_norm", "mlp_norm"):
+        each[norm] += 2 * value_bytes(precision)  # a mean and a scale
+    each["attention"] += 4 * config.n_head  # of each row of scores the log of its sum, in float32
+    return {name: micro_batch * block * size for name, size in each.items()}
 
 
-def layer_bytes(shape: Shape) -> int:
-    """What one layer stores: 4 B T (16 C + H + 4)."""
-    return sum(layer_terms(shape).values())
+def layer_bytes(
+    config: GPTConfig, *, micro_batch: int, block: int, precision: str = "float32"
+) -> int:
+    """What one layer stores: 4 B T (16 C + H + 4) in float32."""
+    batch = dict(micro_batch=micro_batch, block=block)
+    return sum(layer_terms(config, **batch, precision=precision).values())
 
 
-def quoted_terms(shape: Shape) -> dict[str, float]:
+def quoted_terms(config: GPTConfig, *, micro_batch: int, block: int) -> dict[str, float]:
     """The published formula by the same operators: 2 bytes a value, dropout masks, all scores.
 
     Together s b h (34 + 5 a s / h): 32 of the 34 are 16 values of 2 bytes, as here; two are masks.
     """
-    s, b, h, a = shape.block, shape.sequences, shape.n_embd, shape.n_head
+    s, b, h, a = block, micro_batch, config.n_embd, config.n_head
     each = {  # bytes for each of the s b h numbers of the stream
         "attention_norm": 2,
         "q, k, v": 2,
@@ -85,75 +75,138 @@ def quoted_terms(shape: Shape) -> dict[str, float]:
     return {name: s * b * h * n for name, n in each.items()}
 
 
+def stream_bytes(config: GPTConfig, *, micro_batch: int, block: int) -> int:
+    """B T C numbers in float32: the residual stream, what goes from layer to layer."""
+    return 4 * micro_batch * block * config.n_embd
+
+
+def loss_bytes(config: GPTConfig, *, micro_batch: int, block: int) -> int:
+    """What the last norm keeps and the loss works on, in float32, when backward begins.
+
+    The norm's input and result, a mean and a scale; log-softmax, and a gradient in and out.
+    """
+    return 4 * micro_batch * block * (2 * config.n_embd + 2 + 3 * config.vocab_size)
+
+
+def mlp_backward_bytes(config: GPTConfig, *, micro_batch: int, block: int) -> int:
+    """What the backward of an MLP holds, in float32: the highest of a layer's.
+
+    Two gradients, of the stream and of gelu's result (4 C wide); and the one of a weight.
+    """
+    stream = stream_bytes(config, micro_batch=micro_batch, block=block)
+    return stream + 4 * stream + 4 * 4 * config.n_embd**2
+
+
+def weight_copy_bytes(config: GPTConfig) -> int:
+    """Of the 16-bit copies of matrices that autocast makes, alive until forward is over."""
+    return 2 * matrix_parameters(config)
+
+
 def activation_moments(
-    shape: Shape, segments: Sequence[int] = (), *, early_stop: bool = False
+    config: GPTConfig,
+    *,
+    micro_batch: int,
+    block: int,
+    precision: str = "float32",
+    segments: Sequence[int] = (),
+    early_stop: bool = False,
 ) -> dict[str, int]:
     """Bytes of activations at the moments that may be the highest of a step.
 
     "loss": all is stored, and the loss works on logits. "head": its gradient is being made.
     "layers": the last layers, which no checkpoint covers. "segment i": recomputed, and in the
-    middle of its backward. "embedding": the end. The largest is the peak.
+    middle of its backward. "embedding": the end. "forward": its end, where autocast still has the
+    16-bit copies of all matrices. The largest is the peak.
 
     Args:
-        segments: the placement, see ``placement.py``.
+        segments: how many layers each checkpoint covers, see ``checkpoint_segments.py``.
         early_stop: the second forward ends at the last value that backward reads, as torch's
             does: it does not make the segment's result again.
 
     Raises:
-        ValueError: ``segments`` do not fit ``shape.n_layer``.
+        ValueError: ``segments`` do not fit ``config.n_layer``; under autocast, segments that are
+            not of one layer each with ``early_stop``: no lesson needs others.
     """
-    check_segments(segments, shape.n_layer)
-    C, V, tokens = shape.n_embd, shape.vocab_size, shape.tokens
-    stream, logits = FLOAT32 * tokens * C, FLOAT32 * tokens * V
-    layer = layer_bytes(shape)
-    stored = len(segments) * stream + (shape.n_layer - sum(segments)) * layer
-    last_norm = 2 * stream + FLOAT32 * tokens * 2
-    # Backward of an MLP: two gradients, of the stream and of gelu's result; the one of a weight
-    work = stream + 4 * stream + FLOAT32 * 4 * C * C
+    check_segments(segments, config.n_layer)
+    batch = dict(micro_batch=micro_batch, block=block)
+    if precision == "autocast":
+        return _autocast_moments(config, segments, early_stop, **batch)
+    C, V, tokens = config.n_embd, config.vocab_size, micro_batch * block
+    stream, work = stream_bytes(config, **batch), mlp_backward_bytes(config, **batch)
+    layer = layer_bytes(config, **batch)
+    stored = len(segments) * stream + (config.n_layer - sum(segments)) * layer
     moments = {
-        "loss": stored + last_norm + 3 * logits,  # log-softmax, and a gradient in and out
-        "head": stored + last_norm + logits + stream + FLOAT32 * V * C,
-        "embedding": stream + FLOAT32 * V * C,
+        "loss": stored + loss_bytes(config, **batch),
+        "head": stored + 4 * tokens * (2 * C + 2 + V) + stream + 4 * V * C,
+        "embedding": stream + 4 * V * C,
     }
-    if sum(segments) < shape.n_layer:
+    if sum(segments) < config.n_layer:
         moments["layers"] = stored + work
     for i, size in enumerate(segments):
         result = 0 if early_stop else stream
         moments[f"segment {i}"] = i * stream + size * layer + result + work
-    return moments
+    if value_bytes(precision) == 4:
+        return moments
+    # Half of everything, but for attention's numbers for its rows of scores: float32 as ever
+    rows = 2 * tokens * config.n_head
+    alive = dict.fromkeys(moments, config.n_layer - sum(segments)) | {"embedding": 0}
+    alive |= {f"segment {i}": size for i, size in enumerate(segments)}
+    return {name: size // 2 + alive[name] * rows for name, size in moments.items()}
 
 
-def activation_peak(shape: Shape, segments: Sequence[int] = (), *, early_stop: bool = False) -> int:
+def _autocast_moments(
+    config: GPTConfig, segments: Sequence[int], early_stop: bool, *, micro_batch: int, block: int
+) -> dict[str, int]:
+    """Under autocast residual stream, norms and loss are float32, products work in 16 bits."""
+    C, V, L, tokens = config.n_embd, config.vocab_size, config.n_layer, micro_batch * block
+    batch = dict(micro_batch=micro_batch, block=block)
+    stream = stream_bytes(config, **batch)
+    layer = layer_bytes(config, **batch, precision="autocast")
+    last_norm = tokens * (6 * C + 8)  # its input in float32, its result in 16 bits
+    copies = weight_copy_bytes(config)
+    if not segments:
+        return {"loss": L * layer + last_norm + 12 * V * tokens + copies}
+    if [*segments] != [1] * L or not early_stop:
+        raise ValueError(
+            f"segments={list(segments)} and early_stop={early_stop} under autocast: give "
+            f"[1] * {L} and early_stop=True, or no segments"
+        )
+    # Gradients of the stream in both types, of gelu's result, and of a matrix
+    work = tokens * (4 + 2 + 8) * C + 8 * C * C
+    stored = L * stream + last_norm
+    moments = {
+        "forward": stored + 10 * V * tokens + copies,
+        "loss": stored + 12 * V * tokens + 2 * V * C,  # autocast is over, and its copies are gone
+        "embedding": stream + 4 * V * C,
+    }
+    # Layer i is computed again, with copies of its matrices, and its MLP's backward runs
+    return moments | {f"segment {i}": i * stream + layer + 24 * C * C + work for i in range(L)}
+
+
+def activation_peak(
+    config: GPTConfig,
+    *,
+    micro_batch: int,
+    block: int,
+    precision: str = "float32",
+    segments: Sequence[int] = (),
+    early_stop: bool = False,
+) -> int:
     """Largest bytes of activations in a step. Arguments as for ``activation_moments``."""
-    return max(activation_moments(shape, segments, early_stop=early_stop).values())
+    batch = dict(micro_batch=micro_batch, block=block)
+    kept = dict(precision=precision, segments=segments, early_stop=early_stop)
+    return max(activation_moments(config, **batch, **kept).values())
 
 
-def selective_peak(shape: Shape) -> int:
-    """The same where each layer keeps the results of its products and of attention.
+def selective_peak(config: GPTConfig, *, micro_batch: int, block: int) -> int:
+    """The same where each layer keeps the results of its products and of attention, in float32.
 
     A layer then stores 11 C + H values a token: the stream, q, k, v, attention, proj, up and down.
     Norms and gelu, which cost next to nothing, are computed again.
     """
-    C, H, tokens = shape.n_embd, shape.n_head, shape.tokens
-    stored = shape.n_layer * (11 * C + H)
-    again = C + 2 + C + 2 + 4 * C  # both norms and gelu; proj's result makes way for the stream
-    layers = FLOAT32 * tokens * (stored + again + 5 * C) + FLOAT32 * 4 * C * C
-    loss = FLOAT32 * tokens * (stored + 2 * C + 2 + 3 * shape.vocab_size)
-    return max(layers, loss)
-
-
-def step_flops(shape: Shape, segments: Sequence[int] = (), *, early_stop: bool = False) -> int:
-    """FLOPs of forward, backward and what is computed again. Products count, nothing else does.
-
-    A layer's forward takes 24 B T C^2 for its matrices and 4 B T^2 C for attention; backward takes
-    2 times that for matrices and 2.5 times for fused attention, which makes its scores again.
-    """
-    check_segments(segments, shape.n_layer)
-    C, tokens = shape.n_embd, shape.tokens
-    matrices, attention = 24 * tokens * C * C, 4 * tokens * shape.block * C
-    head = 2 * tokens * C * shape.vocab_size
-    step = shape.n_layer * (3 * matrices + 7 * attention // 2) + 3 * head
-    again = sum(segments) * (matrices + attention)
-    if early_stop:  # the last product of a segment is not needed by its backward
-        again -= len(segments) * 8 * tokens * C * C
-    return step + again
+    C, H, tokens = config.n_embd, config.n_head, micro_batch * block
+    batch = dict(micro_batch=micro_batch, block=block)
+    stored = 4 * tokens * config.n_layer * (11 * C + H)
+    again = 4 * tokens * (C + 2 + C + 2 + 4 * C)  # norms and gelu; proj's result is gone by then
+    layers = stored + again + mlp_backward_bytes(config, **batch)
+    return max(layers, stored + loss_bytes(config, **batch))

@@ -1,6 +1,7 @@
-"""Which layers a device gets, and what it needs for them: before anything is built. Needs no torch.
+"""Which layers a device gets, and what it needs for them: before anything is built.
 
-Shape letters as in ``activations.py``: V vocabulary, C width.
+Shape letters as in ``sizes.py``. Source: the formulas of ``parameters.py``, ``states.py`` and
+``activations.py``, for some of the layers.
 """
 
 from __future__ import annotations
@@ -8,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
-from dlcourse.formulas.activations import Shape, layer_bytes
+from dlcourse.formulas.activations import (
+    layer_bytes,
+    loss_bytes,
+    mlp_backward_bytes,
+    stream_bytes,
+)
+from dlcourse.formulas.parameters import LAYER_TENSORS, layer_parameters
+from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.formulas.states import STEP_COUNTER_BYTES, state_bytes
 from dlcourse.words.units import human_bytes
 
 Needs = dict[str, int]  # category -> bytes
@@ -39,7 +48,7 @@ def check_devices(num_ranks: int) -> None:
 
 
 def device_needs(
-    shape: Shape, sizes: Sequence[int], *, positions: int | None = None
+    config: GPTConfig, sizes: Sequence[int], *, micro_batch: int, block: int
 ) -> list[Needs]:
     """Bytes that each device needs for training in float32 with AdamW.
 
@@ -47,30 +56,24 @@ def device_needs(
     of messages, within 5% of what the ledger says.
 
     Args:
-        positions: rows of the position embedding, ``shape.block`` by default.
+        sizes: layers of each device.
+        micro_batch: sequences of a step, of ``block`` tokens each.
     """
-    C, V = shape.n_embd, shape.vocab_size
-    positions = shape.block if positions is None else positions
-    stream, logits = 4 * shape.tokens * C, 4 * shape.tokens * V
+    batch = dict(micro_batch=micro_batch, block=block)
+    C, V, stream = config.n_embd, config.vocab_size, stream_bytes(config, **batch)
     needs = []
-    for layers in layer_ranges(shape.n_layer, sizes):
-        numbers, tensors = len(layers) * (12 * C * C + 10 * C), 13 * len(layers)
-        stored = len(layers) * layer_bytes(shape)
-        peak = stored + stream + (stream + 4 * stream + 16 * C * C)  # gradients in an MLP
-        if layers.start == 0:
-            numbers, tensors = numbers + (V + positions) * C, tensors + 2
-        if layers.stop == shape.n_layer:
+    for layers in layer_ranges(config.n_layer, sizes):
+        numbers, tensors = len(layers) * layer_parameters(config), len(layers) * LAYER_TENSORS
+        stored = len(layers) * layer_bytes(config, **batch)
+        peak = stored + stream + mlp_backward_bytes(config, **batch)
+        if layers.start == 0:  # the embeddings of tokens and positions
+            numbers, tensors = numbers + (V + config.block_size) * C, tensors + 2
+        if layers.stop == config.n_layer:  # the last norm and the output layer
             numbers, tensors = numbers + (V + 2) * C, tensors + 3
-            norm = 2 * stream + 8 * shape.tokens
-            peak = max(stored + norm + 3 * logits, peak - stream)
-        needs.append(
-            {
-                "parameters": 4 * numbers,
-                "gradients": 4 * numbers,
-                "optimizer_state": 8 * numbers + 4 * tensors,  # and a step counter for each
-                "activations": peak,
-            }
-        )
+            peak = max(stored + loss_bytes(config, **batch), peak - stream)
+        states = state_bytes(numbers, precision="float32")
+        states["optimizer_state"] += STEP_COUNTER_BYTES * tensors
+        needs.append(states | {"activations": peak})
     return needs
 
 

@@ -7,9 +7,7 @@ torch keeps the formulas in `torch.utils.flop_counter`. Two things are added her
 - A memory of shapes. A training step runs the same operators on the same shapes again and
   again, and a formula in Python costs more than a dictionary look-up.
 
-A multiply-add counts as two operations. Causal masking is not subtracted (torch does not
-either). The backward pass of flash attention computes the scores again: 2.5 times its
-forward, where the unfused one is 2 times.
+The formulas of attention are in ``dlcourse.formulas.flops``.
 """
 
 from __future__ import annotations
@@ -20,31 +18,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
+from dlcourse.formulas.flops import attention_backward_flops, attention_flops
+
 aten = torch.ops.aten
 _MAX_SHAPES = 4096
-
-
-def attention_flops(query: Any, key: Any, value: Any) -> int:
-    """Forward: scores and weighted sum. Shapes (batch, heads, length, head dim).
-
-    Takes the number of heads from the query, so grouped queries are right too.
-    """
-    *batch, s_q, d = query
-    s_k, d_v = key[-2], value[-1]
-    n = 1
-    for b in batch:
-        n *= b
-    return 2 * n * s_q * s_k * (d + d_v)
-
-
-def attention_backward_flops(query: Any, key: Any, value: Any) -> int:
-    """Backward: scores again, then gradients of value, scores, query and key."""
-    *batch, s_q, d = query
-    s_k, d_v = key[-2], value[-1]
-    n = 1
-    for b in batch:
-        n *= b
-    return 2 * n * s_q * s_k * (3 * d + 2 * d_v)
 
 
 def _cpu_attention(args: tuple, kwargs: dict, out: Any) -> int:

@@ -8,40 +8,11 @@ Shape suffixes:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True, kw_only=True)
-class GPTConfig:
-    """Sizes of a GPT. The default has 873,728 parameters, 3.5 MB in float32.
-
-    Raises:
-        ValueError: a size is not a positive whole number, or the heads do not divide the width.
-    """
-
-    vocab_size: int = 256
-    block_size: int = 128  # longest sequence, in tokens
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 128
-    tie_embeddings: bool = False  # one matrix for the token embedding and the output layer
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "tie_embeddings" and (type(value) is not int or value < 1):
-                raise ValueError(
-                    f"{field.name}={value!r} is not allowed: give a whole number of 1 or more"
-                )
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_head={self.n_head} does not divide n_embd={self.n_embd}: "
-                "choose a number of heads that divides the width"
-            )
+from dlcourse.formulas.sizes import GPTConfig
 
 
 class Attention(nn.Module):

@@ -2,7 +2,8 @@
 
 A pipeline cuts the model into stages. The stage on one rank works on one micro-batch at a time,
 and only the *order* of its work makes GPipe, 1F1B or a zero-bubble schedule. So a schedule is
-data. The same lists are drawn, simulated (``simulate.py``) and executed (``pipeline.py``):
+data. The same lists are drawn, simulated (``pipeline_simulation.py``) and executed
+(``pipeline.py``):
 
     Schedule.parse(["F0 F1 BW0 BW1",         # rank 0
                     "F0 BW0 F1 BW1"])        # rank 1
@@ -15,6 +16,9 @@ BW  both at once, as ``loss.backward()`` does
 A rank may hold several stages, its chunks: ``F3.1`` is micro-batch 3 in chunk 1. Chunk c of rank
 r is stage c*w + r of w ranks (placement "loop"), or with two chunks stages r and 2w-1-r (placement
 "v"), where the first rank also has the last stage.
+
+The drawings below are made by ``pipeline_simulation.simulate``, with F = B = W = 1: a column is a
+unit of time, small letters are chunk 1, a dot is idle time, and a BW is drawn as its two halves.
 """
 
 from __future__ import annotations
@@ -126,7 +130,8 @@ def numbered(pattern: Sequence[str]) -> tuple[Action, ...]:
     return tuple(actions)
 
 
-def at_least(needed: int, num_micro_batches: int, name: str, num_ranks: int) -> None:
+def check_micro_batches(needed: int, num_micro_batches: int, name: str, num_ranks: int) -> None:
+    """Refuse sizes that are no sizes, and fewer micro-batches than a schedule needs."""
     for what, value in (("num_ranks", num_ranks), ("num_micro_batches", num_micro_batches)):
         if type(value) is not int or value < 1:
             raise ValueError(f"{what}={value!r} is not allowed: give a whole number of 1 or more")
@@ -144,7 +149,7 @@ def gpipe(num_ranks: int, num_micro_batches: int) -> Schedule:
     micro-batches.
     """
     w, m = num_ranks, num_micro_batches
-    at_least(1, m, "gpipe", w)
+    check_micro_batches(1, m, "gpipe", w)
     return Schedule("gpipe", tuple(numbered(["F0"] * m + ["BW0"] * m) for _ in range(w)), m)
 
 
@@ -155,7 +160,7 @@ def one_f_one_b(num_ranks: int, num_micro_batches: int) -> Schedule:
     activations live there.
     """
     w, m = num_ranks, num_micro_batches
-    at_least(w, m, "1f1b", w)
+    check_micro_batches(w, m, "1f1b", w)
     ranks = []
     for rank in range(w):
         warm_up = w - 1 - rank
@@ -167,9 +172,13 @@ def one_f_one_b(num_ranks: int, num_micro_batches: int) -> Schedule:
 def interleaved(num_ranks: int, num_micro_batches: int, num_chunks: int = 2) -> Schedule:
     """Interleaved 1F1B (Megatron-LM, 2021): v small stages a rank, so the pipeline fills v times
     sooner. Micro-batches travel in groups of w, each group through all chunks of a rank.
+
+    >>> print(simulate(interleaved(2, 2)).text())
+    rank 0  F0 F1 f0 f1  .  . b0 w0  . b1 w1 B0 W0 B1 W1
+    rank 1   . F0 F1 f0 b0 w0 f1 b1 w1 B0 W0 B1 W1  .  .
     """
     w, m, v = num_ranks, num_micro_batches, num_chunks
-    at_least(w, m, "interleaved", w)
+    check_micro_batches(w, m, "interleaved", w)
     if type(v) is not int or not 1 <= v <= 10:
         raise ValueError(f"num_chunks={v!r} is not allowed: give a whole number from 1 to 10")
     if m % w:
@@ -197,9 +206,14 @@ def zb_h1(num_ranks: int, num_micro_batches: int) -> Schedule:
     fill the gaps at the end. At most w micro-batches' activations live in each rank: in rank 0
     as many as in 1F1B, in the others more. A W that waits counts as a whole one: it keeps the
     inputs of the stage's matrices and the gradients of their outputs.
+
+    >>> print(simulate(zb_h1(3, 4)).text())
+    rank 0  F0 F1 F2  .  . B0 W0 F3 B1 W1 B2 W2 B3 W3
+    rank 1   . F0 F1  . B0 F2 B1 W0 F3 B2 W1 B3 W2 W3
+    rank 2   .  . F0 B0 F1 B1 F2 B2 W0 F3 B3 W1 W2 W3
     """
     w, m = num_ranks, num_micro_batches
-    at_least(w, m, "zb_h1", w)
+    check_micro_batches(w, m, "zb_h1", w)
     ranks = []
     for rank in range(w):
         warm_up, pattern = w - 1 - rank, []
@@ -217,18 +231,35 @@ def zb_v(num_ranks: int, num_micro_batches: int) -> Schedule:
     """ZB-V (Qi et al., 2024): stages in the shape of a V; no bubble left where F = B = W.
 
     The first rank has the first *and* the last stage, so backward starts where forward began.
+
+    >>> print(simulate(zb_v(2, 4)).text())
+    rank 0  F0 F1 F2 f0 b0 w0 f1 b1 w1 F3 B0 W0 f2 b2 w2 B1 W1 f3 b3 w3 B2 W2 B3 W3  .
+    rank 1   . F0 f0 F1 f1 b0 w0 F2 B0 W0 f2 b1 w1 F3 B1 W1 f3 b2 w2 B2 b3 B3 W2 w3 W3
+
+    Put together from these pieces:
+
+            rank 0             rank 1
+    fill    F0 F1 F2           F0 f0 F1
+    turn    f0 b0 w0 f1 b1 w1  f1 b0 w0
+    steady  F3 B0 W0 f2 b2 w2  F2 B0 W0 f2 b1 w1 F3 B1 W1 f3 b2 w2
+    rest    B1 W1 f3 b3 w3
+    drain   B2 W2 B3 W3        B2 b3 B3 W2
+    late                       w3 W3
     """
     w, m = num_ranks, num_micro_batches
-    at_least(2 * w - 1, m, "zb_v", w)
+    check_micro_batches(2 * w - 1, m, "zb_v", w)
     ranks = []
     for rank in range(w):
-        fill = ["F0"] * (2 * (w - rank) - 1) + ["F1", "F0"] * rank
-        turn = ["F1", "B1", "W"] * (w - rank)
-        # Forwards of chunk 0 so far: 2w - 1 - rank
-        steady = ["F0", "B0", "W", "F1", "B1", "W"] * (m - (2 * w - 1 - rank))
-        rest = ["B0", "W", "F1", "B1", "W"] * (w - 1 - rank)
-        drain = ["B0", "B1"] * rank + ["B0", "W"] * (w - rank)
-        ranks.append(numbered(fill + turn + steady + rest + drain + ["W"] * (2 * rank)))
+        behind = w - 1 - rank  # ranks further down the V
+        # The first micro-batch goes down the V and up again: 2 * behind stages until it is back
+        fill = ["F0"] * (2 * behind + 1) + ["F1", "F0"] * rank
+        turn = ["F1", "B1", "W"] * (behind + 1)
+        num_forwards = 2 * behind + 1 + rank  # of chunk 0, in fill
+        steady = ["F0", "B0", "W", "F1", "B1", "W"] * (m - num_forwards)
+        rest = ["B0", "W", "F1", "B1", "W"] * behind
+        drain = ["B0", "B1"] * rank + ["B0", "W"] * (behind + 1)
+        late = ["W"] * (2 * rank)  # those that gave way to a B in drain
+        ranks.append(numbered(fill + turn + steady + rest + drain + late))
     return Schedule("zb_v", tuple(ranks), m, 2, "v")
 
 
@@ -236,21 +267,38 @@ def dual_pipe_v(num_ranks: int, num_micro_batches: int) -> Schedule:
     """DualPipeV (DeepSeek, 2025): DualPipe folded into a V. In the steady state each forward
     stands beside a backward of the *other* chunk, so that on a GPU the one's communication can
     hide behind the other's computation. Here the two simply follow each other.
+
+    >>> print(simulate(dual_pipe_v(2, 4)).text())
+    rank 0  F0 F1 F2 f0 b0 w0 f1 F3 b1 w1 f2 B0 W0 b2 w2 f3  . B1 W1 b3 w3 B2 W2 B3 W3
+    rank 1   . F0 f0 F1 f1 F2 b0 w0 f2 B0 W0 F3 b1 w1 f3 B1 W1 b2 w2 B2 W2 b3 B3 w3 W3
+
+    Put together from these pieces; "b1 w1" is one BW, except in turn, drain and late:
+
+            rank 0             rank 1
+    fill    F0 F1 F2 f0        F0 f0 F1 f1
+    turn    b0 w0 f1
+    steady  F3 b1 w1 f2 B0 W0  F2 b0 w0 f2 B0 W0 F3 b1 w1 f3 B1 W1
+    rest    b2 w2 f3 B1 W1
+    whole   b3 w3              b2 w2 B2 W2
+    drain   B2 W2 B3           b3 B3
+    late    W3                 w3 W3
     """
     w, m = num_ranks, num_micro_batches
-    at_least(2 * w, m, "dual_pipe_v", w)
+    check_micro_batches(2 * w, m, "dual_pipe_v", w)
     ranks = []
     for rank in range(w):
-        left, done = w - 1 - rank, rank + 1  # ranks behind this one, and up to it
-        pattern = ["F0"] * (2 * left) + ["F0", "F1"] * done + ["B1", "W", "F1"] * left
-        pattern += ["F0", "BW1", "F1", "BW0"] * (m - 2 * w + done)
-        pattern += ["BW1", "F1", "BW0"] * left
-        tail = ["BW1", "BW0"] * done
-        split = done  # of the last backwards the second half keeps its W for the end
-        tail = tail[:split] + [word.replace("BW", "B") for word in tail[split:]]
-        pattern += tail + ["W", "B0"] * left
-        pattern += ["W"] * (sum(word in ("B0", "B1") for word in pattern) - pattern.count("W"))
-        ranks.append(numbered(pattern))
+        behind, so_far = w - 1 - rank, rank + 1  # ranks further down the V, and up to this one
+        fill = ["F0"] * (2 * behind) + ["F0", "F1"] * so_far
+        turn = ["B1", "W", "F1"] * behind
+        steady = ["F0", "BW1", "F1", "BW0"] * (m - 2 * w + so_far)
+        rest = ["BW1", "F1", "BW0"] * behind
+        # So_far backwards of each chunk are left: the first half whole, the second without its W
+        last = ["1", "0"] * so_far
+        whole = [f"BW{chunk}" for chunk in last[:so_far]]
+        without = [f"B{chunk}" for chunk in last[so_far:]]
+        drain = without + ["W", "B0"] * behind
+        late = ["W"] * len(without)  # each W in drain made room for another B
+        ranks.append(numbered(fill + turn + steady + rest + whole + drain + late))
     return Schedule("dual_pipe_v", tuple(ranks), m, 2, "v")
 
 

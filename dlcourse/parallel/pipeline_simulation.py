@@ -36,12 +36,12 @@ class Gantt:
 
     @property
     def idle_over_total(self) -> float:
-        """Mean idle share of the ranks. 1F1B and GPipe: (p-1) / (m+p-1)."""
+        """Mean idle share of the ranks. Of GPipe and 1F1B in closed form: ``formulas.bubbles``."""
         return 1 - sum(self.busy) / len(self.busy) / self.total
 
     @property
     def idle_over_ideal(self) -> float:
-        """How much longer than without idle time. 1F1B and GPipe: (p-1) / m."""
+        """How much longer than without idle time."""
         return self.total / (sum(self.busy) / len(self.busy)) - 1
 
     @property
@@ -67,6 +67,22 @@ class Gantt:
     def peak_in_flight(self) -> list[int]:
         """The largest number of live activations in each rank, one for a stage and micro-batch."""
         return [max(alive for _, alive in self.in_flight(r)) for r in range(len(self.spans))]
+
+    def text(self) -> str:
+        """A drawing: a line for each rank, a column for each unit of time (times must be whole).
+
+        Small letters are chunk 1, a dot is idle time. Chunks beyond 1 are not told apart.
+        """
+        lines = []
+        for rank, row in enumerate(self.spans):
+            columns = [" ."] * round(self.total)
+            for start, end, action in row:
+                each = round(end - start) // len(action.kind)  # a BW is a B and a W
+                for i, kind in enumerate(kind for kind in action.kind for _ in range(each)):
+                    name = f"{kind}{action.micro_batch}"
+                    columns[round(start) + i] = name.lower() if action.chunk else name
+            lines.append(f"rank {rank}  " + " ".join(columns))
+        return "\n".join(lines)
 
     def stage_times(self, schedule: Schedule) -> dict[str, list[float]]:
         """Mean time of F, B and W of each stage, for ``simulate``: ``t_F``, ``t_B`` and ``t_W``.

@@ -1,9 +1,9 @@
 """The exact ledger of a training step of any size, on tensors that have shapes and no numbers.
 
-    ledgers([Case(sizes, Recipe(checkpoint=True), sequences=8, block=1024)])
+    ledgers([Case(config, Recipe(checkpoint=True), sequences=8, block=1024)])
 
-The loop of ``dlcourse.training.memory_anatomy`` runs as it is, for one step. Torch's fake process
-group stands for the other ranks. Bytes and FLOPs are exact; times mean nothing.
+The loop of ``dlcourse.training.memory_anatomy`` runs as it is, for one step, as one rank of a fake
+process group (``fake_group.py``). Bytes and FLOPs are exact; times mean nothing.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import resource
-import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
-from dlcourse.formulas.memory import Plan, combinations_of
 from dlcourse.formulas.recipe import Recipe
-from dlcourse.measure.run.comm import wire_bytes
+from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.formulas.traffic import wire_bytes
+from dlcourse.plan.fake_group import fake_process_group, peak_rss_bytes
+from dlcourse.plan.technique_sets import Plan, technique_sets
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,15 @@ class Case:
     """What to take a step of.
 
     Args:
-        sizes: as for ``GPTConfig``.
         sequences: of a rank in a step.
-        ranks: how many there are; this is rank 0.
+        world_size: how many ranks there are; this is rank 0.
     """
 
-    sizes: Mapping[str, Any]
+    config: GPTConfig
     recipe: Recipe = field(default_factory=Recipe)
     sequences: int = 1
     block: int = 128
-    ranks: int = 1
+    world_size: int = 1
 
     def __post_init__(self) -> None:
         if self.sequences < 1 or self.sequences % self.recipe.accumulate:
@@ -48,13 +47,13 @@ class Case:
                 f"accumulate={self.recipe.accumulate} does not divide {self.sequences} sequences: "
                 f"give a multiple of {self.recipe.accumulate}"
             )
-        if self.block > self.sizes["block_size"]:
+        if self.block > self.config.block_size:
             raise ValueError(
-                f"block={self.block} is longer than block_size={self.sizes['block_size']}: "
+                f"block={self.block} is longer than block_size={self.config.block_size}: "
                 "give shorter sequences"
             )
-        if self.ranks < 1:
-            raise ValueError(f"ranks={self.ranks}: give the number of devices, from 1 on")
+        if self.world_size < 1:
+            raise ValueError(f"world_size={self.world_size}: give the number of devices, from 1 on")
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -69,25 +68,22 @@ def measure(case: Case) -> dict[str, Any]:
     gc.collect()  # an earlier case
     started, cpu_started = time.perf_counter(), time.process_time()
     import torch
-    import torch.distributed as dist
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from dlcourse.measure.recorder import Recorder
-    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.models.gpt import GPT
     from dlcourse.training.memory_anatomy import Training
 
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=case.ranks)
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            training = Training(GPT(GPTConfig(**case.sizes)), case.recipe)
-            _make_state(training.optimizer)
-            tokens_BT = torch.zeros(case.sequences, case.block, dtype=torch.long)
-            with Recorder(0, case.ranks) as recorder:
-                training.step(tokens_BT, tokens_BT)
-    finally:
-        dist.destroy_process_group()
-    record, unit = recorder.record, 1 if sys.platform == "darwin" else 1024
+    with (
+        fake_process_group(0, case.world_size),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        training = Training(GPT(case.config), case.recipe)
+        _make_state(training.optimizer)
+        tokens_BT = torch.zeros(case.sequences, case.block, dtype=torch.long)
+        with Recorder(0, case.world_size) as recorder:
+            training.step(tokens_BT, tokens_BT)
+    record = recorder.record
     return {
         "memory": record["memory"],
         "flops": record["flops"],
@@ -95,11 +91,11 @@ def measure(case: Case) -> dict[str, Any]:
         "passes": case.recipe.accumulate,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu_started,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
-def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict[str, Any]]:
+def ledgers(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """Measure each case, in processes of their own: two where there are two cores.
 
     Raises:
@@ -108,7 +104,7 @@ def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict
     """
     if not cases:
         raise ValueError("cases is empty: give at least one")
-    count = min(processes or 2, len(cases), os.cpu_count() or 1)
+    count = min(2, len(cases), os.cpu_count() or 1)
     # They are forked from one that has torch, which stays for the next call: it is loaded once
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "dlcourse.training.memory_anatomy"])
@@ -120,7 +116,7 @@ def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict
         except BrokenProcessPool:
             raise RuntimeError(
                 f"one of {count} processes was killed, most likely for lack of memory: give "
-                "processes=1, or smaller sizes"
+                "smaller sizes"
             ) from None
         except KeyboardInterrupt:  # or it would wait until they are done
             for process in set(multiprocessing.active_children()) - others:
@@ -128,16 +124,14 @@ def ledgers(cases: Sequence[Case], *, processes: int | None = None) -> list[dict
             raise
 
 
-def measured_plans(
-    sizes: Mapping[str, Any], *, sequences: int, block: int, ranks: int
-) -> list[Plan]:
-    """As ``dlcourse.formulas.memory.plans``, but each set of techniques measured."""
-    sets = [names for names in combinations_of() if sequences % Recipe.of(names).accumulate == 0]
-    batch = dict(sequences=sequences, block=block, ranks=ranks)
-    found = ledgers([Case(sizes, Recipe.of(names), **batch) for names in sets])
+def measured_plans(config: GPTConfig, *, sequences: int, block: int, world_size: int) -> list[Plan]:
+    """As ``technique_sets.plans``, but each set of techniques measured."""
+    sets = [names for names in technique_sets() if sequences % Recipe.of(names).accumulate == 0]
+    batch = dict(sequences=sequences, block=block, world_size=world_size)
+    found = ledgers([Case(config, Recipe.of(names), **batch) for names in sets])
     costs = ("flops", "sent", "passes")
     return [
-        Plan(names, one["memory"]["at_peak"], {key: one[key] for key in costs}, sequences)
+        Plan(names, one["memory"]["at_peak"], {key: one[key] for key in costs})
         for names, one in zip(sets, found, strict=True)
     ]
 

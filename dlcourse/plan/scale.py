@@ -1,9 +1,9 @@
 """One rank of thousands: a training step on tensors that have shapes and no numbers.
 
-The classes of ``dlcourse.parallel`` run as they are. Torch's fake process group says that there are
-1,024 ranks and answers every collective at once; fake tensors take no memory. What remains exact is
-what the lessons are about: the bytes of each category in this rank, and the bytes of each
-collective that it calls. Times mean nothing here.
+The classes of ``dlcourse.parallel`` run as they are, in a fake process group of 1,024 ranks
+(``fake_group.py``); fake tensors take no memory. What remains exact is what the lessons are about:
+the bytes of each category in this rank, and the bytes of each collective that it calls. Times mean
+nothing here.
 
     dlcourse scale 06_zero --model 7b --world 1024
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -20,20 +19,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlcourse.figures.tables import Table
+from dlcourse.formulas.recipe import STAGES
+from dlcourse.formulas.sizes import MODELS
+from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.measure.categories import CATEGORIES
-from dlcourse.measure.run.comm import wire_bytes
 from dlcourse.parallel.divisibility import check_mesh, check_tensor_parallel
+from dlcourse.plan.fake_group import fake_process_group, peak_rss_bytes
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_bytes, human_seconds
 
-# Sizes as GPT-2 (Radford et al., 2019) and GPT-3 (Brown et al., 2020, table 2.1) have them; the
-# vocabulary of GPT-2, padded to a multiple of 1,024 as Megatron does for 8 ranks.
-MODELS: dict[str, dict[str, int]] = {
-    "gpt2-large": dict(n_layer=36, n_head=20, n_embd=1280, vocab_size=51200, block_size=1024),
-    "1.3b": dict(n_layer=24, n_head=32, n_embd=2048, vocab_size=51200, block_size=2048),
-    "7b": dict(n_layer=32, n_head=32, n_embd=4096, vocab_size=51200, block_size=2048),
-    "13b": dict(n_layer=40, n_head=40, n_embd=5120, vocab_size=51200, block_size=2048),
-}
+# What each lesson divides the model by
 LESSONS = {
     "03_data_parallel": {},
     "04_tensor_parallel": {"tensor": 8},
@@ -42,7 +37,7 @@ LESSONS = {
 }
 
 # Beyond, sizes overflow, or one step takes hours: it is gone through micro-batch by micro-batch.
-MOST = {"micro_batch": 1_000_000, "micro_batches": 10_000}
+LARGEST = {"micro_batch": 1_000_000, "micro_batches": 10_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,37 +75,37 @@ class Job:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number from 1 on")
-        for name, most in MOST.items():
-            if getattr(self, name) > most:
-                raise ValueError(f"{name}={getattr(self, name)}: give at most {most}")
-        sizes = MODELS[self.model]
+        for name, largest in LARGEST.items():
+            if getattr(self, name) > largest:
+                raise ValueError(f"{name}={getattr(self, name)}: give at most {largest}")
+        config = MODELS[self.model]
         check_mesh(
             data=self.data, pipeline=self.pipeline, tensor=self.tensor, world_size=self.world
         )
-        check_tensor_parallel(n_head=sizes["n_head"], n_embd=sizes["n_embd"], size=self.tensor)
+        check_tensor_parallel(n_head=config.n_head, n_embd=config.n_embd, size=self.tensor)
         if type(self.rank) is not int or not 0 <= self.rank < self.world:
             raise ValueError(f"rank={self.rank!r}: there are ranks 0 to {self.world - 1}")
-        if self.stage not in (0, 1, 2, 3):
+        if self.stage not in STAGES:
             raise ValueError(f"stage={self.stage!r}: ZeRO has stages 1, 2 and 3; 0 is without")
         if self.pipeline > 1 and self.stage > 1:
             raise ValueError(
                 f"stage={self.stage} with pipeline={self.pipeline}: along a pipeline only "
                 "stages 0 and 1, since 2 and 3 send every micro-batch's gradients"
             )
-        if self.pipeline > sizes["n_layer"]:
+        if self.pipeline > config.n_layer:
             raise ValueError(
-                f"pipeline={self.pipeline} is more than the {sizes['n_layer']} layers of "
-                f"{self.model}: give at most {sizes['n_layer']}"
+                f"pipeline={self.pipeline} is more than the {config.n_layer} layers of "
+                f"{self.model}: give at most {config.n_layer}"
             )
         if self.pipeline > 1 and self.micro_batches < self.pipeline:
             raise ValueError(
                 f"micro_batches={self.micro_batches} cannot feed pipeline={self.pipeline} stages: "
                 f"1F1B needs at least as many, so give micro_batches={self.pipeline} or more"
             )
-        if self.block > sizes["block_size"]:
+        if self.block > config.block_size:
             raise ValueError(
                 f"block={self.block} is longer than {self.model} reads: "
-                f"give at most {sizes['block_size']}"
+                f"give at most {config.block_size}"
             )
 
     @property
@@ -122,7 +117,7 @@ class Job:
 def measure(job: Job) -> dict[str, Any]:
     """Take one step as one rank of ``job.world``.
 
-    Makes torch's process group fake for the rest of this process: call it in one of its own.
+    Needs a process without a process group.
 
     Returns:
         A record as in ``dlcourse.measure.run``; and "job", "parameters" (of the whole model),
@@ -130,35 +125,28 @@ def measure(job: Job) -> dict[str, Any]:
     """
     started = time.perf_counter()
     import torch
-    import torch.distributed as dist
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from dlcourse.measure.recorder import Recorder
-    from dlcourse.models.gpt import GPT, GPTConfig
+    from dlcourse.models.gpt import GPT
     from dlcourse.parallel.mesh import make_mesh
 
-    dist.init_process_group("fake", store=FakeStore(), rank=job.rank, world_size=job.world)
-    try:
+    with fake_process_group(job.rank, job.world):
         mesh = make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            gpt = GPT(GPTConfig(**MODELS[job.model]))
+            gpt = GPT(MODELS[job.model])
             parameters = gpt.num_parameters()
             step = _job_step(job, mesh, gpt)
             del gpt  # of a pipeline's model, this rank keeps its own layers only
             batch = (job.micro_batch * job.micro_batches, job.block)
             tokens = torch.zeros(batch, dtype=torch.long)
-            recorder = Recorder(job.rank, job.world)
-            with recorder:
+            with Recorder(job.rank, job.world) as recorder:
                 step(tokens, tokens)
-    finally:
-        dist.destroy_process_group()
-    unit = 1 if sys.platform == "darwin" else 1024
     return recorder.record | {
         "job": asdict(job) | {"data": job.data},
         "parameters": parameters,
         "seconds": time.perf_counter() - started,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 

@@ -54,7 +54,7 @@ class Measured:
         return sum(op is None or event["op"] == op for event in self.comm)
 
     def sent(self) -> float:
-        """Bytes that this rank's collectives send, by theory (see ``measure.run.comm``)."""
+        """Bytes that this rank's collectives send, by theory (see ``formulas.traffic``)."""
         return Run([self.record]).comm.ranks[0]["wire_bytes"] if self.record else 0.0
 
     def peak(self) -> int:

@@ -6,39 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.measure.figure_hook import draw
 from dlcourse.measure.run.clocks import Clocks
 
 _CALL_KEYS = ("op", "seq", "group", "group_size", "bytes", "dtype", "async", "peer")
-
-
-def wire_bytes(op: str, size: int, group_size: int) -> float:
-    """Bytes that one rank sends for a collective, in theory (average over the group).
-
-    Args:
-        op: torch's name of the collective: "all_reduce", "all_gather", ...
-        size: S, bytes of the whole buffer. For all_gather and gather this is the output, for
-            reduce_scatter, scatter and all_to_all the input; for the others the tensor itself.
-        group_size: n, ranks in the group.
-
-    Returns:
-        all_reduce 2(n-1)/n S; all_gather, reduce_scatter, all_to_all, broadcast and reduce
-        (n-1)/n S (ring or pipeline: the least that any algorithm can send); gather and scatter
-        (n-1)/n^2 S; send S; recv, barrier 0.
-
-    Source: Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
-    workstations", 2009.
-    """
-    n = group_size
-    if n <= 1 or op in ("barrier", "recv"):
-        return 0.0
-    if op == "send":
-        return float(size)
-    if op == "all_reduce":
-        return 2 * (n - 1) / n * size
-    if op in ("gather", "scatter"):
-        return (n - 1) / n**2 * size
-    return (n - 1) / n * size
 
 
 @dataclass(frozen=True)
@@ -57,7 +29,7 @@ class Comm:
                     "rank": int, "start_s": float, "end_s": float|None}, ...],
          "wire": {"sent": int, "received": int, "sent_per_rank": float}|None}
 
-    `bytes` is the buffer size S of `wire_bytes()`; `wire_bytes` is what theory says that one
+    `bytes` is the buffer size S of `formulas.traffic`; `wire_bytes` is what theory says that one
     rank sends; `wire` is what the system's counters saw on this machine. `time_s` is the sum
     over calls from issue to completion, waiting for late ranks included.
     """

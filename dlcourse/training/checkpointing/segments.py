@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
+from dlcourse.formulas.checkpoint_segments import check_segments
 from dlcourse.training.checkpointing.checkpoint import checkpoint
-from dlcourse.training.checkpointing.placement import check_segments
 
 Checkpoint = Callable[..., Tensor]
 early_stop: Checkpoint = partial(torch_checkpoint, use_reentrant=False)  # torch's newer one

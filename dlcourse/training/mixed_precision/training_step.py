@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dlcourse.corpus import Corpus
-from dlcourse.formulas.mixed_precision import WAYS
+from dlcourse.formulas.recipe import PRECISIONS
 from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.loop import run_steps
 from dlcourse.training.mixed_precision.autocast import Autocast
@@ -32,8 +32,8 @@ def prepare(
     Raises:
         ValueError: an unknown precision, or a device that cannot compute in bfloat16.
     """
-    if precision not in WAYS:
-        raise ValueError(f"precision={precision!r} is unknown: give one of {', '.join(WAYS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is unknown: give one of {', '.join(PRECISIONS)}")
     if precision in ("master", "bfloat16"):
         check_precision(torch.bfloat16, next(model.parameters()).device)
         model = model.to(torch.bfloat16)
@@ -92,7 +92,7 @@ def train(
     lr: float = 1e-3,
     scaler: LossScaler | torch.amp.GradScaler | None = None,
 ) -> list[float]:
-    """Train in one process, in one of ``WAYS``.
+    """Train in one process, in one of ``PRECISIONS``.
 
     Args:
         dtype: of autocast; the others have bfloat16.

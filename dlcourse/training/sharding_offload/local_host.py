@@ -18,14 +18,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from dlcourse.formulas.states import offloaded_state_bytes
 from dlcourse.machine import memory_bytes
 from dlcourse.training.sharding_offload.optimizer_offload import OffloadUnit, Wait
 from dlcourse.words.units import human_bytes
-
-
-def host_bytes(num_parameters: int, dtype: torch.dtype = torch.float32) -> int:
-    """12 for the master copy and Adam's state of a parameter, and a buffer for what travels."""
-    return num_parameters * (12 + dtype.itemsize)
 
 
 def available_bytes() -> int:
@@ -40,7 +36,7 @@ def check_host(num_parameters: int, dtype: torch.dtype, memory: int) -> None:
     Raises:
         ValueError: with both numbers, and what to change.
     """
-    needed = host_bytes(num_parameters, dtype)
+    needed = offloaded_state_bytes(num_parameters, value_bytes=dtype.itemsize)
     if needed > memory:
         raise ValueError(
             f"the host has memory={human_bytes(memory)} and the offloaded state of "

@@ -42,7 +42,8 @@ device = "auto"
 from statistics import median
 
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, solution
-from dlcourse.formulas.collectives import CostModel, fit
+from dlcourse.formulas.collective_time import CostModel, fit
+from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.figures import charts
 from dlcourse.figures.colors import ALGORITHMS, CATEGORIES, RANKS
 from dlcourse.figures.collective_buffers import buffers_figure
@@ -740,7 +741,7 @@ claim(
 # %%
 swept = [8 << k for k in range(31)]
 bus, runs = 10e9, 2 * (20 + 5)
-minutes = runs * sum(2 * (gpus - 1) / gpus * n / bus for n in swept) / 60
+minutes = runs * sum(wire_bytes("all_reduce", n, gpus) / bus for n in swept) / 60
 kinds = {f"{name.lower()}_kinds": len(sent) for name, sent in by_strategy.items()}
 claim("C5", sweep_minutes=minutes, **kinds)
 # %% [markdown] lang="en"

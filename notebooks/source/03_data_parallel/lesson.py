@@ -52,6 +52,7 @@ steps = 5
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
 from dlcourse.figures.charts import sweep_figure
 from dlcourse.figures.run import timeline_figure
+from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.words.units import human_bytes
@@ -702,7 +703,7 @@ check("03.find_the_bug")
 # 안부터 더하는 64개에서 몇 초일까요?
 # %% tags=["nbval-check-output"]
 def all_reduce_seconds(size, gpus, speed):
-    return 2 * (gpus - 1) / gpus * size / speed
+    return wire_bytes("all_reduce", size, gpus) / speed
 
 
 node, flat = all_reduce_seconds(14e9, 8, 450e9), all_reduce_seconds(14e9, 64, 50e9)

@@ -56,7 +56,8 @@ from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.words.units import human_bytes
-from dlcourse.formulas.zero import bytes_sent, model_state_bytes
+from dlcourse.formulas.states import state_bytes
+from dlcourse.formulas.traffic import zero_bytes
 
 lesson(lang=lang, name="06_zero")
 ranks = Ranks(num_ranks, device=device)
@@ -146,9 +147,10 @@ show("dlcourse.parallel.zero_flat_parameters:FlatParameters")
 # 1단계에서 랭크마다 몇 바이트가 남을지 **예측해 보세요.** float32로 학습할 때 한 스텝에 보내는 양도 맞혀
 # 보세요. 레슨 03의 올리듀스보다 많을까요, 적을까요?
 # %%
-sizes = {n: model_state_bytes(num_parameters, world_size=num_ranks, stage=n) for n in range(4)}
+mixed = {"precision": "master", "world_size": num_ranks}
+sizes = {n: state_bytes(num_parameters, **mixed, stage=n) for n in range(4)}
 predict("06.stage1", ..., formula=sum(sizes[1].values()), unit="bytes")
-to_send = bytes_sent(4 * num_parameters, world_size=num_ranks, stage=1)
+to_send = zero_bytes(4 * num_parameters, world_size=num_ranks, stage=1)
 predict("06.sent1", ..., formula=to_send, unit="bytes")
 # %%
 # %%ranks --as one
@@ -386,7 +388,7 @@ if rank == 0:
 #
 # 이번에는 통신의 계산서입니다. 3단계에서 랭크 하나가 한 스텝에 모델 크기의 몇 배를 보낼지 **예측해 보세요.**
 # %%
-times = {n: bytes_sent(1, world_size=num_ranks, stage=n) for n in (1, 2, 3)}
+times = {n: zero_bytes(1, world_size=num_ranks, stage=n) for n in (1, 2, 3)}
 predict("06.sent3", ..., formula=times[3], unit="×")
 # %%
 # %%ranks --fast
@@ -447,7 +449,11 @@ print(t("zero.apart.why", lr=f"{lr:.0e}"))
 # $2 + 14/N$, $16/N$바이트가 들고, 데이터 병렬화는 16바이트가 듭니다.
 # %%
 worlds = [1, 2, 4, 8, 16, 64, 256, 1024]
-total = {(n, w): sum(model_state_bytes(1, world_size=w, stage=n).values()) for n in range(4) for w in worlds}
+def bytes_each(stage, world_size):
+    return sum(state_bytes(1, precision="master", world_size=world_size, stage=stage).values())
+
+
+total = {(n, w): bytes_each(n, w) for n in range(4) for w in worlds}
 curves = {t("zero.stage.number", stage=n): [16 / total[n, w] for w in worlds] for n in (1, 2, 3)}
 figure = sweep_figure(
     worlds,

@@ -50,8 +50,11 @@ from dlcourse.figures.charts import sweep_figure
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
-from dlcourse.plan.scale import MODELS
-from dlcourse.formulas.mixed_precision import KEPT, WAYS, activation_bytes, state_bytes, weight_copies
+from dlcourse.formulas.activations import BYTES_KEPT, activation_peak, weight_copy_bytes
+from dlcourse.formulas.parameters import num_parameters
+from dlcourse.formulas.recipe import PRECISIONS as WAYS
+from dlcourse.formulas.sizes import MODELS, GPTConfig
+from dlcourse.formulas.states import state_bytes
 
 lesson(lang=lang, name="10_mixed_precision")
 ranks = Ranks(num_ranks, device=device)
@@ -173,10 +176,10 @@ assert backward_in_32 == 0
 # 문장의 절반이 틀렸습니다. 이제 50% 차례입니다. autocast로 우리 GPT에 토큰 4 x 128개를 넣을 때, 스텝과
 # 스텝 사이에 남는 바이트와 활성화값의 최댓값(float32에서는 약 18 MiB)을 **예측해 보세요.**
 # %%
-sizes = dict(n_layer=4, n_head=4, n_embd=128, vocab_size=256)
-num_parameters, tokens = 873_728, 4 * 128
-states = {way: state_bytes(num_parameters, way) for way in WAYS}
-acts = {way: activation_bytes(sizes, tokens=tokens, way=way) for way in WAYS}
+config = GPTConfig()
+count = num_parameters(config)
+states = {way: state_bytes(count, precision=way) for way in WAYS}
+acts = {way: activation_peak(config, micro_batch=4, block=128, precision=way) for way in WAYS}
 predict("10.states", ..., formula=sum(states["autocast"].values()), unit="bytes")
 predict("10.activations", ..., formula=acts["autocast"], unit="bytes")
 # %%
@@ -224,11 +227,14 @@ memory_by_category_figure(rows, title=t("mixed.peak", **{way: f"{share[way]:.0%}
 # (레슨 09에서처럼 최대 메모리일 때는 아직 그래디언트가 없습니다. 아래 두 줄은 뒤에서 다룹니다.) 활성화값은 4분의
 # 3으로 줄었습니다. 까닭은 이렇습니다.
 # %%
-rows = [[t(f"mixed.kept.{name}"), *(f"{n}C" for n in each)] for name, each in KEPT.items()]
-together = [sum(column) for column in zip(*KEPT.values(), strict=True)]
+kept_by = {"stream": ("attention_norm", "mlp_norm"), "qkv_in": ("q, k, v",)}
+kept_by |= {"qkv": ("attention",), "attention": ("proj",), "mlp_in": ("up",), "hidden": ("gelu", "down")}
+total = lambda names: [sum(column) for column in zip(*(BYTES_KEPT[name] for name in names))]
+rows = [[t(f"mixed.kept.{name}"), *(f"{n}C" for n in total(by))] for name, by in kept_by.items()]
+together = total(BYTES_KEPT)
 rows.append([t("mixed.kept.together"), *(f"{n}C" for n in together)])
 heads = [t("mixed.kept"), *(t(f"mixed.way.{way}") for way in ("float32", "autocast", "bfloat16"))]
-Table(heads, rows, caption=t("mixed.copies", share=weight_copies(sizes, "autocast") / acts["autocast"]))
+Table(heads, rows, caption=t("mixed.copies", share=weight_copy_bytes(config) / acts["autocast"]))
 # %% [markdown] lang="en"
 # The input of q, k and v is *larger* than before: each of the three converts it anew, and each copy is
 # saved for backward (exercise 2 mends that). And the copies of the weights live until then.
@@ -276,14 +282,12 @@ show("dlcourse.training.mixed_precision.master_adamw:MasterAdamW")
 # *활성화값*이고, 얼마나 아끼는지는 배치에 달려 있습니다. 같은 공식으로 GPT-2 Large를 봅시다.
 # %%
 large = MODELS["gpt2-large"]
-C, L, V = large["n_embd"], large["n_layer"], large["vocab_size"]
-count = L * (12 * C * C + 10 * C) + 2 * C + (2 * V + large["block_size"]) * C
 batches = [1, 2, 4, 8, 16, 32, 64]
 
 
 def peak_of(way, sequences):
-    kept = state_bytes(count, way)
-    active = activation_bytes(large, tokens=1024 * sequences, way=way)
+    kept = state_bytes(num_parameters(large), precision=way)
+    active = activation_peak(large, micro_batch=sequences, block=1024, precision=way)
     return sum(kept.values()) + max(0, active - kept["gradients"])
 
 
@@ -544,7 +548,7 @@ Table([t("mixed.type"), t("mixed.units"), t("mixed.time")], rows)
 claim(
     "D2",
     backward=100 - backward_in_32,
-    states=kept["autocast"] / num_parameters,
+    states=kept["autocast"] / count,
     autocast=100 * share["autocast"],
     master=100 * share["master"],
     bfloat16=100 * share["bfloat16"],

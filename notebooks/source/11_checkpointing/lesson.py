@@ -53,12 +53,14 @@ from dlcourse.figures.tables import Table
 from dlcourse.figures.memory_vs_recompute import memory_vs_recompute_figure
 from dlcourse.words.units import human_bytes
 from dlcourse.formulas import activations as formula
-from dlcourse.training.checkpointing.placement import best_length, every
+from dlcourse.formulas.checkpoint_segments import best_length, every
+from dlcourse.formulas.flops import step_flops
+from dlcourse.formulas.sizes import MODELS, GPTConfig
 
 lesson(lang=lang, name="11_checkpointing")
 ranks = Ranks(num_ranks, device=device)
 n = 12
-shape = formula.Shape(n_layer=n, n_embd=64, sequences=4, block=64)
+config, batch = GPTConfig(n_layer=n, n_embd=64, block_size=64), dict(micro_batch=4, block=64)
 # %% [markdown] lang="en"
 # First: what does one layer of our GPT store? Go through its operators and ask what each one's
 # backward reads. A matrix product reads its input, a GELU its input, attention its q, k and v. That
@@ -73,7 +75,7 @@ shape = formula.Shape(n_layer=n, n_embd=64, sequences=4, block=64)
 #
 # 토큰 64개짜리 시퀀스 4개라면 몇 바이트인지 **예측해 보세요.**
 # %%
-predict("11.layer", ..., formula=formula.layer_bytes(shape), unit="bytes")
+predict("11.layer", ..., formula=formula.layer_bytes(config, **batch), unit="bytes")
 # %%
 # %%ranks --fast
 import gc
@@ -99,7 +101,8 @@ def stored(n_layer):
 one_layer = stored(3) - stored(2)
 # %%
 compare("11.layer", ranks["one_layer"][0])
-ours, quoted = formula.layer_terms(shape), formula.quoted_terms(shape)
+ours = formula.layer_terms(config, **batch)
+quoted = formula.quoted_terms(config, **batch)
 rows = [[name, f"{ours[name]:,}", f"{quoted[name]:,.0f}"] for name in ours]
 rows.append([t("checkpointing.sum"), f"{sum(ours.values()):,}", f"{sum(quoted.values()):,.0f}"])
 Table([t("checkpointing.operator"), t("checkpointing.ours"), t("checkpointing.quoted")], rows)
@@ -155,10 +158,10 @@ plain.memory.over_time()
 # FLOPs가 몇 % 늘까요? (역전파는 순전파의 두 배가 듭니다.)
 # %%
 layer_by_layer = every(n, 1)
-peak = formula.activation_peak(shape, layer_by_layer)
-base = formula.step_flops(shape)
+peak = formula.activation_peak(config, **batch, segments=layer_by_layer)
+base = step_flops(config, **batch)
 predict("11.peak", ..., formula=peak, unit="bytes")
-more = 100 * (formula.step_flops(shape, layer_by_layer) / base - 1)
+more = 100 * (step_flops(config, **batch, segments=layer_by_layer) / base - 1)
 predict("11.flops", ..., formula=more, unit="%")
 # %%
 # %%ranks --as light
@@ -278,15 +281,15 @@ sweep_figure(
 # 제곱근이 맞습니다(역전파가 쓰는 그래디언트가 어디서나 2를 더합니다). 이번에는 12층짜리 우리 GPT입니다. $\sqrt{12}$는 3쯤 됩니다. 하지만 GPT의 층 하나는 자기
 # 입력의 16배를 저장합니다. 어떤 $k$가 가장 좋을지 다시 **예측해 보세요.**
 # %%
-stream = 4 * shape.tokens * shape.n_embd
-best_k = best_length(n, layer=formula.layer_bytes(shape), boundary=stream)
+stream = formula.stream_bytes(config, **batch)
+best_k = best_length(n, layer=formula.layer_bytes(config, **batch), boundary=stream)
 predict("11.gpt", ..., formula=best_k)
 # %%
 ks = [1, 2, 3, 6, 12]
 groups = {k: measured(every(n, k)) for k in ks}
 sizes = [groups[k][1] for k in ks]
 compare("11.gpt", ks[sizes.index(min(sizes))])
-expected = [formula.activation_peak(shape, every(n, k)) for k in ks]
+expected = [formula.activation_peak(config, **batch, segments=every(n, k)) for k in ks]
 assert all(abs(a / b - 1) < 0.05 for a, b in zip(sizes, expected, strict=True))
 sweep_figure(
     ks,
@@ -316,8 +319,8 @@ sweep_figure(
 mine = [1, 1, 2, 3]
 # %%
 def forecast(segments):
-    x = 100 * (formula.step_flops(shape, segments) / base - 1)
-    return x, formula.activation_peak(shape, segments)
+    x = 100 * (step_flops(config, **batch, segments=segments) / base - 1)
+    return x, formula.activation_peak(config, **batch, segments=segments)
 
 
 first, grouped = t("checkpointing.family.first"), t("checkpointing.family.every")
@@ -347,7 +350,7 @@ show("dlcourse.training.checkpointing.segments:selective")
 # %%
 at["selective"] = measured(layer_by_layer, "selective(*PRODUCTS)")
 assert at["selective"][0] == 0
-assert abs(at["selective"][1] / formula.selective_peak(shape) - 1) < 0.05
+assert abs(at["selective"][1] / formula.selective_peak(config, **batch) - 1) < 0.05
 rows = [[t(f"checkpointing.how.{name}"), human_bytes(b), f"{x:.1f}%"] for name, (x, b) in at.items()]
 Table([t(f"checkpointing.{key}") for key in ("how", "peak", "flops")], rows)
 # %% [markdown] lang="en"
@@ -549,12 +552,12 @@ memory_by_category_figure(rows, title=title)
 # %%ranks --fast
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dlcourse.plan.scale import MODELS
+from dlcourse.formulas.sizes import MODELS
 
 
 def full_model(segments):
     with FakeTensorMode(allow_non_fake_inputs=True):
-        gpt = GPT(GPTConfig(**MODELS["gpt2-large"]))
+        gpt = GPT(MODELS["gpt2-large"])
         checkpoint_blocks(gpt, segments, checkpoint)
         tokens = torch.zeros(8, 1024, dtype=torch.long)
         with Recorder(0, 1) as recorder:
@@ -566,9 +569,10 @@ large = [full_model(segments) for segments in ([], [1] * 36)] if rank == 0 else 
 # %%
 large = ranks["large"][0]
 plain_peak, light_peak = (peaks["activations"] for peaks in large)
-sizes = formula.Shape(n_layer=36, n_head=20, n_embd=1280, vocab_size=51200, sequences=8, block=1024)
+eight = dict(micro_batch=8, block=1024)
 for segments, size in (([], plain_peak), ([1] * 36, light_peak)):
-    assert abs(size / formula.activation_peak(sizes, segments) - 1) < 0.05
+    expected = formula.activation_peak(MODELS["gpt2-large"], **eight, segments=segments)
+    assert abs(size / expected - 1) < 0.05
 names = [t(f"checkpointing.large.{key}", name="GPT-2 Large") for key in ("none", "ours")]
 found = {"plain": human_bytes(plain_peak), "light": human_bytes(light_peak)}
 title = t("checkpointing.large.title", **found)
@@ -664,8 +668,8 @@ check("11.function")
 # GPT-3에서 발표된 70%가 어디에서 나왔는지 봅시다. 층 하나의 바이트를 $sbh$ 단위로, 점수를 저장할 때와 버릴 때
 # 각각 공식으로 유도합니다.
 # %% tags=["nbval-check-output"]
-gpt3 = formula.Shape(n_layer=96, n_head=96, n_embd=12288, sequences=1, block=2048)
-all_kept = sum(formula.quoted_terms(gpt3).values()) / (2048 * 12288)
+gpt3 = GPTConfig(n_layer=96, n_head=96, n_embd=12288)
+all_kept = sum(formula.quoted_terms(gpt3, micro_batch=1, block=2048).values()) / (2048 * 12288)
 no_scores = all_kept - 5 * 96 * 2048 / 12288
 all_kept, no_scores, f"{1 - no_scores / all_kept:.0%}"
 # %% [markdown] lang="en"

@@ -58,8 +58,8 @@ from dlcourse.figures.tables import Table
 from dlcourse.words.units import human_bytes, human_seconds
 from dlcourse.parallel.pipeline_schedules import one_f_one_b
 from dlcourse.parallel.pipeline_simulation import simulate
-from dlcourse.formulas.activations import Shape, activation_peak
 from dlcourse.formulas.devices import check_devices, check_limits, device_needs
+from dlcourse.formulas.sizes import GPTConfig
 
 lesson(lang=lang, name="12_sharding_offload")
 check_devices(num_ranks)
@@ -68,7 +68,8 @@ w = num_ranks
 # %%
 n = 100
 sizes = [n * (i + 1) // w - n * i // w for i in range(w)]
-shape = Shape(n_layer=n, n_head=2, n_embd=24, sequences=2, block=32)
+config = GPTConfig(n_layer=n, n_head=2, n_embd=24, block_size=32)
+batch = dict(micro_batch=2, block=32)
 sizes
 # %% [markdown] lang="en"
 # Our 100 layers are small: 7,152 parameters each ($12h^2 + 10h$ with $h$ = 24). Training in float32
@@ -83,7 +84,7 @@ sizes
 # 층만 있는 장치 1에서 파라미터, 그래디언트, 옵티마이저 상태가 몇 바이트일지 **예측해 보세요.**
 # %%
 states = ("parameters", "gradients", "optimizer_state")
-needs = device_needs(shape, sizes)
+needs = device_needs(config, sizes, **batch)
 predict("12.states", ..., formula=sum(needs[1][name] for name in states), unit="bytes")
 # %% source="dlcourse.training.sharding_offload.layers_over_devices:LayersOverRanks"
 # %% [markdown] lang="en"
@@ -149,7 +150,7 @@ memory_by_category_figure(rows, title=t("offload.ledger", share=share))
 # %%
 limit = int(1.05 * max(sum(need.values()) for need in needs))
 with expect_failure("give it fewer layers"):
-    check_limits(device_needs(shape, [n]), [limit])
+    check_limits(device_needs(config, [n], **batch), [limit])
 check_limits(needs, [limit] * w)
 assert all(rank["peak_bytes"] <= limit for rank in naive.memory.ranks)
 wanted = [sum(need.values()) for need in needs]
@@ -206,7 +207,9 @@ ranks["got"][-1]
 # 복사하는 것도 평균 내는 것도 없습니다. 비용은 시간입니다. 장치는 앞 장치의 결과가 있어야 계산할 수 있습니다. 모두
 # 같은 시간이 걸린다면 장치는 시간의 몇 %를 기다릴지 **예측해 보세요.**
 # %%
-predict("12.idle", ..., formula=100 * (1 - 1 / w), unit="%")
+from dlcourse.formulas.bubbles import idle_over_total
+
+predict("12.idle", ..., formula=100 * idle_over_total(w, 1), unit="%")
 # %%
 # %%ranks --fast
 take_step(model, optimizer, 2)
@@ -295,8 +298,8 @@ def full_size(stage):
 
 full = full_size(stage) if rank == 1 else None
 # %%
-big = Shape(n_layer=100, n_head=16, n_embd=1120, sequences=1, block=1024)
-big_needs, full = device_needs(big, sizes), ranks["full"][1]
+big = GPTConfig(n_layer=100, n_head=16, n_embd=1120, block_size=1024)
+big_needs, full = device_needs(big, sizes, micro_batch=1, block=1024), ranks["full"][1]
 assert full["parameters"] == big_needs[1]["parameters"] == full["gradients"]
 assert abs(full["activations"] / big_needs[1]["activations"] - 1) < 0.05
 totals = [sum(need.values()) / 2**30 for need in big_needs]
@@ -387,10 +390,13 @@ late = offloaded(OptimizerOffload, overlap=False)
 # %%ranks --as overlapped
 soon = offloaded(OptimizerOffload, overlap=True)
 # %%
+from dlcourse.formulas.activations import activation_peak
+
 late, soon = ranks["late"][0], ranks["soon"][0]
 compare("12.moved", soon[1])
 assert late == soon and [*soon[1:]] == [4 * num_parameters] * 2
-peak = activation_peak(Shape(n_layer=8, n_head=2, n_embd=64, sequences=2, block=32))
+eight_layers = GPTConfig(n_layer=8, n_head=2, n_embd=64, block_size=32)
+peak = activation_peak(eight_layers, **batch)
 for run in (waiting, overlapped):
     assert abs(run.memory.peaks("activations")[0] / peak - 1) < 0.05
 # %%

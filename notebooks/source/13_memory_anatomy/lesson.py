@@ -43,15 +43,18 @@ device = "auto"
 # ```
 # %%
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
-from dlcourse.figures.memory_anatomy import anatomy_figure, memory_vs_time_figure
+from dlcourse.figures.memory_anatomy import PICTURE, anatomy_figure, distance
+from dlcourse.figures.memory_anatomy import memory_vs_time_figure, shares
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.words.strings import t
 from dlcourse.figures.tables import Table
 from dlcourse.words.units import human_bytes
-from dlcourse.plan.fake_ledger import Case, ledgers, measured_plans
-from dlcourse.formulas.memory import GPT2_LARGE, PICTURE, activation_peak, distance
-from dlcourse.formulas.memory import plans, predict_peak, shares, step_cost
-from dlcourse.formulas.recipe import Recipe, num_parameters, state_bytes
+from dlcourse.formulas.activations import activation_peak
+from dlcourse.formulas.memory import predict_peak, step_cost
+from dlcourse.formulas.parameters import num_parameters
+from dlcourse.formulas.recipe import Recipe
+from dlcourse.formulas.sizes import GPT2_LARGE, GPTConfig
+from dlcourse.formulas.states import exact_state_bytes
 
 lesson(lang=lang, name="13_memory_anatomy")
 ranks = Ranks(num_ranks, device=device)
@@ -77,10 +80,10 @@ ranks = Ranks(num_ranks, device=device)
 # 8개이고, 랭크(rank)마다 토큰 64개짜리 시퀀스가 8개입니다. 레슨 11에서 층 하나는
 # 4 × 토큰 × (16 × 폭 + 헤드 + 4)바이트를 저장했습니다. 손실과 층 밖의 것이 여기에 10%쯤 더합니다.
 # %%
-sizes = dict(n_layer=8, n_head=4, n_embd=64, vocab_size=256, block_size=64)
-states = state_bytes(sizes, Recipe())
-activations = activation_peak(sizes, Recipe(), sequences=8, block=64)
-each = sum(states.values()) / num_parameters(sizes)
+config = GPTConfig(n_layer=8, n_embd=64, block_size=64)
+states = exact_state_bytes(config, Recipe())
+activations = activation_peak(config, micro_batch=8, block=64)
+each = sum(states.values()) / num_parameters(config)
 predict("13.states", ..., formula=each, unit="bytes")
 predict("13.activations", ..., formula=activations, unit="bytes")
 # %%
@@ -112,7 +115,7 @@ adam, want = measure(Recipe())
 # %%
 adam = ranks["adam"][0]
 found = {name: adam["end"][name] for name in states}
-compare("13.states", sum(found.values()) / num_parameters(sizes))
+compare("13.states", sum(found.values()) / num_parameters(config))
 compare("13.activations", adam["peaks"]["activations"])
 assert found == states
 assert abs(adam["peaks"]["activations"] / activations - 1) < 0.05
@@ -178,7 +181,7 @@ Table(header, rows, caption=t("anatomy.shares"))
 # 합니다. 그래디언트를 누적할 때입니다. 활성화값은 토큰 수에 비례합니다. **예측해 보세요.** 마이크로배치의 토큰이 몇
 # 개일 때 활성화값이 전체의 15%가 될까요?
 # %%
-per_token = activation_peak(sizes, Recipe(), sequences=1, block=64) / 64
+per_token = activation_peak(config, micro_batch=1, block=64) / 64
 predict("13.tokens", ..., formula=round(15 / 85 * sum(states.values()) / per_token))
 # %%
 # %%ranks --fast
@@ -204,8 +207,8 @@ Table(header, rows, caption=t("anatomy.shares"))
 #
 # 발표된 크기의 GPT-2 Large라면 어떨까요? 파라미터 수와, 활성화값이 15%가 되는 토큰 수를 계산합니다.
 # %%
-large_states = sum(state_bytes(GPT2_LARGE, Recipe()).values())
-large_token = activation_peak(GPT2_LARGE, Recipe(), sequences=1, block=1024) / 1024
+large_states = sum(exact_state_bytes(GPT2_LARGE, Recipe()).values())
+large_token = activation_peak(GPT2_LARGE, micro_batch=1, block=1024) / 1024
 dict(parameters=num_parameters(GPT2_LARGE), tokens=round(15 / 85 * large_states / large_token))
 # %% [markdown] lang="en"
 # Less than one sequence of 1,024 tokens.
@@ -376,14 +379,17 @@ Table([t("anatomy.case"), t("anatomy.total")], rows)
 # 들어가는 것 중 **가장 싼** 것입니다. 그러니 조합을 모두 재 봅니다. 값 없이 모양만 있는 가짜 텐서(fake tensor)로,
 # GPT-2 Large와 폭이 같은 층 2개, 랭크 4개입니다.
 # %%
-show("dlcourse.plan.order:cheapest,first_that_fits")
+show("dlcourse.plan.technique_order:cheapest,first_that_fits")
 # %%
+from dlcourse.plan.fake_ledger import Case, ledgers, measured_plans
+
 from dataclasses import replace
 
-from dlcourse.plan.order import Prices, compare_order, front, stops
+from dlcourse.plan.technique_order import Prices, compare_order, pareto_front, path_of_order
+from dlcourse.plan.technique_sets import plans
 
-slice_sizes = GPT2_LARGE | dict(n_layer=2, vocab_size=8192)
-everything = measured_plans(slice_sizes, sequences=16, block=1024, ranks=4)
+two_layers_wide = replace(GPT2_LARGE, n_layer=2, vocab_size=8192)
+everything = measured_plans(two_layers_wide, sequences=16, block=1024, world_size=4)
 a100 = dict(flops=156e12, flops16=312e12, per_pass=2e-3)
 machines = {
     "fast": Prices(**a100, bandwidth=300e9),
@@ -417,8 +423,8 @@ def path(plans, prices):
 machine = "fast"  # or "network", "plain"
 prices = two_layers[machine]
 results = compare_order(everything, prices)
-lines = {t("anatomy.best_path"): path(front(everything, prices), prices)}
-lines[t("anatomy.recommended")] = path(stops(everything), prices)
+lines = {t("anatomy.best_path"): path(pareto_front(everything, prices), prices)}
+lines[t("anatomy.recommended")] = path(path_of_order(everything), prices)
 counted = dict(right=sum(one.extra < 1 for one in results), all=len(results))
 title = t("anatomy.search", machine=t(f"anatomy.machine.{machine}"), **counted)
 memory_vs_time_figure(path(everything, prices), lines, title=title)
@@ -428,7 +434,7 @@ def percent_right(plans, prices):
     return 100 * sum(one.extra < 1 for one in results) / len(results)
 
 
-whole = plans(GPT2_LARGE, sequences=16, block=1024, ranks=4)
+whole = plans(GPT2_LARGE, sequences=16, block=1024, world_size=4)
 right = {name: percent_right(everything, prices) for name, prices in two_layers.items()}
 right_whole = {name: percent_right(whole, prices) for name, prices in machines.items()}
 of_machine = {name: t(f"anatomy.machine.{name}") for name in machines}
@@ -503,11 +509,11 @@ predict("13.gpt2", ..., formula=plans(GPT2_LARGE, **two)[0].peak, unit="bytes")
 # %%
 names = ["mixed", "accumulate", "checkpoint", "zero3"]
 recipes = [Recipe.of(names[:n], **({"accumulate": 2} if n > 1 else {})) for n in range(5)]
-cases = [Case(GPT2_LARGE, recipe, **two, ranks=4 if recipe.stage else 1) for recipe in recipes]
+cases = [Case(GPT2_LARGE, recipe, **two, world_size=4 if recipe.stage else 1) for recipe in recipes]
 by_ledger = [4, 0]
 large = dict(zip(by_ledger, ledgers([cases[n] for n in by_ledger]), strict=True))
 # %%
-formula = [predict_peak(GPT2_LARGE, c.recipe, **two, ranks=c.ranks) for c in cases]
+formula = [predict_peak(GPT2_LARGE, c.recipe, **two, world_size=c.world_size) for c in cases]
 totals = [sum(sizes.values()) / 1e9 for sizes in formula]
 ledger = {n: found["memory"]["peak_bytes"] / 1e9 for n, found in large.items()}
 compare("13.gpt2", 1e9 * ledger[0])
@@ -558,13 +564,13 @@ claim("D8", states=large_states / 1e9, again=again, **dict(zip(figures, totals, 
 # ## A calculator for your GPU
 #
 # What fits, and what to switch on first? Put in your own numbers: the free memory of your device
-# (`torch.cuda.mem_get_info()`), your model (`GPT2_LARGE | dict(n_layer=48, n_embd=1600, n_head=25)` would
+# (`torch.cuda.mem_get_info()`), your model (`replace(GPT2_LARGE, n_layer=48, n_embd=1600, n_head=25)` would
 # be GPT-2 XL), your batch and the number of devices.
-# %% [markdown] lang="ko" en="470eb9e0"
+# %% [markdown] lang="ko" en="087fd1c7"
 # ## 내 GPU용 계산기
 #
 # 무엇이 들어가고, 무엇부터 켜야 할까요? 내 숫자를 넣어 보세요. 장치의 빈 메모리(`torch.cuda.mem_get_info()`),
-# 모델(예를 들어 `GPT2_LARGE | dict(n_layer=48, n_embd=1600, n_head=25)`는 GPT-2 XL), 배치, 장치 수입니다.
+# 모델(예를 들어 `replace(GPT2_LARGE, n_layer=48, n_embd=1600, n_head=25)`는 GPT-2 XL), 배치, 장치 수입니다.
 # %%
 my_memory = 20e9
 my_model = GPT2_LARGE
@@ -572,7 +578,7 @@ my_batch = dict(sequences=8, block=1024)
 my_devices = 2
 my_prices = machines["fast"]
 # %%
-options = plans(my_model, **my_batch, ranks=my_devices)
+options = plans(my_model, **my_batch, world_size=my_devices)
 fitting = sorted((p for p in options if p.peak <= my_memory), key=my_prices.seconds)
 base = my_prices.seconds(options[0])
 rows = [

@@ -8,8 +8,7 @@ NUM_RANKS = 1
 
 
 def check(fewest, rank, world_size):
-    from dlcourse.parallel.pipeline_schedules import gpipe
-    from dlcourse.parallel.pipeline_simulation import simulate
+    from dlcourse.formulas.bubbles import idle_over_ideal, idle_over_total
 
     findings = []
     for case, p, limit in (
@@ -20,13 +19,13 @@ def check(fewest, rank, world_size):
         ("alone", 1, 0.01),
     ):
         got = fewest(p, limit)
-        want = next(m for m in range(1, 1000) if (p - 1) <= limit * (m + p - 1) + 1e-12)
+        want = next(m for m in range(1, 1000) if idle_over_total(p, m) <= limit + 1e-12)
         if type(got) is not int or got < 1:
             findings.append(expect(case, False, "not_a_number", got=describe(got)))
             continue
-        idle = f"{simulate(gpipe(p, got)).idle_over_total:.1%}" if got < 1000 else "0%"
+        idle = f"{idle_over_total(p, got):.1%}"
         values = {"p": p, "limit": f"{limit:.0%}", "got": got, "idle": idle}
-        ideal = next(m for m in range(1, 10000) if (p - 1) <= limit * m + 1e-12)
+        ideal = next(m for m in range(1, 10000) if idle_over_ideal(p, m) <= limit + 1e-12)
         key = "ideal" if got == ideal != want else "too_few" if got < want else "more_than_needed"
         findings.append(expect(case, got == want, key, **values))
     return findings

@@ -9,12 +9,12 @@ WHERE = "kernel"
 
 
 def check(bytes_per_rank, rank, world_size):
-    from dlcourse.formulas.zero import model_state_bytes
+    from dlcourse.formulas.states import state_bytes
 
     findings = []
     for stage in range(4):
         for num_parameters, ranks in ((1000, 1), (7.5e9, 4), (7.5e9, 64), (1e12, 1024)):
-            sizes = model_state_bytes(num_parameters, world_size=ranks, stage=stage)
+            sizes = state_bytes(num_parameters, precision="master", world_size=ranks, stage=stage)
             answer = bytes_per_rank(num_parameters, ranks, stage)
             want, got = sum(sizes.values()), as_number(answer)
             case = f"stage{stage}"

@@ -11,13 +11,14 @@ WHERE = "kernel"
 
 
 def check(bytes_between_steps, rank, world_size):
-    from dlcourse.formulas.mixed_precision import WAYS, state_bytes
+    from dlcourse.formulas.recipe import PRECISIONS
+    from dlcourse.formulas.states import state_bytes
 
     findings = []
-    for way in WAYS:
+    for way in PRECISIONS:
         for num_parameters in (1000, 873_728, 7_500_000_000):
             answer = bytes_between_steps(num_parameters, way)
-            want, got = sum(state_bytes(num_parameters, way).values()), as_number(answer)
+            want, got = sum(state_bytes(num_parameters, precision=way).values()), as_number(answer)
             if got is None:
                 findings.append(expect(way, False, "not_a_number", got=describe(answer)))
                 continue

@@ -14,7 +14,7 @@ def check(place, rank, world_size):
     import torch
     from torch import nn
 
-    from dlcourse.training.checkpointing.placement import every
+    from dlcourse.formulas.checkpoint_segments import every
     from dlcourse.training.checkpointing.segments import segmented
 
     def peak(n, cost, segments):

@@ -11,12 +11,14 @@ CALLS = 25
 
 
 def check(largest, rank, world_size):
-    from dlcourse.formulas.memory import GPT2_LARGE, Recipe, predict_peak
+    from dlcourse.formulas.memory import predict_peak
+    from dlcourse.formulas.recipe import Recipe
+    from dlcourse.formulas.sizes import GPT2_LARGE, GPTConfig
 
-    small = dict(n_layer=4, n_head=4, n_embd=128, vocab_size=256, block_size=128)
+    small = GPTConfig()
 
-    def by_formula(sizes, recipe):
-        return lambda n: sum(predict_peak(sizes, recipe, sequences=n, block=128).values())
+    def by_formula(config, recipe):
+        return lambda n: sum(predict_peak(config, recipe, sequences=n, block=128).values())
 
     def stairs(n):  # an allocator that gives out memory in large pieces
         return 1000 * -(-n // 7) + 100

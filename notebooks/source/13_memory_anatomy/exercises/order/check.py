@@ -11,8 +11,9 @@ WHERE = "kernel"
 def check(best_sets, rank, world_size):
     import random
 
-    from dlcourse.formulas.memory import GPT2_LARGE, plans
-    from dlcourse.plan.order import Prices, front
+    from dlcourse.formulas.sizes import GPT2_LARGE
+    from dlcourse.plan.technique_order import Prices, pareto_front
+    from dlcourse.plan.technique_sets import plans
 
     def answer(triples):
         found = []
@@ -23,9 +24,9 @@ def check(best_sets, rank, world_size):
 
     def of(bandwidth):
         prices = Prices(flops=1e14, flops16=2e14, bandwidth=bandwidth, per_pass=1e-3)
-        every = plans(GPT2_LARGE, sequences=8, block=1024, ranks=4)
+        every = plans(GPT2_LARGE, sequences=8, block=1024, world_size=4)
         triples = [(p.techniques, p.peak, prices.seconds(p)) for p in every]
-        assert answer(triples) == [p.techniques for p in front(every, prices)]
+        assert answer(triples) == [p.techniques for p in pareto_front(every, prices)]
         return triples
 
     ties = [((), 9, 2.0), (("mixed",), 9, 1.0), (("zero1",), 5, 1.0), (("mixed", "zero1"), 5, 1.0)]

@@ -9,7 +9,7 @@ WHERE = "kernel"
 
 
 def check(bytes_a_parameter, rank, world_size):
-    from dlcourse.formulas.zero import model_state_bytes
+    from dlcourse.formulas.states import state_bytes
 
     findings = []
     cases = {
@@ -22,7 +22,12 @@ def check(bytes_a_parameter, rank, world_size):
         for way, stage, ranks in arguments:
             answer = bytes_a_parameter(way, stage, ranks)
             got = as_number(answer)
-            sizes = model_state_bytes(1, world_size=ranks, stage=stage, mixed=way == "mixed")
+            sizes = state_bytes(
+                1,
+                precision="master" if way == "mixed" else "float32",
+                world_size=ranks,
+                stage=stage,
+            )
             want = sum(sizes.values())
             right = got is not None and abs(got - want) < 1e-6
             key = "off"

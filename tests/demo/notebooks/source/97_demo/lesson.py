@@ -40,9 +40,9 @@ sorted(set(ranks["total"])) == [num_ranks * (num_ranks - 1) / 2]
 # The real source of a function, and a run of it:
 # %% [markdown] lang="ko" en="00000000"
 # 함수의 실제 소스와 실행 결과입니다:
-# %% source="dlcourse.measure.run.comm:wire_bytes"
+# %% source="dlcourse.formulas.traffic:wire_bytes"
 # %%
-show("dlcourse.measure.run.comm:wire_bytes")
+show("dlcourse.formulas.traffic:wire_bytes")
 record_metric("ratio", 1.5, "S")
 claim("C2")
 

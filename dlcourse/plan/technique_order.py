@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlcourse.formulas.memory import Plan
 from dlcourse.formulas.recipe import TECHNIQUES
+from dlcourse.plan.technique_sets import Plan
 
 RECOMMENDED = tuple(TECHNIQUES)
 
@@ -56,56 +56,56 @@ def cheapest(plans: Sequence[Plan], limit: float, prices: Prices) -> Plan | None
     return min(fitting, key=lambda p: (prices.seconds(p), len(p.techniques)), default=None)
 
 
-def stops(plans: Sequence[Plan], order: Sequence[str] | None = None) -> list[Plan]:
-    """The plans that a fixed order comes to: nothing, its first technique, its first two, ...
+def path_of_order(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans that the recommended order comes to: no technique, its first, its first two ...
 
-    Args:
-        order: ``RECOMMENDED`` by default, as far as there are plans with its techniques.
+    With "mixed", "zero1", "zero3": {}, {mixed}, {mixed, zero1}, {mixed, zero3}. Techniques that no
+    plan has are left out.
 
     Raises:
-        ValueError: the order has a technique of which there is no plan.
+        ValueError: a set on the way of which there is no plan.
     """
-    by_set = {frozenset(plan.techniques): plan for plan in plans}
-    if order is None:
-        there = {name for plan in plans for name in plan.techniques}
-        order = [name for name in RECOMMENDED if name in there]
-    found, on = [], frozenset()
-    for technique in (None, *order):
-        if technique is not None:
-            on |= {technique}
-        if {"zero1", "zero3"} <= on:  # stage 3 takes the place of stage 1
-            on -= {"zero1"}
-        if on not in by_set:
+    plan_of = {frozenset(plan.techniques): plan for plan in plans}
+    available = {name for plan in plans for name in plan.techniques}
+    order = [name for name in RECOMMENDED if name in available]
+    path = []
+    for count in range(len(order) + 1):
+        switched_on = frozenset(order[:count])
+        if {"zero1", "zero3"} <= switched_on:  # stage 3 takes the place of stage 1
+            switched_on -= {"zero1"}
+        if switched_on not in plan_of:
             raise ValueError(
-                f"order={list(order)}: no plan has {', '.join(sorted(on))}; give an order of "
-                "techniques that the plans are made of"
+                f"no plan has {', '.join(sorted(switched_on))}, to which the order comes: give "
+                "plans of all sets of their techniques"
             )
-        found.append(by_set[on])
-    return found
+        path.append(plan_of[switched_on])
+    return path
 
 
-def first_that_fits(
-    plans: Sequence[Plan], limit: float, order: Sequence[str] | None = None
-) -> Plan | None:
-    """Switch on one technique after the other, in this order, and stop as soon as it fits."""
-    return next((plan for plan in stops(plans, order) if plan.peak <= limit), None)
+def first_that_fits(plans: Sequence[Plan], limit: float) -> Plan | None:
+    """Switch on one technique after the other, as recommended, and stop as soon as it fits."""
+    return next((plan for plan in path_of_order(plans) if plan.peak <= limit), None)
 
 
-def front(plans: Sequence[Plan], prices: Prices) -> list[Plan]:
-    """The plans that are best for some limit: from the cheapest to the smallest."""
-    found: list[Plan] = []
-    ranked = sorted(plans, key=lambda p: (prices.seconds(p), p.peak, len(p.techniques)))
-    for plan in ranked:
-        if not found or plan.peak < found[-1].peak:
-            found.append(plan)
-    return found
+def pareto_front(plans: Sequence[Plan], prices: Prices) -> list[Plan]:
+    """The plans that are best for some limit: from the cheapest to the smallest.
+
+    A plan is in it if nothing that is as cheap is smaller: sorted by time, each that has a lower
+    peak than all before.
+    """
+    front: list[Plan] = []
+    for plan in sorted(plans, key=lambda p: (prices.seconds(p), p.peak, len(p.techniques))):
+        if not front or plan.peak < front[-1].peak:
+            front.append(plan)
+    return front
 
 
 @dataclass(frozen=True)
-class Found:
-    """For one limit: the cheapest set, and the one that a fixed order stops at.
+class OrderAtLimit:
+    """For one limit: the cheapest set, and the one that the recommended order stops at.
 
     Attributes:
+        limit: bytes.
         extra: percent of time that the order costs more than the cheapest.
     """
 
@@ -115,19 +115,15 @@ class Found:
     extra: float
 
 
-def compare_order(
-    plans: Sequence[Plan], prices: Prices, order: Sequence[str] | None = None
-) -> list[Found]:
-    """Every limit at which an answer can change, and to which the order has an answer."""
+def compare_order(plans: Sequence[Plan], prices: Prices) -> list[OrderAtLimit]:
+    """At each limit at which an answer can change, and to which the order has an answer.
+
+    These limits are the peaks of the plans, from the largest on.
+    """
     found = []
-    for limit in limits(plans):
-        best, by_order = cheapest(plans, limit, prices), first_that_fits(plans, limit, order)
+    for limit in sorted({plan.peak for plan in plans}, reverse=True):
+        best, by_order = cheapest(plans, limit, prices), first_that_fits(plans, limit)
         if best is not None and by_order is not None:
             extra = 100 * (prices.seconds(by_order) / prices.seconds(best) - 1)
-            found.append(Found(limit, best, by_order, extra))
+            found.append(OrderAtLimit(limit, best, by_order, extra))
     return found
-
-
-def limits(plans: Sequence[Plan]) -> list[float]:
-    """Every limit at which an answer can change: the peaks, from the largest on."""
-    return sorted({plan.peak for plan in plans}, reverse=True)

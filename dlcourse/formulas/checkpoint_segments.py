@@ -8,7 +8,9 @@ layer on. Layers that are left over keep what they compute, as always. For a mod
     [3, 3]         segments of 3; the last two layers keep everything
 
 More segments store more inputs between them; longer ones come alive one at a time, but whole.
-Nothing here needs torch: ``segments.py`` puts a placement into a model.
+``dlcourse.training.checkpointing.segments`` puts a placement into a model.
+
+Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, for the square root.
 """
 
 from __future__ import annotations

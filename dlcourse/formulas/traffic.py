@@ -1,0 +1,149 @@
+"""Bytes that a rank sends: for a collective, for one algorithm of it, for a step of ZeRO.
+
+``nbytes`` is always the size of the whole buffer, S, as nccl-tests counts: the input of an
+all-reduce or reduce-scatter, the *output* of an all-gather, what one rank sends in an all-to-all
+(the piece for itself included). p is the number of ranks, ``world_size``.
+
+Sources: Patarasu and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations",
+2009 (the ring, and that nothing sends less); Thakur, Rabenseifner and Gropp, "Optimization of
+Collective Communication Operations in MPICH", 2005 (trees); nccl-tests, doc/PERFORMANCE.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from dlcourse.formulas.states import check_stage, check_world_size
+
+Count = Callable[[int], float]  # of the number of ranks
+
+
+def wire_bytes(op: str, nbytes: float, world_size: int) -> float:
+    """Bytes that one rank sends for a collective, in theory (average over the group).
+
+    Args:
+        op: torch's name of the collective: "all_reduce", "all_gather", ...
+        nbytes: S, bytes of the whole buffer. For all_gather and gather this is the output, for
+            reduce_scatter, scatter and all_to_all the input; for the others the tensor itself.
+        world_size: p, ranks in the group.
+
+    Returns:
+        all_reduce 2(p-1)/p S; all_gather, reduce_scatter, all_to_all, broadcast and reduce
+        (p-1)/p S (ring or pipeline: the least that any algorithm can send); gather and scatter
+        (p-1)/p^2 S; send S; recv, barrier 0.
+    """
+    p = world_size
+    if p <= 1 or op in ("barrier", "recv"):
+        return 0.0
+    if op == "send":
+        return float(nbytes)
+    if op == "all_reduce":
+        return 2 * (p - 1) / p * nbytes
+    if op in ("gather", "scatter"):
+        return (p - 1) / p**2 * nbytes
+    return (p - 1) / p * nbytes
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """How one algorithm does one collective.
+
+    Attributes:
+        collective: what it does, as torch.distributed names it.
+        rounds: messages that wait for one another.
+        volume: bytes in those, divided by nbytes.
+        messages: messages that all ranks send together.
+        total: bytes that all ranks send together, divided by nbytes.
+        busiest: bytes that the rank which sends most sends, divided by nbytes.
+    """
+
+    collective: str
+    rounds: Count
+    volume: Count
+    messages: Count
+    total: Count
+    busiest: Count
+
+
+def _log2(p: int) -> int:
+    """Rounds of a tree over p ranks: log2(p), rounded up."""
+    return (p - 1).bit_length()
+
+
+def _others(times: float = 1) -> Count:
+    return lambda p: times * (p - 1)
+
+
+def _any(times: float = 1) -> Count:
+    return lambda p: times * (p > 1)
+
+
+def _even(collective: str, rounds: Count) -> Algorithm:
+    """All ranks send the same, a p-th part of the buffer to each other one: the least there is."""
+    each = partial(wire_bytes, collective, 1)
+    times = 2 if collective == "all_reduce" else 1  # a reduce-scatter, then an all-gather
+
+    def messages(p: int) -> float:
+        return times * p * (p - 1)
+
+    return Algorithm(collective, rounds, each, messages, _others(times), each)
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "ring_all_reduce": _even("all_reduce", rounds=_others(2)),
+    "ring_reduce_scatter": _even("reduce_scatter", rounds=_others()),
+    "ring_all_gather": _even("all_gather", rounds=_others()),
+    "direct_all_reduce": _even("all_reduce", rounds=_any(2)),
+    "direct_reduce_scatter": _even("reduce_scatter", rounds=_any()),
+    "direct_all_gather": _even("all_gather", rounds=_any()),
+    "direct_all_to_all": _even("all_to_all", rounds=_any()),
+    # In the order of the attributes: rounds, volume, messages, total, busiest.
+    "tree_broadcast": Algorithm("broadcast", _log2, _log2, _others(), _others(), _log2),
+    "tree_reduce": Algorithm("reduce", _log2, _log2, _others(), _others(), _any()),
+    "tree_all_reduce": Algorithm(
+        "all_reduce", lambda p: 2 * _log2(p), lambda p: 2 * _log2(p), _others(2), _others(2), _log2
+    ),
+    # Rank 0 serves one after the other.
+    "naive_all_reduce": Algorithm(
+        "all_reduce", _others(2), _others(2), _others(2), _others(2), _others()
+    ),
+}
+
+
+def algorithm(name: str) -> Algorithm:
+    """The entry of ``ALGORITHMS``; a ValueError for a name that is not there."""
+    if name not in ALGORITHMS:
+        known = ", ".join(sorted(ALGORITHMS))
+        raise ValueError(f"algorithm is {name!r}: known are {known}")
+    return ALGORITHMS[name]
+
+
+def algorithm_bytes(name: str, nbytes: float, world_size: int) -> float:
+    """Bytes that a rank sends on average with one of ``ALGORITHMS``."""
+    return algorithm(name).total(check_world_size(world_size)) * nbytes / world_size
+
+
+def busiest_rank_bytes(name: str, nbytes: float, world_size: int) -> float:
+    """Bytes that the rank which sends most sends with one of ``ALGORITHMS``."""
+    return algorithm(name).busiest(check_world_size(world_size)) * nbytes
+
+
+def zero_bytes(
+    parameter_bytes: float, *, world_size: int, stage: int, accumulate: int = 1
+) -> float:
+    """Bytes that one rank sends in a step of ZeRO; stage 0 is data parallelism.
+
+    Stages 0 and 1 reduce-scatter gradients and all-gather parameters once (that is what an
+    all-reduce is). Stage 2 reduces the gradients of every micro-batch; stage 3 does that too, and
+    gathers parameters twice for each, for forward and for backward.
+
+    Args:
+        parameter_bytes: of the whole model, in the type that is sent.
+
+    Source: Rajbhandari et al., "ZeRO", SC 2020, section 7.
+    """
+    check_stage(world_size=world_size, stage=stage)
+    calls = {0: 2, 1: 2, 2: accumulate + 1, 3: 3 * accumulate}[stage]
+    return calls * wire_bytes("reduce_scatter", parameter_bytes, world_size)
