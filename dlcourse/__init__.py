@@ -24,6 +24,7 @@ _HOME = {
     "check": "dlcourse.course",
     "claim": "dlcourse.course",
     "compare": "dlcourse.course",
+    "explore": "dlcourse.explore",
     "hint": "dlcourse.course",
     "lesson": "dlcourse.course",
     "predict": "dlcourse.course",
