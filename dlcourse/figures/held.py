@@ -12,7 +12,10 @@ from dlcourse.words.strings import t
 
 
 class Held:
-    """One sentence: "equal to one process: largest difference 8.8e-06, allowed 5e-05, because …"."""
+    """One sentence: "equal to one process: largest difference 8.8e-06, allowed 5e-05, because …"
+
+    It has been checked already: where it does not hold, `held` makes none.
+    """
 
     def __init__(self, sentence: str) -> None:
         self.sentence = sentence

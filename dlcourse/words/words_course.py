@@ -143,12 +143,12 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
     "compare.different": ("다름", "different"),
     # What held, and sliders
     "held.yes": (
-        "{what}: 가장 큰 차이 {difference}, 허용 {allowed}. {because}",
-        "{what}: largest difference {difference}, allowed {allowed}, because {because}",
+        "{what}: 가장 큰 차이 {difference}, 허용 {allowed}. {because}.",
+        "{what}: largest difference {difference}, allowed {allowed}, because {because}.",
     ),
     "held.no": (
-        "{what}: 아닙니다. 가장 큰 차이 {difference}, 허용 {allowed}. {because}",
-        "not {what}: largest difference {difference}, allowed {allowed}, because {because}",
+        "{what}: 아닙니다. 가장 큰 차이 {difference}, 허용 {allowed}. {because}.",
+        "not {what}: largest difference {difference}, allowed {allowed}, because {because}.",
     ),
     "explore.micro_batches": ("마이크로배치 수", "micro-batches"),
     # show

@@ -14,7 +14,7 @@ from importlib.resources import files
 from itertools import product
 from typing import Any
 
-from dlcourse.explore.picture import Picture
+from dlcourse.figures.picture import Picture
 from dlcourse.panel.widget import front_end_present
 from dlcourse.words.strings import t
 
@@ -91,11 +91,11 @@ def _widget_class() -> type:
     import anywidget
     import traitlets
 
-    here = files("dlcourse.explore")
+    here = files("dlcourse.explorer")
 
     class DlcourseExplorer(anywidget.AnyWidget):
-        _esm = (here / "explore.js").read_text("utf-8")
-        _css = (here / "explore.css").read_text("utf-8")
+        _esm = (here / "sliders.js").read_text("utf-8")
+        _css = (here / "sliders.css").read_text("utf-8")
         sliders = traitlets.List().tag(sync=True)
         pictures = traitlets.List().tag(sync=True)
         positions = traitlets.List().tag(sync=True)  # kept over a reload of the page
