@@ -44,12 +44,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Prediction(Shown):
-    """A number (or an answer) given before measuring. ``value`` is the guess, or the formula's."""
+    """A number (or an answer) given before measuring. ``value`` is the guess, or the formula's.
+
+    ``typed`` is the guess as it was typed in a front end.
+    """
 
     id: str
     guess: Number | str | None
     formula: Number | str | None
     unit: str = ""
+    typed: str = ""
 
     @property
     def value(self) -> Number | str:
@@ -100,7 +104,7 @@ def predict(
     prediction = Prediction(id, None if guess is ... else guess, answer, unit or "")
     typing = asked is not None and guess is ... and front_end_present()
     if typing and (before := _predictions.get(id)):
-        prediction = replace(prediction, guess=before.guess)
+        prediction = replace(prediction, guess=before.guess, typed=before.typed)
     _predictions[id] = prediction
     if typing:
         _ask(prediction)
@@ -184,7 +188,7 @@ def _ask(prediction: Prediction) -> None:
     example = {"bytes": "3.2 MB", "s": "12 ms", "%": "25%", "×": "2"}.get(unit, "2.5")
     guess = prediction.guess
     line = Text(
-        value="" if guess is None else quantity(guess, unit),
+        value=prediction.typed,
         description=t("predict.ask"),
         placeholder=t("predict.example", example=example),
         continuous_update=False,
@@ -201,7 +205,7 @@ def _ask(prediction: Prediction) -> None:
         except ValueError:
             answer.value = html.escape(t("predict.unreadable", text=text, example=example))
             return
-        _predictions[id] = replace(_predictions[id], guess=number)
+        _predictions[id] = replace(_predictions[id], guess=number, typed=text)
         answer.value = "" if number is None else _noted(number, unit)
 
     line.observe(typed, "value")

@@ -28,8 +28,8 @@ ACCUMULATION_WORDS: dict[str, tuple[str, str]] = {
         "one copy of the gradients more than 1 × 16",
     ),
     "held.copy.because": (
-        "마이크로배치의 작은 텐서는 최대가 되는 순간이 조금 다르기 때문입니다",
-        "small tensors are counted at slightly different moments",
+        "최대가 되는 순간에 작은 텐서 하나쯤 차이가 날 수 있기 때문입니다",
+        "the peak may come a small tensor earlier or later",
     ),
     "held.layer_norm": (
         "층 정규화: 4 × 16과 1 × 64의 그래디언트가 같음",
