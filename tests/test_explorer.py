@@ -46,6 +46,9 @@ def test_the_bars_are_what_the_formula_says():
     root = ElementTree.fromstring(memory_of_a_step(micro_batches=4).svg)
     bars = [r for r in root.iter("{http://www.w3.org/2000/svg}rect") if r.get("height") == "30"]
     widths = [float(bar.get("width")) for bar in bars[:4]]
+    starts = [float(bar.get("x")) for bar in bars[:4]]
+    ends = [start + width for start, width in zip(starts, widths, strict=True)]
+    assert starts[1:] == pytest.approx(ends[:3], abs=0.2), "the pieces lie end to end"
     whole, parts = (
         predict_peak(
             dict(n_layer=4, n_head=4, n_embd=128, vocab_size=256, block_size=128),

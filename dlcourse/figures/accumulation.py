@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import bars_figure
-from dlcourse.figures.held import Held, Together, held
+from dlcourse.figures.held import Held, Said, Together, held
 from dlcourse.figures.memory_by_category import ledger_figure
 from dlcourse.figures.picture import Picture, stacked_bars
 from dlcourse.figures.tables import Table
@@ -128,7 +128,7 @@ def show_layers(errors: Mapping[str, float]) -> Together:
 def show_uneven(uneven: float, by_tokens: float) -> Together:
     """Error of the gradient with unequal numbers of targets, by both ways to divide."""
     assert uneven > 0.1, f"the mean of means is off by {uneven:.1g} only"
-    said = Held(t("accumulation.uneven", plain=f"{uneven:.0%}"))
+    said = Said(t("accumulation.uneven", plain=f"{uneven:.0%}"))
     return Together(said, _held("by_tokens", by_tokens, allowed=1e-5))
 
 

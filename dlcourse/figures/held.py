@@ -11,17 +11,24 @@ from typing import Any
 from dlcourse.words.strings import t
 
 
-class Held:
-    """One sentence: "equal to one process: largest difference 8.8e-06, allowed 5e-05, because …"
-
-    It has been checked already: where it does not hold, `held` makes none.
-    """
+class Said:
+    """One sentence among results."""
 
     def __init__(self, sentence: str) -> None:
         self.sentence = sentence
 
     def __repr__(self) -> str:
         return self.sentence
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.sentence)}</p>"
+
+
+class Held(Said):
+    """One sentence: "equal to one process: largest difference 8.8e-06, allowed 5e-05, because …"
+
+    It has been checked already: where it does not hold, `held` makes none.
+    """
 
     def _repr_html_(self) -> str:
         return f'<p class="dlc-held">✓ {escape(self.sentence)}</p>'

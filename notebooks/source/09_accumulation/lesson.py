@@ -629,15 +629,25 @@ split(*batch, accumulate=5)
 #
 # With several ranks, one number for all means: for the targets of *all* ranks. A model with
 # `no_sync` lives in several ranks, so the whole function counts them together first, which sends 8
-# bytes. The mean over ranks that DDP takes afterwards is put right by a weight.
-# %% [markdown] lang="ko" en="9750fb0b"
+# bytes beside the gradients. A weight puts the mean over ranks right that DDP
+# takes afterwards. The function is folded below; this is what it sends:
+# %% [markdown] lang="ko" en="eb38d013"
 # ### 모든 랭크의 타깃을 함께 세기
 #
 # 랭크가 여러 개라면 같은 수로 나눈다는 말은 *모든* 랭크의 타깃 수로 나눈다는 뜻입니다. 모델에 `no_sync`가
-# 있으면 랭크가 여러 개이므로, 전체 함수는 먼저 타깃을 함께 셉니다. 이때 8바이트를 보냅니다. 그 뒤에 DDP가 내는
-# 랭크 평균은 가중치로 바로잡습니다.
-# %%
+# 있으면 랭크가 여러 개이므로, 전체 함수는 먼저 타깃을 함께 셉니다. 이때 그래디언트 말고도 8바이트를 보냅니다. 그
+# 뒤에 DDP가 내는 랭크 평균은 가중치로 바로잡습니다. 함수는 아래에 접어 두었습니다. 실제로 보내는 양은
+# 다음과 같습니다.
+# %% hidden=true
 show("dlcourse.training.accumulation:backward_by_tokens")
+# %%
+# %%ranks --as counted
+from dlcourse.training.accumulation import backward_by_tokens
+
+model_of_all = DistributedDataParallel(GPT(SMALL).to(device))
+backward_by_tokens(model_of_all, mine)
+# %%
+counted.comm
 # %% [markdown] lang="en"
 # ### FSDP2, and running averages
 #
