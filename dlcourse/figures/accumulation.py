@@ -159,6 +159,13 @@ def show_libraries(runs: Mapping[str, tuple[Run, float]], *, steps: int, lr: flo
     )
 
 
+def show_all_reduces(run: Run) -> Table:
+    """What rank 0 gave to each all-reduce of a run, in order."""
+    calls = [call for call in run.comm.calls if call["op"] == "all_reduce" and call["rank"] == 0]
+    rows = [[number, human_bytes(call["bytes"])] for number, call in enumerate(calls, start=1)]
+    return Table([t("accumulation.calls.number"), t("accumulation.calls.bytes")], rows)
+
+
 def figures_of_d1(
     whole: Run,
     small: Run,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 ACCUMULATION_WORDS: dict[str, tuple[str, str]] = {
     "at_peak": ("메모리를 가장 많이 쓸 때", "at the peak of memory"),
+    "calls.bytes": ("랭크 0이 넘긴 양", "given by rank 0"),
+    "calls.number": ("올리듀스", "all-reduce"),
     "explore.axis": ("최대 메모리 (1 × 64를 100으로 본 %)", "peak memory (% of 1 × 64)"),
     "explore.large": ("GPT-2 large", "GPT-2 large"),
     "explore.ours": ("이 레슨의 GPT", "this lesson's GPT"),

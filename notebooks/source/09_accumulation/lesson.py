@@ -53,7 +53,7 @@ steps = 5
 # 먼저 랭크(rank) 0 혼자 해 봅니다. 다른 랭크는 나중에 함께하는데, 그때는 누가 언제 보내는지도 중요해집니다.
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, show, solution
-from dlcourse.figures.accumulation import figures_of_d1, memory_of_a_step
+from dlcourse.figures.accumulation import figures_of_d1, memory_of_a_step, show_all_reduces
 from dlcourse.figures.accumulation import show_floor, show_layers, show_libraries, show_no_sync
 from dlcourse.figures.accumulation import show_peaks, show_same, show_times, show_uneven
 
@@ -645,9 +645,9 @@ show("dlcourse.training.accumulation:backward_by_tokens")
 from dlcourse.training.accumulation import backward_by_tokens
 
 model_of_all = DistributedDataParallel(GPT(SMALL).to(device))
-backward_by_tokens(model_of_all, mine)
+loss = backward_by_tokens(model_of_all, mine)
 # %%
-counted.comm
+show_all_reduces(counted)
 # %% [markdown] lang="en"
 # ### FSDP2, and running averages
 #
