@@ -26,6 +26,7 @@ _HOME = {
     "check": "dlcourse.course",
     "claim": "dlcourse.course",
     "compare": "dlcourse.course",
+    "explore": "dlcourse.explorer",
     "hint": "dlcourse.course",
     "lesson": "dlcourse.course",
     "predict": "dlcourse.course",

@@ -62,6 +62,7 @@ def _parser() -> _Parser:
     build.add_argument("lessons", nargs="*", help="numbers or names; all by default")
     mode = build.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="write nothing; fail on any problem")
+    mode.add_argument("--form", action="store_true", help="list how long each lesson's core is")
     mode.add_argument("--execute", action="store_true", help="renew the stored outputs, then build")
     mode.add_argument(
         "--accept",
@@ -141,6 +142,9 @@ def _build(args: argparse.Namespace) -> int:
         for problem in problems:
             print(problem)
         return FAILED if problems else 0
+    if args.form:
+        print(build.form_table(root, names))
+        return 0
     if args.accept:
         if names is None:
             raise ValueError("--accept needs the lessons whose Korean text you have revised")

@@ -433,6 +433,117 @@ def test_a_narrow_panel_keeps_its_names_and_the_keys_to_itself(open_notebook, la
     page.wait_for_function(f"() => ({browser.CELLS})().length === 3")
 
 
+# ------------------------------------------------------------------------------- what answers
+
+ASKED = """
+from dlcourse import compare, explore, lesson, predict
+from dlcourse.figures.accumulation import memory_of_a_step
+lesson(lang={lang!r})
+"""
+# Presses a key on the slider; the milliseconds until the picture has another title.
+ANSWER = """
+async key => {
+  const root = document.querySelector(".dlc-explore");
+  const [slider, figure] = [root.querySelector("input"), root.querySelector("figure")];
+  const before = figure.innerHTML;
+  let [pressed, changed] = [0, 0];
+  slider.addEventListener("keydown", () => (pressed = performance.now()), { once: true });
+  return new Promise(resolve => {
+    new MutationObserver((_, watch) => {
+      if (figure.innerHTML === before) return;
+      watch.disconnect();
+      resolve(performance.now() - pressed);
+    }).observe(figure, { childList: true, subtree: true });
+    globalThis.dlcReady = true;
+  });
+}
+"""
+
+
+@pytest.mark.parametrize(("lang", "theme"), [("ko", "Dark"), ("en", "Light")])
+def test_a_slider_answers_keys_at_once_while_the_kernel_is_busy(lang, theme, open_notebook, lab):
+    show = "explore(memory_of_a_step, micro_batches=[1, 2, 4, 8, 16, 32, 64])"
+    busy = "import time\ntime.sleep(20)"
+    notebook = open_notebook(lab.write("slider", [ASKED.format(lang=lang), show, busy, "1"]))
+    page = notebook.page
+    notebook.theme(f"JupyterLab {theme}")
+    notebook.run(0)
+    notebook.run(1)
+    root = page.locator(".dlc-explore")
+    title = root.locator("svg text").first
+    expect(title).to_contain_text("8 × 8:")
+    assert bool(HANGUL.search(root.inner_text())) == (lang == "ko")
+    weak = {text: round(x, 1) for text, x in browser.contrasts(root).items() if x < 4.5}
+    on_bars = {text for text in weak if re.fullmatch(r"[\d.]+", text)}
+    assert set(weak) == on_bars, weak  # numbers on bars stand on the bars' colours
+    notebook.start(2)
+    slider = root.locator("input")
+    slider.focus()
+    took = []
+    for expected in ("16 × 4:", "32 × 2:", "64 × 1:"):
+        page.evaluate("() => (globalThis.dlcReady = false)")
+        page.evaluate(f"() => {{ globalThis.dlcTook = ({ANSWER})() }}")
+        page.keyboard.press("ArrowRight")
+        took.append(page.evaluate("() => globalThis.dlcTook"))
+        expect(title).to_contain_text(expected)
+    page.keyboard.press("Home")
+    expect(title).to_contain_text("1 × 64:")
+    assert not notebook.cells()[2]["execution_count"], "the kernel was busy all the while"
+    assert min(took) < 100, took
+    for key in "xbddc":  # Lab's keys stay away, and arrows do not choose another cell
+        page.keyboard.press(key)
+    page.keyboard.press("ArrowUp")
+    expect(title).to_contain_text("2 × 32:")
+    assert len(notebook.cells()) == 4
+    notebook.stop()
+    notebook.finish(2)
+    notebook.save_and_reload()
+    expect(page.locator(".dlc-explore svg text").first).to_contain_text("2 × 32:")
+    assert notebook.watch.outside == []
+    stored = (lab.course / "slider.ipynb").read_text()
+    assert len(stored) < 20_000 and "image/svg+xml" in stored
+
+
+@pytest.mark.parametrize("lang", ["ko", "en"])
+def test_a_prediction_is_typed_by_keyboard_and_compared(lang, open_notebook, lab):
+    cells = [ASKED.format(lang=lang), 'predict("09.peak")', 'compare("09.peak", 33_000_000)']
+    notebook = open_notebook(lab.write("predict", cells))
+    page = notebook.page
+    notebook.run(0)
+    said = notebook.run(2)  # out of order, and nothing typed: the formula's answer, and so said
+    assert (
+        "28.1 MiB" in said and ("적은 예측이 없어" if lang == "ko" else "Nothing was typed") in said
+    )
+    notebook.run(1)
+    assert "28.1" not in notebook.cell(1).inner_text(), "the answer is not told beforehand"
+    line = page.locator(".dlc-predict input")
+    line.focus()
+    page.keyboard.type("a lot")
+    page.keyboard.press("Enter")
+    answer = page.locator(".dlc-predict-answer")
+    expect(answer).to_contain_text("a lot")
+    line.fill("")
+    page.keyboard.type("30 MB")
+    page.keyboard.press("Enter")
+    expect(answer).to_contain_text("28.6 MiB")
+    assert len(notebook.cells()) == 3
+    said = notebook.run(2)
+    assert "28.6 MiB (30,000,000 B)" in said and "1.1" in said
+    notebook.save_and_reload()
+    expect(page.locator(".dlc-predict input")).to_have_value("30 MB")
+    assert "28.6 MiB" in notebook.run(2)
+    notebook.run(1)
+    expect(page.locator(".dlc-predict input")).to_have_value("30 MB")
+    # A new kernel knows nothing of it: the measurement is compared with the formula
+    notebook.menu("Kernel", "kernelmenu:restart")
+    notebook.accept()
+    notebook.idle()
+    notebook.run(0)
+    said = notebook.run(2)
+    assert "28.1 MiB" in said and "28.6 MiB" not in said
+    assert notebook.watch.outside == []
+
+
 # ------------------------------------------------------------------------------- the end
 
 

@@ -20,6 +20,7 @@ from dlcourse.course import catalog
 from dlcourse.course.claims_page import claims_pages
 from dlcourse.course.diagrams import with_colors
 from dlcourse.course.fill import filled_cell
+from dlcourse.course.form import check_form, is_deeper, is_hidden, table
 from dlcourse.course.rules import MAX_NOTEBOOK_BYTES, check_code, check_texts
 from dlcourse.course.source import Block, Lesson, Problem, read_lesson
 
@@ -90,6 +91,8 @@ def expected_files(root: Path, path: Path) -> tuple[dict[Path, str], list[Proble
     for block in lesson.blocks:
         if block.kind == "code" and "source" not in block.metadata:
             problems += check_code(block, shown)
+    if not fill_problems:
+        problems += check_form(lesson, shown)
     if fill_problems or any(set(b.text) != {"en", "ko"} for b in lesson.blocks if b.kind == "text"):
         return {}, problems
     files = {}
@@ -115,12 +118,18 @@ def notebook_of(lesson: Lesson, lang: str, outputs: Outputs | None = None) -> An
         used[key] += 1
         cell_id = f"{block.kind}-{key}" + (f"-{used[key]}" if used[key] > 1 else "")
         if block.kind == "text":
-            cells.append(nbformat.v4.new_markdown_cell(with_colors(block.text[lang]), id=cell_id))
+            cell = nbformat.v4.new_markdown_cell(with_colors(block.text[lang]), id=cell_id)
+            if is_deeper(block):  # Lab folds all below it away; its code runs all the same
+                cell.metadata["jp-MarkdownHeadingCollapsed"] = True
+            cells.append(cell)
             continue
         code_cells += 1
         source = set_language(block.code, lang) if "parameters" in block.tags else block.code
         cell = nbformat.v4.new_code_cell(source, id=cell_id)
         cell.metadata.update({k: block.metadata[k] for k in _KEPT_METADATA if k in block.metadata})
+        if is_hidden(block):  # folded in Lab; the tag says the same to Jupyter Book and nbconvert
+            cell.metadata["jupyter"] = {"source_hidden": True}
+            cell.metadata["tags"] = [*block.tags, "hide-input"]
         if outputs.get(cell_id):
             cell.outputs = nbformat.from_dict(clean_outputs(outputs[cell_id], code_cells))
             cell.execution_count = code_cells  # nbval compares only a cell that has a number
@@ -128,6 +137,17 @@ def notebook_of(lesson: Lesson, lang: str, outputs: Outputs | None = None) -> An
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
+
+
+def form_table(root: Path, names: list[str] | None = None) -> str:
+    """How long each lesson's core is, whether or not it declares the form."""
+    lessons = []
+    for path in _chosen(root, names):
+        lesson = read_lesson(path)
+        if lesson.name != catalog.INDEX:
+            _fill(lesson, path)
+            lessons.append(lesson)
+    return table(lessons)
 
 
 def set_language(code: str, lang: str) -> str:

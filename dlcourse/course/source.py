@@ -89,7 +89,8 @@ def read_lesson(path: Path, shown: Path | None = None) -> Lesson:
         if cell.cell_type == "code":
             blocks.append(Block("code", line, code=cell.source, metadata=metadata))
         elif lang == "en":
-            waiting = Block("text", line, {"en": cell.source}, {"en": line})
+            own = {k: v for k, v in metadata.items() if k != "lang"}
+            waiting = Block("text", line, {"en": cell.source}, {"en": line}, metadata=own)
             blocks.append(waiting)
         elif lang == "ko" and waiting is not None:
             waiting.text["ko"], waiting.lines["ko"] = cell.source, line

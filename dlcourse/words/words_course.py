@@ -108,6 +108,28 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
         "비워 두었으므로 공식의 답을 씁니다: {formula}",
         "Left open, so the formula's answer is used: {formula}",
     ),
+    "predict.ask": ("내 예측", "My prediction"),
+    "predict.example": ("예: {example}", "such as {example}"),
+    "predict.noted": (
+        "적어 두었습니다: {guess}. 답은 측정한 다음에 나옵니다.",
+        "Noted: {guess}. The answer comes with the measurement.",
+    ),
+    "predict.unreadable": (
+        "{text}: 숫자로 읽을 수 없습니다. {example}처럼 적어 주세요.",
+        "{text}: not a number that can be read. Write it as in {example}.",
+    ),
+    "predict.by_formula": (
+        "예측을 적을 화면이 없어 공식의 답을 씁니다: {formula}",
+        "Nobody is here to type, so the formula answers: {formula}",
+    ),
+    "predict.without_kernel": (
+        "예측을 적으려면 이 셀을 실행하세요.",
+        "Run this cell to type your prediction.",
+    ),
+    "compare.by_formula": (
+        "적은 예측이 없어 공식의 답과 비교했습니다.",
+        "Nothing was typed, so this compares with the formula's answer.",
+    ),
     "compare.quantity": ("값", "quantity"),
     "compare.guess": ("내 예측값", "your prediction"),
     "compare.formula": ("공식의 예측값", "the formula's prediction"),
@@ -119,6 +141,16 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
     ),
     "compare.same": ("같음", "equal"),
     "compare.different": ("다름", "different"),
+    # What held, and sliders
+    "held.yes": (
+        "{what}: 가장 큰 차이 {difference}, 허용 {allowed}. {because}.",
+        "{what}: largest difference {difference}, allowed {allowed}, because {because}.",
+    ),
+    "held.no": (
+        "{what}: 아닙니다. 가장 큰 차이 {difference}, 허용 {allowed}. {because}.",
+        "not {what}: largest difference {difference}, allowed {allowed}, because {because}.",
+    ),
+    "explore.micro_batches": ("마이크로배치 수", "micro-batches"),
     # show
     "show.where": ("{path}, {first}-{last}행", "{path}, lines {first}-{last}"),
     # claims

@@ -1,4 +1,4 @@
-# %% [markdown] lang="en"
+# %% [markdown] lang="en" form="core"
 # # 09 Gradient accumulation: a large batch in small pieces
 #
 # The recipe says: 64 sequences in a batch. Your GPU holds 16. What now?
@@ -7,8 +7,10 @@
 # trains exactly like 64, needs the memory of 16, and is a little slower."
 #
 # Three promises. You will put each to the test, to the last bit, and then look for the cases in which
-# it breaks without an error. You need [lesson 03](03_data_parallel.ipynb). 30 minutes.
-# %% [markdown] lang="ko" en="63a7cc52"
+# it breaks without an error. You need [lesson 03](03_data_parallel.ipynb).
+#
+# Time: reading 20 min + exercises 33 min.
+# %% [markdown] lang="ko" en="be39da33"
 # # 09 그래디언트 누적(gradient accumulation): 큰 배치를 작게 나누어
 #
 # 따라 하려는 학습 설정에는 배치가 시퀀스 64개라고 적혀 있습니다. GPU에는 16개까지만 들어갑니다. 어떻게 할까요?
@@ -17,8 +19,10 @@
 # 흔합니다. "64개일 때와 똑같이 학습되고, 메모리는 16개만큼만 쓰고, 조금 느릴 뿐"이라고 합니다.
 #
 # 약속은 세 가지입니다. 하나하나 마지막 비트까지 확인하고, 오류도 없이 깨지는 경우를 찾아봅니다.
-# [레슨 03](03_data_parallel.ipynb)을 먼저 보세요. 30분 걸립니다.
-# %% tags=["parameters"]
+# [레슨 03](03_data_parallel.ipynb)을 먼저 보세요.
+#
+# 시간: 읽기 20분 + 연습 33분.
+# %% tags=["parameters"] hidden=true
 lang = "ko"
 num_ranks = 4
 device = "auto"
@@ -47,118 +51,107 @@ steps = 5
 # ```
 #
 # 먼저 랭크(rank) 0 혼자 해 봅니다. 다른 랭크는 나중에 함께하는데, 그때는 누가 언제 보내는지도 중요해집니다.
-# %%
-from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
-from dlcourse.figures.charts import bars_figure
-from dlcourse.figures.memory_by_category import memory_by_category_figure
-from dlcourse.words.strings import t
-from dlcourse.figures.tables import Table
-from dlcourse.words.units import human_bytes
+# %% hidden=true
+from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, show, solution
+from dlcourse.figures.accumulation import figures_of_d1, memory_of_a_step, show_all_reduces
+from dlcourse.figures.accumulation import show_floor, show_layers, show_libraries, show_no_sync
+from dlcourse.figures.accumulation import show_peaks, show_same, show_times, show_uneven
 
 lesson(lang=lang, name="09_accumulation")
 ranks = Ranks(num_ranks, device=device)
 ranks.cell(f"steps = {steps}", record=False)
 # %% [markdown] lang="en"
-# Here is the loop. Read `backward_equal` first: each loss is divided by the number of parts, and
-# `backward()` is called **inside** the loop, so a micro-batch's activations are gone before the next
-# one starts. What `sending` is for comes with the ranks.
-# %% [markdown] lang="ko" en="ee6b5821"
-# 누적하는 반복문입니다. `backward_equal`부터 읽어 보세요. 손실마다 조각 수로 나누고, `backward()`는 반복문
-# **안에서** 부릅니다. 그래서 마이크로배치 하나의 활성화값(activation)은 다음 것을 시작하기 전에 사라집니다.
-# `sending`이 하는 일은 랭크가 여러 개일 때 나옵니다.
-# %% source="dlcourse.training.accumulation:split,sending,backward_equal"
-# %% [markdown] lang="en"
-# Four parts of a batch of 64 are easy. What if the number does not divide?
-# %% [markdown] lang="ko" en="d207f1f6"
-# 64를 4로 나누는 것은 쉽습니다. 나누어떨어지지 않으면 어떻게 될까요?
+# The idea in a few lines. Each loss is divided by the number of parts, and `backward()` is called
+# **inside** the loop, so a micro-batch's activations are gone before the next one starts.
+#
+# Folded below it (a click opens it) is the whole from
+# `dlcourse/training/accumulation.py`: what it refuses, and what `sending` does with several ranks.
+# %% [markdown] lang="ko" en="5dfc302e"
+# 몇 줄이면 됩니다. 손실마다 조각 수로 나누고, `backward()`는 반복문 **안에서** 부릅니다. 그래서 마이크로배치
+# 하나의 활성화값(activation)은 다음 것을 시작하기 전에 사라집니다.
+#
+# 그 아래에는 `dlcourse/training/accumulation.py`의 전체 코드를 접어 두었습니다. 누르면 펼쳐집니다. 무엇을
+# 거부하는지, 랭크가 여러 개일 때 `sending`이 무엇을 하는지 볼 수 있습니다.
 # %%
-# %%ranks 0 --fails "accumulate=5 does not divide"
-batch = torch.zeros(64, 8)
-split(batch, batch, accumulate=5)
+# %%ranks
+def split(tokens, targets, accumulate):
+    return list(zip(tokens.chunk(accumulate), targets.chunk(accumulate)))
+
+
+def step(model, optimizer, batch, accumulate):
+    optimizer.zero_grad()
+    parts = split(*batch, accumulate=accumulate)
+    for tokens, targets in parts:
+        loss = model(tokens, targets) / len(parts)
+        loss.backward()
+    optimizer.step()
+# %% hidden=true source="dlcourse.training.accumulation:split,sending,backward_equal"
+
 # %% [markdown] lang="en"
 # ## First promise: the memory of 16
 #
-# One step with all 64 at once, recorded. (A step before it makes Adam's state.) From here on `1 × 64`
-# means one batch of 64, and `4 × 16` four micro-batches of 16.
-# %% [markdown] lang="ko" en="6b788c36"
+# A GPT, Adam, and one step with all 64 at once, recorded. (A step before it makes Adam's state.) From
+# here on `1 × 64` means one batch of 64, and `4 × 16` four micro-batches of 16.
+# %% [markdown] lang="ko" en="68625de3"
 # ## 첫 번째 약속: 메모리는 16개만큼
 #
-# 64개를 한꺼번에 넣고 한 스텝을 기록합니다. (Adam의 상태는 그 앞의 스텝에서 만들어 둡니다.) 이제부터
-# `1 × 64`는 64개짜리 배치 하나, `4 × 16`은 16개짜리 마이크로배치 네 개를 뜻합니다.
+# GPT와 Adam으로 64개를 한꺼번에 넣고 한 스텝을 기록합니다. (Adam의 상태는 그 앞의 스텝에서 만들어 둡니다.)
+# 이제부터 `1 × 64`는 64개짜리 배치 하나, `4 × 16`은 16개짜리 마이크로배치 네 개를 뜻합니다.
 # %%
 # %%ranks
-from dlcourse.models.gpt import GPT, GPTConfig
-from dlcourse.training.accumulation import train
 from dlcourse.corpus import Corpus
+from dlcourse.models.gpt import GPT, GPTConfig
 
 corpus = Corpus()
+batch = [half.to(device) for half in corpus.batch(0, micro_batch=64, block=32)]
 model = GPT().to(device)
 adam = torch.optim.AdamW(model.parameters())
-job = {"steps": 1, "batch_size": 64, "block": 32, "optimizer": adam}
-
-
-def step(count):
-    train(model, corpus, **job, accumulate=count)
-
-
-# %%
-# %%ranks 0
-step(1)
+step(model, adam, batch, accumulate=8)
 # %%
 # %%ranks 0 --as whole
-step(1)
+step(model, adam, batch, accumulate=1)
 # %%
 whole.memory.figure()
 # %% [markdown] lang="en"
-# Most of it is activations. **Predict** the peak in bytes with four micro-batches of 16.
+# Most of it is activations. **Predict** the peak in bytes with four micro-batches of 16, if the
+# promise is true to the word.
 #
-# The formula takes the promise at its word: what was at this peak, with a quarter of the
-# activations. Write your number in place of `...`.
-# %% [markdown] lang="ko" en="2decfc07"
-# 대부분 활성화값입니다. 16개짜리 마이크로배치 네 개로 나누면 최대 메모리(peak memory)가 몇 바이트일지
-# **예측해 보세요.**
+# Type your number into the line and press Enter, then run on. The answer comes with the measurement.
+# %% [markdown] lang="ko" en="5f8b515a"
+# 대부분 활성화값입니다. 약속이 말 그대로 맞다면 16개짜리 마이크로배치 네 개로 나눌 때 최대 메모리(peak
+# memory)는 몇 바이트일지 **예측해 보세요.**
 #
-# 공식은 약속을 그대로 믿습니다. 위와 같되 활성화값만 4분의 1입니다. `...` 자리에 숫자를 적어 보세요.
+# 칸에 숫자를 적고 Enter를 누른 다음 계속 실행하세요. 답은 측정한 다음에 나옵니다.
 # %%
-[before] = whole.memory.ranks
-at_peak = before["at_peak"]
-promised = before["peak_bytes"] - at_peak["activations"] * 3 / 4
-predict("09.peak", ..., formula=promised, unit="bytes")
+predict("09.peak")
+# %% hidden=true
+# %%ranks 0 --as small
+step(model, adam, [half[:16] for half in batch], accumulate=1)
 # %%
 # %%ranks 0 --as parts
-step(4)
+step(model, adam, batch, accumulate=4)
 # %%
-# %%ranks 0 --as small
-train(model, corpus, **job | {"batch_size": 16}, accumulate=1)
-# %%
-[after], [of_16] = parts.memory.ranks, small.memory.ranks
-compare("09.peak", after["peak_bytes"])
-names = ("parameters", "gradients", "optimizer_state", "activations")
-rows = [
-    [t(f"category.{name}"), *(human_bytes(run["at_peak"][name]) for run in (before, of_16, after))]
-    for name in names
-]
-missing = after["peak_bytes"] - promised
-grown = after["at_peak"]["gradients"] - at_peak["gradients"]
-assert abs(missing / grown - 1) < 0.25
-extra = (after["peak_bytes"] - of_16["peak_bytes"]) / at_peak["parameters"]
-assert abs(of_16["peak_bytes"] / promised - 1) < 0.02 and abs(extra - 1) < 0.05
-Table([t("accumulation.at_peak"), "1 × 64", "1 × 16", "4 × 16"], rows)
+compare("09.peak", parts.memory.peak_bytes)
+show_peaks(whole, small, parts)
 # %% [markdown] lang="en"
-# The activations are a quarter, exactly, as with a single batch of 16, beside it. But there is a row
-# more: **gradients**. With one batch the peak comes at the end of the forward, when there are none yet. With four, the sum so far lies in
-# memory while the second forward runs.
+# The activations are those of a single batch of 16 (`1 × 16`, run alongside). But there is a row
+# more: **gradients**. With one batch the peak comes at the end of the forward, when there are none
+# yet. With four, the sum so far lies in memory while the second forward runs.
 #
 # So it is the memory of 16 *plus one copy of the gradients*, and accumulation never makes that copy
-# smaller. How far down can we go? Guess first what is left with 8 × 8.
-# %% [markdown] lang="ko" en="a2cece11"
-# 활성화값은 정확히 4분의 1이고, 옆의 16개짜리 배치 하나(`1 × 16`)와 같습니다. 그런데 한 줄이 더 생겼습니다. **그래디언트**입니다. 배치가 하나라면 메모리를
-# 가장 많이 쓰는 순간은 순전파가 끝날 때이고, 그때는 아직 그래디언트가 없습니다. 네 개로 나누면 두 번째 순전파를
-# 하는 동안 지금까지의 합이 메모리에 남아 있습니다.
+# smaller. How far down can we go? Move the slider, by mouse or arrow keys: these are formulas, for
+# our GPT and for GPT-2 large (774 million parameters, 1024 tokens a sequence).
+# %% [markdown] lang="ko" en="c137faa2"
+# 활성화값은 함께 돌려 본 16개짜리 배치 하나(`1 × 16`)와 같습니다. 그런데 한 줄이 더 생겼습니다.
+# **그래디언트**입니다. 배치가 하나라면 메모리를 가장 많이 쓰는 순간은 순전파가 끝날 때이고, 그때는 아직
+# 그래디언트가 없습니다. 네 개로 나누면 두 번째 순전파를 하는 동안 지금까지의 합이 메모리에 남아 있습니다.
 #
-# 그래서 16개만큼의 메모리에 *그래디언트 한 벌*이 더해집니다. 누적으로는 이 한 벌을 줄일 수 없습니다. 메모리는
-# 어디까지 줄어들까요? 8 × 8이면 얼마가 남을지 먼저 짐작해 보세요.
+# 그래서 16개만큼의 메모리에 *그래디언트 한 벌*이 더해지고, 이 한 벌은 누적으로 줄일 수 없습니다. 어디까지
+# 줄어들까요? 마우스나 화살표 키로 슬라이더를 움직여 보세요. 우리 GPT와 GPT-2 large(파라미터 7억 7천만 개,
+# 시퀀스당 토큰 1024개)를 공식으로 계산합니다.
 # %%
+explore(memory_of_a_step, micro_batches=[1, 2, 4, 8, 16, 32, 64])
+# %% hidden=true
 # %%ranks --fast
 from dlcourse.measure import Recorder
 
@@ -167,36 +160,30 @@ counts = (1, 2, 4, 8)
 
 def peak_of(count):
     with Recorder(0, 1) as recorder:
-        step(count)
+        step(model, adam, batch, accumulate=count)
     return recorder.record["memory"]["at_peak"]
 
 
-peaks = [peak_of(count) for count in counts] if rank == 0 else None
+peaks = {count: peak_of(count) for count in counts} if rank == 0 else None
 # %%
-counts, peaks = ranks["counts"][0], ranks["peaks"][0]
-labels = [f"{count} × {64 // count}" for count in counts]
-for count, peak in zip(counts, peaks, strict=True):
-    assert abs(count * peak["activations"] / peaks[0]["activations"] - 1) < 0.05
-    assert peak["parameters"] == peaks[0]["parameters"]
-least = human_bytes(sum(peaks[-1].values()) - peaks[-1]["activations"])
-title = t("accumulation.memory.title", least=least)
-memory_by_category_figure(dict(zip(labels, peaks, strict=True)), title=title)
+show_floor(ranks["peaks"][0])
 # %% [markdown] lang="en"
-# Half the micro-batch, half the activations. What stays is a floor of parameters, gradients and
-# Adam's state: 16 bytes a parameter, however small the pieces. Lessons 06 and 12 shrink that floor.
+# Measured, it is the same: half the micro-batch, half the activations. What stays is a floor of
+# parameters, gradients and Adam's state: 16 bytes a parameter, however small the pieces. Lessons 06
+# and 12 shrink that floor.
 #
 # ## Second promise: a little slower
 #
 # The arithmetic is the same, to the last multiplication. So time all of it in turns, in one run:
-# %% [markdown] lang="ko" en="b2c5328c"
-# 마이크로배치가 반이면 활성화값도 반입니다. 그래도 남는 바닥이 있습니다. 파라미터, 그래디언트, Adam의 상태를
-# 합쳐 파라미터 하나에 16바이트입니다. 아무리 잘게 나누어도 줄지 않습니다. 이 바닥을 낮추는 방법은 레슨 06과
-# 12에서 다룹니다.
+# %% [markdown] lang="ko" en="bc6e11e4"
+# 재 보아도 같습니다. 마이크로배치가 반이면 활성화값도 반입니다. 그래도 남는 바닥이 있습니다. 파라미터,
+# 그래디언트, Adam의 상태를 합쳐 파라미터 하나에 16바이트입니다. 아무리 잘게 나누어도 줄지 않습니다. 이 바닥을
+# 낮추는 방법은 레슨 06과 12에서 다룹니다.
 #
 # ## 두 번째 약속: 조금 느릴 뿐
 #
 # 계산량은 곱셈 하나까지 똑같습니다. 한 번의 실행 안에서 번갈아 가며 시간을 재 봅니다.
-# %%
+# %% hidden=true
 # %%ranks --fast
 import time
 
@@ -205,19 +192,14 @@ def race(turns=3):
     seconds = {count: [] for count in counts}
     for count in counts * turns:
         start = time.perf_counter()
-        step(count)
+        step(model, adam, batch, accumulate=count)
         seconds[count].append(time.perf_counter() - start)
-    return [min(times) for times in seconds.values()]
+    return {count: min(times) for count, times in seconds.items()}
 
 
 seconds = race() if rank == 0 else None
 # %%
-assert parts.throughput.flops == whole.throughput.flops > 0
-times = ranks["seconds"][0]
-ratios = dict(zip(labels, (taken / times[0] for taken in times), strict=True))
-title = t("accumulation.time.title", four=ratios["4 × 16"], most=ratios["8 × 8"])
-axis = t("accumulation.time.axis")
-bars_figure(labels, list(ratios.values()), axis=axis, title=title, unit="×", reference=1)
+show_times(ranks["seconds"][0], whole, parts)
 # %% [markdown] lang="en"
 # On a CPU, 4 × 16 may cost nothing at all. But the smaller the pieces, the thinner the matrices, and
 # every operator's fixed cost is paid once more for each piece. The ratio is the machine's, not the
@@ -236,25 +218,27 @@ bars_figure(labels, list(ratios.values()), axis=axis, title=title, unit="×", re
 #
 # 더 작은 GPT를 두 방식으로 학습합니다. 옵티마이저도 둘, 숫자 형식도 둘입니다. 끝났을 때 **비트까지** 같은
 # 파라미터는 얼마나 될까요?
-# %%
+# %% hidden=true
 # %%ranks --fast
+from dlcourse.training.accumulation import train
+
 SMALL = GPTConfig(block_size=32, n_layer=2, n_embd=64)
-optimizers = {"SGD": (torch.optim.SGD, 0.1), "AdamW": (torch.optim.AdamW, 1e-3)}
 
 
 def trained(optimizer, lr, dtype, accumulate):
     model = GPT(SMALL).to(device, dtype)
     optimizer = optimizer(model.parameters(), lr=lr)
-    options = {"batch_size": 64, "block": 32, "accumulate": accumulate, "optimizer": optimizer}
-    train(model, corpus, steps=steps, **options)
+    options = {"batch_size": 64, "block": 32, "optimizer": optimizer}
+    train(model, corpus, steps=steps, accumulate=accumulate, **options)
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-# %%
+# %% hidden=true
 # %%ranks --fast
 def compare_both(optimizer, lr, dtype):
     whole, parts = (trained(optimizer, lr, dtype, count) for count in (1, 4))
     return (whole == parts).float().mean().item(), (whole - parts).abs().max().item(), lr
 
 
+optimizers = {"SGD": (torch.optim.SGD, 0.1), "AdamW": (torch.optim.AdamW, 1e-3)}
 wide = torch.float32 if device.type == "mps" else torch.float64
 trials = {
     f"{name}, {str(dtype)[6:]}": compare_both(*optimizer, dtype)
@@ -262,36 +246,22 @@ trials = {
     for dtype in (torch.float32, wide)
 }
 # %%
-trials = ranks["trials"][0]
-rows = [
-    [name, f"{bits:.0%}", f"{apart:.1e}", f"{apart / lr:.1e}"]
-    for name, (bits, apart, lr) in trials.items()
-]
-bits, apart, lr = trials["AdamW, float32"]
-assert apart <= 0.05 * lr and trials["SGD, float32"][1] < 1e-5
-assert trials.get("AdamW, float64", (0, 0, 0))[1] < 1e-10
-heads = [t(f"accumulation.same{key}", steps=steps) for key in (".what", ".bits", "", ".lr")]
-Table(heads, rows)
+show_same(ranks["trials"][0], steps)
 # %% [markdown] lang="en"
-# Not bit for bit: the same numbers are added in another order, so the last digit differs. That it is
-# rounding and nothing else, float64 shows: the difference falls by about nine digits.
+# Not bit for bit: the same numbers are added in another order. That it is rounding and nothing else,
+# float64 shows. Adam enlarges it: it divides a gradient by its own size. Where the true gradient is
+# almost zero, rounding is divided by rounding, and that can move a parameter by a few percent of the
+# learning rate.
 #
-# Adam enlarges it. It divides a gradient by its own size. Where the true gradient is almost zero,
-# nothing but rounding is divided by nothing but rounding, and the result can move the parameter by a
-# few percent of the learning rate. Hence the tolerance: 5% of `lr`.
-# %% [markdown] lang="ko" en="901c91e9"
-# 비트까지 같지는 않습니다. 같은 수를 다른 순서로 더해서 마지막 자리가 달라집니다. 반올림일 뿐이라는 것은
-# float64가 보여 줍니다. 차이가 아홉 자리쯤 줄어듭니다.
-#
-# Adam은 이 차이를 키웁니다. 그래디언트를 자기 크기로 나누기 때문입니다. 진짜 그래디언트가 0에 가까우면 반올림
-# 오차를 반올림 오차로 나누게 되고, 파라미터가 학습률의 몇 %까지 움직일 수 있습니다. 그래서 `lr`의 5%까지
-# 허용합니다.
-# %% [markdown] lang="en"
 # ## Where it is not the same
 #
 # "The gradient of a mean is the mean of the gradients" holds only where rows do not know of each
 # other. Does a layer break that? Guess before you run it: layer norm, batch norm, dropout?
-# %% [markdown] lang="ko" en="ecea185a"
+# %% [markdown] lang="ko" en="fd4ff4c4"
+# 비트까지 같지는 않습니다. 같은 수를 다른 순서로 더하기 때문입니다. 반올림일 뿐이라는 것은 float64가 보여
+# 줍니다. Adam은 그래디언트를 자기 크기로 나누어 이 차이를 키웁니다. 진짜 그래디언트가 0에 가까우면 반올림
+# 오차를 반올림 오차로 나누게 되고, 파라미터가 학습률의 몇 %까지 움직일 수 있습니다.
+#
 # ## 같지 않은 경우
 #
 # "평균의 그래디언트는 그래디언트의 평균"이라는 말은 행끼리 서로 상관없을 때만 맞습니다. 이것을 깨뜨리는 층이
@@ -307,12 +277,12 @@ def gradient(layer, count, seed=0):
     for x in rows.chunk(count):
         (F.mse_loss(net(x), x.sum(dim=1, keepdim=True)) / count).backward()
     return torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
-
-
+# %% hidden=true
+# %%ranks --fast
 def off(got, want):
     return ((got - want).norm() / want.norm()).item()
-# %%
-# %%ranks --fast
+
+
 layers = {
     "layer_norm": lambda: nn.LayerNorm(64),
     "batch_norm": lambda: nn.BatchNorm1d(64),
@@ -322,59 +292,52 @@ layer_errors = {name: off(gradient(new, 4), gradient(new, 1)) for name, new in l
 new = layers["dropout"]
 layer_errors["seed"] = off(gradient(new, 1, seed=1), gradient(new, 1))
 # %%
-layer_errors = ranks["layer_errors"][0]
-rows = [[t(f"accumulation.layer.{name}"), f"{error:.1g}"] for name, error in layer_errors.items()]
-assert layer_errors["layer_norm"] < 1e-5 < 0.01 < layer_errors["batch_norm"]
-assert layer_errors["dropout"] > 0.01
-Table([t("accumulation.layer"), t("accumulation.off")], rows)
+show_layers(ranks["layer_errors"][0])
 # %% [markdown] lang="en"
-# **Batch norm** looks across the batch: statistics of 16 rows are not those of 64, and there is no
-# repair in the loop (its running averages also move four times). Layer norm looks at one row only.
+# **Batch norm** looks across the batch: statistics of 16 rows are not those of 64, and the loop
+# cannot repair it. **Dropout** only draws its random numbers in another order: that is as far off as
+# one batch with another seed (last row), another sample and no error.
 #
-# **Dropout** differs for another reason: the random numbers are drawn in another order, so other
-# neurons are dropped. That is as far off as one batch with another seed (last row): another sample,
-# no error.
-# %% [markdown] lang="ko" en="7e0905bf"
-# **배치 정규화**는 배치 전체를 봅니다. 16행의 통계는 64행의 통계와 다르고, 반복문에서 고칠 방법이 없습니다(이동
-# 평균도 네 번 움직입니다). 층 정규화는 한 행만 봅니다.
-#
-# **드롭아웃**은 다른 이유로 달라집니다. 난수를 뽑는 순서가 바뀌어 다른 뉴런이 꺼집니다. 그 차이는 배치 하나를
-# 다른 시드로 돌릴 때(마지막 줄)와 비슷합니다. 표본이 다를 뿐 틀린 것은 아닙니다.
-# %% [markdown] lang="en"
 # The third case concerns every language model. Texts differ in length, the rest is padding, and
 # padding has no target. Take losses of 4 in a micro-batch with **one** target, and of 2, 2, 2 in one
-# with three.
+# with three. **Predict** what dividing by the number of micro-batches gives. (The mean over all
+# targets is 2.5.)
+# %% [markdown] lang="ko" en="1d60244f"
+# **배치 정규화**는 배치 전체를 봅니다. 16행의 통계는 64행의 통계와 다르고, 반복문에서 고칠 방법이 없습니다.
+# **드롭아웃**은 난수를 뽑는 순서가 바뀔 뿐입니다. 차이가 배치 하나를 다른 시드로 돌릴 때(마지막 줄)와
+# 비슷합니다. 표본이 다를 뿐 틀린 것은 아닙니다.
 #
-# **Predict** what dividing by the number of micro-batches gives. (The mean over all targets is 2.5.)
-# %% [markdown] lang="ko" en="d2ef1741"
 # 세 번째는 모든 언어 모델에 해당합니다. 글마다 길이가 다르고, 남는 자리는 패딩(padding)으로 채우며, 패딩에는
 # 타깃이 없습니다. 타깃이 **하나**인 마이크로배치의 손실은 4, 셋인 마이크로배치의 손실은 2, 2, 2라고 합시다.
-#
 # 마이크로배치 수로 나누면 얼마가 될지 **예측해 보세요.** (모든 타깃의 평균은 2.5입니다.)
 # %%
-predict("09.means", ..., formula=(4 + 2) / 2)
-# %%
+predict("09.means")
+# %% hidden=true
 # %%ranks --fast
 losses_of = [torch.tensor([4.0]), torch.tensor([2.0, 2.0, 2.0])]
 mean_of_means = sum(losses.mean() / len(losses_of) for losses in losses_of).item()
-mean_of_all = torch.cat(losses_of).mean().item()
+assert torch.cat(losses_of).mean() == 2.5
 # %%
 compare("09.means", ranks["mean_of_means"])
-assert set(ranks["mean_of_all"]) == {2.5}
 # %% [markdown] lang="en"
-# A mean of means. The lonely target counted three times as much as each of the others. The cure: every
-# micro-batch gives its *sum*, and all sums are divided by one number, counted **before** the first
-# backward. (A model with `no_sync` lives in several ranks: then all of them count together.)
-# %% [markdown] lang="ko" en="fdf09e9d"
-# 평균의 평균입니다. 혼자 있던 타깃의 비중이 다른 타깃의 세 배입니다. 고치는 방법은 이렇습니다. 마이크로배치마다
-# *합*을 내고, 모두 같은 수로 나눕니다. 그 수는 첫 역전파 **전에** 세어 두어야 합니다. (모델에 `no_sync`가
-# 있으면 랭크가 여러 개이므로 모든 랭크의 타깃을 함께 셉니다.)
+# The cure: every micro-batch gives its *sum*, and all sums are divided by one number, counted
+# **before** the first backward. Here it is, and then both ways on text of very unequal lengths:
+# %% [markdown] lang="ko" en="283e4384"
+# 고치는 방법은 이렇습니다. 마이크로배치마다 *합*을 내고, 모두 같은 수로 나눕니다. 그 수는 첫 역전파 **전에**
+# 세어 두어야 합니다. 코드를 보고, 길이가 크게 다른 글로 두 방식을 비교해 봅니다.
 # %%
-show("dlcourse.training.accumulation:backward_by_tokens")
-# %%
-# %%ranks --fast
-from dlcourse.training.accumulation import IGNORED, backward_by_tokens
+# %%ranks
+IGNORED = -100
 
+
+def backward_by_targets(model, parts):
+    num_targets = sum((targets != IGNORED).sum() for _, targets in parts)
+    for tokens, targets in parts:
+        logits = model(tokens).flatten(0, 1)
+        loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        (loss / num_targets).backward()
+# %% hidden=true
+# %%ranks --fast
 tokens, targets = (half.to(device) for half in corpus.batch(0, micro_batch=8, block=32))
 for row, length in enumerate((2, 3, 5, 4, 30, 32, 31, 32)):
     targets[row, length:] = IGNORED
@@ -386,33 +349,38 @@ def padded_gradient(backward, count):
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
-wanted = padded_gradient(backward_equal, 1)
-uneven, by_tokens = (
-    off(padded_gradient(backward, 4), wanted) for backward in (backward_equal, backward_by_tokens)
-)
+want = padded_gradient(backward_equal, 1)
+uneven = off(padded_gradient(backward_equal, 4), want)
+by_targets = off(padded_gradient(backward_by_targets, 4), want)
 # %%
-uneven, by_tokens = ranks["uneven"][0], ranks["by_tokens"][0]
-print(t("accumulation.uneven", plain=f"{uneven:.0%}", weighted=f"{by_tokens:.0e}"))
-assert by_tokens < 1e-5 < 0.1 < uneven
+show_uneven(ranks["uneven"][0], ranks["by_targets"][0])
 # %% [markdown] lang="en"
 # Nothing fails, nothing warns, and the gradient is off. This very mistake sat in widely used training
 # libraries until October 2024 [1].
 #
 # ## In ranks: who sends, and when?
 #
-# Now data parallelism and accumulation together. DDP sends a gradient as soon as backward has filled
-# a bucket. But the first three sums are not finished. `no_sync()` holds them back. (DDP cuts the
-# batch by ranks, then each rank cuts its part.)
-# %% [markdown] lang="ko" en="2ba22e24"
+# Now data parallelism and accumulation together: the batch is cut by ranks, then each rank cuts its
+# part. DDP sends a gradient as soon as backward has filled a bucket, but the first three sums are not
+# finished. `no_sync()` holds them back.
+#
+# **Predict.** Four micro-batches in plain DDP, without `no_sync()`. How many times the gradients does
+# a rank give to all-reduce in one step?
+# %% [markdown] lang="ko" en="f15678ba"
 # 오류도 경고도 없는데 그래디언트는 틀립니다. 널리 쓰이는 학습 라이브러리에도 2024년 10월까지 바로 이 버그가
 # 있었습니다[1].
 #
 # ## 랭크가 여러 개라면: 누가 언제 보낼까요?
 #
-# 이제 데이터 병렬화와 누적을 함께 씁니다. DDP는 역전파가 버킷(bucket)을 채우는 대로 보냅니다. 하지만 처음 세 번은
-# 합이 아직 끝나지 않았습니다. `no_sync()`로 붙들어 둡니다. (배치를 먼저 랭크로 나누고, 랭크마다 자기 몫을 다시
-# 나눕니다.)
+# 이제 데이터 병렬화와 누적을 함께 씁니다. 배치를 먼저 랭크로 나누고, 랭크마다 자기 몫을 다시 나눕니다. DDP는
+# 역전파가 버킷(bucket)을 채우는 대로 보내지만, 처음 세 번은 합이 아직 끝나지 않았습니다. `no_sync()`로 붙들어
+# 둡니다.
+#
+# **예측해 보세요.** `no_sync()` 없이 보통의 DDP로 마이크로배치 네 개를 돌립니다. 랭크 하나가 한 스텝에
+# 그래디언트 크기의 몇 배를 올리듀스(all-reduce)에 넘길까요?
 # %%
+predict("09.no_sync")
+# %% hidden=true
 # %%ranks --fast
 from contextlib import nullcontext
 
@@ -421,17 +389,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dlcourse.parallel.data import OverlappedDataParallel
 from dlcourse.parallel.replicas import replica_drift
 
-gradient_bytes = 4 * GPT(SMALL).num_parameters()
-batch = corpus.batch(0, rank=rank, world_size=world_size, micro_batch=4, block=32)
-mine = split(*(half.to(device) for half in batch), accumulate=4)
-# %% [markdown] lang="en"
-# **Predict.** Four micro-batches in plain DDP, without `no_sync()`. How many times the gradients does
-# a rank give to all-reduce in one step?
-# %% [markdown] lang="ko" en="6783f7b7"
-# **예측해 보세요.** `no_sync()` 없이 보통의 DDP로 마이크로배치 네 개를 돌립니다. 랭크 하나가 한 스텝에 그래디언트
-# 크기의 몇 배를 올리듀스(all-reduce)에 넘길까요?
-# %%
-predict("09.no_sync", ..., formula=4, unit="×")
+share = corpus.batch(0, rank=rank, world_size=world_size, micro_batch=4, block=32)
+mine = split(*(half.to(device) for half in share), accumulate=4)
 # %%
 # %%ranks --fast
 def one_step(quiet_forwards, quiet_backwards):
@@ -443,9 +402,9 @@ def one_step(quiet_forwards, quiet_backwards):
             with ddp.no_sync() if i in quiet_backwards else nullcontext():
                 loss.backward()
     torch.optim.SGD(ddp.parameters(), lr=0.1).step()
-    calls = recorder.record["comm"]
-    sent = sum(call["bytes"] for call in calls if call["op"] == "all_reduce")
-    return sent / gradient_bytes, replica_drift(ddp)
+    calls = [call for call in recorder.record["comm"] if call["op"] == "all_reduce"]
+    sent = sum(call["bytes"] for call in calls) / (4 * ddp.module.num_parameters())
+    return sent, replica_drift(ddp)
 # %%
 # %%ranks --fast
 first, all_four = [0, 1, 2], [0, 1, 2, 3]
@@ -456,23 +415,16 @@ cases = {
     "all": one_step(all_four, first),
 }
 # %%
-cases = ranks["cases"][0]
-compare("09.no_sync", cases["none"][0])
-assert [times for times, _ in cases.values()] == [4, 4, 1, 0]
-assert [drift > 0 for _, drift in cases.values()] == [False, False, False, num_ranks > 1]
-rows = [
-    [t(f"accumulation.no_sync.{name}"), f"{times:.3g} ×", f"{drift:.2g}"]
-    for name, (times, drift) in cases.items()
-]
-Table([t(f"accumulation.no_sync{key}") for key in ("", ".sent", ".drift")], rows)
+compare("09.no_sync", ranks["cases"][0]["none"][0])
+show_no_sync(ranks["cases"][0], ranks=num_ranks)
 # %% [markdown] lang="en"
-# Rows 1 and 2 keep the ranks equal, but send four times as much. Row 2 is the common mistake: `no_sync()` around
-# `backward()` alone does **nothing**, because DDP decides in the *forward* whether the backward that
-# follows sends. Row 4 is the same rule from the other side: a last forward inside, and nobody sends.
-# The ranks drift, without an error.
+# Rows 1 and 2 keep the ranks equal, but send four times as much. Row 2 is the common mistake:
+# `no_sync()` around `backward()` alone does **nothing**, because DDP decides in the *forward* whether
+# the backward that follows sends. Row 4 is the same rule from the other side: a last forward inside,
+# and nobody sends. The ranks drift, without an error.
 #
 # Our class from lesson 03 follows the same rule, but refuses:
-# %% [markdown] lang="ko" en="30e6e48b"
+# %% [markdown] lang="ko" en="1de3e3b0"
 # 1, 2행은 랭크끼리 같지만 네 배를 보냅니다. 2행은 흔한 실수입니다. `backward()`만 `no_sync()`로 감싸면 **아무
 # 효과도 없습니다.** DDP는 이어지는 역전파에서 보낼지를 *순전파*에서 정하기 때문입니다. 4행은 같은 규칙의 다른
 # 면입니다. 마지막 순전파까지 안에 넣으면 아무도 보내지 않고, 랭크는 오류 없이 어긋납니다.
@@ -492,14 +444,14 @@ one_step_of_ours()
 # %% [markdown] lang="en"
 # ## Beside the real library
 #
-# Our loop does not care whose `no_sync()` it calls. The same job with our class, with torch's DDP,
-# and in one process with all 64 sequences at once:
-# %% [markdown] lang="ko" en="9506e7eb"
+# The whole loop does not care whose `no_sync()` it calls. The same job with our class, with torch's
+# DDP, and in one process with all 64 sequences at once:
+# %% [markdown] lang="ko" en="d9343322"
 # ## 실제 라이브러리와 나란히
 #
-# 우리 반복문은 누구의 `no_sync()`든 상관없습니다. 같은 작업을 우리 클래스, torch의 DDP, 그리고 64개를 한꺼번에
+# 전체 반복문은 누구의 `no_sync()`든 상관없습니다. 같은 작업을 우리 클래스, torch의 DDP, 그리고 64개를 한꺼번에
 # 읽는 단일 프로세스로 해 봅니다.
-# %%
+# %% hidden=true
 # %%ranks --fast
 alone = trained(*optimizers["AdamW"], torch.float32, 1) if rank == 0 else None
 
@@ -509,49 +461,23 @@ def apart_from_one(wrapper):
     train(model, corpus, steps=steps, batch_size=64, block=32, accumulate=4)
     flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     return (flat - alone).abs().max().item() if rank == 0 else 0.0
-
-
 # %%
 # %%ranks --as ours
 apart_ours = apart_from_one(OverlappedDataParallel)
 # %%
-# %%ranks --as theirs
-apart_theirs = apart_from_one(DistributedDataParallel)
+# %%ranks --as ddp
+apart_ddp = apart_from_one(DistributedDataParallel)
 # %%
-def column(run, apart):
-    sent = run.comm.ranks[0]["ops"]["all_reduce"]["bytes"] / steps
-    activations = run.memory.ranks[0]["at_peak"]["activations"]
-    return [human_bytes(sent), human_bytes(activations), f"{apart / lr:.1%}"]
-
-
-apart_ours, apart_theirs = ranks["apart_ours"][0], ranks["apart_theirs"][0]
-assert max(apart_ours, apart_theirs) <= 0.05 * lr
-rows = [[t(f"accumulation.peer.{key}")] for key in ("sent", "activations", "apart")]
-for run, off_by in ((ours, apart_ours), (theirs, apart_theirs)):
-    rows = [[*row, cell] for row, cell in zip(rows, column(run, off_by), strict=True)]
-Table([t("accumulation.peer"), "OverlappedDataParallel", "DDP"], rows)
+pair = {"OverlappedDataParallel": (ours, ranks["apart_ours"][0]), "DDP": (ddp, ranks["apart_ddp"][0])}
+show_libraries(pair, steps=steps, lr=1e-3)
 # %% [markdown] lang="en"
-# One all-reduce of the gradients a step, and the training of one process. In FSDP2 the switch is
-# `set_requires_gradient_sync(False)`. Mind its price: unreduced gradients stay *whole* in every rank.
-#
-# What is left of the claim?
-# %% [markdown] lang="ko" en="3f559598"
-# 스텝마다 그래디언트를 한 번만 올리듀스하고, 단일 프로세스와 같은 학습을 합니다. FSDP2에서는
-# `set_requires_gradient_sync(False)`로 합니다. 대신 합치지 않은 그래디언트가 랭크마다 *통째로* 남습니다.
-#
-# 주장은 얼마나 맞을까요?
+# One all-reduce of the gradients a step, and the training of one process. What is left of the claim?
+# %% [markdown] lang="ko" en="34fdbcc1"
+# 스텝마다 그래디언트를 한 번만 올리듀스하고, 단일 프로세스와 같은 학습을 합니다. 주장은 얼마나 맞을까요?
 # %%
-claim(
-    "D1",
-    bits=100 * bits,
-    apart=100 * apart / lr,
-    batch_norm=100 * layer_errors["batch_norm"],
-    uneven=100 * uneven,
-    activations=after["at_peak"]["activations"] / at_peak["activations"],
-    extra=extra,
-    sent=cases["none"][0] / cases["both"][0],
-    time=ratios["4 × 16"],
-)
+names = ("trials", "layer_errors", "uneven", "cases", "seconds")
+measured = {name: ranks[name][0] for name in names}
+claim("D1", **figures_of_d1(whole, small, parts, **measured))
 # %% [markdown] lang="en"
 # ## Exercises
 #
@@ -679,3 +605,61 @@ once = 2 * 63 / 64 * gradients_gb
 # 출처: [1] [Hugging Face, Fixing Gradient Accumulation, 2024](https://huggingface.co/blog/gradient_accumulation).
 # [DDP.no_sync](https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html),
 # [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
+# %% [markdown] lang="en"
+# ## Deeper
+#
+# Not needed for what follows. Everything below runs on its own once the cells above have run.
+#
+# ### When the number does not divide
+#
+# Four parts of a batch of 64 are easy. Five are refused, and the message says what would do:
+# %% [markdown] lang="ko" en="03e275f2"
+# ## 더 깊이
+#
+# 다음 레슨에 꼭 필요하지는 않습니다. 위의 셀을 실행했다면 아래는 어느 것이나 바로 실행할 수 있습니다.
+#
+# ### 나누어떨어지지 않을 때
+#
+# 64개를 넷으로 나누는 것은 쉽습니다. 다섯으로는 나눌 수 없어서 거부하고, 무엇이 되는지 알려 줍니다.
+# %%
+# %%ranks 0 --fails "accumulate=5 does not divide"
+split(*batch, accumulate=5)
+# %% [markdown] lang="en"
+# ### Targets counted over all ranks
+#
+# With several ranks, one number for all means: for the targets of *all* ranks. A model with
+# `no_sync` lives in several ranks, so the whole function counts them together first, which sends 8
+# bytes beside the gradients. A weight puts the mean over ranks right that DDP
+# takes afterwards. The function is folded below; this is what it sends:
+# %% [markdown] lang="ko" en="eb38d013"
+# ### 모든 랭크의 타깃을 함께 세기
+#
+# 랭크가 여러 개라면 같은 수로 나눈다는 말은 *모든* 랭크의 타깃 수로 나눈다는 뜻입니다. 모델에 `no_sync`가
+# 있으면 랭크가 여러 개이므로, 전체 함수는 먼저 타깃을 함께 셉니다. 이때 그래디언트 말고도 8바이트를 보냅니다. 그
+# 뒤에 DDP가 내는 랭크 평균은 가중치로 바로잡습니다. 함수는 아래에 접어 두었습니다. 실제로 보내는 양은
+# 다음과 같습니다.
+# %% hidden=true
+show("dlcourse.training.accumulation:backward_by_tokens")
+# %%
+# %%ranks --as counted
+from dlcourse.training.accumulation import backward_by_tokens
+
+model_of_all = DistributedDataParallel(GPT(SMALL).to(device))
+loss = backward_by_tokens(model_of_all, mine)
+# %%
+show_all_reduces(counted)
+# %% [markdown] lang="en"
+# ### FSDP2, and running averages
+#
+# In FSDP2 the switch is `set_requires_gradient_sync(False)`. Mind its price: unreduced gradients stay
+# *whole* in every rank, where reduced ones would be a shard.
+#
+# Batch norm has a second difference: its running averages move four times in a step, each by the
+# statistics of 16 rows.
+# %% [markdown] lang="ko" en="cf16113d"
+# ### FSDP2, 그리고 이동 평균
+#
+# FSDP2에서는 `set_requires_gradient_sync(False)`로 합니다. 대신 합치지 않은 그래디언트가 랭크마다 샤드가 아니라
+# *통째로* 남습니다.
+#
+# 배치 정규화에는 차이가 하나 더 있습니다. 이동 평균이 한 스텝에 네 번, 한 번에 16행의 통계로 움직입니다.

@@ -1,0 +1,5 @@
+"""Sliders under which a picture answers at once."""
+
+from dlcourse.explorer.sliders import Explorer, explore
+
+__all__ = ["Explorer", "explore"]

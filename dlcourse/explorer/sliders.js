@@ -1,0 +1,47 @@
+// Sliders and the picture of their position. All pictures are here already: no question goes to
+// the kernel.
+
+function render({ model, el }) {
+  const sliders = model.get("sliders");
+  const pictures = model.get("pictures");
+  const root = document.createElement("section");
+  root.className = "dlc-explore";
+  const figure = document.createElement("figure");
+
+  const draw = () => {
+    const positions = model.get("positions");
+    let number = 0;
+    sliders.forEach(({ values }, i) => {
+      number = number * values.length + positions[i];
+      inputs[i].value = positions[i];
+      inputs[i].setAttribute("aria-valuetext", values[positions[i]]);
+      outputs[i].textContent = values[positions[i]];
+    });
+    figure.innerHTML = pictures[number];
+  };
+
+  const outputs = [];
+  const inputs = sliders.map(({ label, values }, i) => {
+    const line = root.appendChild(document.createElement("label"));
+    line.append(label);
+    const input = line.appendChild(document.createElement("input"));
+    Object.assign(input, { type: "range", min: 0, max: values.length - 1, step: 1 });
+    // Lab would take the arrow keys as its own: up and down would select another cell.
+    input.dataset.lmSuppressShortcuts = "true";
+    input.addEventListener("input", () => {
+      const positions = [...model.get("positions")];
+      positions[i] = Number(input.value);
+      model.set("positions", positions);
+      model.save_changes();
+    });
+    outputs.push(line.appendChild(document.createElement("output")));
+    return input;
+  });
+  root.append(figure);
+  el.append(root);
+  draw();
+  model.on("change:positions", draw);
+  return () => model.off("change:positions", draw);
+}
+
+export default { render };

@@ -1,0 +1,103 @@
+"""Sliders under which a picture changes at once, by mouse and by keyboard.
+
+    explore(memory_of_a_step, micro_batches=[1, 2, 4, 8])
+
+calls the function once for each position, as soon as the cell runs. So a slider answers within a
+frame of the screen, also while the kernel is busy with a long cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from itertools import product
+from typing import Any
+
+from dlcourse.figures.picture import Picture
+from dlcourse.panel.widget import front_end_present
+from dlcourse.words.strings import t
+
+MAX_POSITIONS = 100  # of all sliders together; a picture has a few KB
+
+
+class Explorer:
+    """Sliders and their pictures; made by `explore`.
+
+    Attributes:
+        pictures: one for each combination of values, the last slider's changing fastest.
+        start: which of them is shown first, and where there is no front end.
+    """
+
+    def __init__(
+        self, names: Sequence[str], values: Sequence[Sequence[Any]], pictures: list[Picture]
+    ) -> None:
+        self.names, self.values, self.pictures = list(names), list(values), pictures
+        self.start = [len(each) // 2 for each in values]
+
+    @property
+    def picture(self) -> Picture:
+        """The one that is shown first."""
+        number = 0
+        for position, values in zip(self.start, self.values, strict=True):
+            number = number * len(values) + position
+        return self.pictures[number]
+
+    def __repr__(self) -> str:
+        return self.picture.text
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        still = {"text/plain": self.picture.text, "image/svg+xml": self.picture.svg}
+        if not front_end_present():
+            return still
+        sliders = [
+            {"label": t(f"explore.{name}"), "values": [str(value) for value in values]}
+            for name, values in zip(self.names, self.values, strict=True)
+        ]
+        view = _widget_class()(
+            sliders=sliders,
+            pictures=[picture.svg for picture in self.pictures],
+            positions=self.start,
+        )
+        return {**view._repr_mimebundle_()[0], **still}
+
+
+def explore(draw: Callable[..., Picture], **sliders: Sequence[Any]) -> Explorer:
+    """Sliders, and under them the picture that ``draw`` gives for their values.
+
+    Args:
+        draw: takes a value for each slider by name and returns a `Picture`.
+        sliders: name and values of each; the names are words of the area "explore".
+
+    Raises:
+        ValueError: no slider, a slider without values, or more positions than fit a page.
+    """
+    if not sliders or not all(len(values) for values in sliders.values()):
+        raise ValueError("explore needs a slider with at least one value: micro_batches=[1, 2, 4]")
+    for name in sliders:
+        t(f"explore.{name}")  # refuses a name without words here, in both kinds of front end
+    combinations = list(product(*sliders.values()))
+    if len(combinations) > MAX_POSITIONS:
+        raise ValueError(
+            f"{len(combinations)} positions, at most {MAX_POSITIONS}: give fewer values"
+        )
+    pictures = [draw(**dict(zip(sliders, values, strict=True))) for values in combinations]
+    return Explorer(list(sliders), list(sliders.values()), pictures)
+
+
+@cache
+def _widget_class() -> type:
+    """The anywidget class, made at the first display."""
+    import anywidget
+    import traitlets
+
+    here = files("dlcourse.explorer")
+
+    class DlcourseExplorer(anywidget.AnyWidget):
+        _esm = (here / "sliders.js").read_text("utf-8")
+        _css = (here / "sliders.css").read_text("utf-8")
+        sliders = traitlets.List().tag(sync=True)
+        pictures = traitlets.List().tag(sync=True)
+        positions = traitlets.List().tag(sync=True)  # kept over a reload of the page
+
+    return DlcourseExplorer

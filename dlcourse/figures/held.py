@@ -1,0 +1,67 @@
+"""What was checked, said where a reader looks: how far two things were apart, and what is allowed.
+
+A bare ``assert`` tells a reader nothing when it holds.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from dlcourse.words.strings import t
+
+
+class Said:
+    """One sentence among results."""
+
+    def __init__(self, sentence: str) -> None:
+        self.sentence = sentence
+
+    def __repr__(self) -> str:
+        return self.sentence
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.sentence)}</p>"
+
+
+class Held(Said):
+    """One sentence: "equal to one process: largest difference 8.8e-06, allowed 5e-05, because …"
+
+    It has been checked already: where it does not hold, `held` makes none.
+    """
+
+    def _repr_html_(self) -> str:
+        return f'<p class="dlc-held">✓ {escape(self.sentence)}</p>'
+
+
+def held(what: str, difference: float, *, allowed: float, because: str, unit: str = "") -> Held:
+    """Check that a difference is within what is allowed, and say so.
+
+    Args:
+        what: what was found to hold, such as "equal to one process".
+        difference: how far it was off.
+        allowed: how far it may be off.
+        because: why that much is allowed; half a sentence without a full stop.
+        unit: "%" or nothing.
+
+    Raises:
+        AssertionError: it is off by more, or is not a number; with the same sentence.
+    """
+    shown = [f"{value:.2g}{unit}" for value in (difference, allowed)]
+    words = {"what": what, "difference": shown[0], "allowed": shown[1], "because": because}
+    if not abs(difference) <= allowed:
+        raise AssertionError(t("held.no", **words))
+    return Held(t("held.yes", **words))
+
+
+class Together:
+    """Several results of one call, one below the other."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+
+    def __repr__(self) -> str:
+        return "\n\n".join(map(repr, self.parts))
+
+    def _repr_html_(self) -> str:
+        return "".join(part._repr_html_() for part in self.parts)

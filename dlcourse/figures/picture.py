@@ -1,0 +1,132 @@
+"""A small picture as SVG text: it takes its colours of words and lines from JupyterLab's theme.
+
+An SVG of a few KB can be changed in place at every move of a slider; a plotly figure can be changed
+in place only as a `FigureWidget`, which brings 5 MB with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+
+from dlcourse.figures.colors import CATEGORIES, INK, text_on
+from dlcourse.words.strings import t
+
+WIDTH = 880  # in units of the picture, which is drawn as wide as its cell, and no wider than this
+_LEFT, _RIGHT = 150, 100  # the rows' names, and the totals
+_TITLE_COLUMNS = 92  # of a line of the title; Korean letters are two columns wide
+_FONT = "system-ui, 'Noto Sans KR', 'Noto Sans CJK KR', 'Apple SD Gothic Neo', sans-serif"
+# Outside JupyterLab the grey that can be read on white and on black
+_WORDS = f"var(--jp-content-font-color1, {INK})"
+_LINES = f"var(--jp-border-color1, {INK})"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a slider's position shows.
+
+    svg:  a whole `<svg>`; it needs nothing from elsewhere.
+    text: the same in words, for readers who do not see it.
+    """
+
+    svg: str
+    text: str
+
+
+def stacked_bars(
+    rows: Mapping[str, Mapping[str, float]],
+    *,
+    title: str,
+    axis: str,
+    limit: float,
+    totals: Mapping[str, str],
+) -> Picture:
+    """Horizontal bars, one a row, cut into the course's categories.
+
+    rows:   label -> {category: length}, lengths in the unit of the axis.
+    title:  what the picture shows, as a sentence.
+    axis:   the axis' name with its unit.
+    limit:  where the axis ends, the same at all positions, so that the bars can be compared.
+    totals: label -> what stands behind the bar.
+
+    Raises:
+        ValueError: a category is unknown, or a bar is longer than the limit.
+    """
+    unknown = {name for sizes in rows.values() for name in sizes} - set(CATEGORIES)
+    if unknown:
+        raise ValueError(f"rows holds {sorted(unknown)}: give some of {', '.join(CATEGORIES)}")
+    scale = (WIDTH - _LEFT - _RIGHT) / limit
+    lines = _lines(title)
+    top = 14 + 22 * len(lines)
+    parts = [_text(12, 22 + 22 * i, line, size=16, weight=600) for i, line in enumerate(lines)]
+    bottom = top + 46 * len(rows)
+    for tick in (limit * i / 4 for i in range(5)):
+        x = _LEFT + tick * scale
+        parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="{_LINES}" stroke-opacity=".4"/>')
+        parts.append(_text(x, bottom + 18, f"{tick:g}", anchor="middle", size=12))
+    parts.append(_text(_LEFT + limit * scale / 2, bottom + 38, axis, anchor="middle"))
+    said = [title]
+    for i, (label, sizes) in enumerate(rows.items()):
+        y, x = top + 8 + 46 * i, float(_LEFT)
+        parts.append(_text(_LEFT - 10, y + 20, label, anchor="end"))
+        if (total := sum(sizes.values())) > limit * 1.001:
+            raise ValueError(f"the bar {label!r} is {total:g} long, and the axis ends at {limit:g}")
+        for name, color in CATEGORIES.items():
+            if width := sizes.get(name, 0) * scale:
+                parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="30" ')
+                parts[-1] += f'fill="{color}"/>'
+                if width > 44:
+                    size = f"{sizes[name]:.1f}"
+                    at = x + width / 2
+                    parts.append(_text(at, y + 20, size, "middle", size=12, fill=text_on(color)))
+                x += width
+        parts.append(_text(x + 8, y + 20, totals[label]))
+        shares = ", ".join(f"{t(f'category.{n}')} {v:.1f}" for n, v in sizes.items() if v)
+        said.append(f"{label}: {totals[label]} ({axis}: {shares})")
+    x = 12.0
+    seen = [name for name in CATEGORIES if any(sizes.get(name) for sizes in rows.values())]
+    for name in seen:
+        parts.append(f'<rect x="{x}" y="{bottom + 54}" width="12" height="12" ')
+        parts[-1] += f'fill="{CATEGORIES[name]}"/>'
+        word = t(f"category.{name}")
+        parts.append(_text(x + 18, bottom + 65, word))
+        x += 18 + 8 * _columns(word) + 20
+    height = bottom + 78
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'width="100%" style="max-width:{WIDTH}px;font-family:{escape(_FONT)}" '
+        f'aria-label="{escape(". ".join(said))}">'
+    )
+    return Picture(head + "".join(parts) + "</svg>", "\n".join(said))
+
+
+def _text(
+    x: float,
+    y: float,
+    words: str,
+    anchor: str = "start",
+    *,
+    size: int = 13,
+    weight: int = 400,
+    fill: str = _WORDS,
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
+        f'font-weight="{weight}" style="fill:{fill}">{escape(words)}</text>'
+    )
+
+
+def _columns(text: str) -> int:
+    return sum(2 if ord(char) > 0x1100 else 1 for char in text)
+
+
+def _lines(title: str) -> list[str]:
+    lines = [""]
+    for word in title.split(" "):
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and _columns(longer) > _TITLE_COLUMNS:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

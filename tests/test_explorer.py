@@ -1,0 +1,102 @@
+"""Sliders and their pictures, without a browser: what is drawn, how fast, and what stands still."""
+
+from __future__ import annotations
+
+import time
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from dlcourse.explorer import explore, sliders
+from dlcourse.figures.accumulation import memory_of_a_step
+from dlcourse.figures.picture import stacked_bars
+from dlcourse.formulas.memory import predict_peak
+from dlcourse.formulas.recipe import Recipe
+from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.words.strings import set_language
+
+COUNTS = [1, 2, 4, 8, 16, 32, 64]
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def words(svg: str) -> list[str]:
+    root = ElementTree.fromstring(svg)
+    return [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize("lang", ["ko", "en"])
+def test_every_position_is_a_whole_picture_within_100_ms(lang):
+    set_language(lang)
+    seen = set()
+    for count in COUNTS:
+        spent = []
+        for _ in range(3):  # processor time: a busy machine does not make it slow
+            before = time.process_time()
+            picture = memory_of_a_step(micro_batches=count)
+            spent.append(time.process_time() - before)
+        assert min(spent) < 0.1
+        title = words(picture.svg)[0]
+        assert title.startswith(f"{count} × {64 // count}:") and title in picture.text
+        assert ("activations" in picture.text) == (lang == "en")
+        seen.add(picture.svg)
+    assert len(seen) == len(COUNTS)
+
+
+def test_the_bars_are_what_the_formula_says():
+    set_language("en")
+    root = ElementTree.fromstring(memory_of_a_step(micro_batches=4).svg)
+    bars = [r for r in root.iter("{http://www.w3.org/2000/svg}rect") if r.get("height") == "30"]
+    widths = [float(bar.get("width")) for bar in bars[:4]]
+    starts = [float(bar.get("x")) for bar in bars[:4]]
+    ends = [start + width for start, width in zip(starts, widths, strict=True)]
+    assert starts[1:] == pytest.approx(ends[:3], abs=0.2), "the pieces lie end to end"
+    whole, parts = (
+        predict_peak(
+            GPTConfig(n_layer=4, n_head=4, n_embd=128, vocab_size=256, block_size=128),
+            Recipe(accumulate=count),
+            sequences=64,
+            block=32,
+        )
+        for count in (1, 4)
+    )
+    names = ("parameters", "gradients", "optimizer_state", "activations")
+    share = [parts[name] / sum(whole.values()) for name in names]
+    assert [w / sum(widths) for w in widths] == pytest.approx([s / sum(share) for s in share], 0.01)
+    assert sum(widths) == pytest.approx(630 * sum(share), abs=1)
+
+
+def test_a_bar_beyond_the_axis_and_an_unknown_category_are_refused():
+    plain = dict(title="", axis="", limit=1, totals={"a": ""})
+    with pytest.raises(ValueError, match="axis ends at 1"):
+        stacked_bars({"a": {"parameters": 2}}, **plain)
+    with pytest.raises(ValueError, match="give some of"):
+        stacked_bars({"a": {"weights": 1}}, **plain)
+
+
+def test_headless_the_picture_stands_still_and_no_widget_is_made(monkeypatch):
+    set_language("en")
+    monkeypatch.setattr(sliders, "front_end_present", lambda: False)
+    explorer = explore(memory_of_a_step, micro_batches=COUNTS)
+    shown = explorer._repr_mimebundle_()
+    assert set(shown) == {"text/plain", "image/svg+xml"}
+    assert words(shown["image/svg+xml"])[0].startswith("8 × 8:")
+    assert repr(explorer) == shown["text/plain"]
+    monkeypatch.setattr(sliders, "front_end_present", lambda: True)
+    assert VIEW in explorer._repr_mimebundle_()
+
+
+def test_several_sliders_and_what_is_refused():
+    set_language("en")
+    drawn = []
+
+    def draw(micro_batches):
+        drawn.append(micro_batches)
+        return memory_of_a_step(1)
+
+    assert len(explore(draw, micro_batches=[1, 2, 3]).pictures) == 3 and drawn == [1, 2, 3]
+    with pytest.raises(ValueError, match="at least one value"):
+        explore(draw, micro_batches=[])
+    with pytest.raises(ValueError, match="at most 100"):
+        explore(draw, micro_batches=list(range(101)))
+    with pytest.raises(ValueError, match=r"explore\.unknown"):
+        explore(draw, unknown=[1])

@@ -1,0 +1,130 @@
+"""Predictions: the formula stays out of the cell, what is typed is understood, nothing is a dead
+end."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlcourse.course import catalog, predictions
+from dlcourse.course.amounts import read_amount
+from dlcourse.course.predictions import compare, find_asked, predict
+from dlcourse.models.gpt import GPTConfig
+from dlcourse.words.strings import set_language
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    set_language("en")
+    monkeypatch.setattr(predictions, "_predictions", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "number"),
+    [
+        ("3.2 MB", "bytes", 3.2e6),
+        ("3.2MiB", "bytes", 3.2 * 2**20),
+        ("3e6", "bytes", 3e6),
+        ("3,200,000", "bytes", 3.2e6),
+        (" 12 ms ", "s", 0.012),
+        ("2분", "s", 120),
+        ("4×", "×", 4),
+        ("4배", "×", 4),
+        ("25%", "%", 25),
+        (".5", "", 0.5),
+        ("7 B", "", 7e9),
+        ("7 B", "bytes", 7),
+    ],
+)
+def test_amounts_as_people_type_them(text, unit, number):
+    assert read_amount(text, unit) == pytest.approx(number)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"), [("", ""), ("much", "bytes"), ("3 s", "bytes"), ("3 4 MB x", "bytes")]
+)
+def test_what_is_no_amount_is_refused(text, unit):
+    with pytest.raises(ValueError, match="is no"):
+        read_amount(text, unit)
+
+
+def test_headless_the_formula_answers_and_the_reason_comes_with_the_measurement(capsys):
+    prediction = predict("09.no_sync")
+    assert (prediction.guess, prediction.value, prediction.unit) == (None, 4, "×")
+    assert "the formula answers: 4" in capsys.readouterr().out
+    assert compare("09.no_sync", [4, 4]).ratio == 1
+    said = capsys.readouterr().out
+    assert "Nothing was typed" in said and "fills every bucket" in said
+
+
+def test_compare_without_predict_is_no_dead_end(capsys):
+    """Also in the formula's unit, which the cell that predicts would have set."""
+    found = compare("09.peak", 33_000_000)
+    said = capsys.readouterr().out
+    assert found.predicted == pytest.approx(29.4e6, rel=0.01)
+    assert "MiB" in said and "the formula's prediction" in said and "more is there" in said
+
+
+def test_a_guess_in_the_cell_and_a_formula_in_the_cell_work_as_before(capsys):
+    assert predict("09.peak", 30e6).value == 30e6
+    assert predict("77.mine", ..., formula=lambda: 6, unit="s").value == 6
+    compare("77.mine", 6.0)
+    said = capsys.readouterr().out
+    assert "Left open, so the formula's answer is used: 6 s" in said and "typed" not in said
+    with pytest.raises(ValueError, match="has no formula"):
+        predict("77.other")
+
+
+def test_no_cell_of_a_lesson_holds_the_formula_that_its_room_knows():
+    root = catalog.course_root()
+    for name in catalog.written_lessons(root):
+        if (catalog.room(root, name) / "predictions.py").exists():
+            source = catalog.source_path(root, name).read_text("utf-8")
+            assert "predict(" in source and "formula=" not in source, name
+
+
+class FrontEnd:
+    """What `predict` shows where somebody is there: the widgets, without a browser."""
+
+    def __init__(self, monkeypatch):
+        import IPython.display
+
+        self.shown = []
+        monkeypatch.setattr(predictions, "front_end_present", lambda: True)
+        monkeypatch.setattr(
+            IPython.display, "display", lambda bundle, **_: self.shown.append(bundle)
+        )
+
+    def line(self):
+        from ipywidgets.widgets import widget
+
+        view = self.shown[-1]["application/vnd.jupyter.widget-view+json"]["model_id"]
+        return widget._instances[view].children
+
+
+def test_in_a_front_end_a_line_appears_and_keeps_what_was_typed(monkeypatch, capsys):
+    front = FrontEnd(monkeypatch)
+    predict("09.peak")
+    line, answer = front.line()
+    assert front.shown[-1]["text/plain"] == "Run this cell to type your prediction."
+    assert capsys.readouterr().out == "", "the formula's answer is not told before the measurement"
+    line.value = "a lot"
+    assert "not a number" in answer.value
+    assert compare("09.peak", 33e6).predicted == pytest.approx(29.4e6, rel=0.01)
+    line.value = "33 MB"
+    assert "Noted" in answer.value
+    found = compare("09.peak", 33e6)
+    assert found.predicted == 33e6 and "your prediction" in capsys.readouterr().out
+    predict("09.peak")  # the cell again
+    assert front.line()[0].value == "33 MB"
+    assert compare("09.peak", 33e6).predicted == 33e6
+    front.line()[0].value = ""
+    assert compare("09.peak", 33e6).predicted == pytest.approx(29.4e6, rel=0.01)
+
+
+def test_the_formula_is_of_the_model_that_the_lesson_trains():
+    from dataclasses import asdict
+
+    from dlcourse.figures.accumulation import SIZES
+
+    assert asdict(GPTConfig()) == SIZES
+    assert find_asked("09.nothing") is None and find_asked("99.peak") is None
