@@ -122,9 +122,7 @@ def test_in_a_front_end_a_line_appears_and_keeps_what_was_typed(monkeypatch, cap
 
 
 def test_the_formula_is_of_the_model_that_the_lesson_trains():
-    from dataclasses import asdict
+    from dlcourse.figures.accumulation import OURS
 
-    from dlcourse.figures.accumulation import SIZES
-
-    assert asdict(GPTConfig()) == SIZES
+    assert GPTConfig() == OURS
     assert find_asked("09.nothing") is None and find_asked("99.peak") is None
