@@ -10,7 +10,8 @@ import cloudpickle
 import pytest
 
 from dlcourse.course.claims import Claim, find_claim
-from dlcourse.figures import first_look as start
+from dlcourse.course.library_map import boxes_left_out, load_libraries
+from dlcourse.figures.strategies import largest_difference
 from dlcourse.models.tiny import ARCHITECTURES
 from dlcourse.ranks import Ranks
 
@@ -56,7 +57,7 @@ def recorded(claim: Claim) -> dict[str, float]:
 def test_a1_every_architecture_trains_under_every_strategy(results):
     claim = find_claim("A1")
     assert claim.verdict == "holds"
-    gap = start.largest_gap(results[0])
+    gap = largest_difference(results[0])
     assert gap < TOLERANCE
     assert recorded(claim)["pairs"] == len(results[0]) == len(ARCHITECTURES) * len(STRATEGIES)
     assert recorded(claim)["gap"] < TOLERANCE
@@ -85,9 +86,7 @@ def test_a3_libraries_can_be_compared_strategy_by_strategy(results):
         ddp, fsdp = (results[0][architecture, s]["losses"] for s in ("data", "zero3"))
         assert ddp == pytest.approx(fsdp, abs=TOLERANCE)
     assert recorded(claim)["same_loss"] < TOLERANCE
-    cells = {
-        library["name"]: set(library["cells"]) for library in start.load_libraries()["libraries"]
-    }
+    cells = {library["name"]: set(library["cells"]) for library in load_libraries()["libraries"]}
     assert cells["Horovod"] == {"data"}
     for toolbox in ("Megatron-Core", "DeepSpeed"):
         assert cells[toolbox] > {"data", "tensor", "pipeline"}, "more than what DDP is"
@@ -110,11 +109,11 @@ def test_a4_zero_tensor_and_pipeline_parallelism_are_in_torch(results):
     assert results[0]["dense", "tensor"]["parameters"] < whole
     pipelining = import_module("torch.distributed.pipelining")
     assert all(hasattr(pipelining, name) for name in ("PipelineStage", "ScheduleGPipe"))
-    assert recorded(claim)["left_out"] == len(start.boxes_left_out(start.load_libraries()))
+    assert recorded(claim)["left_out"] == len(boxes_left_out(load_libraries()))
 
 
 def test_the_library_map_has_a_source_for_every_library():
-    data = start.load_libraries()
+    data = load_libraries()
     for library in data["libraries"]:
         assert library["sources"] and all(s.startswith("https://") for s in library["sources"])
         assert set(library["cells"]) <= set(data["strategies"])

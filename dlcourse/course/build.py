@@ -374,10 +374,10 @@ def lesson_table(root: Path, lang: str) -> str:
     ]
     written = catalog.written_lessons(root)
     for name in catalog.all_lessons(root):
-        number, title = name[:2], t(f"lesson.{name}.title", lang)
+        number, title = name[:2], catalog.title(root, name, lang)
         if name in written:
             title = f"[{title}]({name}.ipynb)"
         else:
             title = f"{title} ({t('course.index.planned', lang)})"
-        rows.append(f"| {number} | {title} | {t(f'lesson.{name}.question', lang)} |")
+        rows.append(f"| {number} | {title} | {catalog.question(root, name, lang)} |")
     return "\n".join(rows)

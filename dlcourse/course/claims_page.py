@@ -82,9 +82,9 @@ def _lessons(claim: Claim, root: Path, lang: str) -> str:
     written = [name for name in claim.lessons if name in catalog.written_lessons(root)]
     if claim.verdict == "not_tested_yet" or not written:
         name = next_lesson(claim, root)
-        return f"{name[:2]} {t(f'lesson.{name}.title', lang)}"
+        return f"{name[:2]} {catalog.title(root, name, lang)}"
     return ", ".join(
-        f"[{name[:2]} {t(f'lesson.{name}.title', lang)}]({name}.ipynb)" for name in written
+        f"[{name[:2]} {catalog.title(root, name, lang)}]({name}.ipynb)" for name in written
     )
 
 

@@ -10,6 +10,7 @@ Source: the Linux kernel's Documentation/filesystems/proc.rst, "smaps_rollup".
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 _ROLLUP = "/proc/self/smaps_rollup"
 
@@ -38,6 +39,22 @@ def _psutil_bytes() -> int:
         return int(process.memory_full_info().uss)
     except (psutil.Error, AttributeError):
         return int(process.memory_info().rss)
+
+
+def memory_together() -> int:
+    """Bytes of all processes that the notebook has started: the ranks and what starts them.
+
+    A page that several processes share counts once (PSS). Where the system has no PSS (macOS),
+    only what each process has for itself counts (USS).
+    """
+    import psutil
+
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            memory = process.memory_full_info()
+            total += getattr(memory, "pss", memory.uss)
+    return total
 
 
 class CachedPss:

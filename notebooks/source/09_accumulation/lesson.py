@@ -143,7 +143,7 @@ grown = after["at_peak"]["gradients"] - at_peak["gradients"]
 assert abs(missing / grown - 1) < 0.25
 extra = (after["peak_bytes"] - of_16["peak_bytes"]) / at_peak["parameters"]
 assert abs(of_16["peak_bytes"] / promised - 1) < 0.02 and abs(extra - 1) < 0.05
-Table([t("accumulation.at_peak"), "1 × 64", "1 × 16", "4 × 16"], rows)
+Table([t(".at_peak"), "1 × 64", "1 × 16", "4 × 16"], rows)
 # %% [markdown] lang="en"
 # The activations are a quarter, exactly, as with a single batch of 16, beside it. But there is a row
 # more: **gradients**. With one batch the peak comes at the end of the forward, when there are none yet. With four, the sum so far lies in
@@ -179,7 +179,7 @@ for count, peak in zip(counts, peaks, strict=True):
     assert abs(count * peak["activations"] / peaks[0]["activations"] - 1) < 0.05
     assert peak["parameters"] == peaks[0]["parameters"]
 least = human_bytes(sum(peaks[-1].values()) - peaks[-1]["activations"])
-title = t("accumulation.memory.title", least=least)
+title = t(".memory.title", least=least)
 ledger_figure(dict(zip(labels, peaks, strict=True)), title=title)
 # %% [markdown] lang="en"
 # Half the micro-batch, half the activations. What stays is a floor of parameters, gradients and
@@ -215,8 +215,8 @@ seconds = race() if rank == 0 else None
 assert parts.throughput.flops == whole.throughput.flops > 0
 times = ranks["seconds"][0]
 ratios = dict(zip(labels, (taken / times[0] for taken in times), strict=True))
-title = t("accumulation.time.title", four=ratios["4 × 16"], most=ratios["8 × 8"])
-axis = t("accumulation.time.axis")
+title = t(".time.title", four=ratios["4 × 16"], most=ratios["8 × 8"])
+axis = t(".time.axis")
 bars_figure(labels, list(ratios.values()), axis=axis, title=title, unit="×", reference=1)
 # %% [markdown] lang="en"
 # On a CPU, 4 × 16 may cost nothing at all. But the smaller the pieces, the thinner the matrices, and
@@ -270,7 +270,7 @@ rows = [
 bits, apart, lr = trials["AdamW, float32"]
 assert apart <= 0.05 * lr and trials["SGD, float32"][1] < 1e-5
 assert trials.get("AdamW, float64", (0, 0, 0))[1] < 1e-10
-heads = [t(f"accumulation.same{key}", steps=steps) for key in (".what", ".bits", "", ".lr")]
+heads = [t(f".same{key}", steps=steps) for key in (".what", ".bits", "", ".lr")]
 Table(heads, rows)
 # %% [markdown] lang="en"
 # Not bit for bit: the same numbers are added in another order, so the last digit differs. That it is
@@ -323,10 +323,10 @@ new = layers["dropout"]
 layer_errors["seed"] = off(gradient(new, 1, seed=1), gradient(new, 1))
 # %%
 layer_errors = ranks["layer_errors"][0]
-rows = [[t(f"accumulation.layer.{name}"), f"{error:.1g}"] for name, error in layer_errors.items()]
+rows = [[t(f".layer.{name}"), f"{error:.1g}"] for name, error in layer_errors.items()]
 assert layer_errors["layer_norm"] < 1e-5 < 0.01 < layer_errors["batch_norm"]
 assert layer_errors["dropout"] > 0.01
-Table([t("accumulation.layer"), t("accumulation.off")], rows)
+Table([t(".layer"), t(".off")], rows)
 # %% [markdown] lang="en"
 # **Batch norm** looks across the batch: statistics of 16 rows are not those of 64, and there is no
 # repair in the loop (its running averages also move four times). Layer norm looks at one row only.
@@ -392,7 +392,7 @@ uneven, by_tokens = (
 )
 # %%
 uneven, by_tokens = ranks["uneven"][0], ranks["by_tokens"][0]
-print(t("accumulation.uneven", plain=f"{uneven:.0%}", weighted=f"{by_tokens:.0e}"))
+print(t(".uneven", plain=f"{uneven:.0%}", weighted=f"{by_tokens:.0e}"))
 assert by_tokens < 1e-5 < 0.1 < uneven
 # %% [markdown] lang="en"
 # Nothing fails, nothing warns, and the gradient is off. This very mistake sat in widely used training
@@ -461,10 +461,10 @@ compare("09.no_sync", cases["none"][0])
 assert [times for times, _ in cases.values()] == [4, 4, 1, 0]
 assert [drift > 0 for _, drift in cases.values()] == [False, False, False, num_ranks > 1]
 rows = [
-    [t(f"accumulation.no_sync.{name}"), f"{times:.3g} ×", f"{drift:.2g}"]
+    [t(f".no_sync.{name}"), f"{times:.3g} ×", f"{drift:.2g}"]
     for name, (times, drift) in cases.items()
 ]
-Table([t(f"accumulation.no_sync{key}") for key in ("", ".sent", ".drift")], rows)
+Table([t(f".no_sync{key}") for key in ("", ".sent", ".drift")], rows)
 # %% [markdown] lang="en"
 # Rows 1 and 2 keep the ranks equal, but send four times as much. Row 2 is the common mistake: `no_sync()` around
 # `backward()` alone does **nothing**, because DDP decides in the *forward* whether the backward that
@@ -526,10 +526,10 @@ def column(run, apart):
 
 apart_ours, apart_theirs = ranks["apart_ours"][0], ranks["apart_theirs"][0]
 assert max(apart_ours, apart_theirs) <= 0.05 * lr
-rows = [[t(f"accumulation.peer.{key}")] for key in ("sent", "activations", "apart")]
+rows = [[t(f".peer.{key}")] for key in ("sent", "activations", "apart")]
 for run, off_by in ((ours, apart_ours), (theirs, apart_theirs)):
     rows = [[*row, cell] for row, cell in zip(rows, column(run, off_by), strict=True)]
-Table([t("accumulation.peer"), "OverlappedDataParallel", "DDP"], rows)
+Table([t(".peer"), "OverlappedDataParallel", "DDP"], rows)
 # %% [markdown] lang="en"
 # One all-reduce of the gradients a step, and the training of one process. In FSDP2 the switch is
 # `set_requires_gradient_sync(False)`. Mind its price: unreduced gradients stay *whole* in every rank.
