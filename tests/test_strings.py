@@ -117,7 +117,8 @@ def asked_for(found: dict[Path, Usage], keys: set[str]) -> dict[Path, set[str]]:
         if path.is_relative_to(PACKAGE)
     }
     package = set().union(*(found[path].texts for path in modules.values()))
-    package |= set(re.findall(r'"(\w+)"', (ROOT / "data" / "libraries.json").read_text("utf-8")))
+    for path in [ROOT / "data" / "libraries.json", *PACKAGE.rglob("*.json")]:
+        package |= set(re.findall(r'"(\w+)"', path.read_text(encoding="utf-8")))
     return {
         path: one.keys(
             keys,

@@ -1,4 +1,4 @@
-"""The page of all claims, as Markdown: made from ``data/claims.json`` and nothing else."""
+"""The page of all claims, as Markdown: made from the rooms' ``claims.toml`` and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dlcourse.course import catalog
 from dlcourse.course.claims import (
     VERDICTS,
     Claim,
-    claims_path,
+    claims_files,
     load_claims,
     next_lesson,
     origin,
@@ -23,7 +23,7 @@ _MARKS = dict(zip(VERDICTS, "✓◐✗…", strict=True))  # shapes, so that no 
 
 def claims_pages(root: Path) -> dict[Path, str]:
     """Path → text of the page in each language; none where there are no claims."""
-    if not claims_path(root).exists():
+    if not claims_files(root):
         return {}
     return {
         catalog.notebook_path(root, lang, NAME).with_suffix(".md"): claims_page(root, lang)

@@ -609,9 +609,9 @@ assert len({f"{of[0]['loss']:.4f}" for of in found.values()}) == 1
 # %%
 import json
 
-from dlcourse.course.catalog import course_root
+from dlcourse.course.catalog import course_root, room
 
-told = json.loads((course_root() / "data" / "tensor_parallel_peers.json").read_text())
+told = json.loads((room(course_root(), "04_tensor_parallel") / "megatron_core.json").read_text())
 name = t(".recorded", name=f"{told['library']} {told['version']}", date=told["date"])
 print(t(f".library.{'' if ranks['installed'][0] else 'not_'}installed"))
 beside_table(found, reference="DTensor", recorded={name: told["ranks"]})
