@@ -15,6 +15,7 @@ from dlcourse.course import catalog
 from dlcourse.figures import colors
 from dlcourse.words import strings, units
 from dlcourse.words.strings import area_of, read_words
+from dlcourse.words.text_table import markdown_table, text_table
 
 PACKAGE = Path(strings.__file__).parents[1]
 ROOT = PACKAGE.parent
@@ -366,6 +367,20 @@ def test_seconds_counts_and_ranks_as_people_read_them():
         "6.70 G",
     ]
     assert units.rank_ranges([3, 0, 1, 2, 6]) == "0-3, 6"
+
+
+def test_columns_line_up_in_both_languages():
+    table = text_table(["이름", "n"], [["올리듀스\n(링)", "12"], ["ring", "3"], ["cafe\u0301", ""]])
+    assert table.split("\n") == [
+        "이름       n",
+        "--------  --",
+        "올리듀스  12",
+        "(링)",
+        "ring       3",
+        "cafe\u0301",
+    ]
+    assert text_table(["a", "b"], [["long", "x"]], [True, False]).split("\n")[0] == "   a  b"
+    assert markdown_table(["", "b"], [["x|y", "2"]]) == "|  | b |\n| --- | --- |\n| x\\|y | 2 |"
 
 
 # What a reader with a colour vision deficiency sees: G. M. Machado et al., "A physiologically-based

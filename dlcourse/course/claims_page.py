@@ -16,6 +16,7 @@ from dlcourse.course.claims import (
     quantity,
 )
 from dlcourse.words.strings import t
+from dlcourse.words.text_table import markdown_table
 
 NAME = "claims"
 _MARKS = dict(zip(VERDICTS, "✓◐✗…", strict=True))  # shapes, so that no colour has to be seen
@@ -56,7 +57,7 @@ def _overview(claims: list[Claim], root: Path, lang: str) -> str:
         number = f"[{claim.id}](#{claim.id})" if claim.verdict != "not_tested_yet" else claim.id
         verdict, lessons = _verdict(claim.verdict, lang), _lessons(claim, root, lang)
         rows.append([number, claim.statement[lang], verdict, lessons])
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _section(claim: Claim, root: Path, lang: str) -> str:
@@ -69,7 +70,7 @@ def _section(claim: Claim, root: Path, lang: str) -> str:
         for figure in claim.figures
     ]
     head = [t(f"claim.{key}", lang) for key in ("figure", "recorded", "origin")]
-    parts.append(_table(head, rows))
+    parts.append(markdown_table(head, rows))
     parts.append(
         f"{t('claim.how', lang).capitalize()}: {claim.how[lang]} "
         f"({t('claim.lesson', lang)} {_lessons(claim, root, lang)}, `{claim.test}`)"
@@ -90,10 +91,3 @@ def _lessons(claim: Claim, root: Path, lang: str) -> str:
 
 def _verdict(verdict: str, lang: str) -> str:
     return f"{_MARKS[verdict]} {t(f'claim.verdict.{verdict}', lang)}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
-    )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from dlcourse.words.strings import t
+from dlcourse.words.text_table import text_table
 from dlcourse.words.units import rank_ranges
 
 _MANY_COLUMNS = 8  # more than these are set in smaller letters
@@ -44,22 +44,9 @@ class Table:
         ]
 
     def __repr__(self) -> str:
-        lines = [[text.split("\n") for text in self.header], None]
-        lines += [[_text(cell).split("\n") for cell in row] for row in self.rows]
-        widths = [
-            max(_width(part) for row in lines if row for part in row[i])
-            for i in range(len(self.header))
-        ]
-        out = [self.caption] if self.caption else []
-        for row in lines:
-            if row is None:
-                out.append("  ".join("-" * width for width in widths))
-                continue
-            for n in range(max(len(parts) for parts in row)):
-                cells = (parts[n] if n < len(parts) else "" for parts in row)
-                pads = zip(cells, widths, self._right, strict=True)
-                out.append("  ".join(_pad(*pad) for pad in pads).rstrip())
-        return "\n".join(out)
+        rows = [[_text(cell) for cell in row] for row in self.rows]
+        table = text_table(self.header, rows, self._right)
+        return f"{self.caption}\n{table}" if self.caption else table
 
     def _repr_html_(self) -> str:
         sides = ["right" if right else "left" for right in self._right]
@@ -145,12 +132,3 @@ def _text(cell: Any) -> str:
     if isinstance(cell, float):
         return f"{cell:,.6g}"
     return f"{cell:,}" if _is_number(cell) else str(cell)
-
-
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def _pad(text: str, width: int, right: bool) -> str:
-    space = " " * (width - _width(text))
-    return space + text if right else text + space

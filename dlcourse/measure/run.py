@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from dlcourse.words.text_table import text_table
 from dlcourse.words.units import human_bytes
 
 CATEGORIES = (
@@ -93,19 +94,6 @@ def overlap(a: Sequence[Interval], b: Sequence[Interval]) -> float:
     return total
 
 
-def _text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned first column, right-aligned others."""
-    widths = [max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))]
-    lines = []
-    for row in [header, ["-" * w for w in widths], *rows]:
-        cells = [
-            str(c).ljust(w) if i == 0 else str(c).rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 # --------------------------------------------------------------------------- the parts
 
 
@@ -159,7 +147,7 @@ class Comm:
             ]
             for o in self.ops
         ]
-        return _text_table(["op", "ranks", "calls", "bytes", "sent (theory)", "ms"], rows)
+        return text_table(["op", "ranks", "calls", "bytes", "sent (theory)", "ms"], rows)
 
     def figure(self, lang: str | None = None) -> Any:
         """Bars of bytes by collective and rank (plotly)."""
@@ -214,7 +202,7 @@ class Memory:
             + [human_bytes(r["peak_bytes"])]
             for r in self.ranks
         ]
-        return _text_table(["rank", *CATEGORIES, "peak"], rows)
+        return text_table(["rank", *CATEGORIES, "peak"], rows)
 
     def figure(self, lang: str | None = None) -> Any:
         """Stacked bars of the peak by category and rank (plotly)."""
@@ -269,7 +257,7 @@ class Timeline:
             + ["-" if r["hidden_fraction"] is None else f"{r['hidden_fraction']:.0%}"]
             for r in self.ranks
         ]
-        return _text_table(["rank", *(f"{k} ms" for k in SPAN_KINDS), "hidden"], rows)
+        return text_table(["rank", *(f"{k} ms" for k in SPAN_KINDS), "hidden"], rows)
 
     def figure(self, lang: str | None = None) -> Any:
         """One lane a rank (plotly)."""
@@ -324,7 +312,7 @@ class Throughput:
             "-" if self.tokens_per_s is None else f"{self.tokens_per_s:,.0f}",
             "-" if self.flops_per_s is None else f"{self.flops_per_s / 1e9:.2f}",
         ]
-        return _text_table(["steps", "ms/step", "tokens/s", "GFLOP/s"], [row])
+        return text_table(["steps", "ms/step", "tokens/s", "GFLOP/s"], [row])
 
     def figure(self, lang: str | None = None) -> Any:
         """Step time over steps, by rank (plotly)."""
