@@ -92,7 +92,7 @@ def test_d3():
     half, more, most = (share_of_activations(sequences) for sequences in (2, 3, 12))
     assert 45 < half < 50 < more < 60
     assert saved(2, reentrant, whole) == pytest.approx(found["half"], abs=2)
-    assert found["half"] < 30 < saved(3, reentrant, whole) < 70
+    assert saved(2, reentrant, whole) < 30 < saved(3, reentrant, whole) < 70
     assert most == pytest.approx(found["share"], abs=1)
     assert saved(12, reentrant, whole) == pytest.approx(70, abs=2)
     assert saved(4, reentrant, activations) == pytest.approx(found["activations"], abs=0.5)
@@ -102,7 +102,6 @@ def test_d3():
     assert more_flops(products) == 0
     assert saved(4, products, activations) == pytest.approx(found["selective"], abs=0.5)
     # A model of any shape stays below the limit: deep, wide, with long sequences
-    for sizes in (dict(n_layer=100), dict(n_embd=4096), dict(block=4096)):
-        shape = Shape(**sizes)
-        more = step_flops(shape, [1] * shape.n_layer) / step_flops(shape) - 1
-        assert more < found["limit"] / 100 + 1e-3 < 0.5
+    shapes = [Shape(**s) for s in (dict(n_layer=100), dict(n_embd=4096), dict(block=4096))]
+    more = [100 * (step_flops(s, [1] * s.n_layer) / step_flops(s) - 1) for s in shapes]
+    assert max(more) == pytest.approx(found["limit"], abs=0.2) and found["limit"] < 50

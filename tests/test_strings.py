@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from word_usage import Usage, matches, usage, usage_of
 
+from dlcourse import Ranks, lesson
 from dlcourse.course import catalog
 from dlcourse.figures import colors
 from dlcourse.words import strings, units
@@ -307,12 +308,13 @@ def test_a_lesson_has_words_of_its_own(monkeypatch):
     assert strings.t(".error", "en") == "error of the gradient", "of the lesson"
 
 
-def test_ranks_have_the_words_of_the_lesson(monkeypatch):
+def test_a_lesson_that_is_started_and_its_ranks_have_its_words(monkeypatch):
     monkeypatch.setenv("DLCOURSE_WORDS", "")
-    strings.set_lesson_words(OWN["09_accumulation"])
-    code = "from dlcourse.words.strings import t; print(t('.same', 'en'))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == strings.t(".same", "en")
+    monkeypatch.setenv("DLCOURSE_LANG", "")
+    lesson(lang="en", name="09_accumulation")
+    assert strings.t(".same") == "largest difference of a parameter"
+    with Ranks(1, device="cpu", default=False) as ranks:
+        assert ranks.run(strings.t, ".same") == [strings.t(".same")]
 
 
 @pytest.mark.parametrize(
