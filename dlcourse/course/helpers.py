@@ -85,7 +85,8 @@ def lesson(*, lang: str = "ko", name: str = "") -> None:
     catalog.check_language(lang)
     set_language(lang)
     os.environ["DLCOURSE_LANG"] = lang
-    set_lesson_words(catalog.words_path(catalog.course_root(), name))
+    if name:
+        set_lesson_words(catalog.words_path(catalog.course_root(), name))
     metrics.append("lesson", name=name, lang=lang)
     _report_recorded_cells()
 
