@@ -20,7 +20,10 @@ from dlcourse.words.text_table import markdown_table, text_table
 
 PACKAGE = Path(strings.__file__).parents[1]
 ROOT = PACKAGE.parent
-OWN = {name: catalog.words_path(ROOT, name) for name in catalog.LESSONS}  # of each lesson
+OWN = {  # the words of each lesson, written or not
+    path.parent.name: path
+    for path in sorted((ROOT / "notebooks" / "source").glob("[0-9][0-9]_*/words.toml"))
+}
 FILES = [*sorted((PACKAGE / "words").glob("*.toml")), *OWN.values()]
 ROOM_KEYS = ("title", "question")  # what the tools show of a lesson
 
@@ -71,6 +74,16 @@ def test_every_text_is_there_in_both_languages_with_the_same_fields():
     assert sum(len(read_words(path)) for path in FILES) > 600
     said = [f"{path.relative_to(ROOT)}: {p}" for path in FILES for p in file_problems(path)]
     assert said == []
+
+
+def test_every_lesson_has_a_title_and_a_question():
+    lacking = [
+        f"{name}: {key}"
+        for name in catalog.all_lessons(ROOT)
+        for key in ROOM_KEYS
+        if key not in read_words(catalog.words_path(ROOT, name))
+    ]
+    assert lacking == []
 
 
 @pytest.mark.parametrize(
