@@ -210,7 +210,7 @@ def _lessons(args: argparse.Namespace) -> int:
     written = catalog.written_lessons(root)
     for name in catalog.all_lessons(root):
         state = "" if name in written else f" ({strings.t('course.index.planned', args.lang)})"
-        print(f"{name:<24}{strings.t(f'lesson.{name}.title', args.lang)}{state}")
+        print(f"{name:<24}{catalog.title(root, name, args.lang)}{state}")
     return 0
 
 

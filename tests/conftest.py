@@ -41,8 +41,10 @@ def demo_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     root = tmp_path / "course"
     shutil.copytree(REPOSITORY / "tests" / "demo", root)
-    (root / "data").mkdir()
-    shutil.copy(REPOSITORY / "data" / "claims.json", root / "data")
+    for file in (REPOSITORY / "notebooks" / "source").glob("*/*.toml"):  # claims, titles
+        room = root / "notebooks" / "source" / file.parent.name
+        room.mkdir(exist_ok=True)
+        shutil.copy(file, room)
     accept_translations(root / "notebooks" / "source" / "97_demo" / "lesson.py")
     monkeypatch.setenv("DLCOURSE_ROOT", str(root))
     return root

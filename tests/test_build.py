@@ -357,8 +357,7 @@ def test_the_start_page_lists_all_lessons_and_links_the_written_ones(demo_root):
     root, course = demo_root, Path(__file__).parents[1]
     text = catalog.source_path(course, "index").read_text(encoding="utf-8")
     (root / "notebooks" / "source" / "index.py").write_text(text, encoding="utf-8")
-    room = source_of(root).parent
-    room.rename(room.with_name("00_start"))
+    source_of(root).rename(catalog.source_path(root, "00_start"))
     build.build(root, ["00_start"])
     page = (root / "notebooks" / "en" / "index.md").read_text(encoding="utf-8")
     assert "[Start here](00_start.ipynb)" in page and "{{" not in page

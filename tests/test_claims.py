@@ -1,18 +1,18 @@
-"""The claims file: whole, in both languages, and no verdict without the test that recomputes it."""
+"""The claims: whole, in both languages, and no verdict without the test that recomputes it."""
 
 from __future__ import annotations
 
-import copy
-import json
 import re
 import shutil
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dlcourse.course import build, catalog
 from dlcourse.course.claims import (
-    claims_path,
+    claims_files,
     claims_table,
     find_claim,
     load_claims,
@@ -49,9 +49,13 @@ IDS = [f"{letter}{i}" for letter, last in zip("ABCDE", (4, 7, 7, 9, 7), strict=T
 PROJECT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def data():
-    return json.loads(claims_path().read_text(encoding="utf-8"))
+@pytest.fixture
+def claims():
+    """Of lesson 00, of which A1 is given a full verdict."""
+    path = PROJECT / "notebooks" / "source" / "00_start" / "claims.toml"
+    found = tomllib.loads(path.read_text(encoding="utf-8"))
+    good_verdict(found["A1"])
+    return found
 
 
 def test_every_claim_is_there_once_in_order_and_in_its_lessons():
@@ -61,9 +65,10 @@ def test_every_claim_is_there_once_in_order_and_in_its_lessons():
         assert claim.lessons == [name for name, ids in PLAN.items() if claim.id in ids.split()]
 
 
-@pytest.mark.parametrize("id", IDS)
-def test_a_verdict_has_its_lesson_its_figures_and_its_test(id):
-    assert verdict_problems(load_claims()[id], catalog.course_root()) == []
+def test_every_verdict_has_its_lesson_its_figures_and_its_test():
+    """One test for all claims: it lists every one that lacks something."""
+    claims = load_claims().values()
+    assert [p for claim in claims for p in verdict_problems(claim, PROJECT)] == []
 
 
 def good_verdict(claim):
@@ -85,66 +90,97 @@ def good_verdict(claim):
     )
 
 
-def test_a_full_verdict_fits_the_schema(data):
-    changed = copy.deepcopy(data)
-    good_verdict(changed["claims"][0])
-    assert schema_problems(changed) == []
+def test_a_full_verdict_fits_the_schema(claims):
+    assert schema_problems(claims, "00_start") == []
 
 
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda c: c.pop("how"), "fields must be"),
-        (lambda c: c.update(id="Z1"), "id must be"),
-        (lambda c: c.update(lessons=["99_none"]), "unknown"),
-        (lambda c: c.update(lessons=[]), "lessons is empty"),
-        (lambda c: c.update(verdict="maybe"), "verdict must be"),
-        (lambda c: c["statement"].pop("ko"), "both languages"),
-        (lambda c: c["statement"].update(ko="English only"), "no Hangul"),
-        (lambda c: c["statement"].update(en="한국어"), "Hangul in en"),
-        (lambda c: c["how"].update(en=" "), "empty in en"),
-        (lambda c: c.update(condition=None), "needs a condition"),
-        (lambda c: c.update(verdict="not_tested_yet"), "cannot have"),
-        (lambda c: c["figures"][0].pop("machine"), "needs machine"),
-        (lambda c: c["figures"][0].update(kind="guessed"), "kind must be"),
-        (lambda c: c["figures"][0].update(value="1.5"), "value must be a number"),
-        (lambda c: c["figures"][0].update(date="20 Nov"), "date must be"),
-        (lambda c: c["figures"][0].update(name="a ratio"), "identifier"),
-        (lambda c: c["figures"][0].update(extra=1), "fields must be"),
+        (lambda c: c.pop("how"), "A1: must contain ['how'] properties"),
+        (lambda c: c.update(extra=1), "A1: must not contain {'extra'} properties"),
+        (lambda c: c.update(lessons=["00_start", "99_none"]), "A1: lessons: '99_none' is unknown"),
+        (lambda c: c.update(lessons=["06_zero"]), "A1: lessons: the first is not 00_start"),
+        (lambda c: c.update(lessons=[]), "A1: lessons: must contain at least 1 items"),
+        (lambda c: c.update(verdict="maybe"), "A1: verdict: must be one of ['holds', "),
+        (lambda c: c["statement"].pop("ko"), "A1: statement: must contain ['ko'] properties"),
+        (lambda c: c["statement"].update(ko="Not so"), "A1: statement.ko: must be Korean text"),
+        (lambda c: c["statement"].update(en="한국어"), "A1: statement.en: must be English text"),
+        (lambda c: c["how"].update(en=" "), "A1: how.en: must be English text"),
+        (lambda c: c.pop("condition"), "A1: must contain ['condition'] properties"),
+        (lambda c: c.update(verdict="not_tested_yet"), 'A1: "not_tested_yet" cannot have'),
+        (lambda c: c.update(test="tests/x.py"), "A1: test: must be tests/file.py::test_name"),
+        (lambda c: c["figures"][0].pop("machine"), "A1: figure ratio: must contain ['machine']"),
+        (lambda c: c["figures"][0].update(kind="documented"), "A1: figure ratio: must contain"),
+        (lambda c: c["figures"][0].update(kind="guessed"), "A1: figure ratio: kind: must be one"),
+        (lambda c: c["figures"][0].update(value="1.5"), "A1: figure ratio: value: must be number"),
+        (lambda c: c["figures"][0].update(date="20 Nov"), "A1: figure ratio: date: must be YYYY"),
+        (lambda c: c["figures"][0].update(name="a ratio"), "A1: figure a ratio: name: must be an"),
+        (lambda c: c["figures"][0]["label"].pop("en"), "A1: figure ratio: label: must contain"),
+        (lambda c: c["figures"][0].update(extra=1), "A1: figure ratio: must not contain"),
     ],
 )
-def test_what_breaks_the_schema_is_named(data, spoil, said):
-    changed = copy.deepcopy(data)
-    good_verdict(changed["claims"][0])
-    spoil(changed["claims"][0])
-    assert any(said in problem for problem in schema_problems(changed)), schema_problems(changed)
+def test_what_breaks_the_schema_is_named_with_claim_and_field(claims, spoil, said):
+    spoil(claims["A1"])
+    (problem,) = schema_problems(claims, "00_start")
+    assert problem.startswith(said)
 
 
-def test_two_claims_with_one_id_are_named(data):
-    changed = copy.deepcopy(data)
-    changed["claims"].append(changed["claims"][3])
-    assert schema_problems(changed) == ["A4: there are two of it"]
+def test_an_id_is_a_letter_and_a_digit(claims):
+    claims["Z1"] = claims.pop("A1")
+    assert schema_problems(claims, "00_start") == ["Z1: an id must be a letter A-E and a digit"]
+
+
+def spoil_file(root, name, old, new):
+    """Change a room's claims, and return the file."""
+    path = catalog.room(root, name) / "claims.toml"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return path
+
+
+def test_every_problem_of_every_file_is_said_at_once(demo_root):
+    one = spoil_file(demo_root, "00_start", 'verdict = "does_not_hold"', 'verdict = "maybe"')
+    two = spoil_file(demo_root, "06_zero", "[B5]", "[A4]")
+    three = spoil_file(demo_root, "09_accumulation", "[D1]", "[D1")
+    with pytest.raises(ValueError) as error:
+        load_claims(demo_root)
+    for said in (
+        f"{one}: A4: verdict: must be one of",
+        f"{three} is not TOML: ",
+    ):
+        assert said in str(error.value)
+    spoil_file(demo_root, "00_start", 'verdict = "maybe"', 'verdict = "does_not_hold"')
+    with pytest.raises(ValueError, match="A4: there are two of it") as error:
+        load_claims(demo_root)
+    assert f"{two}: A4: there are two of it" in str(error.value)
 
 
 def test_a_verdict_without_lesson_figure_or_test_is_named(demo_root):
-    path = claims_path(demo_root)
-    data = json.loads(path.read_text(encoding="utf-8"))
-    good_verdict(data["claims"][0])
-    data["claims"][0] |= {"figures": [], "test": "tests/test_claims.py::test_not_there"}
-    path.write_text(json.dumps(data), encoding="utf-8")
-    said = " ".join(verdict_problems(load_claims(demo_root)["A1"], demo_root))
+    claim = replace(load_claims(demo_root)["A1"], figures=(), test="tests/test_claims.py::test_no")
+    said = " ".join(verdict_problems(claim, demo_root))
     assert "lessons is written" in said and "without a figure" in said and "no test" in said
 
 
-def test_bad_files_and_unknown_claims_give_one_sentence(demo_root):
+def test_unknown_claims_and_a_folder_without_any_give_one_sentence(demo_root):
     with pytest.raises(ValueError, match=r"claim 'X9' is unknown; choose one of: A1, A2"):
         find_claim("X9", demo_root)
-    claims_path(demo_root).write_text("[")
-    with pytest.raises(ValueError, match="is not JSON"):
+    for path in claims_files(demo_root):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"notebooks/source has no claims\.toml"):
         load_claims(demo_root)
-    claims_path(demo_root).unlink()
-    with pytest.raises(ValueError, match="is missing"):
-        load_claims(demo_root)
+
+
+def test_a_room_with_nothing_but_claims_and_words_is_no_written_lesson():
+    rooms = {path.parent.name for path in claims_files(PROJECT)}
+    written = [n for n in catalog.LESSONS if (catalog.room(PROJECT, n) / "lesson.py").exists()]
+    assert catalog.written_lessons(PROJECT) == written
+    unwritten = set(catalog.LESSONS) - set(written)
+    assert rooms & unwritten, "such as 14_deepspeed_vs_mps; drop this test when all are written"
+    for name in unwritten:
+        with pytest.raises(ValueError, match="is not written yet"):
+            catalog.find_lesson(name, PROJECT)
 
 
 @pytest.mark.parametrize("lang", catalog.LANGUAGES)
@@ -158,7 +194,6 @@ def test_a_claim_to_be_tested_names_the_next_lesson(demo_root):
     claim = load_claims(demo_root)["A2"]
     assert next_lesson(claim, demo_root) == "00_start"
     source = catalog.source_path(demo_root, "00_start")
-    source.parent.mkdir()
     source.write_text("")
     assert next_lesson(claim, demo_root) == "07_moe"
 
@@ -197,14 +232,12 @@ def test_the_page_has_every_claim_with_its_verdict_and_figures():
 
 
 def test_a_claim_that_changes_makes_the_page_stale(demo_root):
-    demo = catalog.source_path(demo_root, "97_demo")
-    demo.rename(demo.with_name("00_start.py"))
+    catalog.source_path(demo_root, "97_demo").unlink()
     index = catalog.source_path(demo_root, catalog.INDEX)
     shutil.copy(catalog.source_path(PROJECT, catalog.INDEX), index)
     build.build(demo_root, [])
-    path = claims_path(demo_root)
-    data = json.loads(path.read_text(encoding="utf-8"))
-    data["claims"][0]["statement"]["en"] = "Something else."
-    path.write_text(json.dumps(data), encoding="utf-8")
+    assert not any("claims.md" in str(problem) for problem in build.check(demo_root))
+    english = load_claims(demo_root)["A1"].statement["en"]
+    spoil_file(demo_root, "00_start", english, "Something else.")
     stale = [str(problem) for problem in build.check(demo_root)]
     assert any("en/claims.md" in problem and "dlcourse build" in problem for problem in stale)

@@ -11,7 +11,7 @@ import pytest
 
 from dlcourse.course.claims import Claim, find_claim
 from dlcourse.course.library_map import boxes_left_out, load_libraries
-from dlcourse.figures import first_look as start
+from dlcourse.figures.strategies import largest_difference
 from dlcourse.models.tiny import ARCHITECTURES
 from dlcourse.ranks import Ranks
 
@@ -57,7 +57,7 @@ def recorded(claim: Claim) -> dict[str, float]:
 def test_a1_every_architecture_trains_under_every_strategy(results):
     claim = find_claim("A1")
     assert claim.verdict == "holds"
-    gap = start.largest_gap(results[0])
+    gap = largest_difference(results[0])
     assert gap < TOLERANCE
     assert recorded(claim)["pairs"] == len(results[0]) == len(ARCHITECTURES) * len(STRATEGIES)
     assert recorded(claim)["gap"] < TOLERANCE

@@ -85,7 +85,7 @@ def test_d2():
     for way in WAYS[1:]:
         share = 100 * peaks[way] / peaks["float32"]
         assert share == pytest.approx(found[way], abs=0.1)
-    assert found["autocast"] > found["master"] > 60 > found["bfloat16"]
+    assert peaks["autocast"] > peaks["master"] > 0.6 * peaks["float32"] > peaks["bfloat16"]
     # GPT-2 Large: with many sequences master weights come near one half, autocast does not
     for way in ("autocast", "master"):
         assert 100 * share_of_large(way, 64) == pytest.approx(found[f"large_{way}"], abs=0.1)

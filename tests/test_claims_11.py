@@ -92,7 +92,7 @@ def test_d3():
     half, more, most = (share_of_activations(sequences) for sequences in (2, 3, 12))
     assert 45 < half < 50 < more < 60
     assert saved(2, reentrant, whole) == pytest.approx(found["half"], abs=2)
-    assert found["half"] < 30 < saved(3, reentrant, whole) < 70
+    assert saved(2, reentrant, whole) < 30 < saved(3, reentrant, whole) < 70
     assert most == pytest.approx(found["share"], abs=1)
     assert saved(12, reentrant, whole) == pytest.approx(70, abs=2)
     assert saved(4, reentrant, activations) == pytest.approx(found["activations"], abs=0.5)
@@ -102,8 +102,9 @@ def test_d3():
     assert more_flops(products) == 0
     assert saved(4, products, activations) == pytest.approx(found["selective"], abs=0.5)
     # A model of any shape stays below the limit: deep, wide, with long sequences
+    more = []
     for sizes, block in ((dict(n_layer=100), 128), (dict(n_embd=4096), 128), ({}, 4096)):
         config, batch = GPTConfig(**sizes), dict(micro_batch=4, block=block)
         again = step_flops(config, **batch, segments=[1] * config.n_layer)
-        more = again / step_flops(config, **batch) - 1
-        assert more < found["limit"] / 100 + 1e-3 < 0.5
+        more.append(100 * (again / step_flops(config, **batch) - 1))
+    assert max(more) == pytest.approx(found["limit"], abs=0.2) and found["limit"] < 50

@@ -1,22 +1,31 @@
-"""The table of words is complete in both languages; colours stay apart for every reader."""
+"""The words are complete in both languages and all used; colours stay apart for every reader."""
 
 from __future__ import annotations
 
-import pathlib
 import re
 import string
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from word_usage import Usage, matches, usage, usage_of
 
+from dlcourse import Ranks, lesson
+from dlcourse.course import catalog
 from dlcourse.figures import colors
 from dlcourse.words import strings, units
-from dlcourse.words.table import AREAS, WORDS
+from dlcourse.words.strings import area_of, read_words
+from dlcourse.words.text_table import markdown_table, text_table
 
-
-def fields(words: str) -> set[str]:
-    return {field for _, field, _, _ in string.Formatter().parse(words) if field is not None}
+PACKAGE = Path(strings.__file__).parents[1]
+ROOT = PACKAGE.parent
+OWN = {  # the words of each lesson, written or not
+    path.parent.name: path
+    for path in sorted((ROOT / "notebooks" / "source").glob("[0-9][0-9]_*/words.toml"))
+}
+FILES = [*sorted((PACKAGE / "words").glob("*.toml")), *OWN.values()]
+ROOM_KEYS = ("title", "question")  # what the tools show of a lesson
 
 
 @pytest.fixture(autouse=True)
@@ -25,30 +34,223 @@ def restore_language(monkeypatch):
     monkeypatch.setattr(strings, "_chosen", None)
 
 
-@pytest.mark.parametrize("key", sorted(WORDS))
-def test_every_key_has_both_languages_with_the_same_fields(key):
-    korean, english = WORDS[key]
-    assert korean.strip() and english.strip()
-    assert fields(korean) == fields(english)
-    assert "" not in fields(korean), "name the fields: t() fills them in by name"
+def fields(words: str) -> set[str]:
+    return {field for _, field, _, _ in string.Formatter().parse(words) if field is not None}
 
 
-@pytest.mark.parametrize("area", sorted(AREAS))
-def test_areas_are_sorted(area):
-    keys = list(AREAS[area])
-    assert keys == sorted(keys)
+def text_problems(words: dict[str, str]) -> list[str]:
+    """What is wrong with a text in its two languages."""
+    korean, english = words["ko"], words["en"]
+    prose = re.sub(r"\{[^}]*\}", "", english)
+    return [
+        problem
+        for problem, found in {
+            "a text is empty": not korean.strip() or not english.strip(),
+            "fields differ": fields(korean) != fields(english),
+            "a field has no name": "" in fields(korean) | fields(english),
+            "Hangul in English": bool(re.search("[가-힣]", english)),
+            "no Hangul, and not the same as the English": korean.strip() != ""
+            and not re.search("[가-힣]", korean)
+            and re.search("[a-z]{3}", prose) is not None
+            and korean != english,
+        }.items()
+        if found
+    ]
 
 
-def test_every_key_that_the_code_asks_for_exists():
-    """Literal keys in the package's own calls of t("...")."""
-    package = pathlib.Path(strings.__file__).parent.parent
-    asked = {
-        (path.name, key)
-        for path in package.rglob("*.py")
-        for key in re.findall(r"""(?<![\w.])t\(\s*"([a-z_]+\.[\w.]+)\"""", path.read_text("utf-8"))
-        if path.name not in ("strings.py", "table.py")
+def file_problems(path: Path) -> list[str]:
+    """What is wrong with a file of words."""
+    heads = re.findall(r"^\[(.+)\]$", path.read_text(encoding="utf-8"), re.M)
+    problems = [] if heads == sorted(heads) else ["keys are not in alphabetical order"]
+    return problems + [
+        f"[{name}]: {problem}"
+        for name, words in read_words(path).items()
+        for problem in text_problems(words)
+    ]
+
+
+def test_every_text_is_there_in_both_languages_with_the_same_fields():
+    """One test for all texts of all files: it lists every one that is wrong."""
+    assert sum(len(read_words(path)) for path in FILES) > 600
+    said = [f"{path.relative_to(ROOT)}: {p}" for path in FILES for p in file_problems(path)]
+    assert said == []
+
+
+def test_every_lesson_has_a_title_and_a_question():
+    lacking = [
+        f"{name}: {key}"
+        for name in catalog.all_lessons(ROOT)
+        for key in ROOM_KEYS
+        if key not in read_words(catalog.words_path(ROOT, name))
+    ]
+    assert lacking == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[a]\nko = "가"\nen = "word"', []),
+        ('[a]\nko = "ZeRO"\nen = "ZeRO"', []),
+        ('[a]\nko = ""\nen = "word"', ["[a]: a text is empty"]),
+        ('[a.b]\nko = "{x} 가"\nen = "word"', ["[a.b]: fields differ"]),
+        ('[a]\nko = "가 {}"\nen = "word {}"', ["[a]: a field has no name"]),
+        ('[a]\nko = "가"\nen = "나"', ["[a]: Hangul in English"]),
+        (
+            '[a]\nko = "wort"\nen = "word"',
+            ["[a]: no Hangul, and not the same as the English"],
+        ),
+        (
+            '[b]\nko = "가"\nen = "word"\n[a]\nko = "가"\nen = "word"',
+            ["keys are not in alphabetical order"],
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(text, said, tmp_path):
+    path = tmp_path / "area.toml"
+    path.write_text(text, encoding="utf-8")
+    assert file_problems(path) == said
+
+
+def keys_of(path: Path) -> set[str]:
+    return {f"{area_of(path)}.{name}" for name in read_words(path)}
+
+
+def uses() -> dict[Path, Usage]:
+    """What each Python file of the package and of each lesson's room asks for."""
+    rooms = [catalog.room(ROOT, name) for name in catalog.written_lessons(ROOT)]
+    lessons = [path for room in rooms for path in sorted(room.glob("*.py"))]
+    found = {path: usage(path) for path in [*sorted(PACKAGE.rglob("*.py")), *lessons]}
+    for path in lessons:
+        found[path].complete(path.parent.name.partition("_")[2])
+    return found
+
+
+def asked_for(found: dict[Path, Usage], keys: set[str]) -> dict[Path, set[str]]:
+    """The keys that each file asks for; only texts that it can have may fill an f-string's gap."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in found
+        if path.is_relative_to(PACKAGE)
     }
-    assert {(name, key) for name, key in asked if key not in WORDS} == set()
+    package = set().union(*(found[path].texts for path in modules.values()))
+    for path in [ROOT / "data" / "libraries.json", *PACKAGE.rglob("*.json")]:
+        package |= set(re.findall(r'"(\w+)"', path.read_text(encoding="utf-8")))
+    return {
+        path: one.keys(
+            keys,
+            package
+            if path.is_relative_to(PACKAGE)
+            else one.texts.union(*(found[modules[m]].texts for m in one.imports & set(modules))),
+        )
+        for path, one in found.items()
+    }
+
+
+def plain(pattern: str) -> str:
+    return pattern.replace("\\", "")
+
+
+def usage_problems(found: dict[Path, Usage], keys: dict[Path, set[str]]) -> list[str]:
+    """Keys that are used and missing, unused, or in the wrong file. keys: of each file of words."""
+    known = set().union(*keys.values())
+    anything = set().union(*(one.texts for one in found.values()))
+    problems = [
+        f"{path.name} asks for {key!r}, which is in no file"
+        for path, one in found.items()
+        for key in sorted(one.literals - known)
+    ]
+    problems += [
+        f"{path.name} asks for {plain(pattern)}, which no key fits"
+        for path, one in found.items()
+        for pattern in sorted(one.patterns)
+        if not matches(pattern, known, anything)
+    ]
+    asked = asked_for(found, known)
+    for file, its_keys in keys.items():
+        room = file.parent if file in OWN.values() else None
+        for key in sorted(its_keys):
+            users = [path for path, wanted in asked.items() if key in wanted]
+            lessons = [path for path in users if not path.is_relative_to(PACKAGE)]
+            if room and key.partition(".")[2] in ROOM_KEYS:
+                continue
+            if not users:
+                problems.append(f"{file.name}: nobody uses {key!r}")
+            elif room and {path.parent for path in users} != {room}:
+                problems.append(f"{key!r} is used outside its lesson: move it to dlcourse/words")
+            elif not room and users == lessons and len({path.parent for path in users}) == 1:
+                problems.append(f"only {users[0].parent.name} uses {key!r}: move it there")
+    return problems
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[Path, Usage]:
+    return uses()
+
+
+@pytest.fixture(scope="module")
+def keys() -> dict[Path, set[str]]:
+    return {path: keys_of(path) for path in FILES}
+
+
+def test_every_key_is_used_and_every_key_that_is_used_is_there(found, keys):
+    assert sum(len(one.literals) for one in found.values()) > 300
+    assert sum(len(one.patterns) for one in found.values()) > 30
+    assert usage_problems(found, keys) == []
+
+
+def test_a_key_that_goes_or_comes_is_named(found, keys):
+    """Keys of a literal, of an f-string that is followed, and of one that is a pattern."""
+    panel, lesson = PACKAGE / "words" / "panel.toml", OWN["10_mixed_precision"]
+    for file, key in [(panel, "panel.title"), (lesson, "mixed_precision.zero")]:
+        without = keys | {file: keys[file] - {key}}
+        assert [p for p in usage_problems(found, without) if key in p and "in no file" in p]
+    gone = keys | {panel: {key for key in keys[panel] if not key.startswith("panel.say.")}}
+    assert any("panel.say.(.*), which no key fits" in p for p in usage_problems(found, gone))
+    for file, key in [
+        (panel, "panel.unheard_of"),
+        (panel, "panel.say.nothing_at_all"),
+        (lesson, "mixed_precision.kept.by_nobody"),
+        (OWN["02_backends"], "backends.anything"),
+    ]:
+        more = keys | {file: keys[file] | {key}}
+        assert usage_problems(found, more) == [f"{file.name}: nobody uses {key!r}"]
+
+
+def test_a_word_in_the_wrong_file_is_named(found, keys):
+    panel, lesson = PACKAGE / "words" / "panel.toml", OWN["10_mixed_precision"]
+    moved = keys | {
+        lesson: keys[lesson] - {"mixed_precision.zero"},
+        panel: keys[panel] | {"mixed_precision.zero"},
+    }
+    assert usage_problems(found, moved) == [
+        "only 10_mixed_precision uses 'mixed_precision.zero': move it there"
+    ]
+    moved = keys | {panel: keys[panel] - {"panel.loss"}, lesson: keys[lesson] | {"panel.loss"}}
+    assert usage_problems(found, moved) == [
+        "'panel.loss' is used outside its lesson: move it to dlcourse/words"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "literals", "patterns"),
+    [
+        ('t("a.b")', {"a.b"}, set()),
+        ('strings.t("a.b", lang)', {"a.b"}, set()),
+        ('x.t("a.b")', set(), set()),
+        ('t("a.b" if x else "a.c")', {"a.b", "a.c"}, set()),
+        ('[t(f"a.{k}") for k in ("b", "c")]', {"a.b", "a.c"}, set()),
+        ('ks = ["b"]\n[t(f"a.{k}") for k in (*ks, "c")]', {"a.b", "a.c"}, set()),
+        ('for k in ("", ".b"):\n    x[t(f"a{k}")] = 1', {"a", "a.b"}, set()),
+        ("t(f\"a.{'b' if x else 'c'}\")", {"a.b", "a.c"}, set()),
+        ('[t(f"a.{k}") for k in found]', set(), {"a\\.(.*)"}),
+        ('def f(k):\n    t(f"a.{k}.c")', set(), {"a\\.(.*)\\.c"}),
+        ('k = "b"\ndef f(k):\n    t(f"a.{k}")', set(), {"a\\.(.*)"}),
+        ('for k in ("b",):\n    pass\n[t(f"a.{k}") for k in g()]', set(), {"a\\.(.*)"}),
+    ],
+)
+def test_how_keys_are_read_from_code(code, literals, patterns):
+    found = usage_of(code)
+    assert (found.literals, found.patterns) == (literals, patterns)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +304,52 @@ def test_bad_language_key_and_field_are_refused(monkeypatch):
         strings.language()
 
 
+def test_a_lesson_has_words_of_its_own(monkeypatch):
+    monkeypatch.delenv("DLCOURSE_WORDS", raising=False)
+    with pytest.raises(ValueError, match=r"'\.zero' is one of a lesson's own: call lesson\(name"):
+        strings.t(".zero")
+    with pytest.raises(ValueError, match=r"mixed_precision\.zero' is not in .*precision\.toml"):
+        strings.t("mixed_precision.zero", "en")
+    monkeypatch.setenv("DLCOURSE_WORDS", "")  # for monkeypatch to put back what is set now
+    strings.set_lesson_words(OWN["10_mixed_precision"])
+    assert strings.t(".zero", "en") == strings.t("mixed_precision.zero", "en")
+    assert strings.t(".zero", "en") == "becomes 0"
+    assert strings.t("panel.loss", "en") == "loss"
+    with pytest.raises(ValueError, match=r"10_mixed_precision/words.toml; did you mean .*zero"):
+        strings.t(".zerro")
+    strings.set_lesson_words(OWN["11_checkpointing"])
+    assert strings.t(".axis.peak", "en", unit="GB") == "peak of activations (GB)", "of the package"
+    assert strings.t(".error", "en") == "error of the gradient", "of the lesson"
+
+
+def test_a_lesson_that_is_started_and_its_ranks_have_its_words(monkeypatch):
+    monkeypatch.setenv("DLCOURSE_WORDS", "")
+    monkeypatch.setenv("DLCOURSE_LANG", "")
+    lesson(lang="en", name="10_mixed_precision")
+    assert strings.t(".zero") == "becomes 0"
+    with Ranks(1, device="cpu", default=False) as ranks:
+        assert ranks.run(strings.t, ".zero") == [strings.t(".zero")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[a]\nko = ", r"words\.toml is not TOML: "),
+        ('[a]\nko = "가"', r"words\.toml: \[a\] needs two texts"),
+        ('[a]\nko = "가"\nen = 1', r"words\.toml: \[a\] needs two texts"),
+        ('[a]\nko = "가"\nen = "x"\nfr = "x"', r"words\.toml: \[a\] needs two texts"),
+        ('[a.b]\nko = "가"\nen = "x"\n[a.b]', r"words\.toml is not TOML: "),
+    ],
+)
+def test_a_file_that_is_not_right_is_named(text, said, tmp_path, monkeypatch):
+    path = tmp_path / "98_wrong" / "words.toml"
+    path.parent.mkdir()
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("DLCOURSE_WORDS", str(path))
+    with pytest.raises(ValueError, match=said):
+        strings.t(".a")
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [
@@ -135,6 +383,20 @@ def test_seconds_counts_and_ranks_as_people_read_them():
         "6.70 G",
     ]
     assert units.rank_ranges([3, 0, 1, 2, 6]) == "0-3, 6"
+
+
+def test_columns_line_up_in_both_languages():
+    table = text_table(["이름", "n"], [["올리듀스\n(링)", "12"], ["ring", "3"], ["cafe\u0301", ""]])
+    assert table.split("\n") == [
+        "이름       n",
+        "--------  --",
+        "올리듀스  12",
+        "(링)",
+        "ring       3",
+        "cafe\u0301",
+    ]
+    assert text_table(["a", "b"], [["long", "x"]], [True, False]).split("\n")[0] == "   a  b"
+    assert markdown_table(["", "b"], [["x|y", "2"]]) == "|  | b |\n| --- | --- |\n| x\\|y | 2 |"
 
 
 # What a reader with a colour vision deficiency sees: G. M. Machado et al., "A physiologically-based

@@ -12,6 +12,7 @@ from statistics import quantiles
 from typing import Any
 
 from dlcourse import Ranks
+from dlcourse.words.text_table import text_table
 
 # (label, ours: the best of these counts, torch's, at most)
 TARGETS: list[tuple[str, tuple[str, ...], str, float]] = [
@@ -29,10 +30,7 @@ TARGETS: list[tuple[str, tuple[str, ...], str, float]] = [
         0.60,
     ),
 ]
-TABLE = (
-    f"{'algorithm':<22}{'bytes':>10}{'ms':>9}{'25%':>9}{'75%':>9}"
-    f"{'busbw GB/s':>12}{'wire / n':>10}{'theory':>8}"
-)
+HEADER = ("algorithm", "bytes", "ms", "25%", "75%", "busbw GB/s", "wire / n", "theory")
 
 
 def measure(names: Sequence[str], sizes: Sequence[int], repeats: int) -> list[dict[str, Any]]:
@@ -52,14 +50,14 @@ def ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, fl
     return low, middle, high
 
 
-def line(row: Mapping[str, Any]) -> str:
-    """One row of `TABLE`."""
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """One row of the table."""
+    times = [f"{1e3 * row[name]:.3f}" for name in ("seconds", "low", "high")]
     wire = "" if row["wire"] is None else f"{row['wire'] / row['bytes']:.3f}"
-    return (
-        f"{row['algorithm']:<22}{row['bytes']:>10}{1e3 * row['seconds']:>9.3f}"
-        f"{1e3 * row['low']:>9.3f}{1e3 * row['high']:>9.3f}{row['busbw'] / 1e9:>12.3f}"
-        f"{wire:>10}{row['wire_theory'] / row['bytes']:>8.3f}"
-    )
+    theory = f"{row['wire_theory'] / row['bytes']:.3f}"
+    return [
+        row["algorithm"], str(row["bytes"]), *times, f"{row['busbw'] / 1e9:.3f}", wire, theory
+    ]  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from dlcourse.collectives.benchmark import CALLS
 
             others = ranks.run(measure, sorted(CALLS), [4, 65_536, 1 << 20, args.bytes], 5)[0]
-    print(f"{args.ranks} ranks, {args.repeats} turns\n{TABLE}")
-    print("\n".join(line(row) for row in rows + others))
+    print(f"{args.ranks} ranks, {args.repeats} turns")
+    print(text_table(HEADER, map(cells, rows + others)))
     by_name = {row["algorithm"]: row for row in rows}
     missed = 0
     for label, ours, theirs, limit in TARGETS:

@@ -387,17 +387,16 @@ def _index_pages(
 def lesson_table(root: Path, lang: str) -> str:
     """Markdown table of all lessons, with a link to each that is written."""
     from dlcourse.words.strings import t
+    from dlcourse.words.text_table import markdown_table
 
-    rows = [
-        f"| | {t('course.index.lesson', lang)} | {t('course.index.question', lang)} |",
-        "|---|---|---|",
-    ]
+    rows = []
     written = catalog.written_lessons(root)
     for name in catalog.all_lessons(root):
-        number, title = name[:2], t(f"lesson.{name}.title", lang)
+        number, title = name[:2], catalog.title(root, name, lang)
         if name in written:
             title = f"[{title}]({name}.ipynb)"
         else:
             title = f"{title} ({t('course.index.planned', lang)})"
-        rows.append(f"| {number} | {title} | {t(f'lesson.{name}.question', lang)} |")
-    return "\n".join(rows)
+        rows.append([number, title, catalog.question(root, name, lang)])
+    head = ["", t("course.index.lesson", lang), t("course.index.question", lang)]
+    return markdown_table(head, rows)

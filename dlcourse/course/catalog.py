@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dlcourse.words.strings import read_words
+
 LANGUAGES = ("ko", "en")
 INDEX = "index"
 
@@ -48,6 +50,20 @@ def sources(root: Path) -> list[Path]:
 def room(root: Path, name: str) -> Path:
     """Folder of all that is one lesson's own."""
     return root / "notebooks" / "source" / name
+
+
+def words_path(root: Path, name: str) -> Path:
+    """The file of the words that only this lesson uses, its title among them."""
+    return room(root, name) / "words.toml"
+
+
+def title(root: Path, name: str, lang: str) -> str:
+    return _own_words(root, name, "title")[lang]
+
+
+def question(root: Path, name: str, lang: str) -> str:
+    """The question that the lesson answers."""
+    return _own_words(root, name, "question")[lang]
 
 
 def source_path(root: Path, name: str) -> Path:
@@ -98,6 +114,14 @@ def check_language(lang: str) -> str:
     if lang not in LANGUAGES:
         raise ValueError(f"lang={lang!r} is unknown; choose one of: {', '.join(LANGUAGES)}")
     return lang
+
+
+def _own_words(root: Path, name: str, key: str) -> dict[str, str]:
+    path = words_path(root, name)
+    try:
+        return read_words(path)[key]
+    except KeyError:
+        raise ValueError(f"{path} has no [{key}]: add it in both languages") from None
 
 
 def _is_course(root: Path) -> bool:

@@ -1,7 +1,8 @@
-"""The claims that the course tests, read from ``data/claims.json``, and their verdicts.
+"""The claims that the course tests, and their verdicts, read from ``claims.toml`` of the rooms.
 
-A verdict is one of `VERDICTS`. A claim with a verdict names the test that recomputes it and the
-figures it rests on; one that is "not_tested_yet" says which lesson will test it.
+A claim stands in the room of the first lesson that tests it. A verdict is one of `VERDICTS`. A
+claim with a verdict names the test that recomputes it and the figures it rests on; one that is
+"not_tested_yet" says which lesson will test it. What a file may hold: ``claims.schema.json``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,6 @@ from dlcourse.course import catalog
 from dlcourse.words.strings import t
 
 VERDICTS = ("holds", "holds_when", "does_not_hold", "not_tested_yet")
-KINDS = {"measured": ("machine", "date"), "derived": (), "documented": ("source", "date")}
 
 
 @dataclass(frozen=True)
@@ -48,27 +51,38 @@ class Claim:
     test: str | None
 
 
-def claims_path(root: Path | None = None) -> Path:
-    return (root or catalog.course_root()) / "data" / "claims.json"
+def claims_files(root: Path | None = None) -> list[Path]:
+    """The files of claims, one in a room, in the order of the lessons."""
+    return sorted(((root or catalog.course_root()) / "notebooks/source").glob("*/claims.toml"))
 
 
 def load_claims(root: Path | None = None) -> dict[str, Claim]:
-    """All claims by id, in the order of the file.
+    """All claims by id, in the order of their ids.
 
     Raises:
-        ValueError: the file is missing, not JSON, or breaks the schema; says every way in which.
+        ValueError: there is no file, or one that is not TOML or breaks the schema; says in which
+            claim and field.
     """
-    path = claims_path(root)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: run from the course's own folder") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    problems = schema_problems(data)
+    found: dict[str, Claim] = {}
+    problems = []
+    files = claims_files(root)
+    for path in files:
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # of tomllib, or not UTF-8
+            problems.append(f"{path} is not TOML: {error}")
+            continue
+        wrong = schema_problems(content, path.parent.name)
+        wrong += [f"{name}: there are two of it" for name in content if name in found]
+        problems += [f"{path}: {problem}" for problem in wrong]
+        if not wrong:
+            found |= {name: _claim(name, data) for name, data in content.items()}
+    if not files:
+        where = (root or catalog.course_root()) / "notebooks/source"
+        problems.append(f"{where} has no claims.toml: run from the course's own folder")
     if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
-    return {c["id"]: _claim(c) for c in data["claims"]}
+        raise ValueError("; ".join(problems))
+    return dict(sorted(found.items()))
 
 
 def find_claim(claim_id: str, root: Path | None = None) -> Claim:
@@ -79,18 +93,27 @@ def find_claim(claim_id: str, root: Path | None = None) -> Claim:
     return claims[claim_id]
 
 
-def schema_problems(data: Any) -> list[str]:
-    """What is wrong with the content of a claims file, one line each."""
-    if not isinstance(data, dict) or not isinstance(data.get("claims"), list):
-        return ['the file must be an object with a list "claims"']
+def schema_problems(content: dict[str, Any], room: str) -> list[str]:
+    """What is wrong with a file of claims: one line for a claim or figure that is, with the field.
+
+    room: the folder of the file, which is the first lesson of its claims.
+    """
     problems = []
-    seen: set[str] = set()
-    for position, claim in enumerate(data["claims"]):
-        name = claim.get("id", f"claim {position + 1}")
-        problems += [f"{name}: {problem}" for problem in _claim_problems(claim)]
-        if name in seen:
-            problems.append(f"{name}: there are two of it")
-        seen.add(name)
+    for name, claim in content.items():
+        if not re.fullmatch(r"[A-E]\d", name):
+            problems.append(f"{name}: an id must be a letter A-E and a digit")
+        elif said := _breach("claim", claim):
+            problems.append(f"{name}: {said}")
+        else:
+            lessons = claim["lessons"]
+            unknown = [lesson for lesson in lessons if lesson not in catalog.LESSONS]
+            problems += [f"{name}: lessons: {lesson!r} is unknown" for lesson in unknown]
+            if lessons[0] != room:
+                problems.append(f"{name}: lessons: the first is not {room}, where the claim stands")
+            for position, figure in enumerate(claim.get("figures", [])):
+                if said := _breach("figure", figure):
+                    which = figure.get("name", position + 1)
+                    problems.append(f"{name}: figure {which}: {said}")
     return problems
 
 
@@ -164,63 +187,33 @@ def quantity(value: float | str, unit: str = "") -> str:
     return f"{digits(value)}{'' if unit in ('', '%') else ' '}{unit}"
 
 
-def _claim(data: dict[str, Any]) -> Claim:
-    figures = tuple(Figure(**figure) for figure in data["figures"])
-    return Claim(**{**data, "figures": figures})
+def _claim(name: str, data: dict[str, Any]) -> Claim:
+    figures = tuple(Figure(**figure) for figure in data.get("figures", ()))
+    optional = {"condition": None, "test": None}
+    return Claim(**optional | data | {"id": name, "figures": figures})
 
 
-def _claim_problems(claim: dict[str, Any]) -> list[str]:
-    fields = {"id", "lessons", "statement", "how", "verdict", "condition", "figures", "test"}
-    if set(claim) != fields:
-        return [f"fields must be {', '.join(sorted(fields))}"]
-    problems = []
-    if not re.fullmatch(r"[A-E]\d", claim["id"]):
-        problems.append("id must be a letter A-E and a digit")
-    if not claim["lessons"]:
-        problems.append("lessons is empty")
-    problems += [f"lesson {n!r} is unknown" for n in claim["lessons"] if n not in catalog.LESSONS]
-    if claim["verdict"] not in VERDICTS:
-        problems.append(f"verdict must be one of {', '.join(VERDICTS)}")
-    for field in ("statement", "how"):
-        problems += _text_problems(field, claim[field])
-    if claim["condition"] is not None:
-        problems += _text_problems("condition", claim["condition"])
-    if claim["verdict"] in ("holds_when", "does_not_hold") and claim["condition"] is None:
-        problems.append(f'"{claim["verdict"]}" needs a condition: what is true instead')
-    if claim["verdict"] == "not_tested_yet" and (claim["condition"] or claim["figures"]):
-        problems.append('"not_tested_yet" cannot have a condition or figures')
-    for figure in claim["figures"]:
-        problems += _figure_problems(figure)
-    return problems
+def _breach(what: str, data: Any) -> str:
+    """The first thing in which a "claim" or "figure" breaks the schema; "" if there is none.
+
+    By fastjsonschema, because a lesson loads the claims: jsonschema would take it a second.
+    """
+    from fastjsonschema import JsonSchemaValueException
+
+    try:
+        _validator(what)(data)
+    except JsonSchemaValueException as error:
+        field = ".".join(map(str, error.path[1:]))
+        said = error.message.removeprefix(error.name).strip()
+        if error.rule in ("pattern", "not"):
+            said = error.definition["description"]
+        return f"{field}: {said}" if field else said
+    return ""
 
 
-def _figure_problems(figure: dict[str, Any]) -> list[str]:
-    name = figure.get("name", "a figure")
-    allowed = set(Figure.__dataclass_fields__)
-    needed = {"name", "label", "value", "unit", "kind"}
-    if not needed <= set(figure) <= allowed:
-        return [f"{name}: fields must be {', '.join(sorted(needed))} and where it comes from"]
-    problems = []
-    if not str(name).isidentifier():
-        problems.append(f"{name}: name must be an identifier")
-    if not isinstance(figure["value"], int | float):
-        problems.append(f"{name}: value must be a number")
-    if figure["kind"] not in KINDS:
-        problems.append(f"{name}: kind must be one of {', '.join(KINDS)}")
-    else:
-        missing = [field for field in KINDS[figure["kind"]] if not figure.get(field)]
-        problems += [f"{name}: a {figure['kind']} figure needs {field}" for field in missing]
-    if figure.get("date") and not re.fullmatch(r"\d{4}(-\d\d){0,2}", figure["date"]):
-        problems.append(f"{name}: date must be YYYY-MM-DD, YYYY-MM or YYYY")
-    return problems + _text_problems(f"{name}: label", figure["label"])
+@cache
+def _validator(what: str) -> Callable[[Any], Any]:
+    import fastjsonschema
 
-
-def _text_problems(field: str, text: Any) -> list[str]:
-    if not isinstance(text, dict) or set(text) != set(catalog.LANGUAGES):
-        return [f"{field} must have both languages, ko and en"]
-    problems = [f"{field} is empty in {lang}" for lang, words in text.items() if not words.strip()]
-    if not re.search(r"[\uac00-\ud7a3]", text["ko"]):
-        problems.append(f"{field} has no Hangul in ko")
-    if re.search(r"[\uac00-\ud7a3]", text["en"]):
-        problems.append(f"{field} has Hangul in en")
-    return problems
+    schema = json.loads(Path(__file__).with_name("claims.schema.json").read_text("utf-8"))
+    return fastjsonschema.compile(schema | {"$ref": f"#/definitions/{what}"})

@@ -1,4 +1,4 @@
-"""The page of all claims, as Markdown: made from ``data/claims.json`` and nothing else."""
+"""The page of all claims, as Markdown: made from the rooms' ``claims.toml`` and nothing else."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dlcourse.course import catalog
 from dlcourse.course.claims import (
     VERDICTS,
     Claim,
-    claims_path,
+    claims_files,
     load_claims,
     next_lesson,
     origin,
     quantity,
 )
 from dlcourse.words.strings import t
+from dlcourse.words.text_table import markdown_table
 
 NAME = "claims"
 _MARKS = dict(zip(VERDICTS, "✓◐✗…", strict=True))  # shapes, so that no colour has to be seen
@@ -23,7 +24,7 @@ _MARKS = dict(zip(VERDICTS, "✓◐✗…", strict=True))  # shapes, so that no 
 
 def claims_pages(root: Path) -> dict[Path, str]:
     """Path → text of the page in each language; none where there are no claims."""
-    if not claims_path(root).exists():
+    if not claims_files(root):
         return {}
     return {
         catalog.notebook_path(root, lang, NAME).with_suffix(".md"): claims_page(root, lang)
@@ -56,7 +57,7 @@ def _overview(claims: list[Claim], root: Path, lang: str) -> str:
         number = f"[{claim.id}](#{claim.id})" if claim.verdict != "not_tested_yet" else claim.id
         verdict, lessons = _verdict(claim.verdict, lang), _lessons(claim, root, lang)
         rows.append([number, claim.statement[lang], verdict, lessons])
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _section(claim: Claim, root: Path, lang: str) -> str:
@@ -69,7 +70,7 @@ def _section(claim: Claim, root: Path, lang: str) -> str:
         for figure in claim.figures
     ]
     head = [t(f"claim.{key}", lang) for key in ("figure", "recorded", "origin")]
-    parts.append(_table(head, rows))
+    parts.append(markdown_table(head, rows))
     parts.append(
         f"{t('claim.how', lang).capitalize()}: {claim.how[lang]} "
         f"({t('claim.lesson', lang)} {_lessons(claim, root, lang)}, `{claim.test}`)"
@@ -82,18 +83,11 @@ def _lessons(claim: Claim, root: Path, lang: str) -> str:
     written = [name for name in claim.lessons if name in catalog.written_lessons(root)]
     if claim.verdict == "not_tested_yet" or not written:
         name = next_lesson(claim, root)
-        return f"{name[:2]} {t(f'lesson.{name}.title', lang)}"
+        return f"{name[:2]} {catalog.title(root, name, lang)}"
     return ", ".join(
-        f"[{name[:2]} {t(f'lesson.{name}.title', lang)}]({name}.ipynb)" for name in written
+        f"[{name[:2]} {catalog.title(root, name, lang)}]({name}.ipynb)" for name in written
     )
 
 
 def _verdict(verdict: str, lang: str) -> str:
     return f"{_MARKS[verdict]} {t(f'claim.verdict.{verdict}', lang)}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
-    )

@@ -17,7 +17,7 @@ from dlcourse.course.exercises import check, hint, solution
 from dlcourse.course.fill import find_source, split_reference
 from dlcourse.course.predictions import compare, plain_number, predict
 from dlcourse.course.showing import Shown, display, html_table, shell, show_code
-from dlcourse.words.strings import language, set_language, t
+from dlcourse.words.strings import language, set_language, set_lesson_words, t
 
 __all__ = [
     "check",
@@ -49,12 +49,16 @@ class Verdict(Shown):
 def lesson(*, lang: str = "ko", name: str = "") -> None:
     """Start a lesson: sets the language of every word shown, here and in ranks started later.
 
+    ``name`` is the lesson's room, whose ``words.toml`` has the words that only this lesson uses.
+
     Raises:
         ValueError: ``lang`` is not "ko" or "en".
     """
     catalog.check_language(lang)
     set_language(lang)
     os.environ["DLCOURSE_LANG"] = lang
+    if name:
+        set_lesson_words(catalog.words_path(catalog.course_root(), name))
     metrics.append("lesson", name=name, lang=lang)
     _report_recorded_cells()
 

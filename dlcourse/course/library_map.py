@@ -1,4 +1,4 @@
-"""Which library has which strategy, from ``data/libraries.json``: the table of lesson 00."""
+"""The map of libraries: which of them has which strategy, by what name, and where that was read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlcourse.course.catalog import course_root
+from dlcourse.course import catalog
 from dlcourse.course.showing import say
 from dlcourse.figures.tables import Table
 from dlcourse.words.strings import t
@@ -17,7 +17,7 @@ NEW, NONE = "★", "–"  # a box that claim A4 leaves out; a box that is empty
 
 def load_libraries(root: Path | None = None) -> dict[str, Any]:
     """What ``data/libraries.json`` says."""
-    path = (root or course_root()) / "data" / "libraries.json"
+    path = (root or catalog.course_root()) / "data" / "libraries.json"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -39,9 +39,9 @@ def library_map(lang: str | None = None) -> Table:
     for library in data["libraries"]:
         name = f"{library['name']} {library['version']}".strip()
         if library["status"] == "communication":
-            name += "\n" + t("start.library.communication", lang)
+            name += "\n" + t("library.communication", lang)
         if "last_release" in library:
-            name += "\n" + t("start.library.last", lang, date=library["last_release"])
+            name += "\n" + t("library.last", lang, date=library["last_release"])
         cells = []
         for strategy in data["strategies"]:
             text = library["cells"].get(strategy, NONE)
@@ -52,8 +52,6 @@ def library_map(lang: str | None = None) -> Table:
         library["name"] + "".join(f" [[{i}]]({s})" for i, s in enumerate(library["sources"], 1))
         for library in data["libraries"]
     ]
-    say(t("start.library.sources", lang, date=data["date"]) + " " + " · ".join(links))
-    head = [t("start.library", lang)] + [t(f"start.column.{s}", lang) for s in data["strategies"]]
-    return Table(
-        head, rows, caption=t("start.library.caption", lang, star=NEW, count=len(left_out))
-    )
+    say(t("library.sources", lang, date=data["date"]) + " " + " · ".join(links))
+    head = [t("library.name", lang)] + [t(f"library.column.{s}", lang) for s in data["strategies"]]
+    return Table(head, rows, caption=t("library.caption", lang, star=NEW, count=len(left_out)))

@@ -101,7 +101,7 @@ def check_code(block: Block, shown: Path) -> list[Problem]:
                 Problem(
                     shown,
                     block.line + offset,
-                    "Hangul in code: words belong in text cells or in dlcourse/words/strings.py",
+                    "Hangul in code: words belong in text cells or in the lesson's words.toml",
                 )
             )
     plain = without_magics(source)
@@ -122,7 +122,7 @@ def check_code(block: Block, shown: Path) -> list[Problem]:
     return problems
 
 
-_MOVE = "put it in a text cell, or into dlcourse/words/strings.py with t(key)"
+_MOVE = 'put it in a text cell, or into the lesson\'s words.toml and call t(".name")'
 
 
 def without_magics(source: str) -> str:

@@ -66,7 +66,9 @@ def gantt_figure(
             x=[rounded((end - start) / scale, 5) for _, start, end, *_ in spans],
             base=[rounded(start / scale, 5) for _, start, *_ in spans],
             width=0.56 if second else 0.86,
-            name=t("pipeline.kind.thin" if second else f"pipeline.kind.{kind}", lang),
+            name=t(
+                "pipeline_parallel.kind.thin" if second else f"pipeline_parallel.kind.{kind}", lang
+            ),
             color=KINDS[kind],
             text=[text for *_, text, _ in spans] if numbered else None,
             hovertext=[hover for *_, hover in spans],
@@ -83,7 +85,11 @@ def gantt_figure(
             }
         trace["showlegend"] = not second or kind == "F"
         traces.append(trace)
-    axis = t("figure.axis.time", lang, unit=unit) if seconds else t("pipeline.axis.units", lang)
+    axis = (
+        t("figure.axis.time", lang, unit=unit)
+        if seconds
+        else t("pipeline_parallel.axis.units", lang)
+    )
     layout = layout_of(
         title,
         height=round(140 + 27 * lane),

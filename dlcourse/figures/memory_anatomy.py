@@ -57,7 +57,7 @@ def anatomy_figure(
         left, low = column * 0.53, 1 - (row + 1) / rows
         last = row == rows - 1 or number + _COLUMNS >= len(cases)
         layout[f"xaxis{suffix}"] = axis_of(
-            t("anatomy.axis.step", lang) if last else "",
+            t("memory_anatomy.axis.step", lang) if last else "",
             domain=[left, left + 0.47],
             anchor=f"y{suffix}",
             range=[0, 100],
@@ -134,7 +134,7 @@ def memory_vs_time_figure(
     marks = line(
         [rounded(cost) for _, cost, _ in everything],
         [rounded(size / divisor) for _, _, size in everything],
-        t("anatomy.all_sets", lang),
+        t("memory_anatomy.all_sets", lang),
         PLAIN,
     )
     marks["mode"] = "markers"
@@ -156,7 +156,7 @@ def memory_vs_time_figure(
     layout = layout_of(
         title,
         height=400,
-        xaxis=axis_of(t("anatomy.axis.time", lang)),
+        xaxis=axis_of(t("memory_anatomy.axis.time", lang)),
         yaxis=axis_of(t("figure.axis.peak_memory", lang, unit=unit), rangemode="tozero"),
     )
     return figure_of(traces, layout)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from wcwidth import ljust, rjust, width
+from dlcourse.words.text_table import text_table
 
 _MANY_COLUMNS = 8  # more than these are set in smaller letters
 
@@ -42,23 +42,9 @@ class Table:
         ]
 
     def __repr__(self) -> str:
-        lines = [[text.split("\n") for text in self.header], None]
-        lines += [[_text(cell).split("\n") for cell in row] for row in self.rows]
-        widths = [
-            max(width(part) for row in lines if row for part in row[i])
-            for i in range(len(self.header))
-        ]
-        out = [self.caption] if self.caption else []
-        for row in lines:
-            if row is None:
-                out.append("  ".join("-" * wide for wide in widths))
-                continue
-            for n in range(max(len(parts) for parts in row)):
-                cells = (parts[n] if n < len(parts) else "" for parts in row)
-                pads = zip(cells, widths, self._right, strict=True)
-                padded = ((rjust if right else ljust)(text, wide) for text, wide, right in pads)
-                out.append("  ".join(padded).rstrip())
-        return "\n".join(out)
+        rows = [[_text(cell) for cell in row] for row in self.rows]
+        table = text_table(self.header, rows, self._right)
+        return f"{self.caption}\n{table}" if self.caption else table
 
     def _repr_html_(self) -> str:
         sides = ["right" if right else "left" for right in self._right]

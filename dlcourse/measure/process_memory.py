@@ -10,6 +10,7 @@ Source: the Linux kernel's Documentation/filesystems/proc.rst, "smaps_rollup".
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -26,6 +27,19 @@ def pss_bytes(process: psutil.Process | None = None) -> int:
     except psutil.AccessDenied:
         return process.memory_info().rss
     return getattr(memory, "pss", memory.uss)
+
+
+def memory_together() -> int:
+    """Bytes of all processes that the notebook has started: the ranks and what starts them.
+
+    A page that several processes share counts once (PSS). Where the system has no PSS (macOS),
+    only what each process has for itself counts (USS).
+    """
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            total += pss_bytes(process)
+    return total
 
 
 class CachedPss:

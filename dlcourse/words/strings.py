@@ -1,6 +1,10 @@
 """Every word that a learner sees outside the lessons' own text, looked up by key and language.
 
-The words themselves are in `words.py`, both languages side by side.
+The words themselves are in TOML files, both languages side by side. A key begins with its area:
+"panel.bytes" is [bytes] in ``panel.toml`` of this folder. What only one lesson uses is in
+``words.toml`` of the lesson's room, whose area is the lesson's name without its number:
+"accumulation.same" is [same] in ``09_accumulation/words.toml``. A file is read when the first key
+of its area is asked for. The lesson itself leaves the area out: t(".same").
 """
 
 from __future__ import annotations
@@ -8,10 +12,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-
-from dlcourse.words.table import WORDS
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 LANGUAGES = ("ko", "en")
+_FOLDER = Path(__file__).parent
+_LESSON = "DLCOURSE_WORDS"  # the file of the lesson's own words; the ranks inherit it
 _chosen: str | None = None
 
 
@@ -36,29 +45,86 @@ def language() -> str:
     return code if code in LANGUAGES else "ko"
 
 
+def set_lesson_words(path: Path) -> None:
+    """Look for words in this file too, here and in processes started later.
+
+    path: ``NN_name/words.toml``, which has the words of area "name"; it need not exist.
+    """
+    os.environ[_LESSON] = str(path)
+
+
 def t(key: str, lang: str | None = None, **fmt: object) -> str:
     """The words of `key`, such as "panel.state.idle", with the fields in braces filled in.
 
+    key:  area and name; ".name" is one of the words of the lesson that has been started.
     lang: "ko" or "en"; None is the language in use.
     fmt:  a value for each field of the words; a field may carry a format, as in "{count:,}".
-    ValueError: an unknown key or language, or a field without a value.
+    ValueError: an unknown key or language, a field without a value, or a file that is not right.
     """
-    position = LANGUAGES.index(_checked(lang, "lang") if lang is not None else language())
-    if key not in WORDS:
-        near = difflib.get_close_matches(key, WORDS, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(
-            f"key={key!r} is not in the table of words{hint} "
-            f"Add it, in both languages, to dlcourse/words/table.py."
-        )
-    words = WORDS[key][position]
+    lang = _checked(lang, "lang") if lang is not None else language()
+    own = os.environ.get(_LESSON)
+    if key.startswith("."):
+        if not own:
+            raise ValueError(f"key={key!r} is one of a lesson's own: call lesson(name=...) first")
+        key = area_of(Path(own)) + key
+    area, _, name = key.partition(".")
+    files = [_FOLDER / f"{area}.toml"]
+    if own and area_of(Path(own)) == area:
+        files.append(Path(own))
+    for path in files:
+        if name in (table := read_words(path)):
+            words = table[name][lang]
+            break
+    else:
+        raise ValueError(_unknown(key, files))
     try:
         return words.format(**fmt)
     except KeyError as missing:
         raise ValueError(
             f"t({key!r}) needs a value for the field {missing}: "
-            f"pass {missing.args[0]}=... (the words are {words!r})."
+            f"pass {missing.args[0]}=... (the words in {path} are {words!r})."
         ) from None
+
+
+def area_of(path: Path) -> str:
+    """What the keys of this file begin with."""
+    return path.parent.name.partition("_")[2] if path.stem == "words" else path.stem
+
+
+@cache
+def read_words(path: Path) -> dict[str, dict[str, str]]:
+    """The words in a file: name of the table -> language -> text; none where there is no file.
+
+    ValueError: not TOML, or a table without both languages; the message names file and table.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:  # of tomllib, or not UTF-8
+        raise ValueError(f"{path} is not TOML: {error}") from None
+    found = dict(_tables(content))
+    for name, words in found.items():
+        if sorted(words) != sorted(LANGUAGES) or not all(type(w) is str for w in words.values()):
+            raise ValueError(f'{path}: [{name}] needs two texts, ko = "…" and en = "…"')
+    return found
+
+
+def _tables(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, str]]]:
+    """[a] and [a.b] are both tables of words, although TOML has one inside the other."""
+    inner = {key: value for key, value in content.items() if isinstance(value, dict)}
+    if words := {key: value for key, value in content.items() if key not in inner}:
+        yield prefix.removesuffix("."), words
+    for key, value in inner.items():
+        yield from _tables(value, f"{prefix}{key}.")
+
+
+def _unknown(key: str, files: list[Path]) -> str:
+    searched = {*files, *_FOLDER.glob("*.toml")}
+    known = [f"{area_of(path)}.{name}" for path in searched for name in read_words(path)]
+    near = difflib.get_close_matches(key, known, n=3)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    return f"key={key!r} is not in {' or '.join(map(str, files))}{hint}"
 
 
 def _checked(lang: str, name: str) -> str:

@@ -13,7 +13,7 @@ A checker is a small function that runs in every rank of a fresh pool::
         ]
 
 A finding names its case; the words for a case are in the exercise (``cases``), those for what is
-wrong in ``dlcourse.words.words_course``, so checkers hold no prose.
+wrong in ``dlcourse/words/check.toml``, so checkers hold no prose.
 
 An answer may be anything: None, a string, a tensor on another device, a generator. So a checker
 looks at it through `expect_close`, `as_number`, `as_truth`, `as_list` and `describe`, which take

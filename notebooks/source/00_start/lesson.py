@@ -29,7 +29,14 @@ device = "auto"
 # %%
 from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, record_metric, solution
 from dlcourse.course.library_map import library_map
-from dlcourse.figures import first_look as start
+from dlcourse.figures.machine_table import machine_table
+from dlcourse.figures.process_memory import process_memory_figure
+from dlcourse.figures.strategies import (
+    largest_difference,
+    losses_by_strategy,
+    optimizer_state_by_strategy,
+)
+from dlcourse.measure.process_memory import memory_together
 
 lesson(lang=lang, name="00_start")
 # %% [markdown] lang="en"
@@ -242,11 +249,11 @@ f"{resident / 2**20:.0f} MiB"
 one = max(ranks["resident"])
 predict("00.memory", ..., formula=num_ranks * one, unit="bytes")
 # %%
-together = start.memory_together()
+together = memory_together()
 compare("00.memory", together)
 record_metric("memory_ratio", together / one)
 assert together < num_ranks * one
-start.memory_figure(one, together, num_ranks)
+process_memory_figure(one, together, num_ranks)
 # %% [markdown] lang="en"
 # The simple formula is far off. On Linux the ranks are copies (forks) of one process that had
 # imported torch already. Pages that nobody has written to exist once. RSS counts such a page in
@@ -267,7 +274,7 @@ start.memory_figure(one, together, num_ranks)
 # %% [markdown] lang="ko" en="62575274"
 # ## 이 컴퓨터로 볼 수 있는 것
 # %%
-start.machine_table(ranks)
+machine_table(ranks)
 # %% [markdown] lang="en"
 # On any machine the course shows for real: results, the order and number of collectives, bytes sent,
 # memory by kind, what breaks and how.
@@ -369,9 +376,9 @@ results = {
 }
 # %%
 results = ranks["results"][0]
-gap = start.largest_gap(results)
+gap = largest_difference(results)
 assert gap < 1e-5
-start.axes_table(results)
+losses_by_strategy(results)
 # %% [markdown] lang="en"
 # Every pairing runs, and each column shows one loss: how the work is spread does not change what is
 # learned. The last digit may differ. Adding the same float32 numbers in another order rounds
@@ -435,7 +442,7 @@ compare("00.zero", fullest["zero1"])
 # %%
 share1, share3 = (fullest[name] / fullest["data"] for name in ("zero1", "zero3"))
 assert share3 < 1.05 / num_ranks and 0.95 / num_ranks < share1 < 0.8
-start.optimizer_figure(fullest)
+optimizer_state_by_strategy(fullest)
 # %% [markdown] lang="en"
 # Torch alone does it. Why is stage 1 above the prediction on four ranks? `ZeroRedundancyOptimizer`
 # gives whole parameters to ranks, and two of ours, embedding and output, are large. `fully_shard`

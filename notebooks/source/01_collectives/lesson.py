@@ -125,11 +125,11 @@ dist.all_reduce(summed)
 # %%
 buffers_figure(
     {
-        t("collectives.before"): ranks["x"],
-        t("collectives.after", op="broadcast"): ranks["copied"],
-        t("collectives.after", op="all_reduce"): ranks["summed"],
+        t(".before"): ranks["x"],
+        t(".after", op="broadcast"): ranks["copied"],
+        t(".after", op="all_reduce"): ranks["summed"],
     },
-    title=t("collectives.pieces.one_to_all"),
+    title=t(".pieces.one_to_all"),
 )
 # %% [markdown] lang="en"
 # A row is a rank, a colour is the rank that the numbers come from, a frame marks what has changed.
@@ -157,11 +157,11 @@ assert torch.equal(gathered, summed)
 # %%
 buffers_figure(
     {
-        t("collectives.before"): ranks["x"],
-        t("collectives.after", op="reduce_scatter"): ranks["scattered"],
-        t("collectives.after", op="all_gather"): ranks["gathered"],
+        t(".before"): ranks["x"],
+        t(".after", op="reduce_scatter"): ranks["scattered"],
+        t(".after", op="all_gather"): ranks["gathered"],
     },
-    title=t("collectives.pieces.halves"),
+    title=t(".pieces.halves"),
 )
 # %% [markdown] lang="en"
 # The assert in the cell says it: **reduce-scatter + all-gather = all-reduce**. Keep this sentence;
@@ -182,11 +182,11 @@ assert torch.equal(back, x)
 # %%
 buffers_figure(
     {
-        t("collectives.before"): ranks["x"],
-        t("collectives.after", op="all_to_all"): ranks["swapped"],
-        t("collectives.after_again", op="all_to_all"): ranks["back"],
+        t(".before"): ranks["x"],
+        t(".after", op="all_to_all"): ranks["swapped"],
+        t(".after_again", op="all_to_all"): ranks["back"],
     },
-    title=t("collectives.pieces.transpose"),
+    title=t(".pieces.transpose"),
 )
 # %% [markdown] lang="en"
 # It transposes the square. Mixture-of-experts models send tokens to their experts with one
@@ -273,10 +273,10 @@ for step in range(2 * (world_size - 1)):
 assert torch.equal(ring, summed)
 # %%
 history = ranks["seen_steps"]
-labels = [t("collectives.start"), *(t("collectives.step", n=n) for n in range(1, 2 * num_ranks))]
+labels = [t(".start"), *(t(".step", n=n) for n in range(1, 2 * num_ranks))]
 buffers_figure(
     {label: [rows[n] for rows in history] for n, label in enumerate(labels[: len(history[0])])},
-    title=t("collectives.pieces.ring", half=num_ranks - 1),
+    title=t(".pieces.ring", half=num_ranks - 1),
 )
 # %% [markdown] lang="en"
 # Follow one chunk: look for 1111. It starts as 10 on rank 1, picks up a colour on every rank, is
@@ -345,11 +345,11 @@ each_rank = range(len(by_algorithm["ring"]))
 charts.bars_figure(
     list(by_algorithm),
     {t("figure.rank", rank=k): [sent[k] for sent in by_algorithm.values()] for k in each_rank},
-    axis=t("collectives.axis.sent"),
+    axis=t(".axis.sent"),
     unit="bytes",
     colors=RANKS,
     title=t(
-        "collectives.sent",
+        ".sent",
         naive=human_bytes(by_algorithm["naive"][0]),
         ring=human_bytes(by_algorithm["ring"][0]),
     ),
@@ -427,11 +427,11 @@ model = fit(ranks["ends"][0])
 crossing = model.crossover("tree_all_reduce", "ring_all_reduce", num_ranks) or 1024
 predict("01.crossover", ..., formula=round(crossing), unit="bytes")
 Table(
-    [t("collectives.quantity"), t("table.value")],
+    [t(".quantity"), t(".value")],
     [
-        [t("collectives.alpha"), human_seconds(model.alpha)],
-        [t("collectives.bandwidth"), human_bytes(1 / max(model.beta, 1e-15))],
-        [t("collectives.fit_error"), f"{model.error:.0%}"],
+        [t(".alpha"), human_seconds(model.alpha)],
+        [t(".bandwidth"), human_bytes(1 / max(model.beta, 1e-15))],
+        [t(".fit_error"), f"{model.error:.0%}"],
     ],
 )
 # %% [markdown] lang="en"
@@ -462,13 +462,13 @@ overtakes = next((n for n in sizes if n > max(ahead, default=0)), None)
 compare("01.crossover", overtakes or f"> {human_bytes(sizes[-1])}")
 # %%
 said = human_bytes(crossing)
-title = t("collectives.crossover", size=human_bytes(overtakes or 0), predicted=said)
+title = t(".crossover", size=human_bytes(overtakes or 0), predicted=said)
 charts.cost_model_figure(
     sizes,
     {name: took[name] for name in ("tree", "ring")},
     {k: [model.predict(f"{k}_all_reduce", n, num_ranks) for n in sizes] for k in ("tree", "ring")},
     colors=ALGORITHMS,
-    title=title if overtakes else t("collectives.crossover.none", predicted=said),
+    title=title if overtakes else t(".crossover.none", predicted=said),
 )
 # %% [markdown] lang="en"
 # Small tensors: flat lines, only α counts, the tree wins. On a cluster, large ones belong to the
@@ -494,10 +494,10 @@ charts.cost_model_figure(
 # %%
 both = [row for row in rows if row["algorithm"] in ("tree_all_reduce", "ring_all_reduce")]
 Table(
-    [t("collectives.assumption"), t("collectives.fit_error")],
+    [t(".assumption"), t(".fit_error")],
     [
-        [t("collectives.own_wires"), f"{fit(both).error:.0%}"],
-        [t("collectives.one_machine"), f"{fit(both, one_machine=True).error:.0%}"],
+        [t(".own_wires"), f"{fit(both).error:.0%}"],
+        [t(".one_machine"), f"{fit(both, one_machine=True).error:.0%}"],
     ],
 )
 # %% [markdown] lang="en"
@@ -518,9 +518,9 @@ charts.sweep_figure(
     sizes,
     busbw,
     x_title=t("figure.axis.buffer"),
-    y_title=t("collectives.axis.busbw"),
+    y_title=t(".axis.busbw"),
     colors=ALGORITHMS,
-    title=t("collectives.best_busbw", name=best, **at),
+    title=t(".best_busbw", name=best, **at),
     **axes,
 )
 # %% [markdown] lang="en"
@@ -549,9 +549,9 @@ charts.bars_figure(
     list(ratios),
     list(ratios.values()),
     colors=[ALGORITHMS[name] for name in ratios],
-    axis=t("collectives.axis.ratio"),
+    axis=t(".axis.ratio"),
     reference=1.0,
-    title=t("collectives.same_numbers", name=best, ratio=digits(ratios[best])),
+    title=t(".same_numbers", name=best, ratio=digits(ratios[best])),
 )
 # %% [markdown] lang="en"
 # On a quiet machine the ring is about as fast as Gloo: the bytes move in C++ either way. When other
@@ -580,7 +580,7 @@ wires = [
     {"label": name, "predicted": row["wire_theory"], "measured": row["wire"], "unit": "bytes"}
     for name, row in counted.items()
 ]
-charts.predicted_vs_measured_figure(wires) if wires else t("collectives.no_counters")
+charts.predicted_vs_measured_figure(wires) if wires else t(".no_counters")
 # %%
 wire = {name: row["wire"] for name, row in counted.items()}
 if wire:
@@ -690,10 +690,10 @@ bars = {f"{k}: {op}": sent[op] for k, sent in by_strategy.items() for op in sent
 charts.bars_figure(
     list(bars),
     list(bars.values()),
-    axis=t("collectives.axis.sent"),
+    axis=t(".axis.sent"),
     unit="bytes",
     colors=[CATEGORIES["communication"]] * len(bars),
-    title=t("collectives.strategy"),
+    title=t(".strategy"),
 )
 # %%
 share = {k: sent.get("all_reduce", 0) / sum(sent.values()) for k, sent in by_strategy.items()}
@@ -866,7 +866,7 @@ f"{network.predict('ring_all_reduce', gradients, gpus):.2f} s"
 # %% tags=["nbval-check-output"]
 published = {16: 163.4e-6, 32: 319.4e-6, 64: 631.3e-6}
 Table(
-    [t(f"collectives.published.{name}") for name in ("gpus", "time", "rounds", "alpha")],
+    [t(f".published.{name}") for name in ("gpus", "time", "rounds", "alpha")],
     [
         [p, human_seconds(seconds), 2 * (p - 1), human_seconds(seconds / (2 * (p - 1)))]
         for p, seconds in published.items()

@@ -197,8 +197,8 @@ def compare_with_one_process():
 apart, drift = compare_with_one_process()
 # %%
 lr = 1e-3
-print(t("data_parallel.apart", apart=f"{max(ranks['apart']):.1e}", allowed=f"{0.05 * lr:.0e}"))
-print(t("data_parallel.apart.why", lr=f"{lr:.0e}"))
+print(t(".apart", apart=f"{max(ranks['apart']):.1e}", allowed=f"{0.05 * lr:.0e}"))
+print(t(".apart.why", lr=f"{lr:.0e}"))
 assert max(ranks["apart"]) <= 0.05 * lr
 assert ranks["drift"] == [0.0] * num_ranks
 # %% [markdown] lang="en"
@@ -212,7 +212,7 @@ assert ranks["drift"] == [0.0] * num_ranks
 def show_step(run, name):
     hidden = f"{run.timeline.hidden_fraction:.0%}"
     figure = timeline_figure(run.timeline.data(), steps=steps - 1)
-    return figure.update_layout(title_text=t("data_parallel.timeline", name=name, hidden=hidden))
+    return figure.update_layout(title_text=t(".timeline", name=name, hidden=hidden))
 
 
 show_step(naive, "NaiveDataParallel")
@@ -297,7 +297,7 @@ runs = {"Naive": naive, "Bucketed": bucketed, "Overlapped": overlapped}
 rows = [[name, *messages(run), f"{run.timeline.hidden_fraction:.0%}"] for name, run in runs.items()]
 head = ("implementation", "messages", "early", "hidden")
 assert [early for _, _, early, _ in rows] == [0, 0, rows[2][1]]
-Table([t(f"data_parallel.{key}") for key in head], rows)
+Table([t(f".{key}") for key in head], rows)
 # %% [markdown] lang="en"
 # Overlapped sends every message from a hook, so even the last one leaves early. The few percent that
 # Bucketed hides lie under copying into the next bucket.
@@ -356,8 +356,8 @@ compare("03.bucket", best * 2**20)
 sweep_figure(
     [cap * 2**20 for cap in caps],
     {"OverlappedDataParallel": slowest},
-    x_title=t("data_parallel.axis.bucket"),
-    y_title=t("data_parallel.axis.step"),
+    x_title=t(".axis.bucket"),
+    y_title=t(".axis.step"),
     **{"x_unit": "bytes", "y_unit": "seconds", "log_x": True, "best": "min"},
 )
 # %% [markdown] lang="en"
@@ -427,10 +427,10 @@ for name, quiet in cases.items():
     sent = ranks.last.comm.ranks[0]["ops"].get("all_reduce", {"bytes": 0})["bytes"]
     ranks.cell("trial_drift = replica_drift(trial); del trial", record=False)
     unsynced = ranks["trial_drift"][0]
-    rows.append([t(f"data_parallel.no_sync.{name}"), f"{sent / parameter_bytes:g} ×", unsynced])
+    rows.append([t(f".no_sync.{name}"), f"{sent / parameter_bytes:g} ×", unsynced])
 assert [row[1] for row in rows] == ["1 ×", "2 ×", "0 ×"]
 assert rows[0][2] == rows[1][2] == 0 < rows[2][2]
-Table([t(f"data_parallel.no_sync{key}") for key in ("", ".sent", ".drift")], rows)
+Table([t(f".no_sync{key}") for key in ("", ".sent", ".drift")], rows)
 # %% [markdown] lang="en"
 # Row 2: the result is right, and twice the bytes are sent. Row 3: **nothing** is sent, every rank
 # steps by its own gradient, and the copies are no longer copies. In a real job you would see no
@@ -482,7 +482,7 @@ def uneven():
 plain, weighted = uneven()
 # %%
 plain, weighted = max(ranks["plain"]), max(ranks["weighted"])
-print(t("data_parallel.uneven", plain=f"{plain:.1%}", weighted=f"{weighted:.0e}"))
+print(t(".uneven", plain=f"{plain:.1%}", weighted=f"{weighted:.0e}"))
 assert weighted < 1e-5 < plain
 # %% [markdown] lang="en"
 # ## Beside the real library
@@ -542,8 +542,8 @@ def column(run, losses, seconds):
 our_s, their_s = (max(times) for times in zip(*ranks["race_seconds"], strict=True))
 keys = ("loss", "time", "bytes", "peak", "parameters", "buckets", "optimizer_state", "activations")
 columns = [column(ours, our_losses, our_s / their_s), column(theirs, their_losses, 1)]
-rows = zip([t(f"data_parallel.peer.{key}") for key in keys], *columns, strict=True)
-Table([t("data_parallel.peer.quantity"), "OverlappedDataParallel", "DDP"], rows)
+rows = zip([t(f".peer.{key}") for key in keys], *columns, strict=True)
+Table([t(".peer.quantity"), "OverlappedDataParallel", "DDP"], rows)
 # %% [markdown] lang="en"
 # Same loss, same bytes, same memory: you have read what DDP does. By default it keeps gradients
 # *beside* its buckets, not as views (`gradient_as_bucket_view`); the peak comes at the end of the

@@ -174,11 +174,11 @@ right = ((way_b - mlp_out).norm() / mlp_out.norm()).item()
 way_a, way_b = run_a.comm.ranks[0], run_b.comm.ranks[0]
 compare("04.ways", way_a["wire_bytes"] / way_b["wire_bytes"])
 rows = [
-    [t(f"tensor_parallel.way.{name}"), way["calls"], human_bytes(way["wire_bytes"])]
+    [t(f".way.{name}"), way["calls"], human_bytes(way["wire_bytes"])]
     for name, way in (("columns", way_a), ("rows", way_b))
 ]
 assert way_b["ops"]["all_reduce"]["calls"] == way_b["calls"] == 1
-Table([t(f"tensor_parallel.way{key}") for key in ("", ".messages", ".sent")], rows)
+Table([t(f".way{key}") for key in ("", ".messages", ".sent")], rows)
 # %% [markdown] lang="en"
 # Why not rows first? Each rank would hold a *summand* of the hidden layer, and GELU of a sum is not
 # the sum of GELUs. One more all-reduce would be needed before it. What happens if you forget it?
@@ -200,7 +200,7 @@ rows_first_out = mlp(x, rows_first, then_sum)
 wrong = ((rows_first_out - mlp_out).norm() / mlp_out.norm()).item()
 # %%
 wrong, right = max(ranks["wrong"]), max(ranks["right"])
-print(t("tensor_parallel.gelu", wrong=f"{wrong:.0%}", right=f"{right:.0e}"))
+print(t(".gelu", wrong=f"{wrong:.0%}", right=f"{right:.0e}"))
 assert right < 1e-5 < 0.1 < wrong
 # %% [markdown] lang="en"
 # ## Backward
@@ -331,13 +331,13 @@ lr, trials = 1e-3, {}
 for name in ("float32", "float64", "reordered", "forgotten"):
     trials[name] = [max(numbers) for numbers in zip(*(of[name] for of in ranks["trials"]), strict=True)]
 rows = [
-    [t(f"tensor_parallel.apart.{name}"), f"{first:.1g}", f"{worst:.1g} ({worst / lr:.2g} lr)"]
+    [t(f".apart.{name}"), f"{first:.1g}", f"{worst:.1g} ({worst / lr:.2g} lr)"]
     for name, (first, worst) in trials.items()
 ]
 assert trials["float32"][1] < 0.05 * lr and trials["float64"][1] < 1e-9
 assert trials["float32"][1] < 10 * trials["reordered"][1] < 0.1 * trials["forgotten"][1]
 assert trials["forgotten"][0] < 5e-6 and trials["forgotten"][1] > 0.2 * lr
-Table([t(f"tensor_parallel.apart{key}") for key in (".what", ".loss", "")], rows)
+Table([t(f".apart{key}") for key in (".what", ".loss", "")], rows)
 # %% [markdown] lang="en"
 # Three tests for "normal". It vanishes in float64: only rounding does that. It is of the size that
 # reordering a batch makes in *one* process. And it is far below one step of the optimizer (`lr`): Adam
@@ -382,7 +382,7 @@ padded = parallel_cross_entropy(padded, targets, vocab_size=V).item()
 exact, naive, padded = (ranks[name][0] for name in ("exact", "naive", "padded"))
 vocabulary_off = abs(naive / exact - 1)
 numbers = {"right": f"{exact:.4f}", "naive": f"{naive:.4f}", "padded": f"{padded:.4f}"}
-print(t("tensor_parallel.naive_vocabulary", off=f"{vocabulary_off:.0%}", **numbers))
+print(t(".naive_vocabulary", off=f"{vocabulary_off:.0%}", **numbers))
 assert abs(padded - exact) < 1e-5 and vocabulary_off > 0.1
 # %% [markdown] lang="en"
 # Again no error from the sums themselves; `parallel_cross_entropy` refuses a target that no rank has.
@@ -461,11 +461,11 @@ for name, run in (("alone", alone), ("tensor", tensor), ("sequence", sequence)):
     one = run.memory.ranks[0]
     kept = [one["peak_bytes"], one["at_peak"]["parameters"], one["at_peak"]["activations"]]
     sizes = [human_bytes(size) for size in (*kept, run.comm.ranks[0]["wire_bytes"] / 2)]
-    rows.append([t(f"tensor_parallel.peak.{name}"), *sizes])
+    rows.append([t(f".peak.{name}"), *sizes])
 heads = ("peak.kind", "peak", "peak.parameters", "peak.activations", "peak.sent")
 peaks = [run.memory.ranks[0]["at_peak"]["activations"] for run in (alone, tensor, sequence)]
 assert peaks[0] > peaks[1] > peaks[2]
-Table([t(f"tensor_parallel.{key}") for key in heads], rows)
+Table([t(f".{key}") for key in heads], rows)
 # %% [markdown] lang="en"
 # As many bytes, and fewer activations. (The small rest: a rank knows LayerNorm's gradients for its
 # own positions only, so they are summed once a step.) The reduce-scatter is this course's; Gloo's own
@@ -542,9 +542,9 @@ plain, balanced = ranks["work"][0]
 names = [t("figure.rank", rank=r) for r in range(num_ranks)]
 bars_figure(
     names,
-    {t("tensor_parallel.context.plain"): plain, t("tensor_parallel.context.balanced"): balanced},
-    axis=t("tensor_parallel.context.axis"),
-    title=t("tensor_parallel.context.title", ratio=f"{plain[-1] / plain[0]:g}"),
+    {t(".context.plain"): plain, t(".context.balanced"): balanced},
+    axis=t(".context.axis"),
+    title=t(".context.title", ratio=f"{plain[-1] / plain[0]:g}"),
 )
 # %% [markdown] lang="en"
 # Output and gradients equal full attention (float32: below 1e-5). The bars count blocks of
@@ -602,18 +602,18 @@ reference = stepping("dtensor")
 found = {}
 for name in ranks["names"][0]:
     ranks.cell(f"found = row({name!r})", record=False)
-    found[t(f"tensor_parallel.library.{name}")] = ranks["found"]
+    found[t(f".library.{name}")] = ranks["found"]
 ranks.cell("del reference", record=False)
 assert [of[0]["calls"] for of in found.values()][:3] == [16, 16, 24]
 assert len({f"{of[0]['loss']:.4f}" for of in found.values()}) == 1
 # %%
 import json
 
-from dlcourse.course.catalog import course_root
+from dlcourse.course.catalog import course_root, room
 
-told = json.loads((course_root() / "data" / "tensor_parallel_peers.json").read_text())
-name = t("peers.recorded", name=f"{told['library']} {told['version']}", date=told["date"])
-print(t(f"tensor_parallel.library.{'' if ranks['installed'][0] else 'not_'}installed"))
+told = json.loads((room(course_root(), "04_tensor_parallel") / "megatron_core.json").read_text())
+name = t(".recorded", name=f"{told['library']} {told['version']}", date=told["date"])
+print(t(f".library.{'' if ranks['installed'][0] else 'not_'}installed"))
 library_comparison_table(found, reference="DTensor", recorded={name: told["ranks"]})
 # %% [markdown] lang="en"
 # Same loss. But 24 all-reduces in one row: q, k and v each summed the gradient of the same input. In

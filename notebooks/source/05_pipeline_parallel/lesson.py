@@ -89,7 +89,7 @@ def idle(gantt):
 
 
 whole = simulate(Schedule.parse(["F0 BW0"] * w))
-gantt_figure({"": whole.spans}, title=t("pipeline.gantt.one", name="F0 BW0", idle=idle(whole)))
+gantt_figure({"": whole.spans}, title=t(".gantt.one", name="F0 BW0", idle=idle(whole)))
 # %% [markdown] lang="en"
 # The gaps are the **bubble**: ranks that wait. Cut the batch into 8 **micro-batches**, and rank 1
 # can begin as soon as the first eighth has arrived. GPipe does all forwards, then all backwards.
@@ -144,9 +144,9 @@ def measure(schedule):
 
 
 def draw(name, predicted, measured):
-    panels = {t("pipeline.predicted"): predicted.spans, t("pipeline.measured"): measured.spans}
+    panels = {t(".predicted"): predicted.spans, t(".measured"): measured.spans}
     values = {"predicted": idle(predicted), "measured": idle(measured)}
-    return gantt_figure(panels, title=t("pipeline.gantt.both", name=name, **values), seconds=True)
+    return gantt_figure(panels, title=t(".gantt.both", name=name, **values), seconds=True)
 
 
 # %%
@@ -173,7 +173,7 @@ rows = []
 for count in (1, 4, 8, 16, 64):
     gantt = simulate(gpipe(w, count))
     rows.append([count, idle(gantt), f"{gantt.idle_over_ideal:.1%}"])
-Table([t(f"pipeline.{key}") for key in ("axis.micro_batches", "table.total", "table.ideal")], rows)
+Table([t(f".{key}") for key in ("axis.micro_batches", "table.total", "table.ideal")], rows)
 # %% [markdown] lang="en"
 # More micro-batches, less bubble; but each is smaller, and a GPU likes large pieces.
 #
@@ -219,8 +219,8 @@ apart = max((p - theirs[name]).abs().max().item() for name, p in mine.items())
 [round(loss, 4) for loss in losses], [round(loss, 4) for loss in alone_losses]
 # %%
 lr = 1e-3
-print(t("pipeline.apart", apart=f"{max(ranks['apart']):.1e}", allowed=f"{0.05 * lr:.0e}"))
-print(t("pipeline.apart.why", lr=f"{lr:.0e}"))
+print(t(".apart", apart=f"{max(ranks['apart']):.1e}", allowed=f"{0.05 * lr:.0e}"))
+print(t(".apart.why", lr=f"{lr:.0e}"))
 assert max(ranks["apart"]) <= 0.05 * lr
 assert len(set(map(tuple, ranks["losses"]))) == 1
 # %% [markdown] lang="en"
@@ -265,10 +265,10 @@ for name in ("gpipe", "1f1b"):
 ratio = peaks["gpipe", m][0] / peaks["1f1b", m][0]
 compare("05.memory", ratio)
 bars = {"predicted": kept, "measured": peaks["gpipe", m] + peaks["1f1b", m]}
-bars = {t(f"pipeline.{key}"): values for key, values in bars.items()}
+bars = {t(f".{key}"): values for key, values in bars.items()}
 colors = [CATEGORIES["other"], CATEGORIES["activations"]]
-words = {"axis": t("pipeline.activations.axis"), "unit": "bytes", "colors": colors}
-bars_figure(labels, bars, title=t("pipeline.activations", ratio=f"{ratio:.2g}"), **words)
+words = {"axis": t(".activations.axis"), "unit": "bytes", "colors": colors}
+bars_figure(labels, bars, title=t(".activations", ratio=f"{ratio:.2g}"), **words)
 # %% [markdown] lang="en"
 # Same time, less memory. And in 1F1B it is *uneven*: rank 0 holds the most. Four equal parts of the
 # layers are not four equal loads.
@@ -391,7 +391,7 @@ for name in SCHEDULES:
     flight[name] = [part * count for count in paper.peak_in_flight]
     assert measured.total < 2 * predicted.total
 keys = ("schedule", "formula", "predicted", "measured", "inside")
-Table([t(f"pipeline.table.{key}") for key in keys], rows)
+Table([t(f".table.{key}") for key in keys], rows)
 # %% [markdown] lang="en"
 # The three idle columns are one definition, idle over total, and should agree. The last one does
 # not count what a rank waits before its first and after its last action.
@@ -429,7 +429,7 @@ for name in SCHEDULES:
     units = [1 + (peak - one) / (two - one) for peak in activations(name, m)]
     rows.append([name, *(", ".join(f"{n:.1f}" for n in row) for row in (flight[name], units))])
     assert all(abs(a - b) < 0.3 for a, b in zip(units[:-1], flight[name][:-1], strict=True))
-Table([t(f"pipeline.table.{key}") for key in ("schedule", "flight", "ledger")], rows)
+Table([t(f".table.{key}") for key in ("schedule", "flight", "ledger")], rows)
 # %% [markdown] lang="en"
 # A W that waits counts as a whole forward: for the inputs of its matrices it also keeps the
 # gradients of their outputs. (The last rank holds logits too, unless it is a V.)
@@ -459,7 +459,7 @@ for _ in range(3):
     model.step(*batch)
 real, cores = gather_spans(model.runtime), available()
 # %%
-title = t("pipeline.gantt.cores", cores=f"{ranks['cores'][0]:g}", ranks=w)
+title = t(".gantt.cores", cores=f"{ranks['cores'][0]:g}", ranks=w)
 gantt_figure({"1F1B": ranks["real"][0].spans}, title=title, seconds=True)
 # %% [markdown] lang="en"
 # With fewer cores than ranks, a bar also contains waiting for a core, and a rank that waits for a
@@ -520,7 +520,7 @@ ranks.cell("reference = stepping('torch', '1f1b')", record=False)
 pairs = [(kind, name) for name in ("1f1b", "zb_h1", "zb_v") for kind in ("ours", "torch")]
 for kind, name in [*pairs, *deepspeed]:
     ranks.cell(f"found = row({kind!r}, {name!r})", record=False)
-    found[f"{t('peers.ours') if kind == 'ours' else kind} {name}"] = ranks["found"]
+    found[f"{t('.ours') if kind == 'ours' else kind} {name}"] = ranks["found"]
 ranks.cell("del reference", record=False)
 absent = [] if deepspeed else ["DeepSpeed 1f1b"]
 assert len({f"{max(rank['loss'] for rank in of):.3f}" for of in found.values()}) == 1
@@ -567,11 +567,11 @@ twice = [[divide(extra, AdamW), divide(extra, SGD, lr=0.1)] for extra in (1, 8)]
 # %%
 rows = []
 for key, (adam, sgd) in zip(("once", "twice"), ranks["twice"][0], strict=True):
-    rows.append([t(f"pipeline.scaled.{key}"), *(f"{x:.3g}" for x in (adam[0], adam[1], sgd[1]))])
+    rows.append([t(f".scaled.{key}"), *(f"{x:.3g}" for x in (adam[0], adam[1], sgd[1]))])
 (adam, sgd), (adam_2, sgd_2) = ranks["twice"][0]
 assert abs(adam[1] - adam_2[1]) < 0.02 * adam[1] and sgd_2[1] > sgd[1] + 0.1
 head = ["scaled.who", "scaled", "scaled.adam", "scaled.sgd"]
-Table([t(f"pipeline.{key}") for key in head], rows)
+Table([t(f".{key}") for key in head], rows)
 # %% [markdown] lang="en"
 # Adam divides by the gradient's size, so it hides the mistake. SGD learns slower. And clipping at a
 # norm of 1 would quietly never happen. A parity test like ours above finds it at once.

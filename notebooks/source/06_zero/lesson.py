@@ -275,13 +275,13 @@ model, optimizer = mixed_step(ZeRO3)
 ledger |= {2: kept(two), 3: kept(three)}
 rows = {}
 for stage in range(4):
-    rows[t("zero.predicted", stage=stage)] = sizes[stage]
-    rows[t("zero.measured", stage=stage)] = ledger[stage]
+    rows[t(".predicted", stage=stage)] = sizes[stage]
+    rows[t(".measured", stage=stage)] = ledger[stage]
 each = [sum(ledger[n].values()) / num_parameters for n in range(4)]
 for stage in range(4):
     assert abs(each[stage] * num_parameters / sum(sizes[stage].values()) - 1) < 0.001
 found = {"ranks": num_ranks, "one": each[1], "two": each[2], "three": each[3]}
-memory_by_category_figure(rows, title=t("zero.glance", **found))
+memory_by_category_figure(rows, title=t(".glance", **found))
 # %% [markdown] lang="en"
 # Now watch stage 3 at work, in float32 and with a larger batch. Where is the communication, and what
 # does the rank do meanwhile?
@@ -296,7 +296,7 @@ losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 # %%
 hidden = f"{steps_of_three.timeline.hidden_fraction:.0%}"
 figure = timeline_figure(steps_of_three.timeline.data(), steps=steps - 1)
-figure.update_layout(title_text=t("zero.timeline", hidden=hidden))
+figure.update_layout(title_text=t(".timeline", hidden=hidden))
 # %% [markdown] lang="en"
 # In each step every **unit** (what is gathered together: a block, or what the blocks leave over) is
 # gathered twice, and its gradients leave once. Messages start while a block
@@ -332,7 +332,7 @@ def gathers(run):
 
 counts = {"ZeRO3": gathers(steps_of_three), "FSDP2": gathers(fsdp2)}
 rows = [[name, f"{forward} / {backward}"] for name, (forward, backward) in counts.items()]
-Table([t("peers.library"), t("zero.gathers")], rows)
+Table([t("peers.library"), t(".gathers")], rows)
 # %%
 claim("C3", forward=counts["ZeRO3"][0], backward=counts["ZeRO3"][1], fsdp2=counts["FSDP2"][1])
 # %% [markdown] lang="en"
@@ -399,7 +399,7 @@ sent = {n: times[n] if m is None else m / 4 / num_parameters for n, m in measure
 compare("06.sent3", sent[3])
 rows = [[n, f"{times[n]:.4f}", f"{sent[n]:.4f}"] for n in sent]
 assert all(abs(sent[n] / times[n] - 1) < 0.01 for n in sent)
-Table([t("zero.stage"), t("zero.wire.formula"), t("zero.wire.measured")], rows)
+Table([t(".stage"), t(".wire.formula"), t(".wire.measured")], rows)
 # %% [markdown] lang="en"
 # Stages 1 and 2 cost nothing; stage 3 costs half as much again, for the second gathering.
 #
@@ -433,10 +433,10 @@ apart = [apart_from(alone, wrapper) for wrapper in (ZeRO1, ZeRO2, ZeRO3)]
 # %%
 lr = 1e-3
 for stage, found in enumerate(zip(*ranks["apart"], strict=True), start=1):
-    name = t("zero.stage.number", stage=stage)
-    print(t("zero.apart", stage=name, apart=f"{max(found):.1e}", allowed=f"{0.05 * lr:.0e}"))
+    name = t(".stage.number", stage=stage)
+    print(t(".apart", stage=name, apart=f"{max(found):.1e}", allowed=f"{0.05 * lr:.0e}"))
     assert max(found) <= 0.05 * lr
-print(t("zero.apart.why", lr=f"{lr:.0e}"))
+print(t(".apart.why", lr=f"{lr:.0e}"))
 # %% [markdown] lang="en"
 # ## 4 times, 8 times, N times less?
 #
@@ -454,16 +454,16 @@ def bytes_each(stage, world_size):
 
 
 total = {(n, w): bytes_each(n, w) for n in range(4) for w in worlds}
-curves = {t("zero.stage.number", stage=n): [16 / total[n, w] for w in worlds] for n in (1, 2, 3)}
+curves = {t(".stage.number", stage=n): [16 / total[n, w] for w in worlds] for n in (1, 2, 3)}
 figure = sweep_figure(
     worlds,
     curves,
-    x_title=t("zero.axis.ranks"),
-    y_title=t("zero.axis.factor"),
+    x_title=t(".axis.ranks"),
+    y_title=t(".axis.factor"),
     log_x=True,
 )
 figure.update_yaxes(type="log", range=[-0.1, 3.2], tickvals=[1, 2, 4, 8, 64, 1024])
-figure.update_layout(title_text=t("zero.limits"))
+figure.update_layout(title_text=t(".limits"))
 # %% [markdown] lang="en"
 # 4 and 8 are limits for $N \to \infty$. At 4 ranks stage 1 saves 2.3 times and stage 2 saves 2.9
 # times. They also need the 2 + 2 + 12 of mixed precision: in plain float32 (4 + 4 + 8) the limits
@@ -497,9 +497,9 @@ peaks = [peak_of(wrap) for wrap in (NaiveDataParallel, ZeRO1, ZeRO2, ZeRO3)]
 # %%
 peaks = ranks["peaks"][0]
 ratio = sum(peaks[0].values()) / sum(peaks[3].values())
-rows = {t("zero.stage.number", stage=stage): peak for stage, peak in enumerate(peaks)}
+rows = {t(".stage.number", stage=stage): peak for stage, peak in enumerate(peaks)}
 assert ratio < num_ranks and peaks[3]["activations"] > sum(peaks[3].values()) / 2
-memory_by_category_figure(rows, title=t("zero.peak", ratio=ratio))
+memory_by_category_figure(rows, title=t(".peak", ratio=ratio))
 # %% [markdown] lang="en"
 # Most of what stage 3 leaves is **activations**. No stage divides them: that takes a smaller batch,
 # checkpointing ([lesson 11](11_checkpointing.ipynb)), or tensor parallelism.
@@ -521,10 +521,10 @@ def one_unit(stage):
 small = [peak_of(one_unit(stage), world_size, 16) for stage in (ZeRO1, ZeRO2, ZeRO3)]
 # %%
 small = ranks["small"][0]
-rows = {t("zero.one_unit", stage=stage): peak for stage, peak in enumerate(small, start=1)}
+rows = {t(".one_unit", stage=stage): peak for stage, peak in enumerate(small, start=1)}
 least, two_needs, three_needs = (sum(peak.values()) for peak in small)
 assert three_needs > two_needs > least
-memory_by_category_figure(rows, title=t("zero.trap", ratio=three_needs / least))
+memory_by_category_figure(rows, title=t(".trap", ratio=three_needs / least))
 # %% [markdown] lang="en"
 # Stage 1! One unit is gathered at once, and all its gradients wait for one message, beside the buffer
 # that they are copied to. With 4 blocks as units, the two that are here (one computing, one coming)
@@ -661,7 +661,7 @@ saved = loaded = optimizer = None
 # %%
 pairs = zip(ranks["by_all"][0], ranks["by_half"][0], strict=True)
 resumed_apart = max(abs(a - b) for a, b in pairs)
-print(t("zero.resumed", apart=f"{resumed_apart:.0e}"))
+print(t(".resumed", apart=f"{resumed_apart:.0e}"))
 assert resumed_apart < 1e-4
 # %% [markdown] lang="en"
 # Each half of the ranks has gone on alone, with the same losses. A checkpoint that is of another model,
@@ -707,7 +707,7 @@ mesh_apart = torch.tensor([abs(a - b) for a, b in zip(losses, wanted, strict=Tru
 dist.all_reduce(mesh_apart, op=dist.ReduceOp.MAX)
 mesh_apart = mesh_apart.item()
 # %%
-print(t("zero.mesh", apart=f"{ranks['mesh_apart'][0]:.0e}", share=ranks["kept_by_rank"][0] / num_parameters))
+print(t(".mesh", apart=f"{ranks['mesh_apart'][0]:.0e}", share=ranks["kept_by_rank"][0] / num_parameters))
 assert ranks["mesh_apart"][0] < 1e-4
 assert abs(ranks["kept_by_rank"][0] * num_ranks / num_parameters - 1) < 0.05
 # %% [markdown] lang="en"

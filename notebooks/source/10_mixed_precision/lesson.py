@@ -71,7 +71,7 @@ formats = [(n, f.bits, f.max, f.smallest_normal * f.eps, f.eps) for n, f in info
 # %%
 keys = ("type", "bits", "largest", "smallest", "digits")
 rows = [[n, b, f"{x:.3g}", f"{s:.2g}", f"1 + {e:.2g}"] for n, b, x, s, e in ranks["formats"][0]]
-Table([t(f"mixed.{key}") for key in keys], rows)
+Table([t(f".{key}") for key in keys], rows)
 # %% [markdown] lang="en"
 # bfloat16 has float32's range and few digits. float16 has more digits, ends at 65,504, and knows
 # nothing between 0 and 6e-8. Keep both weaknesses in mind: each breaks training in its own way. (The
@@ -139,7 +139,7 @@ same_calls = forward.calls == theirs.calls
 ours, theirs = ranks["operators"][0]
 rows = [[name, ours[name], theirs.get(name, "")] for name in ours]
 assert all(ranks["same_calls"]) or ranks["kind"][0] != "cpu"
-Table([t("mixed.operator"), "Autocast", "torch.autocast"], rows)
+Table([t(".operator"), "Autocast", "torch.autocast"], rows)
 # %% [markdown] lang="en"
 # Matrix products (`mm`, `addmm`), attention and what follows directly (`gelu`) run in bfloat16. Norms,
 # the loss and the residual stream between the blocks do not: `add` of float32 and bfloat16 is float32.
@@ -161,7 +161,7 @@ in_32 = [100 * log.share_in("float32") for log in (forward, backward)]
 # %%
 backward_in_32 = max(share for _, share in ranks["in_32"])
 compare("10.backward", backward_in_32)
-print(t("mixed.gradient", dtype=ranks["gradient"][0]))
+print(t(".gradient", dtype=ranks["gradient"][0]))
 assert backward_in_32 == 0
 # %% [markdown] lang="en"
 # None. Backward multiplies what forward has saved, and that is 16-bit. Only at the very end, where the
@@ -216,8 +216,8 @@ for way in WAYS:
 # %%
 top = {way: sum(peak[way].values()) for way in WAYS}
 share = {way: top[way] / top["float32"] for way in WAYS}
-rows = {t(f"mixed.way.{way}"): peak[way] for way in WAYS}
-memory_by_category_figure(rows, title=t("mixed.peak", **{way: f"{share[way]:.0%}" for way in WAYS}))
+rows = {t(f".way.{way}"): peak[way] for way in WAYS}
+memory_by_category_figure(rows, title=t(".peak", **{way: f"{share[way]:.0%}" for way in WAYS}))
 # %% [markdown] lang="en"
 # Not one byte of the states has gone: parameters, gradients and Adam's moments are float32 as before.
 # (At the peak there are no gradients yet, as in lesson 09. The two lower rows come below.) Activations
@@ -230,11 +230,11 @@ memory_by_category_figure(rows, title=t("mixed.peak", **{way: f"{share[way]:.0%}
 kept_by = {"stream": ("attention_norm", "mlp_norm"), "qkv_in": ("q, k, v",)}
 kept_by |= {"qkv": ("attention",), "attention": ("proj",), "mlp_in": ("up",), "hidden": ("gelu", "down")}
 total = lambda names: [sum(column) for column in zip(*(BYTES_KEPT[name] for name in names))]
-rows = [[t(f"mixed.kept.{name}"), *(f"{n}C" for n in total(by))] for name, by in kept_by.items()]
+rows = [[t(f".kept.{name}"), *(f"{n}C" for n in total(by))] for name, by in kept_by.items()]
 together = total(BYTES_KEPT)
-rows.append([t("mixed.kept.together"), *(f"{n}C" for n in together)])
-heads = [t("mixed.kept"), *(t(f"mixed.way.{way}") for way in ("float32", "autocast", "bfloat16"))]
-Table(heads, rows, caption=t("mixed.copies", share=weight_copy_bytes(config) / acts["autocast"]))
+rows.append([t(".kept.together"), *(f"{n}C" for n in together)])
+heads = [t(".kept"), *(t(f".way.{way}") for way in ("float32", "autocast", "bfloat16"))]
+Table(heads, rows, caption=t(".copies", share=weight_copy_bytes(config) / acts["autocast"]))
 # %% [markdown] lang="en"
 # The input of q, k and v is *larger* than before: each of the three converts it anew, and each copy is
 # saved for backward (exercise 2 mends that). And the copies of the weights live until then.
@@ -260,7 +260,7 @@ for _ in range(1000):
 lost, weight = lost.item(), weight.item()
 # %%
 compare("10.lost", ranks["lost"])
-print(t("mixed.master", left=f"{ranks['weight'][0]:.1g}"))
+print(t(".master", left=f"{ranks['weight'][0]:.1g}"))
 assert ranks["lost"][0] == 1.0 and abs(ranks["weight"][0]) < 1e-3
 # %% [markdown] lang="en"
 # Each step is rounded away, for ever: just below 1.0 the next bfloat16 number is 0.996. A **master
@@ -293,10 +293,10 @@ def peak_of(way, sequences):
 
 ratios = {way: [peak_of(way, b) / peak_of("float32", b) for b in batches] for way in WAYS[1:]}
 # %%
-curves = {t(f"mixed.way.{way}"): [100 * r for r in ratios[way]] for way in ratios}
+curves = {t(f".way.{way}"): [100 * r for r in ratios[way]] for way in ratios}
 best = {way: f"{min(ratios[way]):.0%}" for way in ("autocast", "master")}
-axes = {"x_title": t("mixed.axis.batch"), "y_title": t("mixed.axis.share")}
-sweep_figure(batches, curves, **axes, log_x=True, y_unit="%", title=t("mixed.large", **best))
+axes = {"x_title": t(".axis.batch"), "y_title": t(".axis.share")}
+sweep_figure(batches, curves, **axes, log_x=True, y_unit="%", title=t(".large", **best))
 # %% [markdown] lang="en"
 # Only pure bfloat16, the one that forgets small steps, is at 50% from the start. Master weights come
 # near it as activations outweigh states. Autocast does not: its residual stream and the loss stay
@@ -335,9 +335,9 @@ total = real.sum().item()
 # %%
 exponents, total = ranks["exponents"][0], ranks["total"][0]
 zero, infinite = ([100 * n / total for n in column] for column in zip(*ranks["counts"][0]))
-curves = {t("mixed.zero"): zero, t("mixed.infinite"): infinite}
-axes = {"x_title": t("mixed.axis.scale"), "y_title": t("mixed.axis.gradients")}
-title = t("mixed.window", zero=f"{zero[0]:.0f}", infinite=f"{infinite[-1]:.0f}")
+curves = {t(".zero"): zero, t(".infinite"): infinite}
+axes = {"x_title": t(".axis.scale"), "y_title": t(".axis.gradients")}
+title = t(".window", zero=f"{zero[0]:.0f}", infinite=f"{infinite[-1]:.0f}")
 assert zero[0] > 5 and infinite[-1] > 5 and max(zero[3], infinite[3]) < 1
 sweep_figure(exponents, curves, **axes, y_unit="%", title=title)
 # %% [markdown] lang="en"
@@ -382,10 +382,10 @@ import math
 ours, theirs = ([math.log2(scale) for scale, _ in found] for found in ranks["both"][0])
 before = [24, *ours]
 skipped = sum(after < now for now, after in zip(before, ours))
-axes = {"x_title": t("figure.axis.step"), "y_title": t("mixed.axis.power")}
+axes = {"x_title": t("figure.axis.step"), "y_title": t(".axis.power")}
 assert ours == theirs and 2 <= skipped < 16
 curves = {"LossScaler": ours, "GradScaler": theirs}
-sweep_figure(range(1, 25), curves, **axes, title=t("mixed.recovered", skipped=skipped, of=24))
+sweep_figure(range(1, 25), curves, **axes, title=t(".recovered", skipped=skipped, of=24))
 # %% [markdown] lang="en"
 # The same scales as torch's. Each skipped step leaves the weights as they were, and a try upwards may
 # cost another. torch waits 2,000 quiet steps, so that the price is small.
@@ -429,11 +429,11 @@ def step_of_a_shard(group):
 
 alone, together = step_of_a_shard(None), step_of_a_shard(dist.group.WORLD)
 # %%
-yes = {True: t("mixed.stepped"), False: t("mixed.skipped")}
+yes = {True: t(".stepped"), False: t(".skipped")}
 rows = [[r, *(f"{yes[s]}, {x:.0f}" for s, x in (a, b))]
         for r, (a, b) in enumerate(zip(ranks["alone"], ranks["together"]))]  # fmt: skip
 assert len(set(ranks["alone"])) == min(2, num_ranks) and set(ranks["together"]) == {(False, 512.0)}
-Table([t("table.rank"), t("mixed.no_group"), t("mixed.group")], rows)
+Table([t(".rank"), t(".no_group"), t(".group")], rows)
 # %% [markdown] lang="en"
 # Left: rank 0 keeps its old weights, the others go on, with another scale. No error, a broken model.
 # `process_group` makes it one all-reduce of one number (torch: `ShardedGradScaler`).
@@ -447,7 +447,7 @@ Table([t("table.rank"), t("mixed.no_group"), t("mixed.group")], rows)
 # 랭크 사이에는 무엇이 오갈까요? autocast를 켠 DDP가 올리듀스에 넘기는 양을 파라미터당 바이트로
 # **예측해 보세요.**
 # %%
-predict("10.wire", ..., formula=4.0, unit=t("mixed.per_parameter"))
+predict("10.wire", ..., formula=4.0, unit=t(".per_parameter"))
 # %%
 # %%ranks --fast
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
@@ -469,10 +469,10 @@ def sent_by(way, hook=None):
 sent = [sent_by("float32"), sent_by("autocast"), sent_by("master")]
 sent.append(sent_by("autocast", fp16_compress_hook))
 # %%
-names = [t(f"mixed.way.{way}") for way in WAYS[:3]] + ["fp16_compress_hook"]
+names = [t(f".way.{way}") for way in WAYS[:3]] + ["fp16_compress_hook"]
 compare("10.wire", ranks["sent"][0][1][1])
 Table(
-    [t("mixed.way"), t("mixed.type"), t("mixed.per_parameter")],
+    [t(".way"), t(".type"), t(".per_parameter")],
     [[name, dtype, f"{n:.0f}"] for name, (dtype, n) in zip(names, ranks["sent"][0])],
 )
 # %% [markdown] lang="en"
@@ -498,10 +498,10 @@ apart = {w: max(abs(a / b - 1) for a, b in zip(got, want)) for w, got in losses.
 # %%
 allowed = {"autocast": 0.01, "master": 0.01, "float16": 0.002}
 for way, apart in ranks["apart"][0].items():
-    name = t(f"mixed.way.{way}")
-    print(t("mixed.apart", way=name, apart=f"{apart:.1e}", allowed=f"{allowed[way]:.0e}"))
+    name = t(f".way.{way}")
+    print(t(".apart", way=name, apart=f"{apart:.1e}", allowed=f"{allowed[way]:.0e}"))
     assert apart <= allowed[way]
-print(t("mixed.apart.why"))
+print(t(".apart.why"))
 # %% [markdown] lang="en"
 # And speed? That is a matter of hardware alone: are there units that multiply 16-bit numbers? This
 # device, one product of square matrices, 256 wide on a CPU. A GPU gets 4,096, or the time would be that of
@@ -531,9 +531,9 @@ types = (torch.float32, torch.bfloat16, torch.float16)
 speeds = [(str(d)[6:], d == types[0] or has_units(d, device), seconds_of(d)) for d in types]
 # %%
 speeds = ranks["speeds"][0]
-yes = {True: t("mixed.units.yes"), False: t("mixed.units.no")}
+yes = {True: t(".units.yes"), False: t(".units.no")}
 rows = [[name, yes[units], f"{seconds / speeds[0][2]:.3g}×"] for name, units, seconds in speeds]
-Table([t("mixed.type"), t("mixed.units"), t("mixed.time")], rows)
+Table([t(".type"), t(".units"), t(".time")], rows)
 # %% [markdown] lang="en"
 # Where it says "emulated", 16 bits cost time, and this lesson claims no speed for them. Bytes do not
 # depend on that.
@@ -574,7 +574,7 @@ eight = torch.float8_e4m3fn, torch.float8_e5m2
 errors = [[str(d)[6:], error_of(d, False), error_of(d, True)] for d in eight]
 # %%
 rows = [[name, f"{plain:.1%}", f"{scaled:.1%}"] for name, plain, scaled in ranks["errors"][0]]
-Table([t("mixed.type"), t("mixed.unscaled"), t("mixed.scaled")], rows)
+Table([t(".type"), t(".unscaled"), t(".scaled")], rows)
 # %% [markdown] lang="en"
 # e4m3 needs the scale; e5m2 has the range, but fewer digits. One scale for the loss is no longer enough:
 # each tensor (or each block of it) has its own. e4m3 for weights and activations, e5m2 for gradients

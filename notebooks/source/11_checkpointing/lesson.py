@@ -104,8 +104,8 @@ compare("11.layer", ranks["one_layer"][0])
 ours = formula.layer_terms(config, **batch)
 quoted = formula.quoted_terms(config, **batch)
 rows = [[name, f"{ours[name]:,}", f"{quoted[name]:,.0f}"] for name in ours]
-rows.append([t("checkpointing.sum"), f"{sum(ours.values()):,}", f"{sum(quoted.values()):,.0f}"])
-Table([t("checkpointing.operator"), t("checkpointing.ours"), t("checkpointing.quoted")], rows)
+rows.append([t(".sum"), f"{sum(ours.values()):,}", f"{sum(quoted.values()):,.0f}"])
+Table([t(".operator"), t(".ours"), t(".quoted")], rows)
 # %% [markdown] lang="en"
 # The right column is the formula that everybody quotes, $sbh(34 + 5as/h)$ bytes [1], for $b$
 # sequences of $s$ tokens, width $h$ and $a$ heads. Same operators, three differences: it counts 2
@@ -216,8 +216,8 @@ def measured(segments, how="None"):
 ways = {"none": ([], "None"), "ours": (layer_by_layer, "None")}
 ways |= {name: (layer_by_layer, name) for name in ("reentrant", "early_stop")}
 at = {name: measured(*way) for name, way in ways.items()}
-rows = [[t(f"checkpointing.how.{name}"), human_bytes(b), f"{x:.1f}%"] for name, (x, b) in at.items()]
-Table([t(f"checkpointing.{key}") for key in ("how", "peak", "flops")], rows)
+rows = [[t(f".how.{name}"), human_bytes(b), f"{x:.1f}%"] for name, (x, b) in at.items()]
+Table([t(f".{key}") for key in ("how", "peak", "flops")], rows)
 # %% [markdown] lang="en"
 # Ours is `use_reentrant=True`: a backward inside a backward, which is what reentrant means. The newer
 # kind saves 29% of the recomputation. Its second forward stops at the last value that backward reads,
@@ -264,15 +264,15 @@ lengths, chain = [1, 3, 6, 12, 36], ranks["chain"][0]
 best = lengths[chain.index(min(chain))]
 compare("11.k", best)
 curves = {
-    t("checkpointing.predicted"): [36 / k + k + 2 for k in lengths],
-    t("checkpointing.measured"): chain,
+    t(".predicted"): [36 / k + k + 2 for k in lengths],
+    t(".measured"): chain,
 }
 sweep_figure(
     lengths,
     curves,
-    x_title=t("checkpointing.axis.segment"),
-    y_title=t("checkpointing.axis.values"),
-    title=t("checkpointing.chain", best=best),
+    x_title=t(".axis.segment"),
+    y_title=t(".axis.values"),
+    title=t(".chain", best=best),
 )
 # %% [markdown] lang="en"
 # The root holds (backward's own gradients add 2 everywhere). Now our GPT, with 12 layers: $\sqrt{12}$ is about 3. But one of its layers stores 16
@@ -293,11 +293,11 @@ expected = [formula.activation_peak(config, **batch, segments=every(n, k)) for k
 assert all(abs(a / b - 1) < 0.05 for a, b in zip(sizes, expected, strict=True))
 sweep_figure(
     ks,
-    {t("checkpointing.predicted"): expected, t("checkpointing.measured"): sizes},
-    x_title=t("checkpointing.axis.segment"),
-    y_title=t("checkpointing.peak"),
+    {t(".predicted"): expected, t(".measured"): sizes},
+    x_title=t(".axis.segment"),
+    y_title=t(".peak"),
     y_unit="bytes",
-    title=t("checkpointing.gpt", root=3, ratio=sizes[2] / sizes[0]),
+    title=t(".gpt", root=3, ratio=sizes[2] / sizes[0]),
 )
 # %% [markdown] lang="en"
 # In general $k = \sqrt{n \cdot \text{input} / \text{layer}}$, here $\sqrt{12/16}$: layer by layer.
@@ -323,15 +323,15 @@ def forecast(segments):
     return x, formula.activation_peak(config, **batch, segments=segments)
 
 
-first, grouped = t("checkpointing.family.first"), t("checkpointing.family.every")
+first, grouped = t(".family.first"), t(".family.every")
 lines = {first: [forecast([1] * m) for m in range(n + 1)], grouped: [forecast(every(n, k)) for k in ks]}
 dots = {first: [measured([1] * m) for m in (0, 4, 8)], grouped: list(groups.values())}
-dots[t("checkpointing.how.early_stop")] = [at["early_stop"]]
+dots[t(".how.early_stop")] = [at["early_stop"]]
 # %%
 yours = measured(mine)
 assert abs(yours[1] / forecast(mine)[1] - 1) < 0.05
 less = 100 * (1 - at["ours"][1] / at["none"][1])
-title = t("checkpointing.trade", more=at["ours"][0], less=less)
+title = t(".trade", more=at["ours"][0], less=less)
 memory_vs_recompute_figure(lines, dots, title=title, mine=yours)
 # %% [markdown] lang="en"
 # ## Operator by operator
@@ -351,8 +351,8 @@ show("dlcourse.training.checkpointing.segments:selective")
 at["selective"] = measured(layer_by_layer, "selective(*PRODUCTS)")
 assert at["selective"][0] == 0
 assert abs(at["selective"][1] / formula.selective_peak(config, **batch) - 1) < 0.05
-rows = [[t(f"checkpointing.how.{name}"), human_bytes(b), f"{x:.1f}%"] for name, (x, b) in at.items()]
-Table([t(f"checkpointing.{key}") for key in ("how", "peak", "flops")], rows)
+rows = [[t(f".how.{name}"), human_bytes(b), f"{x:.1f}%"] for name, (x, b) in at.items()]
+Table([t(f".{key}") for key in ("how", "peak", "flops")], rows)
 # %% [markdown] lang="en"
 # 29% less for activations, at no FLOPs that count. The paper's selective recomputation [1]
 # throws attention scores away, for 70% less on GPT-3 at 2.7% more FLOPs. Fused attention does that
@@ -390,12 +390,12 @@ def with_dropout(segments, keep=True):
 errors = [((g - g0).norm() / g0.norm()).item() for g in (g0, g1, g2)]
 losses = [loss0, loss1, loss2]
 # %%
-names = [t(f"checkpointing.random.{key}") for key in ("none", "kept", "lost")]
+names = [t(f".random.{key}") for key in ("none", "kept", "lost")]
 losses, errors = ranks["losses"][0], ranks["errors"][0]
 assert losses[0] == losses[1] == losses[2]
 assert errors[1] == 0 and errors[2] > 0.01
 rows = [[*row[:1], f"{row[1]:.6f}", f"{row[2]:.1%}"] for row in zip(names, losses, errors, strict=True)]
-Table([t(f"checkpointing.{key}") for key in ("random", "loss", "error")], rows)
+Table([t(f".{key}") for key in ("random", "loss", "error")], rows)
 # %% [markdown] lang="en"
 # The last line is what goes wrong without any error: the loss is right, as it comes from the first
 # forward, and the gradients are those of another network. Torch keeps the state by default
@@ -533,11 +533,11 @@ totals = {s: (total_peak(s, []), total_peak(s, [1] * 12)) for s in (1, 16)}
 # %%
 rows, saved = {}, {}
 for sequences, pair in ranks["totals"][0].items():
-    name = t("checkpointing.small", tokens=64 * int(sequences))
+    name = t(".small", tokens=64 * int(sequences))
     for key, peaks in zip(("none", "ours"), pair, strict=True):
-        rows[t(f"checkpointing.large.{key}", name=name)] = peaks
+        rows[t(f".large.{key}", name=name)] = peaks
     saved[int(sequences)] = 100 * (1 - sum(pair[1].values()) / sum(pair[0].values()))
-title = t("checkpointing.total", few=saved[1], many=saved[16])
+title = t(".total", few=saved[1], many=saved[16])
 memory_by_category_figure(rows, title=title)
 # %% [markdown] lang="en"
 # With few tokens the peak only moves to the end of backward, where gradients are all there. And
@@ -573,9 +573,9 @@ eight = dict(micro_batch=8, block=1024)
 for segments, size in (([], plain_peak), ([1] * 36, light_peak)):
     expected = formula.activation_peak(MODELS["gpt2-large"], **eight, segments=segments)
     assert abs(size / expected - 1) < 0.05
-names = [t(f"checkpointing.large.{key}", name="GPT-2 Large") for key in ("none", "ours")]
+names = [t(f".large.{key}", name="GPT-2 Large") for key in ("none", "ours")]
 found = {"plain": human_bytes(plain_peak), "light": human_bytes(light_peak)}
-title = t("checkpointing.large.title", **found)
+title = t(".large.title", **found)
 memory_by_category_figure(dict(zip(names, large, strict=True)), title=title)
 # %%
 claim("D3", few=saved[1], many=saved[16], reentrant=at["ours"][0], early_stop=at["early_stop"][0])

@@ -131,8 +131,8 @@ peaks = [rank["peaks"] for rank in naive.memory.ranks]
 found = [sum(p[name] for name in ("activations", "communication")) for p in peaks]
 assert all(abs(a / b["activations"] - 1) < 0.05 for a, b in zip(found, needs, strict=True))
 share = 100 * needs[1]["parameters"] / sum(needs[1].values())
-rows = {t("offload.device.layers", device=i, layers=k): needs[i] for i, k in enumerate(sizes)}
-memory_by_category_figure(rows, title=t("offload.ledger", share=share))
+rows = {t(".device.layers", device=i, layers=k): needs[i] for i, k in enumerate(sizes)}
+memory_by_category_figure(rows, title=t(".ledger", share=share))
 # %% [markdown] lang="en"
 # States were predicted to the byte, and the peak of activations within 5%. (Not all of it is there at
 # one moment: gradients grow while activations go.) The recipe's 2 GB are the first colour alone. Devices
@@ -156,8 +156,8 @@ assert all(rank["peak_bytes"] <= limit for rank in naive.memory.ranks)
 wanted = [sum(need.values()) for need in needs]
 found = [rank["peak_bytes"] for rank in naive.memory.ranks]
 rows = [[i, *map(human_bytes, (limit, wanted[i], found[i]))] for i in range(w)]
-header = [t(f"offload.{key}") for key in ("limit", "needed", "measured")]
-Table([t("offload.device", device=""), *header], rows)
+header = [t(f".{key}") for key in ("limit", "needed", "measured")]
+Table([t(".device", device=""), *header], rows)
 # %% [markdown] lang="en"
 # The limit is checked against the plan, and afterwards against each rank's ledger; a GPU enforces it
 # by itself. And is it still the same training? One process does the same operations on the same
@@ -226,8 +226,8 @@ times = sorted(span for row in one.spans for span in row)
 assert all(a[1] <= b[0] for a, b in zip(times, times[1:]))
 unit = one.total / (3 * w)
 many = simulate(one_f_one_b(w, 8), t_F=unit / 8, t_B=unit / 8, t_W=unit / 8)
-panels = {t("offload.gantt.one"): one.spans, t("offload.gantt.many", m=8): many.spans}
-gantt_figure(panels, title=t("offload.gantt", idle=f"{one.idle_over_total:.0%}"), seconds=True)
+panels = {t(".gantt.one"): one.spans, t(".gantt.many", m=8): many.spans}
+gantt_figure(panels, title=t(".gantt", idle=f"{one.idle_over_total:.0%}"), seconds=True)
 # %% [markdown] lang="en"
 # Bars never overlap, and cannot: that is [lesson 05](05_pipeline_parallel.ipynb)'s pipeline with a
 # single micro-batch. With $p$ devices it is idle $(p-1)/(m+p-1)$ of the time, for $m = 1$. (Gaps
@@ -303,9 +303,9 @@ big_needs, full = device_needs(big, sizes, micro_batch=1, block=1024), ranks["fu
 assert full["parameters"] == big_needs[1]["parameters"] == full["gradients"]
 assert abs(full["activations"] / big_needs[1]["activations"] - 1) < 0.05
 totals = [sum(need.values()) / 2**30 for need in big_needs]
-rows = {t("offload.device.layers", device=i, layers=k): big_needs[i] for i, k in enumerate(sizes)}
+rows = {t(".device.layers", device=i, layers=k): big_needs[i] for i, k in enumerate(sizes)}
 each = big_needs[1]["parameters"] / 2**30
-title = t("offload.full", each=each, low=min(totals), high=max(totals))
+title = t(".full", each=each, low=min(totals), high=max(totals))
 memory_by_category_figure(rows, title=title)
 # %%
 middle = big_needs[1]
@@ -406,7 +406,7 @@ def timeline(run):
     updates = [span[:2] for span in of_host if span[2] == "optimizer"]
     beside = sum(max(0, min(b, d) - max(a, c)) for a, b in updates for c, d in backward)
     share = beside / sum(b - a for a, b in updates)
-    return run.timeline.figure().update_layout(title_text=t("offload.beside", share=f"{share:.0%}"))
+    return run.timeline.figure().update_layout(title_text=t(".beside", share=f"{share:.0%}"))
 
 
 timeline(waiting)
@@ -456,16 +456,16 @@ runs = {
 # %%
 of_device, of_host = ranks["runs"][0], ranks["runs"][-1]
 names = {
-    "plain": t("offload.device.plain"),
-    "late": t("offload.overlap.no"),
-    "soon": t("offload.overlap.yes"),
-    "parameters_late": t("offload.parameters.no"),
-    "parameters": t("offload.parameters"),
+    "plain": t(".device.plain"),
+    "late": t(".overlap.no"),
+    "soon": t(".overlap.yes"),
+    "parameters_late": t(".parameters.no"),
+    "parameters": t(".parameters"),
 }
 rows = {names[key]: of_device[key][0] for key in names}
 peak = {key: human_bytes(sum(of_device[key][0].values())) for key in names}
-rows |= {t("offload.host", name=names[key]): of_host[key][0] for key in ("soon", "parameters")}
-title = t("offload.share", plain=peak["plain"], optimizer=peak["soon"], parameters=peak["parameters"])
+rows |= {t(".host", name=names[key]): of_host[key][0] for key in ("soon", "parameters")}
+title = t(".share", plain=peak["plain"], optimizer=peak["soon"], parameters=peak["parameters"])
 losses = [of_device[key][1][0] for key in names if key != "plain"]
 assert all(found == of_device["plain"][1] for found in losses)
 memory_by_category_figure(rows, title=title)
@@ -481,7 +481,7 @@ memory_by_category_figure(rows, title=title)
 # 때가 최대라서 중첩의 효과가 보이지 않습니다. 아래 표의 마지막 열에서는 보입니다. 만들자마자 떠나는 그래디언트는 한꺼번에
 # 모이지 않습니다. 파라미터까지 호스트에 두면 한 스텝에 블록을 두 번씩 가져옵니다.
 # %%
-header = [t(f"offload.{key}") for key in ("way", "out", "back", "gradients")]
+header = [t(f".{key}") for key in ("way", "out", "back", "gradients")]
 traffic = {key: [*of_device[key][1][1:], of_device[key][2]] for key in ("late", "soon", "parameters")}
 assert traffic["soon"][0] == traffic["parameters"][0]
 assert traffic["parameters"][1] > traffic["soon"][1]
@@ -501,8 +501,8 @@ times = {key: [nanoseconds_of_steps(k, o) for o in (False, True)] for key, k in 
 rows = []
 for key, both in ranks["times"][0].items():
     off, on = (min(each) / 1e9 for each in both)
-    rows.append([t(f"offload.{key}"), *map(human_seconds, (off, on)), f"{on / off:.2f}×"])
-header = [t(f"offload.{key}") for key in ("way", "time.no", "time.yes", "time.ratio")]
+    rows.append([t(f".{key}"), *map(human_seconds, (off, on)), f"{on / off:.2f}×"])
+header = [t(f".{key}") for key in ("way", "time.no", "time.yes", "time.ratio")]
 Table(header, rows)
 # %% [markdown] lang="en"
 # Time is of this run, the shortest of five steps on rank 0. Expect a ratio near 1, on either side:
@@ -556,10 +556,10 @@ one_memory = [
     kept_by(lambda model: OptimizerOffload(model, LocalHost())),
 ]
 # %%
-labels = [t("offload.unified.no"), t("offload.unified.yes")]
+labels = [t(".unified.no"), t(".unified.yes")]
 rows = dict(zip(labels, ranks["one_memory"][0], strict=True))
 kept_plain, kept_unified = (sum(row.values()) for row in rows.values())
-memory_by_category_figure(rows, title=t("offload.unified", ratio=kept_unified / kept_plain))
+memory_by_category_figure(rows, title=t(".unified", ratio=kept_unified / kept_plain))
 # %% [markdown] lang="en"
 # Nothing is saved: the master copy and the buffer come on top. (Between steps, when there
 # are no gradients in either.) Where memory is one, do not offload, as there is nowhere to go to.
@@ -575,7 +575,7 @@ memory_by_category_figure(rows, title=t("offload.unified", ratio=kept_unified / 
 # %% tags=["nbval-check-output"]
 moved_bytes = 2 * 2 * 7e9
 for rate in (10, 50, 400):
-    print(t("offload.seconds", rate=rate, time=human_seconds(moved_bytes / (rate * 1e9))))
+    print(t(".seconds", rate=rate, time=human_seconds(moved_bytes / (rate * 1e9))))
 # %% [markdown] lang="en"
 # ## Loading what fits nowhere
 #
@@ -632,8 +632,8 @@ same = all(torch.equal(tensor.to(device), other[name]) for name, tensor in a.sta
 whole, own = ([sum(rank.values()) for rank in ranks[name]] for name in ("whole", "own"))
 compare("12.load", whole[1] / own[1])
 assert all(ranks["same"]) and whole[1] / own[1] > 1.8 * w
-rows = {t("offload.whole"): ranks["whole"][1], t("offload.apart"): ranks["own"][1]}
-memory_by_category_figure(rows, title=t("offload.load", ratio=whole[1] / own[1]))
+rows = {t(".whole"): ranks["whole"][1], t(".apart"): ranks["own"][1]}
+memory_by_category_figure(rows, title=t(".load", ratio=whole[1] / own[1]))
 # %% [markdown] lang="en"
 # A little over $2 \cdot 3$, as this rank has no embeddings. The format is so simple that 60 lines write and read it; the package `safetensors` does the same.
 # With a pickle (`torch.save`) `mmap=True` avoids reading all of it, too.
@@ -665,12 +665,12 @@ a = b = other = None
 peers = [peak_of(fsdp2, offload) for offload in (False, True)]
 # %%
 ours = of_device["plain"][1]
-rows = [[t("offload.alone"), f"{ours[1]:.6f}", human_bytes(sum(of_device["plain"][0].values()))]]
+rows = [[t(".alone"), f"{ours[1]:.6f}", human_bytes(sum(of_device["plain"][0].values()))]]
 labels = "FSDP2", "FSDP2 + CPUOffloadPolicy"
 for name, (size, (losses, _), _) in zip(labels, ranks["peers"][0], strict=True):
     assert abs(losses[1] - ours[1]) < 1e-4
     rows.append([name, f"{losses[1]:.6f}", human_bytes(sum(size.values()))])
-Table([t(f"offload.{key}") for key in ("libraries", "equal", "measured")], rows)
+Table([t(f".{key}") for key in ("libraries", "equal", "measured")], rows)
 # %% [markdown] lang="en"
 # The same loss up to rounding (gradients are averaged over ranks; we allow $10^{-4}$). On a CPU its
 # policy saves nothing either: both memories are one. DeepSpeed calls it `offload_optimizer` and

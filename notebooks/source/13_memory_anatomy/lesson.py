@@ -141,10 +141,10 @@ ways = {
 anatomy = {"adam": adam} | {name: measure(*way)[0] for name, way in ways.items()}
 # %%
 anatomy = ranks["anatomy"][0]
-cases = {t(f"anatomy.case.{name}"): found["series"] for name, found in anatomy.items()}
+cases = {t(f".case.{name}"): found["series"] for name, found in anatomy.items()}
 peaks = [found["peak_bytes"] for found in anatomy.values()]
 low, high = human_bytes(min(peaks)), human_bytes(max(peaks))
-anatomy_figure(cases, title=t("anatomy.over_time", low=low, high=high))
+anatomy_figure(cases, title=t(".over_time", low=low, high=high))
 
 
 # %% [markdown] lang="en"
@@ -168,10 +168,10 @@ def share_row(name, sizes):
     return [name, *(f"{x:.0f}%" for x in shares(sizes).values()), f"{distance(sizes):.0f}%"]
 
 
-rows = [share_row(t("anatomy.picture"), PICTURE)]
-rows += [share_row(t(f"anatomy.case.{name}"), found["at_peak"]) for name, found in anatomy.items()]
-header = [t("anatomy.case"), *(t(f"category.{name}") for name in PICTURE), t("anatomy.distance")]
-Table(header, rows, caption=t("anatomy.shares"))
+rows = [share_row(t(".picture"), PICTURE)]
+rows += [share_row(t(f".case.{name}"), found["at_peak"]) for name, found in anatomy.items()]
+header = [t(".case"), *(t(f"category.{name}") for name in PICTURE), t(".distance")]
+Table(header, rows, caption=t(".shares"))
 # %% [markdown] lang="en"
 # None so far. For all four to be there at the peak, gradients of an earlier micro-batch must still be
 # alive: with accumulation. Activations grow with the tokens. **Predict**: at how many tokens in a
@@ -193,9 +193,9 @@ counts = ranks["counts"][0]
 by_share = {n: shares(sizes)["activations"] for n, sizes in zip(counts, few, strict=True)}
 nearest = min(by_share, key=lambda n: abs(by_share[n] - 15))
 compare("13.tokens", nearest)
-rows = [share_row(t("anatomy.picture"), PICTURE)]
-rows += [share_row(t("anatomy.tokens", count=n), s) for n, s in zip(counts, few, strict=True)]
-Table(header, rows, caption=t("anatomy.shares"))
+rows = [share_row(t(".picture"), PICTURE)]
+rows += [share_row(t(".tokens", count=n), s) for n, s in zip(counts, few, strict=True)]
+Table(header, rows, caption=t(".shares"))
 # %% [markdown] lang="en"
 # Some 30 tokens: of the lengths measured, 32 comes nearest. Even there the picture does not fit: AdamW's
 # two moments are **twice** the parameters, never 35 ÷ 25 = 1.4 times. No optimizer above has such a ratio.
@@ -255,12 +255,12 @@ def change(now, before):
 
 def matrix_row(name, memory):
     cells = [change(memory["peaks"][c], plain["peaks"][c]) for c in PICTURE]
-    return [t(f"anatomy.technique.{name}"), *cells, change(memory["peak_bytes"], plain["peak_bytes"])]
+    return [t(f".technique.{name}"), *cells, change(memory["peak_bytes"], plain["peak_bytes"])]
 
 
 rows = [matrix_row(name, memory) for name, memory in matrix.items()]
-header = [t("anatomy.technique"), *(t(f"category.{c}") for c in PICTURE), t("anatomy.total")]
-Table(header, rows, caption=t("anatomy.matrix"))
+header = [t(".technique"), *(t(f"category.{c}") for c in PICTURE), t(".total")]
+Table(header, rows, caption=t(".matrix"))
 # %% [markdown] lang="en"
 # Read down the columns. Accumulation leaves gradients as they are: it *keeps* them longer. Master weights
 # make optimizer state **half as large again**, 12 bytes instead of 8; autocast touches no state at all.
@@ -327,9 +327,9 @@ off = {name: (distance / (whole - begin).norm()).item() for name, distance in of
 # %%
 off = ranks["off"][0]
 assert max(off.values()) < 1e-5
-rows = [[t("anatomy.baseline"), f"{off.pop('baseline'):.0e}"]]
-rows += [[t(f"anatomy.technique.{name}"), f"{distance:.0e}"] for name, distance in off.items()]
-Table([t("anatomy.technique"), t("anatomy.parity")], rows)
+rows = [[t(".baseline"), f"{off.pop('baseline'):.0e}"]]
+rows += [[t(f".technique.{name}"), f"{distance:.0e}"] for name, distance in off.items()]
+Table([t(".technique"), t(".parity")], rows)
 # %% [markdown] lang="en"
 # Techniques that contradict each other are refused before anything is built, and a batch that cannot be
 # split in its first step:
@@ -360,10 +360,10 @@ total = tracker.get_tracker_snapshot("peak")[device]["Total"]
 training = tracker = None
 # %%
 total = ranks["total"][0]
-rows = [[t("anatomy.ledger.ours"), human_bytes(plain["peak_bytes"])]]
-rows += [[t("anatomy.ledger.torch"), human_bytes(total)]]
+rows = [[t(".ledger.ours"), human_bytes(plain["peak_bytes"])]]
+rows += [[t(".ledger.torch"), human_bytes(total)]]
 assert abs(total / plain["peak_bytes"] - 1) < 0.01
-Table([t("anatomy.case"), t("anatomy.total")], rows)
+Table([t(".case"), t(".total")], rows)
 # %% [markdown] lang="en"
 # ## Which one first?
 #
@@ -411,7 +411,7 @@ two_layers = {name: replace(p, per_pass=2 / 36 * p.per_pass) for name, p in mach
 # 조합마다 그 최대 메모리를 한도로 삼습니다. 권장 순서가 가장 싼(1% 안) 한도는 몇 개일까요?
 # %%
 def label(plan):
-    return " + ".join(t(f"anatomy.set.{n}") for n in plan.techniques) or t("anatomy.baseline")
+    return " + ".join(t(f".set.{n}") for n in plan.techniques) or t(".baseline")
 
 
 def path(plans, prices):
@@ -423,10 +423,10 @@ def path(plans, prices):
 machine = "fast"  # or "network", "plain"
 prices = two_layers[machine]
 results = compare_order(everything, prices)
-lines = {t("anatomy.best_path"): path(pareto_front(everything, prices), prices)}
-lines[t("anatomy.recommended")] = path(path_of_order(everything), prices)
+lines = {t(".best_path"): path(pareto_front(everything, prices), prices)}
+lines[t(".recommended")] = path(path_of_order(everything), prices)
 counted = dict(right=sum(one.extra < 1 for one in results), all=len(results))
-title = t("anatomy.search", machine=t(f"anatomy.machine.{machine}"), **counted)
+title = t(".search", machine=t(f".machine.{machine}"), **counted)
 memory_vs_time_figure(path(everything, prices), lines, title=title)
 # %%
 def percent_right(plans, prices):
@@ -437,9 +437,9 @@ def percent_right(plans, prices):
 whole = plans(GPT2_LARGE, sequences=16, block=1024, world_size=4)
 right = {name: percent_right(everything, prices) for name, prices in two_layers.items()}
 right_whole = {name: percent_right(whole, prices) for name, prices in machines.items()}
-of_machine = {name: t(f"anatomy.machine.{name}") for name in machines}
+of_machine = {name: t(f".machine.{name}") for name in machines}
 rows = [[of_machine[m], f"{right[m]:.0f}%", f"{right_whole[m]:.0f}%"] for m in machines]
-Table([t(f"anatomy.{key}") for key in ("machine", "right", "right_whole")], rows)
+Table([t(f".{key}") for key in ("machine", "right", "right_whole")], rows)
 # %%
 rows = []
 for name, prices in two_layers.items():
@@ -448,7 +448,7 @@ for name, prices in two_layers.items():
     cells = [human_bytes(bad.limit), label(bad.best), label(bad.by_order), f"+{bad.extra:.0f}%"]
     rows.append([of_machine[name], *cells])
 keys = ("machine", "limit", "cheapest", "recommended_first", "extra")
-Table([t(f"anatomy.{key}") for key in keys], rows)
+Table([t(f".{key}") for key in keys], rows)
 # %% [markdown] lang="en"
 # The second table: the limit at which the order is worst. It pays for checkpointing where ZeRO-1 would have
 # been enough. On the whole model (by formula) the picture is the same. Mixed precision first is right
@@ -480,7 +480,7 @@ rows = [
     for (block, ms), bad in zip(jobs.values(), worst.values(), strict=True)
 ]
 keys = ("batch", "per_pass", "cheapest", "recommended_first", "extra")
-Table([t(f"anatomy.{key}") for key in keys], rows)
+Table([t(f".{key}") for key in keys], rows)
 # %% [markdown] lang="en"
 # The order turns accumulation on before checkpointing and pays for four micro-batches where one would
 # do. Their fixed price hardly counts while each has much to compute; with few tokens, or a
@@ -520,7 +520,7 @@ compare("13.gpt2", 1e9 * ledger[0])
 assert all(abs(total / totals[n] - 1) < 0.01 for n, total in ledger.items())
 costs = [step_cost(GPT2_LARGE, c.recipe, **two)["flops"] for c in cases]
 # %%
-labels = [t(f"anatomy.row.{name}", ranks=4, parts=2) for name in ("baseline", *names)]
+labels = [t(f".row.{name}", ranks=4, parts=2) for name in ("baseline", *names)]
 by_formula = [f"{total:.1f} GB" for total in totals]
 measured = [f"{ledger[n]:.1f} GB" if n in ledger else "" for n in range(5)]
 flops = [f"×{cost / costs[0]:.3f}" for cost in costs]
@@ -528,10 +528,10 @@ claimed = ["12 GB", "6 GB", "6 GB", "4 GB", "2 GB"]
 speeds = ["100%", "115%", "110%", "90%", "80%"]
 keys = ("technique", "row.claimed", "formula", "ledger", "flops", "speed")
 columns = (labels, claimed, by_formula, measured, flops, speeds)
-Table([t(f"anatomy.{key}") for key in keys], zip(*columns, strict=True))
+Table([t(f".{key}") for key in keys], zip(*columns, strict=True))
 # %%
 sums = dict(states=human_bytes(large_states), total=human_bytes(1e9 * totals[0]))
-title = t("anatomy.large", **sums)
+title = t(".large", **sums)
 memory_by_category_figure(dict(zip(labels, formula, strict=True)), title=title)
 # %% [markdown] lang="en"
 # Each whole model by ledger takes seconds, so two rows are measured here and a test of the course
@@ -584,9 +584,9 @@ base = my_prices.seconds(options[0])
 rows = [
     [label(plan), f"{plan.peak / 1e9:.1f} GB", f"×{my_prices.seconds(plan) / base:.2f}"]
     for plan in fitting[:6]
-] or [[t("anatomy.nothing_fits"), "", ""]]
-caption = t("anatomy.advice", memory=f"{my_memory / 1e9:.0f} GB", ranks=my_devices, **my_batch)
-Table([t(f"anatomy.{key}") for key in ("set", "total", "axis.time")], rows, caption=caption)
+] or [[t(".nothing_fits"), "", ""]]
+caption = t(".advice", memory=f"{my_memory / 1e9:.0f} GB", ranks=my_devices, **my_batch)
+Table([t(f".{key}") for key in ("set", "total", "axis.time")], rows, caption=caption)
 # %% [markdown] lang="en"
 # Leave room. The calculator counts tensors. A GPU adds what the ledger cannot see: the CUDA context,
 # workspaces of libraries, rounding of each tensor to 512 bytes, blocks that are free but in pieces [2], and
@@ -641,8 +641,8 @@ def analogy_row(name):
     plan = next(p for p in everything if p.techniques == (name,))
     flops = plan.cost["flops"] / everything[0].cost["flops"]
     sent = plan.cost["sent"] / everything[0].cost["sent"]
-    error = t("anatomy.bits") if errors[name] == 0 else f"{errors[name]:.0e}"
-    names = [t(f"anatomy.technique.{name}"), t(f"anatomy.analogy.{name}")]
+    error = t(".bits") if errors[name] == 0 else f"{errors[name]:.0e}"
+    names = [t(f".technique.{name}"), t(f".analogy.{name}")]
     return [*names, memory, f"×{flops:.2f}", f"×{sent:.1f}", error]
 
 
@@ -650,7 +650,7 @@ def analogy_row(name):
 keys = ("technique", "analogy", "total", "cost.flops", "cost.sent", "apart")
 analogies = ("accumulate", "mixed", "checkpoint", "zero3")
 assert max(errors[name] for name in analogies if name != "mixed") < 1e-4 < errors["mixed"]
-Table([t(f"anatomy.{key}") for key in keys], map(analogy_row, analogies))
+Table([t(f".{key}") for key in keys], map(analogy_row, analogies))
 # %% [markdown] lang="en"
 # Several trips, or instalments: right, the same load (FLOPs), and nothing is lost but rounding. Boxes
 # fetched, receipts reissued: right, bit for bit, though boxes are *made* again, not fetched (fetching is
