@@ -29,10 +29,23 @@ LESSONS = (
 )
 
 
+# A wheel carries the course here; a repository has it beside the package.
+_INSTALLED = Path(__file__).resolve().parents[1] / "_course"
+
+
 def course_root() -> Path:
-    """Folder that holds ``notebooks/`` and ``data/``: the repository, or ``DLCOURSE_ROOT``."""
+    """Folder that holds ``notebooks/`` and ``data/``; ``DLCOURSE_ROOT`` names another."""
     chosen = os.environ.get("DLCOURSE_ROOT")
-    return Path(chosen) if chosen else Path(__file__).resolve().parents[2]
+    return Path(chosen) if chosen else _own_root()
+
+
+def is_installed(root: Path) -> bool:
+    """Whether this is the course inside an installed wheel, which nobody is to write into."""
+    return root == _INSTALLED
+
+
+def _own_root() -> Path:
+    return _INSTALLED if _INSTALLED.is_dir() else Path(__file__).resolve().parents[2]
 
 
 def sources(root: Path) -> list[Path]:
@@ -97,4 +110,4 @@ def check_language(lang: str) -> str:
 
 def _is_course(root: Path) -> bool:
     """True for the course itself, False for a small tree of a test."""
-    return root == Path(__file__).resolve().parents[2]
+    return root == _own_root()

@@ -10,6 +10,16 @@ COURSE_WORDS: dict[str, tuple[str, str]] = {
     "course.index.lesson": ("레슨", "Lesson"),
     "course.index.question": ("이 레슨이 답하는 질문", "The question it answers"),
     "course.index.planned": ("준비 중", "not written yet"),
+    "lab.copied": (
+        "노트북 파일 {n}개를 {folder} 폴더에 복사했습니다.",
+        "{n} notebook files were copied into {folder}.",
+    ),
+    "lab.kept": (
+        "직접 고친 {path} 파일은 그대로 두었습니다. 이 버전에는 더 새로운 파일이 있습니다. "
+        "나란히 두고 보려면 고친 파일의 이름을 바꾸고 `dlcourse lab`을 다시 실행하세요.",
+        "{path} stays as you have changed it; this version has a newer one. To get that beside "
+        "yours, rename yours and run `dlcourse lab` again.",
+    ),
     "lab.no_browser": (
         "이 컴퓨터에서 열 브라우저가 없습니다. 노트북 컴퓨터에서 아래 명령을 실행해 둔 채로\n\n"
         "    {ssh}\n\n"
