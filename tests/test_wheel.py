@@ -7,14 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from dlcourse.course import catalog
-from dlcourse.course.learner_copy import copy_lessons
+from dlcourse.course.learner_copy import Copied, copy_lessons
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_OURS = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "*.egg-info")
@@ -41,7 +40,8 @@ def installed(wheel, tmp_path_factory) -> Path:
     packages = next((environment / "lib").iterdir()) / "site-packages"
     command = ["-m", "pip", "--python", environment / "bin/python", "install", "--no-deps"]
     subprocess.run([sys.executable, *command, "--quiet", "--no-index", wheel], check=True)
-    (packages / "tests.pth").write_text(sysconfig.get_path("purelib"))
+    here = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    (packages / "tests.pth").write_text("\n".join(here))
     return environment
 
 
@@ -98,24 +98,102 @@ def test_the_commands_work_from_an_empty_folder_and_write_into_no_package(instal
     assert state(packages) == before
 
 
-CHECK = """\
+CHECK = """
 import dlcourse
-from dlcourse import check, lesson, Ranks
+from dlcourse import Ranks, check
+from dlcourse.course.exercises import find_exercise
+
 print(dlcourse.__file__)
-lesson("00", lang="en")
-{code}
+with Ranks(2) as ranks:
+    for source in (find_exercise("00.rank_sum").solution, "rank_sum = lambda *_: -1"):
+        ranks.cell(source)
+        print(check("00.rank_sum").passed)
 """
 
 
 def test_an_exercise_is_checked_from_an_empty_folder(installed, tmp_path):
-    code = "\n".join(
-        [
-            "import dlcourse",
-            "from dlcourse import check, solution",
-            "from dlcourse.course.exercises import registry",
-            "names = registry.exercise_names() if hasattr(registry, 'exercise_names') else []",
-            "print(dlcourse.__file__, names)",
-        ]
-    )
-    done = run(installed, tmp_path, "python", "-c", code)
+    done = run(installed, tmp_path, "python", "-c", CHECK)
     assert done.returncode == 0, done.stderr
+    home, *passed = [x for x in done.stdout.splitlines() if x in ("True", "False") or "/" in x]
+    assert home.startswith(str(installed)) and passed == ["True", "False"]
+
+
+LAB = """
+import os, sys
+from dlcourse.cli import main
+os.execve = lambda program, command, environment: print(*command)
+sys.exit(main(["lab", "--lang", "en"]))
+"""
+
+
+def test_lab_opens_on_copies_in_the_current_folder(installed, tmp_path):
+    help = run(installed, tmp_path, "dlcourse", "lab", "--help")
+    assert help.returncode == 0 and not [*tmp_path.iterdir()]
+    done = run(installed, tmp_path, "python", "-c", LAB)
+    assert done.returncode == 0, done.stderr
+    root = catalog.course_root()
+    files = [f for lang in catalog.LANGUAGES for f in (root / "notebooks" / lang).glob("*.*")]
+    assert f"{len(files)} notebook files were copied into {tmp_path}/notebooks." in done.stdout
+    assert f"--ServerApp.root_dir={tmp_path}" in done.stdout
+    page = done.stdout.partition("--LabApp.default_url=/lab/tree/")[2].split()[0]
+    assert (tmp_path / page).read_text(encoding="utf-8").startswith("# ")
+    copies = state(tmp_path / "notebooks")
+    assert copies == state(tmp_path / "notebooks") and len(copies) == len(files) + 1
+    mine = tmp_path / "notebooks/en/00_start.ipynb"
+    mine.write_text("mine")
+    again = run(installed, tmp_path, "python", "-c", LAB)
+    assert again.returncode == 0 and "notebook files" not in again.stdout
+    assert mine.read_text() == "mine" and "00_start" not in again.stdout  # no newer one to tell of
+
+
+@pytest.fixture
+def course(tmp_path) -> Path:
+    """A small course whose files the tests make newer."""
+    for lang in catalog.LANGUAGES:
+        (tmp_path / "course/notebooks" / lang).mkdir(parents=True)
+        for name in ("00_start.ipynb", "index.md"):
+            (tmp_path / "course/notebooks" / lang / name).write_text(f"first {lang}")
+    return tmp_path / "course"
+
+
+def test_a_newer_version_comes_and_what_the_learner_changed_stays(course, tmp_path):
+    mine = tmp_path / "mine"
+    assert len(copy_lessons(course, mine).new) == 4
+    changed, untouched = mine / "notebooks/ko/00_start.ipynb", mine / "notebooks/en/00_start.ipynb"
+    changed.write_text("changed")
+    assert copy_lessons(course, mine) == Copied([], [])
+    for lang in catalog.LANGUAGES:
+        (course / "notebooks" / lang / "00_start.ipynb").write_text(f"second {lang}")
+    done = copy_lessons(course, mine)
+    assert done.new == [Path("notebooks/en/00_start.ipynb")]
+    assert done.kept == [Path("notebooks/ko/00_start.ipynb")]
+    assert (changed.read_text(), untouched.read_text()) == ("changed", "second en")
+    assert copy_lessons(course, mine) == Copied([], [])  # said once
+    changed.rename(changed.with_name("00_mine.ipynb"))  # the way to have both
+    assert copy_lessons(course, mine).new == [Path("notebooks/ko/00_start.ipynb")]
+    assert changed.read_text() == "second ko"
+
+
+def test_files_of_the_same_names_that_the_course_did_not_copy_are_kept(course, tmp_path):
+    mine = tmp_path / "mine/notebooks/ko"
+    mine.mkdir(parents=True)
+    (mine / "index.md").write_text("my own start page")
+    done = copy_lessons(course, tmp_path / "mine")
+    assert done.kept == [Path("notebooks/ko/index.md")] and len(done.new) == 3
+    (mine.parent / ".dlcourse.json").write_text("{broken")
+    (mine / "00_start.ipynb").write_text("changed")
+    assert copy_lessons(course, tmp_path / "mine").new == []
+    assert (mine / "index.md").read_text() == "my own start page"
+    assert (mine / "00_start.ipynb").read_text() == "changed"
+
+
+def test_a_full_disk_leaves_no_half_of_a_lesson(course, tmp_path, monkeypatch):
+    def full(path: Path, content: bytes) -> int:
+        path.open("wb").write(content[:3])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(Path, "write_bytes", full)
+        copy_lessons(course, tmp_path / "mine")
+    done = copy_lessons(course, tmp_path / "mine")
+    assert len(done.new) == 4 and not done.kept
