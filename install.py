@@ -85,7 +85,8 @@ def offers_cpu_build(options: list[str]) -> bool:
 
 
 def _pip(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", "pip", *arguments]).returncode
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}  # what build tools tell packages' authors
+    return subprocess.run([sys.executable, "-m", "pip", *arguments], env=quiet).returncode
 
 
 if __name__ == "__main__":

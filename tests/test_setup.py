@@ -246,6 +246,23 @@ def test_torchs_build_is_chosen_by_the_machine(
     assert said in told and told.count("\n") == 0
 
 
+@pytest.mark.parametrize(
+    ("file", "pythons", "sizes"),
+    [
+        ("README.md", "Python 3.11, 3.12 or 3.13", "downloads about {}, with one {} (torch with"),
+        ("README.ko.md", "Python 3.11, 3.12, 3.13 가운데", "없으면 약 {}, 있으면 {}(CUDA용 torch)"),
+    ],
+)
+def test_the_readme_says_what_make_does(file, pythons, sizes):
+    text = re.sub(r"\s+", " ", (ROOT / file).read_text(encoding="utf-8"))
+    parts = ["make lab", "make quick", "make test", "install.py peers", "WSL2", install.CPU_INDEX]
+    assert not [part for part in parts if part not in text]
+    assert pythons in text and PYTHONS == ("3.11.0", "3.12.0", "3.13.0")
+    between = "" if ".ko" in file else " "
+    known = [size.replace(" ", between) for size in (install.CPU_SIZE, install.CUDA_SIZE)]
+    assert sizes.format(*known) in text
+
+
 @pytest.fixture
 def empty_course(tmp_path, monkeypatch) -> Path:
     """A folder with `install.py`, two pins and an environment that holds pip and setuptools."""
