@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import MARKERS
 from flaky_index import index, write_wheel
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -261,6 +262,14 @@ def test_the_readme_says_what_make_does(file, pythons, sizes):
     between = "" if ".ko" in file else " "
     known = [size.replace(" ", between) for size in (install.CPU_SIZE, install.CUDA_SIZE)]
     assert sizes.format(*known) in text
+
+
+def test_make_quick_leaves_out_the_markers_that_are_declared(pytestconfig):
+    declared = [line.partition(":")[0] for line in pytestconfig.getini("markers")]
+    left_out = re.search(r"(?m)^SLOW = (.*)$", (ROOT / "Makefile").read_text())[1].split(" or ")
+    assert set(left_out) <= set(declared) and set(MARKERS) <= set(left_out)
+    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert not {name for names in MARKERS.values() for name in names} - files
 
 
 @pytest.fixture
