@@ -38,6 +38,10 @@ MARKERS = {
         *("zero", "zero_checkpoint", "zero_steps", "mesh", "accumulation", "mixed_precision"),
         *("checkpointing", "sharding_offload", "memory_anatomy", "verdicts"),
         "bench_gpu",
+        *(
+            f"claims_{path.stem[-2:]}"
+            for path in Path(__file__).parent.glob("test_claims_[0-9]*.py")
+        ),
     ),
 }
 
