@@ -169,6 +169,7 @@ ANSWERS = [
 ]
 
 
+@pytest.mark.timeout(600)  # four times a step of GPT-2 Large, wherever else the machine is busy
 @pytest.mark.parametrize("arguments", ANSWERS, ids=lambda arguments: arguments[0])
 def test_a_command_answers_in_the_language_of_the_system_unless_told(
     arguments, capsys, monkeypatch
