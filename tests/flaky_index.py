@@ -85,7 +85,7 @@ def index(wheels: list[Path], breaks: int) -> Iterator[tuple[str, list[tuple[str
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/simple", sent
+        yield f"http://127.0.0.1:{server.server_address[1]}", sent
     finally:
         server.shutdown()
         server.server_close()
