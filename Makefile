@@ -1,7 +1,15 @@
 # make lab                    environment, installation, JupyterLab on the course
 # make lab COURSE_LANG=en     the same in English, whatever the system's language (or =ko)
 # make lab ARGS=--port=9000   with options of JupyterLab
+# make lab TORCH_INDEX=URL    with torch from that index of packages, whatever GPU is here
+# make quick                  what a contributor runs between two changes: under two minutes
 # make test                   everything that decides whether the course is right
+
+# Ranks are processes of a POSIX system. Windows itself always sets this variable, WSL2 does not.
+ifeq ($(OS),Windows_NT)
+$(error dlcourse runs on Linux and macOS. On Windows it runs in WSL2: `wsl --install`, \
+then `make lab` in the Ubuntu window)
+endif
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +17,9 @@ BIN = $(VENV)/bin
 
 # A half-made environment does not count as made.
 .DELETE_ON_ERROR:
-.PHONY: lab test lint build clean
+# Two pips at once would break the one environment.
+.NOTPARALLEL:
+.PHONY: lab quick test lint build clean
 
 lab: $(VENV)/.lab
 	$(BIN)/dlcourse lab $(if $(COURSE_LANG),--lang $(COURSE_LANG)) $(ARGS)
@@ -19,7 +29,14 @@ test: $(VENV)/.test lint
 # Two files of tests at a time, in the order of tests/conftest.py: much of a test is waiting.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: $(VENV)/.test
+# Without what starts notebooks, browsers or many pools (the markers are in pyproject.toml).
+quick: $(VENV)/.quick lint
+	$(BIN)/dlcourse build --check
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not ($(SLOW))'
+
+SLOW = notebooks or browser or exercises or engine or parity or cluster
+
+lint: $(VENV)/.quick
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -34,19 +51,28 @@ $(VENV)/bin/python:
 	  || { echo "$(PYTHON) does not run here: $(ANOTHER)"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "dlcourse needs Python 3.11 or newer, $(PYTHON) is older: $(ANOTHER)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' \
+	  || { echo "dlcourse is tested on Python 3.11 to 3.13, $(PYTHON) is newer: $(ANOTHER)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "$(PYTHON) has no venv (on Debian and Ubuntu: apt install python3-venv): $(ANOTHER)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Always under the constraints, torch too: an unpinned torch brings gigabytes of GPU packages to a
-# machine that has no GPU.
-$(VENV)/.lab: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lab]'
+# install.py holds to the tested versions and chooses torch's build. Libraries that only tests set
+# beside ours (600 MB) come with `make test` alone.
+INSTALL = TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python install.py
+SETUP = pyproject.toml constraints.txt install.py
+
+$(VENV)/.lab: $(SETUP) | $(VENV)/bin/python
+	$(INSTALL)
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.lab
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[lab,test,peers]'
-	@touch $@
+$(VENV)/.quick: $(SETUP) | $(VENV)/bin/python
+	$(INSTALL) test
+	@touch $(VENV)/.lab $@
+
+$(VENV)/.test: $(SETUP) | $(VENV)/bin/python
+	$(INSTALL) test peers
+	@touch $(VENV)/.lab $(VENV)/.quick $@
 
 clean:
 	rm -rf $(VENV) results

@@ -39,8 +39,17 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
+# Ranks are started, joined and stopped as POSIX systems do it.
+WINDOWS = (
+    "dlcourse runs on Linux and macOS. On Windows it runs in WSL2: `wsl --install` in a terminal, "
+    "then install it in the Ubuntu that opens."
+)
+
+
 def _load(module: str, name: str | None = None) -> Any:
     """A module of ours, or a name in it; a learner's `numpy.py` is not taken for NumPy."""
+    if sys.platform == "win32":
+        raise OSError(WINDOWS)
     found, folder = sys.path, {""}
     with suppress(OSError):
         folder.add(os.getcwd())

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dlcourse.course import catalog, serve
+from dlcourse import WINDOWS
+from dlcourse.course import catalog, learner_copy, serve
 from dlcourse.words import strings
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
@@ -26,6 +27,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status (2: bad input, 1: something failed)."""
+    if sys.platform == "win32":
+        print(f"dlcourse: {WINDOWS}", file=sys.stderr)
+        return FAILED
     args, extra = _parser().parse_known_args(argv)
     if extra and args.command != "lab":
         print(f"dlcourse {args.command}: unknown argument {extra[0]!r}", file=sys.stderr)
@@ -83,9 +87,9 @@ def _parser() -> _Parser:
     run.add_argument("--no-progress", action="store_true", help="no progress bar")
     run.set_defaults(run=_run)
 
-    lessons = commands.add_parser("lessons", help="list the lessons")
-    lessons.add_argument("--lang", help=LANG_HELP)
-    lessons.set_defaults(run=_lessons)
+    listed = commands.add_parser("lessons", help="list the lessons")
+    listed.add_argument("--lang", help=LANG_HELP)
+    listed.set_defaults(run=_lessons)
 
     new = commands.add_parser("new-lesson", help="make the folder of a new lesson")
     new.add_argument("name", help="two digits and words, as 16_my_lesson")
@@ -136,6 +140,8 @@ def _build(args: argparse.Namespace) -> int:
     from dlcourse.course.source import accept_translations
 
     root = _course_root()
+    if catalog.is_installed(root):
+        raise ValueError("lessons are built in the course's repository, not where it is installed")
     names = [_lesson_or_index(text, root) for text in args.lessons] or None
     if args.check:
         problems = build.check(root, names)
@@ -258,8 +264,10 @@ def _scale(args: argparse.Namespace) -> int:
 def _lab(args: argparse.Namespace) -> int:
     root = _course_root()
     if importlib.util.find_spec("jupyterlab") is None:
-        raise ValueError("JupyterLab is not installed: pip install 'dlcourse[lab]'")
+        raise ValueError("JupyterLab is not installed: pip install jupyterlab")
     port = serve.free_port(serve.FIRST_PORT if args.port is None else args.port)
+    if catalog.is_installed(root):
+        root = _own_copy(root, args.lang)
     options = lab_arguments(root, args.lang, port)
     if serve.is_root():
         options.append("--allow-root")
@@ -273,6 +281,17 @@ def _lab(args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "jupyterlab", *options, *args.extra]
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, **lab_environment()})
+
+
+def _own_copy(root: Path, lang: str) -> Path:
+    """The lessons of an installed course in the current folder, which Lab then opens."""
+    folder = Path.cwd()
+    copied = learner_copy.copy_lessons(root, folder)
+    if copied.new:
+        print(strings.t("lab.copied", lang, n=len(copied.new), folder=folder / "notebooks"))
+    for path in copied.kept:
+        print(strings.t("lab.kept", lang, path=path))
+    return folder
 
 
 def lab_arguments(root: Path, lang: str, port: int = serve.FIRST_PORT) -> list[str]:

@@ -27,9 +27,31 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Files that take minutes come first: a worker that begins one last is waited for by the other
 _SLOWEST = ("test_notebooks", "test_browser", "test_exercises")
 
+# What a file needs that takes long; a file that is in no list is part of `make quick`.
+MARKERS = {
+    "notebooks": ("notebooks", "course_run", "wheel"),
+    "browser": ("browser",),
+    "exercises": ("exercises",),
+    "engine": ("ranks", "recorder", "collectives", "kernel", "course_kernel", "ledger"),
+    "parity": (
+        *("data_parallel", "tensor_parallel", "context_parallel", "pipeline_parallel"),
+        *("zero", "zero_checkpoint", "zero_steps", "mesh", "accumulation", "mixed_precision"),
+        *("checkpointing", "sharding_offload", "memory_anatomy", "verdicts"),
+        *("bench_gpu", "scale"),
+        *(
+            f"claims_{path.stem[-2:]}"
+            for path in Path(__file__).parent.glob("test_claims_[0-9]*.py")
+        ),
+    ),
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the files; the tests of each stay in their order."""
+    """Mark and order the files; the tests of each stay in their order."""
+    marker_of = {f"test_{name}": marker for marker, names in MARKERS.items() for name in names}
+    for item in items:
+        if marker := marker_of.get(item.path.stem):
+            item.add_marker(marker)
     rank = {name: number for number, name in enumerate(_SLOWEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 

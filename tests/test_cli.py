@@ -114,6 +114,15 @@ def test_lessons_and_claims_are_listed(lang, capsys):
     assert capsys.readouterr().out.startswith("A1  ")
 
 
+def test_windows_is_told_at_once_what_works(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["lab"]) == main(["run", "00"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all("On Windows it runs in WSL2" in line for line in said)
+    with pytest.raises(OSError, match="On Windows it runs in WSL2"):
+        from dlcourse import Ranks  # noqa: F401
+
+
 def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m dlcourse.cli claims | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
@@ -160,6 +169,7 @@ ANSWERS = [
 ]
 
 
+@pytest.mark.timeout(600)  # four times a step of GPT-2 Large, wherever else the machine is busy
 @pytest.mark.parametrize("arguments", ANSWERS, ids=lambda arguments: arguments[0])
 def test_a_command_answers_in_the_language_of_the_system_unless_told(
     arguments, capsys, monkeypatch

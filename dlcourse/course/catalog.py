@@ -31,15 +31,24 @@ LESSONS = (
 )
 
 
+# A wheel carries the course here; a repository has it beside the package.
+_INSTALLED = Path(__file__).resolve().parents[1] / "_course"
+
+
 def course_root() -> Path:
-    """Folder that holds ``notebooks/`` and ``data/``: the repository, or ``DLCOURSE_ROOT``."""
+    """Folder that holds ``notebooks/`` and ``data/``; ``DLCOURSE_ROOT`` names another."""
     chosen = os.environ.get("DLCOURSE_ROOT")
     return Path(chosen) if chosen else own_root()
 
 
 def own_root() -> Path:
     """The course's own folder, whatever ``DLCOURSE_ROOT`` names."""
-    return Path(__file__).resolve().parents[2]
+    return _INSTALLED if _INSTALLED.is_dir() else Path(__file__).resolve().parents[2]
+
+
+def is_installed(root: Path) -> bool:
+    """Whether this is the course inside an installed wheel, which nobody is to write into."""
+    return root == _INSTALLED
 
 
 def sources(root: Path) -> list[Path]:

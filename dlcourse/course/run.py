@@ -26,6 +26,7 @@ from typing import Any
 import nbformat
 from traitlets.config import Config
 
+from dlcourse import __version__
 from dlcourse.course import catalog, metrics
 from dlcourse.course.serve import kernel_settings
 
@@ -232,7 +233,7 @@ def machine() -> dict[str, Any]:
         "gpus": _gpus(),
         "python": platform.python_version(),
         "torch": metadata.version("torch"),
-        "dlcourse": metadata.version("dlcourse"),
+        "dlcourse": __version__,
     }
 
 
