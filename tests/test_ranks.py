@@ -533,15 +533,17 @@ def test_freed_memory_goes_back_to_the_system(ranks):
     ranks.cell("del pieces", ranks=[0])
 
 
-def test_time_out_of_a_collective():
+@pytest.mark.parametrize("group", ["None", "dist.new_group()"])
+def test_time_out_of_a_collective(group):
+    """In a group of the learner's own too: torch's default there is half an hour."""
     with Ranks(2, timeout=3, default=False) as pool:
         message, seconds = fails(
             pool,
-            """
-            import time
+            f"""
+            import time; group = {group}
             if rank == 0:
                 time.sleep(8)
-            dist.barrier()
+            dist.barrier(group=group)
             """,
         )
         assert message.startswith("rank 1 gave up after 3 s"), message

@@ -102,12 +102,16 @@ class Worker:
         self.generation += 1
         self.connections.were_cut = False
         self.whereabouts.forget()
+        timeout = timedelta(seconds=self.request["timeout"])
+        # Groups that the learner makes of these ranks wait as long, not torch's half an hour.
+        dist.distributed_c10d.default_pg_timeout = timeout
+        dist.distributed_c10d.default_pg_nccl_timeout = timeout
         dist.init_process_group(
             self.request["backend"],
             store=dist.PrefixStore(f"group{self.generation}", self.store),
             rank=self.rank,
             world_size=self.size,
-            timeout=timedelta(seconds=self.request["timeout"]),
+            timeout=timeout,
         )
         assert dist.group.WORLD is not None
         self.collectives.world = dist.group.WORLD.group_name
