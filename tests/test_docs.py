@@ -1,0 +1,54 @@
+"""The pages for contributors name files, commands and targets of make that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dlcourse.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "README.ko.md", "ARCHITECTURE.md")),
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CONTRIBUTING.ko.md")),
+    ROOT / "notebooks" / "source" / "README.md",
+]
+PATH = re.compile(r"`([\w./]+(?:/|\.(?:py|toml|md)))`|\]\(([\w./]+)\)")
+PATTERN = re.compile(r"NAME|NN|results")  # stands for a name
+
+
+def lost_files(text: str) -> list[str]:
+    """Paths in a page with which no path of the project ends."""
+    found = [
+        path
+        for top in ("data", "dlcourse", "tests", "notebooks")
+        for path in (ROOT / top).rglob("*")
+    ]
+    ends = "\n".join(f"/{path.relative_to(ROOT)}" for path in [*found, *ROOT.glob("*")]) + "\n"
+    names = {first or second for first, second in PATH.findall(text)}
+    return sorted(
+        name for name in names if f"/{name.rstrip('/')}\n" not in ends and not PATTERN.search(name)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page):
+    assert lost_files(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_file_that_is_gone_is_found():
+    text = "`collectives/ring.py`, `tree.py`, `parallel/gone.py`, [here](MISSING.md), `panel/`"
+    assert lost_files(text) == ["MISSING.md", "parallel/gone.py"]
+
+
+def test_every_command_that_a_page_names_is_there(capsys):
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    known = set(re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.M))
+    commands = set(re.findall(r"(?:`|bin/)dlcourse ([a-z-]+)", text))
+    assert "new-lesson" in commands and commands - known == set()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert set(re.findall(r"`make (\w+)", text)) <= set(re.findall(r"^(\w+):", makefile, re.M))
