@@ -194,7 +194,7 @@ def test_all_ways_install_the_same_under_the_pins(monkeypatch):
         assert "-c constraints.txt" in text and re.search(r"-e \.$", text, re.M), file
     calls: list[tuple[str, ...]] = []
     monkeypatch.setattr(install, "_pip", lambda *arguments: calls.append(arguments) or 0)
-    monkeypatch.setattr(install, "choose_torch", lambda given: ([], ""))
+    monkeypatch.setattr(install, "choose_torch", lambda given: ([], False, ""))
     assert install.main([]) == install.main(["test", "peers"]) == 0
     pins = ("-c", str(ROOT / "constraints.txt"))
     assert all(pins == call[(at := call.index("-c")) : at + 2] for call in calls)
@@ -224,27 +224,45 @@ def test_make_on_windows_says_what_works(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("system", "gpu", "given", "found", "options", "said"),
+    ("system", "gpu", "given", "offered", "by_uv", "said"),
     [
-        ("Linux", False, "", "own", [], "CPU build, about 0.3 GB"),
-        ("Linux", False, "", "PyTorch's", [install.CPU_INDEX], "CPU build, about 0.3 GB"),
-        ("Linux", False, "", "none", [], "its CUDA build comes: about 2.8 GB"),
-        ("Linux", True, "", "own", [], "torch with CUDA, about 2.8 GB"),
-        ("Linux", True, "file:///cpu", "own", ["file:///cpu"], "file:///cpu: about 0.3 GB"),
-        ("Linux", False, "file:///x", "own", ["file:///x"], "about 0.3 GB to 2.8 GB"),
-        ("Darwin", False, "", "none", [], "about 0.3 GB"),
+        ("Linux", False, "", True, False, "CPU build, about 0.3 GB"),
+        (
+            "Linux",
+            False,
+            "",
+            False,
+            True,
+            "0.3 GB (less where pip has kept some, or torch is here), ",
+        ),
+        ("Linux", True, "", True, False, "torch with CUDA, about 2.8 GB"),
+        ("Linux", True, "file:///cpu", True, False, "file:///cpu: about 0.3 GB"),
+        ("Linux", False, "file:///x", True, False, "about 0.3 GB to 2.8 GB"),
+        ("Darwin", False, "", False, False, "about 0.3 GB"),
     ],
 )
 def test_torchs_build_is_chosen_by_the_machine(
-    system, gpu, given, found, options, said, monkeypatch
+    system, gpu, given, offered, by_uv, said, monkeypatch
 ):
     monkeypatch.setattr("platform.system", lambda: system)
     monkeypatch.setattr(install, "has_gpu", lambda: gpu)
-    offers = {"own": True, "PyTorch's": install.CPU_INDEX, "none": None}[found]
-    monkeypatch.setattr(install, "offers_cpu_build", lambda o: offers is True or offers in o)
-    chosen, told = install.choose_torch(given)
-    assert chosen == [o for index in options for o in ("--extra-index-url", index)]
+    monkeypatch.setattr(install, "offers_cpu_build", lambda: offered)
+    options, chosen, told = install.choose_torch(given)
+    assert options == (["--extra-index-url", given] if given else []) and chosen is by_uv
     assert said in told and told.count("\n") == 0
+
+
+def test_uv_brings_the_pinned_torch_without_cuda(monkeypatch):
+    calls: list[list[str]] = []
+    monkeypatch.setattr(install, "_pip", lambda *arguments: 0)
+    monkeypatch.setattr(
+        "subprocess.run", lambda c, **_: calls.append(c) or subprocess.CompletedProcess(c, 0)
+    )
+    assert install._cpu_torch_by_uv() == 0
+    [command] = calls
+    assert command[:5] == [sys.executable, "-m", "uv", "pip", "install"]
+    assert "--torch-backend=cpu" in command and "--no-deps" in command
+    assert command[-1] == re.search(r"(?m)^torch==\S+", (ROOT / "constraints.txt").read_text())[0]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +274,7 @@ def test_torchs_build_is_chosen_by_the_machine(
 )
 def test_the_readme_says_what_make_does(file, pythons, sizes):
     text = re.sub(r"\s+", " ", (ROOT / file).read_text(encoding="utf-8"))
-    parts = ["make lab", "make quick", "make test", "install.py peers", "WSL2", install.CPU_INDEX]
+    parts = ["make lab", "make quick", "make test", "install.py peers", "WSL2", "TORCH_INDEX"]
     assert not [part for part in parts if part not in text]
     assert pythons in text and PYTHONS == ("3.11.0", "3.12.0", "3.13.0")
     between = "" if ".ko" in file else " "
@@ -332,15 +350,17 @@ def test_an_index_without_the_cpu_build_and_a_broken_line_are_said(empty_course,
         write_wheel(tmp_path, "torch", "2.13.0", needs="nvidia_cublas", size=2_000_000),
         write_wheel(tmp_path, "nvidia_cublas", "1"),
     ]
-    patched = (empty_course / "install.py").read_text()
-    patched = patched.replace(install.CPU_INDEX, "http://127.0.0.1:9/none").replace('"20"', '"1"')
+    patched = (empty_course / "install.py").read_text().replace('"20"', '"1"')
     (empty_course / "install.py").write_text(patched)
     with index(wheels, breaks=9) as (address, _):
         done = _install(empty_course, PIP_INDEX_URL=address, PIP_RETRIES="0")
     assert done.returncode == 1
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("No index that is reached from here offers torch's CPU build")
-    assert "about 2.8 GB" in lines[0]
+    assert lines[0].endswith("from PyTorch's own index.")
+    assert lines[1].startswith(
+        "PyTorch's own index is not reached from here, so torch's CUDA build"
+    )
+    assert "About 2.8 GB" in lines[1]  # uv is not on this index
     assert lines[-1] == "Not installed. The same command again goes on with what has come whole."
 
 

@@ -492,7 +492,7 @@ from dlcourse.training import loop
 job = {"steps": steps, "batch_size": 2, "block": 64}
 want = loop.train(GPT(small).to(device), corpus, **job)
 losses = {w: train(GPT(small).to(device), corpus, precision=w, **job) for w in ("autocast", "master")}
-half = {"way": "autocast", "dtype": torch.float16, "scaler": LossScaler()}
+half = {"precision": "autocast", "dtype": torch.float16, "scaler": LossScaler()}
 losses["float16"] = train(GPT(small).to(device), corpus, **half, **job)
 apart = {w: max(abs(a / b - 1) for a, b in zip(got, want)) for w, got in losses.items()}
 # %%
