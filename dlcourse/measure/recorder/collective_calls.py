@@ -88,7 +88,7 @@ class CollectiveCalls:
         self.calls: dict[str, int] = {}
         self.waiting: Event | None = None  # the call that the recorded thread is blocked in
         self.pending: dict[int, Event] = {}  # id(event) -> event, started and not ended
-        self._works: dict[int, tuple[Any, Event, bool]] = {}  # Work, its event, has a future
+        self._works: dict[int, tuple[Any, Event, Any]] = {}  # Work, its event, its future or None
         self._sequence: dict[Any, int] = {}
         self._outputs: dict[int, Event] = {}  # storage -> event whose Work has no future
 
@@ -99,6 +99,10 @@ class CollectiveCalls:
     def stop(self) -> None:
         """See none any more."""
         collective_kernels.leave(self)
+        # What has ended in C++ may still wait for Python's lock, to tell us from another thread.
+        for _, event, future in list(self._works.values()):
+            if future is not None and future.done():
+                self._ended(event)
         self._works.clear()
         self._outputs.clear()
         self.waiting = None
@@ -137,11 +141,11 @@ class CollectiveCalls:
 
     def wait(self, run: Callable[..., Any], work: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Wait for a `Work` or a future; the recorded thread is blocked meanwhile."""
-        _, event, has_future = self._works.get(id(work), (None, None, False))
+        _, event, future = self._works.get(id(work), (None, None, None))
 
         def waited() -> None:
             # On a GPU wait() only orders streams: the future tells the end, if there is one.
-            if event is not None and not (event.on_gpu and has_future):
+            if event is not None and not (event.on_gpu and future is not None):
                 self._ended(event)
                 self._works.pop(id(work), None)
 
@@ -209,7 +213,7 @@ class CollectiveCalls:
             future = work.get_future()
         except RuntimeError:  # "getFuture not implemented": ends in wait()
             future = None
-        self._works[id(work)] = (work, event, future is not None)
+        self._works[id(work)] = (work, event, future)
         if future is None:
             for tensor in tensors_in(args):
                 self._outputs[tensor.untyped_storage()._cdata] = event
