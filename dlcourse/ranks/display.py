@@ -47,12 +47,12 @@ def _attached(character: str) -> bool:
     return joining or hangul or "\U0001f3fb" <= character <= "\U0001f3ff"
 
 
-def in_words(value: Any, way: Callable[[Any], str] = repr, limit: int = LIMIT) -> str:
+def in_words(value: Any, text: Callable[[Any], str] = repr, limit: int = LIMIT) -> str:
     """`repr(value)` or `str(value)`, for messages: whatever it is, and where that fails too."""
     try:
-        return shorten(plain(way(value)), limit)
+        return shorten(plain(text(value)), limit)
     except BaseException as error:
-        return f"<its {way.__name__}() fails with {type(error).__name__}>"
+        return f"<its {text.__name__}() fails with {type(error).__name__}>"
 
 
 def label(ranks: list[int]) -> str:

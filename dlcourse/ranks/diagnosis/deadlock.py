@@ -106,17 +106,17 @@ def _stuck_in_message(
     others = [fixed[r] for r in partners if r in fixed]
     if len(others) < len(partners):
         return False
-    if message["way"] == "recv" and peer != ANY:  # sent, less what receives from anybody took
+    if message["direction"] == "recv" and peer != ANY:  # sent, less what receives from anybody took
         more = [others[0].posted("send", group, own, tag)]
         less = [state.posted("taken", group, peer, tag)]
-    elif message["way"] == "recv":  # sent by all, less what receives from a named rank took
+    elif message["direction"] == "recv":  # sent by all, less what receives from a named rank took
         more = [s.posted("send", group, own, tag) for s in others]
         less = [state.posted("ended", group, rank, tag) for rank in range(len(members))]
     else:  # received, or asked for from anybody and not yet ended
         other = others[0]
         more = [other.posted(*x, tag) for x in _takers(group, own)]
         less = [other.posted("taken", group, rank, tag) for rank in range(len(members))]
-    numbers = [*more, *less, state.posted(message["way"], group, peer, tag)]
+    numbers = [*more, *less, state.posted(message["direction"], group, peer, tag)]
     if None in numbers:
         return False
     return sum(filter(None, more)) - sum(filter(None, less)) < count

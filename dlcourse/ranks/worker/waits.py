@@ -23,10 +23,10 @@ class Waits:
 
     Attributes:
         now: the wait that the watched thread is in, or None: {"id": its number, "limited": whether
-            it ends by itself after a time of the caller's}; for a message also {"way": "send" or
-            "recv", "group", "peer" and "tag" as in torch's call, "count": its number of these}.
-        posted: (way, group, peer, tag) -> calls so far; "ended" and "taken" are the receives that
-            have ended, from a peer that was named and from one that came first.
+            it ends by itself after a time of the caller's}; for a message also {"direction": "send"
+            or "recv", "group", "peer" and "tag" as in torch's call, "count": its number of these}.
+        posted: (direction, group, peer, tag) -> calls so far; "ended" and "taken" are the receives
+            that have ended, from a peer that was named and from one that came first.
     """
 
     def __init__(self) -> None:
@@ -45,9 +45,9 @@ class Waits:
     def install(self) -> None:
         """Watch from now on, for as long as the process lives."""
         Work.wait = self._watched(Work.wait)  # type: ignore[method-assign]
-        for name, way in (("send", "send"), ("recv", "recv"), ("recv_anysource", "recv")):
+        for name, direction in (("send", "send"), ("recv", "recv"), ("recv_anysource", "recv")):
             call = getattr(ProcessGroup, name)
-            setattr(ProcessGroup, name, self._counted(call, way, named=name == way))
+            setattr(ProcessGroup, name, self._counted(call, direction, named=name == direction))
 
     def lost(self) -> set[MessageKey] | None:
         """Keys of `posted` whose count proves nothing: a message whose work was dropped before its
@@ -65,7 +65,7 @@ class Waits:
             try:
                 result = wait(work, *args, **kwargs)
                 self._messages.pop(id(work), None)
-                if message.get("way") == "recv":
+                if message.get("direction") == "recv":
                     self._received(work, message)
                 return result
             finally:
@@ -74,18 +74,20 @@ class Waits:
 
         return watched
 
-    def _counted(self, call: Any, way: str, *, named: bool) -> Any:
+    def _counted(self, call: Any, direction: str, *, named: bool) -> Any:
         def counted(group: ProcessGroup, tensors: Any, *args: Any, **kwargs: Any) -> Any:
             work = call(group, tensors, *args, **kwargs)
             if kwargs or len(args) != 1 + named:  # not as torch's own functions call it
                 self._blind = True
                 return work
             peer, tag = args if named else (ANY, *args)
-            key = (way, group.group_name, peer, tag)
+            key = (direction, group.group_name, peer, tag)
             self.posted[key] = count = self.posted.get(key, 0) + 1
             if isinstance(work, Work):
                 number = id(work)
-                message = dict(zip(("way", "group", "peer", "tag"), key, strict=True), count=count)
+                message = dict(
+                    zip(("direction", "group", "peer", "tag"), key, strict=True), count=count
+                )
                 self._messages[number] = (weakref.ref(work, lambda _: self._drop(number)), message)
             return work
 
@@ -93,14 +95,16 @@ class Waits:
 
     def _received(self, work: Work, message: dict[str, Any]) -> None:
         """Count a receive that has ended; one from anybody by who it was."""
-        way, peer = "ended", message["peer"]
+        direction, peer = "ended", message["peer"]
         if peer == ANY:
-            way, peer = "taken", work._source_rank()
-        key = (way, message["group"], peer, message["tag"])
+            direction, peer = "taken", work._source_rank()
+        key = (direction, message["group"], peer, message["tag"])
         self.posted[key] = self.posted.get(key, 0) + 1
 
     def _drop(self, number: int) -> None:
         """A work is gone that nobody has waited for."""
         message = self._messages.pop(number, (None, None))[1]
         if message is not None:
-            self._lost.add((message["way"], message["group"], message["peer"], message["tag"]))
+            self._lost.add(
+                (message["direction"], message["group"], message["peer"], message["tag"])
+            )

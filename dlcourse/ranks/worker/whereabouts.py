@@ -54,10 +54,10 @@ class Whereabouts:
             "collectives": self.collectives.last(),
             "members": self.collectives.members(),
             "messages": {
-                (way, self.collectives.name(group), peer, tag): (
-                    None if lost is None or (way, group, peer, tag) in lost else count
+                (direction, self.collectives.name(group), peer, tag): (
+                    None if lost is None or (direction, group, peer, tag) in lost else count
                 )
-                for (way, group, peer, tag), count in posted.items()
+                for (direction, group, peer, tag), count in posted.items()
             },
             "blind": lost is None,
         }
