@@ -53,7 +53,7 @@ class RankState:
     def waits_for_message(self) -> dict[str, Any] | None:
         """The message whose end a rank waits for."""
         wait = (self.where or {}).get("wait") or {}
-        return wait if "way" in wait else None
+        return wait if "direction" in wait else None
 
     def message_call(self) -> dict[str, Any] | None:
         """The call whose message a rank waits for, its peer by its number among all ranks."""
@@ -64,7 +64,7 @@ class RankState:
         members = self.members.get(message["group"], [])
         peer = message["peer"]
         named = {"peer": members[peer]} if 0 <= peer < len(members) else {}
-        return {"op": message["way"], **named}
+        return {"op": message["direction"], **named}
 
     def entry(self, group: str, seq: int) -> dict[str, Any] | None:
         """The collective with a number, if this rank still remembers it."""
