@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import cloudpickle
 import pytest
-from dlcourse.formulas.collectives import wire_bytes
 
 from dlcourse.course.claims import Claim, find_claim
+from dlcourse.formulas.traffic import algorithm_bytes
 from dlcourse.ranks import Ranks
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
@@ -81,7 +81,9 @@ def test_c2(pool):
     assert sent["torch_reduce_scatter"] / whole == pytest.approx(figures["gloo_share"], rel=0.02)
     assert sent["direct_reduce_scatter"] / whole == pytest.approx(figures["own_share"], rel=0.02)
     for p in (2, 4, 64):
-        half, both = (wire_bytes(f"ring_{op}", 1, p) for op in ("reduce_scatter", "all_reduce"))
+        half, both = (
+            algorithm_bytes(f"ring_{op}", 1, p) for op in ("reduce_scatter", "all_reduce")
+        )
         assert half / both == pytest.approx(figures["algorithm_share"])
     assert "reduce_scatter" in pool.run(one_step, "FSDP2")[0]
     assert claim.verdict == "holds_when"

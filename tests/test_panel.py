@@ -343,7 +343,7 @@ def test_a_kernel_knows_whether_a_person_ran_the_cell(kernel):
     assert kernel.run(code, **IN_LAB)[0] == "True\n"
     assert kernel.run(code)[0] == "False\n"
     # A thread belongs to the cell that runs now, too.
-    thread = "import threading; w = threading.Thread(target=lambda: print(front_end_present()))"
+    thread = "import threading; w = threading.Thread(target=lambda: print(f.front_end_present()))"
     assert kernel.run(f"{thread}; w.start(); w.join()", **IN_LAB)[0] == "True\n"
 
 

@@ -80,7 +80,7 @@ class _Reader(ast.NodeVisitor):
     def visit_keyword(self, node: ast.keyword) -> None:
         self.found.texts.add(node.arg or "")
         if node.arg == "reason" and self.found.path.name == "predictions.py":  # of Asked: a key
-            self.found.literals |= self._texts(node.value) or set()
+            self.found.literals |= {f".{key}" for key in self._texts(node.value) or ()}
         self.generic_visit(node)
 
     def visit_Import(self, node: ast.Import) -> None:

@@ -67,12 +67,12 @@ def words_path(root: Path, name: str) -> Path:
 
 
 def title(root: Path, name: str, lang: str) -> str:
-    return _own_words(root, name, "title")[lang]
+    return own_words(root, name, "title")[lang]
 
 
 def question(root: Path, name: str, lang: str) -> str:
     """The question that the lesson answers."""
-    return _own_words(root, name, "question")[lang]
+    return own_words(root, name, "question")[lang]
 
 
 def source_path(root: Path, name: str) -> Path:
@@ -125,7 +125,12 @@ def check_language(lang: str) -> str:
     return lang
 
 
-def _own_words(root: Path, name: str, key: str) -> dict[str, str]:
+def own_words(root: Path, name: str, key: str) -> dict[str, str]:
+    """A text of the lesson's own, by language; it need not be the lesson that runs.
+
+    Raises:
+        ValueError: the room has no such words.
+    """
     path = words_path(root, name)
     try:
         return read_words(path)[key]

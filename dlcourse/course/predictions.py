@@ -20,7 +20,7 @@ from dlcourse.course.amounts import read_amount
 from dlcourse.course.claims import quantity
 from dlcourse.course.showing import Shown, display, html_table, say
 from dlcourse.panel.widget import front_end_present
-from dlcourse.words.strings import t
+from dlcourse.words.strings import language, t
 
 Number = int | float
 _predictions: dict[str, Prediction] = {}
@@ -32,8 +32,8 @@ class Asked:
 
     Attributes:
         formula: the answer that theory gives, without a measurement.
-        reason: key of the sentence that says why the measurement is as it is. It may have the
-            fields {formula}, {measured} and {difference}.
+        reason: key, among the lesson's own words, of the sentence that says why the measurement
+            is as it is. It may have the fields {formula}, {measured} and {difference}.
         unit: ``"bytes"`` and ``"s"`` are scaled (MiB, ms); any other unit is shown as it is.
     """
 
@@ -152,7 +152,7 @@ def compare(id: str, measured: Any, *, unit: str | None = None) -> Comparison:
     elif asked is not None:
         if prediction.guess is None:
             notes.append(t("compare.by_formula"))
-        notes.append(_reason(asked, prediction.formula, measured, unit))
+        notes.append(_reason(id, asked, prediction.formula, measured, unit))
     _show(id, rows, notes)
     metrics.append(
         "comparison", id=id, predicted=predicted, measured=measured, ratio=ratio, unit=unit
@@ -220,12 +220,15 @@ def _noted(guess: Number | str, unit: str) -> str:
     return html.escape(t("predict.noted", guess=quantity(guess, unit)))
 
 
-def _reason(asked: Asked, formula: Any, measured: Number | str, unit: str) -> str:
+def _reason(id: str, asked: Asked, formula: Any, measured: Number | str, unit: str) -> str:
     difference = ""
     if isinstance(formula, int | float) and isinstance(measured, int | float):
         difference = quantity(abs(measured - formula), unit)
     shown = {"formula": quantity(formula, unit), "measured": quantity(measured, unit)}
-    return t(asked.reason, **shown, difference=difference)
+    root = catalog.course_root()
+    lesson = catalog.find_lesson(id[:2], root)
+    words = catalog.own_words(root, lesson, asked.reason)[language()]
+    return words.format(**shown, difference=difference)
 
 
 def _show(title: str, rows: Sequence[tuple[str, str]], notes: Sequence[str]) -> None:

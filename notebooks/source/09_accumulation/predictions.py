@@ -26,7 +26,7 @@ def times_sent() -> int:
 
 
 PREDICTIONS = {
-    "09.peak": Asked(promised_peak, reason="accumulation.reason.peak", unit="bytes"),
-    "09.means": Asked(mean_of_means, reason="accumulation.reason.means"),
-    "09.no_sync": Asked(times_sent, reason="accumulation.reason.no_sync", unit="×"),
+    "09.peak": Asked(promised_peak, reason="reason.peak", unit="bytes"),
+    "09.means": Asked(mean_of_means, reason="reason.means"),
+    "09.no_sync": Asked(times_sent, reason="reason.no_sync", unit="×"),
 }
