@@ -39,6 +39,7 @@ SLOW = notebooks or browser or exercises or engine or parity or cluster
 lint: $(VENV)/.quick
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 build: $(VENV)/.lab
 	$(BIN)/dlcourse build

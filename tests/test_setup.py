@@ -152,7 +152,7 @@ def test_what_is_imported_is_declared():
 
 
 # Declared and not imported: each is started as a program, or by a program of the same name.
-PROGRAMS = {"jupyterlab", "ruff", "nbval", "pytest-timeout", "pytest-xdist"}
+PROGRAMS = {"jupyterlab", "ruff", "mypy", "nbval", "pytest-timeout", "pytest-xdist"}
 # anywidget stands on it, and lessons use what a cell may import.
 FOR_CELLS = {"ipywidgets"}
 BUILD = {"setuptools"}  # makes the wheel of tests/test_wheel.py
@@ -164,7 +164,8 @@ def test_what_is_declared_is_used():
     assert {*_declared("test")} - {*tests} <= PROGRAMS | BUILD
     text = {p: p.read_text() for p in (ROOT / "Makefile", ROOT / "pyproject.toml")}
     assert "jupyterlab" in (ROOT / "dlcourse/cli.py").read_text()
-    assert "ruff check" in text[ROOT / "Makefile"] and "pytest -n" in text[ROOT / "Makefile"]
+    for program in ("ruff check", "mypy", "pytest -n"):
+        assert program in text[ROOT / "Makefile"]
     assert "\ntimeout = " in text[ROOT / "pyproject.toml"]
     assert "--nbval" in (ROOT / "tests/test_notebooks.py").read_text()
 

@@ -110,13 +110,13 @@ def _map(nbytes: int, group: dist.ProcessGroup | None) -> mmap.mmap:
         os.write(fd, token)
         where = torch.tensor([os.getpid(), fd, nbytes, *token])
     dist.broadcast(where, group=group, group_src=0)
-    process, theirs, their_nbytes, *token = where.tolist()
+    process, theirs, their_nbytes, *their_token = where.tolist()
     memory = None
     try:
         if dist.get_rank(group) != 0:
             fd = os.open(f"/proc/{process}/fd/{theirs}", os.O_RDWR)
         memory = mmap.mmap(fd, their_nbytes)
-        found = memory[:_TOKEN] == bytes(token)
+        found = memory[:_TOKEN] == bytes(their_token)
     except (OSError, ValueError):
         found = False
     everyone = torch.tensor([found, nbytes == their_nbytes], dtype=torch.int64)
@@ -125,7 +125,7 @@ def _map(nbytes: int, group: dist.ProcessGroup | None) -> mmap.mmap:
         os.close(fd)  # the mapping stays
     if not everyone[1]:
         raise ValueError(_DIFFERENT)
-    if not everyone[0]:
+    if memory is None or not everyone[0]:
         raise ValueError(
             "the ranks of the group do not share one machine, so they cannot share memory. "
             "Use ring_all_reduce instead"

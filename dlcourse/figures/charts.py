@@ -170,7 +170,7 @@ def predicted_vs_measured_figure(
         title,
         height=rows_height(len(usable)),
         xaxis=axis_of(t("figure.axis.ratio", lang), range=[0, rounded(max(*ratios, 1.0) * 1.6)]),
-        yaxis=rows_axis(labels),
+        yaxis=rows_axis(),
         shapes=[
             {
                 "type": "line",
@@ -283,7 +283,7 @@ def bars_figure(
         title or "",
         height=rows_height(math.ceil(len(labels) * max(1, 0.7 * len(groups)))),
         xaxis=x_axis,
-        yaxis=rows_axis(rows),
+        yaxis=rows_axis(),
         barmode="group",
         showlegend=len(groups) > 1,
     )

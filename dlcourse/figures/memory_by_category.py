@@ -67,7 +67,7 @@ def memory_by_category_figure(
             t("figure.axis.memory", lang, unit=unit),
             range=[0, rounded(max(totals) / divisor * 1.15)],
         ),
-        yaxis=rows_axis(labels),
+        yaxis=rows_axis(),
         barmode="stack",
     )
     return figure_of(traces, layout)

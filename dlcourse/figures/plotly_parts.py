@@ -134,7 +134,7 @@ def axis_of(title: str, **more: Any) -> dict:
     }
 
 
-def rows_axis(labels: Sequence[str]) -> dict:
+def rows_axis() -> dict:
     return axis_of("", type="category", autorange="reversed", showgrid=False, ticksuffix="  ")
 
 

@@ -78,7 +78,7 @@ def memory_figure(data: Mapping[str, Any], lang: str | None = None) -> go.Figure
         _memory_title(ranks, totals, lang),
         height=rows_height(len(ranks)),
         xaxis=axis_of(t("figure.axis.peak_memory", lang, unit=unit), rangemode="tozero"),
-        yaxis=rows_axis(labels),
+        yaxis=rows_axis(),
         barmode="stack",
     )
     return figure_of(traces, layout)
@@ -257,7 +257,7 @@ def comm_figure(data: Mapping[str, Any], lang: str | None = None) -> go.Figure:
             range=[0, rounded((most or 1) / divisor * (1.45 if equal else 1.15))],
             showticklabels=most > 0,
         ),
-        yaxis=rows_axis(ops),
+        yaxis=rows_axis(),
         barmode="group",
         showlegend=True,
     )

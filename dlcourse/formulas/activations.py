@@ -52,8 +52,8 @@ def layer_bytes(
     config: GPTConfig, *, micro_batch: int, block: int, precision: str = "float32"
 ) -> int:
     """What one layer stores: 4 B T (16 C + H + 4) in float32."""
-    batch = dict(micro_batch=micro_batch, block=block)
-    return sum(layer_terms(config, **batch, precision=precision).values())
+    terms = layer_terms(config, micro_batch=micro_batch, block=block, precision=precision)
+    return sum(terms.values())
 
 
 def quoted_terms(config: GPTConfig, *, micro_batch: int, block: int) -> dict[str, float]:
@@ -133,7 +133,7 @@ def activation_moments(
         return _autocast_moments(config, segments, early_stop, **batch)
     C, V, tokens = config.n_embd, config.vocab_size, micro_batch * block
     stream, work = stream_bytes(config, **batch), mlp_backward_bytes(config, **batch)
-    layer = layer_bytes(config, **batch)
+    layer = layer_bytes(config, micro_batch=micro_batch, block=block)
     stored = len(segments) * stream + (config.n_layer - sum(segments)) * layer
     moments = {
         "loss": stored + loss_bytes(config, **batch),
@@ -193,9 +193,15 @@ def activation_peak(
     early_stop: bool = False,
 ) -> int:
     """Largest bytes of activations in a step. Arguments as for ``activation_moments``."""
-    batch = dict(micro_batch=micro_batch, block=block)
-    kept = dict(precision=precision, segments=segments, early_stop=early_stop)
-    return max(activation_moments(config, **batch, **kept).values())
+    moments = activation_moments(
+        config,
+        micro_batch=micro_batch,
+        block=block,
+        precision=precision,
+        segments=segments,
+        early_stop=early_stop,
+    )
+    return max(moments.values())
 
 
 def selective_peak(config: GPTConfig, *, micro_batch: int, block: int) -> int:

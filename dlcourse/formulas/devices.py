@@ -20,7 +20,7 @@ from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.formulas.states import STEP_COUNTER_BYTES, state_bytes
 from dlcourse.words.units import human_bytes
 
-Needs = dict[str, int]  # category -> bytes
+Needs = dict[str, float]  # category -> bytes
 
 
 def layer_ranges(n_layer: int, sizes: Sequence[int]) -> list[range]:
@@ -61,10 +61,10 @@ def device_needs(
     """
     batch = dict(micro_batch=micro_batch, block=block)
     C, V, stream = config.n_embd, config.vocab_size, stream_bytes(config, **batch)
-    needs = []
+    needs: list[Needs] = []
     for layers in layer_ranges(config.n_layer, sizes):
         numbers, tensors = len(layers) * layer_parameters(config), len(layers) * LAYER_TENSORS
-        stored = len(layers) * layer_bytes(config, **batch)
+        stored = len(layers) * layer_bytes(config, micro_batch=micro_batch, block=block)
         peak = stored + stream + mlp_backward_bytes(config, **batch)
         if layers.start == 0:  # the embeddings of tokens and positions
             numbers, tensors = numbers + (V + config.block_size) * C, tensors + 2
@@ -77,7 +77,7 @@ def device_needs(
     return needs
 
 
-def check_limits(needs: Sequence[Mapping[str, int]], limits: Sequence[int]) -> None:
+def check_limits(needs: Sequence[Mapping[str, float]], limits: Sequence[int]) -> None:
     """Refuse a placement that does not fit, before anything is built.
 
     Args:
@@ -88,10 +88,10 @@ def check_limits(needs: Sequence[Mapping[str, int]], limits: Sequence[int]) -> N
     """
     for device, (need, limit) in enumerate(zip(needs, limits, strict=True)):
         if sum(need.values()) > limit:
-            largest = max(need, key=need.get)
+            largest, size = max(need.items(), key=lambda item: item[1])
             raise ValueError(
                 f"device {device} has {human_bytes(limit)} and its layers need "
-                f"{human_bytes(sum(need.values()))}, {human_bytes(need[largest])} of it for "
+                f"{human_bytes(sum(need.values()))}, {human_bytes(size)} of it for "
                 f"{largest}: give it fewer layers, "
                 + ("take fewer sequences" if largest == "activations" else "offload its optimizer")
                 + ", or raise its limit"

@@ -28,8 +28,8 @@ def is_wrapper(tensor: Tensor) -> bool:
 
 def inner_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """The plain tensors that a wrapper is made of."""
-    if is_traceable_wrapper_subclass(tensor):
-        names, _ = tensor.__tensor_flatten__()
+    if is_wrapper(tensor):
+        names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
         for name in names:
             part = getattr(tensor, name)
             if isinstance(part, Tensor):  # a DTensor names its device mesh, too

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ARCHITECTURES = ("dense", "moe")
+WIDTH = 32  # C, features of a token
 
 
 def mlp(width: int) -> nn.Sequential:
@@ -49,8 +50,6 @@ class TinyLM(nn.Module):
 
     Args:
         architecture: "dense" (one MLP) or "moe" (four MLPs and a router).
-        width: C, features of a token.
-        seed: where the random weights start.
         moe: the class of the MoE layer; a lesson gives its own copy.
 
     Raises:
@@ -61,8 +60,6 @@ class TinyLM(nn.Module):
         self,
         architecture: str,
         *,
-        width: int = 32,
-        seed: int = 0,
         moe: Callable[[int, int], nn.Module] = MoE,
     ) -> None:
         if architecture not in ARCHITECTURES:
@@ -71,11 +68,11 @@ class TinyLM(nn.Module):
             )
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.embedding = nn.Embedding(256, width)
-            self.norm = nn.LayerNorm(width)
-            self.feed_forward = mlp(width) if architecture == "dense" else moe(width, 4)
-            self.head = nn.Linear(width, 256)
+            torch.manual_seed(0)
+            self.embedding = nn.Embedding(256, WIDTH)
+            self.norm = nn.LayerNorm(WIDTH)
+            self.feed_forward = mlp(WIDTH) if architecture == "dense" else moe(WIDTH, 4)
+            self.head = nn.Linear(WIDTH, 256)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy of the next byte."""

@@ -101,7 +101,7 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let autocast leave the types alone inside."""
 
     @functools.wraps(function)
-    def run(ctx, x: Tensor, *args):
+    def run(ctx: Any, x: Tensor, *args: Any) -> Any:
         with torch.autocast(x.device.type, enabled=False):
             return function(ctx, x, *args)
 
@@ -147,7 +147,7 @@ class _Ring:
 class _RingAttention(torch.autograd.Function):
     @staticmethod
     @without_autocast
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, group: Group, balanced: bool) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: Group, balanced: bool) -> Tensor:
         ring, length = _Ring(group), q.size(-2)
         dtype, q, kv = q.dtype, wide(q), torch.stack([k, v])
         out = torch.zeros_like(q)
@@ -166,9 +166,9 @@ class _RingAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     @without_autocast
-    def backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         ring, length = _Ring(ctx.group), q.size(-2)
         dtype, q, kv = q.dtype, wide(q), torch.stack([k, v])

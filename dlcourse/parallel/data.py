@@ -15,6 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,7 +45,7 @@ class NaiveDataParallel(nn.Module):
         self.world_size = dist.get_world_size(process_group)
         broadcast_module(module, process_group=process_group)
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
     def no_sync(self) -> AbstractContextManager[None]:
@@ -97,7 +98,7 @@ class BucketedDataParallel(NaiveDataParallel):
             count_users=find_unused_parameters,
         )
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
             check_in_buckets(self.module, self.buckets)
         return super().forward(*args, **kwargs)
@@ -143,7 +144,7 @@ class OverlappedDataParallel(BucketedDataParallel):
     As in DDP, the forward pass decides whether the backward pass that follows sends anything.
     """
 
-    def __init__(self, module: nn.Module, **options) -> None:
+    def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__(module, **options)
         self.syncing = True  # not inside no_sync
         self.sends_in_backward = False
@@ -151,7 +152,7 @@ class OverlappedDataParallel(BucketedDataParallel):
         for parameter in self.bucket_of:
             parameter.register_post_accumulate_grad_hook(weakly(self.gradient_is_ready))
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
             self.sends_in_backward = self.syncing
             last_forward[self.module] = weakref.ref(self)

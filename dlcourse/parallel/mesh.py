@@ -96,18 +96,19 @@ class MeshParallel(nn.Module):
         broadcast_module(gpt)
         self.config, self.num_micro_batches = config, num_micro_batches
         self.mesh, self.groups = mesh, {side: mesh.get_group(side) for side in SIDES}
-        if size["tensor"] > 1 and size["pipeline"] == 1:
-            gpt = tensor_parallel(gpt, self.groups["tensor"])
-        elif size["tensor"] > 1:  # stages know the whole vocabulary only
-            parallel_blocks(gpt, self.groups["tensor"])
+        self.layers: PipelineParallel | _Whole
         if size["pipeline"] > 1:
+            if size["tensor"] > 1:  # stages know the whole vocabulary only
+                parallel_blocks(gpt, self.groups["tensor"])
             schedule = one_f_one_b(num_ranks=size["pipeline"], num_micro_batches=num_micro_batches)
             self.layers = PipelineParallel(gpt, schedule, process_group=self.groups["pipeline"])
         else:
-            self.layers = _Whole(gpt, num_micro_batches)
+            cut = tensor_parallel(gpt, self.groups["tensor"]) if size["tensor"] > 1 else gpt
+            self.layers = _Whole(cut, num_micro_batches)
         # One stage may be frozen as a whole: it has no optimizer state to share out
         trains = any(parameter.requires_grad for parameter in self.layers.parameters())
         copies = ZeRO1 if zero and trains else BucketedDataParallel
+        self.copies: ZeRO1 | BucketedDataParallel
         self.copies = copies(self.layers, process_group=self.groups["data"])
 
     def optimizer(self, lr: float = 1e-3) -> torch.optim.Optimizer:
@@ -134,7 +135,7 @@ class MeshParallel(nn.Module):
         )
         shards = self.copies.shards if isinstance(self.copies, ZeRO1) else []
         before = [shard.grad if shard.grad is None else shard.grad.clone() for shard in shards]
-        if shards:
+        if isinstance(self.copies, ZeRO1):
             self.copies.start_gradients()
         loss = self.layers.step(tokens_BT, targets_BT, total / self.mesh.size())
         self.copies.sync_gradients()

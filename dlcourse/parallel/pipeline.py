@@ -177,19 +177,26 @@ class PipelineParallel(nn.Module):
 
     def _join_tied(self) -> None:
         """Where one rank has both ends of the model, a tied matrix stays one parameter."""
-        first = [stage.token_embedding for stage in self.stages if stage.is_first]
-        last = [stage.head for stage in self.stages if stage.is_last]
+        first, last = self._ends()
         if self.is_tied and first and last:
-            last[0].weight = first[0].weight
+            last.weight = first.weight
 
-    def _tied(self) -> list[nn.Parameter]:
+    def _tied(self) -> list[Tensor]:
         """This rank's copy of a tied matrix whose other copy is in another rank; else nothing."""
-        ends = [s.token_embedding.weight for s in self.stages if s.is_first]
-        ends += [s.head.weight for s in self.stages if s.is_last]
+        ends = [layer.weight for layer in self._ends() if layer is not None]
         alone = self.is_tied and len(ends) == 1 and ends[0].requires_grad
         return ends if alone else []
 
-    def _add_tied_gradients(self, tied: list[nn.Parameter]) -> None:
+    def _ends(self) -> tuple[nn.Embedding | None, nn.Linear | None]:
+        """The embedding and the output layer, where this rank has them."""
+        first, last = None, None
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            first = stage.token_embedding if stage.is_first else first
+            last = stage.head if stage.is_last else last
+        return first, last
+
+    def _add_tied_gradients(self, tied: list[Tensor]) -> None:
         """One process adds the gradients of both uses of a tied matrix; so do its two copies."""
         other = self.last_rank if self.runtime.rank == 0 else 0
         for copy in tied:

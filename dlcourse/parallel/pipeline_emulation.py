@@ -42,7 +42,6 @@ def run_emulated(
     repeats: int = 2,
     *,
     shape: tuple[int, ...] = (2, 64, 64),
-    process_group: dist.ProcessGroup | None = None,
 ) -> Emulation:
     """Run a schedule in all ranks, F, B and W of a *rank's whole part* taking ``seconds`` each.
 
@@ -54,16 +53,15 @@ def run_emulated(
         shape: of what travels between stages; float32.
     """
     if isinstance(schedule, str):
-        world_size = dist.get_world_size(process_group)
-        schedule = make_schedule(schedule, world_size, num_micro_batches)
+        schedule = make_schedule(schedule, dist.get_world_size(), num_micro_batches)
     part = seconds / schedule.num_chunks
     like = torch.zeros(shape)
     workers = [Sleeper(part, part, part, lambda: like) for _ in range(schedule.num_chunks)]
-    runtime = Runtime(schedule, workers, process_group=process_group)
+    runtime = Runtime(schedule, workers)
     inputs = [like] * schedule.num_micro_batches
     gantts = []
     for _ in range(repeats):
-        dist.barrier(group=process_group)
+        dist.barrier()
         runtime.run(inputs, inputs, like)
         gantts.append(gather_spans(runtime))
     gantts.sort(key=lambda gantt: gantt.total)

@@ -74,7 +74,7 @@ class Schedule:
             )
 
     @classmethod
-    def parse(cls, rows: Sequence[str], *, name: str = "mine", placement: str = "loop") -> Schedule:
+    def parse(cls, rows: Sequence[str], *, placement: str = "loop") -> Schedule:
         """A schedule from one line of actions for each rank, in the form of the module's text."""
         ranks = tuple(tuple(Action.parse(word) for word in row.split()) for row in rows)
         actions = [action for row in ranks for action in row]
@@ -82,7 +82,7 @@ class Schedule:
             raise ValueError(f"a schedule of {len(rows)} ranks without an action: give some")
         micro_batches = 1 + max(action.micro_batch for action in actions)
         chunks = 1 + max(action.chunk for action in actions)
-        return cls(name, ranks, micro_batches, chunks, placement)
+        return cls("mine", ranks, micro_batches, chunks, placement)
 
     @property
     def num_ranks(self) -> int:

@@ -111,7 +111,8 @@ class StageWorker:
         self.notes = Notes()
         for layer in module.modules() if splits else ():
             if isinstance(layer, nn.Linear) and layer.weight.requires_grad:
-                layer.forward = linear_in_two(layer, self.notes)
+                forward = linear_in_two(layer, self.notes)
+                layer.forward = forward  # type: ignore[method-assign, assignment]
 
     def forward(self, i: int, x: Tensor, *targets: Tensor, share: Tensor | None = None) -> Tensor:
         """F of micro-batch ``i``: the output, cut off from its graph; a loss times its share."""
@@ -162,6 +163,7 @@ def linear_in_two(layer: nn.Linear, notes: Notes) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         layer = held()
+        assert layer is not None  # it is what calls this
         return LinearInTwo.apply(x, layer.weight, layer.bias, notes)
 
     return forward

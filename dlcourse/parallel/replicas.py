@@ -38,6 +38,14 @@ def broadcast_buffers(module: nn.Module, *, process_group: dist.ProcessGroup | N
     broadcast_tensors(module.buffers(), process_group)
 
 
+def sync_gradients(model: nn.Module) -> None:
+    """After backward: ``model.sync_gradients()`` where it has that.
+
+    A model in one process has not, nor has torch's DDP, which sends inside backward.
+    """
+    getattr(model, "sync_gradients", lambda: None)()
+
+
 @torch.no_grad()
 def replica_drift(module: nn.Module, *, process_group: dist.ProcessGroup | None = None) -> float:
     """Largest difference between any two ranks in any parameter or buffer; 0.0 if identical.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,9 +29,10 @@ def cut_parameters(module: nn.Module) -> dict[Tensor, Group]:
     Layers of tensor parallelism name them in an attribute ``cut``. All others are the same in
     every rank.
     """
+    layers: Iterable[Any] = module.modules()  # torch's class has neither of the two attributes
     return {
         parameter: layer.process_group
-        for layer in module.modules()
+        for layer in layers
         for name in getattr(layer, "cut", ())
         if (parameter := getattr(layer, name)) is not None
     }

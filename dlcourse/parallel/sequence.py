@@ -16,6 +16,8 @@ gathers it again in backward; this code keeps it.)
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -55,25 +57,25 @@ def _summed_part(x_BTC: Tensor, group: Group) -> Tensor:
 
 class _GatherSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_BSC: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, x_BSC: Tensor, group: Group) -> Tensor:
         ctx.group = group
         return _joined(x_BSC, group)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_BTC: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_BTC: Tensor) -> tuple[Tensor, None]:
         return _summed_part(grad_BTC, ctx.group), None
 
 
 class _ScatterSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_BTC: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, x_BTC: Tensor, group: Group) -> Tensor:
         ctx.group = group
         return _summed_part(x_BTC, group)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_BSC: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_BSC: Tensor) -> tuple[Tensor, None]:
         return _joined(grad_BSC, ctx.group), None
 
 

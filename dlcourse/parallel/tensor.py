@@ -20,6 +20,7 @@ Source: Shoeybi et al., "Megatron-LM", 2019, https://arxiv.org/abs/1909.08053, s
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ from dlcourse.corpus import Corpus
 from dlcourse.models.gpt import GPT, MLP, Attention
 from dlcourse.parallel.divisibility import check_tensor_parallel
 from dlcourse.parallel.loop import run_steps
-from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.parallel.replicas import broadcast_module, sync_gradients
 from dlcourse.parallel.tensor_layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -60,6 +61,7 @@ __all__ = [
 ]
 
 Crossing = Callable[[Tensor, Group], Tensor]
+Part = TypeVar("Part", bound=nn.Module)
 
 
 def parallel_mlp(mlp: MLP, process_group: Group, *, enter: Crossing, leave: Crossing) -> None:
@@ -96,12 +98,12 @@ def check_whole(model: nn.Module) -> None:
 
 
 def parallel_blocks(
-    model: nn.Module,
+    model: Part,
     process_group: Group = None,
     *,
     enter: Crossing = copy_to,
     leave: Crossing = reduce_from,
-) -> nn.Module:
+) -> Part:
     """Cut every attention and MLP inside ``model`` in place; returns ``model``.
 
     Each layer still takes and gives the whole width, so this does for any part of a GPT, a
@@ -117,8 +119,10 @@ def parallel_blocks(
             n_embd, size = layer.q.in_features, dist.get_world_size(process_group)
             check_tensor_parallel(n_head=layer.n_head, n_embd=n_embd, size=size)
     for layer in layers:
-        cut = parallel_attention if isinstance(layer, Attention) else parallel_mlp
-        cut(layer, process_group, enter=enter, leave=leave)
+        if isinstance(layer, Attention):
+            parallel_attention(layer, process_group, enter=enter, leave=leave)
+        else:
+            parallel_mlp(layer, process_group, enter=enter, leave=leave)
     return model
 
 
@@ -181,7 +185,7 @@ class TensorParallelGPT(nn.Module):
 
 def tensor_parallel(
     gpt: GPT, process_group: Group | DeviceMesh = None, *, vocabulary: bool = True
-) -> nn.Module:
+) -> GPT | TensorParallelGPT:
     """Cut a GPT over the ranks of ``process_group``. It starts from the first rank's parameters.
 
     Args:
@@ -198,8 +202,9 @@ def tensor_parallel(
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
     check_whole(gpt)
     broadcast_module(gpt, process_group=process_group)
-    cut = TensorParallelGPT if vocabulary else parallel_blocks
-    return cut(gpt, process_group)
+    if vocabulary:
+        return TensorParallelGPT(gpt, process_group)
+    return parallel_blocks(gpt, process_group)
 
 
 def train(
@@ -230,8 +235,7 @@ def train(
         optimizer.zero_grad()
         loss = model(tokens_BT, targets_BT)
         loss.backward()
-        if hasattr(model, "sync_gradients"):  # sequence parallelism
-            model.sync_gradients()
+        sync_gradients(model)  # sequence parallelism has some
         optimizer.step()
         return loss
 

@@ -10,6 +10,7 @@ Source: Shoeybi et al., "Megatron-LM", 2019, https://arxiv.org/abs/1909.08053, s
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -88,7 +89,7 @@ def local_rows(tokens: Tensor, num_rows: int, group: Group = None) -> tuple[Tens
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits_NV: Tensor, targets_N: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, group: Group) -> Tensor:
         row_N, mine_N = local_rows(targets_N, logits_NV.size(1), group)
         ctx.dtype = logits_NV.dtype
         valid_N = targets_N != IGNORED
@@ -107,7 +108,7 @@ class _CrossEntropy(torch.autograd.Function):
         return torch.where(valid_N, sum_N.log() - target_N, 0.0).sum() / num_valid
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         softmax_NV, row_N, mine_N, valid_N, num_valid = ctx.saved_tensors
         one_hot_N1 = mine_N.to(softmax_NV.dtype)[:, None]
         grad_NV = softmax_NV.scatter_add(1, row_N[:, None], -one_hot_N1)

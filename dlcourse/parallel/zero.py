@@ -35,6 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -110,7 +111,7 @@ class ZeRO1(ShardedModule):
         """What this rank's optimizer has to update."""
         return [flat.shard for flat in self.flats]
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         check_parameters(self)
         if torch.is_grad_enabled():
             self.make_room()

@@ -9,6 +9,7 @@ Models", SC 2020, section 5.2.
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class ZeRO2(ZeRO1):
     run the same number of backwards.
     """
 
-    def __init__(self, module: nn.Module, **options) -> None:
+    def __init__(self, module: nn.Module, **options: Any) -> None:
         refuse_own_gradients(module)
         super().__init__(module, **options)
         self.backward: weakref.ref | None = None  # the one under way; dead if torch has given it up
@@ -37,7 +38,7 @@ class ZeRO2(ZeRO1):
         self.starts_anew = True  # the gradients of the last step have been used
         self.used: set[FlatParameters] = set()  # since then
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         self.end_cut_off_backward()
         outputs = super().forward(*args, **kwargs)
         for output in tensors_in(outputs):

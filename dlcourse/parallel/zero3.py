@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ class ZeRO3(GatheredState, ZeRO2):
         ValueError: as in stage 1, or a unit with parameters of its own that has no forward.
     """
 
-    def __init__(self, module: nn.Module, *, prefetch: bool = True, **options) -> None:
+    def __init__(self, module: nn.Module, *, prefetch: bool = True, **options: Any) -> None:
         refuse_uncalled_units(options.get("units"))
         super().__init__(module, **options)
         self.prefetch, self.is_gathered = prefetch, False
@@ -135,7 +136,7 @@ class ZeRO3(GatheredState, ZeRO2):
         after = UncopyableHook(lambda m, _, outputs: self.after_forward(m, unit, outputs))
         module.register_forward_hook(after)
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_gathered:
             refuse_gradients()
             return self.module(*args, **kwargs)

@@ -35,7 +35,7 @@ class GatheredState(ShardedModule):
         parts, checksum = {}, 0
         for flat in (flat for flats in self.flats_of.values() for flat in flats):
             row = torch.cat([parameter.flatten() for parameter in flat.parameters])
-            checksum = zlib.crc32(row.view(torch.uint8).cpu().numpy(), checksum)
+            checksum = zlib.crc32(row.view(torch.uint8).cpu().numpy().data, checksum)
             padding = flat.shard.numel() * flat.world_size - flat.numel
             parts[flat] = flat.mine(F.pad(row, (0, padding))).clone()
         refuse_different(self, checksum)
@@ -51,7 +51,7 @@ class GatheredState(ShardedModule):
                 "`with model.gathered():`"
             )
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As torch's, of whole parameters; a collective, so call it in all ranks."""
         with self.gathered():
             found = super().state_dict(*args, **kwargs)

@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from dlcourse.collectives.p2p import Group
 from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.models.targets import IGNORED
 from dlcourse.parallel.loop import run_steps
-from dlcourse.parallel.replicas import loss_weight
+from dlcourse.parallel.replicas import loss_weight, sync_gradients
 
 MicroBatch = tuple[Tensor, Tensor]  # tokens and targets, each (M, T)
 
@@ -53,7 +54,8 @@ def sending(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
 
     The gradients of all micro-batches add up in ``.grad`` first, so one all-reduce is enough.
     """
-    return nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+    no_sync = getattr(model, "no_sync", nullcontext)
+    return nullcontext() if last else no_sync()
 
 
 def backward_equal(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
@@ -109,7 +111,7 @@ def backward_by_tokens(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
     is_zero = hasattr(model, "shards")
     if is_zero:
         ends = torch.tensor([len(parts), -len(parts)], device=device)
-        dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=model.process_group)
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=_group_of(model))
         if ends.sum() != 0:
             raise ValueError(
                 f"{len(parts)} micro-batches here, and the ranks have {-int(ends[1])} to "
@@ -118,8 +120,7 @@ def backward_by_tokens(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
             )
     try:
         if is_zero or hasattr(model, "no_sync"):  # a mean over ranks is to come: 8 bytes are sent
-            group = model.process_group
-            weight = loss_weight(num_targets, process_group=group, device=device)
+            weight = loss_weight(num_targets, process_group=_group_of(model), device=device)
             per_target = weight / max(num_targets, 1)
         else:
             per_target = 1 / num_targets
@@ -173,7 +174,7 @@ def train(
         )
     rank, world_size = 0, 1
     if hasattr(model, "no_sync"):
-        group = model.process_group
+        group = _group_of(model)
         rank, world_size = dist.get_rank(group), dist.get_world_size(group)
     sequences = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
     device = _first_parameter(model).device
@@ -182,8 +183,7 @@ def train(
     def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         optimizer.zero_grad()
         loss = backward_equal(model, split(tokens_BT, targets_BT, accumulate=accumulate))
-        if hasattr(model, "sync_gradients"):  # ours; torch's has done it inside backward
-            model.sync_gradients()
+        sync_gradients(model)
         optimizer.step()
         return loss
 
@@ -203,6 +203,11 @@ def _some(parts: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
     if not parts:  # the other ranks would wait for this one's gradients for ever
         raise ValueError("0 micro-batches: give every rank 1 or more, if only of IGNORED targets")
     return parts
+
+
+def _group_of(model: nn.Module) -> Group:
+    """The ranks over which a wrapper takes the mean; all by default."""
+    return getattr(model, "process_group", None)
 
 
 def _first_parameter(model: nn.Module) -> nn.Parameter:

@@ -16,12 +16,14 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlcourse.formulas.recipe import Recipe
 from dlcourse.measure import mark_step
+from dlcourse.models.gpt import GPT
 from dlcourse.models.targets import shares, total_targets, weighted
 from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.parallel.tensor import TensorParallelGPT
 from dlcourse.parallel.tensor_vocabulary import check_embedding
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero2 import ZeRO2
@@ -51,7 +53,7 @@ class Training:
 
     def __init__(
         self,
-        gpt: nn.Module,
+        gpt: GPT | TensorParallelGPT,
         recipe: Recipe,
         *,
         lr: float = 1e-3,
@@ -72,12 +74,11 @@ class Training:
                 parameter.data = parameter.data.to(torch.bfloat16)
         if self.world_size > 1 and not recipe.stage:  # ZeRO does it by itself
             broadcast_module(gpt, process_group=process_group)
+        self.model: GPT | TensorParallelGPT | ZeRO1 = gpt
+        self.parameters = [p for p in gpt.parameters() if p.requires_grad]
         if recipe.stage:
-            gpt = _STAGES[recipe.stage](gpt, process_group=process_group)
-        self.model = gpt
-        self.parameters = (
-            gpt.shards if recipe.stage else [p for p in gpt.parameters() if p.requires_grad]
-        )
+            self.model = _STAGES[recipe.stage](gpt, process_group=process_group)
+            self.parameters = self.model.shards
         self.optimizer = _optimizer(recipe, self.device)(self.parameters, lr=lr)
 
     def autocast(self) -> AbstractContextManager:
@@ -97,24 +98,24 @@ class Training:
             ValueError: in every rank, where one of them has a batch that the micro-batches do not
                 divide, that is too long, or that holds what is not in the vocabulary.
         """
-        accumulate, zero = self.recipe.accumulate, self.recipe.stage > 0
+        accumulate, model = self.recipe.accumulate, self.model
         counts = self._shares(tokens_BT, targets_BT)  # refuses a wrong batch, in every rank
         parts = split(tokens_BT, targets_BT, accumulate=accumulate)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for (tokens_MT, targets_MT), share in zip(parts, counts, strict=True):
             with self.autocast():
-                loss = weighted(self.model(tokens_MT, targets_MT), share)
+                loss = weighted(model(tokens_MT, targets_MT), share)
             loss.backward()
             total += loss.detach()
             del loss  # or it would be there when the next micro-batch begins
-        if zero:
-            self.model.sync_gradients()
+        if isinstance(model, ZeRO1):
+            model.sync_gradients()
         elif self.world_size > 1:
             self._average_gradients()
         self.optimizer.step()
-        if zero:
-            self.model.sync_parameters()
+        if isinstance(model, ZeRO1):
+            model.sync_parameters()
         mark_step(tokens=tokens_BT.numel(), loss=total)
         return total
 
@@ -140,8 +141,9 @@ class Training:
 
     def weights(self) -> Tensor:
         """All parameters of the model in one row, float32, to compare. In all ranks."""
-        module = self.model.module if self.recipe.stage else self.model
-        with self.model.gathered() if self.recipe.stage == 3 else nullcontext():
+        model = self.model
+        module = model.module if isinstance(model, ZeRO1) else model
+        with model.gathered() if isinstance(model, ZeRO3) else nullcontext():
             return torch.cat([p.detach().float().flatten() for p in module.parameters()])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from dlcourse.formulas.checkpoint_segments import check_segments
+from dlcourse.models.gpt import GPT
+from dlcourse.parallel.tensor import TensorParallelGPT
 from dlcourse.training.checkpointing.checkpoint import checkpoint
 
 Checkpoint = Callable[..., Tensor]
+AnyGPT = TypeVar("AnyGPT", bound=GPT | TensorParallelGPT)
 early_stop: Checkpoint = partial(torch_checkpoint, use_reentrant=False)  # torch's newer one
 reentrant: Checkpoint = partial(torch_checkpoint, use_reentrant=True)
 
@@ -48,7 +51,7 @@ class Segment(nn.Module):
 
 
 def segmented(
-    layers: Sequence[nn.Module], segments: Sequence[int], how: Checkpoint = checkpoint
+    layers: Iterable[nn.Module], segments: Sequence[int], how: Checkpoint = checkpoint
 ) -> nn.ModuleList:
     """The layers with checkpoints as ``segments`` says; the same parameters in the same order.
 
@@ -58,17 +61,16 @@ def segmented(
     Raises:
         ValueError: a segment without a layer, or more layers in segments than there are.
     """
-    check_segments(segments, len(layers))
-    rest, checkpointed = list(layers), []
+    rest = list(layers)
+    check_segments(segments, len(rest))
+    checkpointed = []
     for size in segments:
         checkpointed.append(Segment(rest[:size], how))
         rest = rest[size:]
     return nn.ModuleList([*checkpointed, *rest])
 
 
-def checkpoint_blocks(
-    gpt: nn.Module, segments: Sequence[int], how: Checkpoint = checkpoint
-) -> nn.Module:
+def checkpoint_blocks(gpt: AnyGPT, segments: Sequence[int], how: Checkpoint = checkpoint) -> AnyGPT:
     """Put checkpoints into a GPT, in place, and return it. See ``segmented``."""
     gpt.blocks = segmented(gpt.blocks, segments, how)
     return gpt

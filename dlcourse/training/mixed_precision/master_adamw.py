@@ -46,7 +46,7 @@ class MasterAdamW(torch.optim.Optimizer):
         self.state[p] = {"step": 0, "master": master, **moments}
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # without torch's closure
         """One step for every parameter that has a gradient."""
         for group in self.param_groups:
             (beta1, beta2), lr = group["betas"], group["lr"]

@@ -18,6 +18,7 @@ from dlcourse.corpus import Corpus
 from dlcourse.formulas.recipe import PRECISIONS
 from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.loop import run_steps
+from dlcourse.parallel.replicas import sync_gradients
 from dlcourse.training.mixed_precision.autocast import Autocast
 from dlcourse.training.mixed_precision.loss_scaler import LossScaler
 from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
@@ -66,8 +67,7 @@ def mixed_step(
     with autocast or nullcontext():
         loss = model(*batch)
     (scaler.scale(loss) if scaler else loss).backward()
-    if hasattr(model, "sync_gradients"):  # a model in several ranks
-        model.sync_gradients()
+    sync_gradients(model)  # of one in several ranks
     if max_norm is not None:
         if scaler:
             scaler.unscale_(optimizer)

@@ -63,8 +63,10 @@ class LayersOverDevices(nn.Module):
         x = tokens_BT
         for stage, device in zip(self.stages, self.devices, strict=True):
             x = x.to(device)  # autograd brings the gradient back the same way
-            last = stage.is_last and targets_BT is not None
-            x = stage(x, targets_BT.to(device)) if last else stage(x)
+            if stage.is_last and targets_BT is not None:
+                x = stage(x, targets_BT.to(device))
+            else:
+                x = stage(x)
         return x
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dlcourse.collectives.buffers import views_like
+from dlcourse.models.gpt import GPT
 
 Wait = Callable[[], Any]  # returns once the copy has arrived
 _OFFLOADED: WeakSet[nn.Module] = WeakSet()
@@ -110,7 +111,7 @@ class OptimizerOffload:
 
     parameters_too = False
 
-    def __init__(self, model: nn.Module, host: HostMemory, *, overlap: bool = True) -> None:
+    def __init__(self, model: GPT, host: HostMemory, *, overlap: bool = True) -> None:
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         if frozen:
             raise ValueError(
@@ -137,7 +138,7 @@ class OptimizerOffload:
                     lambda p, unit=unit: self.has_gradient(p, unit)
                 )
 
-    def has_gradient(self, p: Tensor, unit: OffloadUnit) -> None:
+    def has_gradient(self, p: nn.Parameter, unit: OffloadUnit) -> None:
         """autograd has made a gradient of this unit."""
         if p not in self.missing[unit]:
             raise ValueError(

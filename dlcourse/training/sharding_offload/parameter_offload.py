@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import register_multi_grad_hook
 
+from dlcourse.models.gpt import GPT
 from dlcourse.training.sharding_offload.optimizer_offload import (
     HostMemory,
     OffloadUnit,
@@ -42,7 +43,7 @@ class ParameterOffload(OptimizerOffload):
 
     parameters_too = True
 
-    def __init__(self, model: nn.Module, host: HostMemory, *, overlap: bool = True) -> None:
+    def __init__(self, model: GPT, host: HostMemory, *, overlap: bool = True) -> None:
         super().__init__(model, host, overlap=True)  # of gradients: no room to keep them
         self.overlap = overlap
         self.coming: dict[OffloadUnit, Wait] = {}

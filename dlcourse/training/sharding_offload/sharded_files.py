@@ -66,7 +66,7 @@ def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             row = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
-            file.write(row.view(torch.uint8).numpy())
+            file.write(row.view(torch.uint8).numpy().data)
     part.replace(path)
 
 
