@@ -26,8 +26,8 @@ lab: $(VENV)/.lab
 
 test: $(VENV)/.test lint
 	$(BIN)/dlcourse build --check
-# Two files of tests at a time, in the order of tests/conftest.py: much of a test is waiting.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three files of tests at a time, in the order of tests/conftest.py: much of a test is waiting.
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Without what starts notebooks, browsers or many pools (the markers are in pyproject.toml).
 quick: $(VENV)/.quick lint

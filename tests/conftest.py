@@ -13,6 +13,8 @@ import pytest
 
 # No test process, nor any kernel that it starts, has a browser to draw widgets for.
 os.environ.setdefault("DLCOURSE_PANEL", "off")
+# Small operations in two threads wait for a busy core at each of them. Ranks have their own number.
+os.environ["OMP_NUM_THREADS"] = "1"
 # The tests read Korean where they ask for no language, on whatever system they run.
 os.environ["LC_ALL"] = "C.UTF-8"
 os.environ.pop("DLCOURSE_LANG", None)
