@@ -16,6 +16,8 @@ from dlcourse.words.strings import set_language
 def fresh(monkeypatch):
     set_language("en")
     monkeypatch.setattr(predictions, "_predictions", {})
+    words = catalog.words_path(catalog.course_root(), "09_accumulation")
+    monkeypatch.setenv("DLCOURSE_WORDS", str(words))  # as lesson(name=...) does
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,8 @@ def fresh(monkeypatch):
         ("2분", "s", 120),
         ("4×", "×", 4),
         ("4배", "×", 4),
+        ("×4", "×", 4),
+        ("x 4", "×", 4),
         ("25%", "%", 25),
         (".5", "", 0.5),
         ("7 B", "", 7e9),
@@ -40,7 +44,15 @@ def test_amounts_as_people_type_them(text, unit, number):
 
 
 @pytest.mark.parametrize(
-    ("text", "unit"), [("", ""), ("much", "bytes"), ("3 s", "bytes"), ("3 4 MB x", "bytes")]
+    ("text", "unit"),
+    [
+        ("", ""),
+        ("x4", "bytes"),
+        ("x", "×"),
+        ("much", "bytes"),
+        ("3 s", "bytes"),
+        ("3 4 MB x", "bytes"),
+    ],
 )
 def test_what_is_no_amount_is_refused(text, unit):
     with pytest.raises(ValueError, match="is no"):

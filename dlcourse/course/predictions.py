@@ -185,7 +185,7 @@ def _ask(prediction: Prediction) -> None:
     from ipywidgets import HTML, Text, VBox
 
     id, unit = prediction.id, prediction.unit
-    example = {"bytes": "3.2 MB", "s": "12 ms", "%": "25%", "×": "2"}.get(unit, "2.5")
+    example = {"bytes": "3.2 MiB", "s": "12 ms", "%": "25%", "×": "2"}.get(unit, "2.5")
     guess = prediction.guess
     line = Text(
         value=prediction.typed,
