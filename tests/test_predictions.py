@@ -73,7 +73,8 @@ def test_compare_without_predict_is_no_dead_end(capsys):
     found = compare("09.peak", 33_000_000)
     said = capsys.readouterr().out
     assert found.predicted == pytest.approx(29.4e6, rel=0.01)
-    assert "MiB" in said and "the formula's prediction" in said and "more is there" in said
+    assert "MiB" in said and "the formula's prediction" in said
+    assert "more: the sum of the gradients" in said
 
 
 def test_a_guess_in_the_cell_and_a_formula_in_the_cell_work_as_before(capsys):
@@ -122,8 +123,10 @@ def test_in_a_front_end_a_line_appears_and_keeps_what_was_typed(monkeypatch, cap
     line.value = "a lot"
     assert "not a number" in answer.value
     assert compare("09.peak", 33e6).predicted == pytest.approx(29.4e6, rel=0.01)
+    line.value = "33"
+    assert "Noted: 33 B" in answer.value and "no unit, so it was read in B" in answer.value
     line.value = "33 MB"
-    assert "Noted" in answer.value
+    assert "Noted" in answer.value and "no unit" not in answer.value
     found = compare("09.peak", 33e6)
     assert found.predicted == 33e6 and "your prediction" in capsys.readouterr().out
     predict("09.peak")  # the cell again

@@ -622,15 +622,15 @@ once = 2 * 63 / 64 * gradients_gb
 # ## Deeper
 #
 # Not needed for what follows. Everything below runs on its own once the cells above have run.
-#
-# ### When the number does not divide
-#
-# Four parts of a batch of 64 are easy. Five are refused, and the message says what would do:
-# %% [markdown] lang="ko" en="03e275f2"
+# %% [markdown] lang="ko" en="feb3decd"
 # ## 더 깊이
 #
 # 다음 레슨에 꼭 필요하지는 않습니다. 위의 셀을 실행했다면 아래는 어느 것이나 바로 실행할 수 있습니다.
+# %% [markdown] lang="en"
+# ### When the number does not divide
 #
+# Four parts of a batch of 64 are easy. Five are refused, and the message says what would do:
+# %% [markdown] lang="ko" en="a34729e3"
 # ### 나누어떨어지지 않을 때
 #
 # 64개를 넷으로 나누는 것은 쉽습니다. 다섯으로는 나눌 수 없어서 거부하고, 무엇이 되는지 알려 줍니다.
@@ -640,11 +640,11 @@ split(*batch, accumulate=5)
 # %% [markdown] lang="en"
 # ### Targets counted over all ranks
 #
-# With several ranks, one number for all means: for the targets of *all* ranks. A model with
+# With several ranks, the one number to divide by counts the targets of *all* ranks. A model with
 # `no_sync` lives in several ranks, so the whole function counts them together first, which sends 8
-# bytes beside the gradients. A weight puts the mean over ranks right that DDP
-# takes afterwards. The function is folded below; this is what it sends:
-# %% [markdown] lang="ko" en="eb38d013"
+# bytes beside the gradients. Afterwards DDP takes a mean over ranks, and a weight puts that right. The
+# function is folded below; this is what it sends:
+# %% [markdown] lang="ko" en="6b113e65"
 # ### 모든 랭크의 타깃을 함께 세기
 #
 # 랭크가 여러 개라면 같은 수로 나눈다는 말은 *모든* 랭크의 타깃 수로 나눈다는 뜻입니다. 모델에 `no_sync`가
