@@ -80,6 +80,26 @@ def test_a_name_of_a_later_cell_is_named_with_that_cell(lesson):
     assert lesson.run("%%ranks\nrank") == "rank 0: 0\nrank 1: 1\n"
 
 
+def test_what_a_figure_is_made_of_is_named_with_its_cell(place):
+    """Runs that `--as` keeps in the notebook, and what is fetched from the ranks."""
+    kernel = start(place, "en", "09_accumulation")
+    try:
+        text = kernel.run("show_peaks(whole, small, parts)")  # before anything else
+        assert FIRST["en"] in text
+        kernel.run("show_peaks = print; lang, num_ranks = 'en', 1")
+        kernel.run("from dlcourse import Ranks\nranks = Ranks(num_ranks)")
+        text = kernel.run("show_peaks(whole)")
+        assert "first: %%ranks 0 --as whole" in text and FIRST["en"] not in text
+        text = kernel.run("ranks['peaks'][0]")
+        assert "peaks is not a name in rank 0" in text and "Traceback" not in text
+        assert "first: counts = (1, 2, 4, 8)" in text and "Run All Above" in text
+        text = kernel.run("ranks['cases'][0]")
+        assert "first: first, all_four" in text and "Run All Above" not in text
+    finally:
+        kernel.client.stop_channels()
+        kernel.manager.shutdown_kernel(now=True)
+
+
 def test_the_extension_imports_nothing_of_the_course():
     """So a kernel starts as quickly as without; what connects figures with runs is 30 lines."""
     code = """

@@ -1,4 +1,4 @@
-"""Read the amounts that people type: "3.2 MB", "3e6", "12 ms", "50%", "4×"."""
+"""Read the amounts that people type: "3.2 MB", "3e6", "12 ms", "50%", "4×", "x4"."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def read_amount(text: str, unit: str = "") -> float:
     Raises:
         ValueError: it is no number, or carries a unit of something else.
     """
+    if unit == "×":
+        text = re.sub(r"^\s*[×x]", "", text, flags=re.I)
     found = _AMOUNT.fullmatch(text)
     if not found:
         raise ValueError(f"{text!r} is no number: write one such as 3e6, 3,000,000 or 3.2")

@@ -12,12 +12,27 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # What JupyterLab's server tells a kernel: the path of its notebook, below the folder it shows.
 NOTEBOOK = "JPY_SESSION_NAME"
 START_CELLS = 2  # of a lesson: its parameters; its imports and its ranks
 _SETS_UP = ("check", "hint", "solution")
+
+
+class _Cell(NamedTuple):
+    """A code cell of the notebook."""
+
+    code: str  # without its magics
+    magic: str  # its first line, if that is a magic
+    for_ranks: bool
+    folded: bool
+
+    @property
+    def run_name(self) -> str:
+        """What `--as` calls its run in the notebook; "" without one."""
+        words = [*self.magic.split(), "", ""]
+        return words[words.index("--as") + 1] if self.for_ranks and "--as" in words else ""
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -86,20 +101,28 @@ def _missing(error: BaseException) -> tuple[str, bool] | None:
         return None
     if isinstance(error, errors.NoRanks):
         return "", True
+    if isinstance(error, errors.NotInRanks):
+        return (error.name, True) if error.name else None
     if isinstance(error, errors.RankError) and not getattr(error, "__notes__", None):
         names = map(errors.undefined_name, error.failures.values())
         return next(((name, True) for name in names if name), None)
     return None
 
 
-def _code_cells(notebook: Path | None) -> list[tuple[str, bool]]:
-    """Each code cell's source without its magics, and whether it is one for ranks."""
+def _code_cells(notebook: Path | None) -> list[_Cell]:
     try:
         cells = json.loads(notebook.read_text("utf-8"))["cells"] if notebook else []
-        sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return [_read_cell(cell) for cell in cells if cell["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
-    return [(_without_magics(source), source.startswith("%%ranks")) for source in sources]
+
+
+def _read_cell(cell: dict[str, Any]) -> _Cell:
+    source = "".join(cell["source"])
+    first = source.partition("\n")[0]
+    folded = bool(cell["metadata"].get("jupyter", {}).get("source_hidden"))
+    magic = first if first.startswith("%") else ""
+    return _Cell(_without_magics(source), magic, first.startswith("%%ranks"), folded)
 
 
 def _without_magics(source: str) -> str:
@@ -107,22 +130,28 @@ def _without_magics(source: str) -> str:
     return "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in lines)
 
 
-def _advice(name: str, in_ranks: bool, known: dict[str, Any], cells: list[tuple[str, bool]]) -> str:
+def _advice(name: str, in_ranks: bool, known: dict[str, Any], cells: list[_Cell]) -> str:
     from dlcourse.ranks.notebook.definitions import first_line, names_bound
     from dlcourse.words.strings import t
 
-    start = {bound for source, _ in cells[:START_CELLS] for bound in names_bound(source)}
+    start = {bound for cell in cells[:START_CELLS] for bound in names_bound(cell.code)}
     lesson = {"lang", "ranks"} <= start
     if lesson and (not name or (name in start and not in_ranks)):
         return t("kernel.first_cells")
     if not name:
         return ""  # the error itself says how to make ranks
-    binding = [(code, for_ranks) for code, for_ranks in cells if name in names_bound(code)]
-    homes = [code for code, for_ranks in binding if for_ranks == in_ranks]
+    binding = [cell for cell in cells if name in names_bound(cell.code)]
+    homes = [(cell, first_line(cell.code)) for cell in binding if cell.for_ranks == in_ranks]
+    if not in_ranks:
+        homes += [(cell, cell.magic) for cell in cells if cell.run_name == name]
     if homes:
-        advice = t("kernel.defined_in", name=name, cell=first_line(homes[0]))
-        fresh = lesson and "ranks" not in known
-        return f"{advice}\n{t('kernel.first_cells')}" if fresh else advice
+        home, line = homes[0]
+        advice = [t("kernel.defined_in", name=name, cell=line)]
+        if home.folded:
+            advice.append(t("kernel.folded"))
+        if lesson and "ranks" not in known:
+            advice.append(t("kernel.first_cells"))
+        return "\n".join(advice)
     if in_ranks:
         there = name in known
         return t("kernel.only_notebook", name=name) if there else ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import html
 import importlib.util
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ from dlcourse.panel.widget import front_end_present
 from dlcourse.words.strings import language, t
 
 Number = int | float
+_SCALED = {"bytes": "B", "s": "s"}  # units that a number is rarely typed in: "28" is not 28 MiB
 _predictions: dict[str, Prediction] = {}
 
 
@@ -185,7 +187,7 @@ def _ask(prediction: Prediction) -> None:
     from ipywidgets import HTML, Text, VBox
 
     id, unit = prediction.id, prediction.unit
-    example = {"bytes": "3.2 MB", "s": "12 ms", "%": "25%", "×": "2"}.get(unit, "2.5")
+    example = {"bytes": "3.2 MiB", "s": "12 ms", "%": "25%", "×": "2"}.get(unit, "2.5")
     guess = prediction.guess
     line = Text(
         value=prediction.typed,
@@ -207,6 +209,8 @@ def _ask(prediction: Prediction) -> None:
             return
         _predictions[id] = replace(_predictions[id], guess=number, typed=text)
         answer.value = "" if number is None else _noted(number, unit)
+        if number is not None and unit in _SCALED and not re.search(r"[^\W\d_]", text):
+            answer.value += " " + html.escape(t("predict.no_unit", unit=_SCALED[unit]))
 
     line.observe(typed, "value")
     box = VBox([line, answer])

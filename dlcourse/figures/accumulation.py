@@ -71,6 +71,8 @@ def show_peaks(whole: Run, small: Run, parts: Run) -> Together:
         ]
         for name in _STATES
     ]
+    peaks = (human_bytes(run["peak_bytes"]) for run in (before, of_16, after))
+    rows.append([t("accumulation.all"), *peaks])
     share = 400 * after["at_peak"]["activations"] / before["at_peak"]["activations"]
     extra = 100 * (after["peak_bytes"] - of_16["peak_bytes"]) / before["at_peak"]["parameters"]
     return Together(
@@ -86,7 +88,7 @@ def show_floor(peaks: Mapping[int, Mapping[str, int]]) -> go.Figure:
     for count, peak in peaks.items():
         _held("shrink", 100 * (count * peak["activations"] / first["activations"] - 1), allowed=5)
         _held("same_parameters", peak["parameters"] - first["parameters"], allowed=0)
-    least = human_bytes(sum(last.values()) - last["activations"])
+    least = human_bytes(sum(last[name] for name in _STATES if name != "activations"))
     rows = {_label(count): peak for count, peak in peaks.items()}
     return memory_by_category_figure(rows, title=t("accumulation.memory.title", least=least))
 
@@ -105,7 +107,7 @@ def show_times(seconds: Mapping[int, float], whole: Run, parts: Run) -> go.Figur
 def show_same(trials: Trials, steps: int) -> Together:
     """How far apart four micro-batches and one batch are after some steps, bit by bit."""
     rows = [
-        [name, f"{bits:.0%}", f"{apart:.1e}", f"{apart / lr:.1e}"]
+        [name, f"{bits:.0%}", f"{apart:.1e}", f"{100 * apart / lr:.2g}%"]
         for name, (bits, apart, lr) in trials.items()
     ]
     heads = [t(f"accumulation.same{key}", steps=steps) for key in (".what", ".bits", "", ".lr")]

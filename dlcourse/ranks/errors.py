@@ -36,6 +36,24 @@ class NoRanks(ValueError):
         return _lines(self)
 
 
+class NotInRanks(KeyError):
+    """A name that `ranks[...]` was asked for, and that a rank does not have.
+
+    Attributes:
+        name: the name; "" where the message has said already what to do about it.
+    """
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would put it in quotes
+
+    def _render_traceback_(self) -> list[str]:
+        return _lines(self)
+
+
 def undefined_name(failure: dict[str, Any]) -> str | None:
     """The name that a rank's failure says is not defined, if that is what it says."""
     if failure["type"] != "NameError":

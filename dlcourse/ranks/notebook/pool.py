@@ -16,7 +16,7 @@ import cloudpickle
 from dlcourse import machine
 from dlcourse.measure.run import Run
 from dlcourse.ranks.display import Results, label
-from dlcourse.ranks.errors import NoRanks, RankError, RanksInterrupted, undefined_name
+from dlcourse.ranks.errors import NoRanks, NotInRanks, RankError, RanksInterrupted, undefined_name
 from dlcourse.ranks.notebook import stop
 from dlcourse.ranks.notebook.agent_process import AgentProcess
 from dlcourse.ranks.notebook.definitions import Definitions
@@ -138,7 +138,8 @@ class Ranks:
         if missing:
             life = self.processes.life
             advice = self._definitions.advice(name, min(missing), life, in_last=True)
-            raise KeyError(f"{name} is not a name in {label(sorted(missing))} {advice}".rstrip())
+            message = f"{name} is not a name in {label(sorted(missing))} {advice}".rstrip()
+            raise NotInRanks(message, "" if advice else name)
         failed = {rank: a["error"] for rank, a in sorted(answers.items()) if "error" in a}
         if failed:
             words = "; ".join(f"rank {rank}: {error}" for rank, error in failed.items())

@@ -52,7 +52,7 @@ steps = 5
 #
 # 먼저 랭크(rank) 0 혼자 해 봅니다. 다른 랭크는 나중에 함께하는데, 그때는 누가 언제 보내는지도 중요해집니다.
 # %% hidden=true
-from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, show, solution
+from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
 from dlcourse.figures.accumulation import figures_of_d1, memory_of_a_step, show_all_reduces
 from dlcourse.figures.accumulation import show_floor, show_layers, show_libraries, show_no_sync
 from dlcourse.figures.accumulation import show_peaks, show_same, show_times, show_uneven
@@ -64,9 +64,9 @@ ranks.cell(f"steps = {steps}", record=False)
 # The idea in a few lines. Each loss is divided by the number of parts, and `backward()` is called
 # **inside** the loop, so a micro-batch's activations are gone before the next one starts.
 #
-# Folded below it (a click opens it) is the whole from
-# `dlcourse/training/accumulation.py`: what it refuses, and what `sending` does with several ranks.
-# %% [markdown] lang="ko" en="5dfc302e"
+# Folded below it is the whole code of `dlcourse/training/accumulation.py` (a click opens it): what it
+# refuses, and what `sending` does with several ranks.
+# %% [markdown] lang="ko" en="287fd9bb"
 # 몇 줄이면 됩니다. 손실마다 조각 수로 나누고, `backward()`는 반복문 **안에서** 부릅니다. 그래서 마이크로배치
 # 하나의 활성화값(activation)은 다음 것을 시작하기 전에 사라집니다.
 #
@@ -113,15 +113,16 @@ step(model, adam, batch, accumulate=1)
 # %%
 whole.memory.figure()
 # %% [markdown] lang="en"
-# Most of it is activations. **Predict** the peak in bytes with four micro-batches of 16, if the
-# promise is true to the word.
+# Most of it is activations. **Predict** the peak with four micro-batches of 16, if the promise is true
+# to the word.
 #
-# Type your number into the line and press Enter, then run on. The answer comes with the measurement.
-# %% [markdown] lang="ko" en="5f8b515a"
+# Type it with its unit, as in `50 MiB`, press Enter, then run on. The answer comes with the
+# measurement.
+# %% [markdown] lang="ko" en="4608c0a2"
 # 대부분 활성화값입니다. 약속이 말 그대로 맞다면 16개짜리 마이크로배치 네 개로 나눌 때 최대 메모리(peak
-# memory)는 몇 바이트일지 **예측해 보세요.**
+# memory)는 얼마일지 **예측해 보세요.**
 #
-# 칸에 숫자를 적고 Enter를 누른 다음 계속 실행하세요. 답은 측정한 다음에 나옵니다.
+# 칸에 `50 MiB`처럼 단위까지 적고 Enter를 누른 다음 계속 실행하세요. 답은 측정한 다음에 나옵니다.
 # %%
 predict("09.peak")
 # %% hidden=true
@@ -174,15 +175,15 @@ show_floor(ranks["peaks"][0])
 #
 # ## Second promise: a little slower
 #
-# The arithmetic is the same, to the last multiplication. So time all of it in turns, in one run:
-# %% [markdown] lang="ko" en="bc6e11e4"
+# The matrix products are the same, to the last multiplication. So time all of it in turns, in one run:
+# %% [markdown] lang="ko" en="80da98b8"
 # 재 보아도 같습니다. 마이크로배치가 반이면 활성화값도 반입니다. 그래도 남는 바닥이 있습니다. 파라미터,
 # 그래디언트, Adam의 상태를 합쳐 파라미터 하나에 16바이트입니다. 아무리 잘게 나누어도 줄지 않습니다. 이 바닥을
 # 낮추는 방법은 레슨 06과 12에서 다룹니다.
 #
 # ## 두 번째 약속: 조금 느릴 뿐
 #
-# 계산량은 곱셈 하나까지 똑같습니다. 한 번의 실행 안에서 번갈아 가며 시간을 재 봅니다.
+# 행렬곱의 계산량은 곱셈 하나까지 똑같습니다. 한 번의 실행 안에서 번갈아 가며 시간을 재 봅니다.
 # %% hidden=true
 # %%ranks --fast
 import time
@@ -201,18 +202,19 @@ seconds = race() if rank == 0 else None
 # %%
 show_times(ranks["seconds"][0], whole, parts)
 # %% [markdown] lang="en"
-# On a CPU, 4 × 16 may cost nothing at all. But the smaller the pieces, the thinner the matrices, and
-# every operator's fixed cost is paid once more for each piece. The ratio is the machine's, not the
-# method's: yours may differ, and from run to run, too.
+# On a quiet machine with 2 cores, 4 × 16 took 1.1 times as long (recorded, see the claim below). A
+# program that runs meanwhile moves these bars, either way. The smaller the pieces, the thinner the
+# matrices, and every operator's fixed cost is paid once more for each piece: the ratio is the
+# machine's, not the method's.
 #
 # ## Third promise: exactly the same
 #
 # A smaller GPT, trained both ways, with two optimizers and two number formats. How many parameters
 # are equal **bit for bit** at the end?
-# %% [markdown] lang="ko" en="37a75eaa"
-# CPU에서는 4 × 16이 거의 느려지지 않기도 합니다. 하지만 조각이 작을수록 행렬이 얇아지고, 연산마다 드는 고정
-# 비용을 조각 수만큼 치릅니다. 이 비율은 방법이 아니라 컴퓨터가 정합니다. 컴퓨터마다, 실행할 때마다 조금씩
-# 다릅니다.
+# %% [markdown] lang="ko" en="751640a9"
+# 다른 일을 하지 않는 2코어 컴퓨터에서는 4 × 16이 1.1배 걸렸습니다(기록된 값, 아래 주장 참고). 재는 동안 다른
+# 프로그램이 돌면 막대가 길어지기도 짧아지기도 합니다. 조각이 작을수록 행렬이 얇아지고, 연산마다 드는 고정
+# 비용을 조각 수만큼 치릅니다. 이 비율은 방법이 아니라 컴퓨터가 정합니다.
 #
 # ## 세 번째 약속: 똑같이 학습된다
 #
@@ -248,19 +250,20 @@ trials = {
 # %%
 show_same(ranks["trials"][0], steps)
 # %% [markdown] lang="en"
-# Not bit for bit: the same numbers are added in another order. That it is rounding and nothing else,
-# float64 shows. Adam enlarges it: it divides a gradient by its own size. Where the true gradient is
-# almost zero, rounding is divided by rounding, and that can move a parameter by a few percent of the
-# learning rate.
+# Not bit for bit: the same numbers are added in another order. It is rounding and nothing else: in
+# float64 the differences are smaller by about nine digits. Adam enlarges it, because it divides a
+# gradient by its own size. Where the true gradient is almost zero, rounding is divided by rounding:
+# so the last column is far larger for AdamW than for SGD.
 #
 # ## Where it is not the same
 #
 # "The gradient of a mean is the mean of the gradients" holds only where rows do not know of each
 # other. Does a layer break that? Guess before you run it: layer norm, batch norm, dropout?
-# %% [markdown] lang="ko" en="fd4ff4c4"
-# 비트까지 같지는 않습니다. 같은 수를 다른 순서로 더하기 때문입니다. 반올림일 뿐이라는 것은 float64가 보여
-# 줍니다. Adam은 그래디언트를 자기 크기로 나누어 이 차이를 키웁니다. 진짜 그래디언트가 0에 가까우면 반올림
-# 오차를 반올림 오차로 나누게 되고, 파라미터가 학습률의 몇 %까지 움직일 수 있습니다.
+# %% [markdown] lang="ko" en="093aaa2b"
+# 비트까지 같지는 않습니다. 같은 수를 다른 순서로 더하기 때문입니다. float64에서는 차이가 아홉 자리쯤
+# 작아지므로 반올림 오차일 뿐입니다. Adam은 그래디언트를 자기 크기로 나누어 이 차이를 키웁니다. 진짜
+# 그래디언트가 0에 가까우면 반올림 오차를 반올림 오차로 나누게 됩니다. 그래서 마지막 열은 AdamW가 SGD보다 훨씬
+# 큽니다.
 #
 # ## 같지 않은 경우
 #
@@ -307,7 +310,7 @@ show_layers(ranks["layer_errors"][0])
 # **드롭아웃**은 난수를 뽑는 순서가 바뀔 뿐입니다. 차이가 배치 하나를 다른 시드로 돌릴 때(마지막 줄)와
 # 비슷합니다. 표본이 다를 뿐 틀린 것은 아닙니다.
 #
-# 세 번째는 모든 언어 모델에 해당합니다. 글마다 길이가 다르고, 남는 자리는 패딩(padding)으로 채우며, 패딩에는
+# 세 번째 경우는 모든 언어 모델에 해당합니다. 글마다 길이가 다르고, 남는 자리는 패딩(padding)으로 채우며, 패딩에는
 # 타깃이 없습니다. 타깃이 **하나**인 마이크로배치의 손실은 4, 셋인 마이크로배치의 손실은 2, 2, 2라고 합시다.
 # 마이크로배치 수로 나누면 얼마가 될지 **예측해 보세요.** (모든 타깃의 평균은 2.5입니다.)
 # %%
@@ -391,6 +394,11 @@ from dlcourse.parallel.replicas import replica_drift
 
 share = corpus.batch(0, rank=rank, world_size=world_size, micro_batch=4, block=32)
 mine = split(*(half.to(device) for half in share), accumulate=4)
+
+
+def times_sent(recorder, ddp):
+    calls = [call for call in recorder.record["comm"] if call["op"] == "all_reduce"]
+    return sum(call["bytes"] for call in calls) / (4 * ddp.module.num_parameters())
 # %%
 # %%ranks --fast
 def one_step(quiet_forwards, quiet_backwards):
@@ -402,9 +410,7 @@ def one_step(quiet_forwards, quiet_backwards):
             with ddp.no_sync() if i in quiet_backwards else nullcontext():
                 loss.backward()
     torch.optim.SGD(ddp.parameters(), lr=0.1).step()
-    calls = [call for call in recorder.record["comm"] if call["op"] == "all_reduce"]
-    sent = sum(call["bytes"] for call in calls) / (4 * ddp.module.num_parameters())
-    return sent, replica_drift(ddp)
+    return times_sent(recorder, ddp), replica_drift(ddp)
 # %%
 # %%ranks --fast
 first, all_four = [0, 1, 2], [0, 1, 2, 3]
@@ -444,13 +450,13 @@ one_step_of_ours()
 # %% [markdown] lang="en"
 # ## Beside the real library
 #
-# The whole loop does not care whose `no_sync()` it calls. The same job with our class, with torch's
-# DDP, and in one process with all 64 sequences at once:
-# %% [markdown] lang="ko" en="d9343322"
+# `train`, the loop of `dlcourse/training/accumulation.py`, does not care whose `no_sync()` it calls. The
+# same job with our class, with torch's DDP, and in one process with all 64 sequences at once:
+# %% [markdown] lang="ko" en="76ef99d0"
 # ## 실제 라이브러리와 나란히
 #
-# 전체 반복문은 누구의 `no_sync()`든 상관없습니다. 같은 작업을 우리 클래스, torch의 DDP, 그리고 64개를 한꺼번에
-# 읽는 단일 프로세스로 해 봅니다.
+# `dlcourse/training/accumulation.py`의 반복문 `train`은 누구의 `no_sync()`를 부르든 똑같이 돌아갑니다. 같은
+# 작업을 우리 클래스, torch의 DDP, 그리고 64개를 한꺼번에 읽는 단일 프로세스로 해 봅니다.
 # %% hidden=true
 # %%ranks --fast
 alone = trained(*optimizers["AdamW"], torch.float32, 1) if rank == 0 else None
@@ -527,15 +533,16 @@ check("09.tokens")
 # takes the mean over all their targets, clips the gradient's norm to 0.5, and steps. Ranks may have
 # different numbers of targets, and of micro-batches.
 #
-# Target: gradients are sent once, plus a few bytes. The loop below runs and gets most of it wrong.
-# %% [markdown] lang="ko" en="16285171"
+# Targets: gradients are sent once, plus a few bytes; never more activations than those of one
+# micro-batch. The loop below runs and gets most of it wrong.
+# %% [markdown] lang="ko" en="796ed57b"
 # **3. `09.ddp`** (20분). DDP로 한 스텝을 처음부터 끝까지 합니다. `parts`는 2번과 같고, 모델은 `ddp(x)`로
 # 부릅니다. **모든** 랭크의 마이크로배치를 배치 하나에 모아, 전체 타깃의 평균을 내고, 그래디언트의 노름(norm)을
 # 0.5로 자르고, 업데이트하는 단일 프로세스와 같아야 합니다. 랭크마다 타깃 수도, 마이크로배치 수도 다를 수
 # 있습니다.
 #
-# 목표: 그래디언트는 한 번만 보내고, 더 보내도 몇 바이트까지입니다. 아래 코드는 돌아가기는 하지만 대부분
-# 틀렸습니다.
+# 목표: 그래디언트는 한 번만 보내고, 더 보내도 몇 바이트까지입니다. 활성화값은 언제나 마이크로배치 하나만큼만
+# 있어야 합니다. 아래 코드는 돌아가기는 하지만 대부분 틀렸습니다.
 # %% exercise="09.ddp"
 # %%ranks
 from contextlib import nullcontext
@@ -559,20 +566,24 @@ check("09.ddp")
 # A GPU wants large matrices: with micro-batches too small it idles, and "a little slower" may become
 # much slower (not measured here). So take the *largest* micro-batch that fits, then accumulate.
 #
-# With many GPUs accumulation saves communication, too. One all-reduce a step, not one for each
-# micro-batch, matters when nodes are joined by a network. No GPU run is recorded here yet. Derived
-# only: for 7 billion parameters in 16 bits, the gradients' GB, and GB sent a step by each of 64 GPUs
-# with 8 micro-batches, without `no_sync()` and with it.
-# %% [markdown] lang="ko" en="1e25bc08"
+# And send once. Hugging Face timed rows 1, 2 and 3 of the `no_sync()` table on T4 GPUs, four batches
+# of 16 a step [2]. Two machines: 2.00, 2.13 and 0.91 s a batch. One machine with two GPUs: 0.50, 0.50
+# and 0.41 s.
+#
+# At scale, derived only: the GB of gradients for 7 billion 16-bit parameters, and the GB that each of
+# 64 GPUs sends in a step of 8 micro-batches, without `no_sync()` and with it.
+# %% [markdown] lang="ko" en="4f855f10"
 # ## GPU 클러스터에서는
 #
 # GPU는 큰 행렬을 좋아합니다. 마이크로배치가 너무 작으면 GPU가 놀아서 "조금" 느린 정도가 아닐 수
 # 있습니다(여기서는 재지 않았습니다). 그래서 메모리에 들어가는 *가장 큰* 마이크로배치를 고른 다음 누적합니다.
 #
-# GPU가 많으면 누적이 통신도 아껴 줍니다. 마이크로배치마다가 아니라 스텝마다 한 번만 올리듀스하면 되므로, 노드
-# 사이를 네트워크로 이을 때 차이가 큽니다. 아직 GPU 실행 기록이 없어 계산만 합니다. 16비트 파라미터 70억
-# 개일 때 그래디언트는 몇 GB일까요? GPU 64개가 마이크로배치 8개로 학습하면 하나가 스텝마다 몇 GB를 보낼까요?
-# `no_sync()`가 없을 때와 있을 때입니다.
+# 그리고 한 번만 보냅니다. Hugging Face가 `no_sync()` 표의 1, 2, 3행을 T4 GPU에서 16개씩 네 번 누적하며 재
+# 보았습니다[2]. 컴퓨터 두 대에서는 배치당 2.00, 2.13, 0.91초, GPU 두 개짜리 컴퓨터 한 대에서는 0.50, 0.50,
+# 0.41초입니다.
+#
+# 큰 규모는 계산만 합니다. 16비트 파라미터 70억 개의 그래디언트는 몇 GB일까요? GPU 64개가 마이크로배치 8개로
+# 학습하면 하나가 스텝마다 몇 GB를 보낼까요? `no_sync()`가 없을 때와 있을 때입니다.
 # %% tags=["nbval-check-output"]
 gradients_gb = 2 * 7e9 / 1e9
 once = 2 * 63 / 64 * gradients_gb
@@ -589,9 +600,10 @@ once = 2 * 63 / 64 * gradients_gb
 # The floor that is left is 16 bytes a parameter. Do 16-bit numbers halve it? Lesson 10.
 #
 # Sources: [1] [Hugging Face, Fixing Gradient Accumulation, 2024](https://huggingface.co/blog/gradient_accumulation).
+# [2] [Accelerate, Gradient synchronization](https://huggingface.co/docs/accelerate/concept_guides/gradient_synchronization).
 # [DDP.no_sync](https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html),
 # [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
-# %% [markdown] lang="ko" en="399261f3"
+# %% [markdown] lang="ko" en="2849698a"
 # ## 다섯 줄 요약
 #
 # 1. `backward()`는 더합니다. 손실마다 나누고, 반복문 안에서 역전파하고, 업데이트는 한 번만 합니다.
@@ -603,21 +615,22 @@ once = 2 * 63 / 64 * gradients_gb
 # 파라미터 하나에 16바이트라는 바닥이 남았습니다. 16비트 수를 쓰면 절반이 될까요? 레슨 10에서 봅니다.
 #
 # 출처: [1] [Hugging Face, Fixing Gradient Accumulation, 2024](https://huggingface.co/blog/gradient_accumulation).
+# [2] [Accelerate, Gradient synchronization](https://huggingface.co/docs/accelerate/concept_guides/gradient_synchronization).
 # [DDP.no_sync](https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html),
 # [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
 # %% [markdown] lang="en"
 # ## Deeper
 #
 # Not needed for what follows. Everything below runs on its own once the cells above have run.
-#
-# ### When the number does not divide
-#
-# Four parts of a batch of 64 are easy. Five are refused, and the message says what would do:
-# %% [markdown] lang="ko" en="03e275f2"
+# %% [markdown] lang="ko" en="feb3decd"
 # ## 더 깊이
 #
 # 다음 레슨에 꼭 필요하지는 않습니다. 위의 셀을 실행했다면 아래는 어느 것이나 바로 실행할 수 있습니다.
+# %% [markdown] lang="en"
+# ### When the number does not divide
 #
+# Four parts of a batch of 64 are easy. Five are refused, and the message says what would do:
+# %% [markdown] lang="ko" en="a34729e3"
 # ### 나누어떨어지지 않을 때
 #
 # 64개를 넷으로 나누는 것은 쉽습니다. 다섯으로는 나눌 수 없어서 거부하고, 무엇이 되는지 알려 줍니다.
@@ -627,23 +640,21 @@ split(*batch, accumulate=5)
 # %% [markdown] lang="en"
 # ### Targets counted over all ranks
 #
-# With several ranks, one number for all means: for the targets of *all* ranks. A model with
+# With several ranks, the one number to divide by counts the targets of *all* ranks. A model with
 # `no_sync` lives in several ranks, so the whole function counts them together first, which sends 8
-# bytes beside the gradients. A weight puts the mean over ranks right that DDP
-# takes afterwards. The function is folded below; this is what it sends:
-# %% [markdown] lang="ko" en="eb38d013"
+# bytes beside the gradients. Afterwards DDP takes a mean over ranks, and a weight puts that right. The
+# function is folded below; this is what it sends:
+# %% [markdown] lang="ko" en="6b113e65"
 # ### 모든 랭크의 타깃을 함께 세기
 #
 # 랭크가 여러 개라면 같은 수로 나눈다는 말은 *모든* 랭크의 타깃 수로 나눈다는 뜻입니다. 모델에 `no_sync`가
 # 있으면 랭크가 여러 개이므로, 전체 함수는 먼저 타깃을 함께 셉니다. 이때 그래디언트 말고도 8바이트를 보냅니다. 그
 # 뒤에 DDP가 내는 랭크 평균은 가중치로 바로잡습니다. 함수는 아래에 접어 두었습니다. 실제로 보내는 양은
 # 다음과 같습니다.
-# %% hidden=true
-show("dlcourse.training.accumulation:backward_by_tokens")
+# %% hidden=true source="dlcourse.training.accumulation:backward_by_tokens"
+
 # %%
 # %%ranks --as counted
-from dlcourse.training.accumulation import backward_by_tokens
-
 model_of_all = DistributedDataParallel(GPT(SMALL).to(device))
 loss = backward_by_tokens(model_of_all, mine)
 # %%

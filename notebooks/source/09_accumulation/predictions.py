@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dlcourse.course.predictions import Asked
-from dlcourse.figures.accumulation import peak_of_one_process
+from dlcourse.figures.accumulation import BATCH, BLOCK, peak_of_one_process
+
+BATCH_BYTES = BATCH * BLOCK * 2 * 8  # tokens and targets, 64-bit integers
 
 
 def promised_peak() -> float:
     """The promise at its word: all that is there with one batch of 64, but 1/4 of its activations.
 
-    Bytes. The states by size of the model, the activations term by term (`dlcourse.formulas`).
+    Bytes. The states by size of the model, the activations term by term (`dlcourse.formulas`),
+    and the batch itself, which is there as a whole from the start.
     """
     at_peak = peak_of_one_process(accumulate=1)
-    return sum(at_peak.values()) - at_peak["activations"] * 3 / 4
+    return sum(at_peak.values()) - at_peak["activations"] * 3 / 4 + BATCH_BYTES
 
 
 def mean_of_means() -> float:

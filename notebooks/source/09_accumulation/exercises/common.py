@@ -33,6 +33,13 @@ def micro_batches(lengths, seed=0):
     return parts
 
 
+def times_wanted(got, want):
+    """By which factor a gradient is off, if by a factor it is; else None."""
+    factor = (got @ want / (want @ want)).item()
+    proportional = (got - factor * want).norm() < TOLERANCE * got.norm()
+    return factor if proportional else None
+
+
 def flat_gradient(model):
     import torch
 

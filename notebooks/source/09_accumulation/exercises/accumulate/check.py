@@ -2,7 +2,7 @@
 
 from dlcourse.course.exercises import expect, expect_close, measured
 
-from ..common import TOLERANCE, flat_gradient, judge_memory, micro_batches, small_gpt
+from ..common import TOLERANCE, flat_gradient, judge_memory, micro_batches, small_gpt, times_wanted
 
 NAMES = ("accumulate",)
 CASES = ("gradient", "loss", "memory")
@@ -24,19 +24,24 @@ def check(accumulate, rank, world_size):
             backward_equal(small_gpt(), parts)
         with measured() as seen:
             got = accumulate(model, parts)
-        findings += _judge_gradient(model, wanted, number=number)
+        last = small_gpt()
+        (last(*parts[-1]) / number).backward()
+        findings.append(_judge_gradient(*map(flat_gradient, (model, wanted, last)), number))
         findings.append(expect_close("loss", got, loss.item(), atol=TOLERANCE))
         findings.append(judge_memory(seen, allowed))
     return findings
 
 
-def _judge_gradient(model, wanted, *, number=0):
-    """The gradient of all parts; says by which factor it is off, where it is off by one."""
-    got, want = flat_gradient(model), flat_gradient(wanted)
+def _judge_gradient(got, want, last, number):
+    """The gradient of all parts: off by a factor, or what the last part alone has left?"""
     if got is None:
-        return [expect("gradient", False, "no_gradient")]
+        return expect("gradient", False, "no_gradient")
     off = (got - want).norm() / want.norm()
-    factor = (got @ want / (want @ want)).item()
-    scaled = abs(factor - number) < 1e-6 and (got - number * want).norm() < 1e-6 * got.norm()
-    key = "not_divided" if number and scaled else "off"
-    return [expect("gradient", off < TOLERANCE, key, off=f"{100 * off:.3g}%", number=number)]
+    factor = times_wanted(got, want)
+    key = "off"
+    if factor is not None:
+        key = "not_divided" if abs(factor - number) < TOLERANCE else "scaled"
+    elif (got - last).norm() < TOLERANCE * last.norm():
+        key = "only_last"
+    shown = {"off": f"{100 * off:.3g}%", "factor": f"{factor or 0:.3g}", "number": number}
+    return expect("gradient", off < TOLERANCE, key, **shown)

@@ -2,10 +2,10 @@
 
 from dlcourse.course.exercises import expect, expect_sent, gathered, largest, measured
 
-from ..common import TOLERANCE, micro_batches, small_gpt
+from ..common import TOLERANCE, judge_memory, micro_batches, small_gpt
 
 NAMES = ("train_step",)
-CASES = ("replicas", "same", "bytes", "tokens", "numbers")
+CASES = ("replicas", "same", "bytes", "memory", "tokens", "numbers")
 NUM_RANKS = 3
 TIME_LIMIT = 60.0
 
@@ -15,6 +15,8 @@ _LR, _LIMIT = 0.5, 0.5  # the first gradient is above the limit, a third of it i
 def check(train_step, rank, world_size):
     import torch
     from torch.nn.parallel import DistributedDataParallel
+
+    from dlcourse.training.accumulation import backward_by_tokens
 
     same = [[[8, 8]] * 3] * world_size
     tokens = [[[8 - 3 * r, 8], [2 + r, 0]] for r in range(world_size)]
@@ -37,6 +39,9 @@ def check(train_step, rank, world_size):
             minimum = 2 * (world_size - 1) / world_size * 8 * (gpt.num_parameters() + 1)
             sent = expect_sent("bytes", seen, minimum=minimum, key="often")
             findings.append(sent)
+            with measured() as allowed:
+                backward_by_tokens(small_gpt(3), steps[3][rank])
+            findings.append(judge_memory(seen, allowed))
             if not sent["ok"]:
                 break  # ranks with different numbers of micro-batches would wait for ever
     return findings
@@ -58,7 +63,7 @@ def _judge_training(case, gpt, steps):
 
 def _mistake(state, steps):
     """Which of the usual mistakes gives these very parameters."""
-    for mistake in ("own_targets", "mean_of_parts", "divided_twice", "not_clipped"):
+    for mistake in ("own_targets", "mean_of_parts", "divided_twice", "not_clipped", "not_cleared"):
         if (state - _trained_alone(steps, mistake)).abs().max() < TOLERANCE:
             return mistake
     return "far_from_one"
@@ -72,7 +77,8 @@ def _trained_alone(steps, mistake=""):
     model = small_gpt(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=_LR)
     for of_ranks in steps:
-        optimizer.zero_grad()
+        if mistake != "not_cleared":
+            optimizer.zero_grad()
         if mistake == "own_targets":
             loss = sum(_mean_loss(model, parts) for parts in of_ranks) / len(of_ranks)
         elif mistake == "mean_of_parts":

@@ -4,7 +4,7 @@ import math
 
 from dlcourse.course.exercises import as_number, expect, expect_close, measured
 
-from ..common import TOLERANCE, flat_gradient, judge_memory, micro_batches, small_gpt
+from ..common import TOLERANCE, flat_gradient, judge_memory, micro_batches, small_gpt, times_wanted
 
 NAMES = ("token_gradients",)
 CASES = ("equal", "unequal", "rows", "empty", "loss", "memory")
@@ -54,5 +54,9 @@ def _judge_tokens(case, got, want, means):
     if got is None:
         return [expect(case, False, "no_gradient")]
     off = (got - want).norm() / want.norm()
-    key = "mean_of_means" if (got - means).norm() < TOLERANCE * means.norm() else "off"
-    return [expect(case, off < TOLERANCE, key, off=f"{100 * off:.3g}%")]
+    factor = times_wanted(got, want)
+    key = "off" if factor is None else "scaled"
+    if (got - means).norm() < TOLERANCE * means.norm():
+        key = "mean_of_means"
+    shown = {"off": f"{100 * off:.3g}%", "factor": f"{factor or 0:.3g}"}
+    return [expect(case, off < TOLERANCE, key, **shown)]
