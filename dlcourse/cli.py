@@ -172,7 +172,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from dlcourse.course import run
+    from dlcourse.course import build, run
 
     root = _course_root()
     if args.all == bool(args.lesson):
@@ -192,6 +192,10 @@ def _run(args: argparse.Namespace) -> int:
     out = run.check_out(Path(args.out), names, args.lang)
     failed = 0
     for name in names:
+        if not catalog.is_installed(root) and not build.is_current(root, name, args.lang):
+            path = catalog.notebook_path(root, args.lang, name).relative_to(root)
+            said = f"{path} is not what its source builds now: dlcourse build {name[:2]}"
+            print(said, file=sys.stderr)
         result = run.run_lesson(
             name,
             lang=args.lang,

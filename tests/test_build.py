@@ -362,11 +362,19 @@ def test_the_start_page_lists_all_lessons_and_links_the_written_ones(demo_root):
     page = (root / "notebooks" / "en" / "index.md").read_text(encoding="utf-8")
     assert "[Start here](00_start.ipynb)" in page and "{{" not in page
     full = build.lesson_table(course, "ko").splitlines()
-    assert len(full) == 2 + len(catalog.LESSONS)
-    for name, row in zip(catalog.LESSONS, full[2:], strict=True):
+    lessons = catalog.all_lessons(course)
+    assert set(catalog.LESSONS) <= set(lessons) and len(full) == 2 + len(lessons)
+    for name, row in zip(lessons, full[2:], strict=True):
         written = catalog.source_path(course, name).exists()
         assert (f"]({name}.ipynb)" in row) == written
         assert ("준비 중" in row) == (not written)
+
+
+def test_a_notebook_that_its_source_no_longer_builds_is_not_current(demo_root):
+    build.build(demo_root)
+    assert build.is_current(demo_root, NAME, "en") and build.is_current(demo_root, NAME, "ko")
+    edit(demo_root, "Four ranks hold", "Three ranks hold")
+    assert not build.is_current(demo_root, NAME, "en")
 
 
 def test_the_parser_sees_what_jupytext_sees(demo_root):

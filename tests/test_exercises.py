@@ -135,7 +135,7 @@ def test_a_wrong_answer_is_caught_by_its_case(id, wrong, pool, kept, monkeypatch
 def test_a_lesson_has_three_exercises_each_with_a_cell_and_a_check(name):
     exercises = lesson_exercises(name[:2])
     if [e.id[3:] for e in exercises] != ["example"]:  # of a new lesson, not yet written
-        assert len(exercises) >= 3
+        assert len(exercises) >= 3, f"{name} has {len(exercises)}: a lesson has 3 or more"
     cells = nbformat.read(catalog.notebook_path(ROOT, "en", name), as_version=4).cells
     stubs = [c.metadata["exercise"] for c in cells if "exercise" in c.metadata]
     assert sorted(stubs) == sorted(e.id for e in exercises)

@@ -85,6 +85,8 @@ def test_a_guess_in_the_cell_and_a_formula_in_the_cell_work_as_before(capsys):
     assert "Left open, so the formula's answer is used: 6 s" in said and "typed" not in said
     with pytest.raises(ValueError, match="has no formula"):
         predict("77.other")
+    with pytest.raises(ValueError, match=r"predictions\.py of 09_accumulation has 09\.peak"):
+        predict("09.peek")
 
 
 def test_no_cell_of_a_lesson_holds_the_formula_that_its_room_knows():

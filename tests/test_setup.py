@@ -123,6 +123,9 @@ def _declared(*groups: str) -> dict[str, str]:
     return {canonicalize_name(Requirement(r).name): r for group in lists for r in group}
 
 
+PEERS = {"deepspeed": ["deepspeed"], "megatron": ["megatron-core"]}  # `make quick` is without
+
+
 def _imported(folder: str) -> dict[str, set[str]]:
     """Distributions that a folder's Python files import, by name, with the files that do."""
     homes = metadata.packages_distributions()
@@ -135,7 +138,7 @@ def _imported(folder: str) -> dict[str, set[str]]:
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
             for top in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - own:
-                for distribution in homes.get(top, [f"(nothing installed has {top})"]):
+                for distribution in homes.get(top) or PEERS.get(top, [f"(not installed: {top})"]):
                     name = canonicalize_name(distribution)
                     found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
     return found

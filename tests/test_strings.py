@@ -119,7 +119,8 @@ def uses() -> dict[Path, Usage]:
     """What each Python file of the package and of each lesson's room asks for."""
     rooms = [catalog.room(ROOT, name) for name in catalog.written_lessons(ROOT)]
     lessons = [path for room in rooms for path in sorted(room.glob("*.py"))]
-    found = {path: usage(path) for path in [*sorted(PACKAGE.rglob("*.py")), *lessons]}
+    package = [p for p in sorted(PACKAGE.rglob("*.py")) if "template" not in p.parts]
+    found = {path: usage(path) for path in [*package, *lessons]}
     for path in lessons:
         found[path].complete(path.parent.name.partition("_")[2])
     return found

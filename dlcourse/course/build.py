@@ -78,6 +78,13 @@ def check(root: Path, names: list[str] | None = None) -> list[Problem]:
     return problems
 
 
+def is_current(root: Path, name: str, lang: str) -> bool:
+    """Whether the built notebook of a lesson is what its source builds now."""
+    built = catalog.notebook_path(root, lang, name)
+    expected = expected_files(root, catalog.source_path(root, name))[0].get(built)
+    return expected is not None and built.read_text(encoding="utf-8") == expected
+
+
 def expected_files(root: Path, path: Path) -> tuple[dict[Path, str], list[Problem]]:
     """What the built files of a source must hold (path → text), and the source's problems."""
     shown = path.relative_to(root)

@@ -93,7 +93,7 @@ def check_form(lesson: Lesson, shown: Path) -> list[Problem]:
     """Where a lesson that declares the form does not keep it."""
     if not declares_form(lesson):
         return []
-    found = count(lesson)
+    found, found_in = count(lesson), core_of(lesson)
     problems = []
 
     def problem(line: int, message: str) -> None:
@@ -119,7 +119,8 @@ def check_form(lesson: Lesson, shown: Path) -> list[Problem]:
         reading, exercises = map(int, said.groups())
         off = abs(reading - found.reading[lang])
         if off > TOLERANCE_MINUTES or exercises != found.exercises[lang]:
-            problem(at, f"minutes at the top, {reading} + {exercises}: counted are {want}")
+            none = f'; no text cell begins with "{EXERCISES}"' if not _exercises(found_in) else ""
+            problem(at, f"minutes at the top, {reading} + {exercises}: counted are {want}{none}")
     return problems
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import html
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +102,10 @@ def predict(
         formula, unit = asked.formula, asked.unit if unit is None else unit
     answer = plain_number(formula() if callable(formula) else formula)
     if guess is ... and answer is None:
-        raise ValueError(f"predict({id!r}, ...) has no formula: give a number instead of ...")
+        raise ValueError(
+            f"predict({id!r}) has no formula: {_known(id)}. Correct the id, or give a number, or "
+            "formula=..."
+        )
     prediction = Prediction(id, None if guess is ... else guess, answer, unit or "")
     typing = asked is not None and guess is ... and front_end_present()
     if typing and (before := _predictions.get(id)):
@@ -164,16 +167,30 @@ def compare(id: str, measured: Any, *, unit: str | None = None) -> Comparison:
 
 def find_asked(id: str) -> Asked | None:
     """What the room of the lesson with this number asks under this id; None if nothing."""
-    root = catalog.course_root()
-    for name in catalog.written_lessons(root):
-        path = catalog.room(root, name) / "predictions.py"
-        if id.startswith(f"{name[:2]}.") and path.exists():
-            spec = importlib.util.spec_from_file_location(f"predictions_{name}", path)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module.PREDICTIONS.get(id)
+    for name in catalog.written_lessons(catalog.course_root()):
+        if id.startswith(f"{name[:2]}."):
+            return _predictions_of(name).get(id)
     return None
+
+
+def _predictions_of(lesson: str) -> Mapping[str, Asked]:
+    path = catalog.room(catalog.course_root(), lesson) / "predictions.py"
+    if not path.exists():
+        return {}
+    spec = importlib.util.spec_from_file_location(f"predictions_{lesson}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PREDICTIONS
+
+
+def _known(id: str) -> str:
+    """What the room of this id's lesson has, in words."""
+    for name in catalog.written_lessons(catalog.course_root()):
+        if id.startswith(f"{name[:2]}."):
+            asked = ", ".join(_predictions_of(name)) or "none"
+            return f"predictions.py of {name} has {asked}"
+    return "no lesson has that number"
 
 
 def plain_number(value: Any) -> Any:
