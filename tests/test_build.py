@@ -207,6 +207,14 @@ def test_a_changed_built_file_is_named(demo_root, spoil, said):
     assert found and str(found[0].path) == "notebooks/en/97_demo.ipynb"
 
 
+def test_a_built_file_is_compared_byte_by_byte(demo_root):
+    build.build(demo_root)
+    path = catalog.notebook_path(demo_root, "ko", NAME)
+    assert "differs from" not in messages(demo_root)
+    path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert "ko/97_demo.ipynb" in messages(demo_root) and "differs from" in messages(demo_root)
+
+
 def test_missing_and_orphan_files_are_named(demo_root):
     build.build(demo_root)
     catalog.notebook_path(demo_root, "ko", NAME).unlink()

@@ -1,7 +1,7 @@
 """The verdicts on claims B4, B5, B6 and C3, computed anew: what ZeRO divides, and when.
 
-Bytes of model states depend on arithmetic alone, so the recorded figures must come out again; the
-peak depends a little on which buffer is freed first.
+Bytes of model states depend on arithmetic alone, so the recorded figures must come out again; so
+must the peak, up to what another version of torch holds for a moment.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def test_b6(ranks):
     for stage in (0, 3):
         ranks.run(train_two_steps, stage, record=True)
         peaks.append(ranks.last.memory.peak_bytes)
-    assert peaks[0] / peaks[1] == pytest.approx(found["peak"], rel=0.1)
+    assert peaks[0] / peaks[1] == pytest.approx(found["peak"], rel=0.02)
     assert peaks[0] / peaks[1] < 2 < found["at_4"]
 
 

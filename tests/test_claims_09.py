@@ -135,8 +135,9 @@ def test_d1():
     # Not to the bit, but up to rounding, which Adam enlarges to some percent of a step
     assert 1 < found["bits"] < 99 and 1 < recorded["bits"] < 99
     assert found["apart"] < 5 and recorded["apart"] < 5
-    # Not with statistics over the batch, nor as a mean of means
-    assert found["batch_norm"] == pytest.approx(recorded["batch_norm"], rel=0.2)
+    # Not with statistics over the batch, nor as a mean of means, whose error is that of the text:
+    # another Python's standard library has another one
+    assert found["batch_norm"] == pytest.approx(recorded["batch_norm"], rel=0.02)
     assert found["uneven"] == pytest.approx(recorded["uneven"], rel=0.2)
     assert found["by_tokens"] < 1e-3
     # The memory of 16, and the gradients on top

@@ -29,6 +29,7 @@ from dlcourse.course.exercises import (
     lesson_exercises,
     solution,
 )
+from dlcourse.course.exercises.checking import _verdict
 from dlcourse.course.exercises.room import load
 from dlcourse.parallel import data
 from dlcourse.ranks import Ranks
@@ -239,6 +240,15 @@ def test_rank_and_helpers_are_each_ranks_own(pool, monkeypatch):
     )
     define(find_exercise("97.mean"), mine, pool, monkeypatch)
     assert check("97.mean", pool=pool).passed
+
+
+def test_a_case_that_no_rank_reached_is_not_passed():
+    exercise = find_exercise("97.mean")
+    left_out, *reached = exercise.cases
+    findings = [{"case": case, "ok": True, "key": "unmet", "values": {}} for case in reached]
+    result = _verdict(exercise, [findings] * exercise.num_ranks)
+    assert not result.passed and result.cases == {left_out: None, **dict.fromkeys(reached, True)}
+    assert result.text.startswith("– ")
 
 
 def test_a_check_leaves_the_learners_ranks_alone(pool, monkeypatch):

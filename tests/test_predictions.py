@@ -64,6 +64,8 @@ def test_headless_the_formula_answers_and_the_reason_comes_with_the_measurement(
     assert (prediction.guess, prediction.value, prediction.unit) == (None, 4, "×")
     assert "the formula answers: 4" in capsys.readouterr().out
     assert compare("09.no_sync", [4, 4]).ratio == 1
+    with pytest.raises(ValueError, match="differs between ranks"):
+        compare("09.no_sync", [4, 3])
     said = capsys.readouterr().out
     assert "Nothing was typed" in said and "fills every bucket" in said
 
@@ -73,6 +75,7 @@ def test_compare_without_predict_is_no_dead_end(capsys):
     found = compare("09.peak", 33_000_000)
     said = capsys.readouterr().out
     assert found.predicted == pytest.approx(29.4e6, rel=0.01)
+    assert found.ratio == 33_000_000 / found.predicted and f"{found.ratio:.3g}" in said
     assert "MiB" in said and "the formula's prediction" in said
     assert "more: the sum of the gradients" in said
 

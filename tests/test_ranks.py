@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -18,15 +19,18 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+import zmq
 
 from dlcourse import machine
 from dlcourse.ranks import RankError, Ranks, RanksInterrupted, expect_failure
+from dlcourse.ranks.agent.agent import Agent, PoolProcesses
 from dlcourse.ranks.display import Results, plain, shorten
 from dlcourse.ranks.notebook import observer
 from dlcourse.ranks.notebook import output as output_module
 from dlcourse.ranks.notebook.output import Output, Stream
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
 from dlcourse.ranks.source import check
+from dlcourse.ranks.worker.interrupt import Interrupt
 from dlcourse.ranks.worker.whereabouts import Whereabouts
 
 
@@ -488,6 +492,29 @@ def test_rank_that_dies(ranks, source, words):
     works(ranks)
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="Linux tells of a death by descriptor")
+def test_what_a_rank_has_said_comes_before_the_news_of_its_death():
+    """A verdict is made when the death is known, and quotes the last words."""
+    sent, (read, write) = [], os.pipe()
+    os.set_blocking(read, False)
+    with subprocess.Popen([sys.executable, "-c", "import os; os._exit(7)"]) as process:
+        ended = os.pidfd_open(process.pid)
+        select.select([ended], [], [])
+        agent = Agent.__new__(Agent)
+        agent.client = SimpleNamespace(send=lambda kind, **fields: sent.append((kind, fields)))
+        agent.poller = zmq.Poller()
+        agent.pools = {
+            1: PoolProcesses(1, 0, Path(), {read: (3, "stderr")}, {3: process.pid}, {ended: 3})
+        }
+        os.write(write, b"last words")
+        agent._on_descriptor(ended)
+    os.close(read)
+    os.close(write)
+    assert [kind for kind, _ in sent] == ["output", "dead"]
+    assert sent[0][1]["data"] == b"last words"
+    assert os.waitstatus_to_exitcode(sent[1][1]["status"]) == 7
+
+
 def test_rank_that_dies_between_cells(ranks, capsys):
     works(ranks)
     os.kill(ranks.pids[2], signal.SIGKILL)
@@ -599,6 +626,27 @@ def test_rank_that_swallows_interrupts_is_ended(ranks):
     timer.join()
     assert "variables are lost" in str(caught.value)
     works(ranks)
+
+
+def test_an_interrupt_that_comes_late_is_not_the_next_cells():
+    """Neither the notebook's for a cell that has ended, nor Jupyter's own for the whole group."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        interrupt = Interrupt()
+        interrupt.running = 2
+        interrupt.request(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        interrupted = False
+    except KeyboardInterrupt:
+        interrupted = True
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.request(2)
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not interrupted
 
 
 def test_expect_failure(ranks, capsys):

@@ -188,6 +188,53 @@ def test_right_cells_are_never_refused_under_constant_looks(ranks, monkeypatch):
         run(ranks, mixed_cell(seed))
 
 
+class TwoRanks:
+    """Processes of which each waits for a message of the other one; `waits` are told one by one.
+
+    A look is not of one moment: a rank that sends after its messages were counted, and waits before
+    its wait is read, seems to have sent nothing and to wait.
+    """
+
+    size, timeout, dead = 2, 30, {}
+
+    def __init__(self, waits: list[int]) -> None:
+        self.waits, self.cell = waits, running_cell.RunningCell(self, 1, [0, 1], None, tick=id)
+
+    def alive(self) -> bool:
+        return True
+
+    def send(self, rank: int, kind: str, **_: object) -> None:
+        self.cell.done[rank] = {"id": 1}
+
+    def receive(self, _: float) -> None:
+        if not self.waits:
+            self.cell.done = {0: {"id": 1}, 1: {"id": 1}}
+
+    def ask(self, kind: str, ranks: list[int], *, limit: float) -> dict:
+        number = self.waits.pop(0)
+        return {rank: {"where": self.where(1 - rank, number)} for rank in ranks}
+
+    def where(self, peer: int, number: int) -> dict:
+        wait = dict(direction="recv", group="world", peer=peer, tag=0, count=1)
+        return dict(
+            wait=wait | {"id": number, "limited": False}, certain=True, call=None, line=None,
+            time_s=0.0, cpu_s=0.0, collectives={"world": []}, members={"world": [0, 1]},
+            messages={("recv", "world", peer, 0): 1}, blind=False,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("waits", "said"),
+    [([1], None), ([1, 2, 3], None), ([1, 1, 1, 1], "no other rank answers: rank 0 waits in recv")],
+    ids=["one look", "another wait in each look", "the same wait"],
+)
+def test_one_look_proves_no_deadlock(waits, said, monkeypatch):
+    monkeypatch.setattr(running_cell, "CHECK", 0.0)
+    two = TwoRanks(waits)
+    two.cell.wait()
+    assert two.cell.headline is None if said is None else said in two.cell.headline
+
+
 # -- and true deadlocks ---------------------------------------------------------------------------
 
 WRONG = {

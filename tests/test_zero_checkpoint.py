@@ -7,6 +7,7 @@ ranks add up in the same order.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import cloudpickle
 import pytest
@@ -185,3 +186,29 @@ def disk_full(path):
 def test_an_older_checkpoint_outlives_a_save_that_fails(two, tmp_path):
     assert two(disk_full, tmp_path) == ["No space left on device"] * 2
     check_checkpoint(tmp_path)
+
+
+def cut_off_between(path):
+    """A second save that ends when rank 0 has its new file in place and rank 1 has not."""
+    model, optimizer = new("adamw")
+    save_checkpoint(model, optimizer, path)
+    works = Path.replace
+
+    def ends(part, file):
+        if dist.get_rank() == 0:
+            works(part, file)
+        raise OSError("cut off")
+
+    Path.replace = ends
+    try:
+        save_checkpoint(model, optimizer, path)
+    except OSError as error:
+        return str(error)
+    finally:
+        Path.replace = works
+
+
+def test_files_of_two_saves_are_no_checkpoint(two, tmp_path):
+    assert two(cut_off_between, tmp_path) == ["cut off"] * 2
+    with pytest.raises(ValueError, match=r"has no manifest\.json"):
+        check_checkpoint(tmp_path)
