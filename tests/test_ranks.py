@@ -581,6 +581,32 @@ def test_time_out_of_a_collective(group):
         assert seconds < 8
 
 
+def interrupted_by_the_notebook_and_by_itself() -> tuple[bool, bool]:
+    from dlcourse.ranks.worker.interrupt import Interrupt, from_notebook
+
+    before, told = signal.getsignal(signal.SIGINT), []
+    interrupt = Interrupt()
+    interrupt.running = 7
+    try:
+        interrupt.request(7)
+        time.sleep(5)
+    except KeyboardInterrupt as error:
+        told.append(from_notebook(error))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        told.append(from_notebook(error))
+    return tuple(told)
+
+
+def test_an_interrupt_of_the_notebook_is_told_from_one_of_the_cell():
+    """An exercise that raises KeyboardInterrupt itself has failed; one that is stopped has not."""
+    with Ranks(1, device="cpu", default=False) as pool:
+        assert pool.run(interrupted_by_the_notebook_and_by_itself) == [(True, False)]
+
+
 def interrupt_after(seconds: float) -> threading.Timer:
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()

@@ -17,6 +17,7 @@ import cloudpickle
 
 from dlcourse.course.exercises.expectations import describe, plain
 from dlcourse.course.exercises.packing import is_learners, reach, said
+from dlcourse.ranks.worker.interrupt import from_notebook
 from dlcourse.words.strings import t
 
 
@@ -59,7 +60,7 @@ def judge(
         with _errors_held_back():
             findings = checker(*things, dist.get_rank(), dist.get_world_size())
     except KeyboardInterrupt as error:
-        if traceback.extract_tb(error.__traceback__)[-1].name == "_on_interrupt":
+        if from_notebook(error):
             raise  # the notebook's, at the time limit or after another rank's failure
         raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from None
     except BaseException as error:

@@ -7,6 +7,14 @@ import threading
 from typing import Any
 
 
+def from_notebook(error: KeyboardInterrupt) -> bool:
+    """Whether the notebook has interrupted the cell, and not something in the cell itself."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code is Interrupt._on_signal.__code__
+
+
 class Interrupt:
     """Raises KeyboardInterrupt in the thread that makes this object, in one cell only.
 
