@@ -1039,6 +1039,19 @@ def test_an_exception_inside_no_sync(run):
 
 
 @on_ranks(2)
+def test_a_no_sync_inside_another_ends_itself_alone(run):
+    def nested():
+        model = wrap(OverlappedDataParallel, nn.Linear(2, 1))
+        with Events() as log, model.no_sync():
+            with model.no_sync():
+                pass
+            model(torch.ones(1, 2)).sum().backward()
+        return len(log)
+
+    assert run(nested) == [0, 0]
+
+
+@on_ranks(2)
 def test_no_token_in_any_rank(run):
     with pytest.raises(RankError, match="num_tokens is 0 in all ranks"):
         run(loss_weight, 0)

@@ -55,6 +55,7 @@ def top(minutes: int = 5) -> str:
 def test_a_lesson_in_form_has_no_problem_and_one_that_declares_none_is_left_alone(tmp_path):
     assert said(tmp_path, top() + cells(50) + EXERCISES + DEEPER + cells(100, 30)) == ""
     assert said(tmp_path, (top() + cells(90, 30)).replace(' form="core"', "")) == ""
+    assert said(tmp_path, top(10) + EXERCISES + DEEPER) == "", "five minutes off are no problem"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_a_lesson_in_form_has_no_problem_and_one_that_declares_none_is_left_alon
         (top() + cells(53) + EXERCISES + DEEPER, "core of 56 visible cells, at most 55"),
         (top(20) + cells(14, 15) + EXERCISES + DEEPER, "211 visible lines of code, at most 199"),
         (top() + cells(1, 19) + EXERCISES + DEEPER, "core cell of 19 lines, at most 18"),
-        (top(30) + EXERCISES + DEEPER, "minutes at the top, 30 + 3: counted are 5 + 3"),
+        (top(11) + EXERCISES + DEEPER, "minutes at the top, 11 + 3: counted are 5 + 3"),
         (top().replace("3 min", "9 min") + EXERCISES + DEEPER, "5 + 9: counted are 5 + 3"),
         (top().replace("분 +", "분,") + EXERCISES + DEEPER, "no minutes at the top in ko"),
         (top() + EXERCISES, '0 headings "## Deeper"'),
