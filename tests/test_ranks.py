@@ -519,10 +519,25 @@ def test_what_a_rank_has_said_comes_before_the_news_of_its_death():
 
 def test_rank_that_dies_between_cells(ranks, capsys):
     works(ranks)
-    os.kill(ranks.pids[2], signal.SIGKILL)
-    time.sleep(0.3)
+    for rank, how in ((1, signal.SIGKILL), (2, signal.SIGBUS), (3, signal.SIGKILL)):
+        os.kill(ranks.pids[rank], how)
+    while len(ranks.processes.dead) < 3:
+        ranks.processes.receive(0.1)
     works(ranks)
-    assert "started afresh" in capsys.readouterr().out
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    killed = "ranks 1, 3 were killed by SIGKILL (from outside, or memory ran out)"
+    assert first == f"After the last cell {killed}; rank 2 was ended by SIGBUS."
+    assert second == "ranks 0-3 started afresh; their variables are gone."
+
+
+def test_the_agent_that_dies_between_cells(ranks, capsys):
+    works(ranks)
+    ranks.agent.process.kill()
+    ranks.agent.process.wait()
+    works(ranks)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "The process that watches the ranks ended, and they with it."
+    assert second.startswith("ranks 0-3 started afresh")
 
 
 def test_messages_in_a_loop_are_no_deadlock_and_the_launcher_survives_a_cut(ranks):
