@@ -27,8 +27,8 @@ lab: $(VENV)/.lab
 
 test: $(VENV)/.test lint
 	$(BIN)/dlcourse build --check
-# Three files of tests at a time, in the order of tests/conftest.py: much of a test is waiting.
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Three files of tests at a time, the longest first (tests/durations.json): much of a test is waiting.
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Without what starts notebooks, browsers or many pools (the markers are in pyproject.toml).
 quick: $(VENV)/.quick lint
