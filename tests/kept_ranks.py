@@ -10,8 +10,8 @@ some hundred checks, and most change nothing. A pool goes on to the next check o
   keys in the store, threads, children, modules of the learner's, settings, environment, names of
   `__main__`.
 
-Otherwise it is stopped and the next check begins with a new one. Of an answer that sends or receives
-this is known before (`expect`): it gets ranks of its own, and the kept ones stay.
+Otherwise it is stopped and the next check begins with a new one. Of an answer that sends or
+receives this is known before (`expect`): it gets ranks of its own, and the kept ones stay.
 """
 
 from __future__ import annotations
