@@ -4,6 +4,7 @@
 # make lab TORCH_INDEX=URL    with torch from that index of packages, whatever GPU is here
 # make quick                  what a contributor runs between two changes: under two minutes
 # make test                   everything that decides whether the course is right
+# make coverage               which lines no test runs, also in ranks; TESTS=... for some tests only
 
 # Ranks are processes of a POSIX system. Windows itself always sets this variable, WSL2 does not.
 ifeq ($(OS),Windows_NT)
@@ -19,15 +20,15 @@ BIN = $(VENV)/bin
 .DELETE_ON_ERROR:
 # Two pips at once would break the one environment.
 .NOTPARALLEL:
-.PHONY: lab quick test lint build clean
+.PHONY: lab quick test coverage lint build clean
 
 lab: $(VENV)/.lab
 	$(BIN)/dlcourse lab $(if $(COURSE_LANG),--lang $(COURSE_LANG)) $(ARGS)
 
 test: $(VENV)/.test lint
 	$(BIN)/dlcourse build --check
-# Three files of tests at a time, in the order of tests/conftest.py: much of a test is waiting.
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Three files of tests at a time, the longest first (tests/durations.json): much of a test is waiting.
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Without what starts notebooks, browsers or many pools (the markers are in pyproject.toml).
 quick: $(VENV)/.quick lint
@@ -35,6 +36,13 @@ quick: $(VENV)/.quick lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not ($(SLOW))'
 
 SLOW = notebooks or browser or exercises or engine or parity or cluster
+
+# Slower than `make test`, and a failure is no reason to give no figure: `make test` decides.
+coverage: $(VENV)/.test
+	$(BIN)/coverage erase
+	-$(BIN)/coverage run -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(VENV)/.quick
 	$(BIN)/ruff check .

@@ -65,7 +65,9 @@ def choose_torch(given: str) -> tuple[list[str], bool, str]:
 def has_gpu() -> bool:
     """Whether NVIDIA's driver answers."""
     program = shutil.which("nvidia-smi")
-    return bool(program) and subprocess.run([program, "-L"], capture_output=True).returncode == 0
+    if program is None:
+        return False
+    return subprocess.run([program, "-L"], capture_output=True).returncode == 0
 
 
 def offers_cpu_build() -> bool:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARK = "DLCOURSE_TEST_LAB"  # in the environment of every process of one Lab, whoever its parent is
 PATIENCE = 120_000  # ms; a condition is waited for, so a quiet machine never takes this long
+VIEWPORT = {"width": 1200, "height": 1000}
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -62,9 +63,9 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def new_page(browser: Browser, width: int = 1200, height: int = 1000) -> Page:
+def new_page(browser: Browser, **viewport: int) -> Page:
     """A page that shares nothing with other pages and is patient."""
-    page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+    page = browser.new_context(viewport=VIEWPORT | viewport).new_page()
     page.set_default_timeout(PATIENCE)
     return page
 
@@ -229,6 +230,14 @@ class Watch:
 
 # Cells as Lab has them in memory: what a cell put out, and whether it has run.
 CELLS = "() => Array.from(jupyterapp.shell.currentWidget.content.model.cells, c => c.toJSON())"
+# Ends all kernels, and closes all that is open without a question whether to save it.
+CLOSE_ALL = """
+async () => {
+  await jupyterapp.serviceManager.sessions.shutdownAll();
+  for (const widget of [...jupyterapp.shell.widgets("main")]) widget.dispose();
+}
+"""
+CURRENT = "path => jupyterapp.shell.currentWidget?.context?.path === path"
 IDLE = """
 () => {
   const kernel = window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel;
@@ -249,9 +258,16 @@ class Notebook:
     """A notebook open in Lab, used through the page as a person uses it."""
 
     def __init__(self, page: Page, lab: Lab, path: str) -> None:
+        """Open it in a page; where Lab is there already, in place of all that is open in it."""
         self.page, self.lab = page, lab
+        if page.url.startswith(lab.url):
+            page.evaluate(CLOSE_ALL)
         self.watch = Watch(page, lab)
-        page.goto(f"{lab.url}/lab/tree/{path}?reset")
+        if page.url.startswith(lab.url):
+            page.evaluate("path => jupyterapp.commands.execute('docmanager:open', { path })", path)
+            page.wait_for_function(CURRENT, arg=path)
+        else:
+            page.goto(f"{lab.url}/lab/tree/{path}?reset")
         self.idle()
 
     def idle(self) -> None:

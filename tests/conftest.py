@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,15 +29,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Files that take minutes come first: a worker that begins one last is waited for by the other
-_SLOWEST = ("test_notebooks", "test_browser", "test_exercises")
+# Seconds of each unit in the last run that stored them: `make test ARGS=--store-durations`
+DURATIONS = Path(__file__).with_name("durations.json")
+UNKNOWN = 10.0  # of a new file
 
 # What a file needs that takes long; a file that is in no list is part of `make quick`.
 MARKERS = {
     "notebooks": ("notebooks", "course_run", "wheel"),
     "browser": ("browser",),
     "exercises": ("exercises",),
-    "engine": ("ranks", "recorder", "collectives", "kernel", "course_kernel", "ledger"),
+    "engine": ("ranks", "coverage", "recorder", "collectives", "kernel", "course_kernel", "ledger"),
     "parity": (
         *("data_parallel", "tensor_parallel", "context_parallel", "pipeline_parallel"),
         *("zero", "zero_checkpoint", "zero_steps", "mesh", "accumulation", "mixed_precision"),
@@ -54,8 +58,47 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if marker := marker_of.get(item.path.stem):
             item.add_marker(marker)
-    rank = {name: number for number, name in enumerate(_SLOWEST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    # The longest first: a worker that begins one of these last is waited for by all others.
+    seconds = json.loads(DURATIONS.read_text())
+    items.sort(key=lambda item: -seconds.get(unit(item.nodeid), UNKNOWN))
+
+
+def unit(nodeid: str) -> str:
+    """What one worker runs without a break: a file, whose tests share pools, or a notebook."""
+    file, _, test = nodeid.partition("::")
+    name = Path(file).stem
+    return test if name == "test_notebooks" else name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For ``--dist loadfile``: by `unit`."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByUnit(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit(nodeid)
+
+    return ByUnit(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    words = f"write how long each file took into {DURATIONS.name}, by which they are ordered"
+    parser.addoption("--store-durations", action="store_true", help=words)
+
+
+took: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    took[unit(report.nodeid)] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--store-durations") and not hasattr(session.config, "workerinput"):
+        seconds = json.loads(DURATIONS.read_text()) | {k: round(s, 1) for k, s in took.items()}
+        ordered = dict(sorted(seconds.items(), key=lambda item: -item[1]))
+        DURATIONS.write_text(json.dumps(ordered, indent=0) + "\n")
 
 
 @pytest.fixture

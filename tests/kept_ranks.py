@@ -10,7 +10,8 @@ some hundred checks, and most change nothing. A pool goes on to the next check o
   keys in the store, threads, children, modules of the learner's, settings, environment, names of
   `__main__`.
 
-Otherwise it is stopped and the next check begins with a new one.
+Otherwise it is stopped and the next check begins with a new one. Of an answer that sends or
+receives this is known before (`expect`): it gets ranks of its own, and the kept ones stay.
 """
 
 from __future__ import annotations
@@ -41,8 +42,15 @@ class KeptRanks:
         self.pools: dict[int, tuple[Any, list[Any]]] = {}  # with what its ranks were like at first
         self.make = Ranks
         self.started = 0
+        self.alone = False
 
-    def __call__(self, size: int, **options: Any) -> _Lent:
+    def expect(self, source: str) -> None:
+        """What the next check will run."""
+        self.alone = _sends(source)
+
+    def __call__(self, size: int, **options: Any) -> Any:
+        if self.alone:
+            return self.make(size, **options)
         if size in self.pools and self.pools[size][0].state in ("lost", "stopped"):
             self.drop(size)
         if size not in self.pools:
@@ -72,7 +80,7 @@ class _Lent:
 
     def run(self, judge: Callable[..., Any], packed: dict[str, Any], *args: Any) -> Any:
         source = "".join(line for lines in packed["sources"].values() for line in lines)
-        self.spoilt = "send" in source or "recv" in source
+        self.spoilt = _sends(source)
         return self.pool.run(judge, packed, *args)
 
     def __exit__(self, _: Any, error: BaseException | None, *__: Any) -> None:
@@ -87,6 +95,10 @@ class _Lent:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pool, name)
+
+
+def _sends(source: str) -> bool:
+    return "send" in source or "recv" in source
 
 
 def _by_itself(error: BaseException | None, size: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -323,6 +324,18 @@ def test_a_source_cell_has_the_real_source_and_the_imports_it_needs(package):
     itself = filled_cell(f"{package}:Thing").splitlines()
     assert itself[4:6] == ["@used", "class Thing:"]
     assert itself[1] == "from __future__ import annotations" and "Thing" in itself[-1]
+
+
+def test_a_long_import_is_wrapped_and_not_cut_off_in_lab(package, tmp_path):
+    names = [f"a_name_of_quite_some_length_{i}" for i in range(6)]
+    uses = "def uses():\n" + "".join(f"    {name}()\n" for name in names)
+    imports = f"from .other import ({', '.join(names)})\n\n"
+    (tmp_path / "fillpackage" / "module.py").write_text(imports + uses)
+    code = filled_cell(f"{package}:uses", kernel=True)
+    assert max(map(len, code.splitlines())) <= 100
+    node = ast.parse(code).body[0]
+    assert isinstance(node, ast.ImportFrom) and node.module == "fillpackage.other"
+    assert [alias.name for alias in node.names] == names
 
 
 def test_a_module_is_never_imported_and_an_unknown_name_lists_the_known(package):

@@ -12,6 +12,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -164,13 +166,26 @@ def test_lab_opens_on_a_start_page_that_is_there(lang, monkeypatch):
 
 SCALE = ["scale", "03", "--model", "gpt2-large", "--world", "8", "--block", "64"]
 ANSWERS = [
-    pytest.param(SCALE, marks=pytest.mark.parity),  # four real steps: not for `make quick`
+    pytest.param(SCALE, marks=pytest.mark.parity),  # a real step: not for `make quick`
     ["claims"],
     ["lessons"],
 ]
 
 
-@pytest.mark.timeout(600)  # for the steps, where the machine is busy
+@pytest.fixture
+def one_step(monkeypatch) -> None:
+    """The command ``scale`` is asked four times, and takes its step once."""
+    taken: dict[tuple[str, ...], subprocess.CompletedProcess[str]] = {}
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if tuple(command) not in taken:
+            taken[tuple(command)] = subprocess.run(command, **options)
+        return taken[tuple(command)]
+
+    monkeypatch.setattr("dlcourse.plan.scale.subprocess", SimpleNamespace(run=run))
+
+
+@pytest.mark.usefixtures("one_step")
 @pytest.mark.parametrize("arguments", ANSWERS, ids=lambda arguments: arguments[0])
 def test_a_command_answers_in_the_language_of_the_system_unless_told(
     arguments, capsys, monkeypatch

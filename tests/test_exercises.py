@@ -107,7 +107,9 @@ def test_the_stub_fails_and_the_solution_passes(id, pool, kept, monkeypatch, cap
     define(exercise, stub_of(exercise), pool, monkeypatch)
     assert not check(id, pool=pool).passed
     define(exercise, exercise.solution, pool, monkeypatch)
+    kept.expect(exercise.solution)
     result = check(id, pool=pool)
+    kept.expect("")
     assert result.passed, capsys.readouterr().out
 
 
@@ -122,7 +124,9 @@ def wrong_answers() -> list[tuple[str, WrongAnswer]]:
 )
 def test_a_wrong_answer_is_caught_by_its_case(id, wrong, pool, kept, monkeypatch):
     define(find_exercise(id), wrong.source, pool, monkeypatch)
+    kept.expect(wrong.source)
     result = check(id, pool=pool)
+    kept.expect("")
     assert not result.passed and result.text.strip()
     if wrong.caught_by == ("hang",):  # said by the engine, long before the time limit
         assert "All ranks of a group must make the same calls" in result.text, result.text

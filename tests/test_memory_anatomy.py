@@ -124,7 +124,9 @@ def test_formulas_against_the_ledger(measured, recipe):
     activations = activations_by_formula(CONFIG, recipe, **BATCH)
     assert found["memory"]["peaks"]["activations"] == pytest.approx(activations, rel=0.05)
     peak = sum(predict_peak(CONFIG, recipe, **BATCH, world_size=RANKS).values())
-    assert found["memory"]["peak_bytes"] == pytest.approx(peak, rel=0.1)
+    # Of an earlier micro-batch's gradients, a shard more may be there for a moment, or not
+    allowed = 0.02 if recipe.accumulate == 1 else 0.04
+    assert found["memory"]["peak_bytes"] == pytest.approx(peak, rel=allowed)
     cost = step_cost(CONFIG, recipe, **BATCH, world_size=RANKS)
     assert (found["flops"], found["passes"]) == (cost["flops"], cost["passes"])
     assert found["sent"] == pytest.approx(cost["sent"], rel=0.002)  # padding

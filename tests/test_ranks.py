@@ -519,10 +519,25 @@ def test_what_a_rank_has_said_comes_before_the_news_of_its_death():
 
 def test_rank_that_dies_between_cells(ranks, capsys):
     works(ranks)
-    os.kill(ranks.pids[2], signal.SIGKILL)
-    time.sleep(0.3)
+    for rank, how in ((1, signal.SIGKILL), (2, signal.SIGBUS), (3, signal.SIGKILL)):
+        os.kill(ranks.pids[rank], how)
+    while len(ranks.processes.dead) < 3:
+        ranks.processes.receive(0.1)
     works(ranks)
-    assert "started afresh" in capsys.readouterr().out
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    killed = "ranks 1, 3 were killed by SIGKILL (from outside, or memory ran out)"
+    assert first == f"After the last cell {killed}; rank 2 was ended by SIGBUS."
+    assert second == "ranks 0-3 started afresh; their variables are gone."
+
+
+def test_the_agent_that_dies_between_cells(ranks, capsys):
+    works(ranks)
+    ranks.agent.process.kill()
+    ranks.agent.process.wait()
+    works(ranks)
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "The process that watches the ranks ended, and they with it."
+    assert second.startswith("ranks 0-3 started afresh")
 
 
 def test_messages_in_a_loop_are_no_deadlock_and_the_launcher_survives_a_cut(ranks):
@@ -533,15 +548,16 @@ def test_messages_in_a_loop_are_no_deadlock_and_the_launcher_survives_a_cut(rank
         ranks,
         """
         import time
-        end, y = time.time() + 18, torch.zeros(1)
-        while y[0] == 0:
+        begin, y = time.time(), torch.zeros(1)
+        while y[0] == 0:  # several looks for a deadlock long
             for _ in range(50):
                 if rank % 2:
                     dist.send(y, (rank + 1) % 4); dist.recv(y, rank - 1)
                 else:
                     dist.recv(y, (rank - 1) % 4); dist.send(y, rank + 1)
-            y[0] = float(rank == 0 and time.time() > end)
+            y[0] = float(rank == 0 and time.time() > begin + 4)
             dist.all_reduce(y)
+        time.sleep(begin + 18 - time.time())  # costs the other tests nothing
         """,
     )
     works(ranks)
@@ -866,7 +882,6 @@ if __name__ == "__main__":
     with Ranks(2) as ranks:
         ranks.cell("x = torch.ones(1); dist.all_reduce(x)")
         print(ranks["x"][0][0])
-        ranks.restart()
         sys.path.insert(0, "")
         ranks.restart()
         ranks.cell("import own_module, random; print(own_module.VALUE, random.random() < 1)")

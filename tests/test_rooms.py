@@ -16,6 +16,8 @@ from dlcourse.course import build, catalog
 from dlcourse.course.exercises import all_exercises, check, find_exercise
 from dlcourse.course.exercises.room import load
 from dlcourse.course.new_lesson import new_lesson
+from dlcourse.course.room import check_room
+from dlcourse.course.source import read_lesson
 from dlcourse.ranks import Ranks
 from dlcourse.words import strings
 
@@ -162,6 +164,57 @@ def test_a_new_lesson_builds_and_its_exercise_passes(demo_root, capsys):
             pool.cell(wrong.source, record=False)
             cases = check("42.example", pool=pool).cases
             assert wrong.caught_by and all(cases[case] is False for case in wrong.caught_by)
+
+
+WORDS = """
+[question]
+ko = "무엇일까요?"
+en = "What is it?"
+
+[title]
+ko = "시험"
+en = "Demo"
+"""
+NONE_ASKED = "PREDICTIONS = {}\n"
+ASKED = """
+from dlcourse.course.predictions import Asked
+
+PREDICTIONS = {"97.more": Asked(lambda: 3, reason="reason")}
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("lesson.py", 'check("97.mean")', 'check("97.means")', "the room has no exercises/means"),
+        ("lesson.py", 'check("97.mean")', "1", 'no cell has check("97.mean")'),
+        ("lesson.py", 'exercise="97.mean"', "", 'no cell has exercise="97.mean"'),
+        ("lesson.py", ", ..., formula=num_ranks * (num_ranks - 1) / 2", "", "has no 97.sum"),
+        ("lesson.py", 'compare("97.sum"', 'compare("97.sums"', "no cell predicts it"),
+        ("lesson.py", 'check("97.mean")', 't(".none")', "words.toml has no [none]"),
+        ("exercises/mean/texts.toml", "[cases.values]", "[cases.v]", "has no [cases.values]"),
+        ("exercises/mean/solution.py", "", None, "has no solution.py"),
+        ("words.toml", "[title]", "[titel]", "[title] is missing"),
+        ("words.toml", "[title]", "[titel", "is not TOML"),
+        ("words.toml", "[title]", '[a]\nko = "{x} 가"\nen = "{y}"\n[title]', "fields differ"),
+        ("words.toml", "[title]", '[a]\nko = "가"\n[title]', "needs two texts"),
+        ("predictions.py", NONE_ASKED, ASKED, 'no cell has predict("97.more")'),
+        ("predictions.py", NONE_ASKED, ASKED, "words.toml has no [reason]"),
+        ("predictions.py", NONE_ASKED, "PREDICTIONS = {", "SyntaxError"),
+    ],
+)
+def test_what_a_room_lacks_is_named_by_build_check(file, old, new, said, demo_root):
+    source = catalog.source_path(demo_root, "97_demo")
+    room = source.parent
+    (room / "words.toml").write_text(WORDS)
+    assert check_room(demo_root, read_lesson(source, source.relative_to(demo_root))) == []
+    (room / "predictions.py").write_text(NONE_ASKED)
+    if new is None:
+        (room / file).unlink()
+    else:
+        edit(room / file, old, new)
+    found = build.check(demo_root, ["97_demo"])
+    assert any(said in problem.message for problem in found), [*map(str, found)]
 
 
 def test_a_new_lesson_leaves_what_its_room_has(demo_root):

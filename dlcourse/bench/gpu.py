@@ -117,7 +117,8 @@ def measure(
     wait = torch.cuda.synchronize if cuda else lambda: None
     training = Training(GPT(config).to(device), row.recipe)
     if row.compiled:
-        training.model = torch.compile(training.model, backend=backend)
+        compiled: Any = torch.compile(training.model, backend=backend)
+        training.model = compiled
     step = training.step
     tokens_BT = torch.randint(config.vocab_size, (batch, block), device=device)
     targets_BT = tokens_BT.roll(-1, dims=1)
@@ -229,7 +230,7 @@ def bench(
             peak and found["tokens_per_s"] * flops_per_token(config, block=job["block"]) / peak
         )
         rows[name] = found
-        print(_line(name, found, rows.get(row.beside)), flush=True)
+        print(_line(name, found, rows.get(row.beside or "")), flush=True)
         save()
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 TARGET = 1.03
 
@@ -63,9 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from dlcourse.course.serve import kernel_settings
 
-    manager, client = start_new_kernel(
-        env={**os.environ, "DLCOURSE_PANEL": "on"}, **kernel_settings()
-    )
+    options: dict[str, Any] = {"env": {**os.environ, "DLCOURSE_PANEL": "on"}, **kernel_settings()}
+    manager, client = start_new_kernel(**options)
     printed: list[str] = []
 
     def note(message: dict) -> None:

@@ -65,7 +65,7 @@ def megatron_beside_dtensor() -> dict[str, Any]:
 
     batch = Corpus().batch(0, micro_batch=2)
 
-    def stepping(cut: Callable[[GPT], GPT]) -> Callable[[], torch.Tensor]:
+    def stepping(cut: Callable[[GPT], torch.nn.Module]) -> Callable[[], torch.Tensor]:
         model = cut(GPT(seed=0))
         return one_step(model, torch.optim.AdamW(model.parameters()), *batch)
 

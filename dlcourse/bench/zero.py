@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from dlcourse import Ranks
 from dlcourse.bench.data_parallel import slowest
@@ -20,7 +21,7 @@ TIME_TARGET, PEAK_TARGET, BYTES_TOLERANCE = 0.9, 1.0, 0.01
 NAMES = ("ZeRO1", "ZeRO2", "ZeRO3", "FSDP2")
 
 
-def make(name: str):
+def make(name: str) -> tuple[Callable[[Any], None], int]:
     """In a rank: a function that takes a step on (tokens, targets), and the model's bytes."""
     import torch
 
@@ -31,6 +32,7 @@ def make(name: str):
     from dlcourse.peers.zero import shard_with_fsdp2
 
     gpt = GPT()
+    model: Any
     nbytes = 4 * gpt.num_parameters()
     if name == "FSDP2":
         model, optimizer = shard_with_fsdp2(gpt)
@@ -38,7 +40,7 @@ def make(name: str):
         model = {"ZeRO1": ZeRO1, "ZeRO2": ZeRO2, "ZeRO3": ZeRO3}[name](gpt)
         optimizer = torch.optim.AdamW(model.shards)
 
-    def step(batch) -> None:
+    def step(batch: Any) -> None:
         model(*batch).backward()
         if name != "FSDP2":
             model.sync_gradients()
@@ -112,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.steps < 2 or args.batch_size < args.ranks or args.ranks < 2:
         parser.error("give at least 2 ranks, 2 steps, and one sequence for each rank")
     job = (args.batch_size, args.block)
-    peaks, sent = {}, {}
+    peaks: dict[str, int] = {}
+    sent: dict[str, float | None] = {}
     with Ranks(args.ranks) as ranks:
         per_rank = ranks.run(race, args.steps, *job)
         for name in NAMES:
@@ -139,13 +142,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     missed = ratio > TIME_TARGET or peak > PEAK_TARGET
     for name, stage in (("ZeRO1", 1), ("ZeRO2", 2), ("ZeRO3", 3), ("FSDP2", None)):
         times = None if stage is None else zero_bytes(1, world_size=args.ranks, stage=stage)
-        if sent[name] is None:
+        amount = sent[name]
+        if amount is None:
             print(f"zero: {name}: this system counts no bytes of a process")
             continue
         want = "" if times is None else f", target {times:g}"
-        print(f"zero: {name} sends {sent[name]:.4f} model sizes in a step{want}")
+        print(f"zero: {name} sends {amount:.4f} model sizes in a step{want}")
         if times is not None:
-            missed |= abs(sent[name] / times - 1) > BYTES_TOLERANCE
+            missed |= abs(amount / times - 1) > BYTES_TOLERANCE
     return 1 if missed else 0
 
 

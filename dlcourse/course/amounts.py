@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 _AMOUNT = re.compile(r"\s*([-+]?(?:\d[\d,_ ]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([^\d\s]*)\s*", re.I)
 _BYTES = {"b": 1, "byte": 1, "bytes": 1, "바이트": 1}
@@ -13,7 +14,12 @@ _SECONDS = {"s": 1, "sec": 1, "초": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μ
 _SECONDS |= {"min": 60, "분": 60, "h": 3600, "시간": 3600}
 _COUNTS = {"k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "천": 1e3, "만": 1e4, "억": 1e8}
 _TIMES = {"×": 1, "x": 1, "배": 1, "times": 1}
-_UNITS = {"bytes": _BYTES, "s": _SECONDS, "×": _TIMES, "%": {"%": 1}}
+_UNITS: dict[str, Mapping[str, float]] = {
+    "bytes": _BYTES,
+    "s": _SECONDS,
+    "×": _TIMES,
+    "%": {"%": 1},
+}
 
 
 def read_amount(text: str, unit: str = "") -> float:

@@ -204,7 +204,7 @@ def _breach(what: str, data: Any) -> str:
         _validator(what)(data)
     except JsonSchemaValueException as error:
         field = ".".join(map(str, error.path[1:]))
-        said = error.message.removeprefix(error.name).strip()
+        said = error.message.removeprefix(error.name or "").strip()
         if error.rule in ("pattern", "not"):
             said = error.definition["description"]
         return f"{field}: {said}" if field else said

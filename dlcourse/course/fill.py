@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ READY = {
     "nn": "from torch import nn",
     "F": "import torch.nn.functional as F",
 }
+
+WIDTH = 100  # characters of a line, as in the modules
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,23 @@ def _imports_for(module: str, code: str, own: set[str]) -> list[str]:
     local = sorted((used & set(_definitions(tree))) - own)
     if local:
         lines.setdefault(f"from {module} import", []).extend(local)
-    return [f"{start} {', '.join(dict.fromkeys(what))}".strip() for start, what in lines.items()]
+    return [_import_line(start, list(dict.fromkeys(what))) for start, what in lines.items()]
+
+
+def _import_line(start: str, names: list[str]) -> str:
+    """``from module import a, b``; in parentheses where a cell in Lab would cut it off."""
+    line = f"{start} {', '.join(names)}".strip()
+    if len(line) <= WIDTH:
+        return line
+    indent = " " * 4
+    wrapped = textwrap.wrap(
+        ", ".join(names) + ",",
+        width=WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+    )
+    return "\n".join([f"{start} (", *wrapped, ")"])
 
 
 def _module_imports(tree: ast.Module) -> list[ast.Import | ast.ImportFrom]:

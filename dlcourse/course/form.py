@@ -175,6 +175,7 @@ def _shows(block: Block) -> bool:
 
 def table(lessons: list[Lesson]) -> str:
     """Numbers of each lesson, one a line."""
+    rows: list[tuple[str, ...]]
     rows = [("lesson", "form", "cells", "lines", "longest", "min en", "min ko", "exercises")]
     for lesson in lessons:
         found = count(lesson)

@@ -14,6 +14,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dlcourse.course import catalog, metrics
@@ -174,10 +175,14 @@ def find_asked(id: str) -> Asked | None:
 
 
 def _predictions_of(lesson: str) -> Mapping[str, Asked]:
-    path = catalog.room(catalog.course_root(), lesson) / "predictions.py"
+    return read_predictions(catalog.room(catalog.course_root(), lesson) / "predictions.py")
+
+
+def read_predictions(path: Path) -> Mapping[str, Asked]:
+    """What a lesson's file asks for; nothing where there is no file."""
     if not path.exists():
         return {}
-    spec = importlib.util.spec_from_file_location(f"predictions_{lesson}", path)
+    spec = importlib.util.spec_from_file_location(f"predictions_{path.parent.name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -285,7 +285,9 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 def _describe(failure: Exception) -> str:
     """One line, for a user: which cell failed, and why."""
-    if hasattr(failure, "ename"):  # papermill's error of a cell
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(failure, PapermillExecutionError):
         first = next((line for line in failure.source.splitlines() if line.strip()), "")
         reason = f"{failure.ename}: {failure.evalue}" if failure.evalue else failure.ename
         return f"cell [{failure.exec_count}] (`{first.strip()}`) failed: {reason}"

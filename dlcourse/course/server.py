@@ -97,7 +97,7 @@ def _is_table(page: str) -> bool:
         def handle_comment(self, data: str) -> None:
             seen.append(False)
 
-        handle_decl = handle_pi = unknown_decl = handle_comment
+        handle_decl = handle_pi = unknown_decl = handle_comment  # type: ignore[assignment]  # names
 
     reader = Reader()
     reader.feed(page)

@@ -96,8 +96,8 @@ def _widget_class() -> type:
     class DlcourseExplorer(anywidget.AnyWidget):
         _esm = (here / "sliders.js").read_text("utf-8")
         _css = (here / "sliders.css").read_text("utf-8")
-        sliders = traitlets.List().tag(sync=True)
-        pictures = traitlets.List().tag(sync=True)
-        positions = traitlets.List().tag(sync=True)  # kept over a reload of the page
+        sliders: Any = traitlets.List().tag(sync=True)
+        pictures: Any = traitlets.List().tag(sync=True)
+        positions: Any = traitlets.List().tag(sync=True)  # kept over a reload of the page
 
     return DlcourseExplorer

@@ -162,6 +162,13 @@ def show_libraries(runs: Mapping[str, tuple[Run, float]], *, steps: int, lr: flo
     )
 
 
+def show_large(*, gradients: float, without: float, within: float) -> Table:
+    """Of a model on many GPUs, in GB: its gradients, and what each GPU sends in a step."""
+    numbers = {"gradients": gradients, "without": without, "within": within}
+    rows = [[t(f"accumulation.large.{name}"), f"{gb:.3g} GB"] for name, gb in numbers.items()]
+    return Table([t("accumulation.large"), ""], rows)
+
+
 def show_all_reduces(run: Run) -> Table:
     """What rank 0 gave to each all-reduce of a run, in order."""
     calls = [call for call in run.comm.calls if call["op"] == "all_reduce" and call["rank"] == 0]

@@ -59,8 +59,7 @@ def predict_peak(
         if recipe.stage == 3:  # what is outside, the block at work, and the next one
             gathered = outside + block_bytes * (1 if name in before else 2)
         if recipe.stage >= 2 and name not in before:
-            # A block's gradients that are being sent, and those that come on top of older ones
-            under_way = block_bytes * (1 if recipe.accumulate == 1 else 2)
+            under_way = block_bytes  # a block's gradients that are being sent
         found.append(
             states
             | {"gradients": gradients, "activations": activations}

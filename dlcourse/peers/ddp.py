@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ def train(
     block: int = 128,
     accumulate: int = 1,
     lr: float = 1e-3,
-    **ddp_options,
+    **ddp_options: Any,
 ) -> dict[str, list]:
     """Wrap ``model`` in DDP and train it. Arguments as in ``dlcourse.parallel.data.train``.
 
@@ -39,7 +40,7 @@ def train(
     messages: list[int] = []
 
     # Without annotations: DDP checks them, and takes a postponed one for a wrong one
-    def counting_hook(group, bucket):
+    def counting_hook(group, bucket):  # type: ignore[no-untyped-def]
         messages.append(bucket.buffer().nbytes)
         return allreduce_hook(group, bucket)  # what DDP does without a hook
 

@@ -12,9 +12,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.optim import AdamW
 
+from dlcourse.models.gpt import GPT
+
 
 def offload_with_fsdp2(
-    model: nn.Module, *, offload: bool = True, lr: float = 1e-3
+    model: GPT, *, offload: bool = True, lr: float = 1e-3
 ) -> tuple[nn.Module, AdamW]:
     """Each block is a unit, the rest of the model another one.
 
@@ -24,6 +26,7 @@ def offload_with_fsdp2(
     device = next(model.parameters()).device.type
     # Pinned memory is what a GPU copies from by itself; without a GPU nobody can pin any
     policy = CPUOffloadPolicy(pin_memory=device == "cuda") if offload else OffloadPolicy()
+    assert dist.group.WORLD is not None
     mesh = DeviceMesh.from_group(dist.group.WORLD, device)
     for block in model.blocks:
         fully_shard(block, mesh=mesh, offload_policy=policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -50,7 +51,8 @@ def tensor_parallel(
         plan["attention"] = PrepareModuleInput(
             input_layouts=Replicate(), desired_input_layouts=Replicate()
         )
-    for block in gpt.blocks:
+    blocks: Any = gpt.blocks
+    for block in blocks:
         block.attention.n_head //= mesh.size()
         parallelize_module(block, mesh, plan)
     return gpt
@@ -120,7 +122,8 @@ def megatron_parallel(gpt: GPT) -> nn.Module:
             return _OutputOnly(layer)
 
         enter = tensor_parallel.copy_to_tensor_model_parallel_region
-        for block in gpt.blocks:
+        blocks: Any = gpt.blocks
+        for block in blocks:
             attention, mlp = block.attention, block.mlp
             attention.n_head //= size
             for name in ("q", "k", "v"):

@@ -18,6 +18,7 @@ from torch.optim import AdamW
 
 from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.corpus import Corpus, sequences_per_rank
+from dlcourse.models.gpt import GPT
 from dlcourse.parallel.loop import mean_over_ranks, run_steps
 from dlcourse.peers import deepspeed_engine
 from dlcourse.peers.comparison import timed
@@ -41,9 +42,10 @@ def installed() -> list[str]:
     ]
 
 
-def shard_with_fsdp2(model: nn.Module, *, lr: float = 1e-3) -> tuple[nn.Module, AdamW]:
+def shard_with_fsdp2(model: GPT, *, lr: float = 1e-3) -> tuple[nn.Module, AdamW]:
     """Each block is a unit, the rest of the model another one: as our ZeRO3 does it."""
     device = next(model.parameters()).device.type
+    assert dist.group.WORLD is not None
     mesh = DeviceMesh.from_group(dist.group.WORLD, device)
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
@@ -59,7 +61,9 @@ def shard_with_torch_zero1(
     return model, ZeroRedundancyOptimizer(model.parameters(), AdamW, lr=lr)
 
 
-def shard_with_deepspeed(model: nn.Module, stage: int, *, micro_batch: int, lr: float = 1e-3):
+def shard_with_deepspeed(
+    model: nn.Module, stage: int, *, micro_batch: int, lr: float = 1e-3
+) -> Any:
     """A DeepSpeed engine, with every threshold off that would leave something undivided."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -88,7 +92,7 @@ def _check(library: str) -> None:
 
 
 def training_step(
-    model: nn.Module, library: str, *, micro_batch: int, lr: float = 1e-3
+    model: GPT, library: str, *, micro_batch: int, lr: float = 1e-3
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Put ``model`` into one of `LIBRARIES`, with AdamW.
 
@@ -124,7 +128,7 @@ def training_step(
 
 
 def train(
-    model: nn.Module,
+    model: GPT,
     corpus: Corpus,
     library: str,
     *,

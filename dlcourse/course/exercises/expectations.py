@@ -104,12 +104,12 @@ def as_number(got: Any) -> float | None:
     """An answer as a number: a Python or NumPy number, or a tensor of one element; else None."""
     if not isinstance(got, numbers.Real):
         got = _only_element(got)
-    if not isinstance(got, numbers.Real) or isinstance(got, bool):
+    if isinstance(got, bool) or not isinstance(got, numbers.Real):
         return None
     try:
         return float(got)
     except OverflowError:  # a whole number beyond all floats
-        return math.inf if got > 0 else -math.inf
+        return -math.inf if got < 0 else math.inf
 
 
 def as_truth(got: Any) -> bool | None:

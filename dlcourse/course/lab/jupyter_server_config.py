@@ -3,4 +3,4 @@
 from dlcourse.course.serve import kernel_settings
 
 for name, value in kernel_settings().items():
-    setattr(get_config().KernelManager, name, value)  # noqa: F821
+    setattr(get_config().KernelManager, name, value)  # type: ignore[name-defined]  # noqa: F821

@@ -27,7 +27,7 @@ from dlcourse.ranks.notebook.pool_arguments import check, chosen_ranks
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
 from dlcourse.ranks.notebook.running_cell import RunningCell
 from dlcourse.ranks.notebook.values import fetch
-from dlcourse.ranks.notebook.verdict import judge
+from dlcourse.ranks.notebook.verdict import between_cells, judge
 from dlcourse.ranks.pickling import loads_result
 from dlcourse.ranks.source import check as check_source
 from dlcourse.words.strings import t
@@ -234,6 +234,7 @@ class Ranks:
             raise ValueError(f"these ranks are stopped. {self._again()}")
         processes.receive(0)  # a rank may have died since the last cell
         if self.state == "ready" and (processes.dead or not processes.alive()):
+            print(between_cells(processes))
             processes.end("lost")
         if self.state == "lost":
             print(f"{label(list(range(self.size)))} started afresh; their variables are gone.")

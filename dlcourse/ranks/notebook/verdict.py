@@ -7,8 +7,9 @@ from typing import Any
 from dlcourse import machine
 from dlcourse.ranks.diagnosis.mismatch import find_mismatch, uneven_progress
 from dlcourse.ranks.diagnosis.report import exit_reason, report, timed_out
-from dlcourse.ranks.display import label
+from dlcourse.ranks.display import fold, label
 from dlcourse.ranks.errors import RankError, RanksInterrupted
+from dlcourse.ranks.notebook.rank_processes import RankProcesses
 from dlcourse.ranks.notebook.running_cell import RunningCell
 
 ADVICE = (
@@ -59,6 +60,23 @@ def _check_progress(cell: RunningCell) -> None:
     raise RankError("\n".join(lines))
 
 
+def between_cells(processes: RankProcesses) -> str:
+    """Which ranks died while no cell ran, and how."""
+    if not processes.dead:
+        return "The process that watches the ranks ended, and they with it."
+    died = fold({rank: _exit_reason(processes, rank) for rank in sorted(processes.dead)})
+    words = "; ".join(
+        f"{label(ranks)} {reason.replace('was ', 'were ') if len(ranks) > 1 else reason}"
+        for ranks, reason in died
+    )
+    return f"After the last cell {words}."
+
+
+def _exit_reason(processes: RankProcesses, rank: int) -> str:
+    oom = machine.out_of_memory_kills() > processes.oom_kills
+    return exit_reason(processes.dead[rank], out_of_memory=oom)
+
+
 def message(cell: RunningCell, errors: dict[int, dict[str, Any]]) -> list[str]:
     """The headline, a line for each rank, and the traceback of the first that failed."""
     processes = cell.processes
@@ -71,8 +89,7 @@ def message(cell: RunningCell, errors: dict[int, dict[str, Any]]) -> list[str]:
         own = raised
     if processes.dead:
         rank = min(processes.dead)
-        oom = machine.out_of_memory_kills() > processes.oom_kills
-        headline = f"rank {rank} {exit_reason(processes.dead[rank], out_of_memory=oom)}"
+        headline = f"rank {rank} {_exit_reason(processes, rank)}"
         if (mismatch := find_mismatch(cell.known_states())) is not None:
             headline += f" after {mismatch}"
     elif cell.headline is not None and not own:

@@ -186,6 +186,7 @@ class Worker:
             outcome.setdefault("error", explained(error, cut=self.connections.were_cut))
         outcome |= self.whereabouts.calls()
         setup.flush_output(message["marker"])
+        setup.save_coverage()
         self.control.send("done", **outcome)
         if outcome["wall_s"] > TRIM_AFTER:
             setup.give_memory_back()

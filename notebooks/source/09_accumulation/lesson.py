@@ -54,8 +54,9 @@ steps = 5
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
 from dlcourse.figures.accumulation import figures_of_d1, memory_of_a_step, show_all_reduces
-from dlcourse.figures.accumulation import show_floor, show_layers, show_libraries, show_no_sync
-from dlcourse.figures.accumulation import show_peaks, show_same, show_times, show_uneven
+from dlcourse.figures.accumulation import show_floor, show_large, show_layers, show_libraries
+from dlcourse.figures.accumulation import show_no_sync, show_peaks, show_same, show_times
+from dlcourse.figures.accumulation import show_uneven
 
 lesson(lang=lang, name="09_accumulation")
 ranks = Ranks(num_ranks, device=device)
@@ -587,7 +588,7 @@ check("09.ddp")
 # %% tags=["nbval-check-output"]
 gradients_gb = 2 * 7e9 / 1e9
 once = 2 * 63 / 64 * gradients_gb
-{"gradients": f"{gradients_gb:g} GB", "without": f"{8 * once:.0f} GB", "with": f"{once:.1f} GB"}
+show_large(gradients=gradients_gb, without=8 * once, within=once)
 # %% [markdown] lang="en"
 # ## In five lines
 #
