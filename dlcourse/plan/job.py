@@ -1,0 +1,216 @@
+"""What is trained, on what, and the ways to spread it: a job, and layouts of it.
+
+A layout says how one step is divided: data x tensor x pipeline x context ranks, experts over some
+of them, a ZeRO stage, what is computed again, how many sequences at a time, what goes to the host.
+``Layouts`` holds many, one array for each of these, so that all are judged at once.
+
+Ranks are numbered as Megatron numbers them: tensor next to each other, then context, then data,
+pipeline stages farthest apart. Experts are spread over tensor x context x data ranks of a stage
+(Megatron's "folding": an expert is never cut), so a stage needs max(tensor x context, expert)
+ranks, not their product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlcourse.plan.cluster import Cluster
+from dlcourse.plan.model_shape import ModelShape
+
+Array = NDArray[np.float64]
+RECOMPUTE = ("none", "selective", "full")
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-v")
+OFFLOAD = ("none", "optimizer")
+ATTENTION = ("flash", "unfused")
+KERNELS = ("fused", "eager")
+# Bytes of a parameter, of a gradient between steps, of the optimizer's state for it. Of gradients
+# in float32 Megatron keeps 4 bytes; where each micro-batch's 16-bit gradient is added to a float32
+# sum, both are there.
+STATE_BYTES = {
+    "bf16": (2, 2, 12),
+    "bf16-float32-gradients": (2, 4, 12),
+    "bf16-both-gradients": (2, 6, 12),
+    "float32": (4, 4, 8),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training job.
+
+    Args:
+        batch_tokens: tokens of a step, of all ranks together.
+        sequence: tokens of a sequence.
+        states: one of ``STATE_BYTES``: 16, 18, 20 bytes a parameter, or float32.
+        attention: "flash" keeps no scores; "unfused" as before 2022.
+        kernels: "fused" norms, activations, rotations, or "eager" ones, each operator by itself.
+        sequence_parallel: norms and residual stream are divided over the tensor ranks too.
+        overlap_tensor: tensor-parallel collectives run beside the products (user buffers).
+        overlap_data: gradients are reduced beside the last backward, parameters gathered beside
+            the first forward.
+        logit_bytes: alive for each logit when the loss is computed: bf16, and in float32 the
+            logits, log-softmax and its gradient, less what fused losses keep.
+
+    Raises:
+        ValueError: sizes that are not positive, a batch that is no whole number of sequences, or
+            a name that is unknown.
+    """
+
+    shape: ModelShape
+    cluster: Cluster
+    batch_tokens: int
+    sequence: int = 4096
+    states: str = "bf16-float32-gradients"
+    attention: str = "flash"
+    kernels: str = "fused"
+    sequence_parallel: bool = True
+    overlap_tensor: bool = False
+    overlap_data: bool = True
+    logit_bytes: float = 12.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "sequence"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}={value!r}: give a whole number of 1 or more")
+        if self.batch_tokens % self.sequence:
+            raise ValueError(
+                f"batch_tokens={self.batch_tokens:,} are no whole number of sequences of "
+                f"{self.sequence:,}: the nearest are {self._near(0):,} and {self._near(1):,}"
+            )
+        for name, allowed in (
+            ("states", STATE_BYTES),
+            ("attention", ATTENTION),
+            ("kernels", KERNELS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown: give one of {', '.join(allowed)}"
+                )
+
+    def _near(self, more: int) -> int:
+        return max(1, self.batch_tokens // self.sequence + more) * self.sequence
+
+    @property
+    def sequences(self) -> int:
+        """Of a step."""
+        return self.batch_tokens // self.sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One way to spread a job. Names of ``recompute``, ``schedule`` and ``offload`` as above.
+
+    Raises:
+        ValueError: a number below 1, or a name that is unknown.
+    """
+
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    chunks: int = 1
+    context: int = 1
+    expert: int = 1
+    stage: int = 0
+    micro_batch: int = 1
+    recompute: str = "none"
+    schedule: str = "1f1b"
+    offload: str = "none"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            allowed = _NAMES.get(field.name)
+            if allowed and value not in allowed:
+                raise ValueError(f"{field.name}={value!r}: give one of {', '.join(allowed)}")
+            if field.name == "stage" and value not in (0, 1, 2, 3):
+                raise ValueError(f"stage={value!r} of ZeRO: give 0, 1, 2 or 3")
+            if not allowed and field.name != "stage" and (type(value) is not int or value < 1):
+                raise ValueError(f"{field.name}={value!r}: give a whole number of 1 or more")
+
+    @property
+    def gpus(self) -> int:
+        return self.data * self.tensor * self.pipeline * self.context
+
+
+_NAMES = {"recompute": RECOMPUTE, "schedule": SCHEDULES, "offload": OFFLOAD}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layouts:
+    """Many layouts: arrays of the same length, names as numbers of their tuples above."""
+
+    data: Array
+    tensor: Array
+    pipeline: Array
+    chunks: Array
+    context: Array
+    expert: Array
+    stage: Array
+    micro_batch: Array
+    recompute: Array
+    schedule: Array
+    offload: Array
+
+    @classmethod
+    def of(cls, layouts: Iterable[Layout]) -> Layouts:
+        """Arrays of these."""
+        rows = [asdict(layout) for layout in layouts]
+        numbers = {
+            field.name: [
+                _NAMES[field.name].index(row[field.name])
+                if field.name in _NAMES
+                else row[field.name]
+                for row in rows
+            ]
+            for field in fields(cls)
+        }
+        return cls(**{name: np.array(values, dtype=float) for name, values in numbers.items()})
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Layout:
+        values = {name: int(array[index]) for name, array in self.arrays().items()}
+        return Layout(**values | {name: _NAMES[name][values[name]] for name in _NAMES})
+
+    def arrays(self) -> dict[str, Array]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def take(self, which: slice | NDArray[np.intp] | NDArray[np.bool_]) -> Layouts:
+        """Some of them: a slice, indices or a mask."""
+        return Layouts(**{name: array[which] for name, array in self.arrays().items()})
+
+    @property
+    def gpus(self) -> Array:
+        return self.data * self.tensor * self.pipeline * self.context
+
+    def micro_batches(self, job: Job) -> Array:
+        """Of a step, in each pipeline."""
+        return job.sequences / (self.data * self.micro_batch)
+
+    def expert_data(self) -> Array:
+        """Ranks of a stage that have the same experts."""
+        return np.maximum(1.0, self.data * self.context * self.tensor / self.expert)
+
+
+def stage_layers(job: Job, layouts: Layouts) -> tuple[Array, Array, Array]:
+    """Layers of the first, a middle and the last pipeline rank.
+
+    Where the pipeline's chunks do not divide the layers but divide layers + 2, embedding and
+    output count as one layer each, as Llama 3 and Megatron do it.
+    """
+    L, parts = job.shape.layers, layouts.pipeline * layouts.chunks
+    whole = np.mod(L, parts) == 0
+    two_more = np.logical_and(~whole, np.mod(L + 2, parts) == 0)
+    middle = np.where(whole, L, np.where(two_more, L + 2, np.ceil(L / parts) * parts))
+    middle = middle / layouts.pipeline
+    less = np.where(np.logical_and(two_more, layouts.pipeline > 1), 1.0, 0.0)
+    rest = L - middle * (layouts.pipeline - 1)  # where nothing divides the last one has what is left
+    last = np.where(whole, middle, np.where(two_more, middle - 1, np.maximum(rest, 0)))
+    one = layouts.pipeline == 1
+    return np.where(one, L, middle - less), np.where(one, L, middle), np.where(one, L, last)
