@@ -44,12 +44,17 @@ class Cluster:
     bandwidth: float
     flash_forward: float
     flash_backward: float
+    flash3_forward: float
+    flash3_backward: float
     node_bandwidth: float
     node_efficiency: float
     network_bandwidth: float
     host_bandwidth: float
     host_memory: float
     memory_efficiency: float
+    copy_efficiency: float
+    permute_efficiency: float
+    attention_ramp: float
     network_efficiency: float
     all_to_all_efficiency: float
     kernel_seconds: float

@@ -66,13 +66,24 @@ def all_to_all_seconds(
     size = np.asarray(size, float)
     members = members_of_node(cluster, size, stride)
     nbytes = np.asarray(nbytes, float)
-    share = cluster.all_to_all_efficiency
-    inside = (members - 1) / size * nbytes / (cluster.node_bandwidth * share)
-    outside = (size - members) / size * nbytes / (cluster.network_bandwidth * share)
+    link = cluster.node_bandwidth * cluster.all_to_all_efficiency
+    card = cluster.network_bandwidth * cluster.network_efficiency
+    inside = (members - 1) / size * nbytes / link
+    outside = (size - members) / size * nbytes / card
     nodes = np.ceil(size / members)  # one round with each, as with each rank of the own node
     rounds = (members - 1) * cluster.node_hop_seconds + (nodes - 1) * cluster.network_hop_seconds
     seconds = np.maximum(inside, outside) + cluster.ring_seconds + rounds
     return np.where(size > 1, seconds, 0.0)
+
+
+def disturbance(cluster: Cluster, size: ArrayLike, stride: ArrayLike) -> Array:
+    """Share of a hidden collective's time that computing beside it loses.
+
+    It takes multiprocessors and memory bandwidth as it moves bytes: in full at the links of a node,
+    less where one card of the network carries it.
+    """
+    inside = cluster.node_bandwidth * cluster.node_efficiency
+    return cluster.overlap_cost * bandwidth(cluster, size, stride) / inside
 
 
 def send_seconds(cluster: Cluster, nbytes: ArrayLike, stride: ArrayLike) -> Array:

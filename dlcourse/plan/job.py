@@ -25,16 +25,37 @@ Array = NDArray[np.float64]
 RECOMPUTE = ("none", "selective", "full")
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-v")
 OFFLOAD = ("none", "optimizer")
-ATTENTION = ("flash", "unfused")
+ATTENTION = ("flash", "flash1", "flash3", "unfused")
 KERNELS = ("fused", "eager")
+DISPATCH = ("once", "plain")
+# Bytes of a logit: alive at the loss, moved in forward and in backward
+LOSS_BYTES = {"float32": (12, 38, 14), "fused": (4, 4, 4)}
 # Bytes of a parameter, of a gradient between steps, of the optimizer's state for it. Of gradients
 # in float32 Megatron keeps 4 bytes; where each micro-batch's 16-bit gradient is added to a float32
 # sum, both are there.
+# SUM_BYTES move for each weight's gradient where a micro-batch's is added to the step's: 16 bits
+# written, read, and summed in 16 bits; summed in float32 by the product itself; or both.
 STATE_BYTES = {
     "bf16": (2, 2, 12),
     "bf16-float32-gradients": (2, 4, 12),
     "bf16-both-gradients": (2, 6, 12),
     "float32": (4, 4, 8),
+    "fsdp": (4, 4, 8),
+}
+# Bytes of a parameter and of a gradient as they are sent. FSDP keeps float32, computes in 16 bits.
+SENT_BYTES = {
+    "bf16": (2, 2),
+    "bf16-float32-gradients": (2, 4),
+    "bf16-both-gradients": (2, 4),
+    "float32": (4, 4),
+    "fsdp": (2, 4),
+}
+SUM_BYTES = {
+    "bf16": 8,
+    "bf16-float32-gradients": 8,
+    "bf16-both-gradients": 12,
+    "float32": 12,
+    "fsdp": 8,
 }
 
 
@@ -45,15 +66,23 @@ class Job:
     Args:
         batch_tokens: tokens of a step, of all ranks together.
         sequence: tokens of a sequence.
-        states: one of ``STATE_BYTES``: 16, 18, 20 bytes a parameter, or float32.
-        attention: "flash" keeps no scores; "unfused" as before 2022.
+        states: one of ``STATE_BYTES``: 16, 18 or 20 bytes a parameter; "fsdp" keeps
+            float32 (16 bytes) and computes in 16 bits, as FSDP's mixed precision does.
+        attention: "flash" (FlashAttention-2), the slower "flash1" (also Triton's) and the faster
+            "flash3" (or cuDNN's) keep no scores; "unfused" as before 2022.
         kernels: "fused" norms, activations, rotations, or "eager" ones, each operator by itself.
+        dispatch: "once" sends a token once to each rank or node that has experts of its, as DeepEP
+            does; "plain" is an all-to-all, once for each expert.
         sequence_parallel: norms and residual stream are divided over the tensor ranks too.
         overlap_tensor: tensor-parallel collectives run beside the products (user buffers).
         overlap_data: gradients are reduced beside the last backward, parameters gathered beside
             the first forward.
-        logit_bytes: alive for each logit when the loss is computed: bf16, and in float32 the
-            logits, log-softmax and its gradient, less what fused losses keep.
+        overlap_backward: the backward's all-reduce before a layer's first product runs beside the
+            gradients of its weights, as in Megatron since 2022.
+        overlap_pipeline: with chunks, messages between stages run beside computing (since 2023).
+        loss: "float32" keeps 12 bytes a logit (logits, log-softmax and its gradient in float32;
+            see ``formulas/activations.py``) and moves 52, operator by operator; "fused" keeps 4,
+            logits and gradient in 16 bits, and moves 8.
 
     Raises:
         ValueError: sizes that are not positive, a batch that is no whole number of sequences, or
@@ -67,10 +96,13 @@ class Job:
     states: str = "bf16-float32-gradients"
     attention: str = "flash"
     kernels: str = "fused"
+    dispatch: str = "once"
+    loss: str = "float32"
     sequence_parallel: bool = True
     overlap_tensor: bool = False
     overlap_data: bool = True
-    logit_bytes: float = 12.0
+    overlap_backward: bool = True
+    overlap_pipeline: bool = True
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "sequence"):
@@ -86,6 +118,8 @@ class Job:
             ("states", STATE_BYTES),
             ("attention", ATTENTION),
             ("kernels", KERNELS),
+            ("dispatch", DISPATCH),
+            ("loss", LOSS_BYTES),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(

@@ -11,17 +11,26 @@ A layer whose kernels are shorter than the host needs to start them takes the ho
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from dlcourse.plan.cluster import Cluster
-from dlcourse.plan.communication import all_to_all_seconds, gather_seconds, send_seconds
-from dlcourse.plan.job import Array, Job, Layouts
-from dlcourse.plan.kernels import flash_seconds, linear_seconds, stream_seconds
+from dlcourse.plan.communication import (
+    all_to_all_seconds,
+    disturbance,
+    gather_seconds,
+    members_of_node,
+    send_seconds,
+)
+from dlcourse.plan.job import LOSS_BYTES, SUM_BYTES, Array, Job, Layouts
+from dlcourse.plan.kernels import flash_seconds, grouped_seconds, linear_seconds, stream_seconds
 from dlcourse.plan.model_shape import ModelShape
 
 # Operators that the host starts in one layer's forward; its backward has about as many
 HOST_OPERATORS = {"fused": 18, "eager": 30, "tensor": 8, "experts": 30, "gather": 8}
+# And for each expert of the rank: two products, each a call that looks for its kernel and starts it
+HOST_EACH_EXPERT = 4
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class LayerTime:
         forward, backward: computing.
         again: of the operators that selective recomputation does once more.
         wait_forward, wait_backward: exposed communication.
-        hidden: communication beside computing, forward and backward together.
+        hidden: what communication beside computing costs it, forward and backward together.
     """
 
     forward: Array
@@ -54,7 +63,8 @@ def layer_time(job: Job, layouts: Layouts, *, moe: bool) -> LayerTime:
     products = [attention[i] + mlp[i] for i in range(3)]
     forward = products[0] + core_forward + streams_forward
     backward = products[1] + products[2] + core_backward + streams_backward
-    operators = HOST_OPERATORS[job.kernels] + (HOST_OPERATORS["experts"] if moe else 0)
+    experts = HOST_OPERATORS["experts"] + HOST_EACH_EXPERT * shape.experts / layouts.expert
+    operators = HOST_OPERATORS[job.kernels] + (experts if moe else 0)
     operators = operators + np.where(t > 1, HOST_OPERATORS["tensor"], 0)
     operators = operators + np.where(layouts.stage == 3, HOST_OPERATORS["gather"], 0)
     host = operators * cluster.host_seconds
@@ -64,9 +74,9 @@ def layer_time(job: Job, layouts: Layouts, *, moe: bool) -> LayerTime:
     shared = shape.shared_ffn > 0 or not moe
     count = 2 if shared else 1  # of a pair in attention, and a pair in a dense MLP
     wait_forward = 2 * count * one
-    beside = np.minimum(count * one, products[2])  # the collective beside the weights' gradients
+    beside = np.minimum(count * one, products[2]) if job.overlap_backward else 0 * one
     wait_backward = 2 * count * one - beside
-    hidden = beside + (count * one if job.sequence_parallel else 0)  # inputs gathered again
+    hidden = beside + (count * one if job.sequence_parallel else 0 * one)  # inputs gathered again
     if job.overlap_tensor:
         forward_hidden = np.minimum(wait_forward, 0.8 * products[0])
         backward_hidden = np.minimum(wait_backward, 0.8 * products[1])
@@ -74,14 +84,23 @@ def layer_time(job: Job, layouts: Layouts, *, moe: bool) -> LayerTime:
         hidden = hidden + forward_hidden + backward_hidden
     ring_forward, ring_backward = _context_ring(job, layouts, core_forward, core_backward)
     exchange = _exchange(job, layouts, tokens) if moe else np.zeros_like(t)
+    forward = np.maximum(forward, host - wait_forward)
+    if moe:  # numbers of tokens go to the host before they are sent: nothing is queued behind
+        forward = forward + experts * cluster.host_seconds
     return LayerTime(
-        np.maximum(forward, host - wait_forward),
+        forward,
         np.maximum(backward, host - wait_backward),
         again,
         wait_forward + ring_forward + 2 * exchange,
         wait_backward + ring_backward + 2 * exchange,
-        hidden,
+        hidden * disturbance(cluster, t, np.ones_like(t)),
     )
+
+
+def _linear(
+    job: Job, tokens: Array, out: Array | int | float, into: Array | int | float, **more: Any
+) -> tuple[Array, Array, Array]:
+    return linear_seconds(job.cluster, tokens, out, into, sums=SUM_BYTES[job.states], **more)
 
 
 def _sum(*parts: tuple[Array, Array, Array]) -> list[Array]:
@@ -91,34 +110,36 @@ def _sum(*parts: tuple[Array, Array, Array]) -> list[Array]:
 def _attention_products(job: Job, layouts: Layouts, tokens: Array) -> list[Array]:
     shape, cluster, t = job.shape, job.cluster, layouts.tensor
     h, q, o = shape.hidden, shape.query_width, shape.output_width
-    result = linear_seconds(cluster, tokens, h, o / t)
+    result = _linear(job, tokens, h, o / t)
     if not shape.kv_rank:
         kv = (shape.key_width + shape.kv_heads * shape.value_dim) / np.minimum(t, shape.kv_heads)
-        return _sum(linear_seconds(cluster, tokens, q / t + kv, h), result)
+        return _sum(_linear(job, tokens, q / t + kv, h), result)
     nope = shape.head_dim - shape.rope_dim
-    parts = [result, linear_seconds(cluster, tokens, shape.kv_rank + shape.rope_dim, h)]
+    parts = [result, _linear(job, tokens, shape.kv_rank + shape.rope_dim, h)]
     wide = shape.heads * (nope + shape.value_dim) / t
-    parts.append(linear_seconds(cluster, tokens, wide, shape.kv_rank))
+    parts.append(_linear(job, tokens, wide, shape.kv_rank))
     if shape.q_rank:
-        parts.append(linear_seconds(cluster, tokens, shape.q_rank, h))
-    parts.append(linear_seconds(cluster, tokens, q / t, shape.q_rank or h))
+        parts.append(_linear(job, tokens, shape.q_rank, h))
+    parts.append(_linear(job, tokens, q / t, shape.q_rank or h))
     return _sum(*parts)
 
 
 def _mlp_products(job: Job, layouts: Layouts, tokens: Array, moe: bool) -> list[Array]:
     shape, t = job.shape, layouts.tensor
 
-    def mlp(rows: Array, width: Array, count: Array | int = 1) -> list[Array]:
-        up = linear_seconds(job.cluster, rows, shape.ups * width, shape.hidden, count=count)
-        down = linear_seconds(job.cluster, rows, shape.hidden, width, count=count)
-        return _sum(up, down)
+    def mlp(rows: Array, width: Array) -> list[Array]:
+        up = _linear(job, rows, shape.ups * width, shape.hidden)
+        return _sum(up, _linear(job, rows, shape.hidden, width))
 
     if not moe:
         return mlp(tokens, shape.ffn / t)
     local = shape.experts / layouts.expert
     rows = expert_rows(job, layouts, tokens) / local
-    found = mlp(rows, np.full_like(t, shape.expert_ffn), local)
-    router = linear_seconds(job.cluster, tokens / t, shape.experts, shape.hidden)
+    width, sums = shape.expert_ffn, SUM_BYTES[job.states]
+    up = grouped_seconds(job.cluster, rows, shape.ups * width, shape.hidden, local, sums=sums)
+    down = grouped_seconds(job.cluster, rows, shape.hidden, width, local, sums=sums)
+    found = _sum(up, down)
+    router = _linear(job, tokens / t, shape.experts, shape.hidden)
     found = [found[i] + router[i] for i in range(3)]
     if shape.shared_ffn:
         shared = mlp(tokens, shape.shared_ffn / t)
@@ -142,8 +163,10 @@ def attention_flops(job: Job, layouts: Layouts) -> Array:
 def _attention_core(job: Job, layouts: Layouts) -> tuple[Array, Array, Array]:
     """Forward, backward, and once more the part that selective recomputation repeats."""
     cluster, flops = job.cluster, attention_flops(job, layouts)
-    if job.attention == "flash":
-        forward, backward = flash_seconds(cluster, flops / 2)
+    if job.attention != "unfused":
+        rows = layouts.micro_batch * job.sequence / layouts.context
+        blocks = np.ceil(rows / 128) * job.shape.heads / layouts.tensor
+        forward, backward = flash_seconds(cluster, flops / 2, blocks, kind=job.attention)
         return forward, backward, np.zeros_like(forward)
     # Scores of all heads in 16 bits: products write and read them, softmax and dropout between
     # read and write them again (the mask is half a pass). Nothing of the masked half is saved.
@@ -181,13 +204,15 @@ def _streams(
     act = ((5, 8) if eager else (3, 5)) if shape.gated else (2, 3)
     forward = norm + residual * (3 + drop[0]) + rotate + widths * act[0]
     backward = 2 * norm + residual * (2 + drop[1]) + rotate + widths * act[1]
-    if moe:  # permute, and weigh and sum: each reads and writes a row for each expert
-        moved = expert_rows(job, layouts, tokens) * 2 * shape.hidden * 2
-        forward, backward = forward + 2 * moved, backward + 2 * moved
+    kernels = 16 if eager else 8
+    seconds = stream_seconds(cluster, forward, kernels=kernels)
+    seconds_backward = stream_seconds(cluster, backward, kernels=kernels + 4)
     again = stream_seconds(cluster, norm + widths * act[0], kernels=3)
-    kernels = 8 if not eager else 16
-    seconds = (stream_seconds(cluster, forward, kernels=kernels), 0)
-    return seconds[0], stream_seconds(cluster, backward, kernels=kernels + 4), again
+    if moe:  # permute, and weigh and sum: each reads and writes a row for each expert
+        moved = expert_rows(job, layouts, tokens) * 2 * shape.hidden * 4
+        each = stream_seconds(cluster, moved, kernels=8, efficiency=cluster.permute_efficiency)
+        seconds, seconds_backward = seconds + each, seconds_backward + each
+    return seconds, seconds_backward, again
 
 
 def _tensor_collective(job: Job, layouts: Layouts, tokens: Array) -> Array:
@@ -211,23 +236,36 @@ def _context_ring(
 
 
 def _exchange(job: Job, layouts: Layouts, tokens: Array) -> Array:
-    """One all-to-all of tokens to experts, or back.
+    """One exchange of tokens with the ranks of their experts, or back; routing is balanced.
 
-    A token that several experts of one rank want is sent once for each, as plain all-to-all does.
+    ``dispatch="plain"``: an all-to-all, a token once for each of its experts. "once": as DeepEP
+    does it, once for each node over the network and once for each rank inside.
     """
-    nbytes = expert_rows(job, layouts, tokens) * 2 * job.shape.hidden
-    return all_to_all_seconds(job.cluster, nbytes, layouts.expert, np.ones_like(tokens))
+    shape, cluster, e = job.shape, job.cluster, layouts.expert
+    row = tokens / layouts.tensor * 2 * shape.hidden
+    stride = np.ones_like(tokens)
+    if job.dispatch == "plain":
+        return all_to_all_seconds(cluster, row * shape.top_k, e, stride)
+    nodes = np.ceil(e / members_of_node(cluster, e, stride))
+    ranks = e * (1 - (1 - 1 / e) ** shape.top_k)  # that one token goes to, on average
+    reached = nodes * (1 - (1 - 1 / nodes) ** shape.top_k)
+    card = cluster.network_bandwidth * cluster.network_efficiency
+    link = cluster.node_bandwidth * cluster.all_to_all_efficiency
+    outside = row * reached * (nodes - 1) / nodes / card
+    inside = row * ranks * (e - 1) / e / link
+    start = all_to_all_seconds(cluster, 0 * row, e, stride)
+    return np.where(e > 1, np.maximum(outside, inside) + start, 0.0)
 
 
 def ends_time(job: Job, layouts: Layouts) -> tuple[Array, Array, Array]:
     """Of what is outside the layers: output layer with loss, forward and backward; embedding."""
     shape, cluster, t = job.shape, job.cluster, layouts.tensor
     tokens = layouts.micro_batch * job.sequence / layouts.context
-    forward, inputs, weights = linear_seconds(cluster, tokens, shape.vocab / t, shape.hidden)
+    forward, inputs, weights = _linear(job, tokens, shape.vocab / t, shape.hidden)
     logits = tokens * shape.vocab / t
-    # 16 bits written and read, float32 written; maximum, sum of exponentials; gradient, back to 16
-    forward = forward + stream_seconds(cluster, logits * 16, kernels=6)
-    backward = inputs + weights + stream_seconds(cluster, logits * 14, kernels=6)
+    _, moved, moved_backward = LOSS_BYTES[job.loss]
+    forward = forward + stream_seconds(cluster, logits * moved, kernels=6)
+    backward = inputs + weights + stream_seconds(cluster, logits * moved_backward, kernels=3)
     embedding = stream_seconds(cluster, tokens * shape.hidden * 2 * 6 / t, kernels=6)
     return forward, backward, embedding
 

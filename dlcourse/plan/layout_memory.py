@@ -22,9 +22,11 @@ import numpy as np
 
 from dlcourse.formulas.states import _DIVIDED_FROM, CATEGORIES
 from dlcourse.plan.job import (
+    LOSS_BYTES,
     OFFLOAD,
     RECOMPUTE,
     SCHEDULES,
+    SENT_BYTES,
     STATE_BYTES,
     Array,
     Job,
@@ -105,7 +107,7 @@ def _rank_memory(
     stored = stored + tokens * 4 * job.shape.hidden / divided  # the last norm, or the embedding
     found["activations"] = stored + _at_work(job, layouts, tokens)
     has_head = np.logical_or(layouts.pipeline == 1, bool(end))
-    logits = tokens * job.shape.vocab / layouts.tensor * job.logit_bytes
+    logits = tokens * job.shape.vocab / layouts.tensor * LOSS_BYTES[job.loss][0]
     found["logits"] = np.where(has_head, logits, 0.0)
     found["buffers"] = _buffers(job, layouts, end)
     loose = found["activations"] + found["logits"] + found["buffers"]
@@ -134,7 +136,7 @@ def layer_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
     if shape.kv_rank:  # low-rank numbers, before and behind their norms; keys for all heads
         attention += 4 * (shape.q_rank + shape.kv_rank)
     scores = (5 if shape.dropout else 2) * shape.heads * job.sequence
-    if job.attention == "flash":
+    if job.attention != "unfused":
         scores = 4 * shape.heads  # of each row the log of its sum, in float32
     per_token = (4 * h + norms + masks) / stream + (attention + scores) / t
     wide, product = mlp_activations(job, layouts)
@@ -179,12 +181,12 @@ def layer_sizes(job: Job, layouts: Layouts) -> tuple[Array, Array]:
 def _buffers(job: Job, layouts: Layouts, end: int) -> Array:
     """Stage 3: what is outside the layers and two of them gathered, two layers' gradients under
     way; stage 2: those alone. As ``dlcourse.formulas.memory.predict_peak`` has it."""
-    value, gradient, _ = STATE_BYTES[job.states]
+    value, sent = SENT_BYTES[job.states]
     numbers, experts = layer_sizes(job, layouts)
     layer = numbers + experts
     outside = outside_numbers(job.shape)
     ends = np.where(layouts.pipeline == 1, outside["embedding"] + outside["head"], 0)
     ends = np.where(layouts.pipeline > 1, outside["embedding"], ends) / layouts.tensor
     gathered = np.where(layouts.stage == 3, value * (ends + 2 * layer), 0.0)
-    under_way = np.where(layouts.stage >= 2, 2 * min(gradient, 4) * layer, 0.0)
+    under_way = np.where(layouts.stage >= 2, 2 * sent * layer, 0.0)
     return gathered + under_way

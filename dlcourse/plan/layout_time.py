@@ -17,13 +17,22 @@ Rajbhandari et al., "ZeRO", SC 2020; bubbles as in ``dlcourse.formulas.bubbles``
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from dlcourse.plan.communication import all_reduce_seconds, gather_seconds, send_seconds
+from dlcourse.plan.cluster import Cluster
+from dlcourse.plan.communication import (
+    all_reduce_seconds,
+    disturbance,
+    gather_seconds,
+    send_seconds,
+)
 from dlcourse.plan.job import (
     OFFLOAD,
     RECOMPUTE,
     SCHEDULES,
+    SENT_BYTES,
     STATE_BYTES,
     Array,
     Job,
@@ -34,6 +43,8 @@ from dlcourse.plan.layer_time import attention_flops, ends_time, layer_time
 from dlcourse.plan.layout_memory import layer_sizes, own_share, stage_numbers
 from dlcourse.plan.model_shape import flops_per_token, matrix_numbers
 
+Collective = Callable[[Cluster, Array, Array, Array], Array]
+Moved = tuple[Array, Array]  # seconds, and what they cost where they are hidden
 SECONDS = ("computing", "communication", "bubble", "optimizer", "offload")
 # Share of 1F1B's bubble that is left
 BUBBLE = {"gpipe": 1.0, "1f1b": 1.0, "interleaved": 1.0, "zb-h1": 1 / 3, "zb-v": 0.0}
@@ -61,7 +72,7 @@ def step_seconds(job: Job, layouts: Layouts) -> dict[str, Array]:
     bubble = (p - 1) / v * mean * left
     data_wait, hidden = _data(job, layouts, parts, middle)
     found = {
-        "computing": m * stage + job.cluster.overlap_cost * (hidden + m * middle * parts["hidden"]),
+        "computing": m * (stage + middle * parts["hidden"]) + hidden,
         "communication": m * (waits + send) + data_wait,
         "bubble": bubble,
     }
@@ -117,69 +128,80 @@ def _distinct(job: Job, layouts: Layouts) -> dict[str, Array]:
 
 
 def _sends(job: Job, layouts: Layouts) -> Array:
-    """Messages between stages that one micro-batch waits for in the steady state."""
-    tokens = layouts.micro_batch * job.sequence / layouts.context
-    stride = layouts.tensor * layouts.context * layouts.data
-    one = send_seconds(job.cluster, tokens * 2 * job.shape.hidden / layouts.tensor, stride)
-    beside = layouts.schedule == SCHEDULES.index("interleaved")
-    return np.where(np.logical_or(layouts.pipeline == 1, beside), 0.0, 2 * one)
+    """Messages between stages that one micro-batch waits for in the steady state.
+
+    Tensor ranks send a part each and gather the whole inside the node, where they do not go on with
+    a part (sequence parallelism).
+    """
+    tokens, t = layouts.micro_batch * job.sequence / layouts.context, layouts.tensor
+    nbytes = tokens * 2 * job.shape.hidden
+    one = send_seconds(job.cluster, nbytes / t, t * layouts.context * layouts.data)
+    if not job.sequence_parallel:
+        one = one + gather_seconds(job.cluster, nbytes, t, np.ones_like(t))
+    beside = (layouts.schedule == SCHEDULES.index("interleaved")) & job.overlap_pipeline
+    alone = layouts.pipeline == 1
+    return np.where(np.logical_or(alone, beside), 0.0, 2 * layouts.chunks * one)
 
 
 def _data(
     job: Job, layouts: Layouts, parts: dict[str, Array], layers: Array
 ) -> tuple[Array, Array]:
-    """Exposed and hidden seconds of data parallelism and ZeRO in a step."""
+    """Of data parallelism and ZeRO in a step: exposed seconds, and what the hidden ones cost."""
     m, cluster = layouts.micro_batches(job), job.cluster
-    value, gradient, _ = STATE_BYTES[job.states]
-    sent = min(gradient, 4)
+    value, sent = SENT_BYTES[job.states]
     first, _, _ = stage_layers(job, layouts)
     numbers, experts = stage_numbers(job, layouts, first, 0)
     size, stride = layouts.data * layouts.context, layouts.tensor
     expert_size, expert_stride = layouts.expert_data(), layouts.expert
 
-    def gather(each: Array, each_expert: Array, nbytes: int) -> Array:
-        dense = gather_seconds(cluster, nbytes * each, size, stride)
-        moe = gather_seconds(cluster, nbytes * each_expert, expert_size, expert_stride)
-        return dense + np.where(each_expert > 0, moe, 0.0)
+    costs = [disturbance(cluster, size, stride), disturbance(cluster, expert_size, expert_stride)]
+
+    def both(collective: Collective, each: Array, each_expert: Array, nbytes: int) -> Moved:
+        dense = collective(cluster, nbytes * each, size, stride)
+        moe = collective(cluster, nbytes * each_expert, expert_size, expert_stride)
+        moe = np.where(each_expert > 0, moe, 0.0)
+        return dense + moe, dense * costs[0] + moe * costs[1]
 
     backward = layers * parts["backward"] + layers * parts["layer_wait"] / 2
     forward = layers * parts["forward"]
-    reduce = gather(numbers, experts, sent)
-    whole = all_reduce_seconds(cluster, sent * numbers, size, stride)
-    whole = whole + np.where(
-        experts > 0, all_reduce_seconds(cluster, sent * experts, expert_size, expert_stride), 0.0
-    )
     # Plain: one all-reduce; stage 1: reduce-scatter, and parameters gathered
-    back = np.where(layouts.stage == 0, whole, reduce)
-    ahead = np.where(layouts.stage == 0, 0.0, gather(numbers, experts, value))
+    plain = layouts.stage == 0
+    whole = both(all_reduce_seconds, numbers, experts, sent)
+    reduce = both(gather_seconds, numbers, experts, sent)
+    ahead, ahead_cost = both(gather_seconds, numbers, experts, value)
+    back, back_cost = (np.where(plain, w, r) for w, r in zip(whole, reduce, strict=True))
+    ahead, ahead_cost = np.where(plain, 0.0, ahead), np.where(plain, 0.0, ahead_cost)
     hide_back, hide_ahead = (backward, forward) if job.overlap_data else (0 * m, 0 * m)
     exposed = np.maximum(0.0, back - hide_back) + np.maximum(0.0, ahead - hide_ahead)
-    moved = back + ahead
+    moved, cost = back + ahead, back_cost + ahead_cost
 
     # Stages 2 and 3: for each micro-batch, layer by layer
     layer, layer_experts = layer_sizes(job, layouts)
-    layer_reduce = gather(layer, layer_experts, sent)
-    layer_gather = np.where(layouts.stage == 3, gather(layer, layer_experts, value), 0.0)
-    wait_back = np.maximum(0.0, layer_reduce + layer_gather - parts["backward"])
-    wait_ahead = np.maximum(0.0, layer_gather - parts["forward"])
-    if not job.overlap_data:
-        wait_back, wait_ahead = layer_reduce + layer_gather, layer_gather
+    layer_reduce, reduce_cost = both(gather_seconds, layer, layer_experts, sent)
+    layer_gather, gather_cost = both(gather_seconds, layer, layer_experts, value)
+    third = layouts.stage == 3
+    layer_gather, gather_cost = np.where(third, layer_gather, 0), np.where(third, gather_cost, 0)
+    wait_back = layer_reduce + layer_gather
+    wait_ahead = layer_gather
+    if job.overlap_data:
+        wait_back = np.maximum(0.0, wait_back - parts["backward"])
+        wait_ahead = np.maximum(0.0, wait_ahead - parts["forward"])
     each = layers * (wait_back + wait_ahead) + layer_gather + layer_reduce  # first and last layer
     at_end = np.where(layouts.stage == 2, np.maximum(0.0, ahead - hide_ahead), 0.0)
     fine = layouts.stage >= 2
     exposed = np.where(fine, m * each + at_end, exposed)
     moved = np.where(fine, m * layers * (layer_reduce + 2 * layer_gather), moved)
+    cost = np.where(fine, m * layers * (reduce_cost + 2 * gather_cost), cost)
+    hidden = np.maximum(0.0, moved - exposed) * cost / np.maximum(moved, 1e-12)
     alone = size * layouts.tensor <= 1
-    hidden = np.maximum(0.0, moved - exposed)
     return np.where(alone, 0.0, exposed), np.where(alone, 0.0, hidden)
 
 
 def _offload(job: Job, share: Array) -> Array:
     """The optimizer in the host: two transfers over the bus, and an update as fast as memory."""
-    cluster = job.cluster
-    value, gradient, state = STATE_BYTES[job.states]
-    bus = share * (value + min(gradient, 4)) / cluster.host_bandwidth
-    update = share * (2 * state + 4 + value) * cluster.host_gpus / cluster.host_memory_bandwidth
+    cluster, state = job.cluster, STATE_BYTES[job.states][2]
+    bus = share * sum(SENT_BYTES[job.states]) / cluster.host_bandwidth
+    update = share * (2 * state + 6) * cluster.host_gpus / cluster.host_memory_bandwidth
     return bus + update
 
 
