@@ -121,6 +121,15 @@ def _parser() -> _Parser:
     scale.add_argument("--json", action="store_true", help="print the record")
     scale.set_defaults(run=_scale)
 
+    planned = commands.add_parser("plan", help="how to spread a model's training over a cluster")
+    if "plan" in sys.argv:  # its modules are read for nobody else
+        from dlcourse.plan.command import add_arguments
+
+        add_arguments(planned)
+    planned.add_argument("--lang", help=LANG_HELP)
+    planned.add_argument("--json", action="store_true", help="print the record")
+    planned.set_defaults(run=_plan)
+
     lab = commands.add_parser("lab", help="open JupyterLab on the start page")
     lab.add_argument("--lang", help=LANG_HELP)
     lab.add_argument("--port", type=int, help="the first port to try (default: 8888)")
@@ -263,6 +272,13 @@ def _scale(args: argparse.Namespace) -> int:
     scaled = scale.scale(names[0], model=args.model, world=args.world, **given)
     print(json.dumps(scaled.record) if args.json else scaled)
     return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from dlcourse.plan import command
+
+    strings.set_language(args.lang)
+    return command.run(args)
 
 
 def _lab(args: argparse.Namespace) -> int:

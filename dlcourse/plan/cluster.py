@@ -124,7 +124,9 @@ def cluster_of(gpu: str, *, gpus: int, **given: Any) -> Cluster:
         own["node"] = gpus
     allowed = {field.name for field in fields(Cluster)}
     if unknown := sorted(set(given) - allowed):
-        raise ValueError(f"{', '.join(unknown)}: no constant of a cluster; there are {sorted(allowed)}")
+        raise ValueError(
+            f"{', '.join(unknown)}: no constant of a cluster; there are {sorted(allowed)}"
+        )
     return Cluster(**{"gpu": gpu, "gpus": gpus, **common, **own, **given})
 
 

@@ -58,7 +58,9 @@ def read_config(path: str | Path) -> ModelShape:
             f"{file} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
         ) from None
     if not isinstance(config, dict):
-        raise ValueError(f"{file} holds {type(config).__name__}: a config.json is an object {{...}}")
+        raise ValueError(
+            f"{file} holds {type(config).__name__}: a config.json is an object {{...}}"
+        )
     return shape_of(config, name=file.parent.name if file.name == "config.json" else file.stem)
 
 

@@ -74,7 +74,8 @@ def grouped_seconds(
     count = np.asarray(count, float)
     beside = np.minimum(count, GROUP_STREAMS)
     one = linear_seconds(cluster, m, n, k, sums=sums, count=beside)
-    return tuple(seconds * count / beside for seconds in one)  # type: ignore[return-value]
+    forward, inputs, weights = (seconds * count / beside for seconds in one)
+    return forward, inputs, weights
 
 
 def linear_seconds(

@@ -108,7 +108,7 @@ def _sum(*parts: tuple[Array, Array, Array]) -> list[Array]:
 
 
 def _attention_products(job: Job, layouts: Layouts, tokens: Array) -> list[Array]:
-    shape, cluster, t = job.shape, job.cluster, layouts.tensor
+    shape, t = job.shape, layouts.tensor
     h, q, o = shape.hidden, shape.query_width, shape.output_width
     result = _linear(job, tokens, h, o / t)
     if not shape.kv_rank:
@@ -148,8 +148,8 @@ def _mlp_products(job: Job, layouts: Layouts, tokens: Array, moe: bool) -> list[
 
 
 def expert_rows(job: Job, layouts: Layouts, tokens: Array) -> Array:
-    """Tokens, counted for each expert that they go to, that a rank's experts work on: balanced."""
-    return tokens / layouts.tensor * job.shape.top_k
+    """Tokens, counted for each expert that they go to, that the busiest rank's experts work on."""
+    return tokens / layouts.tensor * job.shape.top_k * job.imbalance
 
 
 def attention_flops(job: Job, layouts: Layouts) -> Array:
@@ -179,9 +179,7 @@ def _attention_core(job: Job, layouts: Layouts) -> tuple[Array, Array, Array]:
     return forward, backward, forward
 
 
-def _streams(
-    job: Job, layouts: Layouts, tokens: Array, moe: bool
-) -> tuple[Array, Array, Array]:
+def _streams(job: Job, layouts: Layouts, tokens: Array, moe: bool) -> tuple[Array, Array, Array]:
     """Norms, residual sums, rotations, activation functions: forward, backward, once more.
 
     Counted in reads and writes of 2 bytes: a norm 2 and 4 in backward (with the residual's
@@ -224,15 +222,20 @@ def _tensor_collective(job: Job, layouts: Layouts, tokens: Array) -> Array:
 def _context_ring(
     job: Job, layouts: Layouts, forward: Array, backward: Array
 ) -> tuple[Array, Array]:
-    """Ring attention: keys and values go round once, in backward with their gradients."""
-    shape, c = job.shape, layouts.context
-    width = (shape.key_width + shape.kv_heads * shape.value_dim) / layouts.tensor
-    nbytes = layouts.micro_batch * job.sequence / c * 2 * width
-    step = send_seconds(job.cluster, nbytes, layouts.tensor)
-    # Each step hides behind its part of attention
-    exposed = (c - 1) * np.maximum(0.0, step - forward / c)
-    exposed_backward = (c - 1) * np.maximum(0.0, 2 * step - backward / c)
-    return np.where(c > 1, exposed, 0.0), np.where(c > 1, exposed_backward, 0.0)
+    """Ring attention: keys and values go round once, in backward with their gradients.
+
+    Each step hides behind its part of attention. What it makes is joined with what is there, in
+    float32: read, read and written, and a scale for each row; in backward gradients are added.
+    """
+    shape, c, t = job.shape, layouts.context, layouts.tensor
+    width = (shape.key_width + shape.kv_heads * shape.value_dim) / t
+    rows = layouts.micro_batch * job.sequence / c
+    step = send_seconds(job.cluster, rows * 2 * width, t)
+    joined = stream_seconds(job.cluster, rows * 12 * shape.output_width / t, kernels=5)
+    added = stream_seconds(job.cluster, rows * 12 * (width + shape.query_width / t), kernels=5)
+    exposed = joined + np.maximum(0.0, step - forward / c)
+    exposed_backward = added + np.maximum(0.0, 2 * step - backward / c)
+    return np.where(c > 1, (c - 1) * exposed, 0.0), np.where(c > 1, (c - 1) * exposed_backward, 0.0)
 
 
 def _exchange(job: Job, layouts: Layouts, tokens: Array) -> Array:

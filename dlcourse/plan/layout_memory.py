@@ -43,7 +43,9 @@ def memory(job: Job, layouts: Layouts) -> dict[str, Array]:
     """Bytes by category in the fullest rank, "total", and "host" (of a node, where offloaded)."""
     first, _, last = stage_layers(job, layouts)
     at_first = _rank_memory(job, layouts, layers=first, in_flight=in_flight(job, layouts), end=0)
-    at_last = _rank_memory(job, layouts, layers=last, in_flight=_last_in_flight(job, layouts), end=1)
+    at_last = _rank_memory(
+        job, layouts, layers=last, in_flight=_last_in_flight(job, layouts), end=1
+    )
     fuller = at_last["total"] > at_first["total"]
     return {name: np.where(fuller, at_last[name], at_first[name]) for name in at_first}
 
@@ -103,8 +105,8 @@ def _rank_memory(
     held, whole = layer_activations(job, layouts)
     full = layouts.recompute == _FULL
     stored = layers * in_flight * held + np.where(full, whole, 0.0)
-    divided = layouts.tensor if job.sequence_parallel else np.ones_like(layouts.tensor)
-    stored = stored + tokens * 4 * job.shape.hidden / divided  # the last norm, or the embedding
+    stream = layouts.tensor if job.sequence_parallel else np.ones_like(layouts.tensor)
+    stored = stored + tokens * 4 * job.shape.hidden / stream  # the last norm, or the embedding
     found["activations"] = stored + _at_work(job, layouts, tokens)
     has_head = np.logical_or(layouts.pipeline == 1, bool(end))
     logits = tokens * job.shape.vocab / layouts.tensor * LOSS_BYTES[job.loss][0]
@@ -157,7 +159,7 @@ def mlp_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
     wide, product = 2 * shape.ups * width, (2 + eager) * width
     if shape.moe_layers:
         stream = t if job.sequence_parallel else np.ones_like(t)
-        rows = shape.top_k / stream  # tokens of this rank, each for top_k experts
+        rows = shape.top_k * job.imbalance / stream  # tokens of a rank, each for top_k experts
         wide = 2 * shape.ups * shape.shared_ffn / t + rows * 2 * shape.ups * shape.expert_ffn
         wide = wide + rows * 4 * shape.hidden  # what arrived, and what goes back
         product = (2 + eager) * (shape.shared_ffn / t + rows * shape.expert_ffn)

@@ -20,8 +20,10 @@ from dataclasses import dataclass, fields
 
 from dlcourse.formulas.sizes import GPTConfig
 
-_MAY_BE_ZERO = ("positions", "experts", "top_k", "expert_ffn", "shared_ffn", "moe_layers")
-_MAY_BE_ZERO += ("q_rank", "kv_rank", "rope_dim", "ffn")
+_MAY_BE_ZERO = (
+    *("positions", "experts", "top_k", "expert_ffn", "shared_ffn", "moe_layers"),
+    *("q_rank", "kv_rank", "rope_dim", "ffn"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
