@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":
         print(f"dlcourse: {WINDOWS}", file=sys.stderr)
         return FAILED
-    args, extra = _parser().parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    args, extra = _parser(plan=[*given][:1] == ["plan"]).parse_known_args(argv)
     if extra and args.command != "lab":
         print(f"dlcourse {args.command}: unknown argument {extra[0]!r}", file=sys.stderr)
         return USAGE_ERROR
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> _Parser:
+def _parser(*, plan: bool = False) -> _Parser:
+    """plan: with the arguments of that command, whose modules are read for nobody else."""
     parser = _Parser(prog="dlcourse", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
@@ -122,7 +124,7 @@ def _parser() -> _Parser:
     scale.set_defaults(run=_scale)
 
     planned = commands.add_parser("plan", help="how to spread a model's training over a cluster")
-    if "plan" in sys.argv:  # its modules are read for nobody else
+    if plan:
         from dlcourse.plan.command import add_arguments
 
         add_arguments(planned)
