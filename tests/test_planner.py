@@ -1,4 +1,4 @@
-"""The planner against published tables and runs, microbenchmarks, and the formulas of the course."""
+"""The planner against published tables and runs, microbenchmarks, and the course's formulas."""
 
 from __future__ import annotations
 

@@ -125,10 +125,11 @@ def families(layouts: Layouts) -> dict[str, NDArray[np.bool_]]:
     one_each = (layouts.tensor == 1) & (layouts.pipeline == 1) & (layouts.context == 1)
     stay = layouts.offload == 0
     flat = one_each & stay & (layouts.expert == 1)
-    dense = {f"zero{stage}": flat & (layouts.stage == stage) for stage in (1, 2, 3)}
     return {
         "ddp": flat & (layouts.stage == 0),
-        **dense,
+        "zero1": flat & (layouts.stage == 1),
+        "zero2": flat & (layouts.stage == 2),
+        "zero3": flat & (layouts.stage == 3),
         "offload": one_each & ~stay,
         "tensor": (layouts.tensor > 1) & (layouts.pipeline == 1) & stay,
         "pipeline": (layouts.tensor == 1) & (layouts.pipeline > 1) & stay,
