@@ -75,6 +75,7 @@ class Job:
         dispatch: "once" sends a token once to each rank or node that has experts of its, as DeepEP
             does; "plain" is an all-to-all, once for each expert.
         sequence_parallel: norms and residual stream are divided over the tensor ranks too.
+        vocab_parallel: embedding and output layer are divided over the tensor ranks.
         overlap_tensor: tensor-parallel collectives run beside the products (user buffers).
         overlap_data: gradients are reduced beside the last backward, parameters gathered beside
             the first forward.
@@ -103,6 +104,7 @@ class Job:
     imbalance: float = 1.0
     loss: str = "float32"
     sequence_parallel: bool = True
+    vocab_parallel: bool = True
     overlap_tensor: bool = False
     overlap_data: bool = True
     overlap_backward: bool = True
@@ -236,6 +238,11 @@ class Layouts:
     def expert_data(self) -> Array:
         """Ranks of a stage that have the same experts."""
         return np.maximum(1.0, self.data * self.context * self.tensor / self.expert)
+
+
+def vocab_ranks(job: Job, layouts: Layouts) -> Array:
+    """Ranks that share embedding and output layer."""
+    return layouts.tensor if job.vocab_parallel else np.ones_like(layouts.tensor)
 
 
 def stage_layers(job: Job, layouts: Layouts) -> tuple[Array, Array, Array]:

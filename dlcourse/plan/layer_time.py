@@ -23,7 +23,7 @@ from dlcourse.plan.communication import (
     members_of_node,
     send_seconds,
 )
-from dlcourse.plan.job import LOSS_BYTES, SUM_BYTES, Array, Job, Layouts
+from dlcourse.plan.job import LOSS_BYTES, SUM_BYTES, Array, Job, Layouts, vocab_ranks
 from dlcourse.plan.kernels import flash_seconds, grouped_seconds, linear_seconds, stream_seconds
 from dlcourse.plan.model_shape import ModelShape
 
@@ -262,7 +262,7 @@ def _exchange(job: Job, layouts: Layouts, tokens: Array) -> Array:
 
 def ends_time(job: Job, layouts: Layouts) -> tuple[Array, Array, Array]:
     """Of what is outside the layers: output layer with loss, forward and backward; embedding."""
-    shape, cluster, t = job.shape, job.cluster, layouts.tensor
+    shape, cluster, t = job.shape, job.cluster, vocab_ranks(job, layouts)
     tokens = layouts.micro_batch * job.sequence / layouts.context
     forward, inputs, weights = _linear(job, tokens, shape.vocab / t, shape.hidden)
     logits = tokens * shape.vocab / t

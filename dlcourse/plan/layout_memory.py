@@ -32,6 +32,7 @@ from dlcourse.plan.job import (
     Job,
     Layouts,
     stage_layers,
+    vocab_ranks,
 )
 from dlcourse.plan.model_shape import layer_numbers, outside_numbers
 
@@ -81,8 +82,9 @@ def stage_numbers(job: Job, layouts: Layouts, layers: Array, end: int) -> tuple[
     matrix = outside["head"] or outside["embedding"]  # a tied one is in both ends of a pipeline
     both = outside["embedding"] + outside["head"]
     ends = np.where(layouts.pipeline == 1, both, matrix if end else outside["embedding"])
-    sharded = ends + (layers - moe) * each["dense"]["sharded"] + moe * each["moe"]["sharded"]
-    whole = outside["replicated"] + (layers - moe) * each["dense"]["replicated"]
+    ends = ends / vocab_ranks(job, layouts)
+    sharded = (layers - moe) * each["dense"]["sharded"] + moe * each["moe"]["sharded"]
+    whole = ends + outside["replicated"] + (layers - moe) * each["dense"]["replicated"]
     whole = whole + moe * each["moe"]["replicated"]
     return sharded / layouts.tensor + whole, moe * each["moe"]["experts"] / layouts.expert
 
@@ -109,7 +111,7 @@ def _rank_memory(
     stored = stored + tokens * 4 * job.shape.hidden / stream  # the last norm, or the embedding
     found["activations"] = stored + _at_work(job, layouts, tokens)
     has_head = np.logical_or(layouts.pipeline == 1, bool(end))
-    logits = tokens * job.shape.vocab / layouts.tensor * LOSS_BYTES[job.loss][0]
+    logits = tokens * job.shape.vocab / vocab_ranks(job, layouts) * LOSS_BYTES[job.loss][0]
     found["logits"] = np.where(has_head, logits, 0.0)
     found["buffers"] = _buffers(job, layouts, end)
     loose = found["activations"] + found["logits"] + found["buffers"]
@@ -188,7 +190,7 @@ def _buffers(job: Job, layouts: Layouts, end: int) -> Array:
     layer = numbers + experts
     outside = outside_numbers(job.shape)
     ends = np.where(layouts.pipeline == 1, outside["embedding"] + outside["head"], 0)
-    ends = np.where(layouts.pipeline > 1, outside["embedding"], ends) / layouts.tensor
+    ends = np.where(layouts.pipeline > 1, outside["embedding"], ends) / vocab_ranks(job, layouts)
     gathered = np.where(layouts.stage == 3, value * (ends + 2 * layer), 0.0)
     under_way = np.where(layouts.stage >= 2, 2 * sent * layer, 0.0)
     return gathered + under_way
