@@ -174,6 +174,12 @@ class Layout:
             if not allowed and field.name != "stage" and (type(value) is not int or value < 1):
                 raise ValueError(f"{field.name}={value!r}: give a whole number of 1 or more")
 
+        if self.chunks > 1 and self.schedule in ("gpipe", "1f1b", "zb-h1"):
+            raise ValueError(
+                f"chunks={self.chunks} with schedule={self.schedule!r}, which has one a rank: give "
+                "schedule='interleaved' or 'zb-v'"
+            )
+
     @property
     def gpus(self) -> int:
         return self.data * self.tensor * self.pipeline * self.context

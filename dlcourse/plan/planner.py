@@ -292,16 +292,17 @@ def with_gpus(job: Job, gpus: int, *, node: int | None = None) -> Job:
 def what_if(answer: Answer) -> dict[str, dict[str, float | str]]:
     """What one more GPU, one more node, or the next memory size would change.
 
-    Each has "tokens_per_second", its ratio "faster" to today's, "batch_tokens" where the batch had
-    to change, and "layout" (index text is the caller's); or "refused" with the reason.
+    Each has "gpus", "memory", "tokens_per_second", its ratio "faster" to today's and the
+    "batch_tokens" that divide; or "whole_nodes" (GPUs of one) where a single GPU more is none, or
+    "refused" with the reason.
     """
     job, cluster = answer.job, answer.job.cluster
     now = answer.numbers(answer.fastest)["tokens_per_second"]
     found: dict[str, dict[str, float | str]] = {}
-    jobs: dict[str, Job | str] = {}
+    jobs: dict[str, Job] = {}
     one_more = cluster.gpus + 1
     if cluster.nodes > 1 or cluster.gpus >= _usual_node(cluster):
-        jobs["gpu"] = f"{one_more} GPUs are not whole nodes of {cluster.node}"
+        found["gpu"] = {"gpus": one_more, "whole_nodes": cluster.node}
     else:
         jobs["gpu"] = with_gpus(job, one_more, node=one_more)
     node = _usual_node(cluster)
@@ -310,9 +311,6 @@ def what_if(answer: Answer) -> dict[str, dict[str, float | str]]:
     if larger := [size for size in sizes if size > 1.1 * cluster.memory]:
         jobs["memory"] = replace(job, cluster=replace(cluster, memory=larger[0]))
     for name, other in jobs.items():
-        if isinstance(other, str):
-            found[name] = {"refused": other}
-            continue
         try:
             best = plan(other)
         except ValueError as error:

@@ -135,6 +135,10 @@ def _changes(answer: Answer) -> str:
     lines = [t("plan.more")]
     for name, facts in what_if(answer).items():
         what = t(f"plan.more.{name}", memory=_gb(facts.get("memory", 0)))
+        if "whole_nodes" in facts:
+            said = t("plan.more.whole_nodes", gpus=facts["gpus"], node=facts["whole_nodes"])
+            lines.append(f"  {what}: {said}")
+            continue
         if "refused" in facts:
             lines.append(f"  {what}: {facts['refused']}")
             continue
