@@ -27,7 +27,7 @@ from dlcourse.plan.kernels import matrix_seconds
 from dlcourse.plan.launch import files
 from dlcourse.plan.layout_memory import layer_activations, memory
 from dlcourse.plan.layout_space import all_layouts
-from dlcourse.plan.layout_time import step_seconds
+from dlcourse.plan.layout_time import hardware_flops, model_flops, step_seconds
 from dlcourse.plan.model_shape import active_numbers, gpt_shape, total_numbers
 from dlcourse.plan.planner import DoesNotFit, complexity, judge, plan, what_if
 
@@ -308,6 +308,23 @@ def test_megatron_on_a100_2022():
     errors = errors_of("korthikanti")
     assert len(errors) == 8
     assert max(map(abs, errors.values())) <= 0.05
+
+
+def test_utilization_is_counted_as_published():
+    """MFU and HFU of the measured seconds, within the digits of the paper.
+
+    Its HFU of selective recomputation counts all of attention twice (s/3h beside s/6h), backward
+    too; ours counts what is computed again, the forward.
+    """
+    measured = {row.name: row for row in published.korthikanti(ROWS)}
+    for name, *_, mfu, hfu in ROWS["korthikanti"]["rows"]:
+        row = measured[f"{name} selective"]
+        job, peak = row.answer.job, row.measured * row.answer.job.cluster.gpus * 312e12
+        assert 100 * model_flops(job) / peak == pytest.approx(mfu, rel=0.005)
+        attention = 12 * job.batch_tokens * job.shape.layers * job.sequence * job.shape.hidden
+        assert 100 * (model_flops(job) + attention) / peak == pytest.approx(hfu, rel=0.005)
+        again = hardware_flops(job, row.answer.layouts)[0] - model_flops(job)
+        assert again == pytest.approx(attention / 3)
 
 
 def test_megatron_core_on_h100():
