@@ -22,14 +22,16 @@ from dlcourse.plan.calibrate import read_profile
 from dlcourse.plan.cluster import cluster_of, gpu_types, how_found
 from dlcourse.plan.communication import all_reduce_seconds, gather_seconds
 from dlcourse.plan.hf_config import published_model, published_models, read_config
-from dlcourse.plan.job import SCHEDULES, STATE_BYTES, Job, Layout, Layouts
+from dlcourse.plan.job import STATE_BYTES, Job
 from dlcourse.plan.kernels import matrix_seconds
 from dlcourse.plan.launch import files
 from dlcourse.plan.layout_memory import layer_activations, memory
 from dlcourse.plan.layout_space import all_layouts
 from dlcourse.plan.layout_time import hardware_flops, model_flops, step_seconds
+from dlcourse.plan.layouts import SCHEDULES, Layout, Layouts
 from dlcourse.plan.model_shape import active_numbers, gpt_shape, total_numbers
-from dlcourse.plan.planner import DoesNotFit, complexity, judge, plan, what_if
+from dlcourse.plan.planner import DoesNotFit, complexity, judge, plan
+from dlcourse.plan.what_if import what_if
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 ROWS = published.read(DATA / "published_runs.json")

@@ -11,8 +11,9 @@ from dlcourse.formulas.states import CATEGORIES
 from dlcourse.plan.calibrate import read_profile
 from dlcourse.plan.cluster import cluster_of
 from dlcourse.plan.hf_config import published_model
-from dlcourse.plan.job import Job, Layout, Layouts
+from dlcourse.plan.job import Job
 from dlcourse.plan.layout_memory import memory
+from dlcourse.plan.layouts import Layout, Layouts
 from dlcourse.plan.scale import scale
 
 

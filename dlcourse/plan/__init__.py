@@ -3,7 +3,9 @@
 The planner: every way to spread a job over a cluster, judged at once.
 
     planner.py         plan(job), judge(job, layout): which fit, which is fastest, why others lose
-    job.py             a Job, one Layout of it, and many Layouts as arrays
+    what_if.py         what one more GPU, node or memory size would change; cluster_size.py
+    job.py             a Job: model, cluster, batch, software
+    layouts.py         one Layout, and many as arrays
     model_shape.py     sizes and parameters of any model; hf_config.py reads them from config.json
     cluster.py         what GPUs and links can do: gpus.json, or your numbers, or calibrate.py's
     layout_space.py    all layouts that divide

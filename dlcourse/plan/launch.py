@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 
-from dlcourse.plan.job import Job, Layout
+from dlcourse.plan.job import Job
+from dlcourse.plan.layouts import Layout
 
 _TITAN = {"llama-3-8b": "8B", "llama-3-70b": "70B", "llama-3-405b": "405B"}
 

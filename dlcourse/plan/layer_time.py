@@ -23,8 +23,9 @@ from dlcourse.plan.communication import (
     members_of_node,
     send_seconds,
 )
-from dlcourse.plan.job import LOSS_BYTES, SUM_BYTES, Array, Job, Layouts, vocab_ranks
+from dlcourse.plan.job import LOSS_BYTES, SUM_BYTES, Array, Job
 from dlcourse.plan.kernels import flash_seconds, grouped_seconds, linear_seconds, stream_seconds
+from dlcourse.plan.layouts import Layouts, vocab_ranks
 from dlcourse.plan.model_shape import ModelShape
 
 # Operators that the host starts in one layer's forward; its backward has about as many

@@ -21,19 +21,8 @@ from __future__ import annotations
 import numpy as np
 
 from dlcourse.formulas.states import _DIVIDED_FROM, CATEGORIES
-from dlcourse.plan.job import (
-    LOSS_BYTES,
-    OFFLOAD,
-    RECOMPUTE,
-    SCHEDULES,
-    SENT_BYTES,
-    STATE_BYTES,
-    Array,
-    Job,
-    Layouts,
-    stage_layers,
-    vocab_ranks,
-)
+from dlcourse.plan.job import LOSS_BYTES, SENT_BYTES, STATE_BYTES, Array, Job
+from dlcourse.plan.layouts import OFFLOAD, RECOMPUTE, SCHEDULES, Layouts, stage_layers, vocab_ranks
 from dlcourse.plan.model_shape import layer_numbers, outside_numbers
 
 MEMORY = (*CATEGORIES, "activations", "logits", "buffers", "other")

@@ -13,7 +13,8 @@ from itertools import product
 
 import numpy as np
 
-from dlcourse.plan.job import SCHEDULES, Job, Layouts
+from dlcourse.plan.job import Job
+from dlcourse.plan.layouts import SCHEDULES, Layouts
 
 # Beyond these no published run goes, and none has a reason to
 LIMITS = {"tensor": 64, "pipeline": 256, "chunks": 8, "context": 64, "micro_batch": 64}

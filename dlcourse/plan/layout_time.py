@@ -28,19 +28,10 @@ from dlcourse.plan.communication import (
     gather_seconds,
     send_seconds,
 )
-from dlcourse.plan.job import (
-    OFFLOAD,
-    RECOMPUTE,
-    SCHEDULES,
-    SENT_BYTES,
-    STATE_BYTES,
-    Array,
-    Job,
-    Layouts,
-    stage_layers,
-)
+from dlcourse.plan.job import SENT_BYTES, STATE_BYTES, Array, Job
 from dlcourse.plan.layer_time import attention_flops, ends_time, layer_time
 from dlcourse.plan.layout_memory import layer_sizes, own_share, stage_numbers
+from dlcourse.plan.layouts import OFFLOAD, RECOMPUTE, SCHEDULES, Layouts, stage_layers
 from dlcourse.plan.model_shape import flops_per_token, matrix_numbers
 
 Collective = Callable[[Cluster, Array, Array, Array], Array]

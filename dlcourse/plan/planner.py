@@ -10,17 +10,18 @@ as one is ``complexity``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcourse.plan.cluster import Cluster, cluster_of, gpu_types
-from dlcourse.plan.job import RECOMPUTE, Array, Job, Layout, Layouts
+from dlcourse.plan.cluster_size import MOST, smallest_cluster
+from dlcourse.plan.job import Array, Job
 from dlcourse.plan.layout_memory import MEMORY, memory
 from dlcourse.plan.layout_space import all_layouts
 from dlcourse.plan.layout_time import SECONDS, hardware_flops, model_flops, step_seconds
+from dlcourse.plan.layouts import RECOMPUTE, Layout, Layouts
 from dlcourse.plan.model_shape import total_numbers
 
 SLACK = 0.05  # what simplicity may cost
@@ -231,7 +232,7 @@ def _does_not_fit(answer: Answer) -> str:
     then = (
         f"the smallest cluster of {job.cluster.gpu} that would do has {needed} GPUs"
         if needed
-        else f"no cluster of {job.cluster.gpu} up to {_MOST:,} GPUs would do"
+        else f"no cluster of {job.cluster.gpu} up to {MOST:,} GPUs would do"
     )
     return (
         f"{job.shape.name} ({total_numbers(job.shape) / 1e9:.1f}e9 parameters) fits on "
@@ -239,89 +240,3 @@ def _does_not_fit(answer: Answer) -> str:
         f"smallest needs {held[least] / 1e9:.1f} GB of {job.cluster.memory / 1e9:.1f}, "
         f"{over / 1e9:.1f} GB too many; {then}"
     )
-
-
-_MOST = 65536
-
-
-def smallest_cluster(job: Job) -> int | None:
-    """Fewest GPUs of the same type, in whole nodes (or a part of one), on which a layout fits.
-
-    The batch is the nearest that divides. None: not up to 65,536.
-    """
-    node = max(job.cluster.node, _usual_node(job.cluster))
-    sizes = [d for d in (1, 2, 4) if d < node] + [node]
-    while sizes[-1] < _MOST:
-        sizes.append(2 * sizes[-1])
-    found = next((n for n in sizes if _fits_on(job, n, node)), None)
-    if found is None or found <= 2 * node:
-        return found
-    between = range(found // 2 // node + 1, found // node)  # whole nodes below it
-    few = [n * node for n in between][:: max(1, len(between) // 16)]
-    return next((n for n in few if _fits_on(job, n, node)), found)
-
-
-def _usual_node(cluster: Cluster) -> int:
-    known = cluster.gpu in gpu_types()
-    return cluster_of(cluster.gpu, gpus=_MOST).node if known else cluster.node
-
-
-def _fits_on(job: Job, gpus: int, node: int) -> bool:
-    try:
-        larger = with_gpus(job, gpus, node=min(node, gpus))
-        layouts = all_layouts(larger)
-    except ValueError:
-        return False
-    held = memory(larger, layouts)
-    cluster = larger.cluster
-    return bool(((held["total"] <= cluster.memory) & (held["host"] <= cluster.host_memory)).any())
-
-
-def with_gpus(job: Job, gpus: int, *, node: int | None = None) -> Job:
-    """The same job on more or fewer GPUs; its batch is the nearest that they divide."""
-    cluster = replace(job.cluster, gpus=gpus, node=node or job.cluster.node)
-    same = replace(job, cluster=cluster)
-    try:
-        all_layouts(same)
-    except ValueError:
-        near = max(1, round(job.sequences / gpus)) * gpus
-        return replace(same, batch_tokens=near * job.sequence)
-    return same
-
-
-def what_if(answer: Answer) -> dict[str, dict[str, float | str]]:
-    """What one more GPU, one more node, or the next memory size would change.
-
-    Each has "gpus", "memory", "tokens_per_second", its ratio "faster" to today's and the
-    "batch_tokens" that divide; or "whole_nodes" (GPUs of one) where a single GPU more is none, or
-    "refused" with the reason.
-    """
-    job, cluster = answer.job, answer.job.cluster
-    now = answer.numbers(answer.fastest)["tokens_per_second"]
-    found: dict[str, dict[str, float | str]] = {}
-    jobs: dict[str, Job] = {}
-    one_more = cluster.gpus + 1
-    if cluster.nodes > 1 or cluster.gpus >= _usual_node(cluster):
-        found["gpu"] = {"gpus": one_more, "whole_nodes": cluster.node}
-    else:
-        jobs["gpu"] = with_gpus(job, one_more, node=one_more)
-    node = _usual_node(cluster)
-    jobs["node"] = with_gpus(job, -(-cluster.gpus // node) * node + node, node=node)
-    sizes = sorted({cluster_of(gpu, gpus=1).memory for gpu in gpu_types()})
-    if larger := [size for size in sizes if size > 1.1 * cluster.memory]:
-        jobs["memory"] = replace(job, cluster=replace(cluster, memory=larger[0]))
-    for name, other in jobs.items():
-        try:
-            best = plan(other)
-        except ValueError as error:
-            found[name] = {"refused": str(error)}
-            continue
-        rate = best.numbers(best.fastest)["tokens_per_second"]
-        found[name] = {
-            "gpus": other.cluster.gpus,
-            "memory": other.cluster.memory,
-            "tokens_per_second": rate,
-            "faster": rate / now,
-            "batch_tokens": other.batch_tokens,
-        }
-    return found

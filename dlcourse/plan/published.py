@@ -16,9 +16,10 @@ from typing import Any
 
 from dlcourse.plan.cluster import cluster_of
 from dlcourse.plan.hf_config import published_model
-from dlcourse.plan.job import Job, Layout, Layouts
+from dlcourse.plan.job import Job
 from dlcourse.plan.layout_space import divisors
 from dlcourse.plan.layout_time import model_flops
+from dlcourse.plan.layouts import Layout, Layouts
 from dlcourse.plan.model_shape import ModelShape
 from dlcourse.plan.planner import Answer, evaluate
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from dlcourse.figures.tables import Table
-from dlcourse.plan.job import Job, Layout
+from dlcourse.plan.job import Job
 from dlcourse.plan.launch import describe
 from dlcourse.plan.layout_memory import MEMORY
 from dlcourse.plan.layout_time import SECONDS
+from dlcourse.plan.layouts import Layout
 from dlcourse.plan.model_shape import active_numbers, total_numbers
-from dlcourse.plan.planner import Answer, what_if
+from dlcourse.plan.planner import Answer
+from dlcourse.plan.what_if import what_if
 from dlcourse.words.strings import t
 
 _SIDES = ("data", "tensor", "pipeline", "context", "expert")
