@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":
         print(f"dlcourse: {WINDOWS}", file=sys.stderr)
         return FAILED
-    args, extra = _parser().parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    args, extra = _parser(plan=[*given][:1] == ["plan"]).parse_known_args(argv)
     if extra and args.command != "lab":
         print(f"dlcourse {args.command}: unknown argument {extra[0]!r}", file=sys.stderr)
         return USAGE_ERROR
@@ -58,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> _Parser:
+def _parser(*, plan: bool = False) -> _Parser:
+    """plan: with the arguments of that command, whose modules are read for nobody else."""
     parser = _Parser(prog="dlcourse", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
@@ -120,6 +122,15 @@ def _parser() -> _Parser:
     scale.add_argument("--lang", help=LANG_HELP)
     scale.add_argument("--json", action="store_true", help="print the record")
     scale.set_defaults(run=_scale)
+
+    planned = commands.add_parser("plan", help="how to spread a model's training over a cluster")
+    if plan:
+        from dlcourse.plan.command import add_arguments
+
+        add_arguments(planned)
+    planned.add_argument("--lang", help=LANG_HELP)
+    planned.add_argument("--json", action="store_true", help="print the record")
+    planned.set_defaults(run=_plan)
 
     lab = commands.add_parser("lab", help="open JupyterLab on the start page")
     lab.add_argument("--lang", help=LANG_HELP)
@@ -263,6 +274,13 @@ def _scale(args: argparse.Namespace) -> int:
     scaled = scale.scale(names[0], model=args.model, world=args.world, **given)
     print(json.dumps(scaled.record) if args.json else scaled)
     return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from dlcourse.plan import command
+
+    strings.set_language(args.lang)
+    return command.run(args)
 
 
 def _lab(args: argparse.Namespace) -> int:

@@ -1,0 +1,121 @@
+"""``dlcourse plan``: its arguments, and what it does with them.
+
+dlcourse plan --model llama-3-8b --gpus 64 --gpu h100 --tokens 15e12
+dlcourse plan --model config.json --gpus 16 --gpu a100 --batch 1048576 --out plan/
+dlcourse plan --calibrate profile.json --gpus 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from dlcourse.plan.calibrate import calibrate, read_profile, store
+from dlcourse.plan.cluster import cluster_of, gpu_types
+from dlcourse.plan.hf_config import published_model, published_models
+from dlcourse.plan.job import ATTENTION, KERNELS, STATE_BYTES, Job
+from dlcourse.plan.launch import files, missing
+from dlcourse.plan.planner import plan
+from dlcourse.plan.report import record, report
+from dlcourse.words.strings import t
+
+USUAL_BATCH = 4_194_304  # tokens of a step, or the nearest that the GPUs divide
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own; --lang and --json are the caller's."""
+    models = ", ".join(published_models())
+    parser.add_argument("--model", default="llama-3-8b", help=f"a config.json, or {models}")
+    parser.add_argument("--gpu", default="h100", help=", ".join(gpu_types()))
+    parser.add_argument("--gpus", type=int, default=8, help="in all nodes together (default: 8)")
+    parser.add_argument("--node", type=int, help="GPUs of a node (default: the type's usual)")
+    parser.add_argument("--tokens", type=float, help="of the whole training, as 15e12")
+    parser.add_argument(
+        "--batch", type=_whole, help="tokens of a step (default: about 4.2 million)"
+    )
+    parser.add_argument("--sequence", type=int, default=4096, help="its tokens (default: 4096)")
+    parser.add_argument("--states", default="bf16-float32-gradients", help=", ".join(STATE_BYTES))
+    parser.add_argument("--attention", default="flash", help=", ".join(ATTENTION))
+    parser.add_argument("--kernels", default="fused", help=", ".join(KERNELS))
+    parser.add_argument("--memory", type=float, help="bytes of a GPU, as 94e9")
+    parser.add_argument("--network", type=float, help="bytes/s of a GPU's network card, as 25e9")
+    parser.add_argument("--links", type=float, help="bytes/s from a GPU into its node, as 450e9")
+    parser.add_argument("--host-memory", type=float, help="bytes of a node, as 1e12")
+    parser.add_argument("--out", help="folder for torchrun, Slurm, DeepSpeed, torchtitan files")
+    parser.add_argument("--rows", type=int, default=5, help="of the fastest that are listed")
+    parser.add_argument("--profile", help="a file that --calibrate has made, instead of --gpu")
+    parser.add_argument(
+        "--calibrate",
+        metavar="FILE",
+        help="measure this machine with --gpus ranks, and store the profile",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer, or measure. ValueError: what cannot be planned, and why."""
+    if args.calibrate is not None:
+        path = store(calibrate(ranks=args.gpus), args.calibrate)
+        print(t("plan.profile", path=path))
+        return 0
+    job = job_of(args)
+    answer = plan(job)
+    layout = answer.layouts[answer.simplest]
+    if args.json:
+        said = record(answer, tokens=args.tokens)
+        said["files"] = files(job, layout)
+        print(json.dumps(said, ensure_ascii=False, default=float))
+    else:
+        print(report(answer, tokens=args.tokens, rows=args.rows))
+    if args.out is not None:
+        folder = Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files(job, layout).items():
+            (folder / name).write_text(text, encoding="utf-8")
+            if not args.json:
+                print(t("plan.written", path=folder / name))
+        if not args.json and (why := missing(layout)):
+            print(t("plan.none_file", file="deepspeed.json", why=why))
+    return 0
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """The job that the arguments describe."""
+    shape = published_model(args.model)
+    given = {
+        "memory": args.memory,
+        "network_bandwidth": args.network,
+        "node_bandwidth": args.links,
+        "host_memory": args.host_memory,
+        "node": args.node,
+    }
+    own = {name: value for name, value in given.items() if value is not None}
+    if args.tokens is not None and not args.tokens > 0:
+        raise ValueError(f"tokens={args.tokens}: give a positive number, as 15e12")
+    if args.profile is not None:
+        cluster = read_profile(args.profile, gpus=args.gpus, **own)
+    else:
+        cluster = cluster_of(args.gpu, gpus=args.gpus, **own)
+    if args.sequence < 1:
+        raise ValueError(f"sequence={args.sequence}: give 1 or more tokens")
+    batch = args.batch
+    if batch is None:
+        each = cluster.gpus * args.sequence
+        batch = max(1, round(USUAL_BATCH / each)) * each
+    return Job(
+        shape=shape,
+        cluster=cluster,
+        batch_tokens=batch,
+        sequence=args.sequence,
+        states=args.states,
+        attention=args.attention,
+        kernels=args.kernels,
+    )
+
+
+def _whole(text: str) -> int:
+    """A whole number, also as 4e6."""
+    value = float(text)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number")
+    return int(value)

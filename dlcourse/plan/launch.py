@@ -1,0 +1,214 @@
+"""Ready files to start a layout with: torchrun, Slurm, DeepSpeed's JSON, torchtitan's TOML.
+
+    files(job, layout)["train.slurm"]
+
+Not every library can do every layout. What one cannot is said in a comment of its file, or, for
+DeepSpeed whose JSON has no comments, the file is left out and ``missing`` says why.
+
+Keys: DeepSpeed 0.19's configuration models (``deepspeed.runtime.config``, ``zero.config``);
+torchtitan's ``config/job_config.py`` of 2025; Megatron-LM's ``megatron/training/arguments.py``.
+"""
+
+from __future__ import annotations
+
+import json
+
+from dlcourse.plan.job import Job
+from dlcourse.plan.layouts import Layout
+
+_TITAN = {"llama-3-8b": "8B", "llama-3-70b": "70B", "llama-3-405b": "405B"}
+
+
+def files(job: Job, layout: Layout) -> dict[str, str]:
+    """Text of each file by its name."""
+    made = {
+        "torchrun.sh": torchrun(job, layout),
+        "train.slurm": slurm(job, layout),
+        "megatron.sh": megatron(job, layout),
+        "torchtitan.toml": torchtitan(job, layout),
+    }
+    if not missing(layout):
+        made["deepspeed.json"] = deepspeed(job, layout)
+    return made
+
+
+def missing(layout: Layout) -> str:
+    """Why there is no DeepSpeed JSON for a layout; empty where there is one."""
+    if layout.context > 1:
+        return "context parallelism"
+    if layout.pipeline > 1 and layout.stage > 1:
+        return "a pipeline with ZeRO 2 or 3"
+    if layout.chunks > 1:
+        return "chunks of a pipeline"
+    return ""
+
+
+def _node(job: Job) -> int:
+    return min(job.cluster.node, job.cluster.gpus)
+
+
+def torchrun(job: Job, layout: Layout, script: str = "train.py") -> str:
+    """On each node; ``HEAD`` names the first one."""
+    nodes, node = job.cluster.nodes, _node(job)
+    if nodes == 1:
+        return f"#!/bin/sh\ntorchrun --standalone --nproc-per-node={node} {script}\n"
+    return (
+        "#!/bin/sh\n"
+        "# the same on every node; HEAD is the first node's name\n"
+        f"torchrun --nnodes={nodes} --nproc-per-node={node} \\\n"
+        '    --rdzv-backend=c10d --rdzv-endpoint="$HEAD:29500" --rdzv-id="$JOB" \\\n'
+        f"    {script}\n"
+    )
+
+
+def slurm(job: Job, layout: Layout, script: str = "train.py") -> str:
+    """A batch script: one torchrun a node."""
+    nodes, node = job.cluster.nodes, _node(job)
+    return (
+        "#!/bin/bash\n"
+        f"#SBATCH --job-name={job.shape.name}\n"
+        f"#SBATCH --nodes={nodes}\n"
+        "#SBATCH --ntasks-per-node=1\n"
+        f"#SBATCH --gpus-per-node={node}\n"
+        "#SBATCH --exclusive\n"
+        "#SBATCH --output=%x-%j.out\n"
+        "set -euo pipefail\n"
+        f"# {describe(layout)}\n"
+        'HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
+        f"srun torchrun --nnodes={nodes} --nproc-per-node={node} \\\n"
+        '    --rdzv-backend=c10d --rdzv-endpoint="$HEAD:29500" --rdzv-id="$SLURM_JOB_ID" \\\n'
+        f"    {script}\n"
+    )
+
+
+def describe(layout: Layout) -> str:
+    """A layout in the names of its parameters: what files and JSON say."""
+    sides = {
+        "data": layout.data,
+        "tensor": layout.tensor,
+        "pipeline": layout.pipeline,
+        "context": layout.context,
+        "expert": layout.expert,
+    }
+    text = " x ".join(f"{name} {n}" for name, n in sides.items() if n > 1 or name == "data")
+    if layout.chunks > 1:
+        text += f", {layout.chunks} chunks"
+    text += f", ZeRO {layout.stage}, micro-batch {layout.micro_batch}"
+    if layout.recompute != "none":
+        text += f", recompute {layout.recompute}"
+    return text + (", optimizer on the host" if layout.offload != "none" else "")
+
+
+def deepspeed(job: Job, layout: Layout) -> str:
+    """DeepSpeed's configuration. train_batch_size is micro-batch x accumulation x data ranks."""
+    micro_batches = job.sequences // (layout.data * layout.micro_batch)
+    config: dict[str, object] = {
+        "train_batch_size": job.sequences,
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": 1.0,
+    }
+    if job.states != "float32":
+        config["bf16"] = {"enabled": True}
+    zero: dict[str, object] = {"stage": layout.stage}
+    if layout.stage:
+        zero |= {"overlap_comm": job.overlap_data, "contiguous_gradients": True}
+    if layout.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    config["zero_optimization"] = zero
+    if layout.tensor > 1:
+        config["tensor_parallel"] = {"autotp_size": layout.tensor}
+    if layout.recompute == "full":  # the model has to call deepspeed.checkpointing.checkpoint
+        config["activation_checkpointing"] = {"partition_activations": layout.tensor > 1}
+    return json.dumps(config, indent=2) + "\n"
+
+
+def torchtitan(job: Job, layout: Layout) -> str:
+    """torchtitan's TOML; what it has no key for stands in comments."""
+    said = []
+    if job.shape.name not in _TITAN:
+        said.append(f"torchtitan has no flavor of {job.shape.name}: register its sizes first")
+    if layout.stage in (1, 2):
+        said.append("FSDP shards parameters too (ZeRO 3); reshard_after_forward=never is nearest")
+    if layout.offload != "none":
+        said.append("the optimizer goes to the host with FSDP's CPU offload only")
+    if layout.stage == 0 and layout.data > 1:
+        said.append("data parallelism without sharding: data_parallel_replicate_degree")
+    sharded = layout.stage > 0
+    schedule = {"interleaved": "Interleaved1F1B", "gpipe": "GPipe", "zb-v": "ZBVZeroBubble"}
+    lines = [f"# {describe(layout)}", *[f"# {text}" for text in said], "[model]"]
+    lines += [f'name = "{"llama3" if "llama" in job.shape.name else job.shape.name}"']
+    lines += [f'flavor = "{_TITAN.get(job.shape.name, job.shape.name)}"', "", "[training]"]
+    lines += [f"local_batch_size = {max(1, job.sequences // layout.data)}"]
+    if layout.pipeline == 1:
+        lines[-1] = f"local_batch_size = {layout.micro_batch}"
+    lines += [f"global_batch_size = {job.sequences}", f"seq_len = {job.sequence}", ""]
+    lines += ["[parallelism]"]
+    lines += [f"data_parallel_replicate_degree = {1 if sharded else layout.data}"]
+    lines += [f"data_parallel_shard_degree = {layout.data if sharded else 1}"]
+    if sharded:
+        reshard = "default" if layout.stage == 3 else "never"
+        lines += [f'fsdp_reshard_after_forward = "{reshard}"']
+    lines += [f"tensor_parallel_degree = {layout.tensor}"]
+    lines += [f"context_parallel_degree = {layout.context}"]
+    lines += [f"expert_parallel_degree = {layout.expert}"] if layout.expert > 1 else []
+    lines += [f"pipeline_parallel_degree = {layout.pipeline}"]
+    if layout.pipeline > 1:
+        name = schedule.get(layout.schedule, "1F1B")
+        lines += [f'pipeline_parallel_schedule = "{name}"']
+        lines += [f"pipeline_parallel_microbatch_size = {layout.micro_batch}"]
+    lines += ["", "[activation_checkpoint]"]
+    lines += [f'mode = "{layout.recompute}"']
+    return "\n".join(lines) + "\n"
+
+
+def megatron(job: Job, layout: Layout) -> str:
+    """Arguments of Megatron-LM's pretrain_gpt.py; for other libraries a list of the same facts."""
+    shape = job.shape
+    arguments: dict[str, int] = {
+        "num-layers": shape.layers,
+        "hidden-size": shape.hidden,
+        "ffn-hidden-size": shape.ffn,
+        "num-attention-heads": shape.heads,
+        "seq-length": job.sequence,
+        "max-position-embeddings": max(shape.positions, job.sequence),
+        "tensor-model-parallel-size": layout.tensor,
+        "pipeline-model-parallel-size": layout.pipeline,
+        "context-parallel-size": layout.context,
+        "micro-batch-size": layout.micro_batch,
+        "global-batch-size": job.sequences,
+    }
+    flags = ["bf16"] if job.states != "float32" else []
+    if shape.kv_heads != shape.heads:
+        flags.append("group-query-attention")
+        arguments["num-query-groups"] = shape.kv_heads
+    flags += ["swiglu"] if shape.gated else []
+    flags += [] if shape.tied else ["untie-embeddings-and-output-weights"]
+    if layout.tensor > 1 and job.sequence_parallel:
+        flags.append("sequence-parallel")
+    if layout.stage:
+        flags += ["use-distributed-optimizer", "overlap-grad-reduce", "overlap-param-gather"]
+    if layout.chunks > 1:
+        each = -(-shape.layers // (layout.pipeline * layout.chunks))
+        arguments["num-layers-per-virtual-pipeline-stage"] = each
+    if layout.pipeline > 1 and shape.layers % (layout.pipeline * layout.chunks):
+        flags += ["account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split"]
+    if shape.experts:
+        arguments |= {"num-experts": shape.experts, "moe-router-topk": shape.top_k}
+        arguments |= {"moe-ffn-hidden-size": shape.expert_ffn}
+        arguments["expert-model-parallel-size"] = layout.expert
+        arguments["expert-tensor-parallel-size"] = 1
+        flags.append("moe-grouped-gemm")
+    if layout.offload != "none":
+        flags.append("optimizer-cpu-offload")
+    text = [f"--{name} {value}" for name, value in arguments.items()]
+    text += [f"--{name}" for name in flags]
+    if layout.recompute == "full":
+        text += ["--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"]
+    elif layout.recompute == "selective":
+        modules = "core_attn" if job.attention == "unfused" else "layernorm mlp"
+        text += [f"--recompute-granularity selective --recompute-modules {modules}"]
+    said = "# ZeRO 2 and 3 are Megatron-FSDP's, which has arguments of its own\n"
+    start = torchrun(job, layout, " \\\n    ".join(["pretrain_gpt.py", *text]))
+    head, _, rest = start.partition("\n")
+    return f"{head}\n# {describe(layout)}\n{said if layout.stage > 1 else ''}{rest}"

@@ -1,0 +1,185 @@
+"""Bytes of each category in the fullest rank, for many layouts at once.
+
+    memory(job, layouts)["total"] <= job.cluster.memory
+
+Two ranks can be the fullest: the first stage of a pipeline, which has most micro-batches under way
+and the embedding, and the last one, which has the logits. Both are computed, the larger is given.
+
+    parameters, gradients, optimizer_state   as in dlcourse.formulas.states, per group of ranks
+    activations     what backward needs, of all micro-batches under way, and the layer at work
+    logits          of the last stage, while the loss is computed
+    buffers         ZeRO's gathered parameters and gradients under way
+    other           CUDA context, communicators, and what the allocator cannot use: constants
+
+A layer's activations are counted as Korthikanti et al. count them, "Reducing Activation
+Recomputation in Large Transformer Models", MLSys 2023, section 4: with their model (unfused
+attention, dropout) they are s b h (34 + 5 a s / h) bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlcourse.formulas.states import _DIVIDED_FROM, CATEGORIES
+from dlcourse.plan.job import LOSS_BYTES, SENT_BYTES, STATE_BYTES, Array, Job
+from dlcourse.plan.layouts import OFFLOAD, RECOMPUTE, SCHEDULES, Layouts, stage_layers, vocab_ranks
+from dlcourse.plan.model_shape import layer_numbers, outside_numbers
+
+MEMORY = (*CATEGORIES, "activations", "logits", "buffers", "other")
+_FULL, _SELECTIVE = RECOMPUTE.index("full"), RECOMPUTE.index("selective")
+
+
+def memory(job: Job, layouts: Layouts) -> dict[str, Array]:
+    """Bytes by category in the fullest rank, "total", and "host" (of a node, where offloaded)."""
+    first, _, last = stage_layers(job, layouts)
+    at_first = _rank_memory(job, layouts, layers=first, in_flight=in_flight(job, layouts), end=0)
+    at_last = _rank_memory(
+        job, layouts, layers=last, in_flight=_last_in_flight(job, layouts), end=1
+    )
+    fuller = at_last["total"] > at_first["total"]
+    return {name: np.where(fuller, at_last[name], at_first[name]) for name in at_first}
+
+
+def in_flight(job: Job, layouts: Layouts) -> Array:
+    """Micro-batches whose activations the first stage holds, as shares of all its layers."""
+    p, v, m = layouts.pipeline, layouts.chunks, layouts.micro_batches(job)
+    one = np.minimum(p, m)
+    interleaved = np.minimum(p * (1 + (p - 1) / (p * v)), m)
+    name = layouts.schedule
+    held = np.where(name == SCHEDULES.index("gpipe"), m, one)
+    return np.where(name == SCHEDULES.index("interleaved"), interleaved, held)
+
+
+def _last_in_flight(job: Job, layouts: Layouts) -> Array:
+    """The same in the last stage: one; with chunks those of its earlier chunks too."""
+    p, v, m = layouts.pipeline, layouts.chunks, layouts.micro_batches(job)
+    name = layouts.schedule
+    held = np.where(name == SCHEDULES.index("interleaved"), np.minimum((p * (v - 1) + 1) / v, m), 1)
+    held = np.where(name == SCHEDULES.index("zb-v"), np.minimum(p, m), held)
+    return np.where(name == SCHEDULES.index("gpipe"), m, held)
+
+
+def stage_numbers(job: Job, layouts: Layouts, layers: Array, end: int) -> tuple[Array, Array]:
+    """Numbers that a rank holds without ZeRO: all but experts, and experts.
+
+    end: 0 for the first stage (embedding), 1 for the last (output layer); one stage has both.
+    """
+    shape = job.shape
+    moe = np.minimum(layers, shape.moe_layers)
+    each = {kind: layer_numbers(shape, moe=kind == "moe") for kind in ("dense", "moe")}
+    outside = outside_numbers(shape)
+    matrix = outside["head"] or outside["embedding"]  # a tied one is in both ends of a pipeline
+    both = outside["embedding"] + outside["head"]
+    ends = np.where(layouts.pipeline == 1, both, matrix if end else outside["embedding"])
+    ends = ends / vocab_ranks(job, layouts)
+    sharded = (layers - moe) * each["dense"]["sharded"] + moe * each["moe"]["sharded"]
+    whole = ends + outside["replicated"] + (layers - moe) * each["dense"]["replicated"]
+    whole = whole + moe * each["moe"]["replicated"]
+    return sharded / layouts.tensor + whole, moe * each["moe"]["experts"] / layouts.expert
+
+
+def _rank_memory(
+    job: Job, layouts: Layouts, *, layers: Array, in_flight: Array, end: int
+) -> dict[str, Array]:
+    numbers, experts = stage_numbers(job, layouts, layers, end)
+    ranks, expert_ranks = layouts.data * layouts.context, layouts.expert_data()
+    found: dict[str, Array] = {}
+    for name, size in zip(CATEGORIES, STATE_BYTES[job.states], strict=True):
+        divided = layouts.stage >= _DIVIDED_FROM[name]
+        own = np.where(divided, numbers / ranks + experts / expert_ranks, numbers + experts)
+        found[name] = size * own
+    away = layouts.offload == OFFLOAD.index("optimizer")
+    host = np.where(away, found["optimizer_state"] + 4 * own_share(layouts, numbers, experts), 0.0)
+    found["optimizer_state"] = np.where(away, 0.0, found["optimizer_state"])
+
+    tokens = layouts.micro_batch * job.sequence / layouts.context
+    held, whole = layer_activations(job, layouts)
+    full = layouts.recompute == _FULL
+    stored = layers * in_flight * held + np.where(full, whole, 0.0)
+    stream = layouts.tensor if job.sequence_parallel else np.ones_like(layouts.tensor)
+    stored = stored + tokens * 4 * job.shape.hidden / stream  # the last norm, or the embedding
+    found["activations"] = stored + _at_work(job, layouts, tokens)
+    has_head = np.logical_or(layouts.pipeline == 1, bool(end))
+    logits = tokens * job.shape.vocab / vocab_ranks(job, layouts) * LOSS_BYTES[job.loss][0]
+    found["logits"] = np.where(has_head, logits, 0.0)
+    found["buffers"] = _buffers(job, layouts, end)
+    loose = found["activations"] + found["logits"] + found["buffers"]
+    found["other"] = job.cluster.context_bytes + job.cluster.fragmentation * loose
+    total: Array = np.sum([found[name] for name in MEMORY], axis=0)
+    node = np.minimum(job.cluster.node, layouts.gpus)
+    return found | {"total": total, "host": host * node}
+
+
+def own_share(layouts: Layouts, numbers: Array, experts: Array) -> Array:
+    """Numbers that this rank's optimizer updates."""
+    sharded = numbers / (layouts.data * layouts.context) + experts / layouts.expert_data()
+    return np.where(layouts.stage >= 1, sharded, numbers + experts)
+
+
+def layer_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
+    """Bytes that one layer keeps for backward of a micro-batch, and without any recomputation."""
+    shape, t = job.shape, layouts.tensor
+    tokens = layouts.micro_batch * job.sequence / layouts.context
+    stream = t if job.sequence_parallel else np.ones_like(t)
+    h = shape.hidden
+    masks = 2 * h if shape.dropout else 0
+    norms = 4 * h  # what each of two norms makes, and a product reads
+    attention = 2 * (shape.query_width + shape.key_width + shape.kv_heads * shape.value_dim)
+    attention += 2 * shape.output_width
+    if shape.kv_rank:  # low-rank numbers, before and behind their norms; keys for all heads
+        attention += 4 * (shape.q_rank + shape.kv_rank)
+    scores = (5 if shape.dropout else 2) * shape.heads * job.sequence
+    if job.attention != "unfused":
+        scores = 4 * shape.heads  # of each row the log of its sum, in float32
+    per_token = (4 * h + norms + masks) / stream + (attention + scores) / t
+    wide, product = mlp_activations(job, layouts)
+    whole = tokens * (per_token + wide + product)
+    dropped = scores / t if job.attention == "unfused" else norms / stream + product
+    selective = tokens * (per_token + wide + product - dropped)
+    inputs = tokens * 2 * h / stream
+    held = np.where(layouts.recompute == _FULL, inputs, whole)
+    return np.where(layouts.recompute == _SELECTIVE, selective, held), whole
+
+
+def mlp_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
+    """Bytes a token that an MLP keeps: of what its products make, of what others make of that."""
+    shape, t = job.shape, layouts.tensor
+    eager = 2 if shape.gated and job.kernels == "eager" else 0  # silu's result, before the gate
+    dense = shape.ffn if shape.layers > shape.moe_layers or not shape.moe_layers else 0
+    width = np.maximum(dense, shape.shared_ffn if shape.moe_layers else 0) / t
+    wide, product = 2 * shape.ups * width, (2 + eager) * width
+    if shape.moe_layers:
+        stream = t if job.sequence_parallel else np.ones_like(t)
+        rows = shape.top_k * job.imbalance / stream  # tokens of a rank, each for top_k experts
+        wide = 2 * shape.ups * shape.shared_ffn / t + rows * 2 * shape.ups * shape.expert_ffn
+        wide = wide + rows * 4 * shape.hidden  # what arrived, and what goes back
+        product = (2 + eager) * (shape.shared_ffn / t + rows * shape.expert_ffn)
+    return wide, product
+
+
+def _at_work(job: Job, layouts: Layouts, tokens: Array) -> Array:
+    """Gradients of one layer's widest tensors, and the gathered input of a product."""
+    wide, product = mlp_activations(job, layouts)
+    gathered = np.where(layouts.tensor > 1, 2 * job.shape.hidden, 0) * job.sequence_parallel
+    return tokens * (wide + product / 2 + 2 * job.shape.hidden + gathered)
+
+
+def layer_sizes(job: Job, layouts: Layouts) -> tuple[Array, Array]:
+    """Numbers of one layer in a rank without ZeRO: all but experts, and experts."""
+    each = layer_numbers(job.shape, moe=bool(job.shape.moe_layers))
+    numbers = each["sharded"] / layouts.tensor + each["replicated"]
+    return numbers, each["experts"] / layouts.expert
+
+
+def _buffers(job: Job, layouts: Layouts, end: int) -> Array:
+    """Stage 3: what is outside the layers and two of them gathered, two layers' gradients under
+    way; stage 2: those alone. As ``dlcourse.formulas.memory.predict_peak`` has it."""
+    value, sent = SENT_BYTES[job.states]
+    numbers, experts = layer_sizes(job, layouts)
+    layer = numbers + experts
+    outside = outside_numbers(job.shape)
+    ends = np.where(layouts.pipeline == 1, outside["embedding"] + outside["head"], 0)
+    ends = np.where(layouts.pipeline > 1, outside["embedding"], ends) / vocab_ranks(job, layouts)
+    gathered = np.where(layouts.stage == 3, value * (ends + 2 * layer), 0.0)
+    under_way = np.where(layouts.stage >= 2, 2 * sent * layer, 0.0)
+    return gathered + under_way

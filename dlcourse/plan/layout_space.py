@@ -1,0 +1,121 @@
+"""All layouts of a job whose numbers divide.
+
+What is left out, and why: tensor ranks that do not divide the heads or the widths; stages without a
+layer; chunks whose pipeline does not divide the micro-batches (the interleaved schedule needs it);
+ZeRO over one rank; selective recomputation where it would be the same as none. ``limits`` says how
+far each number goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+
+from dlcourse.plan.job import Job
+from dlcourse.plan.layouts import SCHEDULES, Layouts
+
+# Beyond these no published run goes, and none has a reason to
+LIMITS = {"tensor": 64, "pipeline": 256, "chunks": 8, "context": 64, "micro_batch": 64}
+_INTERLEAVED, _ONE_F_ONE_B = SCHEDULES.index("interleaved"), SCHEDULES.index("1f1b")
+
+
+def divisors(n: int, most: int | None = None) -> list[int]:
+    """Numbers that divide ``n``, up to ``most``."""
+    return [d for d in range(1, min(n, most or n) + 1) if n % d == 0]
+
+
+def all_layouts(job: Job) -> Layouts:
+    """Every layout that uses the whole cluster.
+
+    Raises:
+        ValueError: none divides; it says what stands against it.
+    """
+    blocks = list(_blocks(job))
+    if not blocks:
+        raise ValueError(_nothing(job))
+    return Layouts(
+        **{
+            name: np.concatenate([block[number] for block in blocks])
+            for number, name in enumerate(Layouts.__dataclass_fields__)
+        }
+    )
+
+
+def tensor_sizes(job: Job) -> list[int]:
+    """Ranks that can share each matrix."""
+    shape = job.shape
+    widths = [w for w in (shape.ffn, shape.shared_ffn) if w]
+    return [
+        t
+        for t in divisors(shape.heads, LIMITS["tensor"])
+        if job.cluster.gpus % t == 0
+        and (shape.kv_heads % t == 0 or t % shape.kv_heads == 0)
+        and all(width % t == 0 for width in widths)
+        and (not job.sequence_parallel or job.sequence % t == 0)
+    ]
+
+
+def context_sizes(job: Job) -> list[int]:
+    """Ranks that can share a sequence: powers of two, each with 1,024 tokens at least."""
+    sizes = [1]
+    while sizes[-1] < LIMITS["context"] and job.sequence // (2 * sizes[-1]) >= 1024:
+        sizes.append(2 * sizes[-1])
+    return [c for c in sizes if job.sequence % (2 * c) == 0 or c == 1]
+
+
+def _pipelines(job: Job) -> list[tuple[int, int]]:
+    """(stages, chunks) whose product divides the layers, or the layers and two more."""
+    L = job.shape.layers
+    return [
+        (p, v)
+        for p in range(1, min(LIMITS["pipeline"], L + 2) + 1)
+        for v in range(1, (LIMITS["chunks"] if p > 1 else 1) + 1)
+        if (L % (p * v) == 0 or (p > 1 and (L + 2) % (p * v) == 0 and (L + 2) // (p * v) > v))
+    ]
+
+
+def _blocks(job: Job) -> Iterator[tuple[np.ndarray, ...]]:
+    gpus, shape = job.cluster.gpus, job.shape
+    for t, (p, v), c in product(tensor_sizes(job), _pipelines(job), context_sizes(job)):
+        if gpus % (t * p * c):
+            continue
+        d = gpus // (t * p * c)
+        if job.sequences % d:
+            continue
+        micro_batches = [
+            b
+            for b in divisors(job.sequences // d, LIMITS["micro_batch"])
+            if v == 1 or (job.sequences // d // b) % p == 0
+        ]
+        if not micro_batches:
+            continue
+        experts = [e for e in divisors(shape.experts) if (d * c * t) % e == 0] or [1]
+        stages = (0, 1, 2, 3) if d * c > 1 else (0,)
+        grid = np.array(
+            list(product(experts, stages, micro_batches, (0, 1, 2), (0, 1))), dtype=np.float64
+        )
+        e, z, b, r, o = grid.T
+        schedule = _INTERLEAVED if v > 1 else _ONE_F_ONE_B
+        fixed = [np.full(len(grid), n, dtype=np.float64) for n in (d, t, p, v, c, schedule)]
+        D, T, P, V, C, S = fixed
+        yield D, T, P, V, C, e, z, b, r, S, o
+
+
+def _nothing(job: Job) -> str:
+    gpus, sequences = job.cluster.gpus, job.sequences
+    fewest = min(
+        (
+            gpus // (t * p * c)
+            for t, (p, _), c in product(tensor_sizes(job), _pipelines(job), context_sizes(job))
+            if gpus % (t * p * c) == 0
+        ),
+        default=gpus,
+    )
+    near = max(1, round(sequences / fewest)) * fewest
+    return (
+        f"batch_tokens={job.batch_tokens:,} ({sequences:,} sequences of {job.sequence:,}) can be "
+        f"divided by no layout of {gpus:,} GPUs: the fewest data-parallel ranks are {fewest:,}; "
+        f"give {near * job.sequence:,} tokens, or other GPUs"
+    )
