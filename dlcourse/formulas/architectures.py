@@ -123,9 +123,9 @@ def training_state_bytes(config: ArchitectureConfig) -> dict[str, int]:
 
 
 def compared_architectures(base: ArchitectureConfig) -> dict[str, ArchitectureConfig]:
-    """Six architectures of the sizes of ``base``; all but "dense_total" compute as much for a token.
+    """Six architectures of the sizes of ``base``, which compute about the same for a token.
 
-    "dense_total" is dense and has as many parameters as "moe" has in all.
+    All but "dense_total": it is dense and has as many parameters as "moe" has in all.
     """
     width = base.mlp_width
     wide = {"hidden": width * base.num_experts // base.top_k}
