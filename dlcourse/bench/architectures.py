@@ -235,7 +235,7 @@ def record(path: Path) -> dict:
             data["runs"][name]["core_seconds"] = round(time.process_time() - start, 1)
             write(path, data)
             print(f"architectures: {name} {loss_at(data['runs'][name], 1e9):.3f}", flush=True)
-    return data
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write(path: Path, data: dict) -> None:

@@ -128,11 +128,10 @@ def compared_architectures(base: ArchitectureConfig) -> dict[str, ArchitectureCo
     All but "dense_total": it is dense and has as many parameters as "moe" has in all.
     """
     width = base.mlp_width
-    wide = {"hidden": width * base.num_experts // base.top_k}
     return {
         "dense": base,
         "moe": replace(base, feed_forwards=("moe",)),
-        "dense_total": replace(base, **wide),
+        "dense_total": replace(base, hidden=width * base.num_experts // base.top_k),
         "sparse": replace(
             base,
             mixers=("window",),
