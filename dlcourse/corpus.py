@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sysconfig
 import tomllib
@@ -148,6 +149,7 @@ class Corpus:
 
 
 KINDS = ("code", "english", "korean")
+_NOT_PROSE = re.compile(r"```.*?```|\(https?://[^)]*\)|<!--.*?-->", re.DOTALL)  # drawings, links
 _PIECE = 4096  # bytes; of every ten pieces of a text the last is held out
 
 
@@ -295,7 +297,8 @@ def _course_text(lang: str) -> np.ndarray:
         *sorted((package / "words").glob("*.toml")),
     ]:
         parts += _in_language(tomllib.loads(path.read_text(encoding="utf-8")), lang)
-    return np.frombuffer("\n\n".join(parts).encode(), dtype=np.uint8)
+    text = _NOT_PROSE.sub("", "\n\n".join(parts))
+    return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
 def _in_language(table: Any, lang: str) -> Iterator[str]:

@@ -35,8 +35,8 @@ from dlcourse.formulas.architectures import (
 )
 from dlcourse.formulas.sizes import ArchitectureConfig
 
-BASE = ArchitectureConfig(n_layer=4, n_head=4, n_embd=64, block_size=96, num_blocks=2)
-STEPS, SHORT_STEPS, SEEDS = 1500, 500, (0, 1, 2)
+BASE = ArchitectureConfig(n_layer=2, n_head=4, n_embd=64, block_size=96, num_blocks=2)
+STEPS, SHORT_STEPS, SEEDS = 1000, 300, (0, 1, 2)
 BATCH_SIZE, BLOCK, LOOK_EVERY, LR = 12, 96, 50, 3e-3
 TOP_1 = replace(BASE, feed_forwards=("moe",), top_k=1)
 FACTORS = (0.5, 1.0, 1.25, 2.0)
@@ -91,7 +91,7 @@ def train_one(config: ArchitectureConfig, *, steps: int, seed: int, balance: str
     def means(values: list[float]) -> list[float]:
         return [round(statistics.fmean(values[a:b]), 4) for a, b in zip([0, *at], at, strict=False)]
 
-    shown = [look for look in looks if look["step"] in (50, 200, 500, steps)]
+    shown = [look for look in looks if look["step"] in (50, SHORT_STEPS, steps)]
     return {
         "steps": at,
         "train_loss": means(result["losses"]),
