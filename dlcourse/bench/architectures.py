@@ -199,9 +199,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     for group in ("balance", "capacity"):
         for name, row in short_runs(data, group).items():
+            busiest, dropped = (f"{row[key]:.1%}" for key in ("busiest_at_end", "dropped"))
             print(
-                f"architectures: {group} {name}: {row['loss']:.3f}, {row['difference']:+.3f} to the "
-                f"first (seeds differ by {row['spread']:.3f}), busiest expert {row['busiest_at_end']:.0%}, dropped {row['dropped']:.1%}"
+                f"architectures: {group} {name}: {row['loss']:.3f}, {row['difference']:+.3f} to "
+                f"none (by {row['difference_spread']:.3f} from seed to seed), busiest expert "
+                f"{busiest}, dropped {dropped}"
             )
     return 0 if found["active"]["moe"]["difference"] < 0 else 1
 

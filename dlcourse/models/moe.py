@@ -87,7 +87,11 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def update_bias(self, counts_E: Tensor, rate: float = 1e-3) -> None:
-        """After a step: who had too many tokens is preferred a little less, and the reverse."""
+        """After a step: who had too many tokens is preferred a little less, and the reverse.
+
+        Args:
+            counts_E: ``routing.counts()``; with several ranks their sum, or biases drift apart.
+        """
         self.bias_E += rate * (counts_E.float().mean() - counts_E).sign()
 
 
