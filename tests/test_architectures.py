@@ -378,6 +378,9 @@ def test_what_no_training_can_be_is_refused():
         ({"balance": "luck"}, "balance='luck' is unknown: give 'loss', 'bias' or None"),
         ({"steps": 0}, "steps=0 is not allowed"),
         ({"look_every": 0}, "look_every=0 is not allowed"),
+        ({"balance_weight": -0.1}, "balance_weight=-0.1 is not allowed"),
+        ({"z_weight": float("nan")}, "z_weight=nan is not allowed"),
+        ({"bias_rate": "1"}, "bias_rate='1' is not allowed"),
     ):
         with pytest.raises(ValueError, match=said):
             train(SMALL, **{"steps": 1} | options)

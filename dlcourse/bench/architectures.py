@@ -30,6 +30,7 @@ from dlcourse.formulas.architectures import (
     training_state_bytes,
 )
 from dlcourse.formulas.sizes import ArchitectureConfig
+from dlcourse.machine import cores
 from dlcourse.training.architecture_record import contracts, loss_at, short_runs
 
 BASE = ArchitectureConfig(n_layer=2, n_head=4, n_embd=64, block_size=96, num_blocks=2)
@@ -152,7 +153,7 @@ def record(path: Path) -> dict:
     if not data:
         taken = step_seconds()
         data = {
-            "machine": f"2 CPU cores, 1 thread, torch {torch.__version__.split('+')[0]}",
+            "machine": f"{cores()} CPU cores, 1 thread, torch {torch.__version__.split('+')[0]}",
             "date": datetime.date.today().isoformat(),
             "command": "dlcourse bench architectures",
             "steps": STEPS,
