@@ -182,10 +182,17 @@ def record(path: Path) -> dict:
 
 
 def write(path: Path, data: dict) -> None:
-    """All or nothing, so that a run that is stopped leaves a file that can be read."""
-    text = json.dumps(data, indent=1, ensure_ascii=False)
+    """A line for each run. All or nothing: a run that is stopped leaves a file that can be read."""
+
+    def lines(table: dict) -> str:
+        return ",\n".join(
+            f"{json.dumps(name)}: {json.dumps(value)}" for name, value in table.items()
+        )
+
+    head = {name: value for name, value in data.items() if name != "runs"}
     new = path.with_suffix(".new")
-    new.write_text(text + "\n", encoding="utf-8")
+    text = "{\n" + lines(head) + ',\n"runs": {\n' + lines(data["runs"]) + "\n}\n}\n"
+    new.write_text(text, encoding="utf-8")
     os.replace(new, path)
 
 
