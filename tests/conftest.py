@@ -37,7 +37,15 @@ MARKERS = {
     "engine": ("ranks", "recorder", "collectives", "kernel", "course_kernel", "ledger"),
     "parity": (
         *("data_parallel", "tensor_parallel", "context_parallel", "pipeline_parallel"),
-        *("zero", "zero_checkpoint", "zero_steps", "mesh", "accumulation", "mixed_precision"),
+        *(
+            "zero",
+            "zero_checkpoint",
+            "zero_steps",
+            "mesh",
+            "expert_parallel",
+            "accumulation",
+            "mixed_precision",
+        ),
         *("checkpointing", "sharding_offload", "memory_anatomy", "verdicts"),
         *("bench_gpu", "scale"),
         *(

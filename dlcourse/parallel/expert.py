@@ -36,6 +36,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from dlcourse.collectives.p2p import Group
 from dlcourse.models.moe import MoE, Routing, capacity, combine, permute
 from dlcourse.parallel.expert_checks import check_model, gather_counts, refuse_ddp
+from dlcourse.parallel.expert_state import DividedExperts
 from dlcourse.parallel.expert_trip import Exchange, Trip, torch_exchange
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor_layers import shard
@@ -58,7 +59,7 @@ class Plan(NamedTuple):
     rows: list[int]
 
 
-class ExpertParallel(nn.Module):
+class ExpertParallel(DividedExperts):
     """An ``MoE`` whose experts are divided over ranks; its parameters keep their names.
 
     Equal to the one-process layer on all ranks' tokens, those of the first rank first: capacity
@@ -88,14 +89,15 @@ class ExpertParallel(nn.Module):
         ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD)
         self.places = [batch_ranks.index(rank) for rank in ranks]
 
-    def plan(self, routing: Routing) -> Plan:
+    def plan(self, routing: Routing, dtype: torch.dtype) -> Plan:
         """Tell all ranks how many rows come, and work out which.
 
         Raises:
-            ValueError: in every rank, where the router of one gave NaN.
+            ValueError: in every rank, where the router of one gave NaN, or where they send
+                different types.
         """
         copies_M, counts_E = permute(routing.experts_NK, self.num_experts)
-        counts_RE = gather_counts(counts_E, routing, self.batch_group, self.name)
+        counts_RE = gather_counts(counts_E, routing, dtype, self.batch_group, self.name)
         before = counts_RE.sum()
         if self.capacity_factor is not None:  # an expert takes the first ones, in the ranks' order
             num_tokens = int(before) // self.top_k
@@ -121,10 +123,11 @@ class ExpertParallel(nn.Module):
         refuse_ddp(self.name)
         x_NC = x.flatten(0, -2)
         self.routing = routing = self.router(x_NC)
-        plan = self.plan(routing)
-        x_MC = x_NC[plan.copies_M // self.top_k]
+        dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):  # experts would round them: send half as much
-            x_MC = x_MC.to(torch.get_autocast_dtype(x.device.type))
+            dtype = torch.get_autocast_dtype(x.device.type)
+        plan = self.plan(routing, dtype)
+        x_MC = x_NC[plan.copies_M // self.top_k].to(dtype)
         dispatch = Trip(plan.sent, plan.received, self.process_group, self.exchange)
         x_GC = dispatch.start(x_MC)
         shared_NC = None if self.shared is None else self.shared(x_NC)  # while the rows travel
