@@ -209,3 +209,262 @@ def test_a_rank_of_four_with_nothing_to_compute(run, case):
 
 def test_any_exchange_with_the_interface_of_all_to_all(run):
     assert_equal(run(beside_one_process, 1, 4, exchange=direct.all_to_all, steps=2))
+
+
+def in_bf16():
+    """Relative errors of output and gradients, ours and one process's, against float64."""
+    rank, random = dist.get_rank(), torch.Generator().manual_seed(1)
+    text = torch.randint(256, (8, 17), generator=random)
+    mine = text.chunk(dist.get_world_size())[rank]
+    exact, alone = moe_gpt(0), moe_gpt(0, dtype=torch.float32)
+    alone.load_state_dict(exact.state_dict())
+    wrapped = copy.deepcopy(alone)
+    sent = []
+
+    def exchange(output, input, *splits, group):
+        sent.append(input.dtype)
+        dist.all_to_all_single(output, input, *splits, group=group)
+
+    ours = ExpertDataParallel(wrapped, make_expert_mesh(expert=4), exchange=exchange)
+    exact(text[:, :-1], text[:, 1:]).backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        alone(text[:, :-1], text[:, 1:]).backward()
+        ours(mine[:, :-1], mine[:, 1:]).backward()
+    ours.sync_gradients()
+    assert {*sent} == {torch.bfloat16} and len(sent) == 2 * 2 * 2
+    off = []
+    for name in ("blocks.0.mlp.experts.up", "blocks.0.attention.q.weight"):
+        whole, one, part = (m.get_parameter(name).grad for m in (exact, alone, ours.module))
+        if ".experts." in name:
+            whole, one = (x.chunk(4)[rank] for x in (whole, one))
+        off.append([((x - whole).norm() / whole.norm()).item() for x in (part, one)])
+    return off
+
+
+def test_bf16_autocast_rounds_as_in_one_process(run):
+    # Both have bf16's error, some 1e-2; a quarter more leaves room for sums in another order
+    for off in run(in_bf16):
+        for ours, alone in off:
+            assert 1e-4 < ours < 1.25 * alone < 0.1, off
+
+
+def world_of_one():
+    group = None
+    for rank in range(dist.get_world_size()):
+        one = dist.new_group([rank])
+        group = one if rank == dist.get_rank() else group
+    alone, given = (
+        drawn(MoE(C, num_experts=3, top_k=2), 1),
+        drawn(MoE(C, num_experts=3, top_k=2), 1),
+    )
+    ours = expert_parallel(given, group)
+    x = torch.randn(5, 7, C)
+    wanted, y = alone(x), ours(x)
+    wanted.square().mean().backward()
+    y.square().mean().backward()
+    same = [
+        a.grad.equal(b.grad) for a, b in zip(alone.parameters(), ours.parameters(), strict=True)
+    ]
+    return isinstance(ours, ExpertParallel) and wanted.equal(y) and all(same)
+
+
+def test_a_world_of_one_is_the_layer_itself(run):
+    assert all(run(world_of_one))
+
+
+def calls():
+    """Forward's and backward's collectives of one layer, and what of it goes to other ranks."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    layer = expert_parallel(drawn(MoE(C, num_experts=8, top_k=2), 1))
+    handles = force_balance(layer)
+    x = torch.randn(16, C, generator=torch.Generator().manual_seed(rank)).requires_grad_()
+    with Recorder(rank, world_size) as forward:
+        y = layer(x)
+    with Recorder(rank, world_size) as backward:
+        y.square().mean().backward()
+    balanced = imbalance(layer.rows_p)
+    for handle in handles:
+        handle.remove()
+    layer(x)
+    found = [
+        [(event["op"], event.get("sent_bytes")) for event in recorder.record["comm"]]
+        for recorder in (forward, backward)
+    ]
+    return found, balanced, imbalance(layer.rows_p)
+
+
+def test_two_all_to_all_in_forward_and_two_in_backward(run):
+    rows = 16 * 2 * 3 // 4  # of 4 ranks, 3 are others
+    trip = ("all_to_all", rows * C * 4)
+    for (forward, backward), balanced, routed in run(calls):
+        assert forward == [("all_gather", None), trip, trip]
+        assert backward == [trip, trip]
+        assert balanced == 1.0 < routed
+
+
+def order_of_events():
+    """What a layer with a shared expert does, one after the other."""
+    log = []
+
+    class Arrival:
+        def __init__(self, work):
+            self.work = work
+
+        def wait(self):
+            self.work.wait()
+            log.append("arrived")
+
+    def exchange(*args, group):
+        log.append("leaves")
+        return Arrival(dist.all_to_all_single(*args, group=group, async_op=True))
+
+    class Seen(nn.Linear):
+        def __init__(self, name, *sizes):
+            super().__init__(*sizes)
+            self.register_forward_hook(lambda *_: log.append(name))
+            self.register_full_backward_hook(lambda *_: log.append(name))
+
+    moe = drawn(MoE(C, num_experts=4, top_k=1, shared=Seen("shared", C, C)), 1)
+    moe.experts.register_forward_hook(lambda *_: log.append("experts"))
+    moe.experts.register_full_backward_hook(lambda *_: log.append("experts"))
+    layer = expert_parallel(moe, exchange=exchange)
+    y = layer(torch.randn(6, C).requires_grad_())
+    log.append("backward")
+    y.sum().backward()
+    return log
+
+
+def test_the_shared_expert_computes_while_rows_travel(run):
+    forward = ["leaves", "shared", "arrived", "experts", "leaves", "arrived"]
+    backward = ["leaves", "arrived", "experts", "leaves", "shared", "arrived"]
+    for log in run(order_of_events):
+        assert log == [*forward, "backward", *backward]
+
+
+def clipped(data, expert):
+    """Norm and clipped gradients beside those of one process."""
+    mesh, rank = make_expert_mesh(data=data, expert=expert), dist.get_rank()
+    alone, given = moe_gpt(0), moe_gpt(0)
+    ours = ExpertDataParallel(given, mesh)
+    text = torch.randint(256, (8, 17), generator=torch.Generator().manual_seed(1))
+    mine = text.chunk(4)[rank]
+    alone(text[:, :-1], text[:, 1:]).backward()
+    ours(mine[:, :-1], mine[:, 1:]).backward()
+    ours.sync_gradients()
+    wanted = nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
+    norm = clip_grad_norm_(ours, 0.1)
+    name = "blocks.1.mlp.experts.down"
+    part = alone.get_parameter(name).grad.chunk(expert)[mesh.get_local_rank("expert")]
+    off = (part - ours.module.get_parameter(name).grad).abs().max()
+    return wanted.item(), (norm - wanted).abs().item(), off.item()
+
+
+@pytest.mark.parametrize("layout", [(1, 4), (2, 2)])
+def test_clips_by_the_norm_of_one_process(run, layout):
+    for wanted, *off in run(clipped, *layout):
+        assert wanted > 0.1 and max(off) < TOLERANCE
+
+
+def states():
+    """Save and load: the whole state, a rank's own, another rank's."""
+    mesh = make_expert_mesh(expert=4)
+    alone = moe_gpt(0)
+    ours = ExpertDataParallel(moe_gpt(0), mesh).module
+    whole = whole_state_dict(ours)
+    same = alone.state_dict().keys() == whole.keys() and all(
+        whole[name].equal(value) for name, value in alone.state_dict().items()
+    )
+    ours.load_state_dict(moe_gpt(3).state_dict())
+    loaded = whole_state_dict(ours)
+    same &= all(loaded[name].equal(value) for name, value in moe_gpt(3).state_dict().items())
+    own = ours.state_dict()
+    ours.load_state_dict(own)
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    try:
+        ours.load_state_dict(everyone[dist.get_rank() - 1])
+    except (ValueError, RuntimeError) as error:
+        return same, str(error)
+    return same, ""
+
+
+def test_a_state_says_whose_experts_it_holds(run):
+    for rank, (same, words) in enumerate(run(states)):
+        assert same
+        theirs, mine = ((rank - 1) % 4) * 2, rank * 2
+        assert f"experts {theirs} to {theirs + 1}, and this rank experts {mine} to {mine + 1}" in (
+            words
+        )
+
+
+def refused(what):
+    """In every rank: the refusal's words."""
+    rank = dist.get_rank()
+    options = {
+        "more ranks": {"num_experts": 3},
+        "not divisible": {"num_experts": 6},
+        "capacity 0": {"num_experts": 4, "capacity_factor": 0},
+        "capacity nan": {"num_experts": 4, "capacity_factor": float("nan")},
+        "settings": {"num_experts": 4, "top_k": 1 + (rank == 2)},
+        "sizes": {"num_experts": 4, "hidden": 16 + (rank == 1)},
+    }.get(what, {"num_experts": 4})
+    moe = drawn(MoE(C, **({"top_k": 1} | options)), 1)
+    x = torch.randn(2, 5, C)
+    if what == "no moe":
+        return expert_parallel(nn.Linear(2, 2))
+    if what == "sides":
+        return make_expert_mesh(data=2, expert=3)
+    layer = expert_parallel(nn.Sequential(moe))
+    if what == "twice":
+        return expert_parallel(layer)
+    if what == "nan" and rank in (1, 3):
+        x[0, : rank + 1] = float("nan")
+    if what == "infinite" and rank == 2:
+        x[1, 4] = float("inf")
+    if what == "ddp":
+        return DistributedDataParallel(layer)(x)
+    if what == "autocast":
+        with torch.autocast("cpu", torch.bfloat16, enabled=rank == 0):
+            return layer(x)
+    if what == "no_grad":
+        with torch.set_grad_enabled(rank != 3):
+            return layer(x)
+    if what in ("data", "zero 1", "zero 3"):
+        return {"data": BucketedDataParallel, "zero 1": ZeRO1, "zero 3": ZeRO3}[what](layer)
+    if what == "copies":  # those that hold the same experts: dense gradients would be wrong
+        mesh = make_expert_mesh(data=2, expert=2)
+        twice = expert_parallel(nn.Sequential(drawn(MoE(C, num_experts=4), 1)), mesh["expert"])
+        return BucketedDataParallel(twice, process_group=mesh.get_group("data"))
+    if what == "mesh":
+        return MeshParallel(expert_parallel(moe_gpt(0)), make_mesh(data=4))
+    return layer(x)
+
+
+REFUSALS = {
+    "more ranks": "0: 4 ranks cannot share num_experts=3: 1 of them would have none",
+    "not divisible": "0: num_experts=6 cannot be cut into 4 equal parts",
+    "capacity 0": "capacity_factor=0 lets experts take nothing: give a number above 0",
+    "capacity nan": "capacity_factor=nan lets experts take nothing",
+    "settings": "MoE layers have another top_k or capacity_factor in ranks [2] than in rank 0",
+    "sizes": "shapes or dtypes of its parameters, or which of them are frozen, in ranks [1]",
+    "no moe": "Linear has no MoE in it",
+    "sides": "data x expert = 2 x 3 is 6 ranks, and there are 4",
+    "twice": "divided before",
+    "nan": "the router of 0 gives logits that are NaN or infinite in rank 1: 2 of 10 tokens (20%); "
+    "rank 3: 4 of 10 tokens (40%)",
+    "infinite": "in rank 2: 1 of 10 tokens (10%)",
+    "ddp": "0 is in a DistributedDataParallel",
+    "autocast": "use the same autocast and the same no_grad in all ranks",
+    "no_grad": "use the same autocast and the same no_grad in all ranks",
+    **dict.fromkeys(["data", "copies", "zero 1", "zero 3", "mesh"], "ExpertDataParallel"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_refused_in_every_rank(run, what):
+    with pytest.raises(RankError) as caught:
+        run(partial(refused, what))
+    failures = caught.value.failures
+    assert len(failures) == 4
+    for failure in failures.values():
+        assert failure["type"] == "ValueError" and REFUSALS[what] in failure["message"], failure
