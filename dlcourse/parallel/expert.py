@@ -66,8 +66,9 @@ class ExpertParallel(DividedExperts):
     counts over all of them too. Made by ``expert_parallel``.
 
     ``counts_E`` and ``num_dropped`` of the last forward are those of all ranks that share the
-    batch, so balance loss and ``update_bias`` are as in one process; ``routing`` is this rank's.
-    ``rows_p`` is how many rows each rank's experts got: the slowest one sets the pace.
+    batch, and so is ``asked_E``, what ``routing.counts()`` is in one process: take it for the
+    balance loss. ``routing`` itself is this rank's. ``rows_p`` is how many rows each rank's experts
+    got: the slowest one sets the pace.
 
     Args:
         moe: used up; equal in all ranks.
@@ -93,14 +94,14 @@ class ExpertParallel(DividedExperts):
         """Tell all ranks how many rows come, and work out which.
 
         Raises:
-            ValueError: in every rank, where the router of one gave NaN, or where they send
-                different types.
+            FloatingPointError: in every rank, where the router of one gave NaN.
+            ValueError: in every rank, where they send different types.
         """
         copies_M, counts_E = permute(routing.experts_NK, self.num_experts)
         counts_RE = gather_counts(counts_E, routing, dtype, self.batch_group, self.name)
-        before = counts_RE.sum()
+        self.asked_E = counts_RE.sum(0)
         if self.capacity_factor is not None:  # an expert takes the first ones, in the ranks' order
-            num_tokens = int(before) // self.top_k
+            num_tokens = int(self.asked_E.sum()) // self.top_k
             limit = capacity(num_tokens, self.num_experts, self.top_k, self.capacity_factor)
             room_RE = (limit + counts_RE - counts_RE.cumsum(0)).clamp(min=0)
             counts_RE = torch.minimum(counts_RE, room_RE)
@@ -109,7 +110,8 @@ class ExpertParallel(DividedExperts):
             expert_M = routing.experts_NK.flatten()[copies_M]
             place_M = torch.arange(len(copies_M), device=copies_M.device) - starts_E[expert_M]
             copies_M = copies_M[place_M < kept_E[expert_M]]
-        self.counts_E, self.num_dropped = counts_RE.sum(0), int(before - counts_RE.sum())
+        self.counts_E = counts_RE.sum(0)
+        self.num_dropped = int((self.asked_E - self.counts_E).sum())
         p, me = len(self.places), dist.get_rank(self.process_group)
         counts_ppe = counts_RE[self.places].unflatten(1, (p, -1))  # of a rank, for a rank's expert
         self.rows_p = counts_ppe.sum((0, 2))

@@ -59,11 +59,7 @@ def why_not_divided(model: nn.Module, process_group: Group, batch_group: Group) 
         )
     for name, layer in layers.items():
         try:
-            check_expert_parallel(
-                num_experts=layer.num_experts,
-                size=len(ranks),
-                capacity_factor=layer.capacity_factor,
-            )
+            check_expert_parallel(num_experts=layer.num_experts, size=len(ranks))
         except ValueError as error:
             return f"{name or type(layer).__name__}: {error}"
     return ""
@@ -81,8 +77,8 @@ def gather_counts(
         dtype: of the rows that will be sent.
 
     Raises:
-        ValueError: in every rank: the router of one gave NaN or an infinity; another dtype, or no
-            gradients, in some of them.
+        FloatingPointError: in every rank: the router of one gave NaN or an infinity.
+        ValueError: in every rank: another dtype, or no gradients, in some of them.
     """
     N = len(routing.logits_NE)
     lost = N - routing.logits_NE.isfinite().all(1).sum()
@@ -100,7 +96,7 @@ def gather_counts(
             for rank, (lost, N, _) in zip(ranks, about_R3.tolist(), strict=True)
             if lost
         ]
-        raise ValueError(
+        raise FloatingPointError(
             f"the router of {layer} gives logits that are NaN or infinite in {'; '.join(shares)}. "
             "No token was sent. Look at that rank's input, and at the learning rate"
         )
