@@ -177,8 +177,9 @@ def gradients(layer: nn.Module) -> dict[str, Tensor]:
     """Of the router and this rank's experts, whichever implementation it is."""
     if isinstance(layer, DeepSpeedMoE):
         return layer.gradients()
+    grads = {name: parameter.grad for name, parameter in layer.named_parameters()}
     return {
-        name: parameter.grad.to_local() if isinstance(parameter, DTensor) else parameter.grad
-        for name, parameter in layer.named_parameters()
-        if parameter.grad is not None
+        name: grad.to_local() if isinstance(grad, DTensor) else grad
+        for name, grad in grads.items()
+        if grad is not None
     }
