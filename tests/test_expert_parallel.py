@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from dlcourse import RankError, Ranks
 from dlcourse.collectives import direct
@@ -41,6 +42,7 @@ from dlcourse.parallel.mesh import MeshParallel, make_mesh
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.peers import expert_parallel as expert_peers
+from dlcourse.training.checkpointing.checkpoint import checkpoint as course_checkpoint
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -261,6 +263,9 @@ def world_of_one():
         drawn(MoE(C, num_experts=3, top_k=2), 1),
     )
     ours = expert_parallel(given, group)
+    twice = copy.deepcopy(alone)
+    again = expert_parallel(nn.Sequential(twice, twice), group)
+    assert isinstance(again[0], ExpertParallel) and again[0] is again[1]
     x = torch.randn(5, 7, C)
     wanted, y = alone(x), ours(x)
     wanted.square().mean().backward()
@@ -582,3 +587,29 @@ def test_equals_one_process_with_tensors_cut_too(run, layout, case):
     for off, norm, words in run(with_tensors, *layout, case):
         assert off < TOLERANCE and norm > 0.1
         assert "cut by tensor parallelism" in words
+
+
+def with_activations_checkpointed():
+    """Gradients with activations kept, and with the layer computed again in backward."""
+    layer = expert_parallel(
+        drawn(MoE(C, num_experts=8, top_k=2, shared=nn.Linear(C, C)), 1).double()
+    )
+    x = torch.randn(9, C, generator=torch.Generator().manual_seed(dist.get_rank())).double()
+    found = []
+    for ours, again in ((True, False), (True, True), (False, True)):
+        layer.zero_grad()
+        inputs = x.clone().requires_grad_()
+        if not again:
+            y = layer(inputs)
+        elif ours:
+            y = course_checkpoint(layer, inputs)
+        else:
+            y = checkpoint(layer, inputs, use_reentrant=False)
+        y.square().mean().backward()
+        found.append([inputs.grad, *(p.grad.clone() for p in layer.parameters())])
+    kept, *others = found
+    return all(a.equal(b) for other in others for a, b in zip(kept, other, strict=True))
+
+
+def test_a_checkpointed_layer_sends_again_in_backward(run):
+    assert all(run(with_activations_checkpointed))
