@@ -27,6 +27,7 @@ from dlcourse.bench._soak import soak
 from dlcourse.collectives import one_sided
 from dlcourse.collectives.low_latency import LowLatency, look_words, put_words
 from dlcourse.collectives.mailboxes import CHUNK, mailboxes_of
+from dlcourse.collectives.symmetric import SymmetricLowLatency
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memfd_create of Linux")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
@@ -444,7 +445,7 @@ def test_stop_ends_the_wait(ranks):
     cell(ranks, USE)
     stop = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     stop.start()
-    with pytest.raises(RanksInterrupted, match="rank 1 .* computing, line [23]"):
+    with pytest.raises(RanksInterrupted, match=r"rank 1 .* computing, line [23]"):
         cell(ranks, "if rank == 1:\n    while True:\n        pass\nall_to_all(out, x)")
     stop.join()
     cell(ranks, USE)
@@ -591,3 +592,9 @@ def test_the_bench_compares_in_turns(monkeypatch, capsys):
     monkeypatch.setattr(experts, "TARGETS", [("4 MB", ("low latency",), "Gloo", 0.0)])
     assert experts.main(["--ranks", "2", "--turns", "2"]) == 1
     assert "of Gloo, target at most 0.0" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is symmetric memory")
+def test_symmetric_memory_is_refused_without_a_gpu():
+    with pytest.raises(ValueError, match="no CUDA device, and torch has no symmetric memory of"):
+        SymmetricLowLatency(4, 8)
