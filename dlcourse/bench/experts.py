@@ -5,6 +5,10 @@
 
 Every rank sends each other one its tokens (dispatch) and gets them back (combine), with uneven
 counts that all know beforehand: a help to all but the low-latency calls, which do not need them.
+Then a step of a whole MoE layer, forward and backward, whose rows go either way, beside DeepSpeed's
+layer and one of torch's DTensor. Its experts are small, as in DeepSeek's models: what is compared
+is how rows travel, and large experts only add the same to all.
+
 Ratios are medians over the turns of one over the other in the same turn. MPI's ranks are other
 processes: they sleep while ours work, and the reverse.
 """
@@ -17,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -34,8 +39,11 @@ TARGETS: list[tuple[str, tuple[str, ...], str, float]] = [
     ("128 tokens", ("one-sided", "low latency"), "Gloo", 0.30),
     ("128 tokens", ("one-sided", "low latency"), "MPI", 1.5),
     ("4 MB", ("one-sided", "low latency"), "Gloo", 0.5),
+    ("MoE layer", ("ours, one-sided",), "ours", 0.8),
+    ("MoE layer", ("ours, one-sided",), "DeepSpeed", 1.0),
+    ("MoE layer", ("ours, one-sided",), "torch", 1.0),
 ]
-OURS = ("one-sided", "low latency", "low latency, by payload")
+EXPERTS, TOP_K, HIDDEN = 8, 2, WIDTH // 2  # of the layer, which gets the first number of tokens
 
 
 def counts_of(tokens: int, p: int) -> list[list[int]]:
@@ -54,6 +62,9 @@ def turn(order: int) -> dict[tuple[str, str], float]:
         calls = [*_calls(tokens).items()]
         for name, call in calls[order % len(calls) :] + calls[: order % len(calls)]:
             seconds[label, name] = _time(call, INNER[tokens], dist.barrier)
+    layers = [*_layers().items()]
+    for name, step in layers[order % len(layers) :] + layers[: order % len(layers)]:
+        seconds["MoE layer", name] = _time(step, 1, dist.barrier)
     return seconds
 
 
@@ -67,6 +78,7 @@ def _time(call: Callable[[], None], inner: int, barrier: Callable[[], Any]) -> f
 
 
 _made: dict[int, dict[str, Callable[[], None]]] = {}
+_steps: dict[str, Callable[[], Any]] = {}
 
 
 def _calls(tokens: int) -> dict[str, Callable[[], None]]:
@@ -111,6 +123,31 @@ def _calls(tokens: int) -> dict[str, Callable[[], None]]:
         assert torch.equal(back, x), name
     _made[tokens] = calls
     return calls
+
+
+def _layers() -> dict[str, Callable[[], Any]]:
+    """A step of each layer on this rank's tokens; all gave the same output."""
+    if _steps:
+        return _steps
+    import torch
+    import torch.distributed as dist
+
+    from dlcourse.collectives.one_sided import all_to_all
+    from dlcourse.models.moe import MoE
+    from dlcourse.peers.expert_parallel import layers, step
+
+    def make() -> MoE:
+        torch.manual_seed(0)
+        return MoE(WIDTH, num_experts=EXPERTS, top_k=TOP_K, hidden=HIDDEN)
+
+    found = layers(make, {"one-sided": all_to_all})
+    torch.manual_seed(dist.get_rank())
+    x = torch.randn(min(TOKENS.values()), WIDTH)
+    outputs = [step(layer, x) for layer in found.values()]
+    for y in outputs:  # they add up an expert's products in other orders
+        torch.testing.assert_close(y, outputs[0], rtol=1e-4, atol=1e-5)
+    _steps.update({name: partial(step, layer, x) for name, layer in found.items()})
+    return _steps
 
 
 def mpi_turns(comm: Any, folder: str) -> dict[str, list[float]]:
@@ -220,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         [*key, f"{1e6 * median(times):.0f}", f"{1e6 * min(times):.0f}"]
         for key, times in samples.items()
     ]
-    print(text_table(("", "dispatch + combine", "microseconds", "least"), rows))
+    print(text_table(("", "dispatch + combine, or a step", "microseconds", "least"), rows))
     missed = 0
     for label, ours, theirs, limit in TARGETS:
         if (label, theirs) not in samples:
