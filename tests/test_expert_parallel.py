@@ -39,6 +39,7 @@ from dlcourse.parallel.expert_state import whole_state_dict
 from dlcourse.parallel.mesh import MeshParallel, make_mesh
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero3 import ZeRO3
+from dlcourse.peers import expert_parallel as expert_peers
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -488,3 +489,34 @@ def test_in_how_many_ranks_a_token_is(sizes):
 def test_ranks_of_a_token_that_cannot_be(sizes):
     with pytest.raises(ValueError, match="divide the experts"):
         distinct_ranks(*sizes)
+
+
+def in_libraries(top_k):
+    """How far each implementation is from ours: the output, and the largest of the gradients."""
+    x = torch.randn(3, 8, C, generator=torch.Generator().manual_seed(dist.get_rank()))
+    x.requires_grad_()  # so that tokens' gradients travel too
+    exchanges = {"direct": direct.all_to_all}
+    make = partial(drawn_anew, top_k)
+    found = {}
+    for name, layer in expert_peers.layers(make, exchanges).items():
+        x.grad = None
+        y = expert_peers.step(layer, x)
+        found[name] = [y, x.grad, *expert_peers.gradients(layer).values()]
+    ours = found.pop("ours")
+    return {
+        name: [(a - b).norm().item() / b.norm().item() for a, b in zip(theirs, ours, strict=True)]
+        for name, theirs in found.items()
+    }
+
+
+def drawn_anew(top_k):
+    return drawn(MoE(C, num_experts=8, top_k=top_k, hidden=C), 1)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_the_layers_of_other_libraries_give_the_same_numbers(run, top_k):
+    pytest.importorskip("deepspeed")
+    for found in run(in_libraries, top_k):
+        assert found.keys() == {"ours, direct", "torch", "DeepSpeed"}
+        # float32 sums of some ten numbers in another order
+        assert all(off < 1e-5 for offs in found.values() for off in offs), found

@@ -148,8 +148,8 @@ def test_a_stage_of_a_7b_model_is_what_the_formula_says(rank, neighbours, beside
 @pytest.mark.parametrize(("expert", "experts"), [(8, 32), (2048, 2048)])
 def test_experts_over_thousands_of_ranks_send_what_the_formula_says(expert, experts):
     options = dict(experts=experts, top_k=8, expert=expert, block=1024)
-    scaled = scale("08_expert_parallel", model="gpt2-large", world=2048, **options)
-    layers, width, each = 36, 1280, experts // expert
+    scaled = scale("08_expert_parallel", model="1.3b", world=2048, **options)
+    layers, width, each = 24, 2048, experts // expert
     moved = moved_by(scaled)
     sent = {(row["op"], row["group_size"]): row["sent_bytes"] for row in scaled.comm}
     trip = expert_trip_bytes(1024, width=width, top_k=8, world_size=expert)
