@@ -7,6 +7,7 @@ themselves, and what would go wrong then is looked for in the data.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import sys
@@ -271,6 +272,26 @@ def test_by_payload_every_word_counts(run):
     assert run(words_with_a_gap) == [([-1] * 7, 3)] * 4
 
 
+def numbers_run_out():
+    """Just before a call's number would no longer fit: a new window, and the numbers begin anew."""
+    found, rank = [], dist.get_rank()
+    for ready in ("flag", "payload"):
+        buffer = LowLatency(1, 1, ready=ready)
+        buffer.places._calls = (1 << 31) - 6
+        for call in range(6):
+            x = torch.full((4, 1), float(call * 4 + rank))
+            inbox, _ = buffer.dispatch(x, [1] * 4)
+            if not torch.equal(inbox.view(-1), torch.arange(4.0) + 4 * call):
+                found.append((ready, call))
+            buffer.combine(inbox)
+        found.append(buffer.places._calls)
+    return found
+
+
+def test_numbers_of_calls_do_not_run_out(run):
+    assert run(numbers_run_out) == [[8, 8]] * 4
+
+
 def test_random_dispatches_with_ranks_stopped_at_random(ranks):
     """A thousandth of what `dlcourse bench experts --soak 1000000` does."""
     assert soak(ranks, 1000, say=lambda text: None) == 0
@@ -342,6 +363,12 @@ def low_latency_of(case):
         buffer = LowLatency(0, 2)
     elif case == "ready":
         buffer = LowLatency(2, 2, ready="barrier")
+    elif case == "another machine":
+        machine, platform.machine = platform.machine, lambda: "aarch64"
+        try:
+            buffer = LowLatency(2, 2, ready="payload")
+        finally:
+            platform.machine = machine
     elif case == "odd payload":
         buffer = LowLatency(2, 3, torch.bfloat16, ready="payload")
     elif case == "arguments differ":
@@ -367,6 +394,7 @@ def low_latency_of(case):
 LOW_LATENCY_REFUSED = {
     "capacity 0": "ranks 0-3 raised ValueError: capacity=0: give a whole number of at least 1",
     "ready": "ranks 0-3 raised ValueError: ready='barrier': choose 'flag' or 'payload'",
+    "another machine": "ranks 0-3 raised ValueError: ready='payload' on aarch64",
     "odd payload": "ranks 0-3 raised ValueError: width=3 of torch.bfloat16 is 6 bytes",
     "arguments differ": "ranks 0-3 raised ValueError: capacity, width, dtype or ready differs",
     "over capacity": r"rank 0 raised ValueError: counts is \[2, 2, 4, 0\] and capacity=3",
