@@ -613,12 +613,15 @@ def recorded():
     del dist.low
 
 
-def test_the_bench_compares_in_turns(monkeypatch, capsys):
+def test_the_bench_compares_in_turns(ranks, monkeypatch, capsys):
     monkeypatch.setattr(experts.mpi, "missing", lambda: "not for this test")
-    monkeypatch.setattr(experts, "TARGETS", [("128 tokens", ("one-sided",), "Gloo", 1e9)])
-    assert experts.main(["--ranks", "2", "--turns", "2"]) == 0
-    monkeypatch.setattr(experts, "TARGETS", [("4 MB", ("low latency",), "Gloo", 0.0)])
-    assert experts.main(["--ranks", "2", "--turns", "2"]) == 1
+    samples = experts.measure(ranks, 4, 2, layer=False)
+    assert all(len(times) == 2 for times in samples.values())
+    assert {kind for _, kind in samples} >= {"Gloo", "one-sided", "low latency"}
+    limits = (1e9, 0.0)
+    targets = [("4 MB", ("one-sided", "low latency"), "Gloo", limit) for limit in limits]
+    monkeypatch.setattr(experts, "TARGETS", targets)
+    assert experts.judge(samples) == 1
     assert "of Gloo, target at most 0.0" in capsys.readouterr().out
 
 

@@ -53,8 +53,8 @@ def counts_of(tokens: int, p: int) -> list[list[int]]:
     return np.random.default_rng(0).multinomial(tokens, np.ones(p) / p, size=p).tolist()
 
 
-def turn(order: int) -> dict[tuple[str, str], float]:
-    """In every rank: seconds of a dispatch and a combine, of each kind at each size."""
+def turn(order: int, layer: bool) -> dict[tuple[str, str], float]:
+    """In every rank: seconds of a dispatch and a combine, of each kind at each size; of a step."""
     import torch.distributed as dist
 
     seconds = {}
@@ -62,8 +62,8 @@ def turn(order: int) -> dict[tuple[str, str], float]:
         calls = [*_calls(tokens).items()]
         for name, call in calls[order % len(calls) :] + calls[: order % len(calls)]:
             seconds[label, name] = _time(call, INNER[tokens], dist.barrier)
-    layers = [*_layers().items()]
-    for name, step in layers[order % len(layers) :] + layers[: order % len(layers)]:
+    layers = [*_layers().items()] if layer else []
+    for name, step in layers if order % 2 else layers[::-1]:
         seconds["MoE layer", name] = _time(step, 1, dist.barrier)
     return seconds
 
@@ -217,14 +217,22 @@ class MPITurns:
         return self.result
 
 
-def measure(ranks: Ranks, num_ranks: int, turns: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each turn, those of the slowest rank: {(tokens, kind): [...]}."""
+def measure(
+    ranks: Ranks, num_ranks: int, turns: int, *, layer: bool = True
+) -> dict[tuple[str, str], list[float]]:
+    """Seconds of each turn, those of the slowest rank: {(tokens, kind): [...]}.
+
+    Args:
+        layer: also a step of whole layers, with imports of DeepSpeed.
+    """
     samples: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="dlcourse-bench-") as folder:
+        # More ranks than cores: MPICH keeps a core while it waits, unless it is told to yield
+        os.environ.setdefault("MPIR_CVAR_POLLS_BEFORE_YIELD", "1")
         others = None if mpi.missing() else MPITurns(num_ranks, folder, time_limit=60 + 10 * turns)
         try:
             for number in range(turns):
-                per_rank = ranks.run(turn, number)
+                per_rank = ranks.run(turn, number, layer)
                 for key in per_rank[0]:
                     samples.setdefault(key, []).append(max(seconds[key] for seconds in per_rank))
                 if others is not None:
@@ -253,6 +261,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{args.ranks} ranks, {args.turns} turns; load of the machine {load:.1f}")
     if lacking := mpi.missing():
         print(f"without MPI: {lacking}")
+    return 1 if judge(samples) else 0
+
+
+def judge(samples: dict[tuple[str, str], list[float]]) -> int:
+    """Print times and ratios; returns how many targets are missed."""
     rows = [
         [*key, f"{1e6 * median(times):.0f}", f"{1e6 * min(times):.0f}"]
         for key, times in samples.items()
@@ -265,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         best = min(_ratio(samples, label, name, theirs) for name in ours)
         missed += best > limit
         print(f"{label}: {best:.3f} of {theirs}, target at most {limit}")
-    return 1 if missed else 0
+    return missed
 
 
 def _ratio(

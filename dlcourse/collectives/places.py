@@ -191,8 +191,8 @@ def _check(capacity: int, width: int, dtype: torch.dtype, ready: str) -> None:
         raise ValueError(f"ready={ready!r}: choose 'flag' or 'payload'")
     if ready == "payload" and platform.machine() not in _TRIED:
         raise ValueError(
-            f"ready='payload' on {platform.machine()}: that 8 bytes of a vector store are seen as a "
-            f"whole has been tried on {_TRIED[0]} only. Use ready='flag', which needs no such thing"
+            f"ready='payload' on {platform.machine()}: 8 bytes of a vector store seen as a "
+            f"whole were tried on {_TRIED[0]} only. Use ready='flag', which needs no such thing"
         )
     if ready == "payload" and width * dtype.itemsize % 4:
         raise ValueError(
