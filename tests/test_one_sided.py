@@ -22,7 +22,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dlcourse import RankError, Ranks, RanksInterrupted
+from dlcourse import RankError, Ranks, RanksInterrupted, bench
 from dlcourse.bench import experts
 from dlcourse.bench._soak import soak
 from dlcourse.collectives import one_sided
@@ -623,6 +623,16 @@ def test_the_bench_compares_in_turns(ranks, monkeypatch, capsys):
     monkeypatch.setattr(experts, "TARGETS", targets)
     assert experts.judge(samples) == 1
     assert "of Gloo, target at most 0.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [(["--turns", "1"], "at least 2 ranks and 2 turns"), (["--soak", "0"], "--soak 0: give")],
+)
+def test_options_of_one_bench(capsys, options, text):
+    with pytest.raises(SystemExit):
+        bench.main(["experts", *options])
+    assert text in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is symmetric memory")

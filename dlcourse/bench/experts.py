@@ -253,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.turns < 2 or args.ranks < 2:
         parser.error("give at least 2 ranks and 2 turns")
+    if args.soak is not None and args.soak < 1:
+        parser.error(f"--soak {args.soak}: give a number of dispatches, at least 1")
     with Ranks(args.ranks, device="cpu", default=False) as ranks:
         if args.soak is not None:
             return 1 if soak(ranks, args.soak) else 0
