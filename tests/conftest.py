@@ -38,10 +38,21 @@ MARKERS = {
     "notebooks": ("notebooks", "course_run", "wheel"),
     "browser": ("browser",),
     "exercises": ("exercises",),
-    "engine": ("ranks", "coverage", "recorder", "collectives", "kernel", "course_kernel", "ledger"),
+    "engine": (
+        *("ranks", "coverage", "mpi", "recorder", "collectives", "one_sided", "kernel"),
+        *("course_kernel", "ledger"),
+    ),
     "parity": (
         *("data_parallel", "tensor_parallel", "context_parallel", "pipeline_parallel"),
-        *("zero", "zero_checkpoint", "zero_steps", "mesh", "accumulation", "mixed_precision"),
+        *(
+            "zero",
+            "zero_checkpoint",
+            "zero_steps",
+            "mesh",
+            "expert_parallel",
+            "accumulation",
+            "mixed_precision",
+        ),
         *("checkpointing", "sharding_offload", "memory_anatomy", "verdicts"),
         *("bench_gpu", "scale", "planner_ranks", "architectures"),
         *(

@@ -29,6 +29,16 @@ def check_tensor_parallel(*, n_head: int, n_embd: int, size: int) -> None:
     equal_part("n_embd", n_embd, size)
 
 
+def check_expert_parallel(*, num_experts: int, size: int) -> None:
+    """Raise a ``ValueError`` where ``size`` ranks cannot share an MoE layer's experts equally."""
+    if size > num_experts:
+        raise ValueError(
+            f"{size} ranks cannot share num_experts={num_experts}: {size - num_experts} of them "
+            f"would have none, so give at most {num_experts} ranks, or more experts"
+        )
+    equal_part("num_experts", num_experts, size)
+
+
 def padded_size(number: int, size: int) -> int:
     """The next number that ``size`` ranks can share.
 

@@ -1,0 +1,173 @@
+"""Expert parallelism beside data parallelism: who averages what.
+
+                expert 0   expert 1     a row shares the experts: rank 0 has the first half of them,
+    data 0         0          1         rank 1 the second
+    data 1         2          3         a column holds the same experts: its ranks are copies
+
+All four ranks have tokens of their own, R = 4, and the batch's gradient is the mean over R.
+
+    dense       each rank knows the gradient of its own tokens: the sum over all ranks / R
+    experts     a rank's experts saw the tokens of its whole row, and backward has brought all of
+                them: the sum over the *column* alone, and still / R, not / (ranks of the column)
+
+With a third side, "tensor", ranks that have the same tokens share each matrix, those of the
+experts too (expert_tensor.py); R is then data x expert.
+
+    mesh = make_expert_mesh(data=2, expert=2)
+    model = ExpertDataParallel(model, mesh)
+    model(tokens, targets).backward()
+    model.sync_gradients()
+
+Source: Rajbhandari et al., "DeepSpeed-MoE", 2022, section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from dlcourse.models.gpt import GPT
+from dlcourse.models.moe import Router, Routing
+from dlcourse.parallel.expert import ExpertParallel, expert_parallel
+from dlcourse.parallel.expert_tensor import Parts, TensorExperts, check_hidden
+from dlcourse.parallel.expert_trip import Exchange, torch_exchange
+from dlcourse.parallel.replicas import broadcast_buffers
+from dlcourse.parallel.tensor import tensor_parallel
+
+SIDES = ("data", "expert", "tensor")
+
+
+def make_expert_mesh(*, data: int = 1, expert: int = 1, tensor: int = 1) -> DeviceMesh:
+    """All ranks as a grid with the sides "data", "expert" and "tensor".
+
+    Raises:
+        ValueError: the sides do not multiply out to the number of ranks.
+    """
+    world_size = dist.get_world_size()
+    sides = {"data": data, "expert": expert, "tensor": tensor}
+    for name, size in sides.items():
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{name}={size!r} is not allowed: give a whole number of 1 or more")
+    product = data * expert * tensor
+    if product != world_size:
+        raise ValueError(
+            f"data x expert x tensor = {data} x {expert} x {tensor} is {product} ranks, and there "
+            f"are {world_size}: change a side, or make Ranks({product})"
+        )
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return init_device_mesh(device, (data, expert, tensor), mesh_dim_names=SIDES)
+
+
+class ExpertDataParallel(nn.Module):
+    """A model with MoE layers over a mesh: experts divided along a row, all else copied.
+
+    Along "tensor" a GPT's attention, MLPs and vocabulary are cut as ``tensor_parallel`` does it,
+    and of any model the experts.
+
+    Args:
+        module: used up; it starts from rank 0's parameters everywhere.
+        mesh: from ``make_expert_mesh``.
+        exchange: as in ``expert_parallel``.
+
+    Raises:
+        ValueError: in every rank, as ``expert_parallel`` and ``tensor_parallel``.
+    """
+
+    def __init__(
+        self, module: nn.Module, mesh: DeviceMesh, *, exchange: Exchange = torch_exchange
+    ) -> None:
+        super().__init__()
+        tensor, expert = mesh.get_group("tensor"), mesh.get_group("expert")
+        self.mesh, self.world_size = mesh, mesh["data"].size() * mesh["expert"].size()
+        self.copies, self.batch_group = mesh.get_group("data"), dist.group.WORLD
+        cut = mesh["tensor"].size() > 1
+        if cut:  # those with the same tokens do not share a batch
+            self.batch_group = mesh["data", "expert"]._flatten().get_group()
+            check_hidden(module, mesh["tensor"].size())
+            if isinstance(module, GPT):
+                module = tensor_parallel(module, tensor)
+        self.module = expert_parallel(
+            module, expert, batch_group=self.batch_group, exchange=exchange
+        )
+        if cut:
+            both: Any = mesh["expert", "tensor"]._flatten().get_group()
+            parts: Parts = {}
+            for layer in self._layers():
+                layer.experts = TensorExperts(layer.experts, tensor, expert, both, parts)
+
+    def _layers(self) -> list[ExpertParallel]:
+        return [layer for layer in self.module.modules() if isinstance(layer, ExpertParallel)]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Accumulate without averaging; tokens travel all the same."""
+        return nullcontext()
+
+    @torch.no_grad()
+    def sync_gradients(self) -> None:
+        """Make every gradient that of the mean over all ranks' losses. After backward."""
+        experts = {p for layer in self._layers() for p in layer.experts.parameters()}
+        groups: dict[Any, list[Tensor]] = {}
+        for parameter in self.module.parameters():
+            if parameter.grad is None and not parameter.requires_grad:
+                continue  # frozen
+            if parameter.grad is None:  # unused here, but another rank may be waiting for it
+                parameter.grad = torch.zeros_like(parameter)
+            group = self.copies if parameter in experts else self.batch_group
+            groups.setdefault((group, parameter.dtype), []).append(parameter.grad)
+        for (group, _), gradients in groups.items():
+            for some in _messages(gradients):
+                message = _flatten_dense_tensors(some)
+                message *= 1 / self.world_size  # experts' too: the ranks of a column are not all
+                dist.all_reduce(message, group=group)
+                for grad, mean in zip(some, _unflatten_dense_tensors(message, some), strict=True):
+                    grad.copy_(mean)
+        broadcast_buffers(self.module, process_group=self.batch_group)
+
+
+def _messages(gradients: list[Tensor], cap_bytes: int = 25 << 20) -> Iterator[list[Tensor]]:
+    """Several gradients in a message, as many as it takes to fill one."""
+    some: list[Tensor] = []
+    for grad in gradients:
+        some.append(grad)
+        if sum(x.nbytes for x in some) >= cap_bytes:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def force_balance(model: nn.Module) -> list[Any]:
+    """Make every router deal tokens out in turn: experts 0, 1, ..., and weigh them as it would.
+
+    Published speeds of MoE models are mostly measured so. Returns handles; ``remove()`` each.
+    """
+    return [
+        router.register_forward_hook(_in_turn)
+        for router in model.modules()
+        if isinstance(router, Router)
+    ]
+
+
+def _in_turn(router: Router, args: Any, routing: Routing) -> Routing:
+    N, E = routing.logits_NE.shape
+    copies = torch.arange(N * router.top_k, device=routing.logits_NE.device)
+    experts_NK = (copies % E).view(N, router.top_k)
+    weights_NK = routing.logits_NE.softmax(-1).gather(1, experts_NK)
+    if router.top_k > 1:
+        weights_NK = weights_NK / weights_NK.sum(1, keepdim=True)
+    return Routing(experts_NK, weights_NK, routing.logits_NE)
+
+
+def imbalance(rows_p: Tensor) -> float:
+    """Rows of the busiest rank over the mean: 1.0 where all get the same."""
+    return (rows_p.max() / rows_p.float().mean()).item()
