@@ -72,14 +72,14 @@ def counts_of(p, most, seed):
 # -- equal to torch ---------------------------------------------------------------------------
 
 # Rows at most: nothing at all, little, and several chunks for a rank
-MOST = [0, 1, 40, 3 * CHUNK // (4 * ROW)]
+ROWS_AT_MOST = [0, 1, 40, 3 * CHUNK // (4 * ROW)]
 
 
 def differences_to_gloo(group=None):
     """Calls in which an output is not bitwise that of Gloo."""
     found, p, rank = [], dist.get_world_size(group), dist.get_rank(group)
     for seed, (most, dtype) in enumerate(
-        [(most, torch.float32) for most in MOST]
+        [(most, torch.float32) for most in ROWS_AT_MOST]
         + [(9, d) for d in (torch.bfloat16, torch.int64, torch.bool, torch.complex64, torch.uint8)]
     ):
         counts = counts_of(p, most, seed)
