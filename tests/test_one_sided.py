@@ -26,7 +26,7 @@ from dlcourse.bench import experts
 from dlcourse.bench._soak import soak
 from dlcourse.collectives import one_sided
 from dlcourse.collectives.low_latency import LowLatency, look_words, put_words
-from dlcourse.collectives.mailboxes import CHUNK, mailboxes_of
+from dlcourse.collectives.mailboxes import CHUNK, MOST, SLOTS, chunk_bytes, mailboxes_of
 from dlcourse.collectives.symmetric import SymmetricLowLatency
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memfd_create of Linux")
@@ -72,14 +72,14 @@ def counts_of(p, most, seed):
 # -- equal to torch ---------------------------------------------------------------------------
 
 # Rows at most: nothing at all, little, and several chunks for a rank
-MOST = [0, 1, 40, 3 * CHUNK // (4 * ROW)]
+ROWS_AT_MOST = [0, 1, 40, 3 * CHUNK // (4 * ROW)]
 
 
 def differences_to_gloo(group=None):
     """Calls in which an output is not bitwise that of Gloo."""
     found, p, rank = [], dist.get_world_size(group), dist.get_rank(group)
     for seed, (most, dtype) in enumerate(
-        [(most, torch.float32) for most in MOST]
+        [(most, torch.float32) for most in ROWS_AT_MOST]
         + [(9, d) for d in (torch.bfloat16, torch.int64, torch.bool, torch.complex64, torch.uint8)]
     ):
         counts = counts_of(p, most, seed)
@@ -594,6 +594,13 @@ def test_too_little_memory_is_said_before_anything_is_written(run, how, why):
 def test_the_size_of_dev_shm_plays_no_part(run):
     """The memory is no file there, so a small /dev/shm cannot be too small for it."""
     assert run(mapped) == [True] * 4
+
+
+@pytest.mark.parametrize("p", [1, 2, 4, 16, 17, 20, 33, 100, 1000])
+def test_among_many_ranks_slots_are_smaller(p):
+    chunk = chunk_bytes(p)
+    assert chunk % 64 == 0  # the words of a header are written as a whole only if they are aligned
+    assert SLOTS * p * p * chunk <= MOST or chunk == 4096
 
 
 def mapped():

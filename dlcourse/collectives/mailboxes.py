@@ -65,7 +65,7 @@ class Mailboxes(Window):
 
     def __init__(self, group: Group) -> None:
         p = dist.get_world_size(group)
-        self.chunk = max(1 << 12, min(CHUNK, MOST // (SLOTS * p * p)))
+        self.chunk = chunk_bytes(p)
         self._slot_bytes = LINE + self.chunk
         slots = p * p * SLOTS
         super().__init__(group, control_words=2 * p * p, data_bytes=slots * self._slot_bytes)
@@ -140,6 +140,12 @@ class Mailboxes(Window):
             f"{parts.dtype} from {who}, which sends {nbytes} of {dtype}: what one sends the "
             "other must expect. Call exchange_counts first"
         )
+
+
+def chunk_bytes(num_ranks: int) -> int:
+    """Bytes of a slot among so many ranks: whole cache lines, so that headers lie at words."""
+    room = MOST // (SLOTS * num_ranks**2) // LINE * LINE
+    return max(1 << 12, min(CHUNK, room))
 
 
 _of_group: WeakKeyDictionary[dist.ProcessGroup, Mailboxes] = WeakKeyDictionary()
