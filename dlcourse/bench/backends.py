@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, help="write the times to this file")
     args = parser.parse_args(argv)
     names = [f"torch_{name}" for name in args.collectives]
-    names += ["shared_all_reduce"] if "all_reduce" in args.collectives else []
+    ours = {"all_reduce": "shared_all_reduce", "all_to_all": "one_sided_all_to_all"}
+    names += [name for collective, name in ours.items() if collective in args.collectives]
     rows: list[Mapping[str, Any]] = []
     with Ranks(args.ranks, device="cpu", default=False) as ranks:
         for _ in range(TURNS):

@@ -70,13 +70,8 @@ def try_calls(device: torch.device | str = "cpu") -> dict[str, str]:
         reduce_scatter_single(part, mine.clone())
         return part.item() == size * (size - 1) / 2
 
-    def sparse() -> bool:
-        x = torch.eye(3, device=device).to_sparse()
-        dist.all_reduce(x)
-        return torch.equal(x.to_dense(), size * torch.eye(3, device=device))
-
     calls = {"ReduceOp.AVG": average, "all_to_all_single": single, "all_to_all": lists}
-    calls |= {"reduce_scatter_tensor": scatter, "sparse all_reduce": sparse}
+    calls["reduce_scatter_tensor"] = scatter
     return {name: attempt(call) for name, call in calls.items()}
 
 

@@ -77,9 +77,9 @@ def show_wire(rows: Rows) -> Table | Said:
     return Table(heads, [[_label(_backend(row)), human_bytes(row["wire"])] for row in rows])
 
 
-def show_times(rows: Rows, *, labels: Mapping[str, str]) -> go.Figure:
-    """Time of an all-reduce over its size: points measured, lines fitted, one for each backend."""
-    of = _by_backend(rows, "all_reduce")
+def show_times(rows: Rows, collective: str, *, labels: Mapping[str, str]) -> go.Figure:
+    """Time of a collective over its size: points measured, lines fitted, one for each backend."""
+    of = _by_backend(rows, collective)
     sizes = sorted({row["bytes"] for row in rows})
     times = {name: [of[name][size] for size in sizes] for name in of}
     fitted = {}
@@ -88,6 +88,7 @@ def show_times(rows: Rows, *, labels: Mapping[str, str]) -> go.Figure:
         fitted[name] = [alpha + beta * size for size in sizes]
     small, large = ({name: values[at] for name, values in times.items()} for at in (0, -1))
     said = {
+        "call": t(f"backends.collective.{collective}"),
         "small": human_bytes(sizes[0]),
         "large": human_bytes(sizes[-1]),
         "small_ratio": digits(max(small.values()) / min(small.values())),
@@ -109,7 +110,7 @@ def show_costs(rows: Rows, *, labels: Mapping[str, str]) -> Table:
     for collective in FIVE:
         of = _by_backend(rows, collective)
         cells = [_cost(of.get(name)) for name in backends]
-        table.append([t(f"backends.{collective}"), *cells])
+        table.append([t(f"backends.collective.{collective}"), *cells])
     heads = [t("backends.costs"), *(labels[name] for name in backends)]
     return Table(heads, table, caption=t("backends.costs.caption"))
 
@@ -120,7 +121,7 @@ def labels_of(rows: Rows, backend: str, recorded: Mapping[str, Any] | None) -> d
     if recorded is not None:
         mpi = t("backends.mpi.recorded", machine=recorded["machine"], date=recorded["date"])
     named = {"torch": backend.capitalize() if backend != "nccl" else "NCCL", "mpi": mpi}
-    return named | {name: t(f"backends.{name}") for name in OURS}
+    return named | {name: t(f"backends.ours.{name}") for name in OURS}
 
 
 def show_published(record: Mapping[str, Any]) -> Table:
@@ -157,9 +158,13 @@ class BenchmarkFlow:
         strategy_name, network_name = self._strategy[strategy], self._network[network]
         calls, (gpus, _) = CALLS[strategy_name], NETWORKS[network_name]
         minutes = {name: self._sweep(name, network_name) for name in calls}
-        boxes = {t(f"backends.{name}"): name in calls for name in COLLECTIVES}
+        boxes = {t(f"backends.collective.{name}"): name in calls for name in COLLECTIVES}
         spent = {
-            t("backends.plan.minutes", call=t(f"backends.{name}"), minutes=_minutes(minutes[name]))
+            t(
+                "backends.plan.minutes",
+                call=t(f"backends.collective.{name}"),
+                minutes=_minutes(minutes[name]),
+            )
             if name in calls
             else "\N{EN DASH}" + " " * i: name in calls
             for i, name in enumerate(COLLECTIVES)
@@ -199,14 +204,18 @@ def figures_of_c6(
     }
 
 
-def figures_of_c7(record: Mapping[str, Any]) -> dict[str, float]:
-    """The published figures that claim C7 rests on, by the names of its figures."""
+def figures_of_c7(record: Mapping[str, Any], rows: Rows) -> dict[str, float]:
+    """What claim C7 rests on, by the names of its figures: published, and measured here."""
     v1 = [row for row in record["rows"] if row["library"] == "DeepEP V1"]
     nvlink, rdma = (
         next(row["bytes_per_second"] for row in v1 if word in row["machine"])
         for word in ("NVLink", "RDMA")
     )
-    return {"nvlink": nvlink / 1e9, "rdma": rdma / 1e9}
+    found = {"nvlink": nvlink / 1e9, "rdma": rdma / 1e9}
+    times = _by_backend(rows, "all_to_all")
+    if {"one_sided", "torch"} <= set(times):  # not on GPUs
+        found["one_sided"] = times["one_sided"][4096] / times["torch"][4096]
+    return found
 
 
 def _minutes(minutes: float) -> str:
@@ -245,7 +254,7 @@ def _label(backend: str) -> str:
         "gloo": "Gloo",
         "nccl": "NCCL",
         "torch": "Gloo",
-        "shared": t("backends.shared"),
+        "shared": t("backends.ours.shared"),
         "mpi": t("backends.mpi"),
     }.get(backend, backend)
 

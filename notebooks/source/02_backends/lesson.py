@@ -8,8 +8,8 @@
 # that the ranks share. You will start four of them, find out by trying what each can carry, and fit
 # α and β of five collectives. You need [lesson 01](01_collectives.ipynb).
 #
-# Time: reading 21 min + exercises 41 min.
-# %% [markdown] lang="ko" en="853f2027"
+# Time: reading 18 min + exercises 41 min.
+# %% [markdown] lang="ko" en="77091f64"
 # # 02 통신 백엔드: 집합 통신은 무엇이 나를까
 #
 # 랭크(rank) 네 개가 숫자 16개를 더합니다. 같은 컴퓨터에서 같은 함수를 부르는데, 어떤 라이브러리는 열 배쯤
@@ -19,7 +19,7 @@
 # 또는 랭크가 함께 쓰는 메모리입니다. 여러 백엔드를 직접 띄워 무엇을 나를 수 있는지 하나하나 해 보고, 집합 통신
 # 다섯 가지의 α와 β를 구합니다. [레슨 01](01_collectives.ipynb)을 먼저 보세요.
 #
-# 시간: 읽기 21분 + 연습 41분.
+# 시간: 읽기 18분 + 연습 41분.
 # %% tags=["parameters"] hidden=true
 lang = "ko"
 num_ranks = 4
@@ -243,7 +243,9 @@ def gather_by_puts(comm):
     for other in range(comm.size):
         window.Put(np.array([10.0 * comm.rank]), other, target=comm.rank)
     window.Fence()
-    return mine.tolist()
+    gathered = mine.tolist()
+    window.Free()
+    return gathered
 
 
 run_mpi(gather_by_puts, num_ranks=num_ranks) if not mpi.missing() else mpi.missing()
@@ -302,7 +304,7 @@ show_wire(wires)
 # %%ranks --fast
 five = ["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
 names = [f"torch_{name}" for name in five]
-names += ["shared_all_reduce"] if on_cpu else []
+names += ["shared_all_reduce", "one_sided_all_to_all"] if on_cpu else []
 sizes = [64, 4096, 65536, 1 << 20, 8 << 20]
 rows = measure(names, sizes, repeats=9, device=device)
 # %% hidden=true
@@ -313,30 +315,44 @@ if not mpi.missing():
 rows = [*fastest(ranks["rows"][0]), *theirs]
 labels = labels_of(rows, ranks["backend"][0], recorded if mpi.missing() else None)
 # %%
-show_times(rows, labels=labels)
+show_times(rows, "all_reduce", labels=labels)
 # %% [markdown] lang="en"
 # Points are measured, lines are $\alpha + \beta n$, fitted to each. Left, where lines are flat, you
 # see α: how long it takes to get going. Right, where they climb, β. Is shared memory's start near
-# Gloo's, as its barriers promised? All five:
-# %% [markdown] lang="ko" en="2a8146dd"
+# Gloo's, as its barriers promised?
+#
+# The next figure is an all-to-all, with a newcomer: `one_sided`, from lesson 08. It uses the same
+# memory, but no barrier. Each rank raises a flag beside its data, and the other looks at it.
+# %% [markdown] lang="ko" en="6e096a9d"
 # 점은 측정값, 선은 저마다 맞춘 $\alpha + \beta n$입니다. 선이 평평한 왼쪽에서는 시작하는 데 드는 α가, 올라가는
-# 오른쪽에서는 β가 보입니다. 공유 메모리의 시작 비용이 배리어 때문에 Gloo와 비슷한가요? 다섯 가지를 모두 보면 이렇습니다.
+# 오른쪽에서는 β가 보입니다. 공유 메모리의 시작 비용이 배리어 때문에 Gloo와 비슷한가요?
+#
+# 다음 그림은 올투올(all-to-all)이고, 새로 하나가 나옵니다. 레슨 08의 `one_sided`입니다. 같은 메모리를 쓰지만 배리어가
+# 없습니다. 랭크마다 데이터 옆에 깃발을 올려 두면 상대가 들여다봅니다.
+# %%
+show_times(rows, "all_to_all", labels=labels)
 # %%
 show_costs(rows, labels=labels)
 # %% [markdown] lang="en"
-# Read it by columns. MPICH's ranks *look* at shared memory all the time until something is there.
-# That start is short, as long as each rank has a core; with more ranks than cores they look in vain
-# while others wait for that core, and times jump. Gloo sleeps and is woken: slow to start, patient.
+# Read it by columns. **Shared memory** moves bytes cheaply, but it starts like Gloo. **One-sided**
+# without a barrier starts sooner: α was never the memory's, it was the barrier's.
 #
-# Read it by rows. Gloo's reduce-scatter costs as much as its all-reduce: it is one, as lesson 01 saw
-# in the bytes. No line of any drawing tells you that.
-# %% [markdown] lang="ko" en="852e8291"
-# 열로 읽어 봅시다. MPICH의 랭크는 무언가 올 때까지 공유 메모리를 쉬지 않고 *들여다봅니다*. 랭크마다 코어가 있으면 시작이
-# 빠릅니다. 코어보다 랭크가 많으면 헛되이 들여다보느라 다른 랭크의 코어를 빼앗고, 시간이 들쭉날쭉해집니다. Gloo는
-# 잠들었다가 깨어납니다. 시작은 느리지만 느긋합니다.
+# MPICH's ranks look at memory, too, all the time. That is quick as long as each has a core; with more
+# ranks than cores they look in vain while others wait for that core, and times jump. Gloo sleeps and
+# is woken: slow to start, patient.
+#
+# Read it by rows. Gloo's reduce-scatter costs about as much as its all-reduce: it is one, as lesson
+# 01 saw in the bytes.
+# %% [markdown] lang="ko" en="d82d915f"
+# 열로 읽어 봅시다. **공유 메모리**는 바이트를 싸게 옮기지만 시작은 Gloo와 비슷합니다. 배리어가 없는 **단방향**은 더 빨리
+# 시작합니다. α는 메모리가 아니라 배리어의 것이었습니다.
+#
+# MPICH의 랭크도 메모리를 쉬지 않고 들여다봅니다. 랭크마다 코어가 있으면 빠릅니다. 코어보다 랭크가 많으면 헛되이
+# 들여다보느라 다른 랭크의 코어를 빼앗고, 시간이 들쭉날쭉해집니다. Gloo는 잠들었다가 깨어납니다. 시작은 느리지만
+# 느긋합니다.
 #
 # 행으로 읽어 봅시다. Gloo의 리듀스스캐터(reduce-scatter)는 올리듀스만큼 비쌉니다. 레슨 01에서 바이트로 본 것처럼 사실은
-# 올리듀스입니다. 어떤 그림에도 이런 것은 나오지 않습니다.
+# 올리듀스입니다.
 # %%
 found = figures_of_c6(ranks["here"][0], ranks["known"][0], ranks["config"][0])
 claim("C6", **found)
@@ -389,7 +405,7 @@ show_published(published)
 # V2[1]도, NVIDIA의 NCCL EP[2]도 그 위에 있습니다. 전용 차로는 더 이상 따로 난 길이 아니라, 모두가 쓰는 도로에 그려진
 # 차로입니다.
 # %%
-claim("C7", **figures_of_c7(published))
+claim("C7", **figures_of_c7(published, rows))
 # %% [markdown] lang="en"
 # ## Which collective to time on a new cluster
 #

@@ -29,7 +29,7 @@ def check(alpha_beta, rank, world_size):
         "latency": (latency[::-1], 3e-3, 1e-3 / (16 << 20), 0.10),
     }
     found = [_judge(case, alpha_beta(list(p)), *want) for case, (p, *want) in cases.items()]
-    return [*found, _judge_flat(alpha_beta([(64, 1e-6), (1 << 20, 0.9e-3), (16 << 20, 16e-3)]))]
+    return [*found, _judge_flat(alpha_beta([(1024, 5e-7), (1 << 20, 1e-3), (16 << 20, 20e-3)]))]
 
 
 def _times(alpha, beta):
