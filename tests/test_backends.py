@@ -31,7 +31,7 @@ def synthetic():
 
 def test_alpha_and_bandwidth_stand_in_the_row_and_column_of_their_call():
     set_language("en")
-    labels = backends.labels_of(synthetic(), "gloo", None)
+    labels = backends.labels_of("gloo", None)
     table = backends.show_costs(synthetic(), labels=labels)
     cells = {row[0]: dict(zip(table.header[1:], row[1:], strict=True)) for row in table.rows}
     assert set(cells["all-to-all"]) == {"Gloo", "MPI (MPICH)", "one-sided (ours)"}
@@ -44,7 +44,7 @@ def test_alpha_and_bandwidth_stand_in_the_row_and_column_of_their_call():
 
 def test_the_title_tells_the_ratio_at_both_ends():
     set_language("en")
-    labels = backends.labels_of(synthetic(), "gloo", None)
+    labels = backends.labels_of("gloo", None)
     title = backends.show_times(synthetic(), "all_to_all", labels=labels).layout.title.text
     assert "4.00 times the fastest at 64 B" in title.replace("<br>", " ")
     assert "2.05 times at 8 MiB" in title.replace("<br>", " ")
@@ -52,7 +52,7 @@ def test_the_title_tells_the_ratio_at_both_ends():
 
 def test_recorded_times_say_that_they_are_recorded():
     record = read_record("backends")
-    mpi = backends.labels_of([], "gloo", record)["mpi"]
+    mpi = backends.labels_of("gloo", record)["mpi"]
     assert record["machine"] in mpi and record["date"] in mpi
     assert "dlcourse.bench.backends" in record["command"]
     for maker in ("mpi", "torch"):

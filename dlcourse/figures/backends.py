@@ -42,7 +42,7 @@ def show_available(available: Mapping[str, bool], known: Sequence[str]) -> Table
 
 
 def show_tried(
-    dtypes: Mapping[str, Mapping[str, str]], calls: Mapping[str, str], *, backend: str
+    dtypes: Mapping[str, Mapping[str, str]], calls: Mapping[str, str], *, labels: Mapping[str, str]
 ) -> Together:
     """What each backend makes of a sum in each dtype, and this pool's of calls that others lack.
 
@@ -50,12 +50,12 @@ def show_tried(
     """
     backends = list(dtypes)
     rows = [
-        [name, *(_outcome(dtypes[b].get(name, "")) for b in backends)] for name in dtypes[backend]
+        [name, *(_outcome(dtypes[b].get(name, "")) for b in backends)] for name in dtypes["torch"]
     ]
     tried = [[name, _outcome(outcome)] for name, outcome in calls.items()]
     return Together(
-        Table([t("backends.dtype"), *(_label(b) for b in backends)], rows),
-        Table([t("backends.call"), _label(backend)], tried),
+        Table([t("backends.dtype"), *(labels[b] for b in backends)], rows),
+        Table([t("backends.call"), labels["torch"]], tried),
     )
 
 
@@ -70,12 +70,12 @@ def show_column(whole: Sequence[Sequence[float]], cured: Sequence[float], want: 
     )
 
 
-def show_wire(rows: Rows) -> Table | Said:
+def show_wire(rows: Rows, *, labels: Mapping[str, str]) -> Table | Said:
     """Bytes that a rank sends through the network of this machine in one all-reduce."""
     if not rows:
         return Said(t("backends.no_counters"))
     heads = [t("backends.all_reduce_of", size=human_bytes(rows[0]["bytes"])), t("backends.sent")]
-    return Table(heads, [[_label(_backend(row)), human_bytes(row["wire"])] for row in rows])
+    return Table(heads, [[labels[_backend(row)], human_bytes(row["wire"])] for row in rows])
 
 
 def show_times(rows: Rows, collective: str, *, labels: Mapping[str, str]) -> go.Figure:
@@ -116,8 +116,8 @@ def show_costs(rows: Rows, *, labels: Mapping[str, str]) -> Table:
     return Table(heads, table, caption=t("backends.costs.caption"))
 
 
-def labels_of(rows: Rows, backend: str, recorded: Mapping[str, Any] | None) -> dict[str, str]:
-    """What each backend of the rows is called; MPI's rows may be a record's."""
+def labels_of(backend: str, recorded: Mapping[str, Any] | None) -> dict[str, str]:
+    """What each maker of rows is called; MPI's rows may be a record's."""
     mpi = t("backends.mpi")
     if recorded is not None:
         mpi = t("backends.mpi.recorded", machine=recorded["machine"], date=recorded["date"])
@@ -254,16 +254,6 @@ def _outcome(outcome: str) -> str:
         t("backends.outcome.refused", error=outcome), width=30, max_lines=2, placeholder=" …"
     )
     return "\n".join(said)
-
-
-def _label(backend: str) -> str:
-    return {
-        "gloo": "Gloo",
-        "nccl": "NCCL",
-        "torch": "Gloo",
-        "shared": t("backends.ours.shared"),
-        "mpi": t("backends.mpi"),
-    }.get(backend, backend)
 
 
 def _held(name: str, difference: float, *, allowed: float) -> Held:

@@ -142,7 +142,7 @@ attempt(lambda: outcome(torch.bfloat16)), attempt(lambda: outcome(torch.bool))
 # %%ranks --fast
 from dlcourse.collectives.shared import shared_all_reduce
 
-dtypes = {backend: try_dtypes(dist.all_reduce, device)}
+dtypes = {"torch": try_dtypes(dist.all_reduce, device)}
 if device.type == "cpu":
     dtypes["shared"] = try_dtypes(shared_all_reduce)
 calls = try_calls(device)
@@ -150,8 +150,10 @@ calls = try_calls(device)
 theirs = recorded["mpi_dtypes"]
 if not mpi.missing():
     theirs = run_mpi(mpi_collectives.try_dtypes, num_ranks=2)[0]
+tried = ranks["dtypes"][0] | {"mpi": theirs}
+labels = labels_of(ranks["backend"][0], recorded if mpi.missing() else None)
 # %%
-show_tried(ranks["dtypes"][0] | {"mpi": theirs}, ranks["calls"][0], backend=ranks["backend"][0])
+show_tried(tried, ranks["calls"][0], labels=labels)
 # %% [markdown] lang="en"
 # "Refused" is harmless. Look for **"wrong, no error"**: a sum of truth values comes back as "any of
 # them". Whoever counts with it counts to one.
@@ -289,7 +291,7 @@ wires = [row for row in measure(names, [1 << 20], repeats=1, device=device) if r
 wires = ranks["wires"][0]
 if wires:
     compare("02.wire", wires[-1]["wire"])
-show_wire(wires)
+show_wire(wires, labels=labels)
 # %% [markdown] lang="en"
 # Nearly nothing, yet not nothing: its two barriers are Gloo's, and they are messages. So its **bytes**
 # will be cheap, and its **start** will cost as much as Gloo's. Which of the two do you see in a tiny
@@ -321,7 +323,6 @@ if not mpi.missing():
     times = run_mpi(mpi_collectives.collective_times, sizes, 20, num_ranks=num_ranks)
     theirs = fastest(times[0])
 rows = [*fastest(ranks["rows"][0]), *theirs]
-labels = labels_of(rows, ranks["backend"][0], recorded if mpi.missing() else None)
 # %%
 show_times(rows, "all_reduce", labels=labels)
 # %% [markdown] lang="en"
