@@ -83,12 +83,15 @@ def two_all_to_alls():
 
 def test_c7(pool):
     claim = find_claim("C7")
-    record, figures = read_record("communication"), recorded(claim)
-    found = figures_of_c7(record, pool.run(two_all_to_alls)[0])
-    # How much faster is the machine's; that it is, at a quarter of the time, is the exchange's
-    assert found.pop("one_sided") < 1 and figures.pop("one_sided") < 0.5
-    assert found == figures
-    assert all(row["source"].startswith("https://") for row in record["rows"])
+    rows, figures = read_record("communication")["rows"], recorded(claim)
+    assert all(row["source"].startswith("https://") for row in rows)
+    v1 = {row["machine"]: row for row in rows if row["library"] == "DeepEP V1"}
+    assert v1["8 × H800, NVLink"]["bytes_per_second"] == figures["nvlink"] * 1e9
+    assert v1["16 × H800, RDMA"]["bytes_per_second"] == figures["rdma"] * 1e9
     # Three times as fast where there is no InfiniBand: no InfiniBand library
     assert figures["nvlink"] > 3 * figures["rdma"]
+    # How much faster is the machine's; that it is, at a quarter of the time, is the exchange's
+    found = figures_of_c7(pool.run(two_all_to_alls)[0])
+    assert found.keys() == {"one_sided"} <= figures.keys()
+    assert found["one_sided"] < 1 and figures["one_sided"] < 0.5
     assert claim.verdict == "holds_when"

@@ -408,7 +408,7 @@ show_published(published)
 # V2[1]도, NVIDIA의 NCCL EP[2]도 그 위에 있습니다. 전용 차로는 더 이상 따로 난 길이 아니라, 모두가 쓰는 도로에 그려진
 # 차로입니다.
 # %%
-claim("C7", **figures_of_c7(published, rows))
+claim("C7", **figures_of_c7(rows))
 # %% [markdown] lang="en"
 # ## Which collective to time on a new cluster
 #
@@ -555,6 +555,26 @@ check("02.window")
 # ## 더 깊이
 #
 # 다음 레슨에 꼭 필요하지는 않습니다. 위의 셀을 실행했다면 아래는 어느 것이나 바로 실행할 수 있습니다.
+# %% [markdown] lang="en"
+# ### What is built on what
+#
+# | | stands on | who calls it | sides |
+# |---|---|---|---|
+# | Gloo | TCP sockets | torch on CPUs; counts, strings and barriers of GPU jobs | two |
+# | NCCL | NVLink, PCIe, InfiniBand, EFA | DDP, FSDP, Megatron, DeepSpeed | two; one by its device API |
+# | MPICH | shared memory, UCX, libfabric | programs of scientific computing; starts of GPU jobs | both |
+# | DeepEP | NVSHMEM (V1), NCCL (V2) | MoE layers | one |
+# | `shared`, `one_sided` | memory of one machine | this course | one |
+# %% [markdown] lang="ko" en="67a760e0"
+# ### 무엇이 무엇 위에 있을까요?
+#
+# | | 아래에 있는 것 | 부르는 쪽 | 방향 |
+# |---|---|---|---|
+# | Gloo | TCP 소켓 | CPU의 torch, GPU 작업의 개수·문자열·배리어 | 양방향 |
+# | NCCL | NVLink, PCIe, InfiniBand, EFA | DDP, FSDP, Megatron, DeepSpeed | 양방향, device API는 단방향 |
+# | MPICH | 공유 메모리, UCX, libfabric | 과학 계산 프로그램, GPU 작업의 시작 | 둘 다 |
+# | DeepEP | NVSHMEM(V1), NCCL(V2) | MoE 레이어 | 단방향 |
+# | `shared`, `one_sided` | 컴퓨터 한 대의 메모리 | 이 과정 | 단방향 |
 # %% [markdown] lang="en"
 # ### How MPI's ranks are started and ended
 #
