@@ -1,0 +1,385 @@
+"""The figures and tables of lesson 07, each one call; what they rest on is checked, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from dlcourse.figures.charts import sweep_figure
+from dlcourse.figures.held import Held, Said, Together, held
+from dlcourse.figures.picture import Picture, bars, columns, sentence, stacked_bars
+from dlcourse.figures.tables import Table
+from dlcourse.formulas.architectures import (
+    active_parameters,
+    compared_architectures,
+    total_parameters,
+    training_state_bytes,
+)
+from dlcourse.formulas.sizes import ArchitectureConfig
+from dlcourse.words.strings import t
+from dlcourse.words.units import digits, human_bytes
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from dlcourse.measure.run import Run
+
+# The models of the lesson's own short runs
+SHORT = compared_architectures(
+    ArchitectureConfig(n_layer=2, n_head=4, n_embd=64, block_size=64, num_blocks=2)
+)
+MOE = SHORT["moe"]
+EVEN = 100 * MOE.top_k / MOE.num_experts  # % of the tokens that use an expert, if all have the same
+LAST = 15  # steps at the end of a short run, of which a mean is shown
+_STATES = ("parameters", "gradients", "optimizer_state")
+_KINDS = ("code", "english", "korean")
+
+# Mixtral 8x7B: Jiang et al., "Mixtral of Experts", 2024, table 1; a gated expert has three matrices
+_LAYERS, _WIDTH, _HIDDEN, _KEY_WIDTH, _VOCABULARY = 32, 4096, 14336, 1024, 32000
+
+Result = Mapping[str, Any]  # of one training: `dlcourse.training.architectures.train`
+Counts = Mapping[str, Sequence[Sequence[int]]]  # name -> layer -> copies for each expert
+
+
+# ------------------------------------------------------------------------ what a router does
+
+
+def show_choices(text: str, experts: Sequence[Sequence[int]], weights: Sequence[Any]) -> Table:
+    """For each byte of a text the experts that the router chose, and what they count for."""
+    rows = []
+    for name, chosen, parts in zip(_byte_names(text), experts, weights, strict=True):
+        pairs = zip(chosen, parts, strict=True)
+        rows.append([name, *(f"{expert}  ({part:.0%})" for expert, part in pairs)])
+    return Table([t("moe.byte"), t("moe.first"), t("moe.second")], rows)
+
+
+def _byte_names(text: str) -> list[str]:
+    """A letter, or "손 2/3": the second of the three bytes of a Korean letter."""
+    names = []
+    for letter in text:
+        size = len(letter.encode())
+        shown = "␣" if letter == " " else letter
+        names += [shown if size == 1 else f"{shown} {i + 1}/{size}" for i in range(size)]
+    return names
+
+
+def show_ways(found: Mapping[str, Mapping[str, float]]) -> Together:
+    """Four ways to compute one layer: same numbers, multiplications, time; the first is ours."""
+    first = next(iter(found.values()))
+    rows = [
+        [
+            t(f"moe.way.{name}"),
+            f"{way['flops'] / first['flops']:.2f} ×",
+            f"{way['seconds'] / first['seconds']:.1f} ×",
+            f"{way['apart']:.1e}",
+        ]
+        for name, way in found.items()
+    ]
+    heads = [t(f"moe.way{key}") for key in ("", ".flops", ".time", ".apart")]
+    apart = max(way["apart"] for way in found.values())
+    return Together(Table(heads, rows), _held("same", apart, allowed=1e-5))
+
+
+# ------------------------------------------------------------------------ memory
+
+
+def show_states(dense: Run, moe: Run) -> Together:
+    """What the ledger found while both models trained: states by category, and their ratio."""
+    peaks = [run.memory.ranks[0]["at_peak"] for run in (dense, moe)]
+    rows = [
+        [
+            t(f"category.{name}"),
+            *(human_bytes(peak[name]) for peak in peaks),
+            f"{peaks[1][name] / peaks[0][name]:.2f} ×",
+        ]
+        for name in (*_STATES, "activations")
+    ]
+    flops = [run.throughput.flops for run in (dense, moe)]
+    rows.append([t("moe.flops_of_step"), *map(_flops, flops), f"{flops[1] / flops[0]:.2f} ×"])
+    names = [t("moe.name.dense"), t("moe.name.moe")]
+    parameters = sum(peak["parameters"] for peak in peaks)
+    formula = 4 * (total_parameters(SHORT["dense"]) + total_parameters(MOE))
+    return Together(
+        Table([t("moe.at_peak"), *names, t("moe.ratio")], rows),
+        _held("parameters", parameters - formula, allowed=0),
+    )
+
+
+def state_bytes_of(run: Run) -> int:
+    """Parameters, gradients and optimizer state at the peak of a run."""
+    return sum(run.memory.ranks[0]["at_peak"][name] for name in _STATES)
+
+
+def memory_of_experts(experts: int, top_k: int) -> Picture:
+    """Mixtral's layers with another number of experts: what training holds, what a token uses.
+
+    Bars in GB, 1e9 bytes, float32 with AdamW: 16 bytes a parameter.
+    """
+    if top_k > experts:
+        return sentence(t("moe.sizes.refused", experts=experts, top_k=top_k))
+    held_, used = (_mixtral(count) for count in (experts, top_k))
+    parts = {"parameters": 4, "gradients": 4, "optimizer_state": 8}
+    rows = {
+        t("moe.sizes.held"): {name: size * held_ / 1e9 for name, size in parts.items()},
+        t("moe.sizes.used"): {"parameters": 4 * used / 1e9},
+    }
+    totals = {label: human_gb(sum(sizes.values())) for label, sizes in rows.items()}
+    title = t(
+        "moe.sizes.title",
+        experts=experts,
+        top_k=top_k,
+        held=digits(held_ / 1e9),
+        used=digits(used / 1e9),
+        flops=digits(6 * used / 1e9),
+    )
+    limit = 16 * _mixtral(16) / 1e9
+    return stacked_bars(rows, title=title, axis=t("moe.sizes.axis"), limit=limit, totals=totals)
+
+
+def human_gb(value: float) -> str:
+    """A number of GB, 1e9 bytes."""
+    return f"{digits(value)} GB"
+
+
+def _mixtral(experts: int) -> float:
+    attention = 2 * _WIDTH * _WIDTH + 2 * _WIDTH * _KEY_WIDTH
+    router_and_norms = 8 * _WIDTH + 2 * _WIDTH
+    expert = 3 * _WIDTH * _HIDDEN
+    layer = attention + router_and_norms + experts * expert
+    return _LAYERS * layer + 2 * _VOCABULARY * _WIDTH + _WIDTH
+
+
+# ------------------------------------------------------------------------ who takes what
+
+
+def experts_by_kind(frame: Mapping[str, Any]) -> Picture:
+    """Of one look at a model in training: the share of each kind of text that uses each expert."""
+    shares = {kind: [100 * MOE.top_k * s for s in frame["load"][kind]] for kind in _KINDS}
+    everywhere = [fmean(column) for column in zip(*shares.values(), strict=True)]
+    busiest = max(range(len(everywhere)), key=everywhere.__getitem__)
+    korean = shares["korean"]
+    own = max(range(len(korean)), key=lambda e: korean[e] - shares["english"][e])
+    title = t(
+        "moe.film.title",
+        step=frame["step"],
+        busiest=busiest,
+        all=f"{everywhere[busiest]:.0f}%",
+        own=own,
+        korean=f"{korean[own]:.0f}%",
+        english=f"{shares['english'][own]:.0f}%",
+    )
+    rows = {t(f"moe.kind.{kind}"): shares[kind] for kind in _KINDS}
+    return columns(rows, title=title, axis=t("moe.film.axis"), limit=100, mark=EVEN)
+
+
+# ------------------------------------------------------------------------ balance
+
+
+def busiest_share(results: Sequence[Result], step: int | None = None) -> float:
+    """% of the tokens that use the busiest expert of the last layer: the mean over the seeds.
+
+    Args:
+        step: one step; the last ``LAST`` by default.
+    """
+    layers = [_last(result["busiest"]) for result in results]
+    return 100 * MOE.top_k * fmean(fmean(b[-LAST:]) if step is None else b[step] for b in layers)
+
+
+def show_balance(results: Mapping[str, Sequence[Result]]) -> go.Figure:
+    """The busiest expert of the last layer in each step, without balance and with each cure."""
+    names = ("none", "loss", "bias")
+    lines = {}
+    for name in names:
+        runs = [_last(result["busiest"]) for result in results[name]]
+        lines[t(f"moe.balance.{name}")] = [
+            100 * MOE.top_k * fmean(step) for step in zip(*runs, strict=True)
+        ]
+    steps = list(range(1, len(next(iter(lines.values()))) + 1))
+    lines[t("moe.balance.even")] = [EVEN] * len(steps)
+    without, loss, bias = (busiest_share(results[name]) for name in names)
+    shown = {"without": f"{without:.0f}%", "loss": f"{loss:.0f}%", "bias": f"{bias:.0f}%"}
+    return sweep_figure(
+        steps,
+        lines,
+        x_title=t("moe.balance.step"),
+        y_title=t("moe.balance.share"),
+        y_unit="%",
+        title=t("moe.balance.title", **shown),
+    )
+
+
+def show_cures(
+    results: Mapping[str, Sequence[Result]], recorded: Mapping[str, Mapping[str, float]]
+) -> Table:
+    """What each cure costs in loss: here, seed by seed, and in the recorded runs."""
+    rows = []
+    for name in ("none", "loss", "bias"):
+        losses = [_loss(result) for result in results[name]]
+        long = recorded["None" if name == "none" else name]
+        rows.append(
+            [
+                t(f"moe.balance.{name}"),
+                f"{busiest_share(results[name]):.0f}%",
+                " / ".join(f"{loss:.3f}" for loss in losses),
+                f"{100 * long['busiest_at_end']:.0f}%",
+                f"{long['loss']:.3f} ± {long['spread'] / 2:.3f}",
+            ]
+        )
+    heads = [t(f"moe.cures{key}") for key in ("", ".busiest", ".loss", ".long_busiest", ".long")]
+    return Table(heads, rows)
+
+
+# ------------------------------------------------------------------------ capacity
+
+
+def dropped_share(counts: Sequence[Sequence[int]], factor: float) -> float:
+    """% of the copies of tokens that are dropped, over all layers, if an expert has a limit."""
+    copies = sum(map(sum, counts))
+    limit = [-(-factor * sum(layer) // len(layer)) for layer in counts]
+    kept = sum(min(c, most) for layer, most in zip(counts, limit, strict=True) for c in layer)
+    return 100 * (copies - kept) / copies
+
+
+def dropping(counts: Counts) -> Callable[[float], Picture]:
+    """Draws, for a capacity factor, what is dropped with routers of the short runs."""
+
+    def at(capacity_factor: float) -> Picture:
+        shares = {name: dropped_share(c, capacity_factor) for name, c in counts.items()}
+        shown = {name: f"{share:.1f}%" for name, share in shares.items()}
+        empty = {
+            name: 100 * (1 - (100 - share) / 100 / capacity_factor)
+            for name, share in shares.items()
+        }
+        rows = {t(f"moe.balance.{name}"): share for name, share in shares.items()}
+        texts = {
+            t(f"moe.balance.{name}"): t(
+                "moe.dropped.text", share=shown[name], empty=f"{max(0, empty[name]):.0f}%"
+            )
+            for name in shares
+        }
+        title = t("moe.dropped.title", factor=capacity_factor, **shown)
+        axis = t("moe.dropped.axis")
+        return bars(rows, title=title, axis=axis, limit=60, texts=texts)
+
+    return at
+
+
+# ------------------------------------------------------------------------ architectures compared
+
+
+def show_short(results: Mapping[str, Sequence[Result]]) -> Together:
+    """The lesson's own runs: two contracts, the loss of each seed, and how sure that is."""
+    names = {"dense": "dense", "moe": "loss", "dense_total": "dense_total"}
+    losses = {name: [_loss(r) for r in results[run]] for name, run in names.items()}
+    rows = [
+        [
+            t(f"moe.name.{name}"),
+            f"{active_parameters(SHORT[name]):,}",
+            f"{total_parameters(SHORT[name]):,}",
+            *(f"{loss:.3f}" for loss in losses[name]),
+        ]
+        for name in names
+    ]
+    seeds = [t("moe.short.seed", seed=seed) for seed in range(len(losses["dense"]))]
+    heads = [t(f"moe.short{key}") for key in ("", ".active", ".total")]
+    difference = fmean(losses["moe"]) - fmean(losses["dense"])
+    spread = max(max(values) - min(values) for values in losses.values())
+    key = "unsure" if abs(difference) < 2 * spread else "hint"
+    said = t(f"moe.short.{key}", difference=f"{difference:+.3f}", spread=f"{spread:.3f}")
+    return Together(Table([*heads, *seeds], rows), Said(said))
+
+
+def show_contracts(
+    found: Mapping[str, Mapping[str, Mapping[str, float]]], run: Mapping[str, Any]
+) -> Table:
+    """The recorded runs under all three contracts; the first row of each is what others beat."""
+    rows: list[list[str]] = []
+    for contract, models in found.items():
+        for name, row in models.items():
+            first = name == next(iter(models))
+            rows.append(
+                [
+                    t(f"moe.contract.{contract}") if first else "",
+                    t(f"moe.name.{name}"),
+                    f"{row['loss']:.3f}",
+                    "" if first else f"{row['difference']:+.3f}",
+                    "" if first else f"± {row['difference_spread'] / 2:.3f}",
+                ]
+            )
+    heads = [t(f"moe.contract{key}") for key in ("", ".model", ".loss", ".difference", ".seeds")]
+    caption = t(
+        "moe.contract.caption",
+        steps=run["steps"],
+        seeds=len(run["seeds"]),
+        machine=run["machine"],
+        date=run["date"],
+    )
+    return Table(heads, rows, caption=caption)
+
+
+def costs() -> list[str]:
+    """The names of what an architecture costs, for a slider."""
+    return list(_costs())
+
+
+def _costs() -> dict[str, str]:
+    keys = ("flops_per_token", "parameters", "state_bytes", "seconds")
+    return {t(f"moe.cost.{key}"): key for key in keys}
+
+
+def loss_and_cost(run: Mapping[str, Any], losses: Mapping[str, float]) -> Callable[[str], Picture]:
+    """Draws what each architecture costs in one coin, beside the loss that it reached.
+
+    Args:
+        run: the recorded one, of which sizes and seconds are taken.
+        losses: after the same number of steps, by architecture.
+    """
+
+    def at(cost: str) -> Picture:
+        key = _costs()[cost]
+        spent = {
+            name: run["seconds"][name] if key == "seconds" else run["sizes"][name][key]
+            for name in losses
+        }
+        ratios = {name: value / spent["dense"] for name, value in spent.items()}
+        order = sorted(losses, key=losses.__getitem__)
+        rows = {t(f"moe.name.{name}"): ratios[name] for name in order}
+        texts = {
+            t(f"moe.name.{name}"): t(
+                "moe.cost.text", ratio=f"{ratios[name]:.2f}", loss=f"{losses[name]:.3f}"
+            )
+            for name in order
+        }
+        best = order[0]
+        title = t(
+            "moe.cost.title", best=t(f"moe.name.{best}"), ratio=f"{ratios[best]:.2f}", cost=cost
+        )
+        return bars(rows, title=title, axis=t("moe.cost.axis", cost=cost), limit=3, texts=texts)
+
+    return at
+
+
+def _last(by_layer: Mapping[Any, Any]) -> Any:
+    return by_layer[max(by_layer, key=int)]
+
+
+def _loss(result: Result) -> float:
+    """Held-out, over the last looks: one look depends on the last batches."""
+    return fmean(look["loss"]["mean"] for look in result["looks"][-3:])
+
+
+def _flops(value: float) -> str:
+    return f"{digits(value / 1e9)} GFLOP"
+
+
+def _held(name: str, difference: float, *, allowed: float, unit: str = "") -> Held:
+    because = t(f"moe.held.{name}.because")
+    what = t(f"moe.held.{name}")
+    return held(what, abs(difference), allowed=allowed, because=because, unit=unit)
+
+
+def state_ratio() -> float:
+    """Training's states of the lesson's MoE over those of the dense model, by formula."""
+    moe, dense = (sum(training_state_bytes(SHORT[name]).values()) for name in ("moe", "dense"))
+    return moe / dense
