@@ -39,7 +39,7 @@ _KINDS = ("code", "english", "korean")
 _LAYERS, _WIDTH, _HIDDEN, _KEY_WIDTH, _VOCABULARY = 32, 4096, 14336, 1024, 32000
 
 Result = Mapping[str, Any]  # of one training: `dlcourse.training.architectures.train`
-Counts = Mapping[str, Sequence[Sequence[int]]]  # name -> layer -> copies for each expert
+Shares = Mapping[str, Sequence[Sequence[float]]]  # name -> layer -> share of each expert
 
 
 # ------------------------------------------------------------------------ what a router does
@@ -65,18 +65,14 @@ def _byte_names(text: str) -> list[str]:
 
 
 def show_ways(found: Mapping[str, Mapping[str, float]]) -> Together:
-    """Four ways to compute one layer: same numbers, multiplications, time; the first is ours."""
+    """Ways to compute one layer: multiplications, calls, and the same numbers; ours is the first."""
     first = next(iter(found.values()))
-    rows = [
-        [
-            t(f"moe.way.{name}"),
-            f"{way['flops'] / first['flops']:.2f} ×",
-            f"{way['seconds'] / first['seconds']:.1f} ×",
-            f"{way['apart']:.1e}",
-        ]
-        for name, way in found.items()
-    ]
-    heads = [t(f"moe.way{key}") for key in ("", ".flops", ".time", ".apart")]
+    rows = []
+    for name, way in found.items():
+        ratio = way["flops"] / first["flops"]
+        flops = f"{ratio:.2f} ×" if ratio > 0.5 else t("moe.way.not_counted")
+        rows.append([t(f"moe.way.{name}"), flops, way["calls"], f"{way['apart']:.1e}"])
+    heads = [t(f"moe.way{key}") for key in ("", ".flops", ".calls", ".apart")]
     apart = max(way["apart"] for way in found.values())
     return Together(Table(heads, rows), _held("same", apart, allowed=1e-5))
 
@@ -86,7 +82,7 @@ def show_ways(found: Mapping[str, Mapping[str, float]]) -> Together:
 
 def show_states(dense: Run, moe: Run) -> Together:
     """What the ledger found while both models trained: states by category, and their ratio."""
-    peaks = [run.memory.ranks[0]["at_peak"] for run in (dense, moe)]
+    peaks = [run.memory.ranks[0]["peaks"] for run in (dense, moe)]
     rows = [
         [
             t(f"category.{name}"),
@@ -101,14 +97,14 @@ def show_states(dense: Run, moe: Run) -> Together:
     parameters = sum(peak["parameters"] for peak in peaks)
     formula = 4 * (total_parameters(SHORT["dense"]) + total_parameters(MOE))
     return Together(
-        Table([t("moe.at_peak"), *names, t("moe.ratio")], rows),
-        _held("parameters", parameters - formula, allowed=0),
+        Table([t("moe.most"), *names, t("moe.ratio")], rows),
+        _held("parameters", 100 * (parameters / formula - 1), allowed=1, unit="%"),
     )
 
 
 def state_bytes_of(run: Run) -> int:
-    """Parameters, gradients and optimizer state at the peak of a run."""
-    return sum(run.memory.ranks[0]["at_peak"][name] for name in _STATES)
+    """Parameters, gradients and optimizer state, each where a run had most of it."""
+    return sum(run.memory.ranks[0]["peaks"][name] for name in _STATES)
 
 
 def memory_of_experts(experts: int, top_k: int) -> Picture:
@@ -233,34 +229,44 @@ def show_cures(
 # ------------------------------------------------------------------------ capacity
 
 
-def dropped_share(counts: Sequence[Sequence[int]], factor: float) -> float:
-    """% of the copies of tokens that are dropped, over all layers, if an expert has a limit."""
-    copies = sum(map(sum, counts))
-    limit = [-(-factor * sum(layer) // len(layer)) for layer in counts]
-    kept = sum(min(c, most) for layer, most in zip(counts, limit, strict=True) for c in layer)
-    return 100 * (copies - kept) / copies
+def shares_asked_for(results: Mapping[str, Sequence[Result]]) -> Shares:
+    """What the trained routers ask for on held-out text: of the first seed, without any limit."""
+    names = ("none", "loss", "bias")
+    looks = {name: results[name][0]["looks"][-1]["load"] for name in names}
+    return {
+        name: [
+            [fmean(kinds) for kinds in zip(*layer.values(), strict=True)] for layer in look.values()
+        ]
+        for name, look in looks.items()
+    }
 
 
-def dropping(counts: Counts) -> Callable[[float], Picture]:
-    """Draws, for a capacity factor, what is dropped with routers of the short runs."""
+def dropped_share(shares: Sequence[Sequence[float]], factor: float) -> float:
+    """% of the copies of tokens that are dropped, over all layers, if an expert has a limit.
+
+    Args:
+        shares: by layer, what part of the copies each expert is asked to take.
+    """
+    kept = [min(share, factor / len(layer)) for layer in shares for share in layer]
+    return 100 * (1 - sum(kept) / len(shares))
+
+
+def dropping(shares: Shares) -> Callable[[float], Picture]:
+    """Draws, for a capacity factor, what is dropped with the routers of the short runs."""
 
     def at(capacity_factor: float) -> Picture:
-        shares = {name: dropped_share(c, capacity_factor) for name, c in counts.items()}
-        shown = {name: f"{share:.1f}%" for name, share in shares.items()}
-        empty = {
-            name: 100 * (1 - (100 - share) / 100 / capacity_factor)
-            for name, share in shares.items()
-        }
-        rows = {t(f"moe.balance.{name}"): share for name, share in shares.items()}
+        dropped = {name: dropped_share(s, capacity_factor) for name, s in shares.items()}
+        empty = {name: 100 - (100 - d) / capacity_factor for name, d in dropped.items()}
+        shown = {name: f"{d:.1f}%" for name, d in dropped.items()}
+        labels = {name: t(f"moe.balance.{name}") for name in shares}
         texts = {
-            t(f"moe.balance.{name}"): t(
-                "moe.dropped.text", share=shown[name], empty=f"{max(0, empty[name]):.0f}%"
-            )
+            labels[name]: t("moe.dropped.text", share=shown[name], empty=f"{empty[name]:.0f}%")
             for name in shares
         }
-        title = t("moe.dropped.title", factor=capacity_factor, **shown)
-        axis = t("moe.dropped.axis")
-        return bars(rows, title=title, axis=axis, limit=60, texts=texts)
+        key = "moe.dropped.title" if max(dropped.values()) > 0.05 else "moe.dropped.none"
+        title = t(key, factor=capacity_factor, **shown)
+        rows = {labels[name]: d for name, d in dropped.items()}
+        return bars(rows, title=title, axis=t("moe.dropped.axis"), limit=60, texts=texts)
 
     return at
 
@@ -328,13 +334,17 @@ def _costs() -> dict[str, str]:
     return {t(f"moe.cost.{key}"): key for key in keys}
 
 
-def loss_and_cost(run: Mapping[str, Any], losses: Mapping[str, float]) -> Callable[[str], Picture]:
+def loss_and_cost(
+    run: Mapping[str, Any], found: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> Callable[[str], Picture]:
     """Draws what each architecture costs in one coin, beside the loss that it reached.
 
     Args:
         run: the recorded one, of which sizes and seconds are taken.
-        losses: after the same number of steps, by architecture.
+        found: its losses under each contract; those after equal numbers of steps are shown.
     """
+    same_steps = found["active"] | found["total"]
+    losses = {name: row["loss"] for name, row in same_steps.items()}
 
     def at(cost: str) -> Picture:
         key = _costs()[cost]
@@ -383,3 +393,17 @@ def state_ratio() -> float:
     """Training's states of the lesson's MoE over those of the dense model, by formula."""
     moe, dense = (sum(training_state_bytes(SHORT[name]).values()) for name in ("moe", "dense"))
     return moe / dense
+
+
+def figures_of_a2(results: Mapping[str, Sequence[Result]]) -> dict[str, float]:
+    """What the lesson's short runs say for claim A2, by the names of its figures."""
+    dense, total, moe = (
+        fmean(_loss(result) for result in results[name])
+        for name in ("dense", "dense_total", "loss")
+    )
+    return {
+        "parameters": total_parameters(MOE) / total_parameters(SHORT["dense"]),
+        "active": active_parameters(MOE) / active_parameters(SHORT["dense"]),
+        "equal_active": moe - dense,
+        "equal_total": moe - total,
+    }

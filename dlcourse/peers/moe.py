@@ -1,7 +1,6 @@
-"""The same layer of experts in DeepSpeed, with the same numbers in it.
+"""The same layer of experts computed by others, with the same numbers in it: torch, DeepSpeed.
 
-    theirs = deepspeed_layer(ours)
-    compare_layers(ours, theirs, x)
+    compare_layers({"ours": layer} | other_ways(layer), x)
 
 DeepSpeed is optional. Each process has all experts here (`ep_size=1`); lesson 08 puts them on
 several ranks.
@@ -9,16 +8,20 @@ several ranks.
 
 from __future__ import annotations
 
-import time
+import contextlib
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from dlcourse.models.moe import MoE
 from dlcourse.peers import deepspeed_engine
+from dlcourse.peers.grouped_experts import TorchExperts
 
 
 class _Expert(nn.Module):
@@ -31,6 +34,21 @@ class _Expert(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x)))
+
+
+def other_ways(ours: MoE) -> dict[str, Callable[[Tensor], Tensor]]:
+    """All that are installed. Every rank must call it: DeepSpeed makes process groups."""
+    ways = {"torch": torch_layer(ours), "all": all_experts_for_all(ours)}
+    if deepspeed_engine.is_installed():
+        ways["deepspeed"] = deepspeed_layer(ours)
+    return ways
+
+
+def torch_layer(ours: MoE) -> Callable[[Tensor], Tensor]:
+    """Torch's grouped product in place of our loop over the pieces."""
+    layer = copy.deepcopy(ours)
+    layer.experts.__class__ = TorchExperts
+    return layer
 
 
 @torch.no_grad()
@@ -53,7 +71,8 @@ def deepspeed_layer(ours: MoE) -> Callable[[Tensor], Tensor]:
         use_rts=False,
         top2_2nd_expert_sampling=False,
     )
-    layer.set_deepspeed_parallelism()
+    with contextlib.redirect_stdout(None):  # it prints which groups it makes
+        layer.set_deepspeed_parallelism()
     layer.deepspeed_moe.gate.wg.weight.copy_(ours.router.weight)
     for number, expert in enumerate(layer.deepspeed_moe.experts.deepspeed_experts):
         expert.up.weight.copy_(ours.experts.up[number].T)
@@ -77,28 +96,30 @@ def all_experts_for_all(ours: MoE) -> Callable[[Tensor], Tensor]:
 
 
 def compare_layers(
-    layers: dict[str, Callable[[Tensor], Tensor]], x_NC: Tensor, *, turns: int = 5
+    layers: dict[str, Callable[[Tensor], Tensor]], x_NC: Tensor
 ) -> dict[str, dict[str, Any]]:
-    """The layers in turns on the same tokens; the first is what the others are compared with.
+    """The layers on the same tokens; the first is what the others are compared with.
 
     Returns:
-        By name: "apart": largest difference of an output from the first one's. "seconds": of the
-        fastest forward and backward. "flops": of a forward.
+        By name: "apart": largest difference of an output from the first one's. "flops": of a
+        forward; torch does not count those of ``grouped_mm``. "calls": of operators.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     found: dict[str, dict[str, Any]] = {}
     first: Tensor | None = None
     for name, layer in layers.items():
-        with FlopCounterMode(display=False) as counter:
-            y_NC = layer(x_NC).detach()
+        with FlopCounterMode(display=False) as counter, _Calls() as calls, torch.no_grad():
+            y_NC = layer(x_NC)
         first = y_NC if first is None else first
         apart = (y_NC - first).abs().max().item()
-        found[name] = {"apart": apart, "flops": counter.get_total_flops(), "seconds": float("inf")}
-    for _ in range(turns):
-        for name, layer in layers.items():
-            start = time.perf_counter()
-            layer(x_NC).square().sum().backward()
-            seconds = time.perf_counter() - start
-            found[name]["seconds"] = min(found[name]["seconds"], seconds)
+        found[name] = {"apart": apart, "flops": counter.get_total_flops(), "calls": calls.count}
     return found
+
+
+class _Calls(TorchDispatchMode):
+    """Counts operators; on a GPU each that computes is at least one kernel."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
