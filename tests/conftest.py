@@ -39,7 +39,7 @@ MARKERS = {
         *("data_parallel", "tensor_parallel", "context_parallel", "pipeline_parallel"),
         *("zero", "zero_checkpoint", "zero_steps", "mesh", "accumulation", "mixed_precision"),
         *("checkpointing", "sharding_offload", "memory_anatomy", "verdicts"),
-        *("bench_gpu", "scale"),
+        *("bench_gpu", "scale", "architectures"),
         *(
             f"claims_{path.stem[-2:]}"
             for path in Path(__file__).parent.glob("test_claims_[0-9]*.py")

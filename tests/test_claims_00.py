@@ -32,6 +32,38 @@ def train_all() -> dict[tuple[str, str], dict]:
     return {(a, s): train(TinyLM(a), s) for a in ("dense", "moe") for s in STRATEGIES}
 
 
+def train_gpts() -> dict[tuple[str, str], list[float]]:
+    """Lesson 07's architectures under the strategies that the course has built: losses."""
+    from dlcourse.corpus import Corpus
+    from dlcourse.formulas.architectures import compared_architectures
+    from dlcourse.formulas.sizes import ArchitectureConfig
+    from dlcourse.models.architectures import ArchitectureGPT
+    from dlcourse.parallel import data, zero
+    from dlcourse.parallel.data import OverlappedDataParallel
+    from dlcourse.parallel.zero import ZeRO1
+    from dlcourse.parallel.zero2 import ZeRO2
+    from dlcourse.parallel.zero3 import ZeRO3
+    from dlcourse.training import loop
+
+    base = dict(n_layer=2, n_head=2, n_embd=16, block_size=32)
+    experts = dict(num_experts=4, num_blocks=2, window=8)
+    configs = compared_architectures(ArchitectureConfig(**base, **experts))
+    del configs["dense_total"]  # dense once more, only wider
+    strategies = {
+        "alone": (lambda model: model, loop),
+        "data": (OverlappedDataParallel, data),
+        "zero1": (ZeRO1, zero),
+        "zero2": (ZeRO2, zero),
+        "zero3": (ZeRO3, zero),
+    }
+    corpus, steps = Corpus(limit=200_000), dict(steps=3, batch_size=8, block=32)
+    return {
+        (name, strategy): module.train(wrap(ArchitectureGPT(config)), corpus, **steps)
+        for name, config in configs.items()
+        for strategy, (wrap, module) in strategies.items()
+    }
+
+
 def sizes() -> dict[str, tuple[int, int]]:
     from dlcourse.models.tiny import TinyLM
 
@@ -54,7 +86,7 @@ def recorded(claim: Claim) -> dict[str, float]:
     return {figure.name: figure.value for figure in claim.figures}
 
 
-def test_a1_every_architecture_trains_under_every_strategy(results):
+def test_a1_every_architecture_trains_under_every_strategy(results, pool):
     claim = find_claim("A1")
     assert claim.verdict == "holds"
     gap = largest_difference(results[0])
@@ -67,6 +99,15 @@ def test_a1_every_architecture_trains_under_every_strategy(results):
         }
     # The architectures are different ones: equal losses would prove nothing.
     assert results[0]["dense", "alone"]["losses"] != results[0]["moe", "alone"]["losses"]
+    # The same of the GPTs of lesson 07, under the strategies that the course has built
+    losses = pool.run(train_gpts)[0]
+    alone = {name: of_steps for (name, strategy), of_steps in losses.items() if strategy == "alone"}
+    assert len({tuple(of_steps) for of_steps in alone.values()}) == len(alone) == 5
+    gaps = [
+        abs(a - b) for (n, _), run in losses.items() for a, b in zip(run, alone[n], strict=True)
+    ]
+    assert recorded(claim)["gpt_pairs"] == len(losses)
+    assert max(gaps) < TOLERANCE and recorded(claim)["gpt_gap"] < TOLERANCE
 
 
 def test_a2_an_moe_is_sparse_so_compute_or_parameters_must_be_fixed(pool):

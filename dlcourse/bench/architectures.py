@@ -4,12 +4,8 @@ Takes about 40 minutes of one core, so it is recorded, in ``data/architectures.j
 is kept there as soon as it is finished: stopped and started again, the rest goes on, and with all
 there nothing is trained. Delete the file to make all of it anew.
 
-What is compared, in ``contracts``:
-
-- equal active parameters: all but "dense_total" compute as much for a token as "dense";
-- equal parameters in all: "dense_total" has as many as "moe";
-- equal seconds: each is read after as many steps as fit into the time of all of the MoE's. How
-  long a step takes is measured in turns, one step of each, as seconds of the process on a core.
+What is compared, and how: ``dlcourse/training/architecture_record.py``. How long a step takes is
+measured in turns, one step of each, in seconds that the process has on a core.
 """
 
 from __future__ import annotations
@@ -34,13 +30,13 @@ from dlcourse.formulas.architectures import (
     training_state_bytes,
 )
 from dlcourse.formulas.sizes import ArchitectureConfig
+from dlcourse.training.architecture_record import contracts, loss_at, short_runs
 
-BASE = ArchitectureConfig(n_layer=4, n_head=4, n_embd=64, block_size=96, num_blocks=2)
-STEPS, SHORT_STEPS, SEEDS = 1500, 500, (0, 1, 2)
+BASE = ArchitectureConfig(n_layer=2, n_head=4, n_embd=64, block_size=96, num_blocks=2)
+STEPS, SHORT_STEPS, SEEDS = 1000, 300, (0, 1, 2)
 BATCH_SIZE, BLOCK, LOOK_EVERY, LR = 12, 96, 50, 3e-3
 TOP_1 = replace(BASE, feed_forwards=("moe",), top_k=1)
 FACTORS = (0.5, 1.0, 1.25, 2.0)
-LAST_LOOKS = 3  # a loss is the mean of so many, as one depends on the last batches
 
 
 def step_seconds(rounds: int = 40) -> dict[str, list[float]]:
@@ -91,7 +87,7 @@ def train_one(config: ArchitectureConfig, *, steps: int, seed: int, balance: str
     def means(values: list[float]) -> list[float]:
         return [round(statistics.fmean(values[a:b]), 4) for a, b in zip([0, *at], at, strict=False)]
 
-    shown = [look for look in looks if look["step"] in (50, 200, 500, steps)]
+    shown = [look for look in looks if look["step"] in (50, SHORT_STEPS, steps)]
     return {
         "steps": at,
         "train_loss": means(result["losses"]),
@@ -130,64 +126,6 @@ def plan(seconds: dict[str, float]) -> dict[str, Callable[[], dict]]:
             config = replace(configs["moe"], capacity_factor=factor)
             add(f"capacity/{factor}/{seed}", config, SHORT_STEPS, "loss")
     return work
-
-
-def loss_at(run: dict, step: float) -> float:
-    """Held-out loss after ``step`` steps: the mean of the last looks until then."""
-    until = [loss for at, loss in zip(run["steps"], run["loss"]["mean"], strict=True) if at <= step]
-    return statistics.fmean(until[-LAST_LOOKS:])
-
-
-def contracts(data: dict) -> dict[str, dict[str, dict[str, float]]]:
-    """Held-out loss under each contract: mean over the seeds, and spread (largest less smallest).
-
-    "difference" is to the dense model under the same contract, seed by seed, since all models see
-    the same text in the same order: its mean, and its spread.
-    """
-    budget = STEPS * data["seconds"]["moe"]
-    chosen = {
-        "active": ["dense", "moe", "sparse", "hybrid_moe", "hybrid_recurrent"],
-        "total": ["dense_total", "moe"],
-        "seconds": list(data["seconds"]),
-    }
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for contract, names in chosen.items():
-        losses = {}
-        for name in names:
-            steps = budget / data["seconds"][name] if contract == "seconds" else STEPS
-            losses[name] = [loss_at(data["runs"][f"contract/{name}/{s}"], steps) for s in SEEDS]
-        found[contract] = {
-            name: summary(values, losses[names[0]]) for name, values in losses.items()
-        }
-    return found
-
-
-def short_runs(data: dict, group: str) -> dict[str, dict[str, float]]:
-    """The runs of "balance" or "capacity" at their end: loss, busiest expert, dropped share."""
-    found = {}
-    names = dict.fromkeys(n.split("/")[1] for n in data["runs"] if n.startswith(f"{group}/"))
-    for name in names:
-        runs = [data["runs"][f"{group}/{name}/{seed}"] for seed in SEEDS]
-        losses = [loss_at(run, SHORT_STEPS) for run in runs]
-        found[name] = summary(losses, losses) | {
-            "busiest": max(max(shares) for run in runs for shares in run["busiest"].values()),
-            "busiest_at_end": statistics.fmean(
-                max(shares[-1] for shares in run["busiest"].values()) for run in runs
-            ),
-            "dropped": statistics.fmean(statistics.fmean(run["dropped"]) for run in runs),
-        }
-    return found
-
-
-def summary(losses: Sequence[float], dense: Sequence[float]) -> dict[str, float]:
-    """Mean and spread over the seeds, and of the differences to the dense model."""
-    differences = [mine - theirs for mine, theirs in zip(losses, dense, strict=True)]
-    return {
-        "loss": statistics.fmean(losses),
-        "spread": max(losses) - min(losses),
-        "difference": statistics.fmean(differences),
-        "difference_spread": max(differences) - min(differences),
-    }
 
 
 def sizes() -> dict[str, dict[str, float]]:
@@ -262,8 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for group in ("balance", "capacity"):
         for name, row in short_runs(data, group).items():
             print(
-                f"architectures: {group} {name}: {row['loss']:.3f} (seeds {row['spread']:.3f}), "
-                f"busiest expert {row['busiest_at_end']:.0%}, dropped {row['dropped']:.1%}"
+                f"architectures: {group} {name}: {row['loss']:.3f}, {row['difference']:+.3f} to the "
+                f"first (seeds differ by {row['spread']:.3f}), busiest expert {row['busiest_at_end']:.0%}, dropped {row['dropped']:.1%}"
             )
     return 0 if found["active"]["moe"]["difference"] < 0 else 1
 
