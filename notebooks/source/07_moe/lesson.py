@@ -54,20 +54,17 @@ steps = 150
 # **라우터**(router)는 작은 행렬 하나입니다. 전문가마다 점수를 매기고, 점수가 높은 둘을 골라(*top-2*), 두 출력을
 # 점수로 가중해 더합니다. 전문가를 하나씩 도는 코드로 쓰면 이렇습니다.
 # %% hidden=true
-import json
-
 from dlcourse import Film, Ranks, check, claim, compare, explore, hint, lesson, predict, solution
-from dlcourse.bench.architectures import contracts, short_runs
-from dlcourse.course.catalog import course_root
 from dlcourse.figures.moe import busiest_share, costs, dropped_share, dropping, experts_by_kind
 from dlcourse.figures.moe import figures_of_a2, loss_and_cost, memory_of_experts, shares_asked_for
 from dlcourse.figures.moe import show_balance, show_choices, show_contracts, show_cures, show_short
 from dlcourse.figures.moe import show_states, show_ways, state_bytes_of
+from dlcourse.training.architecture_record import contracts, load, short_runs
 
 lesson(lang=lang, name="07_moe")
 ranks = Ranks(num_ranks, device=device)
 ranks.cell(f"steps = {steps}", record=False)
-long_run = json.loads((course_root() / "data" / "architectures.json").read_text())
+long_run = load()
 # %%
 # %%ranks
 def by_loop(x, router, experts):
@@ -264,7 +261,7 @@ def show(look):
         write_frame(film, step=look["step"], load=look["load"][1])
 
 
-short = {"steps": steps, "block": 64, "seed": rank, "look_every": 3, "sequences": 4}
+short = {"steps": steps, "block": 64, "seed": rank, "look_every": 5, "sequences": 8}
 results = {"none": train(MOE, balance=None, on_look=show, **short)}
 # %%
 compare("07.busiest", busiest_share([of["none"] for of in ranks["results"]]))
@@ -291,7 +288,6 @@ cured
 # %%
 # %%ranks --fast
 results["loss"] = train(MOE, balance="loss", on_look=show, **short)
-short["look_every"] = 50
 results["bias"] = train(MOE, balance="bias", bias_rate=0.01, **short)
 for name in ("dense", "dense_total"):
     results[name] = train(SHORT[name], **short)
@@ -349,7 +345,7 @@ explore(dropping(asked_for), capacity_factor=[0.5, 1, 1.25, 1.5, 2, 3, 4])
 # 용량으로 고칠 수 없는 것도 있습니다. NaN은 어떤 점수보다 크지도 작지도 않아서, top-k는 *아무* 전문가나 고르고
 # 넘어갑니다. 우리 라우터는 거부합니다. 바이트 하나의 임베딩을 망가뜨려 보겠습니다. 몇 토큰까지 번지는지 보세요.
 # %%
-# %%ranks 0 --fails "scores that are NaN or infinite for"
+# %%ranks 0 --fails "gives NaN or infinity for"
 model, _ = moe
 with torch.no_grad():
     model.token_embedding.weight[ord("z")] = float("nan")

@@ -7,7 +7,7 @@ from math import pi, sqrt
 from dlcourse.course.predictions import Asked
 from dlcourse.figures.moe import EVEN, MOE, state_ratio
 
-COPIES = 3 * 4 * 64 * MOE.top_k  # of tokens in a look: 3 kinds, 4 sequences of 64
+COPIES = 3 * 8 * 64 * MOE.top_k  # of tokens in a look: 3 kinds, 8 sequences of 64
 
 
 def even_share() -> float:
