@@ -38,14 +38,14 @@ def train_gpts() -> dict[tuple[str, str], list[float]]:
     from dlcourse.formulas.architectures import compared_architectures
     from dlcourse.formulas.sizes import ArchitectureConfig
     from dlcourse.models.architectures import ArchitectureGPT
-    from dlcourse.parallel import data, zero
+    from dlcourse.parallel import data, tensor, zero
     from dlcourse.parallel.data import OverlappedDataParallel
     from dlcourse.parallel.zero import ZeRO1
     from dlcourse.parallel.zero2 import ZeRO2
     from dlcourse.parallel.zero3 import ZeRO3
     from dlcourse.training import loop
 
-    base = dict(n_layer=2, n_head=2, n_embd=16, block_size=32)
+    base = dict(n_layer=2, n_head=NUM_RANKS, n_embd=16, block_size=32)
     experts = dict(num_experts=4, num_blocks=2, window=8)
     configs = compared_architectures(ArchitectureConfig(**base, **experts))
     del configs["dense_total"]  # dense once more, only wider
@@ -55,6 +55,7 @@ def train_gpts() -> dict[tuple[str, str], list[float]]:
         "zero1": (ZeRO1, zero),
         "zero2": (ZeRO2, zero),
         "zero3": (ZeRO3, zero),
+        "tensor": (tensor.tensor_parallel, tensor),
     }
     corpus, steps = Corpus(limit=200_000), dict(steps=3, batch_size=8, block=32)
     return {

@@ -30,6 +30,7 @@ from dlcourse.formulas.architectures import (
     training_state_bytes,
 )
 from dlcourse.formulas.sizes import ArchitectureConfig
+from dlcourse.machine import cores
 from dlcourse.training.architecture_record import contracts, loss_at, short_runs
 
 BASE = ArchitectureConfig(n_layer=2, n_head=4, n_embd=64, block_size=96, num_blocks=2)
@@ -152,7 +153,7 @@ def record(path: Path) -> dict:
     if not data:
         taken = step_seconds()
         data = {
-            "machine": f"2 CPU cores, 1 thread, torch {torch.__version__.split('+')[0]}",
+            "machine": f"{cores()} CPU cores, 1 thread, torch {torch.__version__.split('+')[0]}",
             "date": datetime.date.today().isoformat(),
             "command": "dlcourse bench architectures",
             "steps": STEPS,
@@ -199,9 +200,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     for group in ("balance", "capacity"):
         for name, row in short_runs(data, group).items():
+            busiest, dropped = (f"{row[key]:.1%}" for key in ("busiest_at_end", "dropped"))
             print(
-                f"architectures: {group} {name}: {row['loss']:.3f}, {row['difference']:+.3f} to the "
-                f"first (seeds differ by {row['spread']:.3f}), busiest expert {row['busiest_at_end']:.0%}, dropped {row['dropped']:.1%}"
+                f"architectures: {group} {name}: {row['loss']:.3f}, {row['difference']:+.3f} to "
+                f"none (by {row['difference_spread']:.3f} from seed to seed), busiest expert "
+                f"{busiest}, dropped {dropped}"
             )
     return 0 if found["active"]["moe"]["difference"] < 0 else 1
 
