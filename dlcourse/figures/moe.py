@@ -303,6 +303,8 @@ def show_contracts(
     for contract, models in found.items():
         for name, row in models.items():
             first = name == next(iter(models))
+            better = "better" if row["difference"] < 0 else "worse"
+            sure = abs(row["difference"]) > row["difference_spread"]
             rows.append(
                 [
                     t(f"moe.contract.{contract}") if first else "",
@@ -310,9 +312,11 @@ def show_contracts(
                     f"{row['loss']:.3f}",
                     "" if first else f"{row['difference']:+.3f}",
                     "" if first else f"± {row['difference_spread'] / 2:.3f}",
+                    "" if first else t(f"moe.contract.{better if sure else 'draw'}"),
                 ]
             )
-    heads = [t(f"moe.contract{key}") for key in ("", ".model", ".loss", ".difference", ".seeds")]
+    keys = ("", ".model", ".loss", ".difference", ".seeds", ".verdict")
+    heads = [t(f"moe.contract{key}") for key in keys]
     caption = t(
         "moe.contract.caption",
         steps=run["steps"],

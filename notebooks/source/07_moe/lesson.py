@@ -157,18 +157,19 @@ ways = race(new_layer(), torch.randn(1536, 64, device=device))
 # %%
 show_ways(ranks["ways"][0])
 # %% [markdown] lang="en"
-# Same numbers everywhere, so the layer is what it should be. The third row is what one gets without
-# any sorting: each expert computes every token, and most results are multiplied by zero. Four times
-# the work: the whole gain of the MoE is thrown away. **DeepSpeed**'s layer, with our weights in it, gives the
-# same as well.
+# Same numbers everywhere, so the layer is what it should be. "Every expert, every token" is what one
+# gets without sorting: most results are multiplied by zero, and four times the work throws the whole
+# gain away. The loop wastes nothing, but calls twice as many operators, each at least one kernel on a GPU.
+# **DeepSpeed**'s layer, with our weights in it, pads every expert to the fullest one.
 #
 # Now the price that is easily forgotten. We train two GPTs. In one each MLP is replaced by eight experts
 # *half as wide*, of which a token uses two: the same multiplications. **Predict**: how many times
 # the dense model's memory do parameters, gradients and Adam's state take?
-# %% [markdown] lang="ko" en="49e569f0"
-# 결과는 모두 같습니다. 층이 제대로 만들어졌다는 뜻입니다. 셋째 줄은 정렬하지 않을 때입니다. 전문가마다 모든 토큰을
-# 계산하고 결과의 대부분에 0을 곱합니다. 일이 네 배가 되어 MoE의 이득이 모두 사라집니다. 우리 가중치를 넣은
-# **DeepSpeed**의 층도 같은 값을 냅니다.
+# %% [markdown] lang="ko" en="895d0894"
+# 결과는 모두 같습니다. 층이 제대로 만들어졌다는 뜻입니다. '모든 전문가가 모든 토큰을 계산'하는 것은 정렬하지 않을
+# 때입니다. 결과의 대부분에 0을 곱하고, 일이 네 배가 되어 MoE의 이득이 모두 사라집니다. 반복문은 곱셈을 낭비하지
+# 않지만 연산자를 두 배로 부르고, GPU에서는 연산자마다 커널을 하나 이상 실행합니다. 우리 가중치를 넣은
+# **DeepSpeed**의 층은 전문가마다 가장 긴 쪽에 맞춰 빈자리를 채웁니다.
 #
 # 이제 잊기 쉬운 비용입니다. GPT 두 개를 학습합니다. 하나는 MLP마다 *폭이 절반인* 전문가 여덟 개로 바꾸고 토큰은
 # 둘만 씁니다. 곱셈 수는 같습니다. 파라미터, 그래디언트, Adam의 상태가 차지하는 메모리는 밀집(dense) 모델의 몇
@@ -271,14 +272,14 @@ compare("07.busiest", busiest_share([of["none"] for of in ranks["results"]]))
 #
 # Two cures. The **balance loss** [2] is a second loss, least where all experts get the same; its
 # gradient pushes the router, against the loss of the text if need be. The **bias** [3] adds no loss. After each step,
-# experts with too few tokens get a bonus on their score, which counts for choosing alone. Both are folded below.
-# %% [markdown] lang="ko" en="1f7a72fa"
+# experts with too few tokens get a bonus on their score, which counts for choosing alone.
+# %% [markdown] lang="ko" en="75391a2f"
 # 라우터가 **무너졌습니다**(collapse). 전문가 두셋이 거의 모든 일을 하고 나머지는 메모리만 차지합니다. 스스로
 # 심해지는 현상입니다. 우연히 앞선 전문가가 토큰을 더 받고, 더 배우고, 더 자주 뽑힙니다.
 #
 # 고치는 방법은 둘입니다. **균형 손실**(balance loss)[2]은 모두 똑같이 받을 때 가장 작은 두 번째 손실입니다. 그
 # 그래디언트는 필요하면 글의 손실과 맞서면서까지 라우터를 밀어냅니다. **바이어스**(bias)[3]는 손실을 더하지 않습니다.
-# 스텝이 끝날 때마다 토큰이 모자란 전문가의 점수에 덤을 주는데, 고를 때만 씁니다. 둘 다 아래에 접어 두었습니다.
+# 스텝이 끝날 때마다 토큰이 모자란 전문가의 점수에 덤을 주는데, 고를 때만 씁니다.
 # %% hidden=true source="dlcourse.models.moe:balance_loss"
 
 # %%
@@ -297,13 +298,13 @@ show_balance(by_name)
 # %%
 show_cures(by_name, short_runs(long_run, "balance"))
 # %% [markdown] lang="en"
-# Both cures spread the tokens. Their price in loss cannot be seen here: the seeds differ by more.
-# In the recorded run (top-1, four layers, three seeds) it can be looked up in the last column.
+# Both cures spread the tokens. Their price in loss is hard to see here, because the seeds differ as
+# much; the last column has it from a recorded run (top-1, four layers, three seeds).
 #
 # And what have the experts specialised in? Move the slider through the training with the balance loss.
-# %% [markdown] lang="ko" en="1fc45b80"
-# 두 방법 모두 토큰을 고르게 퍼뜨립니다. 손실로 치르는 값은 여기서 보이지 않습니다. 시드끼리의 차이가 더 크기
-# 때문입니다. 기록된 실행(top-1, 네 층, 시드 셋)의 값은 마지막 열에 있습니다.
+# %% [markdown] lang="ko" en="46483f27"
+# 두 방법 모두 토큰을 고르게 퍼뜨립니다. 손실로 치르는 값은 여기서 잘 보이지 않습니다. 시드끼리도 그만큼 다르기
+# 때문입니다. 마지막 열은 기록된 실행(top-1, 네 층, 시드 셋)의 값입니다.
 #
 # 전문가는 무엇을 맡게 되었을까요? 균형 손실로 학습한 과정을 슬라이더로 따라가 보세요.
 # %%
@@ -373,15 +374,25 @@ show_short(by_name)
 # %%
 show_contracts(contracts(long_run), long_run)
 # %% [markdown] lang="en"
-# TODO contracts. Seconds.
+# Read it contract by contract. The first row is what the others are compared with, seed by seed, on
+# the same text in the same order. Where the difference is smaller than what the seeds differ by, the
+# table says so: that is a draw, whatever the third digit shows.
 #
-# The same losses against each coin one can pay in. Move the slider:
-# %% [markdown] lang="ko" en="49763a15"
-# TODO.
+# The order depends on what was made equal. So "MoE is better" is no statement until one says: at
+# equal *what*? The same losses, beside what each architecture costs in four coins:
+# %% [markdown] lang="ko" en="a9e6eb3e"
+# 한 묶음씩 읽어 보세요. 묶음의 첫 줄이 기준이고, 같은 글을 같은 순서로 읽은 시드끼리 비교합니다. 차이가 시드에 따른
+# 차이보다 작으면 표에 그렇게 적혀 있습니다. 셋째 자리 숫자가 어떻든 무승부입니다.
+#
+# 순서는 무엇을 같게 맞추느냐에 달렸습니다. 그래서 "MoE가 더 낫다"는 말은 *무엇을* 맞췄는지 말하기 전에는 아무 뜻이
+# 없습니다. 같은 손실을 네 가지 비용과 나란히 놓아 봅니다.
 # %%
 explore(loss_and_cost(long_run, contracts(long_run)), cost=costs())
 # %% [markdown] lang="en"
-# TODO verdict text. The map of lesson 00 again:
+# The MoE computes like the dense model and needs the memory of the large one: cheap in one coin, dear
+# in another. And the four words of claim A2 lie on different shelves. Sparse and MoE both skip work, one by
+# a fixed pattern, one by a router; hybrid says only that layers differ. The map of lesson 00, with what is in the
+# right-hand box:
 #
 # ```mermaid
 # flowchart TB
@@ -392,8 +403,10 @@ explore(loss_and_cost(long_run, contracts(long_run)), cost=costs())
 #   A --> F["feed-forward of a layer:<br>dense · block-sparse · MoE"]
 #   F -. "experts can be<br>split, too" .-> S1
 # ```
-# %% [markdown] lang="ko" en="629cc0eb"
-# TODO.
+# %% [markdown] lang="ko" en="241c3cb2"
+# MoE의 계산량은 밀집 모델만큼이고 메모리는 큰 밀집 모델만큼입니다. 한쪽으로는 싸고 다른 쪽으로는 비쌉니다. 주장
+# A2의 네 낱말은 같은 줄에 놓이지도 않습니다. 희소와 MoE는 둘 다 일을 건너뜁니다. 하나는 정해진 무늬로, 하나는
+# 라우터로 건너뜁니다. 혼합은 층이 서로 다르다는 말일 뿐입니다. 레슨 00의 지도에서 오른쪽 상자를 열어 봅니다.
 #
 # ```mermaid
 # flowchart TB
