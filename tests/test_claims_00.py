@@ -9,11 +9,20 @@ from importlib import import_module
 import cloudpickle
 import pytest
 
+from dlcourse.bench.architectures import BASE, BLOCK
 from dlcourse.course.claims import Claim, find_claim
 from dlcourse.course.library_map import boxes_left_out, load_libraries
 from dlcourse.figures.strategies import largest_difference
+from dlcourse.formulas.architectures import (
+    active_parameters,
+    architecture_flops_per_token,
+    compared_architectures,
+    total_parameters,
+)
 from dlcourse.models.tiny import ARCHITECTURES
 from dlcourse.ranks import Ranks
+from dlcourse.training.architecture_record import contracts
+from dlcourse.training.architecture_record import load as load_runs
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -119,6 +128,20 @@ def test_a2_an_moe_is_sparse_so_compute_or_parameters_must_be_fixed(pool):
     assert moe_active < moe, "and only a part of an MoE: it is sparse"
     assert moe / dense == pytest.approx(recorded(claim)["parameters"], rel=0.01)
     assert moe_active / dense_active == pytest.approx(recorded(claim)["active"], rel=0.01)
+    # Which of the four is best depends on what is fixed: the recorded run of lesson 07
+    run = load_runs()
+    found = contracts(run)
+    of_moe = {name: models["moe"]["difference"] for name, models in found.items()}
+    for name, difference in of_moe.items():
+        assert difference == pytest.approx(recorded(claim)[f"equal_{name}"], abs=5e-4)
+        assert abs(difference) > 2 * found[name]["moe"]["difference_spread"], "more than a seed does"
+    assert of_moe["active"] < 0 < of_moe["seconds"]
+    for name, config in compared_architectures(BASE).items():
+        assert run["sizes"][name]["parameters"] == total_parameters(config)
+        assert run["sizes"][name]["active"] == active_parameters(config)
+        flops = architecture_flops_per_token(config, block=BLOCK)
+        assert run["sizes"][name]["flops_per_token"] == flops
+        assert {f"contract/{name}/{seed}" for seed in range(3)} <= run["runs"].keys()
 
 
 def test_a3_libraries_can_be_compared_strategy_by_strategy(results):
