@@ -418,7 +418,7 @@ explore(loss_and_cost(long_run, contracts(long_run)), cost=costs())
 #   F -. "전문가도<br>나눌 수 있음" .-> S1
 # ```
 # %%
-claim("A2", **figures_of_a2(by_name))
+claim("A2", **figures_of_a2())
 claim("A1")
 # %% [markdown] lang="en"
 # ## Exercises
