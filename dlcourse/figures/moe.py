@@ -17,6 +17,7 @@ from dlcourse.formulas.architectures import (
     training_state_bytes,
 )
 from dlcourse.formulas.sizes import ArchitectureConfig
+from dlcourse.training.architecture_record import contracts, load, short_runs
 from dlcourse.words.strings import t
 from dlcourse.words.units import digits, human_bytes
 
@@ -204,21 +205,21 @@ def show_balance(results: Mapping[str, Sequence[Result]]) -> go.Figure:
     )
 
 
-def show_cures(
-    results: Mapping[str, Sequence[Result]], recorded: Mapping[str, Mapping[str, float]]
-) -> Table:
+def show_cures(results: Mapping[str, Sequence[Result]]) -> Table:
     """What each cure costs in loss: here, seed by seed, and in the recorded runs."""
+    run = recorded_run()
+    recorded = short_runs(run, "balance") if run else {}
     rows = []
     for name in ("none", "loss", "bias"):
         losses = [_loss(result) for result in results[name]]
-        long = recorded["None" if name == "none" else name]
+        long = recorded.get("None" if name == "none" else name)
         rows.append(
             [
                 t(f"moe.balance.{name}"),
                 f"{busiest_share(results[name]):.0f}%",
                 " / ".join(f"{loss:.3f}" for loss in losses),
-                f"{100 * long['busiest_at_end']:.0f}%",
-                f"{long['loss']:.3f} ± {long['spread'] / 2:.3f}",
+                f"{100 * long['busiest_at_end']:.0f}%" if long else "",
+                f"{long['loss']:.3f} ± {long['spread'] / 2:.3f}" if long else "",
             ]
         )
     heads = [t(f"moe.cures{key}") for key in ("", ".busiest", ".loss", ".long_busiest", ".long")]
@@ -295,12 +296,23 @@ def show_short(results: Mapping[str, Sequence[Result]]) -> Together:
     return Together(Table([*heads, *seeds], rows), Said(said))
 
 
-def show_contracts(
-    found: Mapping[str, Mapping[str, Mapping[str, float]]], run: Mapping[str, Any]
-) -> Table:
+def recorded_run() -> dict[str, Any] | None:
+    """The long run that is recorded; None where it is not, or not to its end."""
+    try:
+        run = load()
+        contracts(run), short_runs(run, "balance")
+    except (FileNotFoundError, KeyError):
+        return None
+    return run
+
+
+def show_contracts() -> Table | Said:
     """The recorded runs under all three contracts; the first row of each is what others beat."""
+    run = recorded_run()
+    if run is None:
+        return Said(t("moe.not_recorded"))
     rows: list[list[str]] = []
-    for contract, models in found.items():
+    for contract, models in contracts(run).items():
         for name, row in models.items():
             first = name == next(iter(models))
             better = "better" if row["difference"] < 0 else "worse"
@@ -337,40 +349,33 @@ def _costs() -> dict[str, str]:
     return {t(f"moe.cost.{key}"): key for key in keys}
 
 
-def loss_and_cost(
-    run: Mapping[str, Any], found: Mapping[str, Mapping[str, Mapping[str, float]]]
-) -> Callable[[str], Picture]:
-    """Draws what each architecture costs in one coin, beside the loss that it reached.
+def loss_and_cost(cost: str) -> Picture:
+    """What each architecture costs in one coin, beside the loss after equal numbers of steps.
 
     Args:
-        run: the recorded one, of which sizes and seconds are taken.
-        found: its losses under each contract; those after equal numbers of steps are shown.
+        cost: one of ``costs()``.
     """
-    same_steps = found["active"] | found["total"]
-    losses = {name: row["loss"] for name, row in same_steps.items()}
-
-    def at(cost: str) -> Picture:
-        key = _costs()[cost]
-        spent = {
-            name: run["seconds"][name] if key == "seconds" else run["sizes"][name][key]
-            for name in losses
-        }
-        ratios = {name: value / spent["dense"] for name, value in spent.items()}
-        order = sorted(losses, key=losses.__getitem__)
-        rows = {t(f"moe.name.{name}"): ratios[name] for name in order}
-        texts = {
-            t(f"moe.name.{name}"): t(
-                "moe.cost.text", ratio=f"{ratios[name]:.2f}", loss=f"{losses[name]:.3f}"
-            )
-            for name in order
-        }
-        best = order[0]
-        title = t(
-            "moe.cost.title", best=t(f"moe.name.{best}"), ratio=f"{ratios[best]:.2f}", cost=cost
-        )
-        return bars(rows, title=title, axis=t("moe.cost.axis", cost=cost), limit=3, texts=texts)
-
-    return at
+    run = recorded_run()
+    if run is None:
+        return sentence(t("moe.not_recorded"))
+    found = contracts(run)
+    losses = {name: row["loss"] for name, row in (found["active"] | found["total"]).items()}
+    key = _costs()[cost]
+    spent = {
+        name: run["seconds"][name] if key == "seconds" else run["sizes"][name][key]
+        for name in losses
+    }
+    ratios = {name: value / spent["dense"] for name, value in spent.items()}
+    order = sorted(losses, key=losses.__getitem__)
+    labels = {name: t(f"moe.name.{name}") for name in order}
+    rows = {labels[name]: ratios[name] for name in order}
+    texts = {
+        labels[name]: t("moe.cost.text", ratio=f"{ratios[name]:.2f}", loss=f"{losses[name]:.3f}")
+        for name in order
+    }
+    best = order[0]
+    title = t("moe.cost.title", best=labels[best], ratio=f"{ratios[best]:.2f}", cost=cost)
+    return bars(rows, title=title, axis=t("moe.cost.axis", cost=cost), limit=4, texts=texts)
 
 
 def _last(by_layer: Mapping[Any, Any]) -> Any:

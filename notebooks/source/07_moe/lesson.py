@@ -59,12 +59,10 @@ from dlcourse.figures.moe import busiest_share, costs, dropped_share, dropping, 
 from dlcourse.figures.moe import figures_of_a2, loss_and_cost, memory_of_experts, shares_asked_for
 from dlcourse.figures.moe import show_balance, show_choices, show_contracts, show_cures, show_short
 from dlcourse.figures.moe import show_states, show_ways, state_bytes_of
-from dlcourse.training.architecture_record import contracts, load, short_runs
 
 lesson(lang=lang, name="07_moe")
 ranks = Ranks(num_ranks, device=device)
 ranks.cell(f"steps = {steps}", record=False)
-long_run = load()
 # %%
 # %%ranks
 def by_loop(x, router, experts):
@@ -296,7 +294,7 @@ for name in ("dense", "dense_total"):
 by_name = {name: [of[name] for of in ranks["results"]] for name in ranks["results"][0]}
 show_balance(by_name)
 # %%
-show_cures(by_name, short_runs(long_run, "balance"))
+show_cures(by_name)
 # %% [markdown] lang="en"
 # Both cures spread the tokens. Their price in loss is hard to see here, because the seeds differ as
 # much; the last column has it from a recorded run (top-1, four layers, three seeds).
@@ -372,7 +370,7 @@ show_short(by_name)
 # 세 개입니다. *희소*는 바로 앞 32개 위치만 읽고, 행렬 전체 대신 블록만 씁니다. *혼합*은 두 종류의 층을 번갈아
 # 씁니다. 밀집과 MoE, 또는 어텐션과 순환(recurrence)입니다.
 # %%
-show_contracts(contracts(long_run), long_run)
+show_contracts()
 # %% [markdown] lang="en"
 # Read it contract by contract. The first row is what the others are compared with, seed by seed, on
 # the same text in the same order. Where the difference is smaller than what the seeds differ by, the
@@ -387,7 +385,7 @@ show_contracts(contracts(long_run), long_run)
 # 순서는 무엇을 같게 맞추느냐에 달렸습니다. 그래서 "MoE가 더 낫다"는 말은 *무엇을* 맞췄는지 말하기 전에는 아무 뜻이
 # 없습니다. 같은 손실을 네 가지 비용과 나란히 놓아 봅니다.
 # %%
-explore(loss_and_cost(long_run, contracts(long_run)), cost=costs())
+explore(loss_and_cost, cost=costs())
 # %% [markdown] lang="en"
 # The MoE computes like the dense model and needs the memory of the large one: cheap in one coin, dear
 # in another. And the four words of claim A2 lie on different shelves. Sparse and MoE both skip work, one by
