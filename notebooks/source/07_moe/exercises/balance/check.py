@@ -1,19 +1,19 @@
 """A bias that keeps experts busy alike, where every rank sees its own tokens."""
 
-from dlcourse.course.exercises import expect, expect_sent, gathered, largest, measured
+from dlcourse.course.exercises import describe, expect, expect_sent, gathered, largest, measured
 
-NAMES = ("update_bias",)
-CASES = ("same", "balance", "moving", "finite", "bytes")
+NAMES = ("new_bias",)
+CASES = ("answer", "same", "balance", "moving", "bytes")
 TIME_LIMIT = 40.0
 
 _E, _K, _N, _STEPS, _LAST = 8, 2, 512, 120, 20
 _TARGET = 1.2
 
 
-def check(update_bias, rank, world_size):
+def check(new_bias, rank, world_size):
     import torch
 
-    findings = []
+    findings, bad = [], None
     for case, moving in (("balance", False), ("moving", True)):
         bias_E = torch.zeros(_E)
         counted = []
@@ -22,21 +22,36 @@ def check(update_bias, rank, world_size):
             counts_E = (scores_NE + bias_E).topk(_K).indices.flatten().bincount(minlength=_E)
             counted.append(counts_E.tolist())
             if step or moving:
-                update_bias(bias_E, counts_E.clone())
-                continue
-            with measured() as seen:  # the first step: recording takes longer than the step
-                update_bias(bias_E, counts_E.clone())
-            minimum = 2 * (world_size - 1) / world_size * 8 * _E
-            findings.append(expect_sent("bytes", seen, minimum=minimum, key="sent_more"))
+                answer = new_bias(bias_E.clone(), counts_E.clone())
+            else:
+                with measured() as seen:  # the first step alone: recording takes its time
+                    answer = new_bias(bias_E.clone(), counts_E.clone())
+                minimum = 2 * (world_size - 1) / world_size * 8 * _E
+                findings.append(expect_sent("bytes", seen, minimum=minimum, key="sent_more"))
+            if not _is_bias(answer):
+                bad = describe(answer)
+                break
+            bias_E = answer.detach().clone()
+        bads = gathered(bad)
+        if any(bads):
+            return [expect("answer", False, "no_bias", got=next(filter(None, bads)), experts=_E)]
         everywhere = torch.tensor(gathered(bias_E.tolist()))
         whole_SE = torch.tensor(gathered(counted)).sum(0)
         apart = largest((everywhere - everywhere[0]).abs().max())
-        if not everywhere.isfinite().all():
-            return [expect("finite", False, "not_finite")]
-        findings.append(expect("finite", True))
+        findings.append(expect("answer", True))
         findings.append(expect("same", apart == 0, "apart", off=f"{apart:.2g}"))
         findings.append(_judge(case, whole_SE, everywhere[0]))
     return findings
+
+
+def _is_bias(answer):
+    import torch
+
+    if not isinstance(answer, torch.Tensor) or answer.layout != torch.strided:
+        return False
+    if answer.shape != (_E,) or answer.is_meta:
+        return False
+    return answer.is_floating_point() and bool(answer.isfinite().all())
 
 
 def _judge(case, whole_SE, bias_E):

@@ -2,6 +2,6 @@
 # Moves by whole tokens
 
 
-def update_bias(bias_E, counts_E):
+def new_bias(bias_E, counts_E):
     dist.all_reduce(counts_E)
-    bias_E += 0.03 * (counts_E.float().mean() - counts_E)
+    return bias_E + 0.03 * (counts_E.float().mean() - counts_E)

@@ -2,6 +2,6 @@
 # Prefers who is busy already
 
 
-def update_bias(bias_E, counts_E):
+def new_bias(bias_E, counts_E):
     dist.all_reduce(counts_E)
-    bias_E += 0.03 * (counts_E / counts_E.float().mean() - 1)
+    return bias_E + 0.03 * (counts_E / counts_E.float().mean() - 1)

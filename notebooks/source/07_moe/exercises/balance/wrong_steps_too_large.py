@@ -2,6 +2,6 @@
 # Swings from one expert to the next
 
 
-def update_bias(bias_E, counts_E):
+def new_bias(bias_E, counts_E):
     dist.all_reduce(counts_E)
-    bias_E += 0.05 * (counts_E.float().mean() - counts_E).sign()
+    return bias_E + 0.05 * (counts_E.float().mean() - counts_E).sign()

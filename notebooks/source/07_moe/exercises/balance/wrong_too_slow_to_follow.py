@@ -2,6 +2,6 @@
 # Good at rest, late when favourites change
 
 
-def update_bias(bias_E, counts_E):
+def new_bias(bias_E, counts_E):
     dist.all_reduce(counts_E)
-    bias_E += 3e-3 * (counts_E.float().mean() - counts_E).sign()
+    return bias_E + 3e-3 * (counts_E.float().mean() - counts_E).sign()
