@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 # Loaded at first use, so that a rank or a script takes only what it needs.
 _HOME = {
+    "Film": "dlcourse.explorer",
     "RankError": "dlcourse.ranks",
     "Ranks": "dlcourse.ranks",
     "RanksInterrupted": "dlcourse.ranks",

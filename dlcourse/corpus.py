@@ -1,7 +1,8 @@
 """Text to train on that every machine has: the Python standard library's own sources, as bytes.
 
 Nothing is downloaded. A byte is a token, so the vocabulary has 256 entries and there is no
-tokenizer to explain. ``data="my.txt"`` takes a file of yours instead.
+tokenizer to explain. ``data="my.txt"`` takes a file of yours instead. ``KindsCorpus`` has three
+kinds of text: that code, and what this course itself says in English and in Korean.
 
 This module imports torch only where it hands out a batch, so that the notebook kernel can check a
 path with ``check_corpus`` before any rank starts.
@@ -9,13 +10,15 @@ path with ``check_corpus`` before any rank starts.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sysconfig
+import tomllib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -134,19 +137,86 @@ class Corpus:
             )
         if step < 0:
             raise ValueError(f"step={step} is not allowed: steps count from 0")
-        if not 1 <= block < len(self):
-            raise ValueError(
-                f"block={block} does not fit a text of {len(self)} bytes: "
-                f"give 1 to {len(self) - 1}, or a longer text"
-            )
-        import torch  # here, because the kernel imports this module and must stay small
-
         random = np.random.default_rng((self.seed, step))
-        starts = random.integers(0, len(self) - block, size=world_size * micro_batch)
-        mine = starts[rank * micro_batch : (rank + 1) * micro_batch]
-        rows = self.bytes[mine[:, None] + np.arange(block + 1)]
-        sequences = torch.from_numpy(rows.astype(np.int64))
-        return sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
+        starts = self._starts(random, world_size * micro_batch, block)
+        return _tokens(self.bytes, starts[rank * micro_batch : (rank + 1) * micro_batch], block)
+
+    def _starts(self, random: np.random.Generator, size: int, block: int) -> np.ndarray:
+        """Where each sequence of a step's whole batch begins."""
+        _check_block(block, len(self))
+        return random.integers(0, len(self) - block, size=size)
+
+
+KINDS = ("code", "english", "korean")
+_PIECE = 4096  # bytes; of every ten pieces of a text the last is held out
+
+
+class KindsCorpus(Corpus):
+    """Code, English and Korean in equal parts: row ``i`` of a step's batch is of kind ``i % 3``.
+
+    Code is the standard library's; English and Korean are what this course's notebooks say. Every
+    tenth piece of each text is held out: no batch has it, ``held_out`` has nothing else.
+
+    Args:
+        limit: use at most this many bytes of a kind.
+        seed: which sequences the steps get.
+
+    Attributes:
+        train_bytes, held_out_bytes: how many there are, by kind.
+
+    Raises:
+        ValueError: there is too little text of a kind.
+    """
+
+    def __init__(self, *, limit: int = 1024 * 1024, seed: int = 0) -> None:
+        super().__init__(limit=limit, seed=seed)
+        texts = {"code": self.bytes, "english": _course_text("en"), "korean": _course_text("ko")}
+        train, self._held_out = [], {}
+        for kind, text in texts.items():
+            text = text[:limit]
+            if len(text) < 10 * _PIECE:
+                raise ValueError(
+                    f"there are only {len(text)} bytes of {kind} to train on: give a limit of "
+                    f"{10 * _PIECE} or more, and install the course with its notebooks"
+                )
+            held_out = np.arange(len(text)) // _PIECE % 10 == 9
+            train.append(text[~held_out])
+            self._held_out[kind] = text[held_out]
+        self.bytes = np.concatenate(train)
+        self._ends = np.cumsum([len(text) for text in train])
+        self.train_bytes = {kind: len(text) for kind, text in zip(KINDS, train, strict=True)}
+        self.held_out_bytes = {kind: len(text) for kind, text in self._held_out.items()}
+
+    def _starts(self, random: np.random.Generator, size: int, block: int) -> np.ndarray:
+        kinds = np.arange(size) % len(KINDS)
+        first = self._ends - list(self.train_bytes.values())
+        _check_block(block, min(self.train_bytes.values()))
+        return random.integers(first[kinds], self._ends[kinds] - block)
+
+    def kinds(self, *, rank: int = 0, micro_batch: int = 6) -> Tensor:
+        """Which of ``KINDS`` each row of ``batch`` is: int64, shape (micro_batch,)."""
+        import torch
+
+        return (torch.arange(micro_batch) + rank * micro_batch) % len(KINDS)
+
+    def held_out(
+        self, kind: str, *, sequences: int = 32, block: int = 128
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and targets that training never sees: the same at each call, spread evenly.
+
+        Raises:
+            ValueError: no such kind, or more than the text has.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind!r} is unknown: give one of {', '.join(KINDS)}")
+        text = self._held_out[kind]
+        _check_block(block, len(text))
+        if not 1 <= sequences <= len(text) // (block + 1):
+            raise ValueError(
+                f"sequences={sequences} of {block + 1} bytes are not in {len(text)} held-out bytes "
+                f"of {kind}: give 1 to {len(text) // (block + 1)}"
+            )
+        return _tokens(text, np.linspace(0, len(text) - block - 1, sequences).astype(int), block)
 
 
 def sequences_per_rank(batch_size: int, *, world_size: int = 1, accumulate: int = 1) -> int:
@@ -163,6 +233,23 @@ def sequences_per_rank(batch_size: int, *, world_size: int = 1, accumulate: int 
             f"accumulate={accumulate}: give a multiple of {world_size * accumulate}"
         )
     return batch_size // world_size
+
+
+def _check_block(block: int, size: int) -> None:
+    if not 1 <= block < size:
+        raise ValueError(
+            f"block={block} does not fit a text of {size} bytes: "
+            f"give 1 to {size - 1}, or a longer text"
+        )
+
+
+def _tokens(text: np.ndarray, starts: np.ndarray, block: int) -> tuple[Tensor, Tensor]:
+    """Tokens, and what comes next at each position."""
+    import torch  # here, because the kernel imports this module and must stay small
+
+    rows = text[starts[:, None] + np.arange(block + 1)]
+    sequences = torch.from_numpy(rows.astype(np.int64))
+    return sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
@@ -191,3 +278,34 @@ def _standard_library(limit: int) -> np.ndarray:
         if size >= limit:
             break
     return np.frombuffer(b"".join(parts)[:limit], dtype=np.uint8)
+
+
+@lru_cache(maxsize=2)
+def _course_text(lang: str) -> np.ndarray:
+    """What the course says in one language: its notebooks' text cells, and its tables of words."""
+    package = Path(__file__).parent
+    installed = package / "_course"  # a wheel carries the course there
+    notebooks = (installed if installed.is_dir() else package.parent) / "notebooks"
+    parts = []
+    for path in sorted((notebooks / lang).glob("*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        parts += ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    for path in [
+        *sorted((notebooks / "source").rglob("*.toml")),
+        *sorted((package / "words").glob("*.toml")),
+    ]:
+        parts += _in_language(tomllib.loads(path.read_text(encoding="utf-8")), lang)
+    return np.frombuffer("\n\n".join(parts).encode(), dtype=np.uint8)
+
+
+def _in_language(table: Any, lang: str) -> Iterator[str]:
+    """Every text of a table of words: {"name": {"en": ..., "ko": ...}}."""
+    if isinstance(table, dict):
+        for name, value in table.items():
+            if name == lang and isinstance(value, str):
+                yield value
+            else:
+                yield from _in_language(value, lang)
+    elif isinstance(table, list):
+        for value in table:
+            yield from _in_language(value, lang)

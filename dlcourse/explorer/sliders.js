@@ -1,9 +1,8 @@
 // Sliders and the picture of their position. All pictures are here already: no question goes to
-// the kernel.
+// the kernel. Without sliders it is one picture, which may move.
 
 function render({ model, el }) {
   const sliders = model.get("sliders");
-  const pictures = model.get("pictures");
   const root = document.createElement("section");
   root.className = "dlc-explore";
   const figure = document.createElement("figure");
@@ -17,7 +16,7 @@ function render({ model, el }) {
       inputs[i].setAttribute("aria-valuetext", values[positions[i]]);
       outputs[i].textContent = values[positions[i]];
     });
-    figure.innerHTML = pictures[number];
+    figure.innerHTML = model.get("pictures")[number];
   };
 
   const outputs = [];
@@ -41,7 +40,11 @@ function render({ model, el }) {
   el.append(root);
   draw();
   model.on("change:positions", draw);
-  return () => model.off("change:positions", draw);
+  model.on("change:pictures", draw); // a film: the kernel sends the next one
+  return () => {
+    model.off("change:positions", draw);
+    model.off("change:pictures", draw);
+  };
 }
 
 export default { render };

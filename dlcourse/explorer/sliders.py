@@ -54,7 +54,7 @@ class Explorer:
             {"label": t(f"explore.{name}"), "values": [str(value) for value in values]}
             for name, values in zip(self.names, self.values, strict=True)
         ]
-        view = _widget_class()(
+        view = widget_class()(
             sliders=sliders,
             pictures=[picture.svg for picture in self.pictures],
             positions=self.start,
@@ -86,7 +86,7 @@ def explore(draw: Callable[..., Picture], **sliders: Sequence[Any]) -> Explorer:
 
 
 @cache
-def _widget_class() -> type:
+def widget_class() -> type:
     """The anywidget class, made at the first display."""
     import anywidget
     import traitlets

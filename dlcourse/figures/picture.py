@@ -6,11 +6,11 @@ in place only as a `FigureWidget`, which brings 5 MB with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from dlcourse.figures.colors import CATEGORIES, INK, text_on
+from dlcourse.figures.colors import CATEGORIES, INK, PLAIN, text_on
 from dlcourse.words.strings import t
 
 WIDTH = 880  # in units of the picture, which is drawn as wide as its cell, and no wider than this
@@ -92,7 +92,84 @@ def stacked_bars(
         word = t(f"category.{name}")
         parts.append(_text(x + 18, bottom + 65, word))
         x += 18 + 8 * _columns(word) + 20
-    height = bottom + 78
+    return _picture(parts, said, height=bottom + 78)
+
+
+def columns(
+    rows: Mapping[str, Sequence[float]], *, title: str, axis: str, limit: float, mark: float
+) -> Picture:
+    """Small charts below each other, a column for each value; all of one scale.
+
+    rows:  label -> values, as many in each row, in %.
+    axis:  what the columns are; their numbers, from 0 on, stand below them.
+    limit: what the height of a chart stands for; a longer column is cut there.
+    mark:  a value that a dashed line marks in each chart.
+    """
+    lines = _lines(title)
+    parts = [_text(12, 22 + 22 * i, line, size=16, weight=600) for i, line in enumerate(lines)]
+    top, tall = 30 + 22 * len(lines), 64
+    count = max(len(values) for values in rows.values())
+    wide = (WIDTH - _LEFT - 20) / count
+    said, y = [title], top
+    for label, values in rows.items():
+        bottom = y + tall
+        parts.append(_text(_LEFT - 10, bottom - 4, label, anchor="end"))
+        for number, value in enumerate(values):
+            x, high = _LEFT + wide * number, tall * min(value, limit) / limit
+            parts.append(
+                f'<rect x="{x + 0.15 * wide:.1f}" y="{bottom - high:.1f}" '
+                f'width="{0.7 * wide:.1f}" height="{high:.1f}" fill="{PLAIN}"/>'
+            )
+            text = f"{value:.0f}%"
+            parts.append(_text(x + wide / 2, bottom - high - 4, text, "middle", size=12))
+        dashed = f'stroke="{_WORDS}" stroke-dasharray="5 4" stroke-opacity=".6"'
+        at = bottom - tall * mark / limit
+        parts.append(f'<path d="M{_LEFT} {at:.1f}H{WIDTH - 20}" {dashed}/>')
+        parts.append(f'<path d="M{_LEFT} {bottom}H{WIDTH - 20}" stroke="{_LINES}"/>')
+        said.append(f"{label}: {', '.join(f'{value:.0f}%' for value in values)}")
+        y = bottom + 26
+    for number in range(count):
+        parts.append(_text(_LEFT + wide * (number + 0.5), y - 6, str(number), "middle", size=12))
+    parts.append(_text(_LEFT - 10, y - 6, axis, anchor="end", size=12))
+    return _picture(parts, said, height=y + 6)
+
+
+def bars(
+    rows: Mapping[str, float], *, title: str, axis: str, limit: float, texts: Mapping[str, str]
+) -> Picture:
+    """Horizontal bars, one a row, with words behind each.
+
+    rows:  label -> length, in the unit of the axis.
+    limit: where the axis ends, the same at all positions, so that the bars can be compared.
+    texts: label -> what stands behind the bar.
+    """
+    right = 220  # for the words behind a bar that reaches the axis' end
+    scale = (WIDTH - _LEFT - right) / limit
+    lines = _lines(title)
+    parts = [_text(12, 22 + 22 * i, line, size=16, weight=600) for i, line in enumerate(lines)]
+    top = 14 + 22 * len(lines)
+    bottom = top + 40 * len(rows)
+    for tick in (limit * i / 4 for i in range(5)):
+        x = _LEFT + tick * scale
+        parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="{_LINES}" stroke-opacity=".4"/>')
+        parts.append(_text(x, bottom + 18, f"{tick:g}", anchor="middle", size=12))
+    parts.append(_text(_LEFT + limit * scale / 2, bottom + 38, axis, anchor="middle"))
+    said = [title]
+    for i, (label, value) in enumerate(rows.items()):
+        y, wide = top + 8 + 40 * i, min(value, limit) * scale
+        parts.append(_text(_LEFT - 10, y + 17, label, anchor="end"))
+        parts.append(f'<rect x="{_LEFT}" y="{y}" width="{wide:.1f}" height="24" fill="{PLAIN}"/>')
+        parts.append(_text(_LEFT + wide + 8, y + 17, texts[label]))
+        said.append(f"{label}: {texts[label]}")
+    return _picture(parts, said, height=bottom + 46)
+
+
+def sentence(words: str) -> Picture:
+    """One line of words, where there is nothing to draw yet."""
+    return _picture([_text(12, 22, words)], [words], height=34)
+
+
+def _picture(parts: Sequence[str], said: Sequence[str], *, height: float) -> Picture:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'width="100%" style="max-width:{WIDTH}px;font-family:{escape(_FONT)}" '

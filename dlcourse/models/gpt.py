@@ -91,17 +91,17 @@ class GPT(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.is_meta:
                 continue  # a model without storage: nothing to fill
-            if parameter.dim() == 2:
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() > 1:
                 # What enters the residual stream adds up over 2 n_layer branches: keep its variance
-                residual = name.endswith(("proj.weight", "down.weight"))
+                residual = name.endswith(("proj.weight", "down.weight", "down"))
                 std = 0.02 / (2 * self.config.n_layer) ** 0.5 if residual else 0.02
                 # Drawn on the CPU in float32, so that device and dtype do not change the numbers
                 drawn = torch.randn(
                     parameter.shape, generator=generator, device="cpu", dtype=torch.float32
                 )
                 parameter.copy_(drawn * std)
-            elif name.endswith("bias"):
-                parameter.zero_()
             else:
                 parameter.fill_(1.0)  # scale of a LayerNorm
 

@@ -24,6 +24,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from dlcourse.formulas.sizes import check_experts
 
 
 class Routing(NamedTuple):
@@ -39,33 +42,47 @@ class Routing(NamedTuple):
     weights_NK: Tensor
     logits_NE: Tensor
 
+    def counts(self) -> Tensor:
+        """Copies of tokens that each expert is to get, before any is dropped: (E,), int64."""
+        return self.experts_NK.flatten().bincount(minlength=self.logits_NE.size(1))
+
 
 class Router(nn.Module):
-    """Chooses ``top_k`` of ``num_experts`` experts for each token. Always computes in float32.
+    """Chooses ``top_k`` of ``num_experts`` experts for each token. Computes in float32 at least.
 
     ``bias_E`` is no parameter: it takes part in choosing, not in weighing, and has no gradient.
     ``update_bias`` moves it towards balance.
 
+    Args:
+        name: how an error calls it.
+
     Raises:
         ValueError: ``top_k`` is not from 1 to ``num_experts``.
+        FloatingPointError: in forward, where a score is NaN or infinite: no expert is the best.
     """
 
     bias_E: Tensor
 
-    def __init__(self, width: int, num_experts: int, top_k: int) -> None:
-        if not 1 <= top_k <= num_experts:
-            raise ValueError(
-                f"top_k={top_k} is not allowed with num_experts={num_experts}: "
-                f"give 1 to {num_experts}"
-            )
+    def __init__(self, width: int, num_experts: int, top_k: int, name: str = "the router") -> None:
+        check_experts(num_experts, top_k)
         super().__init__()
-        self.top_k = top_k
+        self.top_k, self.name = top_k, name
         self.weight = nn.Parameter(torch.empty(num_experts, width))
         self.register_buffer("bias_E", torch.zeros(num_experts))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Small random scores: N(0, 0.02), no expert far ahead."""
+        nn.init.normal_(self.weight, std=0.02)
+        self.bias_E.zero_()
 
     def forward(self, x_NC: Tensor) -> Routing:
-        with torch.autocast(x_NC.device.type, enabled=False):  # small differences decide: float32
-            logits_NE = F.linear(x_NC.float(), self.weight.float())
+        # Small differences decide, so autocast must not round them to bfloat16
+        dtype = torch.promote_types(x_NC.dtype, torch.float32)
+        with torch.autocast(x_NC.device.type, enabled=False):
+            logits_NE = F.linear(x_NC.to(dtype), self.weight.to(dtype))
+        check_logits(logits_NE, self.name)
         scores_NE = logits_NE.softmax(-1)
         experts_NK = (scores_NE.detach() + self.bias_E).topk(self.top_k).indices
         weights_NK = scores_NE.gather(1, experts_NK)
@@ -79,6 +96,23 @@ class Router(nn.Module):
         self.bias_E += rate * (counts_E.float().mean() - counts_E).sign()
 
 
+def check_logits(logits_NE: Tensor, name: str = "the router") -> None:
+    """Refuse scores of which one is not finite.
+
+    Raises:
+        FloatingPointError: says whose scores, and for what share of the tokens.
+    """
+    if isinstance(logits_NE, FakeTensor) or logits_NE.is_meta:
+        return  # shapes without numbers
+    wrong = int((~logits_NE.detach().isfinite().all(-1)).sum())
+    if wrong:
+        share = 100 * wrong / len(logits_NE)
+        raise FloatingPointError(
+            f"{name} has scores that are NaN or infinite for {wrong} of {len(logits_NE)} tokens "
+            f"({share:.3g}%): lower the learning rate, clip gradients, or add the z-loss"
+        )
+
+
 class Experts(nn.Module):
     """``num_experts`` MLPs of the same size: one tensor for all their first matrices, and so on."""
 
@@ -88,22 +122,33 @@ class Experts(nn.Module):
         self.up_bias = nn.Parameter(torch.empty(num_experts, hidden))
         self.down = nn.Parameter(torch.empty(num_experts, hidden, width))
         self.down_bias = nn.Parameter(torch.empty(num_experts, width))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """N(0, 0.02) as in our GPT, biases zero."""
+        for matrix in (self.up, self.down):
+            nn.init.normal_(matrix, std=0.02)
+        for bias in (self.up_bias, self.down_bias):
+            bias.zero_()
+
+    def one(self, x_mC: Tensor, expert: int) -> Tensor:
+        """What one expert says to its tokens. Shape: (m, C) to (m, C)."""
+        hidden_mF = F.gelu(torch.addmm(self.up_bias[expert], x_mC, self.up[expert]))
+        return torch.addmm(self.down_bias[expert], hidden_mF, self.down[expert])
 
     def forward(self, x_MC: Tensor, counts: list[int]) -> Tensor:
         """Rows sorted by expert, ``counts[e]`` of them for expert e. Shape: (M, C) to (M, C)."""
-        rows = zip(
-            x_MC.split(counts), self.up, self.up_bias, self.down, self.down_bias, strict=True
-        )
-        return torch.cat(
-            [
-                torch.addmm(down_bias, F.gelu(torch.addmm(up_bias, x_mC, up)), down)
-                for x_mC, up, up_bias, down, down_bias in rows
-            ]
-        )
+        return torch.cat([self.one(x_mC, e) for e, x_mC in enumerate(x_MC.split(counts))])
 
 
 def capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
-    """Copies that one expert takes: its even share times the factor, rounded up."""
+    """Copies that one expert takes: its even share times the factor, rounded up.
+
+    Raises:
+        ValueError: a factor that is not above 0.
+    """
+    check_experts(num_experts, top_k, capacity_factor)
     return ceil(capacity_factor * num_tokens * top_k / num_experts)
 
 
@@ -131,17 +176,17 @@ def permute(
 
 def combine(y_MC: Tensor, copies_M: Tensor, weights_NK: Tensor) -> Tensor:
     """Each token's sum of its experts' outputs, weighted; a dropped copy adds nothing. (N, C)."""
-    weighted_MC = y_MC * weights_NK.flatten()[copies_M, None].to(y_MC.dtype)
     N, K = weights_NK.shape
-    return (
-        torch.zeros_like(y_MC[:0])
-        .new_zeros(N, y_MC.size(1))
-        .index_add(0, copies_M // K, weighted_MC)
-    )
+    weighted_MC = y_MC * weights_NK.flatten()[copies_M, None]  # float32, as the weights are
+    sums_NC = weighted_MC.new_zeros(N, y_MC.size(1))
+    return sums_NC.index_add(0, copies_M // K, weighted_MC).to(y_MC.dtype)
 
 
 def balance_loss(routing: Routing, counts_E: Tensor) -> Tensor:
     """1 where every expert gets the same; more the more uneven. Gradient through the scores alone.
+
+    Args:
+        counts_E: ``routing.counts()``: what was asked for, not what was left after dropping.
 
     Source: "Switch Transformers", equations 4 to 6.
     """
@@ -162,6 +207,11 @@ class MoE(nn.Module):
         hidden: F, width inside an expert; 4 C as in a dense MLP by default.
         shared: an expert beside the routed ones that every token uses.
         capacity_factor: an expert takes that many times its even share; ``None``: never drops.
+        name: how an error calls the layer.
+
+    Raises:
+        ValueError: ``top_k`` is not from 1 to ``num_experts``, or a capacity that is not above 0.
+        FloatingPointError: in forward, where the router's scores are not finite.
 
     ``routing``, ``counts_E`` and ``num_dropped`` are those of the last forward.
     """
@@ -175,9 +225,11 @@ class MoE(nn.Module):
         hidden: int | None = None,
         shared: nn.Module | None = None,
         capacity_factor: float | None = None,
+        name: str = "this layer",
     ) -> None:
+        check_experts(num_experts, top_k, capacity_factor)
         super().__init__()
-        self.router = Router(width, num_experts, top_k)
+        self.router = Router(width, num_experts, top_k, name=f"the router of {name}")
         self.experts = Experts(width, num_experts, hidden or 4 * width)
         self.shared = shared
         self.num_experts, self.top_k, self.capacity_factor = num_experts, top_k, capacity_factor
@@ -192,6 +244,24 @@ class MoE(nn.Module):
         self.num_dropped = routing.experts_NK.numel() - len(copies_M)
         y_MC = self.experts(x_NC[copies_M // self.top_k], self.counts_E.tolist())
         y_NC = combine(y_MC, copies_M, routing.weights_NK)
+        if self.shared is not None:
+            y_NC = y_NC + self.shared(x_NC)
+        return y_NC.view_as(x)
+
+
+class LoopedMoE(MoE):
+    """The same layer as one would write it first: a loop over experts, with a mask for each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_NC = x.flatten(0, -2)
+        self.routing = routing = self.router(x_NC)
+        y_NC = torch.zeros_like(x_NC)
+        for expert in range(self.num_experts):
+            mask_NK = routing.experts_NK == expert
+            mine_N = mask_NK.any(1)
+            weight_N1 = (routing.weights_NK * mask_NK).sum(1, keepdim=True)
+            said_mC = self.experts.one(x_NC[mine_N], expert)
+            y_NC[mine_N] += (weight_N1[mine_N] * said_mC).to(y_NC.dtype)
         if self.shared is not None:
             y_NC = y_NC + self.shared(x_NC)
         return y_NC.view_as(x)

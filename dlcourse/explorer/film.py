@@ -1,0 +1,90 @@
+"""A picture that moves while ranks train, and the same steps under a slider afterwards.
+
+    film = Film(experts_by_text)         # shows the newest frame as soon as a rank has written it
+    explore(film.at, step=film.steps)    # all frames, once the ranks are ready
+
+A rank writes frames by `dlcourse.measure.frames.write_frame(film.path, step=..., ...)`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from dlcourse.explorer.sliders import widget_class
+from dlcourse.figures.picture import Picture, sentence
+from dlcourse.measure.frames import Frame, read_frames
+from dlcourse.panel.widget import front_end_present
+from dlcourse.words.strings import t
+
+INTERVAL_S = 0.2  # between two looks at the file
+
+
+class Film:
+    """Follows the frames of one file.
+
+    Args:
+        draw: makes a picture of a frame.
+
+    Attributes:
+        path: where the ranks write.
+    """
+
+    def __init__(self, draw: Callable[[Frame], Picture]) -> None:
+        self.draw = draw
+        self._folder = tempfile.TemporaryDirectory(prefix="dlcourse-film-")
+        self.path = os.path.join(self._folder.name, "frames.jsonl")
+        self._view: Any = None
+        self._shown: Frame | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """Of the frames that there are; a ``ValueError`` where there are none yet."""
+        steps = [frame["step"] for frame in read_frames(self.path)]
+        if not steps:
+            raise ValueError("the film has no frame yet: run the cell that trains first")
+        return steps
+
+    def at(self, step: int) -> Picture:
+        """The picture of one step."""
+        return self.draw(next(f for f in read_frames(self.path) if f["step"] == step))
+
+    @property
+    def picture(self) -> Picture:
+        """Of the newest frame."""
+        frames = read_frames(self.path)
+        return self.draw(frames[-1]) if frames else sentence(t("explore.film"))
+
+    def __repr__(self) -> str:
+        return self.picture.text
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        picture = self.picture
+        still = {"text/plain": picture.text, "image/svg+xml": picture.svg}
+        if not front_end_present():
+            return still
+        if self._view is None:
+            self._view = widget_class()(sliders=[], pictures=[picture.svg], positions=[])
+            follow = threading.Thread(target=_follow, args=(weakref.ref(self),), daemon=True)
+            follow.start()
+        return {**self._view._repr_mimebundle_()[0], **still}
+
+    def look(self) -> None:
+        """Show the newest frame, if it is not shown already."""
+        frames = read_frames(self.path)
+        if frames and frames[-1] != self._shown:
+            self._shown = frames[-1]
+            self._view.pictures = [self.draw(self._shown).svg]
+
+
+def _follow(film: weakref.ref[Film]) -> None:
+    """As long as somebody holds the film: the cell that trains may be run again."""
+    while (one := film()) is not None:
+        one.look()
+        del one
+        time.sleep(INTERVAL_S)

@@ -1,0 +1,31 @@
+"""What a rank shows while it trains: one line of JSON a frame, in a file that the notebook reads.
+
+The file is small and local: the notebook and its ranks are on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Frame = dict[str, Any]
+
+
+def write_frame(path: str, *, step: int, **values: Any) -> None:
+    """Add a frame. One of step 0 begins the file anew: the cell has been run again.
+
+    Args:
+        values: what JSON can hold.
+    """
+    with open(path, "a" if step else "w", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read_frames(path: str) -> list[Frame]:
+    """All frames that are whole; none where there is no file yet."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
