@@ -1,0 +1,142 @@
+"""The figures and tables of lesson 08, each one call; what they rest on is checked, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import comb
+from typing import TYPE_CHECKING, Any
+
+from dlcourse.figures.charts import bars_figure, sweep_figure
+from dlcourse.figures.colors import RANKS
+from dlcourse.figures.held import Held, Together, held
+from dlcourse.figures.picture import Picture, bars
+from dlcourse.figures.tables import Table
+from dlcourse.words.strings import t
+from dlcourse.words.units import digits, human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from dlcourse.measure.run import Run
+
+TOKENS, WIDTH, EXPERTS, TOP_K, RANKS_HERE = 128, 256, 8, 2, 4  # the layer of the lesson
+LARGE_WIDTH, LARGE_EXPERTS = 7168, 256  # DeepSeek-V3's, whose tokens travel at 1 byte a number
+WIRE, START = 50e9, 2e-6  # of the explorable: a 400 Gbit/s card for each GPU, 2 us a message
+_GLOO, _FLAG, _PAYLOAD = "Gloo", "flag", "payload"
+
+
+def trip_bytes() -> float:
+    """Bytes that a rank sends to others in one forward, there and back, with even routing."""
+    return 2 * TOKENS * TOP_K * (RANKS_HERE - 1) / RANKS_HERE * WIDTH * 4
+
+
+def ranks_of_a_token(num_experts: int, top_k: int, num_ranks: int) -> float:
+    """How many ranks hold the experts of one token, on average over all choices.
+
+    A rank has E / p experts. It is left out when all k are among the other E - E / p.
+    """
+    missed = comb(num_experts - num_experts // num_ranks, top_k) / comb(num_experts, top_k)
+    return num_ranks * (1 - missed)
+
+
+def tokens_on_the_wire(ranks: int, top_k: int) -> Picture:
+    """What a token sends to other ranks in one dispatch, as copies and once for each rank.
+
+    256 experts, width 7168, a byte a number. Time for 128 and for 4,096 tokens: a message to each
+    other rank, one after the other, and the bytes at 50 GB/s.
+    """
+    away = (ranks - 1) / ranks
+    copies, once = top_k * away, ranks_of_a_token(LARGE_EXPERTS, top_k, ranks) * away
+    rows, texts, times = {}, {}, {}
+    for key, rows_sent in (("copies", copies), ("once", once)):
+        label = t(f"expert_parallel.explore.{key}")
+        rows[label] = rows_sent * LARGE_WIDTH / 1024
+        times[key] = [
+            (ranks - 1) * START + tokens * rows_sent * LARGE_WIDTH / WIRE for tokens in (128, 4096)
+        ]
+        few, many = map(human_seconds, times[key])
+        texts[label] = t("expert_parallel.explore.times", few=few, many=many)
+    share = (ranks - 1) * START / times["once"][0]
+    title = t(
+        "expert_parallel.explore.title",
+        ranks=ranks,
+        copies=digits(copies),
+        once=digits(once),
+        share=f"{share:.0%}",
+    )
+    axis = t("expert_parallel.explore.axis")
+    return bars(rows, title=title, axis=axis, limit=60, texts=texts)
+
+
+def show_traffic(rows: Sequence[Sequence[int]], run: Run) -> Together:
+    """Copies from each rank to each other, and the bytes that they make.
+
+    Args:
+        rows: of each rank, how many copies it has sent to each rank.
+        run: the forward in which they travelled, there and back.
+    """
+    p = len(rows)
+    head = [t("expert_parallel.from_to"), *(t("figure.rank", rank=r) for r in range(p))]
+    head += [t("expert_parallel.to_others")]
+    table = []
+    for rank, to in enumerate(rows):
+        others = sum(to) - to[rank]
+        table.append([t("figure.rank", rank=rank), *map(str, to), human_bytes(others * WIDTH * 4)])
+    sent = sum(r["ops"]["all_to_all"]["wire_bytes"] for r in run.comm.ranks)
+    counts = 8 * EXPERTS * (p - 1)  # numbers of 64 bits
+    tokens = 2 * sum(sum(to) - to[rank] for rank, to in enumerate(rows)) * WIDTH * 4
+    return Together(
+        Table(head, table, caption=t("expert_parallel.copies")),
+        _held("bytes", sent - tokens - counts, allowed=0),
+    )
+
+
+def sent_to_others(run: Run) -> float:
+    """Bytes of tokens that a rank sent to others, as a mean over the ranks."""
+    sent = [r["ops"]["all_to_all"]["wire_bytes"] for r in run.comm.ranks]
+    p = len(sent)
+    return sum(sent) / p - 8 * EXPERTS * (p - 1) / p
+
+
+def show_equal(apart: Mapping[str, float]) -> Together:
+    """How far four ranks and one process are apart: loss, gradients, parameters."""
+    rows = [[t(f"expert_parallel.equal.{name}"), f"{value:.1e}"] for name, value in apart.items()]
+    heads = [t("expert_parallel.equal.what"), t("expert_parallel.equal.off")]
+    return Together(Table(heads, rows), _held("equal", max(apart.values()), allowed=1e-5))
+
+
+def show_calls(forward: Run, backward: Run) -> Table:
+    """Collectives of one layer in each half of a step."""
+    rows = []
+    for name in ("all_gather", "all_to_all"):
+        counts = [_calls(run, name) for run in (forward, backward)]
+        rows.append([name, *map(str, counts), t(f"expert_parallel.calls.{name}")])
+    keys = ("op", "forward", "backward", "why")
+    return Table([t(f"expert_parallel.calls.{key}") for key in keys], rows)
+
+
+def num_all_to_all(*runs: Run) -> int:
+    """Calls of all-to-all by rank 0 in these runs together."""
+    return sum(_calls(run, "all_to_all") for run in runs)
+
+
+def show_imbalance(rows: Mapping[str, Sequence[int]]) -> go.Figure:
+    """Rows that each rank's experts got, as a multiple of the mean."""
+    p = len(next(iter(rows.values())))
+    names = {name: t(f"expert_parallel.balance.{name}") for name in rows}
+    values = {
+        names[name]: [count * p / sum(counts) for count in counts] for name, counts in rows.items()
+    }
+    worst = {name: max(values[names[name]]) for name in rows}
+    assert worst["natural"] > 1.2 > worst["forced"], f"busiest over mean: {worst}"
+    title = t(
+        "expert_parallel.balance.title",
+        natural=digits(worst["natural"]),
+        loss=digits(worst["loss"]),
+    )
+    labels = [t("figure.rank", rank=rank) for rank in range(p)]
+    axis = t("expert_parallel.balance.axis")
+    colors = [RANKS[0], RANKS[1], RANKS[2]]
+    return bars_figure(
+        labels, values, axis=axis, title=title, unit="×", colors=colors, reference=1
+    )
