@@ -1,0 +1,137 @@
+"""Expert parallelism beside data parallelism: who averages what.
+
+                expert 0   expert 1     a row shares the experts: rank 0 has the first half of them,
+    data 0         0          1         rank 1 the second
+    data 1         2          3         a column holds the same experts: its ranks are copies
+
+All four ranks have tokens of their own, R = 4, and the batch's gradient is the mean over R.
+
+    dense       each rank knows the gradient of its own tokens: the sum over all ranks / R
+    experts     a rank's experts saw the tokens of its whole row, and backward has brought all of
+                them: the sum over the *column* alone, and still / R, not / (ranks of the column)
+
+    mesh = make_expert_mesh(data=2, expert=2)
+    model = ExpertDataParallel(model, mesh)
+    model(tokens, targets).backward()
+    model.sync_gradients()
+
+Source: Rajbhandari et al., "DeepSpeed-MoE", 2022, section 5.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from dlcourse.models.moe import Router, Routing
+from dlcourse.parallel.expert import expert_parallel
+from dlcourse.parallel.expert_trip import Exchange, torch_exchange
+from dlcourse.parallel.replicas import broadcast_buffers
+from dlcourse.parallel.sendable import cut_parameters
+
+SIDES = ("data", "expert")
+
+
+def make_expert_mesh(*, data: int = 1, expert: int = 1) -> DeviceMesh:
+    """All ranks as a grid with the sides "data" and "expert".
+
+    Raises:
+        ValueError: the sides do not multiply out to the number of ranks.
+    """
+    world_size = dist.get_world_size()
+    for name, size in (("data", data), ("expert", expert)):
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{name}={size!r} is not allowed: give a whole number of 1 or more")
+    if data * expert != world_size:
+        raise ValueError(
+            f"data x expert = {data} x {expert} is {data * expert} ranks, and there are "
+            f"{world_size}: change a side, or make Ranks({data * expert})"
+        )
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return init_device_mesh(device, (data, expert), mesh_dim_names=SIDES)
+
+
+class ExpertDataParallel(nn.Module):
+    """A model with MoE layers over a mesh: experts divided along a row, all else copied.
+
+    Args:
+        module: used up; it starts from rank 0's parameters everywhere.
+        mesh: from ``make_expert_mesh``.
+        exchange: as in ``expert_parallel``.
+
+    Raises:
+        ValueError: in every rank, as ``expert_parallel``.
+    """
+
+    def __init__(
+        self, module: nn.Module, mesh: DeviceMesh, *, exchange: Exchange = torch_exchange
+    ) -> None:
+        super().__init__()
+        self.mesh, self.world_size = mesh, mesh.size()
+        self.batch_group = dist.group.WORLD
+        self.copies = mesh.get_group("data")
+        self.module = expert_parallel(
+            module, mesh.get_group("expert"), batch_group=self.batch_group, exchange=exchange
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Accumulate without averaging; tokens travel all the same."""
+        return nullcontext()
+
+    @torch.no_grad()
+    def sync_gradients(self) -> None:
+        """Make every gradient that of the mean over all ranks' losses. After backward."""
+        experts = cut_parameters(self.module)
+        groups: dict[Any, list[Tensor]] = {}
+        for parameter in self.module.parameters():
+            if parameter.grad is None and not parameter.requires_grad:
+                continue  # frozen
+            if parameter.grad is None:  # unused here, but another rank may be waiting for it
+                parameter.grad = torch.zeros_like(parameter)
+            group = self.copies if parameter in experts else self.batch_group
+            groups.setdefault((group, parameter.dtype), []).append(parameter.grad)
+        for (group, _), gradients in groups.items():
+            message = _flatten_dense_tensors(gradients)
+            message *= 1 / self.world_size  # of the experts too: their column is a part of it
+            dist.all_reduce(message, group=group)
+            for grad, mean in zip(
+                gradients, _unflatten_dense_tensors(message, gradients), strict=True
+            ):
+                grad.copy_(mean)
+        broadcast_buffers(self.module, process_group=self.batch_group)
+
+
+def force_balance(model: nn.Module) -> list[Any]:
+    """Make every router deal tokens out in turn: experts 0, 1, ..., and weigh them as it would.
+
+    Published speeds of MoE models are mostly measured so. Returns handles; ``remove()`` each.
+    """
+    return [
+        router.register_forward_hook(_in_turn)
+        for router in model.modules()
+        if isinstance(router, Router)
+    ]
+
+
+def _in_turn(router: Router, args: Any, routing: Routing) -> Routing:
+    N, E = routing.logits_NE.shape
+    copies = torch.arange(N * router.top_k, device=routing.logits_NE.device)
+    experts_NK = (copies % E).view(N, router.top_k)
+    weights_NK = routing.logits_NE.softmax(-1).gather(1, experts_NK)
+    if router.top_k > 1:
+        weights_NK = weights_NK / weights_NK.sum(1, keepdim=True)
+    return Routing(experts_NK, weights_NK, routing.logits_NE)
+
+
+def imbalance(rows_p: Tensor) -> float:
+    """Rows of the busiest rank over the mean: 1.0 where all get the same."""
+    return (rows_p.max() / rows_p.float().mean()).item()
