@@ -137,6 +137,25 @@ def show_imbalance(rows: Mapping[str, Sequence[int]]) -> go.Figure:
     labels = [t("figure.rank", rank=rank) for rank in range(p)]
     axis = t("expert_parallel.balance.axis")
     colors = [RANKS[0], RANKS[1], RANKS[2]]
-    return bars_figure(
-        labels, values, axis=axis, title=title, unit="×", colors=colors, reference=1
-    )
+    return bars_figure(labels, values, axis=axis, title=title, unit="×", colors=colors, reference=1)
+
+
+def show_slowest(rows: Mapping[str, Sequence[int]], seconds: Mapping[str, float]) -> Table:
+    """The busiest rank's rows over the mean, and the layer's time over that of forced balance."""
+    table = []
+    for name, counts in rows.items():
+        busiest = max(counts) * len(counts) / sum(counts)
+        ratio = seconds[name] / seconds["forced"]
+        table.append([t(f"expert_parallel.balance.{name}"), f"{busiest:.2f} ×", f"{ratio:.2f} ×"])
+    head = ["expert_parallel.balance", "expert_parallel.busiest", "expert_parallel.layer_time"]
+    return Table([t(key) for key in head], table)
+
+
+def _calls(run: Run, op: str) -> int:
+    return run.comm.ranks[0]["ops"].get(op, {"calls": 0})["calls"]
+
+
+def _held(name: str, difference: float, *, allowed: float, unit: str = "") -> Held:
+    what = t(f"expert_parallel.held.{name}")
+    because = t(f"expert_parallel.held.{name}.because")
+    return held(what, abs(difference), allowed=allowed, because=because, unit=unit)
