@@ -67,6 +67,12 @@ def memory_bytes() -> int:
     return total
 
 
+def available_bytes() -> int:
+    """What this process may still take: of the machine, or of the container around it."""
+    used = psutil.Process().memory_info().rss
+    return min(psutil.virtual_memory().available, max(0, memory_bytes() - used))
+
+
 def out_of_memory_kills() -> int:
     """How many processes of our control group the kernel has killed for lack of memory."""
     text = _cgroup_value("memory.events", "memory/memory.oom_control") or ""

@@ -305,7 +305,7 @@ def test_a_host_with_too_little_memory_says_what_to_change():
 
 
 def test_the_limit_of_a_container_counts(monkeypatch):
-    monkeypatch.setattr("dlcourse.training.sharding_offload.local_host.memory_bytes", lambda: 2**20)
+    monkeypatch.setattr("dlcourse.machine.memory_bytes", lambda: 2**20)
     with pytest.raises(ValueError, match="the host has memory="):
         OptimizerOffload(GPT(SMALL), LocalHost())
 

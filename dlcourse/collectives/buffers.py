@@ -18,6 +18,12 @@ _scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 def as_row(tensor: Tensor, group: dist.ProcessGroup | None, name: str = "tensor") -> Tensor:
     """`tensor` as one row that shares its memory. Shape: any -> (numel,)."""
+    check_one_piece(tensor, group, name)
+    return tensor.detach().view(-1)
+
+
+def check_one_piece(tensor: Tensor, group: dist.ProcessGroup | None, name: str = "tensor") -> None:
+    """Refuse a tensor that does not lie in memory as one piece, or where the group cannot reach."""
     if tensor.is_conj() or tensor.is_neg():
         raise ValueError(
             f"{name} is a view that only notes to be conjugate or negative: what lies in memory is "
@@ -35,7 +41,60 @@ def as_row(tensor: Tensor, group: dist.ProcessGroup | None, name: str = "tensor"
             f"{name} is on {device}, but the group talks over Gloo, which sends from CPU memory "
             f"only. Pass {name}.cpu(), or make the ranks with a GPU each, so that they use NCCL"
         )
-    return tensor.detach().view(-1)
+
+
+def check_all_to_all(
+    output: Tensor,
+    input: Tensor,
+    output_split_sizes: Sequence[int] | None,
+    input_split_sizes: Sequence[int] | None,
+    group: dist.ProcessGroup | None,
+) -> tuple[list[int], list[int]]:
+    """Refuse what cannot be the arguments of an all-to-all.
+
+    Returns:
+        Rows for each rank, and rows from each.
+    """
+    size = dist.get_world_size(group)
+    sent = _split_sizes(input, "input", input_split_sizes, size, group)
+    expected = _split_sizes(output, "output", output_split_sizes, size, group)
+    check_same_dtype(output, input)
+    if output.numel() and input.numel():
+        first, second = output.data_ptr(), input.data_ptr()
+        if first < second + input.nbytes and second < first + output.nbytes:
+            raise ValueError("output and input share memory: make output another tensor")
+    return sent, expected
+
+
+def check_same_dtype(output: Tensor, input: Tensor) -> None:
+    """Refuse two types in one call."""
+    if output.dtype != input.dtype:
+        raise ValueError(f"output is {output.dtype} and input {input.dtype}: convert one of them")
+
+
+def _split_sizes(
+    tensor: Tensor,
+    name: str,
+    split_sizes: Sequence[int] | None,
+    size: int,
+    group: dist.ProcessGroup | None,
+) -> list[int]:
+    check_one_piece(tensor, group, name)
+    rows = tensor.shape[0] if tensor.dim() else 0
+    if split_sizes is None:
+        if rows % size:
+            raise ValueError(
+                f"{name} has {rows} rows, which {size} ranks cannot share equally: "
+                f"pass {name}_split_sizes"
+            )
+        return [rows // size] * size
+    sizes = list(split_sizes)
+    if len(sizes) != size or any(type(n) is not int or n < 0 for n in sizes) or sum(sizes) != rows:
+        raise ValueError(
+            f"{name}_split_sizes is {sizes}: it needs {size} numbers, one for each "
+            f"rank, that add up to the {rows} rows of {name}"
+        )
+    return sizes
 
 
 def reducer(op: dist.ReduceOp.RedOpType, like: Tensor) -> Callable[..., Tensor]:

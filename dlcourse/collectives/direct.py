@@ -17,7 +17,13 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.buffers import as_row, reducer, scratch
+from dlcourse.collectives.buffers import (
+    as_row,
+    check_all_to_all,
+    check_same_dtype,
+    reducer,
+    scratch,
+)
 from dlcourse.collectives.p2p import exchange
 
 
@@ -55,7 +61,7 @@ def reduce_scatter(
         op, group: as above.
     """
     reduce = reducer(op, input)
-    _same_dtype(output, input)
+    check_same_dtype(output, input)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     parts = as_row(input, group, "input").tensor_split(size)  # p x (n / p,)
     result = _sized(output, "output", len(parts[rank]), group)
@@ -89,7 +95,7 @@ def all_gather(
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     parts = as_row(output, group, "output").tensor_split(size)  # p x (n / p,)
     mine = _sized(input, "input", len(parts[rank]), group)
-    _same_dtype(output, input)
+    check_same_dtype(output, input)
     if mine.data_ptr() != parts[rank].data_ptr():
         parts[rank].copy_(mine)
     peers = _peers(rank, size)
@@ -116,11 +122,8 @@ def all_to_all(
         group: as above.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    leaving = _parts(input, "input", input_split_sizes, group)
-    arriving = _parts(output, "output", output_split_sizes, group)
-    _same_dtype(output, input)
-    if output.numel() and input.numel() and _share_memory(output, input):
-        raise ValueError("output and input share memory: make output another tensor")
+    sent, expected = check_all_to_all(output, input, output_split_sizes, input_split_sizes, group)
+    leaving, arriving = input.detach().split(sent), output.detach().split(expected)
     arriving[rank].copy_(leaving[rank])
     peers = _peers(rank, size)
     exchange(
@@ -136,17 +139,6 @@ def _peers(rank: int, size: int) -> list[int]:
     return [(rank + k) % size for k in range(1, size)]
 
 
-def _same_dtype(output: torch.Tensor, input: torch.Tensor) -> None:
-    if output.dtype != input.dtype:
-        raise ValueError(f"output is {output.dtype} and input {input.dtype}: convert one of them")
-
-
-def _share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two contiguous tensors have any byte in common."""
-    first, second = a.data_ptr(), b.data_ptr()
-    return first < second + b.nbytes and second < first + a.nbytes
-
-
 def _sized(
     tensor: torch.Tensor, name: str, numel: int, group: dist.ProcessGroup | None
 ) -> torch.Tensor:
@@ -156,27 +148,3 @@ def _sized(
             f"Make {name} that long"
         )
     return as_row(tensor, group, name)
-
-
-def _parts(
-    tensor: torch.Tensor,
-    name: str,
-    split_sizes: Sequence[int] | None,
-    group: dist.ProcessGroup | None,
-) -> list[torch.Tensor]:
-    size = dist.get_world_size(group)
-    as_row(tensor, group, name)  # raises where the parts would not be contiguous
-    rows = tensor.shape[0] if tensor.dim() else 0
-    if split_sizes is None:
-        if rows % size:
-            raise ValueError(
-                f"{name} has {rows} rows, which {size} ranks cannot share equally: "
-                f"pass {name}_split_sizes"
-            )
-        split_sizes = [rows // size] * size
-    if len(split_sizes) != size or sum(split_sizes) != rows:
-        raise ValueError(
-            f"{name}_split_sizes is {list(split_sizes)}: it needs {size} numbers, one for each "
-            f"rank, that add up to the {rows} rows of {name}"
-        )
-    return list(tensor.detach().split(list(split_sizes)))

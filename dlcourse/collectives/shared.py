@@ -12,16 +12,14 @@ barriers that say "ready". MPI and NCCL do this inside a machine; it works only 
 from __future__ import annotations
 
 import mmap
-import os
-import secrets
 
 import torch
 import torch.distributed as dist
 
 from dlcourse.collectives.buffers import as_row, reducer
 from dlcourse.collectives.p2p import tag_of
+from dlcourse.collectives.shared_memory import TOKEN, map_shared
 
-_TOKEN = 16  # bytes at the start that say whose memory it is
 _maps: dict[dist.ProcessGroup | None, mmap.mmap] = {}
 
 
@@ -81,14 +79,14 @@ def _shared_rows(
     if like.device.type != "cpu":
         raise ValueError(f"tensor is on {like.device.type}: shared memory is the CPU's. Use a ring")
     size, key = dist.get_world_size(group), group or dist.group.WORLD
-    start, row_bytes = _TOKEN + _aligned(8 * size), _aligned(like.nbytes)
+    start, row_bytes = TOKEN + _aligned(8 * size), _aligned(like.nbytes)
     nbytes = start + (size + 1) * row_bytes
     if key not in _maps or len(_maps[key]) < nbytes:
-        _maps[key] = _map(nbytes, group)
+        _maps[key] = map_shared(nbytes, group, instead="Use ring_all_reduce instead")
     # Rows keep their places in memory, whatever their length: a rank that is ahead writes to its
     # board while others still read the totals of the call before
     row_bytes = (len(_maps[key]) - start) // (size + 1)
-    kinds = torch.frombuffer(_maps[key], dtype=torch.int64, offset=_TOKEN, count=size)
+    kinds = torch.frombuffer(_maps[key], dtype=torch.int64, offset=TOKEN, count=size)
     if not like.numel():
         return kinds, [as_row(like, group)] * (size + 1)
     memory = torch.frombuffer(_maps[key], dtype=torch.uint8, offset=start).view(size + 1, row_bytes)
@@ -97,37 +95,3 @@ def _shared_rows(
 
 def _aligned(nbytes: int) -> int:
     return max(-(-nbytes // 16), 1) * 16
-
-
-def _map(nbytes: int, group: dist.ProcessGroup | None) -> mmap.mmap:
-    """The same memory in every rank: nameless, so that nothing is left when the ranks end."""
-    if not hasattr(os, "memfd_create"):
-        raise ValueError("this system has no memfd_create (Linux has). Use ring_all_reduce instead")
-    where = torch.zeros(3 + _TOKEN, dtype=torch.int64)  # process, file, bytes, token
-    if dist.get_rank(group) == 0:
-        fd, token = os.memfd_create("dlcourse"), secrets.token_bytes(_TOKEN)
-        os.truncate(fd, nbytes)
-        os.write(fd, token)
-        where = torch.tensor([os.getpid(), fd, nbytes, *token])
-    dist.broadcast(where, group=group, group_src=0)
-    process, theirs, their_nbytes, *their_token = where.tolist()
-    memory = None
-    try:
-        if dist.get_rank(group) != 0:
-            fd = os.open(f"/proc/{process}/fd/{theirs}", os.O_RDWR)
-        memory = mmap.mmap(fd, their_nbytes)
-        found = memory[:_TOKEN] == bytes(their_token)
-    except (OSError, ValueError):
-        found = False
-    everyone = torch.tensor([found, nbytes == their_nbytes], dtype=torch.int64)
-    dist.all_reduce(everyone, op=dist.ReduceOp.MIN, group=group)
-    if memory is not None:
-        os.close(fd)  # the mapping stays
-    if not everyone[1]:
-        raise ValueError(_DIFFERENT)
-    if memory is None or not everyone[0]:
-        raise ValueError(
-            "the ranks of the group do not share one machine, so they cannot share memory. "
-            "Use ring_all_reduce instead"
-        )
-    return memory

@@ -14,20 +14,13 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from dlcourse.formulas.states import offloaded_state_bytes
-from dlcourse.machine import memory_bytes
+from dlcourse.machine import available_bytes
 from dlcourse.training.sharding_offload.optimizer_offload import OffloadUnit, Wait
 from dlcourse.words.units import human_bytes
-
-
-def available_bytes() -> int:
-    """What this process may still take: of the machine, or of the container around it."""
-    used = psutil.Process().memory_info().rss
-    return min(psutil.virtual_memory().available, max(0, memory_bytes() - used))
 
 
 def check_host(num_parameters: int, dtype: torch.dtype, memory: int) -> None:

@@ -1,0 +1,130 @@
+"""One-sided: each rank puts its data straight into the others' memory, and then raises a flag.
+
+Nobody asks whether the other is ready, and nobody answers. A receiver finds data and flag in its
+own memory when it looks there. So NVSHMEM and DeepEP work between GPUs, and ``MPI_Put``
+between hosts; here it is real, between the processes of one machine.
+
+    rank 0                          memory of rank 1
+    1. copy tokens   ────────────>  slot of rank 0:  tokens
+    2. fence
+    3. raise flag    ────────────>  put[0]:          1
+                                    rank 1 sees 1, fence, takes the tokens, fence, says "taken"
+
+When may rank 0 write into a slot again? It counts what it has put, rank 1 counts what it has
+taken, and a pair has two slots. As long as fewer than two lie there untaken, the next one is free.
+So no barrier is needed, and the second chunk is written while the first is read.
+
+Order. All of it stands on one thing: who sees the flag sees the data. A processor may show stores
+to the others in another order than they were made.
+- x86: stores are seen in the order in which they were made, loads likewise, and no store comes
+  before a load that precedes it. Not so inside a fast string copy, nor for non-temporal stores,
+  both of which a large ``memmove`` may use; but a flag that is stored after them, and after a
+  locked instruction, comes after all of them. (Intel, Software Developer's Manual, volume 3A:
+  "Memory Ordering in P6 and More Recent Processor Families", "Fast-String Operation and
+  Out-of-Order Stores", "Loads and Stores Are Not Reordered with Locked Instructions"; AMD's
+  Programmer's Manual, volume 2, 7.2.)
+- Arm: nothing is promised without a barrier, for stores, for loads, or from a load to a store.
+  (Arm Architecture Reference Manual, B2.3.) Python has no such instruction, but its locks do:
+  `Window.fence` stands in all three places, on every machine.
+- A flag is one aligned word of 8 bytes, which both write and read as a whole (volume 3A,
+  "Guaranteed Atomic Operations"; Arm, B2.2.1), and has one writer.
+Tried on x86 only. Python's compiler and interpreter move nothing over a call into C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import memmove
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dlcourse.collectives.mailboxes import SLOTS, Mailboxes, Message, mailboxes_of
+
+
+def all_to_all(
+    output: Tensor,
+    input: Tensor,
+    output_split_sizes: Sequence[int] | None = None,
+    input_split_sizes: Sequence[int] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Part k of this rank's `input` becomes part r of rank k's `output`, as ``all_to_all_single``.
+
+    Args:
+        output, input: contiguous, on the CPU, cut along dimension 0. Shape: (rows, ...).
+        output_split_sizes, input_split_sizes: rows from and to each rank; equal if None. Where
+            a rank does not know what it will get: `exchange_counts` first.
+        group: the ranks that take part, all on one machine; the default group if None.
+
+    Raises:
+        ValueError: arguments that cannot be, or another rank sends something else than expected.
+            The other ranks raise too.
+        RuntimeError: another rank has ended or failed, or did not come in the group's time.
+    """
+    boxes = mailboxes_of(group)
+    boxes.begin("all_to_all", (input, output))
+    with boxes:
+        leaving, arriving = boxes.messages(output, input, output_split_sizes, input_split_sizes)
+        while leaving or arriving:
+            moved = put(boxes, leaving) | take(boxes, arriving)
+            if not moved:
+                boxes.pause([*(arriving or leaving)])
+    torch.autograd.graph.increment_version(output)
+    return output
+
+
+def put(boxes: Mailboxes, messages: dict[int, Message]) -> bool:
+    """Put what there is a free slot for; what has left whole is no longer in ``messages``."""
+    before = sum(boxes.num_put)
+    taken = boxes.taken.tolist()
+    boxes.fence()  # they have read the slots before this rank writes into them
+    for to, message in [*messages.items()]:
+        while to in messages and boxes.num_put[to] - taken[to] < SLOTS:
+            slot = boxes.outbox(to)
+            if message.left == message.nbytes:
+                boxes.write_header(slot, message)
+            copied = _copy(slot, message.address, message, boxes.chunk)
+            boxes.fence()
+            boxes.tell_put(to)
+            message.left -= copied
+            message.address += copied
+            if not message.left:
+                del messages[to]
+    return sum(boxes.num_put) > before
+
+
+def take(boxes: Mailboxes, messages: dict[int, Message]) -> bool:
+    """Take what has arrived; what is there whole is no longer in ``messages``."""
+    before = sum(boxes.num_taken)
+    arrived = boxes.put.tolist()
+    boxes.fence()  # the flag first, then the data
+    for source, message in [*messages.items()]:
+        while source in messages and boxes.num_taken[source] < arrived[source]:
+            slot = boxes.inbox(source)
+            if message.left == message.nbytes:
+                boxes.check_header(slot, message, source)
+            copied = _copy(message.address, slot, message, boxes.chunk)
+            boxes.fence()  # read before the slot is free
+            boxes.tell_taken(source)
+            message.left -= copied
+            message.address += copied
+            if not message.left:
+                del messages[source]
+    return sum(boxes.num_taken) > before
+
+
+def _copy(to: int, source: int, message: Message, chunk: int) -> int:
+    nbytes = min(message.left, chunk)
+    if nbytes:
+        memmove(to, source, nbytes)
+    return nbytes
+
+
+def exchange_counts(
+    input_split_sizes: Sequence[int], group: dist.ProcessGroup | None = None
+) -> list[int]:
+    """Tell each rank how many rows it will get; returns how many this one will get from each."""
+    counts = torch.tensor(list(input_split_sizes), dtype=torch.int64)
+    return all_to_all(torch.empty_like(counts), counts, group=group).tolist()
