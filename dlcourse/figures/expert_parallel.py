@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import comb
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING
 
 from dlcourse.figures.charts import bars_figure, sweep_figure
 from dlcourse.figures.colors import RANKS
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 TOKENS, WIDTH, EXPERTS, TOP_K, RANKS_HERE = 128, 256, 8, 2, 4  # the layer of the lesson
 LARGE_WIDTH, LARGE_EXPERTS = 7168, 256  # DeepSeek-V3's, whose tokens travel at 1 byte a number
 WIRE, START = 50e9, 2e-6  # of the explorable: a 400 Gbit/s card for each GPU, 2 us a message
-_GLOO, _FLAG, _PAYLOAD = "Gloo", "flag", "payload"
 
 
 def trip_bytes() -> float:
@@ -149,6 +149,75 @@ def show_slowest(rows: Mapping[str, Sequence[int]], seconds: Mapping[str, float]
         table.append([t(f"expert_parallel.balance.{name}"), f"{busiest:.2f} ×", f"{ratio:.2f} ×"])
     head = ["expert_parallel.balance", "expert_parallel.busiest", "expert_parallel.layer_time"]
     return Table([t(key) for key in head], table)
+
+
+def show_latency(steps: Mapping[float, float]) -> Table:
+    """Time of a step with so much longer all-to-alls, and its growth as a multiple of the delay."""
+    rows, first = [], steps[0.0]
+    for delay, seconds in steps.items():
+        more = f"{(seconds - first) / delay:.1f} ×" if delay else "–"
+        rows.append([human_seconds(delay) if delay else "0", human_seconds(seconds), more])
+    head = ["expert_parallel.delay", "expert_parallel.step", "expert_parallel.growth"]
+    return Table([t(key) for key in head], rows)
+
+
+def show_race(seconds: Mapping[int, Mapping[str, float]]) -> go.Figure:
+    """Time of dispatch and combine by bytes that a rank sends, for each way to carry them."""
+    names = ("gloo", "one_sided", "flag", "payload")
+    series = {
+        t(f"expert_parallel.race.{name}"): [times[name] for times in seconds.values()]
+        for name in names
+    }
+    colors = dict(zip(series, (RANKS[5], RANKS[6], RANKS[7], RANKS[4]), strict=True))
+    small, large = seconds[TOKENS * WIDTH * 4], seconds[max(seconds)]
+    title = t(
+        "expert_parallel.race.title",
+        flag=digits(small["flag"] / small["gloo"]),
+        large=digits(large["one_sided"] / large["gloo"]),
+    )
+    return sweep_figure(
+        list(seconds),
+        series,
+        x_title=t("expert_parallel.race.bytes"),
+        y_title=t("expert_parallel.race.time"),
+        title=title,
+        x_unit="bytes",
+        y_unit="seconds",
+        log_x=True,
+        log_y=True,
+        colors=colors,
+    )
+
+
+def show_carriers(
+    losses: Sequence[Sequence[float]], seconds: Mapping[str, Sequence[float]]
+) -> Together:
+    """A step of the model over Gloo and over shared memory, in turns; the loss of both."""
+    whole = median(seconds["gloo"])
+    rows = [
+        [t(f"expert_parallel.race.{name}"), f"{median(taken) / whole:.2f} ×"]
+        for name, taken in seconds.items()
+    ]
+    apart = max(abs(direct - gloo) for direct, gloo in losses)
+    heads = [t("expert_parallel.carrier"), t("expert_parallel.carrier.step")]
+    return Together(Table(heads, rows), _held("carrier", apart, allowed=0))
+
+
+def show_drift(found: Mapping[str, tuple[float, float]]) -> Table:
+    """Each optimizer with both scales: how far the copies are apart, and the ranks from one."""
+    rows = []
+    for name, (copies, alone) in found.items():
+        optimizer, which = name.split(".")
+        rows.append(
+            [optimizer, t(f"expert_parallel.drift.{which}"), f"{copies:.1g}", f"{alone:.1e}"]
+        )
+    assert not any(copies for copies, _ in found.values()), "copies of experts drift"
+    right, wrong = found["SGD.right"][1], found["SGD.wrong"][1]
+    assert wrong > 100 * right, (
+        f"the wrong scale is off by {wrong:.1g}, the right one by {right:.1g}"
+    )
+    keys = ("optimizer", "scale", "copies", "alone")
+    return Table([t(f"expert_parallel.drift.{key}") for key in keys], rows)
 
 
 def _calls(run: Run, op: str) -> int:

@@ -59,8 +59,9 @@ steps = 5
 # 정한 뒤에야 압니다. 그래서 토큰보다 *개수*를 먼저 보냅니다.
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
-from dlcourse.figures.expert_parallel import num_all_to_all, sent_to_others, show_calls, show_equal
-from dlcourse.figures.expert_parallel import show_imbalance, show_slowest, show_traffic
+from dlcourse.figures.expert_parallel import num_all_to_all, sent_to_others, show_calls
+from dlcourse.figures.expert_parallel import show_carriers, show_drift, show_equal, show_imbalance
+from dlcourse.figures.expert_parallel import show_latency, show_race, show_slowest, show_traffic
 from dlcourse.figures.expert_parallel import tokens_on_the_wire
 
 lesson(lang=lang, name="08_expert_parallel")
@@ -235,16 +236,16 @@ show_equal(ranks["off"][0])
 #
 # ## Everybody waits for the fullest
 #
-# How even is it? The same model, trained for 20 steps in three ways: as it is; with the balance loss of
+# How even is it? The same model, trained for 30 steps in three ways: as it is; with the balance loss of
 # lesson 07; and with *forced* balance, where a counter deals out the tokens and the router has no say.
-# %% [markdown] lang="ko" en="623ea848"
+# %% [markdown] lang="ko" en="9e4c3d36"
 # 반올림까지 같습니다. 용량이나 균형 손실을 쓰더라도 모든 랭크의 토큰을 함께 셉니다.
 #
 # "층마다 올투올 두 번"은 순전파만 센 말입니다. 그래디언트도 같은 길을 거꾸로 다녀옵니다.
 #
 # ## 가장 바쁜 랭크를 모두가 기다린다
 #
-# 토큰은 얼마나 고르게 나뉠까요? 같은 모델을 세 방식으로 20스텝씩 학습합니다. 그대로, 레슨 07의 균형 손실을
+# 토큰은 얼마나 고르게 나뉠까요? 같은 모델을 세 방식으로 30스텝씩 학습합니다. 그대로, 레슨 07의 균형 손실을
 # 더해서, 그리고 *강제 균형*으로입니다. 강제 균형에서는 라우터 대신 순번이 토큰을 나눕니다.
 # %% hidden=true
 # %%ranks --fast
@@ -252,67 +253,312 @@ from dlcourse.models.moe import balance_loss
 from dlcourse.parallel.expert_groups import force_balance
 
 
-def rows_after(kind):
+def trained(kind):
     model = ExpertDataParallel(ArchitectureGPT(sizes), mesh)
     layer = next(m for m in model.modules() if isinstance(m, ExpertParallel))
     forced = force_balance(model) if kind == "forced" else []
-    adam = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(20):
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(30):
         loss = model(*batch_of(step))
-        loss = loss + 0.01 * balance_loss(layer.routing, layer.counts_E) * (kind == "loss")
+        loss = loss + 0.03 * balance_loss(layer.routing, layer.counts_E) * (kind == "loss")
         loss.backward(), model.sync_gradients()
         adam.step(), adam.zero_grad()
-    return model, layer.rows_p.tolist(), forced
-# %% hidden=true
-# %%ranks --fast
-kinds = ("natural", "loss", "forced")
-models = {kind: rows_after(kind) for kind in kinds}
-rows = {kind: models[kind][1] for kind in kinds}
-# %%
-show_imbalance(ranks["rows"][0])
+    return model, layer, forced
 # %% hidden=true
 # %%ranks --fast
 import time
 
 
 def sleep_by_rows(experts, args):
-    time.sleep(30e-6 * len(args[0]))
+    time.sleep(50e-6 * len(args[0]))
 
 
-def seconds_of(model):
-    for module in model.modules():
-        if isinstance(module, Experts):
-            module.register_forward_pre_hook(sleep_by_rows)
+def rows_and_seconds(kind):
+    model, layer, forced = trained(kind)
+    layer.experts.register_forward_pre_hook(sleep_by_rows)
     taken = []
-    for step in range(5):
+    for _ in range(3):
         dist.barrier()
         start = time.perf_counter()
         with torch.no_grad():
-            model(*batch_of(19))
+            model(*batch_of(30))
+        taken.append(time.perf_counter() - start)
+    return layer.rows_p.tolist(), worst(min(taken))
+# %% hidden=true
+# %%ranks --fast
+measured = {kind: rows_and_seconds(kind) for kind in ("natural", "loss", "forced")}
+rows = {kind: counts for kind, (counts, _) in measured.items()}
+seconds = {kind: taken for kind, (_, taken) in measured.items()}
+# %%
+show_imbalance(ranks["rows"][0])
+# %%
+show_slowest(ranks["rows"][0], ranks["seconds"][0])
+# %% [markdown] lang="en"
+# Here four ranks share two cores, and a full rank only takes cores from the others. So in the table each
+# expert *sleeps* 50 microseconds a row. As on GPUs, a layer ends when its fullest rank does.
+#
+# Mind this when you read speeds of others: published runs of MoE models mostly force balance, and real
+# routing was 8 to 20% slower [2].
+#
+# ## What a message costs before its first byte
+#
+# The claim goes on: all-to-all is "very sensitive to latency". Let each of the four wait 5 ms longer,
+# then 10 ms. By how much does a step grow?
+# %% [markdown] lang="ko" en="e8fe4596"
+# 여기서는 랭크 넷이 코어 둘을 나눠 씁니다. 바쁜 랭크는 다른 랭크의 코어를 빼앗을 뿐입니다. 그래서 표에서는
+# 전문가가 행마다 50마이크로초씩 *잡니다*. GPU에서처럼, 층은 가장 바쁜 랭크가 끝나야 끝납니다.
+#
+# 다른 곳의 속도를 읽을 때 조심하세요. 공개된 MoE 속도는 대개 강제 균형으로 잰 것이고, 실제 라우팅에서는 8-20%
+# 느립니다[2].
+#
+# ## 첫 바이트가 가기 전에 드는 비용
+#
+# 올투올이 "지연 시간에 매우 민감하다"는 말도 확인합시다. 네 번의 올투올을 5 ms씩, 10 ms씩 늦추면 스텝은 얼마나
+# 길어질까요?
+# %% hidden=true
+# %%ranks --fast
+added = 0.0
+
+
+def late_all_to_all(*args, **options):
+    time.sleep(added)
+    dist.all_to_all_single(*args, **options)
+
+
+def step_seconds(model, number):
+    taken = []
+    for _ in range(number):
+        dist.barrier()
+        start = time.perf_counter()
+        model(*batch_of(0)).backward()
         taken.append(time.perf_counter() - start)
     return worst(min(taken))
 # %% hidden=true
 # %%ranks --fast
-seconds = {kind: seconds_of(models[kind][0]) for kind in kinds}
+late = ExpertDataParallel(ArchitectureGPT(sizes), mesh, exchange=late_all_to_all)
+steps_of = {}
+for added in (0.0, 0.005, 0.01):
+    steps_of[added] = step_seconds(late, 8)
 # %%
-show_slowest(ranks["rows"][0], ranks["seconds"][0])
+show_latency(ranks["steps_of"][0])
 # %% [markdown] lang="en"
-# Here four ranks share two cores, so a full rank would only take cores from the others. To see what
-# happens on GPUs, each expert *sleeps* 30 microseconds a row in the table. A layer ends when its fullest
-# rank does.
+# Four times the delay, however many bytes. So it hurts where the bytes themselves take little time.
 #
-# Mind this when you read speeds of others: published runs of MoE models mostly force balance. With real
-# routing the same models were 8 to 20% slower [2].
+# Gloo's all-to-all has two sides: sender and receiver meet. DeepEP's idea is **one-sided**: put the
+# tokens straight into the other's memory, then raise a flag. Nobody asks, nobody answers.
 #
-# ## Where the time goes when messages are small
-# %% [markdown] lang="ko" en="f9ae97fc"
-# 여기서는 랭크 넷이 코어 둘을 나눠 씁니다. 바쁜 랭크는 다른 랭크의 코어를 빼앗을 뿐입니다. GPU에서 일어날 일을
-# 보려고 표에서는 전문가가 행마다 30마이크로초씩 *잡니다*. 층은 가장 바쁜 랭크가 끝나야 끝납니다.
+# ```mermaid
+# sequenceDiagram
+#   participant A as rank 0
+#   participant M as memory of rank 1
+#   participant B as rank 1
+#   A->>M: put tokens
+#   A->>M: raise flag
+#   B->>M: look: the flag is up
+#   B->>B: take tokens
+# ```
 #
-# 다른 곳의 속도를 읽을 때 조심하세요. 공개된 MoE 모델의 속도는 대개 강제 균형으로 잰 것입니다. 같은 모델을 실제
-# 라우팅으로 돌리면 8-20% 느렸습니다[2].
+# Or without a flag: each word carries half data, half the number of the call. Who sees the number has
+# the data.
+# %% [markdown] lang="ko" en="41f2d652"
+# 바이트 수와 상관없이 늦춘 시간의 네 배쯤 늘었습니다. 그러니 바이트를 나르는 시간이 짧을수록 크게 느껴집니다.
 #
-# ## 메시지가 작을 때 시간은 어디로 가나
+# Gloo의 올투올은 양쪽이 만나야 합니다. DeepEP는 **단방향 통신**(one-sided)을 씁니다. 토큰을 상대의 메모리에 바로
+# 넣고 플래그(flag)를 올립니다. 아무도 묻지 않고, 아무도 답하지 않습니다.
+#
+# ```mermaid
+# sequenceDiagram
+#   participant A as 랭크 0
+#   participant M as 랭크 1의 메모리
+#   participant B as 랭크 1
+#   A->>M: 토큰 넣기
+#   A->>M: 플래그 올리기
+#   B->>M: 플래그가 올라왔는지 보기
+#   B->>B: 토큰 꺼내기
+# ```
+#
+# 플래그 없이 할 수도 있습니다. 워드마다 절반에는 데이터, 절반에는 호출 번호를 담습니다. 번호가 보이면 데이터도 와
+# 있습니다.
+# %% hidden=true source="dlcourse.collectives.one_sided:all_to_all,put,take"
+
+# %% hidden=true
+# %%ranks --fast
+from functools import partial
+
+from dlcourse.collectives import one_sided
+from dlcourse.collectives.low_latency import LowLatency
+
+
+def trips_of(num_rows):
+    x, y, z = torch.randn(3, num_rows, C)
+    each = [num_rows // world_size] * world_size
+
+    def there_and_back(all_to_all):
+        all_to_all(y, x, each, each), all_to_all(z, y, each, each)
+
+    trips = {"gloo": partial(there_and_back, dist.all_to_all_single)}
+    trips["one_sided"] = partial(there_and_back, one_sided.all_to_all)
+    for ready in ("flag", "payload"):
+        low = LowLatency(num_rows // world_size, C, ready=ready)
+        trips[ready] = lambda low=low: low.combine(low.dispatch(x, each)[0])
+    return trips
+# %% hidden=true
+# %%ranks --fast
+from statistics import median
+
+
+def race(num_rows, rounds):
+    trips = trips_of(num_rows)
+    taken = {name: [] for name in trips}
+    for _ in range(rounds):
+        for name, trip in trips.items():
+            dist.barrier()
+            start = time.perf_counter()
+            trip()
+            taken[name].append(time.perf_counter() - start)
+    return {name: worst(median(times[2:])) for name, times in taken.items()}
+# %% hidden=true
+# %%ranks --fast
+trip_times = {1024 * num_rows: race(num_rows, 20) for num_rows in (4, 32, 128, 512, 2048, 4096)}
+# %%
+show_race(ranks["trip_times"][0])
+# %% [markdown] lang="en"
+# On the left Gloo's line is flat: 4 KiB take about as long as 64. That is latency, and bytes hardly
+# count. Without a meeting of two sides most of it is gone. On the right bytes decide, and payload, which
+# sends twice as many, loses its lead.
+#
+# `exchange=` puts another carrier under the same layer:
+# %% [markdown] lang="ko" en="71500d05"
+# 왼쪽에서 Gloo의 선은 평평합니다. 4 KiB나 64 KiB나 비슷하게 걸립니다. 이것이 지연 시간이고, 바이트 수는 거의
+# 상관없습니다. 양쪽이 만나지 않으면 대부분 사라집니다. 오른쪽에서는 바이트 수가 좌우합니다. 두 배를 보내는
+# 페이로드(payload) 방식은 앞서던 것을 잃습니다.
+#
+# `exchange=`로 같은 층 아래의 운반 수단을 바꿉니다.
+# %%
+# %%ranks --fast
+direct = ExpertDataParallel(ArchitectureGPT(sizes), mesh, exchange=one_sided.all_to_all)
+by_gloo = ExpertDataParallel(ArchitectureGPT(sizes), mesh)
+losses = [m(*batch_of(0)).item() for m in (direct, by_gloo)]
+# %% hidden=true
+# %%ranks --fast
+layer_times = {"one_sided": [], "gloo": []}
+for _ in range(5):
+    layer_times["one_sided"].append(step_seconds(direct, 2))
+    layer_times["gloo"].append(step_seconds(by_gloo, 2))
+# %%
+show_carriers(ranks["losses"], ranks["layer_times"][0])
+# %% [markdown] lang="en"
+# The same loss, to the bit: only the carrier has changed.
+#
+# ## What breaks, and how it says so
+#
+# One rank's router gets NaN for a few tokens, from a bad batch or too large a step. Where should they go?
+# If that rank stopped alone, all others would wait for its rows for ever.
+# %% [markdown] lang="ko" en="363f106d"
+# 손실은 비트까지 같습니다. 바뀐 것은 운반 수단뿐입니다.
+#
+# ## 무엇이 깨지고, 어떻게 알려 주나
+#
+# 잘못된 배치나 너무 큰 학습률 때문에 한 랭크의 라우터가 토큰 몇 개에서 NaN을 냈다고 합시다. 이 토큰은 어디로
+# 보내야 할까요? 그 랭크만 멈추면 나머지는 오지 않을 행을 끝없이 기다립니다.
+# %%
+# %%ranks --fails "5 of 128 tokens"
+from dlcourse.parallel.expert import expert_parallel
+
+layer = expert_parallel(MoE(C, num_experts=E, top_k=K, name="layer 7"))
+if rank == world_size - 1:
+    x_NC[:5] = float("nan")
+layer(x_NC)
+# %% [markdown] lang="en"
+# So the counts carry one number more, and all ranks refuse together, before anything is sent. (Deeper
+# kills a rank between put and flag.)
+#
+# The next fault says nothing. With experts *and* data parallelism, 2 × 2 ranks: an expert has two copies,
+# and averaging its gradient over these two, as DDP would, looks right. But its tokens came from *four*
+# ranks.
+# %% [markdown] lang="ko" en="aa27e1da"
+# 그래서 개수에 숫자 하나를 더 실어 보내고, 아무것도 보내기 전에 모든 랭크가 함께 거부합니다. (랭크가 토큰을 넣고
+# 플래그를 올리기 전에 죽는 경우는 더 깊이에서 봅니다.)
+#
+# 다음 실수는 아무 말이 없습니다. 전문가 병렬화와 데이터 병렬화를 함께 써서 랭크가 2 × 2개라고 합시다. 전문가마다
+# 복제본이 둘이니, DDP처럼 그래디언트를 둘로 평균하면 맞는 것 같습니다. 하지만 토큰은 *네* 랭크에서 왔습니다.
+# %%
+# %%ranks --fast
+from dlcourse.parallel.sendable import cut_parameters
+
+square = make_expert_mesh(data=2, expert=world_size // 2)
+
+
+def averaged_over_copies(model):
+    model.sync_gradients()
+    for parameter in cut_parameters(model.module):
+        parameter.grad *= world_size / 2
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.parallel.replicas import replica_drift
+
+
+def drifts(sync, optimizer, lr):
+    model, alone = ExpertDataParallel(ArchitectureGPT(sizes), square), ArchitectureGPT(sizes)
+    steppers = [optimizer(m.parameters(), lr=lr) for m in (model, alone)]
+    for step in range(10):
+        model(*batch_of(step)).backward(), sync(model)
+        alone(*batch_of(step, all_ranks=True)).backward()
+        for stepper in steppers:
+            stepper.step(), stepper.zero_grad()
+    here, off = square.get_local_rank("expert"), 0.0
+    for ours, whole in zip(model.module.parameters(), alone.parameters()):
+        want = whole if whole.shape == ours.shape else whole.chunk(world_size // 2)[here]
+        off = max(off, (ours - want).abs().max().item())
+    between = replica_drift(model.module, process_group=square.get_group("data"))
+    return between, worst(off)
+# %% hidden=true
+# %%ranks --fast
+syncs = {"right": ExpertDataParallel.sync_gradients, "wrong": averaged_over_copies}
+optimizers = {"SGD": (torch.optim.SGD, 0.1), "AdamW": (torch.optim.AdamW, 1e-3)}
+drift = {
+    f"{name}.{which}": drifts(sync, *optimizer)
+    for name, optimizer in optimizers.items()
+    for which, sync in syncs.items()
+}
+# %%
+show_drift(ranks["drift"][0])
+# %% [markdown] lang="en"
+# The wrong scale raises nothing, and the copies agree with each other: a check for drift between replicas
+# finds nothing. With SGD the experts just learn at twice the rate. Adam divides a gradient by its own
+# size, so it hides the fault; clipping the norm would bring it back.
+#
+# ## A thousand ranks
+#
+# Two experts of a token may share a rank: then it needs to go there only **once**. 256 experts over 8
+# ranks, 8 for each token. **Predict**: to how many ranks does a token go, on average?
+# %% [markdown] lang="ko" en="1260f3d8"
+# 배율이 틀려도 오류가 없고 복제본끼리는 같습니다. 복제본이 어긋나는지 검사해도 나오지 않습니다. SGD에서는
+# 전문가만 두 배의 학습률로 배웁니다. Adam은 그래디언트를 자기 크기로 나누므로 실수를 숨깁니다. 노름으로 자르기
+# 시작하면 다시 드러납니다.
+#
+# ## 랭크가 천 개라면
+#
+# 토큰이 고른 전문가 둘이 같은 랭크에 있을 수 있습니다. 그러면 **한 번만** 보내면 됩니다. 전문가 256개를 랭크 8개에
+# 나누고 토큰마다 8개를 고릅니다. **예측해 보세요.** 토큰은 평균 몇 개의 랭크로 갈까요?
+# %%
+predict("08.ranks")
+# %%
+# %%ranks 0 --fast
+owners = torch.rand(20_000, 256).topk(8).indices // 32
+visited = sum((owners == r).any(1).float().mean().item() for r in range(8))
+# %%
+compare("08.ranks", round(ranks["visited"][0], 2))
+# %% [markdown] lang="en"
+# Sending once saves a third here, and little where experts are spread over more ranks. Move the sliders,
+# by mouse or arrow keys: DeepSeek-V3's layer by formula, with an *assumed* wire of 50 GB/s for each GPU
+# and 2 microseconds a message.
+# %% [markdown] lang="ko" en="faefc5e1"
+# 여기서는 한 번만 보내서 3분의 1을 아낍니다. 전문가를 더 많은 랭크에 나누면 아끼는 것이 줄어듭니다. 마우스나
+# 화살표 키로 슬라이더를 움직여 보세요. DeepSeek-V3의 층을 공식으로 계산합니다. GPU마다 50 GB/s, 메시지마다 2
+# 마이크로초라고 *가정*했습니다.
+# %%
+explore(tokens_on_the_wire, ranks=[2, 4, 8, 16, 32, 64, 128, 256], top_k=[1, 2, 4, 8])
 # %% [markdown] lang="en"
 # ## Exercises
 #
