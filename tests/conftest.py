@@ -34,7 +34,7 @@ MARKERS = {
     "notebooks": ("notebooks", "course_run", "wheel"),
     "browser": ("browser",),
     "exercises": ("exercises",),
-    "engine": ("ranks", "recorder", "collectives", "kernel", "course_kernel", "ledger"),
+    "engine": ("ranks", "mpi", "recorder", "collectives", "kernel", "course_kernel", "ledger"),
     "parity": (
         *("data_parallel", "tensor_parallel", "context_parallel", "pipeline_parallel"),
         *("zero", "zero_checkpoint", "zero_steps", "mesh", "accumulation", "mixed_precision"),

@@ -69,6 +69,8 @@ class LowLatency:
     ) -> None:
         self._open = lambda: Places(capacity, width, dtype, group, ready=ready)
         self.places = self._open()
+        self.sent: list[int] = []
+        self.came: list[int] = []
         self.put, self.look = (put_rows, look_rows) if ready == "flag" else (put_words, look_words)
 
     def dispatch(self, x_MC: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[int]]:
@@ -82,10 +84,10 @@ class LowLatency:
             ValueError: arguments that cannot be. The other ranks raise too.
             RuntimeError: another rank has ended or failed, or did not come in the group's time.
         """
-        if not self.places.usable:  # a call has failed: all ranks begin anew
+        if not self.places.usable:  # a call has failed: all ranks open it anew
             self.places = self._open()
         places = self.places
-        places.begin("dispatch", (x_MC,))
+        places.begin("dispatch", (x_MC,), x_MC.nbytes)
         with places:
             self.sent = places.check_dispatch(x_MC, counts)
             starts = [sum(self.sent[:k]) for k in range(places.size)]
@@ -102,7 +104,7 @@ class LowLatency:
             A row for each that this rank has dispatched, in that order, (M, C).
         """
         places = self.places
-        places.begin("combine", (y_PKC,))
+        places.begin("combine", (y_PKC,), sum(self.came) * places.row_bytes)
         with places:
             places.check_combine(y_PKC)
             starts = [k * places.capacity for k in range(places.size)]
@@ -114,6 +116,7 @@ class LowLatency:
         """Put rows for each rank, wait for those of each; returns how many came."""
         places = self.places
         places.next_call(x)
+        places.call.sent = (sum(rows) - rows[places.rank]) * places.row_bytes
         for to in (*places.peers, places.rank):
             self.put(places, to, starts[to], rows[to])
         came = [-1] * places.size

@@ -90,6 +90,7 @@ class Mailboxes(Window):
         own, place = leaving[self.rank], arriving[self.rank]
         if own.nbytes != place.nbytes:
             raise ValueError(_unlike(self.names([self.rank]), own.nbytes, input.dtype, place))
+        self.call.sent = input.nbytes - own.nbytes
         if own.nbytes:
             memmove(place.address, own.address, own.nbytes)
         return {k: leaving[k] for k in self.peers}, {k: arriving[k] for k in self.peers}

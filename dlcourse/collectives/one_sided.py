@@ -64,7 +64,7 @@ def all_to_all(
         RuntimeError: another rank has ended or failed, or did not come in the group's time.
     """
     boxes = mailboxes_of(group)
-    boxes.begin("all_to_all", (input, output))
+    boxes.begin("all_to_all", (input, output), input.nbytes)
     with boxes:
         leaving, arriving = boxes.messages(output, input, output_split_sizes, input_split_sizes)
         while leaving or arriving:

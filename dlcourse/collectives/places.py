@@ -41,6 +41,7 @@ class Places(Window):
         self._place = 8 + 2 * rows if self.by_words else rows
         self._inbox = aligned(p * self._place)
         super().__init__(group, control_words=2 * p * p, data_bytes=2 * p * self._inbox)
+        self._given = group
         self._calls, self._parity = 0, 0
         shape = (p, capacity, width)
         if self.by_words:
@@ -75,8 +76,9 @@ class Places(Window):
 
     @property
     def usable(self) -> bool:
-        """Whether all ranks have ended all calls well, and numbers are left."""
-        return super().usable and self._calls < _LAST - 2
+        """As a window; and numbers are left, and the default group is the same."""
+        same = self._given is not None or self.group is dist.group.WORLD
+        return same and super().usable and self._calls < _LAST - 2
 
     def _offset(self, parity: int, to: int, source: int) -> int:
         return (parity * self.size + to) * self._inbox + source * self._place

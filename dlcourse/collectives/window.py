@@ -2,7 +2,7 @@
 
 A window is one piece of shared memory, the same in all ranks of a group:
 
-    stopped   a word of each rank: not 0 when it has left a call in the middle
+    stopped   a word of each rank: the number of a call that it has left in the middle
     control   words that say "ready": every one is written by one rank only, and only grows
     data      slots: every one is written by one rank and read by one
 
@@ -89,10 +89,10 @@ class Window:
 
     # ------------------------------------------------------------------ a call
 
-    def begin(self, op: str, tensors: Sequence[Tensor]) -> None:
-        """A call begins, which sends the first of the tensors; its work is done inside a
-        ``with window:``, whose end it tells, well or not."""
-        self.call = own_calls.begin(op, self.group.group_name, tensors)
+    def begin(self, op: str, tensors: Sequence[Tensor], nbytes: int) -> None:
+        """A call begins, which sends ``nbytes`` of the first of the tensors. Its work is done
+        inside a ``with window:``, whose end says that the call has ended, well or not."""
+        self.call = own_calls.begin(op, self.group.group_name, tensors, nbytes)
         self._turns = 0
 
     def __enter__(self) -> None:
@@ -105,13 +105,18 @@ class Window:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._stopped[self.rank] = 1  # nobody can use the window any more
-        own_calls.end(self.call, failed=error is not None)
+            self._stopped[self.rank] = self.call.seq  # nobody can use the window any more
+        own_calls.end(self.call)
 
     @property
     def usable(self) -> bool:
-        """Whether all ranks have ended all calls well, as far as this one sees."""
-        return not any(self._stopped.tolist())
+        """Whether no rank has left an earlier call, so that the next can be made with it.
+
+        Who sees that one has left the *next* call makes that call, too, to leave it as well: so
+        all ranks make a new window at the same call.
+        """
+        seq = own_calls.next_seq(self.group.group_name)
+        return not any(0 < stopped < seq for stopped in self._stopped.tolist())
 
     # ------------------------------------------------------------------ waiting
 
@@ -132,8 +137,7 @@ class Window:
         if self._turns == _LOOK:
             self._since = self._looked = now
             own_calls.waits(self.call)
-        if not self.usable:
-            left = [rank for rank, stopped in enumerate(self._stopped.tolist()) if stopped]
+        if left := [rank for rank, stopped in enumerate(self._stopped.tolist()) if stopped]:
             raise RuntimeError(f"{self._where()} Connection closed: {self.names(left)} left a call")
         if now > self._since + _SPIN:
             time.sleep(0.0002)

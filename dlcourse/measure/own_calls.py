@@ -1,8 +1,8 @@
 """Collectives that do not pass torch: they tell of themselves here.
 
-Torch's own collectives are seen in torch's dispatcher and in its flight recorder. One that only
-copies memory passes neither. Between `begin` and `end` it is in this list, from which the recorder
-takes its bytes and times, and the engine where a rank waits and what it has called.
+Torch's own collectives are seen in its dispatcher and in its flight recorder. One that only copies
+memory passes neither. What is told here between `begin` and `end` gives the recorder its bytes
+and times, and the engine what a rank has called and where it waits.
 """
 
 from __future__ import annotations
@@ -22,20 +22,24 @@ class OwnCall:
     """One call of a collective.
 
     Attributes:
-        op: what it is called in records and messages.
-        seq: its number in its group, from 1 on.
+        op: its name in messages; records count it as the ``collective`` that it is.
+        members: the ranks of its group.
+        seq: its number among these calls of the group, from 1 on.
         nbytes: S, the whole buffer that this rank brings.
         shape, dtype: of what it sends.
+        sent: bytes that leave this rank, once they are known.
     """
 
     op: str
     group: str
-    ranks: Sequence[int]
+    members: Sequence[int]
     seq: int
     nbytes: int
     shape: tuple[int, ...]
     dtype: str
+    sent: int | None = None
     done: bool = False
+    collective: str = "all_to_all"
 
 
 class Listener(Protocol):
@@ -45,7 +49,7 @@ class Listener(Protocol):
         """A call begins."""
 
     def own_end(self, call: OwnCall) -> None:
-        """It has ended, or failed."""
+        """It has ended, well or not."""
 
 
 listeners: list[Listener] = []  # the last one is told: a recorder inside another
@@ -55,23 +59,30 @@ _waiting: list[OwnCall] = []
 
 
 def join(group: str, ranks: Sequence[int]) -> None:
-    """All ranks of a group can make such calls from now on."""
+    """The ranks of a group can make such calls from now on."""
     members[group] = ranks
     calls.setdefault(group, deque(maxlen=KEPT))
 
 
-def begin(op: str, group: str, tensors: Sequence[Tensor]) -> OwnCall:
+def next_seq(group: str) -> int:
+    """The number of the next call in a group."""
+    last = calls.get(group)
+    return last[-1].seq + 1 if last else 1
+
+
+def begin(op: str, group: str, tensors: Sequence[Tensor], nbytes: int) -> OwnCall:
     """A call begins, with what it sends first among its tensors."""
-    last = calls[group]
-    what = tensors[0]
+    last, what = calls.get(group), tensors[0]
+    if last is None:
+        raise ValueError(f"group {group} is no more: its ranks have been joined anew. Use the new")
     call = OwnCall(
-        op,
-        group,
-        members[group],
-        last[-1].seq + 1 if last else 1,
-        what.nbytes,
-        tuple(what.shape),
-        str(what.dtype).removeprefix("torch."),
+        op=op,
+        group=group,
+        members=members[group],
+        seq=next_seq(group),
+        nbytes=nbytes,
+        shape=tuple(what.shape),
+        dtype=str(what.dtype).removeprefix("torch."),
     )
     last.append(call)
     if listeners:
@@ -80,18 +91,18 @@ def begin(op: str, group: str, tensors: Sequence[Tensor]) -> OwnCall:
 
 
 def waits(call: OwnCall) -> None:
-    """Its process does nothing but wait for others, until the call ends."""
+    """Its process does nothing but wait for other ranks, until the call ends."""
     _waiting[:] = [call]
 
 
 def waiting() -> OwnCall | None:
     """The call in which this process waits."""
-    return _waiting[0] if _waiting else None
+    return next(iter(_waiting), None)
 
 
-def end(call: OwnCall, *, failed: bool = False) -> None:
-    """It has ended. One that failed stays open for who asks."""
-    call.done = not failed
+def end(call: OwnCall) -> None:
+    """It has ended, well or not."""
+    call.done = True
     _waiting.clear()
     if listeners:
         listeners[-1].own_end(call)

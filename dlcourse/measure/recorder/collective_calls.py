@@ -7,13 +7,14 @@ and reduce_scatter have no future: they end when `Work.wait()` returns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.distributed_c10d import ProcessGroup, Work
 
+from dlcourse.measure import own_calls
 from dlcourse.measure.recorder import collective_kernels
 from dlcourse.measure.recorder.clock import Mark, Marks, clock
 from dlcourse.measure.recorder.collective_operators import Call, read_call, read_fake_call
@@ -91,14 +92,19 @@ class CollectiveCalls:
         self._works: dict[int, tuple[Any, Event, Any]] = {}  # Work, its event, its future or None
         self._sequence: dict[Any, int] = {}
         self._outputs: dict[int, Event] = {}  # storage -> event whose Work has no future
+        self._own: dict[own_calls.OwnCall, Event] = {}  # under way, and not torch's
 
     def start(self) -> None:
         """Begin to see every collective."""
         collective_kernels.listen(self)
+        own_calls.listeners.append(self)
 
     def stop(self) -> None:
         """See none any more."""
         collective_kernels.leave(self)
+        if self in own_calls.listeners:
+            own_calls.listeners.remove(self)
+        self._own.clear()
         # What has ended in C++ may still wait for Python's lock, to tell us from another thread.
         for _, event, future in list(self._works.values()):
             if future is not None and future.done():
@@ -132,6 +138,33 @@ class CollectiveCalls:
                 self._blocked(event.start, self._marks.now())
         self._follow(event, result, args)
         return result
+
+    def own_begin(self, call: own_calls.OwnCall, tensors: Sequence[Tensor]) -> None:
+        """A collective begins that does not pass torch; it blocks the rank until its end."""
+        read = Call(
+            op=call.collective,
+            group=call.group,
+            group_size=len(call.members),
+            nbytes=call.nbytes,
+            dtype=call.dtype,
+            asynchronous=False,
+            peer=None,
+            sent=None,
+        )
+        event = self._own[call] = self._begin(read, list(tensors), on_gpu=False)
+        if self._mine():
+            self.waiting = event
+
+    def own_end(self, call: own_calls.OwnCall) -> None:
+        """It has ended."""
+        event = self._own.pop(call, None)
+        if event is None:  # begun before the recorder
+            return
+        event.call.sent = call.sent
+        self._ended(event)
+        if self._mine():
+            self.waiting = None
+            self._blocked(event.start, self._marks.now())
 
     def fake(self, overload: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Count a collective on fake tensors, which takes no time."""

@@ -10,7 +10,7 @@ from dlcourse.ranks.diagnosis.state import WORLD, RankState
 from dlcourse.ranks.display import fold, label
 
 # Collectives in which ranks may bring tensors of different sizes, or none.
-UNEVEN = ("scatter", "all_to_all")
+UNEVEN = ("scatter", "all_to_all", "dispatch", "combine")
 
 
 def find_mismatch(states: list[RankState]) -> str | None:

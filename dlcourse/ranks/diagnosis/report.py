@@ -22,6 +22,7 @@ _DTYPES = {
     "Bool": ("bool", 1),
     "ComplexFloat": ("complex64", 8),
 }
+_WIDTHS = dict(_DTYPES.values())
 
 
 def report(states: list[RankState]) -> list[str]:
@@ -93,7 +94,7 @@ def describe_entry(entry: dict[str, Any], *, number: bool = True) -> str:
     """ "all_reduce #3 (float32 [4], 16 bytes)"."""
     parts, size = [], 0
     for shape, dtype in zip(entry["shapes"], entry["dtypes"], strict=False):
-        name, width = _DTYPES.get(dtype, (dtype.lower(), 0))
+        name, width = _DTYPES.get(dtype, (dtype.lower(), _WIDTHS.get(dtype, 0)))
         parts.append(f"{name} {shape}")
         size += width * prod(shape)
     inside = ", ".join([*parts, f"{size:,} bytes"]) if parts else "no tensor"

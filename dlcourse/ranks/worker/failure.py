@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from dlcourse.collectives import window
 from dlcourse.ranks.display import in_words, plain, shorten
 from dlcourse.ranks.worker import waits
 from dlcourse.ranks.worker.call_stack import DISTRIBUTED, collective_call
 
 MESSAGE_LIMIT = 5000  # characters of an exception's message
-_WAITS = waits.__file__
+_WAITING = (DISTRIBUTED, waits.__file__, window.__file__)
 _TORCH = os.path.dirname(torch.__file__)
 _ENGINE = str(Path(__file__).parents[1])  # dlcourse/ranks, whose frames are left out
 _ABOVE = str(Path(__file__).parents[3]) + os.sep  # tracebacks name files as the course does
@@ -45,7 +46,7 @@ def _described(error: BaseException, *, cut: bool) -> dict[str, Any]:
     shown = [f for f in own if not f.filename.startswith(_TORCH)] or own
     text = traceback.format_list(shown)
     text += [shorten(x, MESSAGE_LIMIT) for x in traceback.format_exception_only(error)]
-    in_collective = any(f.filename in (DISTRIBUTED, _WAITS) for f in frames)
+    in_collective = any(f.filename in _WAITING for f in frames)
     return {
         "type": type(error).__name__,
         "message": in_words(error, str, MESSAGE_LIMIT),

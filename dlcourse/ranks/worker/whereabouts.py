@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+from dlcourse.measure import own_calls
 from dlcourse.ranks.worker.call_stack import stack_of
 from dlcourse.ranks.worker.flight_recorder import FlightRecorder
 from dlcourse.ranks.worker.waits import Waits
@@ -23,6 +24,7 @@ class Whereabouts:
         """Start anew, with a new process group."""
         self.collectives.forget()
         self.waits.forget()
+        own_calls.forget()
 
     def now(self) -> dict[str, Any]:
         """Where the main thread stands: line of the cell, collective, what it started last."""
@@ -34,7 +36,9 @@ class Whereabouts:
             "file": cell[0],
         }
         calls = self.calls()
-        wait = self.waits.now
+        wait, own = self.waits.now, own_calls.waiting()
+        if own is not None:
+            wait = {"id": (own.group, own.seq), "limited": False}
         # Another thread may make the call that this one waits for.
         others = len(threading.enumerate()) - 2
         return {
@@ -51,8 +55,9 @@ class Whereabouts:
         """What this rank has called in each group, for the notebook to compare with the others."""
         posted, lost = dict(self.waits.posted), self.waits.lost()
         return {
-            "collectives": self.collectives.last(),
-            "members": self.collectives.members(),
+            "collectives": self.collectives.last() | self._own_calls(),
+            "members": self.collectives.members()
+            | {self._own_name(group): list(ranks) for group, ranks in own_calls.members.items()},
             "messages": {
                 (direction, self.collectives.name(group), peer, tag): (
                     None if lost is None or (direction, group, peer, tag) in lost else count
@@ -60,4 +65,25 @@ class Whereabouts:
                 for (direction, group, peer, tag), count in posted.items()
             },
             "blind": lost is None,
+        }
+
+    def _own_name(self, group: str) -> str:
+        return f"{self.collectives.name(group)}, one-sided"
+
+    def _own_calls(self) -> dict[str, list[dict[str, Any]]]:
+        """Collectives that torch does not see, as the flight recorder tells of its own."""
+        none = {"seq": 0, "op": "", "shapes": [], "dtypes": [], "done": True}
+        return {
+            self._own_name(group): [
+                {
+                    "seq": call.seq,
+                    "op": call.op,
+                    "shapes": [list(call.shape)],
+                    "dtypes": [call.dtype],
+                    "done": call.done,
+                }
+                for call in [*calls]
+            ]
+            or [none]
+            for group, calls in [*own_calls.calls.items()]
         }

@@ -1,0 +1,87 @@
+"""The five collectives by MPI's names, and how long they take.
+
+    rows = run_mpi(collective_times, [4, 1 << 20])[0]
+
+The rows are those of `dlcourse.collectives.benchmark`, measured in the same way: everything runs a
+few times before the clock counts, the collectives take turns, and a call takes as long as its
+slowest rank. Buffers are NumPy arrays: MPI knows neither torch nor GPUs here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from dlcourse.formulas.collective_time import bus_bandwidth
+
+WARM_UP = 2
+
+# Called with (comm, x, y, part). x and y have the whole size; part is a rank's part of it.
+CALLS: dict[str, Callable[..., Any]] = {
+    "mpi_all_reduce": lambda comm, x, y, part: comm.Allreduce(_in_place(), x),
+    "mpi_reduce_scatter": lambda comm, x, y, part: comm.Reduce_scatter_block(x, part),
+    "mpi_all_gather": lambda comm, x, y, part: comm.Allgather(part, x),
+    "mpi_all_to_all": lambda comm, x, y, part: comm.Alltoall(x, y),
+    "mpi_broadcast": lambda comm, x, y, part: comm.Bcast(x, root=0),
+}
+
+
+def _in_place() -> Any:
+    from mpi4py import MPI
+
+    return MPI.IN_PLACE
+
+
+def collective_times(comm: Any, sizes: Sequence[int], *, repeats: int = 10) -> list[dict[str, Any]]:
+    """Seconds of each collective at each size; called by all ranks, and the same rows in all.
+
+    Args:
+        comm: MPI's communicator, which `run_mpi` gives.
+        sizes: bytes of the whole float32 array, rounded up so that it divides among the ranks.
+        repeats: timed turns of each collective.
+    """
+    rows = []
+    for nbytes in sizes:
+        p = comm.size
+        x = np.zeros(-(-nbytes // (4 * p)) * p, dtype=np.float32)  # (n,)
+        y, part = np.zeros_like(x), np.zeros(x.size // p, dtype=np.float32)  # (n,), (n / p,)
+        samples: dict[str, list[float]] = {name: [] for name in CALLS}
+        for turn in range(-WARM_UP, repeats):
+            for name, call in CALLS.items():
+                comm.Barrier()
+                start = time.perf_counter()
+                call(comm, x, y, part)
+                seconds = max(comm.allgather(time.perf_counter() - start))
+                if turn >= 0:
+                    samples[name].append(seconds)
+        rows += [_row(name, x.nbytes, p, times) for name, times in samples.items()]
+    return rows
+
+
+def _row(name: str, nbytes: int, p: int, samples: list[float]) -> dict[str, Any]:
+    collective, seconds = name.removeprefix("mpi_"), median(samples)
+    return {
+        "algorithm": name,
+        "collective": collective,
+        "ranks": p,
+        "bytes": nbytes,
+        "seconds": seconds,
+        "samples": samples,
+        "busbw": bus_bandwidth(collective, nbytes, p, seconds),
+    }
+
+
+def collectives_of(comm: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    """What each collective makes of ``x``, (n,), one in each rank; n divides by the ranks."""
+    results = {}
+    for name, call in CALLS.items():
+        mine, other = x.copy(), np.zeros_like(x)
+        part = x.reshape(comm.size, -1)[comm.rank].copy()
+        call(comm, mine, other, part)
+        kept = {"mpi_reduce_scatter": part, "mpi_all_to_all": other}
+        results[name.removeprefix("mpi_")] = kept.get(name, mine)
+    return results

@@ -1,0 +1,184 @@
+"""MPI's ranks: the same numbers as ours, and nothing left running however a run ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import cloudpickle
+import numpy as np
+import psutil
+import pytest
+
+from dlcourse import machine
+from dlcourse.peers import mpi
+from dlcourse.ranks.errors import RankError
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # MPI's ranks cannot import this file
+
+needs_mpi = pytest.mark.skipif(bool(mpi.missing()) and "CI" not in os.environ, reason=mpi.missing())
+
+
+def left() -> list[str]:
+    """What runs in the name of this test process."""
+    found = psutil.Process().children(recursive=True)
+    return [" ".join(p.cmdline()) for p in found if "mpi" in " ".join(p.cmdline())]
+
+
+def job(comm, name):
+    if name == "raises" and comm.rank == 2:
+        raise ValueError("no such expert")
+    if name == "killed" and comm.rank == 1:
+        os.kill(os.getpid(), 9)
+    if name == "mismatch" and comm.rank == 0:
+        return None  # never sends
+    comm.recv(source=0)
+
+
+@needs_mpi
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("raises", r"^MPI rank 2 raised ValueError: no such expert, line \d+"),
+        ("killed", r"^MPI rank 1 was ended by signal 9 \(SIGKILL\)"),
+        ("mismatch", r"rank 0 had finished\n  rank 1 was in recv|rank 1 was in job, line \d+"),
+    ],
+)
+def test_a_run_that_fails_says_why_and_leaves_nothing(name, says):
+    with pytest.raises(RankError) as caught:
+        mpi.run_mpi(job, name, num_ranks=3, time_limit=3 if name == "mismatch" else 60)
+    assert re.search(says, str(caught.value)), caught.value
+    assert not left()
+
+
+@needs_mpi
+def test_the_five_collectives_give_what_ours_give():
+    """Whole numbers, so that no order of adding makes a difference: equal to the bit."""
+    from dlcourse import Ranks
+
+    data = np.arange(4 * 12, dtype=np.float32).reshape(4, 12) % 7
+    theirs = mpi.run_mpi(_theirs, data, num_ranks=4)
+    with Ranks(4, device="cpu", default=False) as ranks:
+        ours = ranks.run(_ours, data)
+    for rank, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert mine.keys() == other.keys()
+        for name, found in mine.items():
+            np.testing.assert_array_equal(found, other[name], err_msg=f"{name}, rank {rank}")
+    assert not left()
+
+
+def _theirs(comm, data):
+    from dlcourse.peers.mpi_collectives import collectives_of
+
+    return collectives_of(comm, data[comm.rank])
+
+
+def _ours(data):
+    import torch
+    import torch.distributed as dist
+
+    from dlcourse.collectives import direct
+    from dlcourse.collectives.tree import tree_broadcast
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    x = torch.tensor(data[rank])
+    part, gathered, swapped = torch.empty(len(x) // size), torch.empty_like(x), torch.empty_like(x)
+    direct.reduce_scatter(part, x.clone())
+    direct.all_gather(gathered, x.view(size, -1)[rank])
+    direct.all_to_all(swapped, x)
+    return {
+        "all_reduce": direct.all_reduce(x.clone()).numpy(),
+        "reduce_scatter": part.numpy(),
+        "all_gather": gathered.numpy(),
+        "all_to_all": swapped.numpy(),
+        "broadcast": tree_broadcast(x.clone()).numpy(),
+    }
+
+
+@needs_mpi
+def test_times_have_a_row_for_each_collective_and_size_and_count_as_ours_do():
+    from dlcourse.peers.mpi_collectives import CALLS, collective_times
+
+    found = mpi.run_mpi(collective_times, [4, 30], num_ranks=2)  # more are allowed, too
+    assert found[0] == found[1]  # the slowest rank's time, in all
+    rows = {(row["algorithm"], row["bytes"]): row for row in found[0]}
+    assert set(rows) == {(name, size) for name in CALLS for size in (8, 32)}  # rounded up
+    assert all(len(row["samples"]) == 10 and min(row["samples"]) > 0 for row in found[0])
+
+
+@needs_mpi
+def test_more_ranks_than_cores_start_and_what_they_print_is_shown(capfd):
+    count = machine.cores() + 3
+    assert mpi.run_mpi(_number, num_ranks=count) == list(range(count))
+    assert capfd.readouterr().out == "from rank 1\n"
+
+
+def _number(comm):
+    if comm.rank == 1:
+        print("from rank 1")
+    return comm.rank
+
+
+def _sleeps(comm):
+    time.sleep(600)
+
+
+PROGRAM = """
+import sys; sys.path.insert(0, {tests!r})
+from test_mpi import _sleeps
+from dlcourse.peers.mpi import run_mpi
+run_mpi(_sleeps, num_ranks=2, time_limit=500)
+"""
+
+
+@needs_mpi
+@pytest.mark.parametrize("number", [9, 2], ids=["killed", "interrupted"])
+def test_no_rank_outlives_the_notebook(number, tmp_path):
+    program = PROGRAM.format(tests=os.path.dirname(__file__))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    notebook = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        started = _until(lambda: len(list(tmp_path.glob("*/*.pid"))) == 2)
+        family = psutil.Process(notebook.pid).children(recursive=True)
+        assert started and len(family) >= 3  # mpiexec and two ranks
+        notebook.send_signal(number)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert not alive
+        assert _until(lambda: not list(tmp_path.iterdir()))  # no files either
+    finally:
+        notebook.kill()
+        notebook.wait()
+
+
+def _until(condition, seconds=60.0):
+    """Whether it has become true; the limit is for a machine that is very busy."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"num_ranks": 0}, "num_ranks=0: give a whole number of at least 1"),
+        ({"num_ranks": True}, "num_ranks=True"),
+        ({"num_ranks": 5}, "num_ranks=5: the memory of this machine holds at most 4"),
+        ({"time_limit": 0}, "time_limit=0: give seconds"),
+        ({"no": "mpiexec"}, "mpi4py is here, but no mpiexec to start ranks with: pip install"),
+        ({"no": "mpi4py"}, "mpi4py is not installed: pip install mpi4py mpich"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_words_before_anything_starts(arguments, says, monkeypatch):
+    arguments = dict(arguments)
+    absent = arguments.pop("no", None)
+    monkeypatch.setattr(machine, "fitting_ranks", lambda: 4)
+    monkeypatch.setattr(mpi, "find_spec", lambda name: None if absent == "mpi4py" else "there")
+    monkeypatch.setattr(mpi, "_mpiexec", lambda: None)  # nothing could start
+    with pytest.raises(ValueError, match=re.escape(says)):
+        mpi.run_mpi(_number, **arguments)
