@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import comb
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import bars_figure, sweep_figure
 from dlcourse.figures.colors import RANKS
-from dlcourse.figures.held import Held, Together, held
+from dlcourse.figures.held import Held, Said, Together, held
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.tables import Table
 from dlcourse.words.strings import t
@@ -189,18 +189,17 @@ def show_race(seconds: Mapping[int, Mapping[str, float]]) -> go.Figure:
     )
 
 
-def show_carriers(
-    losses: Sequence[Sequence[float]], seconds: Mapping[str, Sequence[float]]
-) -> Together:
-    """A step of the model over Gloo and over shared memory, in turns; the loss of both."""
+def show_carriers(same_bits: Sequence[bool], seconds: Mapping[str, Sequence[float]]) -> Together:
+    """Forward and backward of the layer over Gloo and over shared memory, in turns."""
     whole = median(seconds["gloo"])
     rows = [
         [t(f"expert_parallel.race.{name}"), f"{median(taken) / whole:.2f} ×"]
         for name, taken in seconds.items()
     ]
-    apart = max(abs(direct - gloo) for direct, gloo in losses)
     heads = [t("expert_parallel.carrier"), t("expert_parallel.carrier.step")]
-    return Together(Table(heads, rows), _held("carrier", apart, allowed=0))
+    return Together(
+        Table(heads, rows), _held("carrier", len(same_bits) - sum(same_bits), allowed=0)
+    )
 
 
 def show_drift(found: Mapping[str, tuple[float, float]]) -> Table:
@@ -218,6 +217,59 @@ def show_drift(found: Mapping[str, tuple[float, float]]) -> Table:
     )
     keys = ("optimizer", "scale", "copies", "alone")
     return Table([t(f"expert_parallel.drift.{key}") for key in keys], rows)
+
+
+def show_overlap(seconds: Mapping[str, float]) -> Table:
+    """Forward of a layer with a shared expert: waiting for the rows at once, or after it."""
+    rows = [
+        [t(f"expert_parallel.overlap.{name}"), human_seconds(taken)]
+        for name, taken in seconds.items()
+    ]
+    return Table([t("expert_parallel.overlap"), t("expert_parallel.overlap.layer")], rows)
+
+
+def show_published(record: Mapping[str, Any]) -> Together:
+    """DeepEP's own figures, version 1 and version 2 apart."""
+    first, second = record["v1"], record["v2"]
+    rates = {row["ep"]: row for row in first["normal"]}
+    rows = []
+    for row in first["low_latency"]:
+        rate = rates.get(row["ep"])
+        both = f"{rate['dispatch_gbs']} / {rate['combine_gbs']} ({rate['over']})" if rate else "–"
+        rows.append([str(row["ep"]), f"{row['dispatch_us']} / {row['combine_us']}", both])
+    keys = ("ranks", "low_latency", "normal")
+    tables = [
+        Table(
+            [t(f"expert_parallel.published.{key}") for key in keys],
+            rows,
+            caption=t("expert_parallel.published.v1", machine=first["machine"]),
+        ),
+        Table(
+            [t(f"expert_parallel.published.{key}") for key in ("ranks", "v2.rate")],
+            [[r["ep"], f"{r['dispatch_gbs']} / {r['combine_gbs']}"] for r in second["normal"]],
+            caption=t("expert_parallel.published.v2", machine=second["machine"]),
+        ),
+    ]
+    sources = t("expert_parallel.published.source", first=first["source"], second=second["source"])
+    return Together(*tables, Said(sources))
+
+
+def figures_of_c4(
+    forward: Run,
+    backward: Run,
+    steps: Mapping[float, float],
+    seconds: Mapping[int, Mapping[str, float]],
+) -> dict[str, float]:
+    """What this lesson measured for claim C4, by the names of its figures."""
+    least, small, large = (seconds[size]["gloo"] for size in (min(seconds), 2**17, max(seconds)))
+    most = max(steps)
+    return {
+        "forward": num_all_to_all(forward),
+        "backward": num_all_to_all(backward),
+        "growth": (steps[most] - steps[0.0]) / most,
+        "small": 100 * least / small,
+        "large": 100 * least / large,
+    }
 
 
 def _calls(run: Run, op: str) -> int:

@@ -81,6 +81,7 @@ class ExpertParallel(nn.Module):
     ) -> None:
         super().__init__()
         self.router, self.experts, self.shared = moe.router, moe.experts, moe.shared
+        self.router.checks_scores = False  # ``plan`` does, in all ranks at once
         self.num_experts, self.top_k = moe.num_experts, moe.top_k
         self.capacity_factor, self.name = moe.capacity_factor, name
         self.process_group, self.batch_group, self.exchange = process_group, batch_group, exchange

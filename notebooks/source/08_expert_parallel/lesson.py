@@ -59,9 +59,11 @@ steps = 5
 # 정한 뒤에야 압니다. 그래서 토큰보다 *개수*를 먼저 보냅니다.
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
-from dlcourse.figures.expert_parallel import num_all_to_all, sent_to_others, show_calls
-from dlcourse.figures.expert_parallel import show_carriers, show_drift, show_equal, show_imbalance
-from dlcourse.figures.expert_parallel import show_latency, show_race, show_slowest, show_traffic
+from dlcourse.course.records import read_record
+from dlcourse.figures.expert_parallel import figures_of_c4, num_all_to_all, sent_to_others
+from dlcourse.figures.expert_parallel import show_calls, show_carriers, show_drift, show_equal
+from dlcourse.figures.expert_parallel import show_imbalance, show_latency, show_overlap
+from dlcourse.figures.expert_parallel import show_published, show_race, show_slowest, show_traffic
 from dlcourse.figures.expert_parallel import tokens_on_the_wire
 
 lesson(lang=lang, name="08_expert_parallel")
@@ -302,9 +304,9 @@ show_slowest(ranks["rows"][0], ranks["seconds"][0])
 #
 # ## What a message costs before its first byte
 #
-# The claim goes on: all-to-all is "very sensitive to latency". Let each of the four wait 5 ms longer,
-# then 10 ms. By how much does a step grow?
-# %% [markdown] lang="ko" en="e8fe4596"
+# The claim goes on: all-to-all is "very sensitive to latency". Let each of the four wait 10 ms
+# longer, then 20 ms. By how much does a step grow?
+# %% [markdown] lang="ko" en="b4f1d58e"
 # 여기서는 랭크 넷이 코어 둘을 나눠 씁니다. 바쁜 랭크는 다른 랭크의 코어를 빼앗을 뿐입니다. 그래서 표에서는
 # 전문가가 행마다 50마이크로초씩 *잡니다*. GPU에서처럼, 층은 가장 바쁜 랭크가 끝나야 끝납니다.
 #
@@ -313,7 +315,7 @@ show_slowest(ranks["rows"][0], ranks["seconds"][0])
 #
 # ## 첫 바이트가 가기 전에 드는 비용
 #
-# 올투올이 "지연 시간에 매우 민감하다"는 말도 확인합시다. 네 번의 올투올을 5 ms씩, 10 ms씩 늦추면 스텝은 얼마나
+# 올투올이 "지연 시간에 매우 민감하다"는 말도 확인합시다. 네 번의 올투올을 10 ms씩, 20 ms씩 늦추면 스텝은 얼마나
 # 길어질까요?
 # %% hidden=true
 # %%ranks --fast
@@ -337,7 +339,7 @@ def step_seconds(model, number):
 # %%ranks --fast
 late = ExpertDataParallel(ArchitectureGPT(sizes), mesh, exchange=late_all_to_all)
 steps_of = {}
-for added in (0.0, 0.005, 0.01):
+for added in (0.0, 0.01, 0.02):
     steps_of[added] = step_seconds(late, 8)
 # %%
 show_latency(ranks["steps_of"][0])
@@ -436,26 +438,36 @@ show_race(ranks["trip_times"][0])
 # `exchange=`로 같은 층 아래의 운반 수단을 바꿉니다.
 # %%
 # %%ranks --fast
-direct = ExpertDataParallel(ArchitectureGPT(sizes), mesh, exchange=one_sided.all_to_all)
-by_gloo = ExpertDataParallel(ArchitectureGPT(sizes), mesh)
-losses = [m(*batch_of(0)).item() for m in (direct, by_gloo)]
+from dlcourse.parallel.expert import expert_parallel
+
+direct = expert_parallel(deepcopy(moe), exchange=one_sided.all_to_all)
+by_gloo = expert_parallel(deepcopy(moe))
+same_bits = torch.equal(direct(x_NC), by_gloo(x_NC))
 # %% hidden=true
 # %%ranks --fast
-layer_times = {"one_sided": [], "gloo": []}
-for _ in range(5):
-    layer_times["one_sided"].append(step_seconds(direct, 2))
-    layer_times["gloo"].append(step_seconds(by_gloo, 2))
+def layer_step(layer):
+    dist.barrier()
+    start = time.perf_counter()
+    layer(x_NC).square().mean().backward()
+    return time.perf_counter() - start
+
+
+carriers = {"one_sided": direct, "gloo": by_gloo}
+layer_times = {name: [] for name in carriers}
+for _ in range(20):
+    for name, layer in carriers.items():
+        layer_times[name].append(worst(layer_step(layer)))
 # %%
-show_carriers(ranks["losses"], ranks["layer_times"][0])
+show_carriers(ranks["same_bits"], ranks["layer_times"][0])
 # %% [markdown] lang="en"
-# The same loss, to the bit: only the carrier has changed.
+# The same answers, to the bit: only the carrier has changed.
 #
 # ## What breaks, and how it says so
 #
 # One rank's router gets NaN for a few tokens, from a bad batch or too large a step. Where should they go?
 # If that rank stopped alone, all others would wait for its rows for ever.
-# %% [markdown] lang="ko" en="363f106d"
-# 손실은 비트까지 같습니다. 바뀐 것은 운반 수단뿐입니다.
+# %% [markdown] lang="ko" en="bd3545b3"
+# 답은 비트까지 같습니다. 바뀐 것은 운반 수단뿐입니다.
 #
 # ## 무엇이 깨지고, 어떻게 알려 주나
 #
@@ -463,8 +475,6 @@ show_carriers(ranks["losses"], ranks["layer_times"][0])
 # 보내야 할까요? 그 랭크만 멈추면 나머지는 오지 않을 행을 끝없이 기다립니다.
 # %%
 # %%ranks --fails "5 of 128 tokens"
-from dlcourse.parallel.expert import expert_parallel
-
 layer = expert_parallel(MoE(C, num_experts=E, top_k=K, name="layer 7"))
 if rank == world_size - 1:
     x_NC[:5] = float("nan")
@@ -544,7 +554,7 @@ show_drift(ranks["drift"][0])
 # %%
 predict("08.ranks")
 # %%
-# %%ranks 0 --fast
+# %%ranks --fast
 owners = torch.rand(20_000, 256).topk(8).indices // 32
 visited = sum((owners == r).any(1).float().mean().item() for r in range(8))
 # %%
@@ -559,6 +569,30 @@ compare("08.ranks", round(ranks["visited"][0], 2))
 # 마이크로초라고 *가정*했습니다.
 # %%
 explore(tokens_on_the_wire, ranks=[2, 4, 8, 16, 32, 64, 128, 256], top_k=[1, 2, 4, 8])
+# %% [markdown] lang="en"
+# What DeepEP reaches on GPUs, **as its authors publish it**: version 1, and version 2, which counts bytes
+# in another way, so do not compare the two.
+# %% [markdown] lang="ko" en="15be83de"
+# DeepEP가 GPU에서 내는 속도입니다. **만든 사람들이 공개한 값**입니다. 2판은 바이트를 다르게 세므로 1판과 견주지
+# 마세요.
+# %%
+show_published(read_record("deepep"))
+# %% [markdown] lang="en"
+# From 8 to 256 GPUs the low-latency dispatch of 128 tokens takes 2.5 times as long, with 32 times the
+# peers: nobody waits for a meeting. With 4,096 tokens what is published is a rate, because there bytes
+# decide.
+#
+# So what is left of "twice in every layer, and very sensitive to latency"? And of DeepEP as "the reserved
+# lane"?
+# %% [markdown] lang="ko" en="5882d906"
+# GPU 8개에서 256개로 상대가 32배 늘어도 토큰 128개의 저지연 디스패치는 2.5배 걸립니다. 만나기를 기다리는 쪽이
+# 없기 때문입니다. 토큰이 4,096개이면 공개된 값이 GB/s입니다. 여기서는 바이트 수가 시간을 정하기 때문입니다.
+#
+# "층마다 두 번, 지연 시간에 매우 민감하다"는 말은 얼마나 맞을까요? DeepEP가 "전용 차로"라는 말은 어떨까요?
+# %%
+claim("C4", **figures_of_c4(forward, backward, ranks["steps_of"][0], ranks["trip_times"][0]))
+# %%
+claim("C7")
 # %% [markdown] lang="en"
 # ## Exercises
 #
@@ -645,10 +679,150 @@ def sync_gradients(dense, experts, expert_group):
 # %%
 check("08.gradients")
 # %% [markdown] lang="en"
+# ## On a GPU cluster
+#
+# Inside a machine tokens go over NVLink, between machines over RDMA, which is several times slower. So a
+# token crosses to another machine once, and is copied to its experts there; DeepSeek-V3 even limits a
+# token to 4 machines [1]. What travels is hidden behind computing: the shared expert (Deeper), or
+# another micro-batch.
+#
+# Training sends thousands of tokens at a time, and bytes decide: many use plain NCCL. Generating text
+# sends a few for each step: there latency decides, and one-sided pays most.
+#
+# Not run here: NVLink, RDMA, torch's symmetric memory, which needs CUDA devices.
+# %% [markdown] lang="ko" en="336a9690"
+# ## GPU 클러스터에서는
+#
+# 토큰은 컴퓨터 안에서는 NVLink로, 컴퓨터 사이에서는 몇 배 느린 RDMA로 다닙니다. 그래서 다른 컴퓨터로는 한 번만
+# 건너가고, 거기서 전문가마다 복사합니다. DeepSeek-V3는 토큰 하나가 가는 컴퓨터를 4대로 제한하기까지 합니다[1].
+# 보내는 시간은 계산 뒤에 숨깁니다. 공유 전문가(더 깊이)나 다른 마이크로배치를 계산하면서 보냅니다.
+#
+# 학습에서는 한 번에 토큰을 수천 개씩 보내므로 바이트 수가 시간을 정하고, NCCL로도 많이 합니다. 글을 생성할
+# 때는 스텝마다 몇 개씩만 보내서 지연 시간이 중요합니다. 단방향 통신이 가장 빛나는 곳입니다.
+#
+# 여기서 돌려 보지 못한 것: NVLink, RDMA, 그리고 CUDA 장치가 필요한 torch의 대칭 메모리(symmetric memory)입니다.
+# %% [markdown] lang="en"
+# ## In five lines
+#
+# 1. Experts stay, tokens travel: counts, dispatch, experts, combine. The result is that of one process.
+# 2. Four all-to-alls a layer and step: two in forward, two in backward.
+# 3. The fullest rank sets the pace. Forced balance flatters.
+# 4. Small messages: latency. One-sided puts and flags remove the meeting.
+# 5. Experts' gradients are sums over their copies, divided by *all* ranks.
+#
+# Sources: [1] [DeepSeek-V3 Technical Report, 2024](https://arxiv.org/abs/2412.19437), sections 2.1, 4.2.
+# [2] [Megatron Bridge, performance recipes](https://github.com/NVIDIA-NeMo/Megatron-Bridge).
+# [DeepEP](https://github.com/deepseek-ai/DeepEP), [GShard](https://arxiv.org/abs/2006.16668),
+# [DeepSpeed-MoE](https://arxiv.org/abs/2201.05596).
+# %% [markdown] lang="ko" en="b89b12f1"
+# ## 다섯 줄 요약
+#
+# 1. 전문가는 그대로 있고 토큰이 다닙니다. 개수, 디스패치, 전문가, 컴바인 순입니다. 결과는 단일 프로세스와 같습니다.
+# 2. 층마다 한 스텝에 올투올 네 번입니다. 순전파에서 두 번, 역전파에서 두 번입니다.
+# 3. 가장 바쁜 랭크가 속도를 정합니다. 강제 균형으로 잰 값은 후합니다.
+# 4. 작은 메시지에서는 지연 시간이 중요합니다. 단방향으로 넣고 플래그를 올리면 만나지 않아도 됩니다.
+# 5. 전문가의 그래디언트는 복제본끼리 더하고 *모든* 랭크 수로 나눕니다.
+#
+# 출처: [1] [DeepSeek-V3 Technical Report, 2024](https://arxiv.org/abs/2412.19437), 2.1절과 4.2절.
+# [2] [Megatron Bridge, performance recipes](https://github.com/NVIDIA-NeMo/Megatron-Bridge).
+# [DeepEP](https://github.com/deepseek-ai/DeepEP), [GShard](https://arxiv.org/abs/2006.16668),
+# [DeepSpeed-MoE](https://arxiv.org/abs/2201.05596).
+# %% [markdown] lang="en"
 # ## Deeper
 #
-# More.
-# %% [markdown] lang="ko" en="b73074da"
+# Not needed for what follows. Run the cells above first.
+# %% [markdown] lang="ko" en="0f4ee75a"
 # ## 더 깊이
 #
-# 더.
+# 다음 레슨에 꼭 필요하지는 않습니다. 위의 셀을 먼저 실행하세요.
+# %% [markdown] lang="en"
+# ### The shared expert fills the wait
+#
+# A shared expert needs no journey: every rank has it. So `ExpertParallel` starts the dispatch, computes
+# the shared expert, and only then waits. Here with imposed times: each all-to-all takes 20 ms, the shared
+# expert 15 ms.
+# %% [markdown] lang="ko" en="9246fda2"
+# ### 기다리는 동안 공유 전문가를
+#
+# 공유 전문가는 모든 랭크에 있어 토큰을 보낼 필요가 없습니다. 그래서 `ExpertParallel`은 디스패치를 시작해 놓고
+# 공유 전문가를 계산한 다음에야 기다립니다. 여기서는 시간을 정해 놓았습니다. 올투올은 20 ms, 공유 전문가는 15 ms가
+# 걸립니다.
+# %% hidden=true
+# %%ranks --fast
+class Wire:
+    def __init__(self, work):
+        self.work, self.due = work, time.perf_counter() + 0.02
+
+    def wait(self):
+        self.work.wait()
+        time.sleep(max(0, self.due - time.perf_counter()))
+
+
+def in_background(*args, **options):
+    return Wire(dist.all_to_all_single(*args, async_op=True, **options))
+
+
+def at_once(*args, **options):
+    in_background(*args, **options).wait()
+# %% hidden=true
+# %%ranks --fast
+class SharedExpert(nn.Linear):
+    def forward(self, x):
+        time.sleep(0.015)
+        return super().forward(x)
+
+
+def layer_seconds(exchange):
+    layer = MoE(C, num_experts=E, top_k=K, hidden=64, shared=SharedExpert(C, C))
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    layer, taken = expert_parallel(layer, exchange=exchange), []
+    for _ in range(5):
+        dist.barrier()
+        start = time.perf_counter()
+        layer(torch.randn(N, C))
+        taken.append(time.perf_counter() - start)
+    return worst(min(taken))
+# %% hidden=true
+# %%ranks --fast
+overlap = {"at_once": layer_seconds(at_once), "background": layer_seconds(in_background)}
+# %%
+show_overlap(ranks["overlap"][0])
+# %% [markdown] lang="en"
+# ### Who sees the flag sees the data
+#
+# All of one-sided rests on this sentence, and a processor does not promise it by itself. On x86 stores
+# are seen in their order, but for large copies; on Arm nothing is promised without a barrier. Python has
+# no barrier instruction, but its locks contain one: that is `fence()`. The argument with its sources
+# stands at the top of `dlcourse/collectives/one_sided.py`. With payload no order is needed: a word of 8
+# bytes is written as a whole.
+# %% [markdown] lang="ko" en="7747e91c"
+# ### 플래그가 보이면 데이터도 보인다
+#
+# 단방향 통신은 모두 이 한 문장 위에 서 있는데, 프로세서가 저절로 보장하지는 않습니다. x86에서는 큰 복사를 빼면
+# 저장한 순서대로 보입니다. Arm에서는 배리어(barrier) 없이는 아무것도 보장되지 않습니다. 파이썬에는 배리어
+# 명령이 없지만 락(lock) 안에 들어 있습니다. 그것이 `fence()`입니다. 근거와 출처는
+# `dlcourse/collectives/one_sided.py` 맨 위에 있습니다. 페이로드 방식에는 순서가 필요 없습니다. 8바이트 워드는 한
+# 번에 쓰이기 때문입니다.
+# %% hidden=true source="dlcourse.collectives.low_latency:LowLatency,put_rows,look_rows,put_words,look_words"
+
+# %% [markdown] lang="en"
+# ### A peer dies between put and flag
+#
+# The last cell of this lesson, because it loses the ranks and all that they hold. The last rank puts its
+# tokens and is killed before it raises its flag. A flag that never comes looks like one that is late. So
+# whoever waits also looks whether the other process still lives:
+# %% [markdown] lang="ko" en="3289af2c"
+# ### 넣고 나서 플래그를 올리기 전에 죽으면
+#
+# 이 레슨의 마지막 셀입니다. 랭크와 그 안의 모든 것을 잃기 때문입니다. 마지막 랭크가 토큰을 넣은 다음 플래그를
+# 올리기 전에 죽습니다. 오지 않을 플래그와 늦는 플래그는 똑같아 보입니다. 그래서 기다리는 쪽은 상대 프로세스가 아직
+# 살아 있는지도 봅니다.
+# %%
+# %%ranks --fails "died"
+import os, signal
+from dlcourse.collectives.mailboxes import mailboxes_of
+
+if rank == world_size - 1:
+    mailboxes_of(None).tell_put = lambda to: os.kill(os.getpid(), signal.SIGKILL)
+one_sided.all_to_all(torch.empty(4 * world_size), torch.ones(4 * world_size))
