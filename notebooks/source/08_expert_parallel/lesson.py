@@ -11,8 +11,8 @@
 # What does the journey cost, in bytes and in waiting? And what if everybody wants the same expert? You
 # need lessons [01](01_collectives.ipynb) and [07](07_moe.ipynb).
 #
-# Time: reading 25 min + exercises 48 min.
-# %% [markdown] lang="ko" en="e594638a"
+# Time: reading 18 min + exercises 48 min.
+# %% [markdown] lang="ko" en="0f8ad53d"
 # # 08 전문가 병렬화(expert parallelism): 전문가를 찾아가는 토큰
 #
 # DeepSeek-V3에는 전문가가 256개씩 있는 층이 58개 있습니다[1]. 16비트로 담아도 전문가만 1.3 TB인데, GPU 메모리는
@@ -25,7 +25,7 @@
 # 이 왕복에는 몇 바이트가 들고, 얼마나 기다려야 할까요? 모두가 같은 전문가를 원하면 어떻게 될까요?
 # 레슨 [01](01_collectives.ipynb)과 [07](07_moe.ipynb)을 먼저 보세요.
 #
-# 시간: 읽기 25분 + 연습 48분.
+# 시간: 읽기 18분 + 연습 48분.
 # %% tags=["parameters"] hidden=true
 lang = "ko"
 num_ranks = 4
@@ -76,8 +76,6 @@ from dlcourse.models.moe import MoE, combine, permute
 N, C, E, K = 128, 256, 8, 2
 torch.manual_seed(0)
 moe = MoE(C, num_experts=E, top_k=K, hidden=512)
-for parameter in moe.parameters():
-    nn.init.normal_(parameter, std=0.05)
 torch.manual_seed(rank)
 x_NC = torch.randn(N, C)
 # %% hidden=true
@@ -301,22 +299,12 @@ show_slowest(ranks["rows"][0], ranks["seconds"][0])
 #
 # Mind this when you read speeds of others: published runs of MoE models mostly force balance, and real
 # routing was 8 to 20% slower [2].
-#
-# ## What a message costs before its first byte
-#
-# The claim goes on: all-to-all is "very sensitive to latency". Let each of the four wait 10 ms
-# longer, then 20 ms. By how much does a step grow?
-# %% [markdown] lang="ko" en="b4f1d58e"
+# %% [markdown] lang="ko" en="01404c39"
 # 여기서는 랭크 넷이 코어 둘을 나눠 씁니다. 바쁜 랭크는 다른 랭크의 코어를 빼앗을 뿐입니다. 그래서 표에서는
 # 전문가가 행마다 50마이크로초씩 *잡니다*. GPU에서처럼, 층은 가장 바쁜 랭크가 끝나야 끝납니다.
 #
 # 다른 곳의 속도를 읽을 때 조심하세요. 공개된 MoE 속도는 대개 강제 균형으로 잰 것이고, 실제 라우팅에서는 8-20%
 # 느립니다[2].
-#
-# ## 첫 바이트가 가기 전에 드는 비용
-#
-# 올투올이 "지연 시간에 매우 민감하다"는 말도 확인합시다. 네 번의 올투올을 10 ms씩, 20 ms씩 늦추면 스텝은 얼마나
-# 길어질까요?
 # %% hidden=true
 # %%ranks --fast
 added = 0.0
@@ -340,11 +328,9 @@ def step_seconds(model, number):
 late = ExpertDataParallel(ArchitectureGPT(sizes), mesh, exchange=late_all_to_all)
 steps_of = {}
 for added in (0.0, 0.01, 0.02):
-    steps_of[added] = step_seconds(late, 8)
-# %%
-show_latency(ranks["steps_of"][0])
+    steps_of[added] = step_seconds(late, 10)
 # %% [markdown] lang="en"
-# Four times the delay, however many bytes. So it hurts where the bytes themselves take little time.
+# ## What a message costs before its first byte
 #
 # Gloo's all-to-all has two sides: sender and receiver meet. DeepEP's idea is **one-sided**: put the
 # tokens straight into the other's memory, then raise a flag. Nobody asks, nobody answers.
@@ -362,8 +348,8 @@ show_latency(ranks["steps_of"][0])
 #
 # Or without a flag: each word carries half data, half the number of the call. Who sees the number has
 # the data.
-# %% [markdown] lang="ko" en="41f2d652"
-# 바이트 수와 상관없이 늦춘 시간의 네 배쯤 늘었습니다. 그러니 바이트를 나르는 시간이 짧을수록 크게 느껴집니다.
+# %% [markdown] lang="ko" en="49e735ed"
+# ## 첫 바이트가 가기 전에 드는 비용
 #
 # Gloo의 올투올은 양쪽이 만나야 합니다. DeepEP는 **단방향 통신**(one-sided)을 씁니다. 토큰을 상대의 메모리에 바로
 # 넣고 플래그(flag)를 올립니다. 아무도 묻지 않고, 아무도 답하지 않습니다.
@@ -406,9 +392,6 @@ def trips_of(num_rows):
     return trips
 # %% hidden=true
 # %%ranks --fast
-from statistics import median
-
-
 def race(num_rows, rounds):
     trips = trips_of(num_rows)
     taken = {name: [] for name in trips}
@@ -418,7 +401,7 @@ def race(num_rows, rounds):
             start = time.perf_counter()
             trip()
             taken[name].append(time.perf_counter() - start)
-    return {name: worst(median(times[2:])) for name, times in taken.items()}
+    return {name: worst(min(times)) for name, times in taken.items()}
 # %% hidden=true
 # %%ranks --fast
 trip_times = {1024 * num_rows: race(num_rows, 20) for num_rows in (4, 32, 128, 512, 2048, 4096)}
@@ -429,56 +412,29 @@ show_race(ranks["trip_times"][0])
 # count. Without a meeting of two sides most of it is gone. On the right bytes decide, and payload, which
 # sends twice as many, loses its lead.
 #
-# `exchange=` puts another carrier under the same layer:
-# %% [markdown] lang="ko" en="71500d05"
+# ## What breaks, and how it says so
+#
+# One rank's router gets NaN for a few tokens. Where should they go? If that rank stopped alone, all
+# others would wait for its rows for ever.
+# %% [markdown] lang="ko" en="29312f29"
 # 왼쪽에서 Gloo의 선은 평평합니다. 4 KiB나 64 KiB나 비슷하게 걸립니다. 이것이 지연 시간이고, 바이트 수는 거의
 # 상관없습니다. 양쪽이 만나지 않으면 대부분 사라집니다. 오른쪽에서는 바이트 수가 좌우합니다. 두 배를 보내는
 # 페이로드(payload) 방식은 앞서던 것을 잃습니다.
 #
-# `exchange=`로 같은 층 아래의 운반 수단을 바꿉니다.
-# %%
-# %%ranks --fast
-from dlcourse.parallel.expert import expert_parallel
-
-direct = expert_parallel(deepcopy(moe), exchange=one_sided.all_to_all)
-by_gloo = expert_parallel(deepcopy(moe))
-same_bits = torch.equal(direct(x_NC), by_gloo(x_NC))
-# %% hidden=true
-# %%ranks --fast
-def layer_step(layer):
-    dist.barrier()
-    start = time.perf_counter()
-    layer(x_NC).square().mean().backward()
-    return time.perf_counter() - start
-
-
-carriers = {"one_sided": direct, "gloo": by_gloo}
-layer_times = {name: [] for name in carriers}
-for _ in range(20):
-    for name, layer in carriers.items():
-        layer_times[name].append(worst(layer_step(layer)))
-# %%
-show_carriers(ranks["same_bits"], ranks["layer_times"][0])
-# %% [markdown] lang="en"
-# The same answers, to the bit: only the carrier has changed.
-#
-# ## What breaks, and how it says so
-#
-# One rank's router gets NaN for a few tokens, from a bad batch or too large a step. Where should they go?
-# If that rank stopped alone, all others would wait for its rows for ever.
-# %% [markdown] lang="ko" en="bd3545b3"
-# 답은 비트까지 같습니다. 바뀐 것은 운반 수단뿐입니다.
-#
 # ## 무엇이 깨지고, 어떻게 알려 주나
 #
-# 잘못된 배치나 너무 큰 학습률 때문에 한 랭크의 라우터가 토큰 몇 개에서 NaN을 냈다고 합시다. 이 토큰은 어디로
-# 보내야 할까요? 그 랭크만 멈추면 나머지는 오지 않을 행을 끝없이 기다립니다.
+# 한 랭크의 라우터가 토큰 몇 개에서 NaN을 냈다고 합시다. 이 토큰은 어디로 보내야 할까요? 그 랭크만 멈추면 나머지는
+# 오지 않을 행을 끝없이 기다립니다.
 # %%
-# %%ranks --fails "5 of 128 tokens"
-layer = expert_parallel(MoE(C, num_experts=E, top_k=K, name="layer 7"))
+# %%ranks --fails "8 of 512 tokens"
+def spoil(layer, inputs):
+    return inputs[0].index_fill(1, torch.tensor([3]), float("nan"))
+
+
+spoilt = ExpertDataParallel(ArchitectureGPT(sizes), mesh)
 if rank == world_size - 1:
-    x_NC[:5] = float("nan")
-layer(x_NC)
+    spoilt.module.blocks[0].mlp.register_forward_pre_hook(spoil)
+spoilt(*batch_of(0))
 # %% [markdown] lang="en"
 # So the counts carry one number more, and all ranks refuse together, before anything is sent. (Deeper
 # kills a rank between put and flag.)
@@ -559,22 +515,20 @@ owners = torch.rand(20_000, 256).topk(8).indices // 32
 visited = sum((owners == r).any(1).float().mean().item() for r in range(8))
 # %%
 compare("08.ranks", round(ranks["visited"][0], 2))
-# %% [markdown] lang="en"
-# Sending once saves a third here, and little where experts are spread over more ranks. Move the sliders,
-# by mouse or arrow keys: DeepSeek-V3's layer by formula, with an *assumed* wire of 50 GB/s for each GPU
-# and 2 microseconds a message.
-# %% [markdown] lang="ko" en="faefc5e1"
-# 여기서는 한 번만 보내서 3분의 1을 아낍니다. 전문가를 더 많은 랭크에 나누면 아끼는 것이 줄어듭니다. 마우스나
-# 화살표 키로 슬라이더를 움직여 보세요. DeepSeek-V3의 층을 공식으로 계산합니다. GPU마다 50 GB/s, 메시지마다 2
-# 마이크로초라고 *가정*했습니다.
-# %%
 explore(tokens_on_the_wire, ranks=[2, 4, 8, 16, 32, 64, 128, 256], top_k=[1, 2, 4, 8])
 # %% [markdown] lang="en"
-# What DeepEP reaches on GPUs, **as its authors publish it**: version 1, and version 2, which counts bytes
-# in another way, so do not compare the two.
-# %% [markdown] lang="ko" en="15be83de"
-# DeepEP가 GPU에서 내는 속도입니다. **만든 사람들이 공개한 값**입니다. 2판은 바이트를 다르게 세므로 1판과 견주지
-# 마세요.
+# Move the sliders, by mouse or arrow keys: DeepSeek-V3's layer by formula, with an *assumed* wire of 50
+# GB/s for each GPU and 2 microseconds a message. Sending once saves a third at 8 ranks, and little where
+# experts are spread thinly.
+#
+# Now what DeepEP reaches, **as its authors publish it**. Version 2 counts bytes in another way: do not
+# compare the two.
+# %% [markdown] lang="ko" en="07594d4c"
+# 마우스나 화살표 키로 슬라이더를 움직여 보세요. DeepSeek-V3의 층을 공식으로 계산합니다. GPU마다 50 GB/s,
+# 메시지마다 2마이크로초라고 *가정*했습니다. 한 번만 보내면 랭크가 8개일 때 3분의 1을 아끼고, 전문가를 더 많은
+# 랭크에 흩어 놓을수록 덜 아낍니다.
+#
+# 다음은 DeepEP의 속도로, **만든 사람들이 공개한 값**입니다. 2판은 바이트를 다르게 세므로 1판과 견주지 마세요.
 # %%
 show_published(read_record("deepep"))
 # %% [markdown] lang="en"
@@ -591,7 +545,6 @@ show_published(read_record("deepep"))
 # "층마다 두 번, 지연 시간에 매우 민감하다"는 말은 얼마나 맞을까요? DeepEP가 "전용 차로"라는 말은 어떨까요?
 # %%
 claim("C4", **figures_of_c4(forward, backward, ranks["steps_of"][0], ranks["trip_times"][0]))
-# %%
 claim("C7")
 # %% [markdown] lang="en"
 # ## Exercises
@@ -689,8 +642,9 @@ check("08.gradients")
 # Training sends thousands of tokens at a time, and bytes decide: many use plain NCCL. Generating text
 # sends a few for each step: there latency decides, and one-sided pays most.
 #
-# Not run here: NVLink, RDMA, torch's symmetric memory, which needs CUDA devices.
-# %% [markdown] lang="ko" en="336a9690"
+# Not run here: NVLink, RDMA, torch's symmetric memory, which needs CUDA devices. Derived only: what
+# DeepSeek-V3's experts take in 16 bits, all, and on a GPU at two sizes of expert parallelism (EP).
+# %% [markdown] lang="ko" en="0868b658"
 # ## GPU 클러스터에서는
 #
 # 토큰은 컴퓨터 안에서는 NVLink로, 컴퓨터 사이에서는 몇 배 느린 RDMA로 다닙니다. 그래서 다른 컴퓨터로는 한 번만
@@ -701,6 +655,12 @@ check("08.gradients")
 # 때는 스텝마다 몇 개씩만 보내서 지연 시간이 중요합니다. 단방향 통신이 가장 빛나는 곳입니다.
 #
 # 여기서 돌려 보지 못한 것: NVLink, RDMA, 그리고 CUDA 장치가 필요한 torch의 대칭 메모리(symmetric memory)입니다.
+# 아래는 계산만 했습니다. DeepSeek-V3의 전문가를 16비트로 담을 때 전체 크기와, 랭크 64개와 2048개에 나눌 때(EP)
+# GPU 하나의 몫입니다.
+# %% tags=["nbval-check-output"]
+expert = 3 * 7168 * 2048
+layers = 58 * 256 * expert * 2 / 1e9
+{"experts": f"{layers:,.0f} GB", "EP 64": f"{layers / 64:.1f} GB", "EP 2048": f"{layers / 2048:.2f} GB"}
 # %% [markdown] lang="en"
 # ## In five lines
 #
@@ -788,6 +748,51 @@ def layer_seconds(exchange):
 overlap = {"at_once": layer_seconds(at_once), "background": layer_seconds(in_background)}
 # %%
 show_overlap(ranks["overlap"][0])
+# %% [markdown] lang="en"
+# ### Latency, made longer on purpose
+#
+# Each all-to-all of the GPT above, delayed by 10 and by 20 ms. There are four in a step, so it grows by
+# four times the delay, however few or many bytes travel.
+# %% [markdown] lang="ko" en="d749a088"
+# ### 지연 시간을 일부러 늘리면
+#
+# 위의 GPT에서 올투올마다 10 ms, 20 ms씩 늦췄습니다. 한 스텝에 네 번 있으니, 바이트가 많든 적든 스텝은 늦춘
+# 시간의 네 배만큼 길어집니다.
+# %%
+show_latency(ranks["steps_of"][0])
+# %% [markdown] lang="en"
+# ### Another carrier under the same layer
+#
+# `exchange=` says who carries the rows. The answers are the same, to the bit. What a whole step gains
+# depends on how much of it is waiting, and on this machine's load.
+# %% [markdown] lang="ko" en="574762f7"
+# ### 같은 층, 다른 운반 수단
+#
+# `exchange=`로 행을 누가 나를지 정합니다. 답은 비트까지 같습니다. 스텝 전체가 얼마나 빨라지는지는 그 가운데
+# 기다리는 시간이 얼마나 되는지, 이 컴퓨터가 얼마나 바쁜지에 달려 있습니다.
+# %%
+# %%ranks --fast
+from dlcourse.parallel.expert import expert_parallel
+
+direct = expert_parallel(deepcopy(moe), exchange=one_sided.all_to_all)
+by_gloo = expert_parallel(deepcopy(moe))
+same_bits = torch.equal(direct(x_NC), by_gloo(x_NC))
+# %% hidden=true
+# %%ranks --fast
+def layer_step(layer):
+    dist.barrier()
+    start = time.perf_counter()
+    layer(x_NC).square().mean().backward()
+    return time.perf_counter() - start
+
+
+carriers = {"one_sided": direct, "gloo": by_gloo}
+layer_times = {name: [] for name in carriers}
+for _ in range(20):
+    for name, layer in carriers.items():
+        layer_times[name].append(worst(layer_step(layer)))
+# %%
+show_carriers(ranks["same_bits"], ranks["layer_times"][0])
 # %% [markdown] lang="en"
 # ### Who sees the flag sees the data
 #
