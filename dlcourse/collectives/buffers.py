@@ -48,14 +48,14 @@ def check_all_to_all(
     input: Tensor,
     output_split_sizes: Sequence[int] | None,
     input_split_sizes: Sequence[int] | None,
+    size: int,
     group: dist.ProcessGroup | None,
 ) -> tuple[list[int], list[int]]:
-    """Refuse what cannot be the arguments of an all-to-all.
+    """Refuse what cannot be the arguments of an all-to-all among ``size`` ranks.
 
     Returns:
         Rows for each rank, and rows from each.
     """
-    size = dist.get_world_size(group)
     sent = _split_sizes(input, "input", input_split_sizes, size, group)
     expected = _split_sizes(output, "output", output_split_sizes, size, group)
     check_same_dtype(output, input)
@@ -89,7 +89,8 @@ def _split_sizes(
             )
         return [rows // size] * size
     sizes = list(split_sizes)
-    if len(sizes) != size or any(type(n) is not int or n < 0 for n in sizes) or sum(sizes) != rows:
+    whole = len(sizes) == size and {*map(type, sizes)} == {int}
+    if not whole or min(sizes) < 0 or sum(sizes) != rows:
         raise ValueError(
             f"{name}_split_sizes is {sizes}: it needs {size} numbers, one for each "
             f"rank, that add up to the {rows} rows of {name}"

@@ -122,7 +122,9 @@ def all_to_all(
         group: as above.
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
-    sent, expected = check_all_to_all(output, input, output_split_sizes, input_split_sizes, group)
+    sent, expected = check_all_to_all(
+        output, input, output_split_sizes, input_split_sizes, size, group
+    )
     leaving, arriving = input.detach().split(sent), output.detach().split(expected)
     arriving[rank].copy_(leaving[rank])
     peers = _peers(rank, size)

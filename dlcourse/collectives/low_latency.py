@@ -110,55 +110,58 @@ class LowLatency:
             starts = [k * places.capacity for k in range(places.size)]
             back = self._exchange(y_PKC, starts, self.came)
             places.check_back(back, self.sent)
-            return torch.cat([places.inbox_PKC[k, :n] for k, n in enumerate(back)])
+            return places.rows_in_order(back)
 
     def _exchange(self, x: Tensor, starts: Sequence[int], rows: Sequence[int]) -> list[int]:
         """Put rows for each rank, wait for those of each; returns how many came."""
         places = self.places
         places.next_call(x)
         places.call.sent = (sum(rows) - rows[places.rank]) * places.row_bytes
-        for to in (*places.peers, places.rank):
-            self.put(places, to, starts[to], rows[to])
+        self.put(places, starts, rows)
         came = [-1] * places.size
         while waits := [k for k, n in enumerate(came) if n < 0]:
             for source in waits:
                 came[source] = self.look(places, source)
             if max(came[source] for source in waits) < 0:
                 places.pause(waits)
-        places.fence()  # the flags first, then the data
+        places.fence()  # the flags before the data
         return came
 
 
-def put_rows(places: Places, to: int, start: int, rows: int) -> None:
-    """Data, then the flag."""
-    if rows:
-        address = places.address_of_x + start * places.row_bytes
-        memmove(places.outbox(to), address, rows * places.row_bytes)
+def put_rows(places: Places, starts: Sequence[int], rows: Sequence[int]) -> None:
+    """All data, then all flags."""
+    for to in places.order:
+        source = places.address_of_x + starts[to] * places.row_bytes
+        memmove(places.outbox[to], source, rows[to] * places.row_bytes)
     places.fence()
-    places.raise_flag(to, places.call_bits | rows)
+    for to in places.order:
+        places.raise_flag(to, places.call_bits | rows[to])
 
 
 def look_rows(places: Places, source: int) -> int:
     """How many rows have come from a rank; -1 if it has not raised its flag in this call."""
-    return places.rows_of(places.flag(source))
+    return places.rows_of(places.flags[source])
 
 
-def put_words(places: Places, to: int, start: int, rows: int) -> None:
+def put_words(places: Places, starts: Sequence[int], rows: Sequence[int]) -> None:
     """Data and number in each word; the first word says how many there are."""
-    words, row = places.words_to(to), places.row_bytes // 4
-    data = places.halves_of_x[start * row : (start + rows) * row]  # uint32
-    np.bitwise_or(data, places.call_number, out=words[1 : 1 + rows * row])
-    words[0] = places.call_bits | rows
+    row = places.row_bytes // 4
+    for to in places.order:
+        words, start, n = places.words_to[to], starts[to] * row, rows[to] * row
+        data = places.halves_of_x[start : start + n]  # uint32
+        np.bitwise_or(data, places.call_number, out=words[1 : 1 + n])
+        words[0] = places.call_bits | rows[to]
 
 
 def look_words(places: Places, source: int) -> int:
     """How many rows have come from a rank; -1 if a word is missing."""
-    words, row = places.words_from(source), places.row_bytes // 4
+    words = places.words_from[source]
     rows = places.rows_of(int(words[0]))
     if rows > 0:
-        data = words[1 : 1 + rows * row]
+        n = rows * places.row_bytes // 4
+        data = words[1 : 1 + n]
         if data.min() < places.call_number:  # the number is the upper half, and only grows
             return -1
         places.fence()
-        places.inbox_halves[source, : rows * row] = data  # the lower half
+        places.inbox_halves[source, :n] = data  # the lower half
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import memmove
+from itertools import accumulate
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,13 +21,36 @@ DTYPES = sorted({x for x in vars(torch).values() if isinstance(x, torch.dtype)},
 _NUMBERS = {dtype: number for number, dtype in enumerate(DTYPES)}
 
 
-class Message:
-    """What one rank sends another in one call: ``left`` bytes of it, from ``address`` on."""
+class Parts:
+    """The parts of a tensor, one for each rank of the group, as bytes in memory.
 
-    __slots__ = ("address", "dtype", "left", "nbytes")
+    Attributes:
+        addresses, nbytes: of each rank's part.
+        done: bytes of each that have been put, or taken.
+        ranks: whose part is not done.
+    """
 
-    def __init__(self, address: int, nbytes: int, dtype: torch.dtype) -> None:
-        self.address, self.nbytes, self.left, self.dtype = address, nbytes, nbytes, dtype
+    __slots__ = ("addresses", "done", "dtype", "nbytes", "ranks")
+
+    def __init__(self, tensor: Tensor, rows: Sequence[int], ranks: list[int]) -> None:
+        self.dtype, self.ranks = tensor.dtype, [*ranks]
+        row_bytes = tensor.nbytes // len(tensor) if tensor.numel() else 0
+        self.nbytes = [n * row_bytes for n in rows]
+        self.addresses = [*accumulate(self.nbytes, initial=tensor.data_ptr())]
+        self.done = [0] * len(rows)
+
+    def next_chunk(self, rank: int, chunk: int) -> tuple[int, int]:
+        """Address and bytes of what is next of a rank's part, which then counts as done."""
+        done = self.done[rank]
+        nbytes = min(self.nbytes[rank] - done, chunk)
+        self.done[rank] = done + nbytes
+        return self.addresses[rank] + done, nbytes
+
+    def drop_done(self, ranks: Sequence[int]) -> None:
+        """Take those of these ranks out of ``ranks`` whose part is done."""
+        for rank in ranks:
+            if self.done[rank] == self.nbytes[rank]:
+                self.ranks.remove(rank)
 
 
 class Mailboxes(Window):
@@ -42,8 +66,9 @@ class Mailboxes(Window):
     def __init__(self, group: Group) -> None:
         p = dist.get_world_size(group)
         self.chunk = max(1 << 12, min(CHUNK, MOST // (SLOTS * p * p)))
-        self._slot = LINE + self.chunk
-        super().__init__(group, control_words=2 * p * p, data_bytes=p * p * SLOTS * self._slot)
+        self._slot_bytes = LINE + self.chunk
+        slots = p * p * SLOTS
+        super().__init__(group, control_words=2 * p * p, data_bytes=slots * self._slot_bytes)
         self.num_put, self.num_taken = [0] * p, [0] * p
         first, mine = self.control, range(self.rank * p, (self.rank + 1) * p)
         self.put = self.words[first + mine.start : first + mine.stop]
@@ -51,17 +76,21 @@ class Mailboxes(Window):
         first += p * p
         self.taken = self.words[first + mine.start : first + mine.stop]
         self._taken_word = [first + source * p + self.rank for source in range(p)]
+        self._slots_to = [self._slots(to * p + self.rank) for to in range(p)]
+        self._slots_from = [self._slots(self.rank * p + source) for source in range(p)]
 
-    def outbox(self, to: int) -> int:
-        """The address of the next slot for a rank."""
-        return self._address(to * self.size + self.rank, self.num_put[to])
+    def _slots(self, pair: int) -> list[tuple[int, int]]:
+        """Of each slot of a pair: the address of its data, and the number of its header's word."""
+        offsets = [(pair * SLOTS + k) * self._slot_bytes for k in range(SLOTS)]
+        return [(self.address + at + LINE, (self.start + at) // 8) for at in offsets]
 
-    def inbox(self, source: int) -> int:
-        """The address of the next slot from a rank."""
-        return self._address(self.rank * self.size + source, self.num_taken[source])
+    def next_to(self, to: int) -> tuple[int, int]:
+        """The next slot for a rank."""
+        return self._slots_to[to][self.num_put[to] % SLOTS]
 
-    def _address(self, pair: int, count: int) -> int:
-        return self.address + (pair * SLOTS + count % SLOTS) * self._slot + LINE
+    def next_from(self, source: int) -> tuple[int, int]:
+        """The next slot from a rank."""
+        return self._slots_from[source][self.num_taken[source] % SLOTS]
 
     def tell_put(self, to: int) -> None:
         """The flag: one more slot for this rank is full."""
@@ -73,42 +102,44 @@ class Mailboxes(Window):
 
     # ------------------------------------------------------------------ what is sent
 
-    def messages(
+    def parts(
         self,
         output: Tensor,
         input: Tensor,
         output_split_sizes: Sequence[int] | None,
         input_split_sizes: Sequence[int] | None,
-    ) -> tuple[dict[int, Message], dict[int, Message]]:
+    ) -> tuple[Parts, Parts]:
         """What is to be put for and taken from each other rank; the own part is copied."""
-        for tensor, name in ((input, "input"), (output, "output")):
-            check_plain(tensor, name)
+        check_plain(input, "input")
+        check_plain(output, "output")
         sent, expected = check_all_to_all(
-            output, input, output_split_sizes, input_split_sizes, self.group
+            output, input, output_split_sizes, input_split_sizes, self.size, self.group
         )
-        leaving, arriving = _cut(input, sent), _cut(output, expected)
-        own, place = leaving[self.rank], arriving[self.rank]
-        if own.nbytes != place.nbytes:
-            raise ValueError(_unlike(self.names([self.rank]), own.nbytes, input.dtype, place))
-        self.call.sent = input.nbytes - own.nbytes
-        if own.nbytes:
-            memmove(place.address, own.address, own.nbytes)
-        return {k: leaving[k] for k in self.peers}, {k: arriving[k] for k in self.peers}
+        leaving, arriving = Parts(input, sent, self.peers), Parts(output, expected, self.peers)
+        own = leaving.nbytes[self.rank]
+        if own != arriving.nbytes[self.rank]:
+            raise ValueError(self._unlike(arriving, self.rank, own, input.dtype))
+        self.call.sent = input.nbytes - own
+        memmove(arriving.addresses[self.rank], leaving.addresses[self.rank], own)
+        return leaving, arriving
 
-    def write_header(self, slot: int, message: Message) -> None:
-        """Before a message's first bytes: how many there are, of which type."""
-        word = self._header(slot)
-        self.words[word], self.words[word + 1] = message.nbytes, _NUMBERS[message.dtype]
+    def write_header(self, word: int, parts: Parts, to: int) -> None:
+        """Before a part's first bytes: how many there are, of which type."""
+        self.words[word], self.words[word + 1] = parts.nbytes[to], _NUMBERS[parts.dtype]
 
-    def check_header(self, slot: int, message: Message, source: int) -> None:
-        """Refuse a message that is not what this rank expects."""
-        word = self._header(slot)
-        nbytes, dtype = self.words[word], DTYPES[self.words[word + 1]]
-        if (nbytes, dtype) != (message.nbytes, message.dtype):
-            raise ValueError(_unlike(self.names([source]), nbytes, dtype, message))
+    def check_header(self, word: int, parts: Parts, source: int) -> None:
+        """Refuse a part that is not what this rank expects."""
+        nbytes, number = self.words[word], self.words[word + 1]
+        if nbytes != parts.nbytes[source] or number != _NUMBERS[parts.dtype]:
+            raise ValueError(self._unlike(parts, source, nbytes, DTYPES[number]))
 
-    def _header(self, slot: int) -> int:
-        return (slot - LINE - self.address + self.start) // 8
+    def _unlike(self, parts: Parts, source: int, nbytes: int, dtype: torch.dtype) -> str:
+        who = self.names([source])
+        return (
+            f"output_split_sizes makes this rank expect {parts.nbytes[source]} bytes of "
+            f"{parts.dtype} from {who}, which sends {nbytes} of {dtype}: what one sends the "
+            "other must expect. Call exchange_counts first"
+        )
 
 
 _of_group: WeakKeyDictionary[dist.ProcessGroup, Mailboxes] = WeakKeyDictionary()
@@ -131,19 +162,3 @@ def check_plain(tensor: Tensor, name: str) -> None:
         raise ValueError(f"{name} is {kind}: memory is shared on the CPU. Pass {name}.cpu()")
     if type(tensor) not in (Tensor, torch.nn.Parameter):
         raise ValueError(f"{name} is a {type(tensor).__name__}: give a plain torch.Tensor")
-
-
-def _cut(tensor: Tensor, rows: Sequence[int]) -> list[Message]:
-    row_bytes = tensor.nbytes // len(tensor) if tensor.numel() else 0
-    address, messages = tensor.data_ptr(), []
-    for n in rows:
-        messages.append(Message(address, n * row_bytes, tensor.dtype))
-        address += n * row_bytes
-    return messages
-
-
-def _unlike(who: str, nbytes: int, dtype: torch.dtype, expected: Message) -> str:
-    return (
-        f"output_split_sizes expects {expected.nbytes} bytes of {expected.dtype} from {who}, which "
-        f"sends {nbytes} of {dtype}: what one sends the other must expect. Send the sizes first"
-    )

@@ -40,7 +40,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dlcourse.collectives.mailboxes import SLOTS, Mailboxes, Message, mailboxes_of
+from dlcourse.collectives.mailboxes import SLOTS, Mailboxes, Parts, mailboxes_of
 
 
 def all_to_all(
@@ -66,60 +66,55 @@ def all_to_all(
     boxes = mailboxes_of(group)
     boxes.begin("all_to_all", (input, output), input.nbytes)
     with boxes:
-        leaving, arriving = boxes.messages(output, input, output_split_sizes, input_split_sizes)
-        while leaving or arriving:
-            moved = put(boxes, leaving) | take(boxes, arriving)
+        leaving, arriving = boxes.parts(output, input, output_split_sizes, input_split_sizes)
+        while leaving.ranks or arriving.ranks:
+            moved = put(boxes, leaving) + take(boxes, arriving)
             if not moved:
-                boxes.pause([*(arriving or leaving)])
+                boxes.pause(arriving.ranks or leaving.ranks)
     torch.autograd.graph.increment_version(output)
     return output
 
 
-def put(boxes: Mailboxes, messages: dict[int, Message]) -> bool:
-    """Put what there is a free slot for; what has left whole is no longer in ``messages``."""
-    before = sum(boxes.num_put)
+def put(boxes: Mailboxes, parts: Parts) -> int:
+    """Put a chunk for every rank that has a free slot, and return for how many.
+
+    A rank that has got its whole part is no longer in ``parts.ranks``.
+    """
     taken = boxes.taken.tolist()
+    ready = [to for to in parts.ranks if boxes.num_put[to] - taken[to] < SLOTS]
+    if not ready:
+        return 0
     boxes.fence()  # they have read the slots before this rank writes into them
-    for to, message in [*messages.items()]:
-        while to in messages and boxes.num_put[to] - taken[to] < SLOTS:
-            slot = boxes.outbox(to)
-            if message.left == message.nbytes:
-                boxes.write_header(slot, message)
-            copied = _copy(slot, message.address, message, boxes.chunk)
-            boxes.fence()
-            boxes.tell_put(to)
-            message.left -= copied
-            message.address += copied
-            if not message.left:
-                del messages[to]
-    return sum(boxes.num_put) > before
+    for to in ready:
+        slot, header = boxes.next_to(to)
+        if parts.done[to] == 0:
+            boxes.write_header(header, parts, to)
+        memmove(slot, *parts.next_chunk(to, boxes.chunk))
+    boxes.fence()  # the data before the flag
+    for to in ready:
+        boxes.tell_put(to)
+    parts.drop_done(ready)
+    return len(ready)
 
 
-def take(boxes: Mailboxes, messages: dict[int, Message]) -> bool:
-    """Take what has arrived; what is there whole is no longer in ``messages``."""
-    before = sum(boxes.num_taken)
+def take(boxes: Mailboxes, parts: Parts) -> int:
+    """Take a chunk from every rank that has put one; as `put`."""
     arrived = boxes.put.tolist()
-    boxes.fence()  # the flag first, then the data
-    for source, message in [*messages.items()]:
-        while source in messages and boxes.num_taken[source] < arrived[source]:
-            slot = boxes.inbox(source)
-            if message.left == message.nbytes:
-                boxes.check_header(slot, message, source)
-            copied = _copy(message.address, slot, message, boxes.chunk)
-            boxes.fence()  # read before the slot is free
-            boxes.tell_taken(source)
-            message.left -= copied
-            message.address += copied
-            if not message.left:
-                del messages[source]
-    return sum(boxes.num_taken) > before
-
-
-def _copy(to: int, source: int, message: Message, chunk: int) -> int:
-    nbytes = min(message.left, chunk)
-    if nbytes:
-        memmove(to, source, nbytes)
-    return nbytes
+    ready = [source for source in parts.ranks if boxes.num_taken[source] < arrived[source]]
+    if not ready:
+        return 0
+    boxes.fence()  # the flag before the data
+    for source in ready:
+        slot, header = boxes.next_from(source)
+        if parts.done[source] == 0:
+            boxes.check_header(header, parts, source)
+        place, nbytes = parts.next_chunk(source, boxes.chunk)
+        memmove(place, slot, nbytes)
+    boxes.fence()  # all has been read before the slots are free
+    for source in ready:
+        boxes.tell_taken(source)
+    parts.drop_done(ready)
+    return len(ready)
 
 
 def exchange_counts(

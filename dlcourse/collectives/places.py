@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import memmove
 
 import numpy as np
 import torch
@@ -22,11 +23,17 @@ class Places(Window):
     """Rows, or words with a number, of every pair of ranks, twice.
 
     Attributes:
-        inbox_PKC: what came in this call.
         row_bytes: bytes of a row.
-        call_number: of this call, in the upper half; `call_bits` says as well which call it is.
-        address_of_x, halves_of_x: what is sent in this call; the second by 4 bytes.
-        inbox_halves: the inbox by 4 bytes, (P, K * row_bytes / 4).
+        order: the ranks as they are served, the next one first and this one last.
+
+    And of this call, since `next_call`:
+        inbox_PKC: what came.
+        call_bits: its number in the upper half, and in the lower half the bit that says which
+            call it is; `call_number` is the first alone.
+        address_of_x: what is sent.
+        outbox: addresses of this rank's places at the others, by rank.
+        flags: what the others have told this rank last in these places.
+        words_to, words_from, halves_of_x, inbox_halves: the same by words of 8 and of 4 bytes.
     """
 
     def __init__(
@@ -37,42 +44,41 @@ class Places(Window):
         self.capacity, self.width, self.dtype = capacity, width, dtype
         self.row_bytes, self.by_words = width * dtype.itemsize, ready == "payload"
         p, rows = dist.get_world_size(group), capacity * self.row_bytes
-        # of one pair; and of one rank's inbox, which is a tensor where it holds rows
-        self._place = 8 + 2 * rows if self.by_words else rows
-        self._inbox = aligned(p * self._place)
-        super().__init__(group, control_words=2 * p * p, data_bytes=2 * p * self._inbox)
+        self._place_bytes = 8 + 2 * rows if self.by_words else rows  # of a pair
+        self._inbox_bytes = aligned(p * self._place_bytes)
+        super().__init__(group, control_words=2 * p * p, data_bytes=2 * p * self._inbox_bytes)
         self._given = group
-        self._calls, self._parity = 0, 0
-        shape = (p, capacity, width)
+        self.order = [*self.peers, self.rank]
+        self._calls = 0
+        self._inboxes = [self._inbox_of(k) for k in range(2)]
+        self._outboxes = [
+            [self.address + self._offset(k, to, self.rank) for to in range(p)] for k in range(2)
+        ]
+        flags = self.words[self.control :]
+        self._flags = [flags[(k * p + self.rank) * p :][:p] for k in range(2)]
+        self._flag_words = [
+            [self.control + (k * p + to) * p + self.rank for to in range(p)] for k in range(2)
+        ]
         if self.by_words:
-            self._words = [[self._view(k, to) for to in range(p)] for k in range(2)]
-            own = torch.zeros(shape, dtype=dtype)
-            self._inboxes = [own, own]
-            self.inbox_halves = _halves(own).reshape(p, -1)
-        else:
-            self._inboxes = [
-                torch.frombuffer(
-                    self.memory,
-                    dtype=dtype,
-                    offset=self.start + self._offset(k, self.rank, 0),
-                    count=p * capacity * width,
-                ).view(shape)
-                for k in range(2)
-            ]
+            self._words = [[self._words_of(k, to) for to in range(p)] for k in range(2)]
         self.inbox_PKC = self._inboxes[0]
 
     def next_call(self, x: Tensor) -> None:
         """A call begins, which sends rows of ``x``: what the last one returned ends here."""
         torch.autograd.graph.increment_version(self.inbox_PKC)
         self._calls += 1
-        self._parity = self._calls % 2
-        self.inbox_PKC = self._inboxes[self._parity]
-        number = self._calls << _NUMBER
-        self.call_number = np.uint64(number)
-        self.call_bits = number | (_COMBINE if self.call.op == "combine" else 0)
+        parity = self._calls % 2
+        self.inbox_PKC = self._inboxes[parity]
+        self.outbox, self.flags = self._outboxes[parity], self._flags[parity]
+        self._flag_word = self._flag_words[parity]
+        self.call_bits = self._calls << _NUMBER | (_COMBINE if self.call.op == "combine" else 0)
         self.address_of_x = x.data_ptr()
         if self.by_words:
+            self.call_number = np.uint64(self._calls << _NUMBER)
+            self.words_to = [words[self.rank] for words in self._words[parity]]
+            self.words_from = self._words[parity][self.rank]
             self.halves_of_x = _halves(x)
+            self.inbox_halves = _halves(self.inbox_PKC).reshape(self.size, -1)
 
     @property
     def usable(self) -> bool:
@@ -81,24 +87,39 @@ class Places(Window):
         return same and super().usable and self._calls < _LAST - 2
 
     def _offset(self, parity: int, to: int, source: int) -> int:
-        return (parity * self.size + to) * self._inbox + source * self._place
+        return (parity * self.size + to) * self._inbox_bytes + source * self._place_bytes
 
-    # ------------------------------------------------------------------ rows and a flag
+    def _inbox_of(self, parity: int) -> Tensor:
+        shape = (self.size, self.capacity, self.width)
+        if self.by_words:  # rows are made of the words
+            return torch.zeros(shape, dtype=self.dtype)
+        offset = self.start + self._offset(parity, self.rank, 0)
+        size = self.size * self.capacity * self.width
+        rows = torch.frombuffer(self.memory, dtype=self.dtype, offset=offset, count=size)
+        return rows.view(shape)
 
-    def outbox(self, to: int) -> int:
-        """The address of this rank's place at another."""
-        return self.address + self._offset(self._parity, to, self.rank)
+    def _words_of(self, parity: int, to: int) -> np.ndarray:
+        """A rank's inbox as uint64, (P, words)."""
+        offset, shape = (
+            self.start + self._offset(parity, to, 0),
+            (self.size, self._place_bytes // 8),
+        )
+        return np.ndarray(shape, dtype=np.uint64, buffer=self.memory, offset=offset)
 
-    def _flag(self, to: int, source: int) -> int:
-        return self.control + (self._parity * self.size + to) * self.size + source
+    def rows_in_order(self, counts: Sequence[int]) -> Tensor:
+        """The rows of the inbox, one rank's after the other's, in a tensor of their own."""
+        rows_MC = self.inbox_PKC.new_empty(sum(counts), self.width)
+        to, source = rows_MC.data_ptr(), self.inbox_PKC.data_ptr()
+        for k, n in enumerate(counts):
+            memmove(to, source + k * self.capacity * self.row_bytes, n * self.row_bytes)
+            to += n * self.row_bytes
+        return rows_MC
+
+    # ------------------------------------------------------------------ flags
 
     def raise_flag(self, to: int, flag: int) -> None:
         """Tell a rank that all of this call is there."""
-        self.words[self._flag(to, self.rank)] = flag
-
-    def flag(self, source: int) -> int:
-        """What a rank has told this one last in this place."""
-        return self.words[self._flag(self.rank, source)]
+        self.words[self._flag_word[to]] = flag
 
     def rows_of(self, flag: int) -> int:
         """The rows that a flag tells of; -1 where it is of an earlier call.
@@ -115,22 +136,6 @@ class Places(Window):
             f"{self.call.op} #{self.call.seq} meets another call in another rank: each dispatch "
             "is followed by its combine, in all ranks"
         )
-
-    # ------------------------------------------------------------------ words
-
-    def _view(self, parity: int, to: int) -> np.ndarray:
-        offset = self.start + parity * self.size * self._inbox + to * self._inbox
-        return np.ndarray(
-            (self.size, self._place // 8), dtype=np.uint64, buffer=self.memory, offset=offset
-        )
-
-    def words_to(self, to: int) -> np.ndarray:
-        """This rank's place at another, as uint64."""
-        return self._words[self._parity][to][self.rank]
-
-    def words_from(self, source: int) -> np.ndarray:
-        """Another rank's place here."""
-        return self._words[self._parity][self.rank][source]
 
     # ------------------------------------------------------------------ what is refused
 
@@ -166,7 +171,7 @@ class Places(Window):
                 f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}: it needs {self.dtype} "
                 f"of shape {shape}"
             )
-        inside = 0 <= tensor.data_ptr() - self.address < 2 * self.size * self._inbox
+        inside = 0 <= tensor.data_ptr() - self.address < 2 * self.size * self._inbox_bytes
         if inside and tensor.data_ptr() != self.inbox_PKC.data_ptr():
             raise ValueError(f"{name} lies where other ranks write: pass {name}.clone()")
 

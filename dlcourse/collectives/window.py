@@ -115,8 +115,11 @@ class Window:
         Who sees that one has left the *next* call makes that call, too, to leave it as well: so
         all ranks make a new window at the same call.
         """
+        stopped = self._stopped.tolist()
+        if not any(stopped):
+            return True
         seq = own_calls.next_seq(self.group.group_name)
-        return not any(0 < stopped < seq for stopped in self._stopped.tolist())
+        return not any(0 < call < seq for call in stopped)
 
     # ------------------------------------------------------------------ waiting
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 KEPT = 8  # calls of each group that are remembered
@@ -35,8 +36,8 @@ class OwnCall:
     members: Sequence[int]
     seq: int
     nbytes: int
-    shape: tuple[int, ...]
-    dtype: str
+    shape: torch.Size
+    dtype: torch.dtype
     sent: int | None = None
     done: bool = False
     collective: str = "all_to_all"
@@ -75,15 +76,7 @@ def begin(op: str, group: str, tensors: Sequence[Tensor], nbytes: int) -> OwnCal
     last, what = calls.get(group), tensors[0]
     if last is None:
         raise ValueError(f"group {group} is no more: its ranks have been joined anew. Use the new")
-    call = OwnCall(
-        op=op,
-        group=group,
-        members=members[group],
-        seq=next_seq(group),
-        nbytes=nbytes,
-        shape=tuple(what.shape),
-        dtype=str(what.dtype).removeprefix("torch."),
-    )
+    call = OwnCall(op, group, members[group], next_seq(group), nbytes, what.shape, what.dtype)
     last.append(call)
     if listeners:
         listeners[-1].own_begin(call, tensors)

@@ -146,7 +146,7 @@ class CollectiveCalls:
             group=call.group,
             group_size=len(call.members),
             nbytes=call.nbytes,
-            dtype=call.dtype,
+            dtype=str(call.dtype).removeprefix("torch."),
             asynchronous=False,
             peer=None,
             sent=None,

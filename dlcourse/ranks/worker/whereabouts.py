@@ -79,7 +79,7 @@ class Whereabouts:
                     "seq": call.seq,
                     "op": call.op,
                     "shapes": [list(call.shape)],
-                    "dtypes": [call.dtype],
+                    "dtypes": [str(call.dtype).removeprefix("torch.")],
                     "done": call.done,
                 }
                 for call in [*calls]
