@@ -635,28 +635,27 @@ check("08.gradients")
 # ## On a GPU cluster
 #
 # Inside a machine tokens go over NVLink, between machines over RDMA, which is several times slower. So a
-# token crosses to another machine once, and is copied to its experts there; DeepSeek-V3 even limits a
-# token to 4 machines [1]. What travels is hidden behind computing: the shared expert (Deeper), or
-# another micro-batch.
+# token crosses to another machine once, and is copied to its experts there; DeepSeek-V3 limits it to 4
+# machines [1]. The journey hides behind computing: the shared expert (Deeper), or another micro-batch.
 #
-# Training sends thousands of tokens at a time, and bytes decide: many use plain NCCL. Generating text
-# sends a few for each step: there latency decides, and one-sided pays most.
+# Training sends thousands of tokens at a time, and bytes decide. Generating text sends a few: there
+# latency decides, and one-sided pays most.
 #
 # Not run here: NVLink, RDMA, torch's symmetric memory, which needs CUDA devices. Derived only: what
-# DeepSeek-V3's experts take in 16 bits, all, and on a GPU at two sizes of expert parallelism (EP).
-# %% [markdown] lang="ko" en="0868b658"
+# DeepSeek-V3's experts take in 16 bits, all of them, and on one of 64 and of 2,048 GPUs (EP).
+# %% [markdown] lang="ko" en="4515fb42"
 # ## GPU 클러스터에서는
 #
 # 토큰은 컴퓨터 안에서는 NVLink로, 컴퓨터 사이에서는 몇 배 느린 RDMA로 다닙니다. 그래서 다른 컴퓨터로는 한 번만
-# 건너가고, 거기서 전문가마다 복사합니다. DeepSeek-V3는 토큰 하나가 가는 컴퓨터를 4대로 제한하기까지 합니다[1].
-# 보내는 시간은 계산 뒤에 숨깁니다. 공유 전문가(더 깊이)나 다른 마이크로배치를 계산하면서 보냅니다.
+# 건너가고, 거기서 전문가마다 복사합니다. DeepSeek-V3는 토큰이 가는 컴퓨터를 4대로 제한합니다[1]. 보내는 시간은
+# 공유 전문가(더 깊이)나 다른 마이크로배치를 계산하면서 숨깁니다.
 #
-# 학습에서는 한 번에 토큰을 수천 개씩 보내므로 바이트 수가 시간을 정하고, NCCL로도 많이 합니다. 글을 생성할
-# 때는 스텝마다 몇 개씩만 보내서 지연 시간이 중요합니다. 단방향 통신이 가장 빛나는 곳입니다.
+# 학습에서는 토큰을 한 번에 수천 개씩 보내므로 바이트 수가 시간을 정합니다. 글을 생성할 때는 몇 개씩만 보내므로
+# 지연 시간이 중요하고, 단방향 통신이 가장 유리합니다.
 #
-# 여기서 돌려 보지 못한 것: NVLink, RDMA, 그리고 CUDA 장치가 필요한 torch의 대칭 메모리(symmetric memory)입니다.
-# 아래는 계산만 했습니다. DeepSeek-V3의 전문가를 16비트로 담을 때 전체 크기와, 랭크 64개와 2048개에 나눌 때(EP)
-# GPU 하나의 몫입니다.
+# 여기서 돌려 보지 못한 것: NVLink, RDMA, CUDA 장치가 필요한 torch의 대칭 메모리(symmetric memory). 아래는
+# 계산만 했습니다. DeepSeek-V3의 전문가를 16비트로 담을 때 전체 크기와, 랭크 64개와 2048개에 나눌 때(EP) 하나의
+# 몫입니다.
 # %% tags=["nbval-check-output"]
 expert = 3 * 7168 * 2048
 layers = 58 * 256 * expert * 2 / 1e9
