@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sysconfig
 import tomllib
@@ -148,6 +149,7 @@ class Corpus:
 
 
 KINDS = ("code", "english", "korean")
+_NOT_PROSE = re.compile(r"```.*?```|\(https?://[^)]*\)|<!--.*?-->", re.DOTALL)  # drawings, links
 _PIECE = 4096  # bytes; of every ten pieces of a text the last is held out
 
 
@@ -219,6 +221,13 @@ class KindsCorpus(Corpus):
         return _tokens(text, np.linspace(0, len(text) - block - 1, sequences).astype(int), block)
 
 
+def course_folder() -> Path:
+    """Where ``notebooks/`` and ``data/`` are: a wheel carries them inside the package."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_course"
+    return installed if installed.is_dir() else package.parent
+
+
 def sequences_per_rank(batch_size: int, *, world_size: int = 1, accumulate: int = 1) -> int:
     """What ``micro_batch`` of ``Corpus.batch`` has to be for ``batch_size`` over all ranks.
 
@@ -283,19 +292,18 @@ def _standard_library(limit: int) -> np.ndarray:
 @lru_cache(maxsize=2)
 def _course_text(lang: str) -> np.ndarray:
     """What the course says in one language: its notebooks' text cells, and its tables of words."""
-    package = Path(__file__).parent
-    installed = package / "_course"  # a wheel carries the course there
-    notebooks = (installed if installed.is_dir() else package.parent) / "notebooks"
+    notebooks = course_folder() / "notebooks"
     parts = []
     for path in sorted((notebooks / lang).glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         parts += ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
     for path in [
         *sorted((notebooks / "source").rglob("*.toml")),
-        *sorted((package / "words").glob("*.toml")),
+        *sorted((Path(__file__).parent / "words").glob("*.toml")),
     ]:
         parts += _in_language(tomllib.loads(path.read_text(encoding="utf-8")), lang)
-    return np.frombuffer("\n\n".join(parts).encode(), dtype=np.uint8)
+    text = _NOT_PROSE.sub("", "\n\n".join(parts))
+    return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
 def _in_language(table: Any, lang: str) -> Iterator[str]:

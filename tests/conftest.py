@@ -37,9 +37,17 @@ MARKERS = {
     "engine": ("ranks", "mpi", "recorder", "collectives", "kernel", "course_kernel", "ledger"),
     "parity": (
         *("data_parallel", "tensor_parallel", "context_parallel", "pipeline_parallel"),
-        *("zero", "zero_checkpoint", "zero_steps", "mesh", "accumulation", "mixed_precision"),
+        *(
+            "zero",
+            "zero_checkpoint",
+            "zero_steps",
+            "mesh",
+            "expert_parallel",
+            "accumulation",
+            "mixed_precision",
+        ),
         *("checkpointing", "sharding_offload", "memory_anatomy", "verdicts"),
-        *("bench_gpu", "scale"),
+        *("bench_gpu", "scale", "architectures"),
         *(
             f"claims_{path.stem[-2:]}"
             for path in Path(__file__).parent.glob("test_claims_[0-9]*.py")

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from dlcourse.corpus import DEFAULT_LIMIT, Corpus, check_corpus, sequences_per_rank
+from dlcourse import corpus as corpus_module
+from dlcourse.corpus import (
+    DEFAULT_LIMIT,
+    KINDS,
+    Corpus,
+    KindsCorpus,
+    check_corpus,
+    sequences_per_rank,
+)
 
 
 @pytest.fixture
@@ -222,3 +230,69 @@ def test_sequences_per_rank():
             sequences_per_rank(batch_size, world_size=4, accumulate=accumulate)
     with pytest.raises(ValueError, match=r"accumulate=0 is not allowed"):
         sequences_per_rank(4, accumulate=0)
+
+
+# --- Three kinds of text ------------------------------------------------------------------------
+
+
+def hangul(tokens) -> float:
+    """The share of bytes that belong to Korean letters: three for each."""
+    text = bytes(tokens.flatten().tolist()).decode(errors="ignore")
+    return 3 * sum("가" <= letter <= "힣" for letter in text) / tokens.numel()
+
+
+def test_three_kinds_in_equal_parts():
+    corpus = KindsCorpus()
+    tokens, targets = corpus.batch(7, micro_batch=60)
+    kinds = corpus.kinds(micro_batch=60)
+    assert kinds.bincount().tolist() == [20, 20, 20]
+    assert torch.equal(tokens[:, 1:], targets[:, :-1])
+    shares = [hangul(tokens[kinds == number]) for number in range(3)]
+    assert shares[2] > 0.3 > 0.02 > max(shares[:2])
+    code = bytes(tokens[kinds == 0].flatten().tolist())
+    english = bytes(tokens[kinds == 1].flatten().tolist())
+    assert code.count(b"    ") > 10 * english.count(b"    ")
+
+
+def test_ranks_get_the_rows_of_one_process_and_know_their_kinds():
+    corpus = KindsCorpus(seed=3)
+    tokens, _ = corpus.batch(2, micro_batch=8, block=32)
+    kinds = corpus.kinds(micro_batch=8)
+    parts = [
+        corpus.batch(2, rank=rank, world_size=4, micro_batch=2, block=32)[0] for rank in range(4)
+    ]
+    assert torch.equal(torch.cat(parts), tokens)
+    assert torch.equal(torch.cat([corpus.kinds(rank=r, micro_batch=2) for r in range(4)]), kinds)
+    assert not torch.equal(tokens, KindsCorpus(seed=4).batch(2, micro_batch=8, block=32)[0])
+
+
+def test_what_is_held_out_is_in_no_batch():
+    corpus = KindsCorpus()
+    trained = bytes(corpus.bytes)
+    for kind in KINDS:
+        tokens, targets = corpus.held_out(kind, sequences=16, block=96)
+        assert torch.equal(tokens, corpus.held_out(kind, sequences=16, block=96)[0])
+        assert torch.equal(tokens[:, 1:], targets[:, :-1])
+        assert corpus.held_out_bytes[kind] * 7 < corpus.train_bytes[kind]
+        seen = [bytes(row) in trained for row in tokens.tolist()]
+        assert sum(seen) <= 2, "a line may stand twice in a text"
+    assert hangul(corpus.held_out("korean")[0]) > 0.3
+    assert len(trained) == sum(corpus.train_bytes.values())
+
+
+def test_what_three_kinds_refuse(monkeypatch):
+    with pytest.raises(ValueError, match="only 5000 bytes of code to train on: give a limit of"):
+        KindsCorpus(limit=5000)
+    corpus = KindsCorpus(limit=50_000)
+    for wanted, said in (
+        (lambda: corpus.held_out("latin"), "kind='latin' is unknown: give one of code, english"),
+        (lambda: corpus.held_out("code", sequences=99), "sequences=99 of 129 bytes are not in"),
+        (lambda: corpus.held_out("code", sequences=0), "sequences=0 of 129 bytes"),
+        (lambda: corpus.held_out("code", block=9999), "block=9999 does not fit"),
+        (lambda: corpus.batch(0, block=49_000), "block=49000 does not fit"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wanted()
+    monkeypatch.setattr(corpus_module, "_course_text", lambda lang: np.zeros(0, dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"only 0 bytes of english .* with its notebooks"):
+        KindsCorpus()

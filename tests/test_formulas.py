@@ -42,6 +42,23 @@ MEASURED_IN = {
         "activation_peak": "test_mixed_precision.py::test_the_formulas_are_what_the_ledger_counts",
         "selective_peak": "test_checkpointing.py::test_selective_repeats_no_product",
     },
+    "architectures": {
+        **dict.fromkeys(
+            (
+                *("mixer_parameters", "feed_forward_parameters"),
+                *("total_parameters", "active_parameters"),
+            ),
+            "test_architectures.py::test_parameters_are_those_of_the_modules",
+        ),
+        "mixer_flops_per_token": ("test_architectures.py::test_flops_are_what_the_recorder_counts"),
+        "architecture_flops_per_token": (
+            "test_architectures.py::test_flops_are_what_the_recorder_counts"
+        ),
+        "training_state_bytes": "test_architectures.py::test_states_are_what_training_keeps",
+        "compared_architectures": (
+            "test_architectures.py::test_what_is_compared_computes_about_the_same_for_a_token"
+        ),
+    },
     "bubbles": {
         "idle_over_total": "test_formulas.py::test_bubbles_are_those_of_the_simulation",
         "idle_over_ideal": "test_formulas.py::test_bubbles_are_those_of_the_simulation",

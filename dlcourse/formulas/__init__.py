@@ -1,7 +1,8 @@
 """What a training step costs in closed form: bytes, FLOPs and time. Nothing here needs torch.
 
-    sizes.py                the model's sizes, and those of published models
+    sizes.py                the model's sizes, its layers, and sizes of published models
     parameters.py           numbers that training changes
+    architectures.py        dense, MoE, sparse, hybrid: parameters in all and for a token, FLOPs
     recipe.py               how a model is trained: precision, optimizer, accumulation, ZeRO, ...
     states.py               bytes of parameters, gradients and optimizer state; ZeRO; offload
     activations.py          bytes that autograd keeps, and the peak of them

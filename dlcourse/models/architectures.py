@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dlcourse.formulas.sizes import ArchitectureConfig
 from dlcourse.models.gpt import GPT, Attention
-from dlcourse.models.gpt import Block as DenseBlock
 from dlcourse.models.linear_recurrent import LinearRecurrence
 from dlcourse.models.moe import MoE
 from dlcourse.models.sparse import BlockSparseMLP, SlidingWindowAttention
@@ -56,16 +55,20 @@ def feed_forward(config: ArchitectureConfig, kind: str, layer: int) -> nn.Module
     )
 
 
-class Block(DenseBlock):
-    """One layer of the pattern. Its parts have the names of the dense block's."""
+class Block(nn.Module):
+    """One layer of the pattern. Its parts have the names of the dense block's in ``gpt.py``."""
 
     def __init__(self, config: ArchitectureConfig, layer: int) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         mixer, kind = config.layers()[layer]
         self.attention_norm = nn.LayerNorm(config.n_embd)
         self.attention = MIXERS[mixer](config)
         self.mlp_norm = nn.LayerNorm(config.n_embd)
         self.mlp = feed_forward(config, kind, layer)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        x_BTC = x_BTC + self.attention(self.attention_norm(x_BTC))
+        return x_BTC + self.mlp(self.mlp_norm(x_BTC))
 
 
 class ArchitectureGPT(GPT):

@@ -13,7 +13,7 @@ the state. T W scores in place of T^2, and a state that does not grow with T.
 Sources: Sun et al., "Retentive Network", 2023 (chunks); Dao and Gu, "Transformers are SSMs"
 (Mamba-2), 2024 (fading chosen by the token); Lieber et al., "Jamba", 2024 (with attention in turn).
 
-Shape suffixes as in ``gpt.py``, and W positions of a chunk.
+Shape suffixes as in ``gpt.py``, and n chunks of W positions.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlcourse.formulas.architectures import CHUNK
 from dlcourse.formulas.sizes import ArchitectureConfig
-
-CHUNK = 32
 
 
 class LinearRecurrence(nn.Module):
@@ -68,20 +67,23 @@ def step_by_step(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, log_a_BHT: Tens
 
 
 def in_chunks(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, log_a_BHT: Tensor) -> Tensor:
-    """The same, ``CHUNK`` positions at a time."""
-    state_BHDD = None
-    said = []
-    for q, k, v, log_a in zip(
-        *(x.split(CHUNK, dim=2) for x in (q_BHTD, k_BHTD, v_BHTD, log_a_BHT)), strict=True
-    ):
-        since_BHW = log_a.cumsum(-1)  # log of what is left of the state from before the chunk
-        fading_BHWW = (since_BHW[..., :, None] - since_BHW[..., None, :]).tril().exp().tril()
-        y = ((q @ k.mT) * fading_BHWW.to(q.dtype)) @ v
-        left_BHW1 = (since_BHW[..., -1:] - since_BHW).exp()[..., None].to(q.dtype)
-        new = (k * left_BHW1).mT @ v
-        if state_BHDD is not None:
-            y = y + (q * since_BHW.exp()[..., None].to(q.dtype)) @ state_BHDD
-            new = new + since_BHW[..., -1:, None].exp().to(new.dtype) * state_BHDD
-        state_BHDD = new
-        said.append(y)
-    return torch.cat(said, dim=2)
+    """The same, ``CHUNK`` positions at a time: only the states are made one after the other."""
+    T = q_BHTD.size(2)
+    rest = -T % CHUNK  # whole chunks; nobody reads what is behind
+    q, k, v = (
+        F.pad(x, (0, 0, 0, rest)).unflatten(2, (-1, CHUNK)) for x in (q_BHTD, k_BHTD, v_BHTD)
+    )
+    # Logarithm of what is left, at each position, of the state from before its chunk
+    left_BHnW = F.pad(log_a_BHT, (0, rest)).unflatten(2, (-1, CHUNK)).cumsum(-1)
+    # Of key j at query i: 0 where the key is later. The first tril keeps exp from overflowing
+    fading_BHnWW = (left_BHnW[..., :, None] - left_BHnW[..., None, :]).tril().exp().tril()
+    y_BHnWD = ((q @ k.mT) * fading_BHnWW.to(q.dtype)) @ v
+    at_end_BHnW1 = (left_BHnW[..., -1:] - left_BHnW).exp()[..., None]
+    taken_up_BHnDD = (k * at_end_BHnW1.to(k.dtype)).mT @ v
+    state = torch.zeros_like(taken_up_BHnDD[:, :, 0])
+    states = []
+    for taken_up, left in zip(taken_up_BHnDD.unbind(2), left_BHnW[..., -1].unbind(2), strict=True):
+        states.append(state)  # from before this chunk
+        state = left.exp()[..., None, None].to(state.dtype) * state + taken_up
+    y_BHnWD = y_BHnWD + (q * left_BHnW.exp()[..., None].to(q.dtype)) @ torch.stack(states, dim=2)
+    return y_BHnWD.flatten(2, 3)[:, :, :T]

@@ -19,7 +19,7 @@ Shape suffixes:
 from __future__ import annotations
 
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,23 +51,18 @@ class Router(nn.Module):
     """Chooses ``top_k`` of ``num_experts`` experts for each token. Computes in float32 at least.
 
     ``bias_E`` is no parameter: it takes part in choosing, not in weighing, and has no gradient.
-    ``update_bias`` moves it towards balance. ``checks_scores`` is False where somebody else looks
-    for NaN: of several ranks none may stop alone.
-
-    Args:
-        name: how an error calls it.
+    ``update_bias`` moves it towards balance.
 
     Raises:
         ValueError: ``top_k`` is not from 1 to ``num_experts``.
-        FloatingPointError: in forward, where a score is NaN or infinite: no expert is the best.
     """
 
     bias_E: Tensor
 
-    def __init__(self, width: int, num_experts: int, top_k: int, name: str = "the router") -> None:
+    def __init__(self, width: int, num_experts: int, top_k: int) -> None:
         check_experts(num_experts, top_k)
         super().__init__()
-        self.top_k, self.name, self.checks_scores = top_k, name, True
+        self.top_k = top_k
         self.weight = nn.Parameter(torch.empty(num_experts, width))
         self.register_buffer("bias_E", torch.zeros(num_experts))
         self.reset_parameters()
@@ -83,8 +78,6 @@ class Router(nn.Module):
         dtype = torch.promote_types(x_NC.dtype, torch.float32)
         with torch.autocast(x_NC.device.type, enabled=False):
             logits_NE = F.linear(x_NC.to(dtype), self.weight.to(dtype))
-        if self.checks_scores:
-            check_logits(logits_NE, self.name)
         scores_NE = logits_NE.softmax(-1)
         experts_NK = (scores_NE.detach() + self.bias_E).topk(self.top_k).indices
         weights_NK = scores_NE.gather(1, experts_NK)
@@ -98,11 +91,11 @@ class Router(nn.Module):
         self.bias_E += rate * (counts_E.float().mean() - counts_E).sign()
 
 
-def check_logits(logits_NE: Tensor, name: str = "the router") -> None:
-    """Refuse scores of which one is not finite.
+def check_logits(logits_NE: Tensor, name: str) -> None:
+    """Refuse scores that are not finite: with them no expert is the best.
 
     Raises:
-        FloatingPointError: says whose scores, and for what share of the tokens.
+        FloatingPointError: says of which layer, and for what share of the tokens.
     """
     if isinstance(logits_NE, FakeTensor) or logits_NE.is_meta:
         return  # shapes without numbers
@@ -110,7 +103,7 @@ def check_logits(logits_NE: Tensor, name: str = "the router") -> None:
     if wrong:
         share = 100 * wrong / len(logits_NE)
         raise FloatingPointError(
-            f"{name} has scores that are NaN or infinite for {wrong} of {len(logits_NE)} tokens "
+            f"the router of {name} gives NaN or infinity for {wrong} of {len(logits_NE)} tokens "
             f"({share:.3g}%): lower the learning rate, clip gradients, or add the z-loss"
         )
 
@@ -231,14 +224,16 @@ class MoE(nn.Module):
     ) -> None:
         check_experts(num_experts, top_k, capacity_factor)
         super().__init__()
-        self.router = Router(width, num_experts, top_k, name=f"the router of {name}")
+        self.router = Router(width, num_experts, top_k)
         self.experts = Experts(width, num_experts, hidden or 4 * width)
         self.shared = shared
         self.num_experts, self.top_k, self.capacity_factor = num_experts, top_k, capacity_factor
+        self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
         x_NC = x.flatten(0, -2)
         self.routing = routing = self.router(x_NC)
+        check_logits(routing.logits_NE, self.name)
         limit = None
         if self.capacity_factor is not None:
             limit = capacity(len(x_NC), self.num_experts, self.top_k, self.capacity_factor)
@@ -252,11 +247,25 @@ class MoE(nn.Module):
 
 
 class LoopedMoE(MoE):
-    """The same layer as one would write it first: a loop over experts, with a mask for each."""
+    """The same layer as one would write it first: a loop over experts, with a mask for each.
+
+    Raises:
+        ValueError: with a ``capacity_factor``: this one drops nothing.
+    """
+
+    def __init__(self, width: int, **options: Any) -> None:
+        super().__init__(width, **options)
+        if self.capacity_factor is not None:
+            raise ValueError(
+                f"capacity_factor={self.capacity_factor} needs places to be counted, which this "
+                "loop does not: take MoE, or capacity_factor=None"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         x_NC = x.flatten(0, -2)
         self.routing = routing = self.router(x_NC)
+        check_logits(routing.logits_NE, self.name)
+        self.counts_E, self.num_dropped = routing.counts(), 0
         y_NC = torch.zeros_like(x_NC)
         for expert in range(self.num_experts):
             mask_NK = routing.experts_NK == expert

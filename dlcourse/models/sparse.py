@@ -37,9 +37,9 @@ class SlidingWindowAttention(Attention):
         B, T, _ = x_BTC.shape
         W = min(self.window, T)
         n = -(-T // W)
-        x_BTC = F.pad(x_BTC, (0, 0, 0, n * W - T))  # whole chunks; nobody reads what is behind
+        rest = n * W - T  # whole chunks; nobody reads what is behind
         q_BnHWD, k_BnHWD, v_BnHWD = (
-            linear(x_BTC).view(B, n, W, self.n_head, -1).transpose(2, 3)
+            F.pad(linear(x_BTC), (0, 0, 0, rest)).view(B, n, W, self.n_head, -1).transpose(2, 3)
             for linear in (self.q, self.k, self.v)
         )
         y_BnHWD = F.scaled_dot_product_attention(

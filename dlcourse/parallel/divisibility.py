@@ -29,9 +29,7 @@ def check_tensor_parallel(*, n_head: int, n_embd: int, size: int) -> None:
     equal_part("n_embd", n_embd, size)
 
 
-def check_expert_parallel(
-    *, num_experts: int, size: int, capacity_factor: float | None = None
-) -> None:
+def check_expert_parallel(*, num_experts: int, size: int) -> None:
     """Raise a ``ValueError`` where ``size`` ranks cannot share an MoE layer's experts equally."""
     if size > num_experts:
         raise ValueError(
@@ -39,11 +37,6 @@ def check_expert_parallel(
             f"would have none, so give at most {num_experts} ranks, or more experts"
         )
     equal_part("num_experts", num_experts, size)
-    if capacity_factor is not None and not capacity_factor > 0:
-        raise ValueError(
-            f"capacity_factor={capacity_factor} lets experts take nothing: give a number above 0 "
-            "(1 is the even share), or None to drop no token"
-        )
 
 
 def padded_size(number: int, size: int) -> int:

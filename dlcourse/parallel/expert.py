@@ -36,6 +36,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from dlcourse.collectives.p2p import Group
 from dlcourse.models.moe import MoE, Routing, capacity, combine, permute
 from dlcourse.parallel.expert_checks import check_model, gather_counts, refuse_ddp
+from dlcourse.parallel.expert_state import DividedExperts
 from dlcourse.parallel.expert_trip import Exchange, Trip, torch_exchange
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor_layers import shard
@@ -58,15 +59,16 @@ class Plan(NamedTuple):
     rows: list[int]
 
 
-class ExpertParallel(nn.Module):
+class ExpertParallel(DividedExperts):
     """An ``MoE`` whose experts are divided over ranks; its parameters keep their names.
 
     Equal to the one-process layer on all ranks' tokens, those of the first rank first: capacity
     counts over all of them too. Made by ``expert_parallel``.
 
     ``counts_E`` and ``num_dropped`` of the last forward are those of all ranks that share the
-    batch, so balance loss and ``update_bias`` are as in one process; ``routing`` is this rank's.
-    ``rows_p`` is how many rows each rank's experts got: the slowest one sets the pace.
+    batch, and so is ``asked_E``, what ``routing.counts()`` is in one process: take it for the
+    balance loss. ``routing`` itself is this rank's. ``rows_p`` is how many rows each rank's experts
+    got: the slowest one sets the pace.
 
     Args:
         moe: used up; equal in all ranks.
@@ -81,7 +83,6 @@ class ExpertParallel(nn.Module):
     ) -> None:
         super().__init__()
         self.router, self.experts, self.shared = moe.router, moe.experts, moe.shared
-        self.router.checks_scores = False  # ``plan`` does, in all ranks at once
         self.num_experts, self.top_k = moe.num_experts, moe.top_k
         self.capacity_factor, self.name = moe.capacity_factor, name
         self.process_group, self.batch_group, self.exchange = process_group, batch_group, exchange
@@ -89,17 +90,18 @@ class ExpertParallel(nn.Module):
         ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD)
         self.places = [batch_ranks.index(rank) for rank in ranks]
 
-    def plan(self, routing: Routing) -> Plan:
+    def plan(self, routing: Routing, dtype: torch.dtype) -> Plan:
         """Tell all ranks how many rows come, and work out which.
 
         Raises:
-            ValueError: in every rank, where the router of one gave NaN.
+            FloatingPointError: in every rank, where the router of one gave NaN.
+            ValueError: in every rank, where they send different types.
         """
         copies_M, counts_E = permute(routing.experts_NK, self.num_experts)
-        counts_RE = gather_counts(counts_E, routing, self.batch_group, self.name)
-        before = counts_RE.sum()
+        counts_RE = gather_counts(counts_E, routing, dtype, self.batch_group, self.name)
+        self.asked_E = counts_RE.sum(0)
         if self.capacity_factor is not None:  # an expert takes the first ones, in the ranks' order
-            num_tokens = int(before) // self.top_k
+            num_tokens = int(self.asked_E.sum()) // self.top_k
             limit = capacity(num_tokens, self.num_experts, self.top_k, self.capacity_factor)
             room_RE = (limit + counts_RE - counts_RE.cumsum(0)).clamp(min=0)
             counts_RE = torch.minimum(counts_RE, room_RE)
@@ -108,7 +110,8 @@ class ExpertParallel(nn.Module):
             expert_M = routing.experts_NK.flatten()[copies_M]
             place_M = torch.arange(len(copies_M), device=copies_M.device) - starts_E[expert_M]
             copies_M = copies_M[place_M < kept_E[expert_M]]
-        self.counts_E, self.num_dropped = counts_RE.sum(0), int(before - counts_RE.sum())
+        self.counts_E = counts_RE.sum(0)
+        self.num_dropped = int((self.asked_E - self.counts_E).sum())
         p, me = len(self.places), dist.get_rank(self.process_group)
         counts_ppe = counts_RE[self.places].unflatten(1, (p, -1))  # of a rank, for a rank's expert
         self.rows_p = counts_ppe.sum((0, 2))
@@ -122,10 +125,11 @@ class ExpertParallel(nn.Module):
         refuse_ddp(self.name)
         x_NC = x.flatten(0, -2)
         self.routing = routing = self.router(x_NC)
-        plan = self.plan(routing)
-        x_MC = x_NC[plan.copies_M // self.top_k]
+        dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):  # experts would round them: send half as much
-            x_MC = x_MC.to(torch.get_autocast_dtype(x.device.type))
+            dtype = torch.get_autocast_dtype(x.device.type)
+        plan = self.plan(routing, dtype)
+        x_MC = x_NC[plan.copies_M // self.top_k].to(dtype)
         dispatch = Trip(plan.sent, plan.received, self.process_group, self.exchange)
         x_GC = dispatch.start(x_MC)
         shared_NC = None if self.shared is None else self.shared(x_NC)  # while the rows travel

@@ -59,43 +59,53 @@ def why_not_divided(model: nn.Module, process_group: Group, batch_group: Group) 
         )
     for name, layer in layers.items():
         try:
-            check_expert_parallel(
-                num_experts=layer.num_experts,
-                size=len(ranks),
-                capacity_factor=layer.capacity_factor,
-            )
+            check_expert_parallel(num_experts=layer.num_experts, size=len(ranks))
         except ValueError as error:
             return f"{name or type(layer).__name__}: {error}"
     return ""
 
 
-def gather_counts(counts_E: Tensor, routing: Routing, group: Group, layer: str) -> Tensor:
+def gather_counts(
+    counts_E: Tensor, routing: Routing, dtype: torch.dtype, group: Group, layer: str
+) -> Tensor:
     """How many copies each rank has for each expert. Shape: (E,) in each rank to (R, E) in all.
 
-    One all-gather of E + 2 numbers a rank. With them goes how many tokens have no route: where
-    that is not 0 in one rank, all stop here, and none waits for rows that never come.
+    One all-gather of E + 3 numbers a rank. With the counts goes what would make the others wait for
+    rows that never come, or read them as another type: all ranks stop here, before rows are sent.
+
+    Args:
+        dtype: of the rows that will be sent.
 
     Raises:
-        ValueError: in every rank, where the router of one gave NaN or an infinity.
+        FloatingPointError: in every rank: the router of one gave NaN or an infinity.
+        ValueError: in every rank: another dtype, or no gradients, in some of them.
     """
     N = len(routing.logits_NE)
     lost = N - routing.logits_NE.isfinite().all(1).sum()
-    mine = torch.cat([counts_E, torch.stack([lost, torch.full_like(lost, N)])])
+    form = f"rows of {dtype}, {'with' if torch.is_grad_enabled() else 'without'} gradients"
+    about = [lost, lost.new_tensor(N), lost.new_tensor(zlib.crc32(form.encode()))]
+    mine = torch.cat([counts_E, torch.stack(about)])
     gathered = mine.new_empty(dist.get_world_size(group) * len(mine))
     all_gather_single(gathered, mine, group=group)
-    gathered = gathered.view(-1, len(mine))
-    counts_RE, lost_R, tokens_R = gathered[:, :-2], gathered[:, -2], gathered[:, -1]
-    if lost_R.any():
-        ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+    counts_RE, about_R3 = gathered.view(-1, len(mine)).tensor_split([-3], dim=1)
+    layer = layer or "this layer"
+    ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+    if about_R3[:, 0].any():
         shares = [
-            f"rank {rank}: {bad} of {all_} tokens ({bad / all_:.0%})"
-            for rank, bad, all_ in zip(ranks, lost_R.tolist(), tokens_R.tolist(), strict=True)
-            if bad
+            f"rank {rank}: {lost} of {N} tokens ({lost / N:.0%})"
+            for rank, (lost, N, _) in zip(ranks, about_R3.tolist(), strict=True)
+            if lost
         ]
+        raise FloatingPointError(
+            f"the router of {layer} gives logits that are NaN or infinite in {'; '.join(shares)}. "
+            "No token was sent. Look at that rank's input, and at the learning rate"
+        )
+    codes = about_R3[:, 2].tolist()
+    if len({*codes}) > 1:
+        others = [rank for rank, code in zip(ranks, codes, strict=True) if code != about[2]]
         raise ValueError(
-            f"the router of {layer or 'this layer'} gives logits that are NaN or infinite in "
-            + "; ".join(shares)
-            + ". Nothing was sent. Look at that rank's input, and at the learning rate"
+            f"this rank would send {layer}'s experts {form}, and ranks {others} would not: use "
+            "the same autocast and the same no_grad in all ranks"
         )
     return counts_RE
 

@@ -30,10 +30,9 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dlcourse.models.moe import Router, Routing
-from dlcourse.parallel.expert import expert_parallel
+from dlcourse.parallel.expert import ExpertParallel, expert_parallel
 from dlcourse.parallel.expert_trip import Exchange, torch_exchange
 from dlcourse.parallel.replicas import broadcast_buffers
-from dlcourse.parallel.sendable import cut_parameters
 
 SIDES = ("data", "expert")
 
@@ -90,7 +89,12 @@ class ExpertDataParallel(nn.Module):
     @torch.no_grad()
     def sync_gradients(self) -> None:
         """Make every gradient that of the mean over all ranks' losses. After backward."""
-        experts = cut_parameters(self.module)
+        experts = {
+            parameter
+            for layer in self.module.modules()
+            if isinstance(layer, ExpertParallel)
+            for parameter in layer.experts.parameters()
+        }
         groups: dict[Any, list[Tensor]] = {}
         for parameter in self.module.parameters():
             if parameter.grad is None and not parameter.requires_grad:

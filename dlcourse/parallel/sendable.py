@@ -26,12 +26,12 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 def cut_parameters(module: nn.Module) -> dict[Tensor, Group]:
     """Parameters of which each rank of a group holds a part of its own, and that group.
 
-    Layers of tensor parallelism name them in an attribute ``cut``. All others are the same in
-    every rank.
+    Layers of tensor and expert parallelism name them in an attribute ``cut``, with a group for each
+    name where it is not ``process_group`` for all. All others are the same in every rank.
     """
     layers: Iterable[Any] = module.modules()  # torch's class has neither of the two attributes
     return {
-        parameter: layer.process_group
+        parameter: layer.cut[name] if isinstance(layer.cut, dict) else layer.process_group
         for layer in layers
         for name in getattr(layer, "cut", ())
         if (parameter := getattr(layer, name)) is not None
@@ -82,6 +82,12 @@ def overlaps(tensor: Tensor) -> bool:
 def why_not_sent(module: nn.Module, process_group: Group) -> str:
     """Why a tensor of a module cannot have the first rank's numbers; empty where all can."""
     cut, receivers = cut_parameters(module), _ranks(process_group)
+    if any(hasattr(layer, "batch_group") for layer in module.modules()):
+        return (
+            "experts are divided over ranks, and average their gradients in a way of their own: "
+            "give the model, built anew, to ExpertDataParallel, which does that, in place of data "
+            "parallelism or ZeRO; cut by tensors before it"
+        )
     for name, tensor in tensors_of(module).items():
         if tensor.layout != torch.strided:
             return f"{name} has the layout {tensor.layout}: make it dense, with .to_dense()"

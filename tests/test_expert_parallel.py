@@ -1,0 +1,470 @@
+"""Experts divided over real ranks must be the MoE of one process, on all ranks' tokens.
+
+Tolerance. Sums over ranks round otherwise than one sum does. In float64 that moves the last digits:
+1e-10 is asked for, of gradients up to 0.1 and of parameters after five steps of AdamW.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from contextlib import nullcontext
+from functools import partial
+
+import cloudpickle
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dlcourse import RankError, Ranks
+from dlcourse.collectives import direct
+from dlcourse.measure.recorder import Recorder
+from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.models.moe import MoE, balance_loss, z_loss
+from dlcourse.models.targets import weighted
+from dlcourse.parallel.clipping import clip_grad_norm_
+from dlcourse.parallel.data import BucketedDataParallel
+from dlcourse.parallel.expert import ExpertParallel, expert_parallel
+from dlcourse.parallel.expert_groups import (
+    ExpertDataParallel,
+    force_balance,
+    imbalance,
+    make_expert_mesh,
+)
+from dlcourse.parallel.expert_state import whole_state_dict
+from dlcourse.parallel.mesh import MeshParallel, make_mesh
+from dlcourse.parallel.zero import ZeRO1
+from dlcourse.parallel.zero3 import ZeRO3
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
+
+TOLERANCE = 1e-10
+LR = 1e-3
+C = 32
+
+
+@pytest.fixture(scope="module")
+def run():
+    with Ranks(4, default=False) as pool:
+        yield pool.run
+
+
+def drawn(moe, seed):
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in [*moe.experts.parameters(), *moe.router.parameters()]:
+            parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.2)
+    return moe
+
+
+def moe_gpt(seed, *, dtype=torch.float64, tie=False, shared=True, **options):
+    """A GPT whose MLPs are MoE layers, with the old MLP as the shared expert."""
+    torch.set_default_dtype(dtype)
+    try:
+        gpt = GPT(
+            GPTConfig(block_size=16, n_layer=2, n_head=4, n_embd=C, tie_embeddings=tie), seed=seed
+        )
+        for number, block in enumerate(gpt.blocks):
+            options = dict(num_experts=8, top_k=2, hidden=C) | options
+            moe = MoE(C, shared=block.mlp if shared else None, **options)
+            block.mlp = drawn(moe, 10 * seed + number)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return gpt
+
+
+def change(gpt, case):
+    """What a case does to the model before it is wrapped."""
+    first, second = (block.mlp for block in gpt.blocks)
+    if case == "tied experts":
+        second.experts.up = first.experts.up
+    if case == "tied layers":
+        gpt.blocks[1].mlp = first
+    if case == "empty experts":  # two of eight get all tokens: two ranks of four compute nothing
+        for moe in (first, second):
+            moe.router.bias_E[:2] += 100
+    frozen = {
+        "frozen experts": ".experts.",
+        "frozen router": "router",
+        "frozen embeddings": "embedding",
+        "frozen shared": "shared",
+    }.get(case)
+    for name, parameter in gpt.named_parameters():
+        parameter.requires_grad_(frozen is None or frozen not in name)
+    return gpt
+
+
+def parts_of(batch, case, size):
+    """Each rank's part of a batch, of one process's in the same order."""
+    if case == "uneven":
+        return batch.split([1, 2, 4, 1])
+    if case == "no tokens":
+        return batch.split([0, 3, 5, 0])
+    return batch.chunk(size)
+
+
+def losses_of(gpt, x, y, case, share):
+    loss = weighted(gpt(x, y), share)
+    if case == "balance loss":
+        for block in gpt.blocks:
+            moe = block.mlp
+            asked_E = getattr(moe, "asked_E", moe.routing.counts())  # of all ranks
+            extra = balance_loss(moe.routing, asked_E) + 0.1 * z_loss(moe.routing)
+            loss = loss + 0.1 * extra * share
+    return loss
+
+
+def beside_one_process(data, expert, case="", exchange=None, steps=5, **options):
+    """The largest difference of losses, gradients and parameters over some steps."""
+    options |= dict(tie=case == "tied embeddings", shared=case != "no shared")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    mesh = make_expert_mesh(data=data, expert=expert)
+    alone = change(moe_gpt(0, **options), case)
+    given = change(moe_gpt(rank, **options), case)  # ranks are seeded differently
+    kept = {} if exchange is None else {"exchange": exchange}
+    ours = ExpertDataParallel(given, mesh, **kept)
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=LR) for m in (alone, ours)]
+    random, accumulate = torch.Generator().manual_seed(1), 2 if case == "accumulate" else 1
+    losses = gradients = 0.0
+    for _ in range(steps):
+        text = torch.randint(256, (8 * accumulate, 17), generator=random)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for number, batch in enumerate(text.chunk(accumulate), start=1):
+            mine = parts_of(batch, case, size)[rank]
+            share = torch.tensor(len(mine) / len(batch) / accumulate)
+            x, y = batch[:, :-1], batch[:, 1:]
+            wanted = losses_of(alone, x, y, case, torch.tensor(1 / accumulate))
+            wanted.backward()
+            with nullcontext() if number == accumulate else ours.no_sync():
+                loss = losses_of(ours.module, mine[:, :-1], mine[:, 1:], case, share * size)
+                loss.backward()
+            total = loss.detach() / size
+            dist.all_reduce(total)
+            losses = max(losses, (total - wanted).abs().item())
+        ours.sync_gradients()
+        pairs = zip(alone.named_parameters(), ours.module.named_parameters(), strict=True)
+        for (name, whole), (_, part) in pairs:
+            if not whole.requires_grad:
+                assert part.grad is None and not part.requires_grad, name
+                continue
+            grad = whole.grad
+            if ".experts." in name:
+                grad = grad.chunk(expert)[mesh.get_local_rank("expert")]
+            gradients = max(gradients, (grad - part.grad).abs().max().item())
+        for optimizer in optimizers:
+            optimizer.step()
+    state = whole_state_dict(ours.module)
+    parameters = max((p - state[n]).abs().max().item() for n, p in alone.named_parameters())
+    for block, own in zip(alone.blocks, ours.module.blocks, strict=True):
+        assert block.mlp.counts_E.equal(own.mlp.counts_E)
+        assert block.mlp.num_dropped == own.mlp.num_dropped
+    return losses, gradients, parameters, alone.blocks[0].mlp.num_dropped
+
+
+def assert_equal(results):
+    for *found, _ in results:
+        assert max(found) <= TOLERANCE, results
+
+
+@pytest.mark.parametrize("layout", [(1, 4), (2, 2), (4, 1)])
+@pytest.mark.parametrize("options", [{}, {"capacity_factor": 0.75}], ids=["dropless", "capacity"])
+def test_equals_one_process(run, layout, options):
+    results = run(beside_one_process, *layout, **options)
+    assert_equal(results)
+    assert all(bool(dropped) == bool(options) for *_, dropped in results)
+
+
+CASES = {
+    "top 1": {"top_k": 1},
+    "top 3": {"top_k": 3},
+    "no shared": {},
+    "frozen experts": {},
+    "frozen router": {},
+    "frozen embeddings": {},
+    "frozen shared": {},
+    "tied embeddings": {},
+    "tied experts": {},
+    "tied layers": {},
+    "empty experts": {},
+    "accumulate": {},
+    "uneven": {"capacity_factor": 1.0},
+    "no tokens": {},
+    "balance loss": {"capacity_factor": 1.0},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_one_process_also_with(run, case):
+    assert_equal(run(beside_one_process, 2, 2, case, steps=2, **CASES[case]))
+
+
+@pytest.mark.parametrize("case", ["empty experts", "no tokens"])
+def test_a_rank_of_four_with_nothing_to_compute(run, case):
+    assert_equal(run(beside_one_process, 1, 4, case, steps=2))
+
+
+def test_any_exchange_with_the_interface_of_all_to_all(run):
+    assert_equal(run(beside_one_process, 1, 4, exchange=direct.all_to_all, steps=2))
+
+
+def in_bf16():
+    """Relative errors of output and gradients, ours and one process's, against float64."""
+    rank, random = dist.get_rank(), torch.Generator().manual_seed(1)
+    text = torch.randint(256, (8, 17), generator=random)
+    mine = text.chunk(dist.get_world_size())[rank]
+    exact, alone = moe_gpt(0), moe_gpt(0, dtype=torch.float32)
+    alone.load_state_dict(exact.state_dict())
+    wrapped = copy.deepcopy(alone)
+    sent = []
+
+    def exchange(output, input, *splits, group):
+        sent.append(input.dtype)
+        dist.all_to_all_single(output, input, *splits, group=group)
+
+    ours = ExpertDataParallel(wrapped, make_expert_mesh(expert=4), exchange=exchange)
+    exact(text[:, :-1], text[:, 1:]).backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        alone(text[:, :-1], text[:, 1:]).backward()
+        ours(mine[:, :-1], mine[:, 1:]).backward()
+    ours.sync_gradients()
+    assert {*sent} == {torch.bfloat16} and len(sent) == 2 * 2 * 2
+    off = []
+    for name in ("blocks.0.mlp.experts.up", "blocks.0.attention.q.weight"):
+        whole, one, part = (m.get_parameter(name).grad for m in (exact, alone, ours.module))
+        if ".experts." in name:
+            whole, one = (x.chunk(4)[rank] for x in (whole, one))
+        off.append([((x - whole).norm() / whole.norm()).item() for x in (part, one)])
+    return off
+
+
+def test_bf16_autocast_rounds_as_in_one_process(run):
+    # Both have bf16's error, some 1e-2; a quarter more leaves room for sums in another order
+    for off in run(in_bf16):
+        for ours, alone in off:
+            assert 1e-4 < ours < 1.25 * alone < 0.1, off
+
+
+def world_of_one():
+    group = None
+    for rank in range(dist.get_world_size()):
+        one = dist.new_group([rank])
+        group = one if rank == dist.get_rank() else group
+    alone, given = (
+        drawn(MoE(C, num_experts=3, top_k=2), 1),
+        drawn(MoE(C, num_experts=3, top_k=2), 1),
+    )
+    ours = expert_parallel(given, group)
+    x = torch.randn(5, 7, C)
+    wanted, y = alone(x), ours(x)
+    wanted.square().mean().backward()
+    y.square().mean().backward()
+    same = [
+        a.grad.equal(b.grad) for a, b in zip(alone.parameters(), ours.parameters(), strict=True)
+    ]
+    return isinstance(ours, ExpertParallel) and wanted.equal(y) and all(same)
+
+
+def test_a_world_of_one_is_the_layer_itself(run):
+    assert all(run(world_of_one))
+
+
+def calls():
+    """Forward's and backward's collectives of one layer, and what of it goes to other ranks."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    layer = expert_parallel(drawn(MoE(C, num_experts=8, top_k=2), 1))
+    handles = force_balance(layer)
+    x = torch.randn(16, C, generator=torch.Generator().manual_seed(rank)).requires_grad_()
+    with Recorder(rank, world_size) as forward:
+        y = layer(x)
+    with Recorder(rank, world_size) as backward:
+        y.square().mean().backward()
+    balanced = imbalance(layer.rows_p)
+    for handle in handles:
+        handle.remove()
+    layer(x)
+    found = [
+        [(event["op"], event.get("sent_bytes")) for event in recorder.record["comm"]]
+        for recorder in (forward, backward)
+    ]
+    return found, balanced, imbalance(layer.rows_p)
+
+
+def test_two_all_to_all_in_forward_and_two_in_backward(run):
+    rows = 16 * 2 * 3 // 4  # of 4 ranks, 3 are others
+    trip = ("all_to_all", rows * C * 4)
+    for (forward, backward), balanced, routed in run(calls):
+        assert forward == [("all_gather", None), trip, trip]
+        assert backward == [trip, trip]
+        assert balanced == 1.0 < routed
+
+
+def order_of_events():
+    """What a layer with a shared expert does, one after the other."""
+    log = []
+
+    class Arrival:
+        def __init__(self, work):
+            self.work = work
+
+        def wait(self):
+            self.work.wait()
+            log.append("arrived")
+
+    def exchange(*args, group):
+        log.append("leaves")
+        return Arrival(dist.all_to_all_single(*args, group=group, async_op=True))
+
+    class Seen(nn.Linear):
+        def __init__(self, name, *sizes):
+            super().__init__(*sizes)
+            self.register_forward_hook(lambda *_: log.append(name))
+            self.register_full_backward_hook(lambda *_: log.append(name))
+
+    moe = drawn(MoE(C, num_experts=4, top_k=1, shared=Seen("shared", C, C)), 1)
+    moe.experts.register_forward_hook(lambda *_: log.append("experts"))
+    moe.experts.register_full_backward_hook(lambda *_: log.append("experts"))
+    layer = expert_parallel(moe, exchange=exchange)
+    y = layer(torch.randn(6, C).requires_grad_())
+    log.append("backward")
+    y.sum().backward()
+    return log
+
+
+def test_the_shared_expert_computes_while_rows_travel(run):
+    forward = ["leaves", "shared", "arrived", "experts", "leaves", "arrived"]
+    backward = ["leaves", "arrived", "experts", "leaves", "shared", "arrived"]
+    for log in run(order_of_events):
+        assert log == [*forward, "backward", *backward]
+
+
+def clipped(data, expert):
+    """Norm and clipped gradients beside those of one process."""
+    mesh, rank = make_expert_mesh(data=data, expert=expert), dist.get_rank()
+    alone, given = moe_gpt(0), moe_gpt(0)
+    ours = ExpertDataParallel(given, mesh)
+    text = torch.randint(256, (8, 17), generator=torch.Generator().manual_seed(1))
+    mine = text.chunk(4)[rank]
+    alone(text[:, :-1], text[:, 1:]).backward()
+    ours(mine[:, :-1], mine[:, 1:]).backward()
+    ours.sync_gradients()
+    wanted = nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
+    norm = clip_grad_norm_(ours, 0.1)
+    name = "blocks.1.mlp.experts.down"
+    part = alone.get_parameter(name).grad.chunk(expert)[mesh.get_local_rank("expert")]
+    off = (part - ours.module.get_parameter(name).grad).abs().max()
+    return wanted.item(), (norm - wanted).abs().item(), off.item()
+
+
+@pytest.mark.parametrize("layout", [(1, 4), (2, 2)])
+def test_clips_by_the_norm_of_one_process(run, layout):
+    for wanted, *off in run(clipped, *layout):
+        assert wanted > 0.1 and max(off) < TOLERANCE
+
+
+def states():
+    """Save and load: the whole state, a rank's own, another rank's."""
+    mesh = make_expert_mesh(expert=4)
+    alone = moe_gpt(0)
+    ours = ExpertDataParallel(moe_gpt(0), mesh).module
+    whole = whole_state_dict(ours)
+    same = alone.state_dict().keys() == whole.keys() and all(
+        whole[name].equal(value) for name, value in alone.state_dict().items()
+    )
+    ours.load_state_dict(moe_gpt(3).state_dict())
+    loaded = whole_state_dict(ours)
+    same &= all(loaded[name].equal(value) for name, value in moe_gpt(3).state_dict().items())
+    own = ours.state_dict()
+    ours.load_state_dict(own)
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    try:
+        ours.load_state_dict(everyone[dist.get_rank() - 1])
+    except (ValueError, RuntimeError) as error:
+        return same, str(error)
+    return same, ""
+
+
+def test_a_state_says_whose_experts_it_holds(run):
+    for rank, (same, words) in enumerate(run(states)):
+        assert same
+        theirs, mine = ((rank - 1) % 4) * 2, rank * 2
+        assert f"experts {theirs} to {theirs + 1}, and this rank experts {mine} to {mine + 1}" in (
+            words
+        )
+
+
+def refused(what):
+    """In every rank: the refusal's words."""
+    rank = dist.get_rank()
+    options = {
+        "more ranks": {"num_experts": 3},
+        "not divisible": {"num_experts": 6},
+        "capacity 0": {"num_experts": 4, "capacity_factor": 0},
+        "capacity nan": {"num_experts": 4, "capacity_factor": float("nan")},
+        "settings": {"num_experts": 4, "top_k": 1 + (rank == 2)},
+        "sizes": {"num_experts": 4, "hidden": 16 + (rank == 1)},
+    }.get(what, {"num_experts": 4})
+    moe = drawn(MoE(C, **({"top_k": 1} | options)), 1)
+    x = torch.randn(2, 5, C)
+    if what == "no moe":
+        return expert_parallel(nn.Linear(2, 2))
+    if what == "sides":
+        return make_expert_mesh(data=2, expert=3)
+    layer = expert_parallel(nn.Sequential(moe))
+    if what == "twice":
+        return expert_parallel(layer)
+    if what == "nan" and rank in (1, 3):
+        x[0, : rank + 1] = float("nan")
+    if what == "infinite" and rank == 2:
+        x[1, 4] = float("inf")
+    if what == "ddp":
+        return DistributedDataParallel(layer)(x)
+    if what == "autocast":
+        with torch.autocast("cpu", torch.bfloat16, enabled=rank == 0):
+            return layer(x)
+    if what == "no_grad":
+        with torch.set_grad_enabled(rank != 3):
+            return layer(x)
+    if what in ("data", "zero 1", "zero 3"):
+        return {"data": BucketedDataParallel, "zero 1": ZeRO1, "zero 3": ZeRO3}[what](layer)
+    if what == "copies":  # those that hold the same experts: dense gradients would be wrong
+        mesh = make_expert_mesh(data=2, expert=2)
+        twice = expert_parallel(nn.Sequential(drawn(MoE(C, num_experts=4), 1)), mesh["expert"])
+        return BucketedDataParallel(twice, process_group=mesh.get_group("data"))
+    if what == "mesh":
+        return MeshParallel(expert_parallel(moe_gpt(0)), make_mesh(data=4))
+    return layer(x)
+
+
+REFUSALS = {
+    "more ranks": "0: 4 ranks cannot share num_experts=3: 1 of them would have none",
+    "not divisible": "0: num_experts=6 cannot be cut into 4 equal parts",
+    "capacity 0": "capacity_factor=0 is not allowed: give a number above 0",
+    "capacity nan": "capacity_factor=nan is not allowed",
+    "settings": "MoE layers have another top_k or capacity_factor in ranks [2] than in rank 0",
+    "sizes": "shapes or dtypes of its parameters, or which of them are frozen, in ranks [1]",
+    "no moe": "Linear has no MoE in it",
+    "sides": "data x expert = 2 x 3 is 6 ranks, and there are 4",
+    "twice": "divided before",
+    "nan": "the router of 0 gives logits that are NaN or infinite in rank 1: 2 of 10 tokens (20%); "
+    "rank 3: 4 of 10 tokens (40%)",
+    "infinite": "in rank 2: 1 of 10 tokens (10%)",
+    "ddp": "0 is in a DistributedDataParallel",
+    "autocast": "use the same autocast and the same no_grad in all ranks",
+    "no_grad": "use the same autocast and the same no_grad in all ranks",
+    **dict.fromkeys(["data", "copies", "zero 1", "zero 3", "mesh"], "ExpertDataParallel"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_refused_in_every_rank(run, what):
+    with pytest.raises(RankError) as caught:
+        run(partial(refused, what))
+    failures = caught.value.failures
+    assert len(failures) == 4
+    for failure in failures.values():
+        kind = "FloatingPointError" if what in ("nan", "infinite") else "ValueError"
+        assert failure["type"] == kind and REFUSALS[what] in failure["message"], failure
