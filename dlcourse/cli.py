@@ -100,7 +100,12 @@ def _parser() -> _Parser:
     claims.set_defaults(run=_claims)
 
     bench = commands.add_parser("bench", help="measure the course's own speed and size")
-    bench.add_argument("names", nargs="*", help="which measurements; all by default")
+    bench.add_argument(
+        "names",
+        nargs=argparse.REMAINDER,
+        help="which measurements; all by default. After a single one, its own options: "
+        "dlcourse bench experts --help",
+    )
     bench.set_defaults(run=_bench)
 
     scale = commands.add_parser("scale", help="one rank of thousands, without their processes")

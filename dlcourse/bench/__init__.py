@@ -15,9 +15,14 @@ def names() -> list[str]:
 def main(chosen: Sequence[str] = ()) -> int:
     """Measure the chosen subjects, or all; 0 where every target is met.
 
+    Args:
+        chosen: subjects; or one, and then options of its own.
+
     Raises:
         ValueError: there is no such subject.
     """
+    if len(chosen) > 1 and chosen[1].startswith("-") and chosen[0] in names():
+        return import_module(f"{__name__}.{chosen[0]}").main(chosen[1:])
     for name in chosen:
         if name not in names():
             raise ValueError(f"nothing named {name!r} to measure: choose from {', '.join(names())}")
