@@ -545,7 +545,7 @@ show_published(read_record("deepep"))
 # "층마다 두 번, 지연 시간에 매우 민감하다"는 말은 얼마나 맞을까요? DeepEP가 "전용 차로"라는 말은 어떨까요?
 # %%
 claim("C4", **figures_of_c4(forward, backward, ranks["steps_of"][0], ranks["trip_times"][0]))
-claim("C7")
+claim("C7", one_sided=one_sided_ratio(ranks["trip_times"][0]))
 # %% [markdown] lang="en"
 # ## Exercises
 #
