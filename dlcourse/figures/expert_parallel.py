@@ -272,6 +272,12 @@ def figures_of_c4(
     }
 
 
+def one_sided_ratio(seconds: Mapping[int, Mapping[str, float]]) -> float:
+    """One-sided all-to-all over Gloo's at the smallest message, for claim C7."""
+    least = seconds[min(seconds)]
+    return least["one_sided"] / least["gloo"]
+
+
 def _calls(run: Run, op: str) -> int:
     return run.comm.ranks[0]["ops"].get(op, {"calls": 0})["calls"]
 

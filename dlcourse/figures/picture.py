@@ -221,7 +221,7 @@ def _picture(parts: Sequence[str], said: Sequence[str], *, height: float) -> Pic
         f'width="100%" style="max-width:{WIDTH}px;font-family:{escape(_FONT)}" '
         f'aria-label="{escape(". ".join(said))}">'
     )
-    return head + "".join(parts) + "</svg>"
+    return Picture(head + "".join(parts) + "</svg>", "\n".join(said))
 
 
 def _text(

@@ -60,9 +60,9 @@ steps = 5
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
 from dlcourse.course.records import read_record
-from dlcourse.figures.expert_parallel import figures_of_c4, num_all_to_all, sent_to_others
-from dlcourse.figures.expert_parallel import show_calls, show_carriers, show_drift, show_equal
-from dlcourse.figures.expert_parallel import show_imbalance, show_latency, show_overlap
+from dlcourse.figures.expert_parallel import figures_of_c4, num_all_to_all, one_sided_ratio
+from dlcourse.figures.expert_parallel import sent_to_others, show_calls, show_carriers, show_drift
+from dlcourse.figures.expert_parallel import show_equal, show_imbalance, show_latency, show_overlap
 from dlcourse.figures.expert_parallel import show_published, show_race, show_slowest, show_traffic
 from dlcourse.figures.expert_parallel import tokens_on_the_wire
 
@@ -650,8 +650,8 @@ check("08.gradients")
 # 건너가고, 거기서 전문가마다 복사합니다. DeepSeek-V3는 토큰이 가는 컴퓨터를 4대로 제한합니다[1]. 보내는 시간은
 # 공유 전문가(더 깊이)나 다른 마이크로배치를 계산하면서 숨깁니다.
 #
-# 학습에서는 토큰을 한 번에 수천 개씩 보내므로 바이트 수가 시간을 정합니다. 글을 생성할 때는 몇 개씩만 보내므로
-# 지연 시간이 중요하고, 단방향 통신이 가장 유리합니다.
+# 학습에서는 토큰을 수천 개씩 보내므로 바이트 수가 시간을 정합니다. 글을 생성할 때는 몇 개뿐이라 지연 시간이
+# 중요하고, 단방향 통신이 유리합니다.
 #
 # 여기서 돌려 보지 못한 것: NVLink, RDMA, CUDA 장치가 필요한 torch의 대칭 메모리(symmetric memory). 아래는
 # 계산만 했습니다. DeepSeek-V3의 전문가를 16비트로 담을 때 전체 크기와, 랭크 64개와 2048개에 나눌 때(EP) 하나의
@@ -823,7 +823,7 @@ show_carriers(ranks["same_bits"], ranks["layer_times"][0])
 # 올리기 전에 죽습니다. 오지 않을 플래그와 늦는 플래그는 똑같아 보입니다. 그래서 기다리는 쪽은 상대 프로세스가 아직
 # 살아 있는지도 봅니다.
 # %%
-# %%ranks --fails "died"
+# %%ranks --fails "was killed by SIGKILL"
 import os, signal
 from dlcourse.collectives.mailboxes import mailboxes_of
 
