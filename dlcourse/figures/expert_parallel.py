@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import bars_figure, sweep_figure
-from dlcourse.figures.colors import RANKS
+from dlcourse.figures.colors import CATEGORIES, RANKS
 from dlcourse.figures.held import Held, Said, Together, held
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.tables import Table
@@ -136,7 +136,7 @@ def show_imbalance(rows: Mapping[str, Sequence[int]]) -> go.Figure:
     )
     labels = [t("figure.rank", rank=rank) for rank in range(p)]
     axis = t("expert_parallel.balance.axis")
-    colors = [RANKS[0], RANKS[1], RANKS[2]]
+    colors = [RANKS[6], RANKS[7], CATEGORIES["other"]]  # of no rank that this lesson has
     return bars_figure(labels, values, axis=axis, title=title, unit="×", colors=colors, reference=1)
 
 
@@ -222,8 +222,8 @@ def show_drift(found: Mapping[str, tuple[float, float]]) -> Table:
 def show_overlap(seconds: Mapping[str, float]) -> Table:
     """Forward of a layer with a shared expert: waiting for the rows at once, or after it."""
     rows = [
-        [t(f"expert_parallel.overlap.{name}"), human_seconds(taken)]
-        for name, taken in seconds.items()
+        [t(f"expert_parallel.overlap.{name}"), human_seconds(seconds[name])]
+        for name in ("at_once", "background")
     ]
     return Table([t("expert_parallel.overlap"), t("expert_parallel.overlap.layer")], rows)
 
