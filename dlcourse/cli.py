@@ -109,13 +109,16 @@ def _parser() -> _Parser:
     bench.set_defaults(run=_bench)
 
     scale = commands.add_parser("scale", help="one rank of thousands, without their processes")
-    scale.add_argument("lesson", help="whose parallelism: 03, 04, 05 or 06")
+    scale.add_argument("lesson", help="whose parallelism: 03, 04, 05, 06 or 08")
     scale.add_argument("--model", default="7b", help="gpt2-large, 1.3b, 7b or 13b (default: 7b)")
     scale.add_argument("--world", type=int, default=1024, help="number of ranks (default: 1024)")
     for name, help in (
         ("tensor", "ranks that share each matrix"),
         ("pipeline", "stages"),
         ("stage", "of ZeRO: 0, 1, 2 or 3"),
+        ("experts", "of each layer; 0: a dense model"),
+        ("top-k", "experts that a token uses"),
+        ("expert", "ranks that share the experts"),
         ("rank", "which rank to be"),
         ("micro-batch", "sequences of a micro-batch"),
         ("micro-batches", "micro-batches of a step"),
@@ -263,7 +266,8 @@ def _scale(args: argparse.Namespace) -> int:
         raise ValueError(
             f"lesson {args.lesson!r} has no scale: give one of {', '.join(scale.LESSONS)}"
         )
-    options = ("tensor", "pipeline", "stage", "rank", "micro_batch", "micro_batches", "block")
+    options = ("tensor", "pipeline", "stage", "experts", "top_k", "expert", "rank")
+    options += ("micro_batch", "micro_batches", "block")
     given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     scaled = scale.scale(names[0], model=args.model, world=args.world, **given)
     print(json.dumps(scaled.record) if args.json else scaled)

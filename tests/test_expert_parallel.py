@@ -7,6 +7,7 @@ Tolerance. Sums over ranks round otherwise than one sum does. In float64 that mo
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dlcourse import RankError, Ranks
 from dlcourse.collectives import direct
+from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.models.moe import MoE, balance_loss, z_loss
@@ -37,6 +39,7 @@ from dlcourse.parallel.expert_state import whole_state_dict
 from dlcourse.parallel.mesh import MeshParallel, make_mesh
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero3 import ZeRO3
+from dlcourse.peers import expert_parallel as expert_peers
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -293,8 +296,9 @@ def calls():
 
 
 def test_two_all_to_all_in_forward_and_two_in_backward(run):
-    rows = 16 * 2 * 3 // 4  # of 4 ranks, 3 are others
-    trip = ("all_to_all", rows * C * 4)
+    nbytes = expert_trip_bytes(16, width=C, top_k=2, world_size=4)
+    trip = ("all_to_all", nbytes)
+    assert nbytes == 16 * 2 * C * 4 * 3 / 4  # of 4 ranks, 3 are others
     for (forward, backward), balanced, routed in run(calls):
         assert forward == [("all_gather", None), trip, trip]
         assert backward == [trip, trip]
@@ -468,3 +472,51 @@ def test_refused_in_every_rank(run, what):
     for failure in failures.values():
         kind = "FloatingPointError" if what in ("nan", "infinite") else "ValueError"
         assert failure["type"] == kind and REFUSALS[what] in failure["message"], failure
+
+
+@pytest.mark.parametrize(
+    "sizes", [(8, 2, 4), (6, 3, 3), (6, 3, 2), (5, 5, 5), (4, 1, 2), (6, 6, 1)]
+)
+def test_in_how_many_ranks_a_token_is(sizes):
+    num_experts, top_k, ranks = sizes
+    each = num_experts // ranks
+    choices = [*itertools.combinations(range(num_experts), top_k)]
+    mean = sum(len({expert // each for expert in chosen}) for chosen in choices) / len(choices)
+    assert distinct_ranks(*sizes) == pytest.approx(mean, rel=1e-12)
+
+
+@pytest.mark.parametrize("sizes", [(6, 2, 4), (4, 5, 2), (4, 0, 2), (4, 2, 0)])
+def test_ranks_of_a_token_that_cannot_be(sizes):
+    with pytest.raises(ValueError, match="divide the experts"):
+        distinct_ranks(*sizes)
+
+
+def in_libraries(top_k):
+    """How far each implementation is from ours: the output, and the largest of the gradients."""
+    x = torch.randn(3, 8, C, generator=torch.Generator().manual_seed(dist.get_rank()))
+    x.requires_grad_()  # so that tokens' gradients travel too
+    exchanges = {"direct": direct.all_to_all}
+    make = partial(drawn_anew, top_k)
+    found = {}
+    for name, layer in expert_peers.layers(make, exchanges).items():
+        x.grad = None
+        y = expert_peers.step(layer, x)
+        found[name] = [y, x.grad, *expert_peers.gradients(layer).values()]
+    ours = found.pop("ours")
+    return {
+        name: [(a - b).norm().item() / b.norm().item() for a, b in zip(theirs, ours, strict=True)]
+        for name, theirs in found.items()
+    }
+
+
+def drawn_anew(top_k):
+    return drawn(MoE(C, num_experts=8, top_k=top_k, hidden=C), 1)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_the_layers_of_other_libraries_give_the_same_numbers(run, top_k):
+    pytest.importorskip("deepspeed")
+    for found in run(in_libraries, top_k):
+        assert found.keys() == {"ours, direct", "torch", "DeepSpeed"}
+        # float32 sums of some ten numbers in another order
+        assert all(off < 1e-5 for offs in found.values() for off in offs), found

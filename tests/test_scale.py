@@ -13,6 +13,7 @@ import pytest
 
 from dlcourse import Ranks, cli
 from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.formulas.traffic import count_bytes, expert_trip_bytes
 from dlcourse.plan import scale as scaling
 from dlcourse.plan.scale import Job, scale
 
@@ -21,7 +22,11 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot impo
 STATES = ("parameters", "gradients", "optimizer_state")
 TINY = GPTConfig(n_layer=2, n_head=4, n_embd=32, vocab_size=64, block_size=16)
 SIZE = dict(model="tiny", world=4, micro_batch=2, block=16)
-JOBS = [dict(), dict(stage=1), dict(tensor=2), dict(tensor=2, stage=3), dict(pipeline=2)]
+EXPERTS = dict(experts=8, top_k=2, expert=2)
+JOBS = [
+    *(dict(), dict(stage=1), dict(tensor=2), dict(tensor=2, stage=3), dict(pipeline=2)),
+    *(EXPERTS, EXPERTS | dict(experts=12, top_k=4, expert=4, micro_batches=2)),
+]
 
 
 def summary(record: dict) -> tuple[dict[str, int], Counter]:
@@ -46,14 +51,11 @@ def in_real_ranks(options: dict) -> tuple[dict[str, int], Counter]:
     import torch
 
     from dlcourse.measure.recorder import Recorder
-    from dlcourse.models.gpt import GPT
-    from dlcourse.parallel.mesh import make_mesh
 
     gc.collect()  # what the job before has left must not be counted
     scaling.MODELS["tiny"] = TINY
     job = Job(**SIZE, **options)
-    mesh = make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
-    step = scaling._job_step(job, mesh, GPT(TINY))
+    step = scaling._job_step(job, scaling._job_mesh(job), scaling._job_model(job))
     tokens = torch.zeros(job.micro_batch * job.micro_batches, job.block, dtype=torch.long)
     recorder = Recorder(job.rank, job.world)
     with recorder:
@@ -143,6 +145,24 @@ def test_a_stage_of_a_7b_model_is_what_the_formula_says(rank, neighbours, beside
     assert moved["all_reduce", data][1] == mine + 4
 
 
+@pytest.mark.parametrize(("expert", "experts"), [(8, 32), (2048, 2048)])
+def test_experts_over_thousands_of_ranks_send_what_the_formula_says(expert, experts):
+    options = dict(experts=experts, top_k=8, expert=expert, block=1024)
+    scaled = scale("08_expert_parallel", model="1.3b", world=2048, **options)
+    layers, width, each = 24, 2048, experts // expert
+    moved = moved_by(scaled)
+    sent = {(row["op"], row["group_size"]): row["sent_bytes"] for row in scaled.comm}
+    trip = expert_trip_bytes(1024, width=width, top_k=8, world_size=expert)
+    assert moved["all_to_all", expert][0] == 4 * layers  # two in forward, two in backward
+    assert sent["all_to_all", expert] == 4 * layers * trip
+    assert sent["all_gather", 2048] == layers * count_bytes(experts, 2048)
+    # Experts of 4 C / K are averaged over those that hold the same, and kept by nobody else
+    expert_bytes = 4 * layers * each * (2 * width * width // 2 + width // 2 + width)
+    assert moved["all_reduce", 2048 // expert][1] == expert_bytes
+    dense = moved["all_reduce", 2048][1]
+    assert scaled.kept["parameters"] == expert_bytes + dense
+
+
 def test_more_ranks_make_no_more_calls():
     few, many = (
         scale("04_tensor_parallel", model="gpt2-large", world=world, tensor=4, block=1024)
@@ -170,6 +190,13 @@ def test_more_ranks_make_no_more_calls():
         (dict(micro_batch=1.5), ("micro_batch=1.5", "whole number")),
         (dict(tensor=2.0), ("tensor=2.0", "whole number")),
         (dict(rank=0.5), ("rank=0.5", "1023")),
+        (dict(expert=8), ("num_experts=0",)),
+        (dict(experts=4, top_k=8), ("top_k=8", "num_experts=4")),
+        (dict(experts=8, expert=16), ("16 ranks", "num_experts=8")),
+        (dict(experts=12, expert=8), ("num_experts=12", "8 equal parts")),
+        (dict(experts=8, expert=8, world=12), ("expert=8", "world=12")),
+        (dict(experts=8, tensor=2), ("tensor=2", "give tensor=1")),
+        (dict(experts=8, top_k=3), ("top_k=3", "16384")),
     ],
     ids=str,
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import comb
 
 from dlcourse.formulas.states import check_stage, check_world_size
 
@@ -147,3 +148,47 @@ def zero_bytes(
     check_stage(world_size=world_size, stage=stage)
     calls = {0: 2, 1: 2, 2: accumulate + 1, 3: 3 * accumulate}[stage]
     return calls * wire_bytes("reduce_scatter", parameter_bytes, world_size)
+
+
+def expert_trip_bytes(
+    tokens: int, *, width: int, top_k: int, world_size: int, itemsize: int = 4
+) -> float:
+    """Bytes that one rank sends to others to bring its tokens to their experts, once.
+
+    Combine sends as many, and backward both again: four such trips a layer and step. Every rank is
+    equally likely for a token; then a share of (p-1)/p of the copies leaves.
+
+    Args:
+        tokens: N, of this rank.
+        width: C, numbers of a token.
+        top_k: K, experts of a token.
+        world_size: p, ranks that share the experts.
+        itemsize: bytes of a number.
+    """
+    return wire_bytes("all_to_all", tokens * top_k * width * itemsize, world_size)
+
+
+def distinct_ranks(num_experts: int, top_k: int, world_size: int) -> float:
+    """In how many ranks the K experts of a token are, on average: p (1 - C(E-e, K) / C(E, K)).
+
+    Where a token goes to a rank once though two experts there want it, K becomes this: the least
+    that dispatch can send. Any K of the E experts are equally likely; e = E/p are in one rank, and
+    C(E-e, K) of C(E, K) choices have none of them.
+
+    Source: counting; DeepSeek-V3, 2024, section 3.2.2, keeps it below 4 nodes by its router.
+
+    Raises:
+        ValueError: ranks that do not divide the experts, or a token that uses more than all.
+    """
+    if world_size < 1 or num_experts % world_size or not 1 <= top_k <= num_experts:
+        raise ValueError(
+            f"num_experts={num_experts}, top_k={top_k}, world_size={world_size}: give ranks that "
+            "divide the experts, and a token 1 to all of them"
+        )
+    others = num_experts - num_experts // world_size
+    return world_size * (1 - comb(others, top_k) / comb(num_experts, top_k))
+
+
+def count_bytes(num_experts: int, world_size: int) -> float:
+    """Bytes that one rank sends so that all know who sends whom how many: E + 3 int64 to each."""
+    return wire_bytes("all_gather", 8 * (num_experts + 3) * world_size, world_size)

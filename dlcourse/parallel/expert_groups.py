@@ -20,6 +20,7 @@ Source: Rajbhandari et al., "DeepSpeed-MoE", 2022, section 5.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -104,14 +105,25 @@ class ExpertDataParallel(nn.Module):
             group = self.copies if parameter in experts else self.batch_group
             groups.setdefault((group, parameter.dtype), []).append(parameter.grad)
         for (group, _), gradients in groups.items():
-            message = _flatten_dense_tensors(gradients)
-            message *= 1 / self.world_size  # of the experts too: their column is a part of it
-            dist.all_reduce(message, group=group)
-            for grad, mean in zip(
-                gradients, _unflatten_dense_tensors(message, gradients), strict=True
-            ):
-                grad.copy_(mean)
+            for some in _messages(gradients):
+                message = _flatten_dense_tensors(some)
+                message *= 1 / self.world_size  # experts' too: the ranks of a column are not all
+                dist.all_reduce(message, group=group)
+                for grad, mean in zip(some, _unflatten_dense_tensors(message, some), strict=True):
+                    grad.copy_(mean)
         broadcast_buffers(self.module, process_group=self.batch_group)
+
+
+def _messages(gradients: list[Tensor], cap_bytes: int = 25 << 20) -> Iterator[list[Tensor]]:
+    """Several gradients in a message, as many as it takes to fill one."""
+    some: list[Tensor] = []
+    for grad in gradients:
+        some.append(grad)
+        if sum(x.nbytes for x in some) >= cap_bytes:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
 def force_balance(model: nn.Module) -> list[Any]:

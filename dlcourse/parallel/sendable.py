@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dlcourse.collectives.p2p import Group
 
@@ -57,7 +58,9 @@ def contiguous_memory(tensor: Tensor) -> Iterator[Tensor]:
 def broadcast_tensors(tensors: Iterable[Tensor], group: Group) -> None:
     """Give every rank the first rank's numbers, in place. Of any dtype: they are sent as bytes."""
     for tensor in tensors:
-        if tensor.numel() and not tensor.is_meta:
+        if isinstance(tensor, FakeTensor):  # no memory to look at
+            dist.broadcast(tensor.detach(), group=group, group_src=0)
+        elif tensor.numel() and not tensor.is_meta:
             with contiguous_memory(tensor) as piece:
                 message = piece.view(-1).view(torch.uint8)
                 dist.broadcast(message, group=group, group_src=0)

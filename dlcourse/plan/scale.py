@@ -20,10 +20,14 @@ from typing import Any
 
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.recipe import STAGES
-from dlcourse.formulas.sizes import MODELS
+from dlcourse.formulas.sizes import MODELS, ArchitectureConfig, check_experts
 from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.measure.categories import CATEGORIES
-from dlcourse.parallel.divisibility import check_mesh, check_tensor_parallel
+from dlcourse.parallel.divisibility import (
+    check_expert_parallel,
+    check_mesh,
+    check_tensor_parallel,
+)
 from dlcourse.plan.fake_group import fake_process_group, peak_rss_bytes
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_bytes, human_seconds
@@ -34,6 +38,7 @@ LESSONS = {
     "04_tensor_parallel": {"tensor": 8},
     "05_pipeline_parallel": {"tensor": 8, "pipeline": 8, "micro_batches": 8},
     "06_zero": {"tensor": 8, "stage": 3},
+    "08_expert_parallel": {"expert": 64, "experts": 256, "top_k": 8},
 }
 
 # Beyond, sizes overflow, or one step takes hours: it is gone through micro-batch by micro-batch.
@@ -46,9 +51,14 @@ class Job:
 
     Args:
         model: one of ``MODELS``.
-        world: number of ranks: data x pipeline x tensor.
+        world: number of ranks: data x pipeline x tensor, or data x expert.
         tensor, pipeline: sides of the mesh; data is what remains.
         stage: ZeRO stage along data, 0 for whole copies.
+        experts: of each layer, 0 for a dense model. They are so wide that a token's ``top_k``
+            together are one MLP, and get equally many tokens: what a real router makes of it is
+            not known without numbers.
+        top_k: experts that a token uses.
+        expert: ranks that share them.
         rank: which rank to be.
         micro_batch: sequences that a rank works on at a time.
         micro_batches: how many of them a step has; at least as many as ``pipeline``.
@@ -63,6 +73,9 @@ class Job:
     tensor: int = 1
     pipeline: int = 1
     stage: int = 0
+    experts: int = 0
+    top_k: int = 8
+    expert: int = 1
     rank: int = 0
     micro_batch: int = 1
     micro_batches: int = 1
@@ -71,7 +84,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ValueError(f"model={self.model!r}: give one of {', '.join(MODELS)}")
-        for name in ("world", "tensor", "pipeline", "micro_batch", "micro_batches", "block"):
+        sizes = ("world", "tensor", "pipeline", "expert", "micro_batch", "micro_batches", "block")
+        for name in sizes:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number from 1 on")
@@ -79,8 +93,13 @@ class Job:
             if getattr(self, name) > largest:
                 raise ValueError(f"{name}={getattr(self, name)}: give at most {largest}")
         config = MODELS[self.model]
+        if self.experts or self.expert > 1:
+            self._check_experts()
         check_mesh(
-            data=self.data, pipeline=self.pipeline, tensor=self.tensor, world_size=self.world
+            data=self.data * self.expert,
+            pipeline=self.pipeline,
+            tensor=self.tensor,
+            world_size=self.world,
         )
         check_tensor_parallel(n_head=config.n_head, n_embd=config.n_embd, size=self.tensor)
         if type(self.rank) is not int or not 0 <= self.rank < self.world:
@@ -108,10 +127,30 @@ class Job:
                 f"give at most {config.block_size}"
             )
 
+    def _check_experts(self) -> None:
+        for name, without in (("tensor", 1), ("pipeline", 1), ("stage", 0)):
+            if getattr(self, name) != without:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} with experts={self.experts}: here experts go "
+                    f"with data parallelism alone, so give {name}={without}"
+                )
+        check_experts(self.experts, self.top_k)
+        check_expert_parallel(num_experts=self.experts, size=self.expert)
+        hidden = 4 * MODELS[self.model].n_embd
+        if hidden % self.top_k:
+            raise ValueError(
+                f"top_k={self.top_k} does not divide the {hidden} of an MLP of {self.model}: give "
+                "a number that does"
+            )
+        if self.world % self.expert:
+            raise ValueError(
+                f"expert={self.expert} does not divide world={self.world}: give a multiple"
+            )
+
     @property
     def data(self) -> int:
-        """How many copies of the model there are."""
-        return max(1, self.world // (self.tensor * self.pipeline))
+        """How many copies of the model, or of each expert, there are."""
+        return max(1, self.world // (self.tensor * self.pipeline * self.expert))
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -128,13 +167,11 @@ def measure(job: Job) -> dict[str, Any]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from dlcourse.measure.recorder import Recorder
-    from dlcourse.models.gpt import GPT
-    from dlcourse.parallel.mesh import make_mesh
 
     with fake_process_group(job.rank, job.world):
-        mesh = make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
+        mesh = _job_mesh(job)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            gpt = GPT(MODELS[job.model])
+            gpt = _job_model(job)
             parameters = gpt.num_parameters()
             step = _job_step(job, mesh, gpt)
             del gpt  # of a pipeline's model, this rank keeps its own layers only
@@ -150,10 +187,39 @@ def measure(job: Job) -> dict[str, Any]:
     }
 
 
+def _job_mesh(job: Job) -> Any:
+    from dlcourse.parallel.expert_groups import make_expert_mesh
+    from dlcourse.parallel.mesh import make_mesh
+
+    if job.experts:
+        return make_expert_mesh(data=job.data, expert=job.expert)
+    return make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
+
+
+def _job_model(job: Job) -> Any:
+    from dlcourse.models.gpt import GPT
+
+    if not job.experts:
+        return GPT(MODELS[job.model])
+    from dlcourse.models.architectures import ArchitectureGPT
+
+    config = ArchitectureConfig(
+        **asdict(MODELS[job.model]),
+        feed_forwards=("moe",),
+        num_experts=job.experts,
+        top_k=job.top_k,
+    )
+    return ArchitectureGPT(config)
+
+
 def _job_step(job: Job, mesh: Any, gpt: Any) -> Any:
     """The model on its mesh with its optimizer: a function that takes one step."""
     import torch
 
+    from dlcourse.plan.expert_scale import expert_step
+
+    if job.experts:
+        return expert_step(gpt, mesh, job.micro_batches)
     from dlcourse.parallel.mesh import MeshParallel
     from dlcourse.parallel.tensor import tensor_parallel
     from dlcourse.parallel.zero2 import ZeRO2
@@ -222,11 +288,12 @@ class Scaled:
             [t(f"category.{name}"), _gb(self.kept[name]), _gb(self.at_peak[name])]
             for name in CATEGORIES
         ]
+        caption = "plan.memory_experts" if job["experts"] else "plan.memory"
         total = [_gb(sum(self.kept.values())), _gb(sum(self.at_peak.values()))]
         return Table(
             [t("plan.category"), t("plan.kept"), t("plan.peak")],
             [*rows, [t("plan.together"), *total]],
-            caption=t("plan.memory", parameters=self.record["parameters"], **job),
+            caption=t(caption, parameters=self.record["parameters"], **job),
         )
 
     def comm_table(self) -> Table:
