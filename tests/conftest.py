@@ -34,7 +34,16 @@ MARKERS = {
     "notebooks": ("notebooks", "course_run", "wheel"),
     "browser": ("browser",),
     "exercises": ("exercises",),
-    "engine": ("ranks", "mpi", "recorder", "collectives", "kernel", "course_kernel", "ledger"),
+    "engine": (
+        "ranks",
+        "mpi",
+        "recorder",
+        "collectives",
+        "one_sided",
+        "kernel",
+        "course_kernel",
+        "ledger",
+    ),
     "parity": (
         *("data_parallel", "tensor_parallel", "context_parallel", "pipeline_parallel"),
         *(

@@ -72,6 +72,12 @@ def check_same_dtype(output: Tensor, input: Tensor) -> None:
         raise ValueError(f"output is {output.dtype} and input {input.dtype}: convert one of them")
 
 
+def note_change(tensor: Tensor) -> None:
+    """Memory was written past torch: who has kept the tensor for a gradient is to know it."""
+    if not tensor.is_inference():  # such a tensor can be kept for none
+        torch.autograd.graph.increment_version(tensor)
+
+
 def _split_sizes(
     tensor: Tensor,
     name: str,

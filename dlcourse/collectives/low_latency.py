@@ -87,7 +87,7 @@ class LowLatency:
         if not self.places.usable:  # a call has failed: all ranks open it anew
             self.places = self._open()
         places = self.places
-        places.begin("dispatch", (x_MC,), x_MC.nbytes)
+        places.begin("dispatch", (x_MC,), x_MC.numel() * x_MC.itemsize)
         with places:
             self.sent = places.check_dispatch(x_MC, counts)
             starts = [sum(self.sent[:k]) for k in range(places.size)]

@@ -40,6 +40,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dlcourse.collectives.buffers import note_change
 from dlcourse.collectives.mailboxes import SLOTS, Mailboxes, Parts, mailboxes_of
 
 
@@ -64,14 +65,14 @@ def all_to_all(
         RuntimeError: another rank has ended or failed, or did not come in the group's time.
     """
     boxes = mailboxes_of(group)
-    boxes.begin("all_to_all", (input, output), input.nbytes)
+    boxes.begin("all_to_all", (input, output), input.numel() * input.itemsize)
     with boxes:
         leaving, arriving = boxes.parts(output, input, output_split_sizes, input_split_sizes)
         while leaving.ranks or arriving.ranks:
             moved = put(boxes, leaving) + take(boxes, arriving)
             if not moved:
                 boxes.pause(arriving.ranks or leaving.ranks)
-    torch.autograd.graph.increment_version(output)
+    note_change(output)
     return output
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dlcourse.collectives.buffers import check_one_piece
+from dlcourse.collectives.buffers import check_one_piece, note_change
 from dlcourse.collectives.mailboxes import DTYPES, check_plain
 from dlcourse.collectives.window import Group, Window, aligned
 
@@ -65,7 +65,7 @@ class Places(Window):
 
     def next_call(self, x: Tensor) -> None:
         """A call begins, which sends rows of ``x``: what the last one returned ends here."""
-        torch.autograd.graph.increment_version(self.inbox_PKC)
+        note_change(self.inbox_PKC)
         self._calls += 1
         parity = self._calls % 2
         self.inbox_PKC = self._inboxes[parity]

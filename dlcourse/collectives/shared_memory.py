@@ -40,6 +40,10 @@ def map_shared(nbytes: int, group: dist.ProcessGroup | None, *, instead: str) ->
     """
     if not hasattr(os, "memfd_create"):
         raise ValueError(f"{_LINUX}. {instead}")
+    if "cpu:" not in dist.get_backend_config(group):
+        raise ValueError(
+            f"the group talks over {dist.get_backend(group)}, not from the CPU's memory. {instead}"
+        )
     where = torch.zeros(4 + TOKEN, dtype=torch.int64)  # process, file, bytes, error, token
     fd = -1
     try:
@@ -76,10 +80,11 @@ def map_shared(nbytes: int, group: dist.ProcessGroup | None, *, instead: str) ->
 
 def _make(nbytes: int) -> tuple[int, bytes, int]:
     """Rank 0's part: descriptor, token, and the number of an error, 0 if there was none."""
-    fd, token = os.memfd_create("dlcourse"), secrets.token_bytes(TOKEN)
+    fd, token = -1, secrets.token_bytes(TOKEN)
     if nbytes > available_bytes():  # the kernel would end a process instead of saying no
         return fd, token, errno.ENOMEM
     try:
+        fd = os.memfd_create("dlcourse")
         os.posix_fallocate(fd, 0, nbytes)
         os.pwrite(fd, token, 0)
     except OSError as lack:

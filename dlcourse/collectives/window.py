@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
+from weakref import ref
 
 import torch
 import torch.distributed as dist
@@ -53,7 +54,8 @@ class Window:
     def __init__(self, group: Group, *, control_words: int, data_bytes: int) -> None:
         world = group or dist.group.WORLD
         assert world is not None
-        self.group = world
+        self._group = ref(world)  # who keeps windows by group would else keep the group
+        self.group_name = world.group_name
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.members = dist.get_process_group_ranks(world)
         self.peers = [(self.rank + k) % self.size for k in range(1, self.size)]
@@ -74,6 +76,11 @@ class Window:
         self._processes = _Processes(world)
         own_calls.join(world.group_name, self.members)
 
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """Whose window it is; None once the group is gone."""
+        return self._group()
+
     def fence(self) -> None:
         """Loads and stores before it happen before all that come after it. 0.1 microseconds.
 
@@ -92,7 +99,7 @@ class Window:
     def begin(self, op: str, tensors: Sequence[Tensor], nbytes: int) -> None:
         """A call begins, which sends ``nbytes`` of the first of the tensors. Its work is done
         inside a ``with window:``, whose end says that the call has ended, well or not."""
-        self.call = own_calls.begin(op, self.group.group_name, tensors, nbytes)
+        self.call = own_calls.begin(op, self.group_name, tensors, nbytes)
         self._turns = 0
 
     def __enter__(self) -> None:
@@ -118,7 +125,7 @@ class Window:
         stopped = self._stopped.tolist()
         if not any(stopped):
             return True
-        seq = own_calls.next_seq(self.group.group_name)
+        seq = own_calls.next_seq(self.group_name)
         return not any(0 < call < seq for call in stopped)
 
     # ------------------------------------------------------------------ waiting
