@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import comb
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from dlcourse.figures.colors import CATEGORIES, RANKS
 from dlcourse.figures.held import Held, Said, Together, held
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.tables import Table
+from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes
 from dlcourse.words.strings import t
 from dlcourse.words.units import digits, human_bytes, human_seconds
 
@@ -27,16 +27,7 @@ WIRE, START = 50e9, 2e-6  # of the explorable: a 400 Gbit/s card for each GPU, 2
 
 def trip_bytes() -> float:
     """Bytes that a rank sends to others in one forward, there and back, with even routing."""
-    return 2 * TOKENS * TOP_K * (RANKS_HERE - 1) / RANKS_HERE * WIDTH * 4
-
-
-def ranks_of_a_token(num_experts: int, top_k: int, num_ranks: int) -> float:
-    """How many ranks hold the experts of one token, on average over all choices.
-
-    A rank has E / p experts. It is left out when all k are among the other E - E / p.
-    """
-    missed = comb(num_experts - num_experts // num_ranks, top_k) / comb(num_experts, top_k)
-    return num_ranks * (1 - missed)
+    return 2 * expert_trip_bytes(TOKENS, width=WIDTH, top_k=TOP_K, world_size=RANKS_HERE)
 
 
 def tokens_on_the_wire(ranks: int, top_k: int) -> Picture:
@@ -46,7 +37,7 @@ def tokens_on_the_wire(ranks: int, top_k: int) -> Picture:
     other rank, one after the other, and the bytes at 50 GB/s.
     """
     away = (ranks - 1) / ranks
-    copies, once = top_k * away, ranks_of_a_token(LARGE_EXPERTS, top_k, ranks) * away
+    copies, once = top_k * away, distinct_ranks(LARGE_EXPERTS, top_k, ranks) * away
     rows, texts, times = {}, {}, {}
     for key, rows_sent in (("copies", copies), ("once", once)):
         label = t(f"expert_parallel.explore.{key}")
@@ -189,17 +180,38 @@ def show_race(seconds: Mapping[int, Mapping[str, float]]) -> go.Figure:
     )
 
 
-def show_carriers(same_bits: Sequence[bool], seconds: Mapping[str, Sequence[float]]) -> Together:
-    """Forward and backward of the layer over Gloo and over shared memory, in turns."""
-    whole = median(seconds["gloo"])
-    rows = [
-        [t(f"expert_parallel.race.{name}"), f"{median(taken) / whole:.2f} ×"]
-        for name, taken in seconds.items()
-    ]
-    heads = [t("expert_parallel.carrier"), t("expert_parallel.carrier.step")]
-    return Together(
-        Table(heads, rows), _held("carrier", len(same_bits) - sum(same_bits), allowed=0)
-    )
+def show_libraries(seconds: Mapping[str, Sequence[float]], apart: Mapping[str, float]) -> Together:
+    """Forward and backward of the same layer in each library, in turns: the median of ratios."""
+    rows = []
+    for name, taken in seconds.items():
+        ratio = median(one / ours for one, ours in zip(taken, seconds["ours"], strict=True))
+        label = t(_LIBRARIES[name]) if name in _LIBRARIES else name
+        rows.append([label, f"{ratio:.2f} ×", f"{apart[name]:.1e}"])
+    if "DeepSpeed" not in seconds:
+        rows.append(["DeepSpeed", t("expert_parallel.library.absent"), "–"])
+    heads = [t(f"expert_parallel.library{key}") for key in ("", ".step", ".apart")]
+    return Together(Table(heads, rows), _held("library", max(apart.values()), allowed=1e-5))
+
+
+_LIBRARIES = {
+    "ours": "expert_parallel.library.ours",
+    "ours, one-sided": "expert_parallel.library.one_sided",
+    "torch": "expert_parallel.library.torch",
+}
+
+
+def show_thousands(record: Mapping[str, Any]) -> Table:
+    """One rank of thousands, by the number of ranks that share the experts; bytes of one step.
+
+    Args:
+        record: of ``data/experts_at_scale.json``.
+    """
+    rows = []
+    for row in record["rows"]:
+        sizes = (row[key] / 1e9 for key in ("parameters", "all_to_all", "all_reduce"))
+        rows.append([f"{row['expert']:,}", *(f"{size:,.2f}" for size in sizes)])
+    keys = ("ranks", "parameters", "tokens", "gradients")
+    return Table([t(f"expert_parallel.thousands.{key}") for key in keys], rows)
 
 
 def show_drift(found: Mapping[str, tuple[float, float]]) -> Table:

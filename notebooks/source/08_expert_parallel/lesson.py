@@ -61,10 +61,10 @@ steps = 5
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
 from dlcourse.course.records import read_record
 from dlcourse.figures.expert_parallel import figures_of_c4, num_all_to_all, one_sided_ratio
-from dlcourse.figures.expert_parallel import sent_to_others, show_calls, show_carriers, show_drift
-from dlcourse.figures.expert_parallel import show_equal, show_imbalance, show_latency, show_overlap
-from dlcourse.figures.expert_parallel import show_published, show_race, show_slowest, show_traffic
-from dlcourse.figures.expert_parallel import tokens_on_the_wire
+from dlcourse.figures.expert_parallel import sent_to_others, show_calls, show_drift, show_equal
+from dlcourse.figures.expert_parallel import show_imbalance, show_latency, show_libraries
+from dlcourse.figures.expert_parallel import show_overlap, show_published, show_race, show_slowest
+from dlcourse.figures.expert_parallel import show_thousands, show_traffic, tokens_on_the_wire
 
 lesson(lang=lang, name="08_expert_parallel")
 ranks = Ranks(num_ranks, device=device)
@@ -494,14 +494,59 @@ show_drift(ranks["drift"][0])
 # finds nothing. With SGD the experts just learn at twice the rate. Adam divides a gradient by its own
 # size, so it hides most of the fault; clipping the norm would bring it back.
 #
+# ## Beside the real libraries
+#
+# The same layer in DeepSpeed's `MoE` and in a version with torch's DTensor, same weights, same tokens.
+# `exchange=` puts one-sided puts under ours. Forward and backward, in turns:
+# %% [markdown] lang="ko" en="f0ec6d4a"
+# 배율이 틀려도 오류가 없고 복제본끼리는 같습니다. 복제본이 어긋나는지 검사해도 나오지 않습니다. SGD에서는
+# 전문가만 두 배의 학습률로 배웁니다. Adam은 그래디언트를 자기 크기로 나누므로 실수를 거의 다 숨깁니다. 노름으로
+# 자르기 시작하면 다시 드러납니다.
+#
+# ## 실제 라이브러리와 나란히
+#
+# 같은 층을 DeepSpeed의 `MoE`, 그리고 torch의 DTensor로도 만들었습니다. 가중치도 토큰도 같습니다. `exchange=`로
+# 우리 층 아래에 단방향 통신을 넣습니다. 순전파와 역전파를 번갈아 잽니다.
+# %%
+# %%ranks --fast
+from dlcourse.peers.expert_parallel import layers, step
+
+
+def same_moe():
+    torch.manual_seed(0)
+    return MoE(C, num_experts=E, top_k=K, hidden=512)
+
+
+libraries = layers(same_moe, {"one-sided": one_sided.all_to_all})
+# %% hidden=true
+# %%ranks --fast
+def library_step(layer):
+    dist.barrier()
+    start = time.perf_counter()
+    y = step(layer, x_NC)
+    return y, worst(time.perf_counter() - start)
+
+
+library_times = {name: [] for name in libraries}
+for _ in range(15):
+    for name, layer in libraries.items():
+        y, taken = library_step(layer)
+        library_times[name].append(taken)
+want = step(libraries["ours"], x_NC)
+library_apart = {name: worst((step(m, x_NC) - want).abs().max()) for name, m in libraries.items()}
+# %%
+show_libraries(ranks["library_times"][0], ranks["library_apart"][0])
+# %% [markdown] lang="en"
+# The same answers. The layer is small, so most of a step is what each message and each call of Python
+# costs; with DeepSpeed all buffers are as long as the busiest expert's.
+#
 # ## A thousand ranks
 #
 # Two experts of a token may share a rank: then it needs to go there only **once**. 256 experts over 8
 # ranks, 8 for each token. **Predict**: to how many ranks does a token go, on average?
-# %% [markdown] lang="ko" en="8c967764"
-# 배율이 틀려도 오류가 없고 복제본끼리는 같습니다. 복제본이 어긋나는지 검사해도 나오지 않습니다. SGD에서는
-# 전문가만 두 배의 학습률로 배웁니다. Adam은 그래디언트를 자기 크기로 나누므로 실수를 거의 다 숨깁니다. 노름으로 자르기
-# 시작하면 다시 드러납니다.
+# %% [markdown] lang="ko" en="21fa73b0"
+# 답은 같습니다. 층이 작아서 한 스텝의 대부분은 메시지 하나하나와 파이썬 호출에 드는 비용입니다. DeepSpeed는 모든
+# 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
 #
 # ## 랭크가 천 개라면
 #
@@ -522,28 +567,58 @@ explore(tokens_on_the_wire, ranks=sizes_to_try, top_k=[1, 2, 4, 8])
 # GB/s for each GPU and 2 microseconds a message. Sending once saves a third at 8 ranks, and little where
 # experts are spread thinly.
 #
-# Now what DeepEP reaches, **as its authors publish it**. Version 2 counts bytes in another way: do not
-# compare the two.
-# %% [markdown] lang="ko" en="07594d4c"
+# Then the course's own class as one rank of 2,048, on tensors without numbers: GPT-2 large with 2,048
+# experts in each layer, 8 for a token, balance forced. Recorded by `dlcourse scale 08` (bytes are exact
+# on any machine).
+# %% [markdown] lang="ko" en="e49f2cde"
 # 마우스나 화살표 키로 슬라이더를 움직여 보세요. DeepSeek-V3의 층을 공식으로 계산합니다. GPU마다 50 GB/s,
 # 메시지마다 2마이크로초라고 *가정*했습니다. 한 번만 보내면 랭크가 8개일 때 3분의 1을 아끼고, 전문가를 더 많은
 # 랭크에 흩어 놓을수록 덜 아낍니다.
+#
+# 이번에는 과정의 클래스를 랭크 2,048개 가운데 하나로, 숫자 없는 텐서로 돌립니다. GPT-2 large의 층마다 전문가가
+# 2,048개이고 토큰은 8개를 씁니다. 강제 균형입니다. `dlcourse scale 08`로 기록했습니다(바이트 수는 어느
+# 컴퓨터에서나 정확합니다).
+# %%
+show_thousands(read_record("experts_at_scale"))
+# %% [markdown] lang="en"
+# The more ranks share the experts, the less of them a rank holds and averages. What tokens cost stays: all
+# but 1/EP of the copies leave, however many ranks there are.
+#
+# Now what DeepEP reaches, **as its authors publish it**. Version 2 counts bytes in another way: do not
+# compare the two.
+# %% [markdown] lang="ko" en="2d923b0d"
+# 더 많은 랭크가 전문가를 나눌수록 랭크 하나가 가지고 평균할 전문가는 줄어듭니다. 토큰을 보내는 비용은 그대로입니다.
+# 랭크가 몇 개든 사본의 1/EP만 남고 모두 떠납니다.
 #
 # 다음은 DeepEP의 속도로, **만든 사람들이 공개한 값**입니다. 2판은 바이트를 다르게 세므로 1판과 견주지 마세요.
 # %%
 show_published(read_record("deepep"))
 # %% [markdown] lang="en"
-# From 8 to 256 GPUs the low-latency dispatch of 128 tokens takes 2.5 times as long, with 32 times the
-# GPUs: nobody waits for a meeting. With 4,096 tokens what is published is a rate, because there bytes
-# decide.
+# ## On a GPU cluster
 #
-# So what is left of "twice in every layer, and very sensitive to latency"? And of DeepEP as "the reserved
-# lane"?
-# %% [markdown] lang="ko" en="8911de79"
-# GPU 8개에서 256개로 상대가 32배 늘어도 토큰 128개의 저지연 디스패치는 2.5배 걸립니다. 만나기를 기다리는 쪽이
-# 없기 때문입니다. 토큰이 4,096개이면 공개된 값이 GB/s입니다. 여기서는 바이트 수가 시간을 정하기 때문입니다.
+# From 8 to 256 GPUs the low-latency dispatch takes 2.5 times as long: nobody waits for a meeting. RDMA
+# between machines is several times slower than NVLink inside. So a token crosses to another machine once,
+# and is copied to its experts there; DeepSeek-V3 limits it to 4 machines [1]. The journey hides behind
+# computing: the shared expert (Deeper), or another micro-batch.
 #
-# "층마다 두 번, 지연 시간에 매우 민감하다"는 말은 얼마나 맞을까요? DeepEP가 "전용 차로"라는 말은 어떨까요?
+# Training sends thousands of tokens at a time, and bytes decide. Generating text sends a few: there
+# latency decides, and one-sided pays most. Not run here: NVLink, RDMA, torch's symmetric memory, which
+# needs CUDA devices.
+#
+# What is left of the two claims?
+# %% [markdown] lang="ko" en="9525f559"
+# ## GPU 클러스터에서는
+#
+# GPU가 8개에서 256개로 늘어도 저지연 디스패치는 2.5배 걸립니다. 만나기를 기다리지 않기 때문입니다. 컴퓨터 사이의
+# RDMA는 컴퓨터 안의 NVLink보다 몇 배 느립니다. 그래서 토큰은 다른 컴퓨터로 한 번만 건너가고, 거기서 전문가마다
+# 복사합니다. DeepSeek-V3는 토큰이 가는 컴퓨터를 4대로 제한합니다[1]. 보내는 시간은 공유 전문가(더 깊이)나 다른
+# 마이크로배치를 계산하면서 숨깁니다.
+#
+# 학습에서는 토큰을 수천 개씩 보내므로 바이트 수가 시간을 정합니다. 글을 생성할 때는 몇 개뿐이라 지연 시간이
+# 중요하고, 단방향 통신이 유리합니다. NVLink, RDMA, CUDA 장치가 필요한 torch의 대칭 메모리(symmetric memory)는
+# 여기서 돌려 보지 못했습니다.
+#
+# 두 주장은 얼마나 맞을까요?
 # %%
 claim("C4", **figures_of_c4(forward, backward, ranks["steps_of"][0], ranks["trip_times"][0]))
 claim("C7", one_sided=one_sided_ratio(ranks["trip_times"][0]))
@@ -632,35 +707,6 @@ def sync_gradients(dense, experts, expert_group):
 
 # %%
 check("08.gradients")
-# %% [markdown] lang="en"
-# ## On a GPU cluster
-#
-# Inside a machine tokens go over NVLink, between machines over RDMA, which is several times slower. So a
-# token crosses to another machine once, and is copied to its experts there; DeepSeek-V3 limits it to 4
-# machines [1]. The journey hides behind computing: the shared expert (Deeper), or another micro-batch.
-#
-# Training sends thousands of tokens at a time, and bytes decide. Generating text sends a few: there
-# latency decides, and one-sided pays most.
-#
-# Not run here: NVLink, RDMA, torch's symmetric memory, which needs CUDA devices. Derived only: what
-# DeepSeek-V3's experts take in 16 bits, all of them, and on one of 64 and of 2,048 GPUs (EP).
-# %% [markdown] lang="ko" en="4515fb42"
-# ## GPU 클러스터에서는
-#
-# 토큰은 컴퓨터 안에서는 NVLink로, 컴퓨터 사이에서는 몇 배 느린 RDMA로 다닙니다. 그래서 다른 컴퓨터로는 한 번만
-# 건너가고, 거기서 전문가마다 복사합니다. DeepSeek-V3는 토큰이 가는 컴퓨터를 4대로 제한합니다[1]. 보내는 시간은
-# 공유 전문가(더 깊이)나 다른 마이크로배치를 계산하면서 숨깁니다.
-#
-# 학습에서는 토큰을 수천 개씩 보내므로 바이트 수가 시간을 정합니다. 글을 생성할 때는 몇 개뿐이라 지연 시간이
-# 중요하고, 단방향 통신이 유리합니다.
-#
-# 여기서 돌려 보지 못한 것: NVLink, RDMA, CUDA 장치가 필요한 torch의 대칭 메모리(symmetric memory). 아래는
-# 계산만 했습니다. DeepSeek-V3의 전문가를 16비트로 담을 때 전체 크기와, 랭크 64개와 2048개에 나눌 때(EP) 하나의
-# 몫입니다.
-# %% tags=["nbval-check-output"]
-expert = 3 * 7168 * 2048
-layers = 58 * 256 * expert * 2 / 1e9
-{"experts": f"{layers:,.0f} GB", "EP 64": f"{layers / 64:.1f} GB", "EP 2048": f"{layers / 2048:.2f} GB"}
 # %% [markdown] lang="en"
 # ## In five lines
 #
@@ -761,39 +807,6 @@ show_overlap(ranks["overlap"][0])
 # 시간의 네 배만큼 길어집니다.
 # %%
 show_latency(ranks["steps_of"][0])
-# %% [markdown] lang="en"
-# ### Another carrier under the same layer
-#
-# `exchange=` says who carries the rows. The answers are the same, to the bit. What a whole step gains
-# depends on how much of it is waiting, and on this machine's load.
-# %% [markdown] lang="ko" en="574762f7"
-# ### 같은 층, 다른 운반 수단
-#
-# `exchange=`로 행을 누가 나를지 정합니다. 답은 비트까지 같습니다. 스텝 전체가 얼마나 빨라지는지는 그 가운데
-# 기다리는 시간이 얼마나 되는지, 이 컴퓨터가 얼마나 바쁜지에 달려 있습니다.
-# %%
-# %%ranks --fast
-from dlcourse.parallel.expert import expert_parallel
-
-direct = expert_parallel(deepcopy(moe), exchange=one_sided.all_to_all)
-by_gloo = expert_parallel(deepcopy(moe))
-same_bits = torch.equal(direct(x_NC), by_gloo(x_NC))
-# %% hidden=true
-# %%ranks --fast
-def layer_step(layer):
-    dist.barrier()
-    start = time.perf_counter()
-    layer(x_NC).square().mean().backward()
-    return time.perf_counter() - start
-
-
-carriers = {"one_sided": direct, "gloo": by_gloo}
-layer_times = {name: [] for name in carriers}
-for _ in range(20):
-    for name, layer in carriers.items():
-        layer_times[name].append(worst(layer_step(layer)))
-# %%
-show_carriers(ranks["same_bits"], ranks["layer_times"][0])
 # %% [markdown] lang="en"
 # ### Who sees the flag sees the data
 #

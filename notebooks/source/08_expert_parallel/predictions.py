@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dlcourse.course.predictions import Asked
-from dlcourse.figures.expert_parallel import (
-    LARGE_EXPERTS,
-    ranks_of_a_token,
-    trip_bytes,
-)
+from dlcourse.figures.expert_parallel import LARGE_EXPERTS, trip_bytes
+from dlcourse.formulas.traffic import distinct_ranks
 
 
 def all_to_alls() -> int:
@@ -17,7 +14,7 @@ def all_to_alls() -> int:
 
 def ranks_visited() -> float:
     """8 of 256 experts, 32 on each of 8 ranks: a rank is missed if all 8 are among other 224."""
-    return ranks_of_a_token(LARGE_EXPERTS, 8, 8)
+    return distinct_ranks(LARGE_EXPERTS, 8, 8)
 
 
 PREDICTIONS = {
