@@ -18,11 +18,11 @@ call n + 1, which that rank wrote after it had done with what call n brought. No
 and so **what a call returns is valid until the next call begins**, in this rank. Autograd refuses
 to use it afterwards.
 
-Order: as `one_sided` says. The number of a word and its data are one aligned store of 8 bytes: in
-NumPy's loop of stores into the words, never ``memcpy``, which may copy byte by byte. Vector
-stores are promised to be whole for each aligned 8 bytes on Arm (B2.2.1); Intel and AMD promise
-that of 16 bytes where there is AVX, and of wider stores nothing, though none is known that tears
-8 aligned bytes. That is tried: ``dlcourse bench experts --soak``.
+Order: a flag as `one_sided` says. By payload all stands on this: 8 aligned bytes are seen whole or
+not at all. They are written by NumPy's loop, never by ``memcpy``, which may go byte by byte. x86
+promises it of an instruction that stores 8 bytes, and of aligned stores of 16 where there is AVX;
+the loop may store 16, 32 or 64, of which no manual says it, and no processor is known that tears
+such words. So it is tried (``dlcourse bench experts --soak``), on x86 alone, and elsewhere refused.
 
 Source: DeepSeek-AI, DeepEP (github.com/deepseek-ai/DeepEP), low-latency kernels; NCCL's
 ``prims_ll.h``.

@@ -122,5 +122,7 @@ def exchange_counts(
     input_split_sizes: Sequence[int], group: dist.ProcessGroup | None = None
 ) -> list[int]:
     """Tell each rank how many rows it will get; returns how many this one will get from each."""
+    if {*map(type, input_split_sizes)} - {int}:
+        raise ValueError(f"input_split_sizes is {input_split_sizes}: give a list of whole numbers")
     counts = torch.tensor(list(input_split_sizes), dtype=torch.int64)
     return all_to_all(torch.empty_like(counts), counts, group=group).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from ctypes import memmove
 
@@ -16,6 +17,7 @@ from dlcourse.collectives.window import Group, Window, aligned
 
 _NUMBER = 32  # bits below a call's number, in a flag and in a word
 _COMBINE = 1 << 31  # set in the flag of a combine
+_TRIED = ("x86_64", "AMD64")
 _LAST = 1 << 31  # number of a call; before it repeats, a new window is made
 
 
@@ -187,6 +189,11 @@ def _check(capacity: int, width: int, dtype: torch.dtype, ready: str) -> None:
             raise ValueError(f"{name}={value!r}: give a whole number of at least 1")
     if ready not in ("flag", "payload"):
         raise ValueError(f"ready={ready!r}: choose 'flag' or 'payload'")
+    if ready == "payload" and platform.machine() not in _TRIED:
+        raise ValueError(
+            f"ready='payload' on {platform.machine()}: 8 bytes of a vector store seen as a "
+            f"whole were tried on {_TRIED[0]} only. Use ready='flag', which needs no such thing"
+        )
     if ready == "payload" and width * dtype.itemsize % 4:
         raise ValueError(
             f"width={width} of {dtype} is {width * dtype.itemsize} bytes: by payload a row is sent "

@@ -44,14 +44,15 @@ def map_shared(nbytes: int, group: dist.ProcessGroup | None, *, instead: str) ->
         raise ValueError(
             f"the group talks over {dist.get_backend(group)}, not from the CPU's memory. {instead}"
         )
-    where = torch.zeros(4 + TOKEN, dtype=torch.int64)  # process, file, bytes, error, token
+    where = torch.zeros(5 + TOKEN, dtype=torch.int64)  # process, file, bytes, error, free, token
     fd = -1
     try:
         if dist.get_rank(group) == 0:
-            fd, token, error = _make(nbytes)
-            where = torch.tensor([os.getpid(), fd, nbytes, error, *token])
+            free = available_bytes()
+            fd, token, error = _make(nbytes, free)
+            where = torch.tensor([os.getpid(), fd, nbytes, error, free, *token])
         dist.broadcast(where, group=group, group_src=0)
-        process, theirs, their_nbytes, error, *their_token = where.tolist()
+        process, theirs, their_nbytes, error, free, *their_token = where.tolist()
         memory = None
         with contextlib.suppress(OSError, ValueError):
             if fd < 0 and not error:
@@ -68,7 +69,7 @@ def map_shared(nbytes: int, group: dist.ProcessGroup | None, *, instead: str) ->
     if error:
         raise ValueError(
             f"{nbytes:,} bytes of shared memory are needed for {dist.get_world_size(group)} ranks, "
-            f"and {os.strerror(error)} ({available_bytes():,} bytes are free). {instead}"
+            f"and {os.strerror(error)} ({free:,} bytes are free). {instead}"
         )
     if memory is None or not everyone[0]:
         raise ValueError(
@@ -78,10 +79,10 @@ def map_shared(nbytes: int, group: dist.ProcessGroup | None, *, instead: str) ->
     return memory
 
 
-def _make(nbytes: int) -> tuple[int, bytes, int]:
+def _make(nbytes: int, free: int) -> tuple[int, bytes, int]:
     """Rank 0's part: descriptor, token, and the number of an error, 0 if there was none."""
     fd, token = -1, secrets.token_bytes(TOKEN)
-    if nbytes > available_bytes():  # the kernel would end a process instead of saying no
+    if nbytes > free:  # the kernel would end a process instead of saying no
         return fd, token, errno.ENOMEM
     try:
         fd = os.memfd_create("dlcourse")

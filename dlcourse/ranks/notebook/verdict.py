@@ -66,9 +66,9 @@ def message(cell: RunningCell, errors: dict[int, dict[str, Any]]) -> list[str]:
     # A lost connection is the consequence of another rank's end, where there is one.
     own = {r: e for r, e in raised.items() if not e["transport"]}
     # Nor is it a cause where connections were cut from here: a rank may lose its peers' before
-    # its own are cut.
+    # its own are cut. And where a rank gave up, the others lost it because it did.
     if not own and not processes.dead and cell.headline is None and not cell.interrupted:
-        own = raised
+        own = {r: e for r, e in raised.items() if timed_out(e)} or raised
     if processes.dead:
         rank = min(processes.dead)
         oom = machine.out_of_memory_kills() > processes.oom_kills

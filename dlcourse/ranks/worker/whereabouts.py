@@ -57,7 +57,7 @@ class Whereabouts:
         return {
             "collectives": self.collectives.last() | self._own_calls(),
             "members": self.collectives.members()
-            | {self._own_name(group): list(ranks) for group, ranks in own_calls.members.items()},
+            | {self._own_name(group): list(r) for group, r in [*own_calls.members.items()]},
             "messages": {
                 (direction, self.collectives.name(group), peer, tag): (
                     None if lost is None or (direction, group, peer, tag) in lost else count
