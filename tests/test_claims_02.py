@@ -78,7 +78,7 @@ def two_all_to_alls():
     from dlcourse.collectives.benchmark import measure
     from dlcourse.formulas.collective_time import fastest
 
-    return fastest(measure(["torch_all_to_all", "one_sided_all_to_all"], [4096], repeats=20))
+    return fastest(measure(["torch_all_to_all", "one_sided_all_to_all"], [4096], repeats=40))
 
 
 def test_c7(pool):

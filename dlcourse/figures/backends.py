@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import cost_model_figure
@@ -41,7 +42,7 @@ def show_available(available: Mapping[str, bool], known: Sequence[str]) -> Table
 
 
 def show_tried(
-    dtypes: Mapping[str, Mapping[str, str]], calls: Mapping[str, str], *, backend: str
+    dtypes: Mapping[str, Mapping[str, str]], calls: Mapping[str, str], *, labels: Mapping[str, str]
 ) -> Together:
     """What each backend makes of a sum in each dtype, and this pool's of calls that others lack.
 
@@ -49,12 +50,12 @@ def show_tried(
     """
     backends = list(dtypes)
     rows = [
-        [name, *(_outcome(dtypes[b].get(name, "")) for b in backends)] for name in dtypes[backend]
+        [name, *(_outcome(dtypes[b].get(name, "")) for b in backends)] for name in dtypes["torch"]
     ]
     tried = [[name, _outcome(outcome)] for name, outcome in calls.items()]
     return Together(
-        Table([t("backends.dtype"), *(_label(b) for b in backends)], rows),
-        Table([t("backends.call"), _label(backend)], tried),
+        Table([t("backends.dtype"), *(labels[b] for b in backends)], rows),
+        Table([t("backends.call"), labels["torch"]], tried),
     )
 
 
@@ -65,16 +66,16 @@ def show_column(whole: Sequence[Sequence[float]], cured: Sequence[float], want: 
     apart = max(abs(value - want) for value in cured)
     return Together(
         Table(names, rows, caption=t("backends.column.caption", want=f"{want:g}")),
-        _held("copy", apart, allowed=0),
+        _held("copy", apart, allowed=1e-6),
     )
 
 
-def show_wire(rows: Rows) -> Table | Said:
+def show_wire(rows: Rows, *, labels: Mapping[str, str]) -> Table | Said:
     """Bytes that a rank sends through the network of this machine in one all-reduce."""
     if not rows:
         return Said(t("backends.no_counters"))
     heads = [t("backends.all_reduce_of", size=human_bytes(rows[0]["bytes"])), t("backends.sent")]
-    return Table(heads, [[_label(_backend(row)), human_bytes(row["wire"])] for row in rows])
+    return Table(heads, [[labels[_backend(row)], human_bytes(row["wire"])] for row in rows])
 
 
 def show_times(rows: Rows, collective: str, *, labels: Mapping[str, str]) -> go.Figure:
@@ -115,8 +116,8 @@ def show_costs(rows: Rows, *, labels: Mapping[str, str]) -> Table:
     return Table(heads, table, caption=t("backends.costs.caption"))
 
 
-def labels_of(rows: Rows, backend: str, recorded: Mapping[str, Any] | None) -> dict[str, str]:
-    """What each backend of the rows is called; MPI's rows may be a record's."""
+def labels_of(backend: str, recorded: Mapping[str, Any] | None) -> dict[str, str]:
+    """What each maker of rows is called; MPI's rows may be a record's."""
     mpi = t("backends.mpi")
     if recorded is not None:
         mpi = t("backends.mpi.recorded", machine=recorded["machine"], date=recorded["date"])
@@ -124,17 +125,20 @@ def labels_of(rows: Rows, backend: str, recorded: Mapping[str, Any] | None) -> d
     return named | {name: t(f"backends.ours.{name}") for name in OURS}
 
 
-def show_published(record: Mapping[str, Any]) -> Table:
+def show_published(record: Mapping[str, Any]) -> Together:
     """Figures of GPU libraries that others published, none of them measured here."""
+    sources = list(dict.fromkeys(row["source"] for row in record["rows"]))
     rows = []
     for row in record["rows"]:
         rate = row.get("bytes_per_second")
         cell = f"{rate / 1e9:g} GB/s" if rate else human_seconds(row["seconds"])
-        call = f"{row['what']}, {row['size']}"
-        rows.append([row["library"], call, row["machine"], cell, row["source"].split("//")[1]])
-    heads = [t(f"backends.published.{key}") for key in ("library", "call", "machine", "value")]
+        call, letter = f"{row['what']}, {row['size']}", "abcdefgh"[sources.index(row["source"])]
+        rows.append([row["library"], call, row["machine"], cell, letter])
+    keys = ("library", "call", "machine", "value", "source")
+    heads = [t(f"backends.published.{key}") for key in keys]
     caption = t("backends.published.caption", date=record["date"])
-    return Table([*heads, t("backends.published.source")], rows, caption=caption)
+    letters = [[letter, source] for letter, source in zip("abcdefgh", sources, strict=False)]
+    return Together(Table(heads, rows, caption=caption), Table(["", heads[-1]], letters))
 
 
 class BenchmarkFlow:
@@ -246,17 +250,10 @@ def _backend(row: Mapping[str, Any]) -> str:
 def _outcome(outcome: str) -> str:
     if outcome in ("right", "wrong", ""):
         return t(f"backends.outcome.{outcome or 'none'}")
-    return t("backends.outcome.refused", error=outcome if len(outcome) < 56 else outcome[:55] + "…")
-
-
-def _label(backend: str) -> str:
-    return {
-        "gloo": "Gloo",
-        "nccl": "NCCL",
-        "torch": "Gloo",
-        "shared": t("backends.ours.shared"),
-        "mpi": t("backends.mpi"),
-    }.get(backend, backend)
+    said = wrap(
+        t("backends.outcome.refused", error=outcome), width=30, max_lines=2, placeholder=" …"
+    )
+    return "\n".join(said)
 
 
 def _held(name: str, difference: float, *, allowed: float) -> Held:

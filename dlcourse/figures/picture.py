@@ -178,6 +178,8 @@ def flow_picture(
 ) -> Picture:
     """Columns of boxes, some of them lit; each lit one is joined to the lit ones of the next.
 
+    Two columns that are lit alike are joined row by row.
+
     columns: label -> lit, from left to right.
     heads:   the columns' names.
     title:   what the picture shows, as a sentence.
@@ -200,9 +202,10 @@ def flow_picture(
             parts.append(f"{shape}{look}/>")
             fill, weight = (text_on(color), 600) if lit else (_WORDS, 400)
             parts.append(_text(x + 12, y + 19, label, fill=fill, weight=weight))
-            following = columns[i + 1].values() if i + 1 < len(columns) else ()
+            following = list(columns[i + 1].values()) if i + 1 < len(columns) else []
+            same = following == list(column.values())  # row by row
             for k, other in enumerate(following):
-                if lit and other:
+                if lit and other and (k == j or not same):
                     parts.append(
                         f'<path d="M{x + wide} {y + 14}L{x + wide + gap} {top + 36 + 36 * k}" '
                         f'stroke="{color}" stroke-width="2" fill="none"/>'

@@ -36,7 +36,7 @@ def _in_place() -> Any:
     return MPI.IN_PLACE
 
 
-def collective_times(comm: Any, sizes: Sequence[int], *, repeats: int = 10) -> list[dict[str, Any]]:
+def collective_times(comm: Any, sizes: Sequence[int], repeats: int = 10) -> list[dict[str, Any]]:
     """Seconds of each collective at each size; called by all ranks, and the same rows in all.
 
     Args:

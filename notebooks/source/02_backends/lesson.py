@@ -1,19 +1,19 @@
 # %% [markdown] lang="en" form="core"
 # # 02 Communication backends: what carries a collective
 #
-# Four ranks add up 16 numbers. Same call, same machine. One library is done before the other has
-# sent its first byte: ten times as fast. With 2 million numbers they are close.
+# Four ranks add up 16 numbers, then two million. Same call, same machine, same ranks. With 16 numbers
+# one library is far ahead; with two million it is another one. Why?
 #
 # `dist.all_reduce` moves nothing itself. A **backend** below it does: Gloo, NCCL, MPI, or memory
 # that the ranks share. You will start four of them, find out by trying what each can carry, and fit
 # α and β of five collectives. You need [lesson 01](01_collectives.ipynb).
 #
 # Time: reading 18 min + exercises 41 min.
-# %% [markdown] lang="ko" en="77091f64"
+# %% [markdown] lang="ko" en="0d68113b"
 # # 02 통신 백엔드: 집합 통신은 무엇이 나를까
 #
-# 랭크(rank) 네 개가 숫자 16개를 더합니다. 같은 컴퓨터에서 같은 함수를 부르는데, 어떤 라이브러리는 열 배쯤
-# 빠릅니다. 숫자가 200만 개라면 차이가 줄어듭니다.
+# 랭크(rank) 네 개가 숫자 16개를 더하고, 이어서 200만 개를 더합니다. 같은 컴퓨터에서 같은 함수를 부르는데, 16개일 때
+# 크게 앞서는 라이브러리와 200만 개일 때 앞서는 라이브러리가 다릅니다. 왜 그럴까요?
 #
 # `dist.all_reduce`는 아무것도 직접 나르지 않습니다. 그 아래의 **백엔드**(backend)가 나릅니다. Gloo, NCCL, MPI,
 # 또는 랭크가 함께 쓰는 메모리입니다. 여러 백엔드를 직접 띄워 무엇을 나를 수 있는지 하나하나 해 보고, 집합 통신
@@ -58,7 +58,7 @@ device = "auto"
 # 무엇과 함께 빌드되었는지 물어봅시다.
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, expect_failure, explore, hint, lesson
-from dlcourse import predict, solution
+from dlcourse import predict, show, solution
 from dlcourse.course.records import read_record
 from dlcourse.figures.backends import BenchmarkFlow, figures_of_c6, figures_of_c7, labels_of
 from dlcourse.figures.backends import said_missing, show_available, show_column
@@ -70,6 +70,10 @@ from dlcourse.peers.mpi import run_mpi
 lesson(lang=lang, name="02_backends")
 ranks = Ranks(num_ranks, device=device)
 recorded, published = read_record("backends"), read_record("communication")
+
+
+def in_mpi(function, **options):
+    return said_missing(mpi.missing(), recorded) if mpi.missing() else run_mpi(function, **options)
 # %%
 # %%ranks
 from dlcourse.collectives.trials import attempt, available, try_calls, try_dtypes
@@ -138,7 +142,7 @@ attempt(lambda: outcome(torch.bfloat16)), attempt(lambda: outcome(torch.bool))
 # %%ranks --fast
 from dlcourse.collectives.shared import shared_all_reduce
 
-dtypes = {backend: try_dtypes(dist.all_reduce, device)}
+dtypes = {"torch": try_dtypes(dist.all_reduce, device)}
 if device.type == "cpu":
     dtypes["shared"] = try_dtypes(shared_all_reduce)
 calls = try_calls(device)
@@ -146,8 +150,10 @@ calls = try_calls(device)
 theirs = recorded["mpi_dtypes"]
 if not mpi.missing():
     theirs = run_mpi(mpi_collectives.try_dtypes, num_ranks=2)[0]
+tried = ranks["dtypes"][0] | {"mpi": theirs}
+labels = labels_of(ranks["backend"][0], recorded if mpi.missing() else None)
 # %%
-show_tried(ranks["dtypes"][0] | {"mpi": theirs}, ranks["calls"][0], backend=ranks["backend"][0])
+show_tried(tried, ranks["calls"][0], labels=labels)
 # %% [markdown] lang="en"
 # "Refused" is harmless. Look for **"wrong, no error"**: a sum of truth values comes back as "any of
 # them". Whoever counts with it counts to one.
@@ -160,7 +166,8 @@ show_tried(ranks["dtypes"][0] | {"mpi": theirs}, ranks["calls"][0], backend=rank
 #
 # **Predict** the last element of that column after `dist.all_reduce(whole[:, 1])`.
 # %% [markdown] lang="ko" en="65beca24"
-# "거부"는 괜찮습니다. **"틀림, 오류 없음"**을 찾아보세요. 참·거짓의 합이 "하나라도 참인가"로 돌아옵니다. 이걸로
+# "거부"는 괜찮습니다. **틀림, 오류 없음**이라고 적힌 칸을 찾아보세요. 참·거짓의 합이 "하나라도 참인가"로
+# 돌아옵니다. 이걸로
 # 개수를 세면 늘 1입니다.
 #
 # 학습에서 가장 많이 쓰는 `bfloat16`은 MPI 5.0 표준에 이름이 있지만, 여기 있는 라이브러리는 비워 두었습니다. 이것만으로도
@@ -189,8 +196,9 @@ show_column(ranks["whole"][0].tolist(), ranks["column"][0].tolist(), want=1)
 # ## MPI: ranks of another kind
 #
 # MPI is older than GPUs. It is a standard of *calls*; MPICH and Open MPI are libraries. It starts its
-# own ranks: `mpiexec -n 4 python program.py`. `run_mpi` does just that with a function of yours.
-# %% [markdown] lang="ko" en="82258bc7"
+# own ranks: `mpiexec -n 4 python program.py`. `in_mpi` does just that with a function of yours, and
+# says so where MPI is not installed.
+# %% [markdown] lang="ko" en="231e750f"
 # 오류가 없습니다. Gloo는 첫 원소의 주소와 원소의 *개수*만 받아서 그 자리에 이어져 있는 숫자 네 개를 더했습니다. 하나는
 # 그 열의 것이고, 셋은 다른 열의 것이라 망가졌습니다. NCCL은 이것을 검사해서 거부합니다. `.contiguous()`로 복사하면
 # 맞습니다.
@@ -198,7 +206,8 @@ show_column(ranks["whole"][0].tolist(), ranks["column"][0].tolist(), want=1)
 # ## MPI: 다른 방식으로 띄운 랭크
 #
 # MPI는 GPU보다 오래되었습니다. MPI는 *호출*의 표준이고, MPICH와 Open MPI가 그 라이브러리입니다. 랭크도 스스로 띄웁니다.
-# `mpiexec -n 4 python program.py`처럼요. `run_mpi`는 여러분의 함수로 똑같이 합니다.
+# `mpiexec -n 4 python program.py`처럼요. `in_mpi`는 여러분의 함수로 똑같이 하고, MPI가 설치되어 있지 않으면 그렇다고
+# 알려 줍니다.
 # %%
 def rank_sum(comm):
     import numpy as np
@@ -209,15 +218,15 @@ def rank_sum(comm):
     return total.tolist()
 
 
-run_mpi(rank_sum, num_ranks=num_ranks) if not mpi.missing() else said_missing(mpi.missing(), recorded)
+in_mpi(rank_sum, num_ranks=num_ranks)
 # %% [markdown] lang="en"
 # A rank for each list, all equal. Sends and receives are **two-sided**: whoever sends needs a partner
 # that receives. What if rank 0 returns early, and the others wait for it? (Three seconds, then all
-# ranks are ended. Open MPI and MPICH would wait for ever.)
-# %% [markdown] lang="ko" en="5f73381e"
+# ranks are ended; left alone, they would wait for ever.)
+# %% [markdown] lang="ko" en="bfe1499c"
 # 목록 하나가 랭크 하나이고, 모두 같습니다. 보내고 받는 것은 **양방향**입니다. 보내는 쪽에는 받는 상대가 있어야
-# 합니다. 랭크 0이 먼저 끝나 버리고 나머지가 기다린다면 어떻게 될까요? (3초 뒤에 랭크를 모두 끝냅니다. 그냥 두면 Open
-# MPI도 MPICH도 끝없이 기다립니다.)
+# 합니다. 랭크 0이 먼저 끝나 버리고 나머지가 기다린다면 어떻게 될까요? (3초 뒤에 랭크를 모두 끝냅니다. 그냥 두면
+# 끝없이 기다립니다.)
 # %%
 def never_sent(comm):
     if comm.rank > 0:
@@ -248,7 +257,7 @@ def gather_by_puts(comm):
     return gathered
 
 
-run_mpi(gather_by_puts, num_ranks=num_ranks) if not mpi.missing() else mpi.missing()
+in_mpi(gather_by_puts, num_ranks=num_ranks)
 # %% [markdown] lang="en"
 # A put does not say that it has arrived. The two fences do, for all ranks at once: before the first
 # nobody writes, after the second everybody may read. Hold on to this: "written" and "may be read" are
@@ -282,7 +291,7 @@ wires = [row for row in measure(names, [1 << 20], repeats=1, device=device) if r
 wires = ranks["wires"][0]
 if wires:
     compare("02.wire", wires[-1]["wire"])
-show_wire(wires)
+show_wire(wires, labels=labels)
 # %% [markdown] lang="en"
 # Nearly nothing, yet not nothing: its two barriers are Gloo's, and they are messages. So its **bytes**
 # will be cheap, and its **start** will cost as much as Gloo's. Which of the two do you see in a tiny
@@ -310,10 +319,10 @@ rows = measure(names, sizes, repeats=9, device=device)
 # %% hidden=true
 theirs = [row for row in recorded["rows"] if row["algorithm"].startswith("mpi_")]
 if not mpi.missing():
-    times = run_mpi(mpi_collectives.collective_times, ranks["sizes"][0], num_ranks=num_ranks)
+    sizes = ranks["sizes"][0]
+    times = run_mpi(mpi_collectives.collective_times, sizes, 20, num_ranks=num_ranks)
     theirs = fastest(times[0])
 rows = [*fastest(ranks["rows"][0]), *theirs]
-labels = labels_of(rows, ranks["backend"][0], recorded if mpi.missing() else None)
 # %%
 show_times(rows, "all_reduce", labels=labels)
 # %% [markdown] lang="en"
@@ -359,12 +368,12 @@ claim("C6", **found)
 # %% [markdown] lang="en"
 # ## The road and the reserved lane
 #
-# No GPU here, so from now on these are other people's figures. NCCL carries the collectives of nearly
-# all GPU training. DeepEP carries one thing: tokens to experts and back, one-sided.
-# %% [markdown] lang="ko" en="00a18ac5"
+# What follows was measured by others, on GPUs. NCCL carries the collectives of nearly all GPU
+# training. DeepEP carries one thing: tokens to experts and back, one-sided.
+# %% [markdown] lang="ko" en="346c1b1c"
 # ## 도로망과 전용 차로
 #
-# 여기에는 GPU가 없으므로 이제부터는 남이 공개한 수치입니다. NCCL은 거의 모든 GPU 학습의 집합 통신을 나릅니다. DeepEP가
+# 이제부터는 남이 GPU에서 재어 공개한 수치입니다. NCCL은 거의 모든 GPU 학습의 집합 통신을 나릅니다. DeepEP가
 # 나르는 것은 하나뿐입니다. 토큰을 전문가에게 보내고 되찾아 오며, 단방향으로 합니다.
 # %%
 show_published(published)
@@ -374,31 +383,25 @@ show_published(published)
 #
 # ```mermaid
 # flowchart TD
-#   subgraph V1 ["DeepEP V1, 2025"]
-#     A[dispatch, combine] --> S[NVSHMEM] --> I["NVLink, RDMA"]
-#   end
-#   subgraph V2 ["DeepEP V2, April 2026"]
-#     B[dispatch, combine] --> C["NCCL's device API"] --> J["NVLink, RDMA"]
-#     X["NCCL EP, June 2026"] --> C
-#   end
+#   A["DeepEP V1<br>2025"] --> S[NVSHMEM]
+#   B["DeepEP V2<br>April 2026"] --> C["NCCL's device API"]
+#   X["NCCL EP<br>June 2026"] --> C
+#   S & C --> I["NVLink, RDMA"]
 # ```
 #
 # The picture of the road gets a second half. NCCL now lets GPU code itself store into another GPU's
 # memory (its *device API*), and both DeepEP V2 [1] and NVIDIA's NCCL EP [2] are built on that. The
 # reserved lane is no road of its own any more: it is painted on the road that everybody uses.
-# %% [markdown] lang="ko" en="bed23a8f"
+# %% [markdown] lang="ko" en="d103929d"
 # DeepEP는 "InfiniBand 라이브러리"일까요? 컴퓨터 안에서는 NVLink로 153 GB/s를 나르고, 여기에 InfiniBand는 전혀 없습니다.
 # 여기까지는 주장이 맞습니다. 그런데 2026년 4월에 토대가 바뀌었습니다.
 #
 # ```mermaid
 # flowchart TD
-#   subgraph V1 ["DeepEP V1, 2025년"]
-#     A[디스패치, 컴바인] --> S[NVSHMEM] --> I["NVLink, RDMA"]
-#   end
-#   subgraph V2 ["DeepEP V2, 2026년 4월"]
-#     B[디스패치, 컴바인] --> C["NCCL의 device API"] --> J["NVLink, RDMA"]
-#     X["NCCL EP, 2026년 6월"] --> C
-#   end
+#   A["DeepEP V1<br>2025년"] --> S[NVSHMEM]
+#   B["DeepEP V2<br>2026년 4월"] --> C["NCCL의 device API"]
+#   X["NCCL EP<br>2026년 6월"] --> C
+#   S & C --> I["NVLink, RDMA"]
 # ```
 #
 # 도로의 비유에는 뒷이야기가 붙습니다. 이제 NCCL은 GPU 코드가 다른 GPU의 메모리에 직접 쓰게 해 줍니다(*device API*). DeepEP
@@ -415,7 +418,7 @@ claim("C7", **figures_of_c7(published, rows))
 # %% [markdown] lang="ko" en="4c170bfc"
 # ## 새 클러스터에서는 무엇을 재야 할까요?
 #
-# "올리듀스만 10~20분, MoE면 40~60분"이라는 경험칙이 있습니다. 학습이 무엇을 부르는지는 레슨 01에서 기록했고, 걸리는 시간은
+# "올리듀스만 10–20분, MoE면 40–60분"이라는 경험칙이 있습니다. 학습이 무엇을 부르는지는 레슨 01에서 기록했고, 걸리는 시간은
 # α와 β에서 나옵니다. 마우스나 화살표 키로 두 슬라이더를 움직여 보세요. 클러스터에서 쓸 nccl-tests 명령과, 위에서 잰
 # 시간으로 계산한 이 컴퓨터용 명령을 적어 줍니다.
 # %%
@@ -555,14 +558,14 @@ check("02.window")
 # %% [markdown] lang="en"
 # ### How MPI's ranks are started and ended
 #
-# The whole of `run_mpi` and of what runs in a rank. A rank that is killed ends the others; a notebook
-# that is killed ends all of them.
-# %% [markdown] lang="ko" en="d07100b8"
+# `in_mpi` calls `run_mpi`, which is this. A rank that is killed ends the others; a notebook that is
+# killed ends all of them.
+# %% [markdown] lang="ko" en="40a10a29"
 # ### MPI의 랭크를 띄우고 끝내기
 #
-# `run_mpi`와, 랭크에서 실행되는 코드 전체입니다. 랭크 하나가 죽으면 나머지도 끝나고, 노트북이 죽으면 모두 끝납니다.
-# %% hidden=true source="dlcourse.peers.mpi:run_mpi,_start_and_wait,_rank,_end_with_notebook"
-
+# `in_mpi`가 부르는 `run_mpi`입니다. 랭크 하나가 죽으면 나머지도 끝나고, 노트북이 죽으면 모두 끝납니다.
+# %% hidden=true
+show("dlcourse.peers.mpi:run_mpi,_start_and_wait,_rank,_end_with_notebook")
 # %%
 def dies(comm):
     import os
