@@ -7,12 +7,15 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from dlcourse.explorer import explore, sliders
+from dlcourse.explorer import Film, explore, sliders
+from dlcourse.explorer import film as films
 from dlcourse.figures.accumulation import memory_of_a_step
+from dlcourse.figures.moe import experts_by_kind
 from dlcourse.figures.picture import stacked_bars
 from dlcourse.formulas.memory import predict_peak
 from dlcourse.formulas.recipe import Recipe
 from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.measure.frames import read_frames, write_frame
 from dlcourse.words.strings import set_language
 
 COUNTS = [1, 2, 4, 8, 16, 32, 64]
@@ -100,3 +103,47 @@ def test_several_sliders_and_what_is_refused():
         explore(draw, micro_batches=list(range(101)))
     with pytest.raises(ValueError, match=r"explore\.unknown"):
         explore(draw, unknown=[1])
+
+
+# ------------------------------------------------------------------------------------ a film
+
+
+def frame(share):
+    rest = (1 - share) / 7
+    return {"load": {kind: [share] + [rest] * 7 for kind in ("code", "english", "korean")}}
+
+
+def test_a_film_shows_the_newest_frame_and_keeps_all_for_a_slider():
+    set_language("en")
+    film = Film(experts_by_kind)
+    assert "moves here" in repr(film)
+    with pytest.raises(ValueError, match="no frame yet"):
+        _ = film.steps
+    for step, share in ((5, 0.2), (10, 0.5)):
+        write_frame(film.path, step=step, **frame(share))
+    assert film.steps == [5, 10]
+    assert "Step 10: expert 0 is used by 100% of all tokens" in film.picture.text
+    assert "used by 40%" in film.at(5).text
+    write_frame(film.path, step=5, **frame(0.3))  # the cell that trains runs again
+    assert film.steps == [5] and "used by 60%" in film.picture.text
+
+
+def test_a_frame_that_is_half_written_is_not_read(tmp_path):
+    path = tmp_path / "frames.jsonl"
+    assert read_frames(path) == []
+    write_frame(path, step=1)
+    path.write_text(path.read_text() + '{"step": 2')
+    assert [frame["step"] for frame in read_frames(path)] == [1]
+
+
+def test_in_a_front_end_the_picture_moves_by_itself(monkeypatch):
+    set_language("en")
+    monkeypatch.setattr(films, "front_end_present", lambda: True)
+    monkeypatch.setattr(films, "INTERVAL_S", 0.01)
+    film = Film(experts_by_kind)
+    assert VIEW in film._repr_mimebundle_()
+    write_frame(film.path, step=5, **frame(0.4))
+    limit = time.monotonic() + 60
+    while "Step 5" not in film._view.pictures[0] and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert "Step 5: expert 0 is used by 80%" in film._view.pictures[0]

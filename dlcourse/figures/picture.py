@@ -20,6 +20,7 @@ _FONT = "system-ui, 'Noto Sans KR', 'Noto Sans CJK KR', 'Apple SD Gothic Neo', s
 # Outside JupyterLab the grey that can be read on white and on black
 _WORDS = f"var(--jp-content-font-color1, {INK})"
 _LINES = f"var(--jp-border-color1, {INK})"
+_GROUND = "var(--jp-layout-color0, transparent)"
 
 
 @dataclass(frozen=True)
@@ -114,18 +115,21 @@ def columns(
     for label, values in rows.items():
         bottom = y + tall
         parts.append(_text(_LEFT - 10, bottom - 4, label, anchor="end"))
+        at = bottom - tall * mark / limit
+        dashed = f'stroke="{_WORDS}" stroke-dasharray="5 4" stroke-opacity=".6"'
+        parts.append(f'<path d="M{_LEFT} {at:.1f}H{WIDTH - 20}" {dashed}/>')
+        parts.append(f'<path d="M{_LEFT} {bottom}H{WIDTH - 20}" stroke="{_LINES}"/>')
         for number, value in enumerate(values):
             x, high = _LEFT + wide * number, tall * min(value, limit) / limit
             parts.append(
                 f'<rect x="{x + 0.15 * wide:.1f}" y="{bottom - high:.1f}" '
                 f'width="{0.7 * wide:.1f}" height="{high:.1f}" fill="{PLAIN}"/>'
             )
-            text = f"{value:.0f}%"
-            parts.append(_text(x + wide / 2, bottom - high - 4, text, "middle", size=12))
-        dashed = f'stroke="{_WORDS}" stroke-dasharray="5 4" stroke-opacity=".6"'
-        at = bottom - tall * mark / limit
-        parts.append(f'<path d="M{_LEFT} {at:.1f}H{WIDTH - 20}" {dashed}/>')
-        parts.append(f'<path d="M{_LEFT} {bottom}H{WIDTH - 20}" stroke="{_LINES}"/>')
+            parts.append(
+                f'<g style="paint-order:stroke;stroke:{_GROUND};stroke-width:4px">'
+                + _text(x + wide / 2, bottom - high - 4, f"{value:.0f}%", "middle", size=12)
+                + "</g>"  # so that a number can be read where it stands on the dashed line
+            )
         said.append(f"{label}: {', '.join(f'{value:.0f}%' for value in values)}")
         y = bottom + 26
     for number in range(count):

@@ -13,12 +13,14 @@ Frame = dict[str, Any]
 
 
 def write_frame(path: str, *, step: int, **values: Any) -> None:
-    """Add a frame. One of step 0 begins the file anew: the cell has been run again.
+    """Add a frame. A step that is not above the last one begins anew: the cell has been run again.
 
     Args:
         values: what JSON can hold.
     """
-    with open(path, "a" if step else "w", encoding="utf-8") as file:
+    before = read_frames(path)
+    goes_on = bool(before) and step > before[-1]["step"]
+    with open(path, "a" if goes_on else "w", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **values}) + "\n")
 
 

@@ -1,0 +1,610 @@
+# %% [markdown] lang="en" form="core"
+# # 07 Mixture of experts: more parameters at the same price?
+#
+# A larger model learns better, and every token pays for all of it: twice the parameters, twice the
+# multiplications. Must a Korean word pay for what the model knows about Python?
+#
+# A **mixture of experts** (MoE) says no. Keep eight small feed-forward layers, the *experts*, and let
+# each token use two. Four times the parameters in that layer, the compute of before.
+#
+# Does it work? What does it cost that nobody mentions? And what should one compare it with? You need
+# [lesson 00](00_start.ipynb); ranks hardly talk today.
+#
+# Time: reading 16 min + exercises 45 min.
+# %% [markdown] lang="ko" en="0c18f6d8"
+# # 07 전문가 혼합(MoE): 같은 값에 더 많은 파라미터?
+#
+# 모델이 클수록 잘 배우지만, 토큰마다 모델 전체의 값을 치릅니다. 파라미터가 두 배면 곱셈도 두 배입니다. 한국어
+# 단어 하나를 처리하는데 파이썬에 대해 배운 것까지 계산해야 할까요?
+#
+# **전문가 혼합**(mixture of experts, MoE)은 아니라고 답합니다. 작은 피드포워드 층, 곧 *전문가*(expert)를 여덟 개
+# 두고 토큰마다 두 개만 씁니다. 그 층의 파라미터는 네 배가 되고 계산량은 그대로입니다.
+#
+# 정말 그럴까요? 아무도 말하지 않는 비용은 무엇일까요? 그리고 무엇과 비교해야 할까요?
+# [레슨 00](00_start.ipynb)을 먼저 보세요. 오늘은 랭크끼리 거의 주고받지 않습니다.
+#
+# 시간: 읽기 16분 + 연습 45분.
+# %% tags=["parameters"] hidden=true
+lang = "ko"
+num_ranks = 2
+device = "auto"
+steps = 150
+# %% [markdown] lang="en"
+# ```mermaid
+# flowchart LR
+#   T["token"] --> R{"router:<br>8 scores"}
+#   R -- "0.7" --> E2["expert 2"]
+#   R -- "0.3" --> E5["expert 5"]
+#   R -.- O["experts 0, 1, 3,<br>4, 6, 7: unused"]
+#   E2 & E5 --> S(("weighted<br>sum")) --> Y["output"]
+# ```
+#
+# The **router** is one small matrix. It gives each expert a score, the best two are chosen (*top-2*),
+# and their outputs are added, weighted by the scores. In code, expert by expert:
+# %% [markdown] lang="ko" en="5707b4c3"
+# ```mermaid
+# flowchart LR
+#   T["토큰"] --> R{"라우터:<br>점수 8개"}
+#   R -- "0.7" --> E2["전문가 2"]
+#   R -- "0.3" --> E5["전문가 5"]
+#   R -.- O["전문가 0, 1, 3,<br>4, 6, 7: 쓰지 않음"]
+#   E2 & E5 --> S(("가중합")) --> Y["출력"]
+# ```
+#
+# **라우터**(router)는 작은 행렬 하나입니다. 전문가마다 점수를 매기고, 점수가 높은 둘을 골라(*top-2*), 두 출력을
+# 점수로 가중해 더합니다. 전문가를 하나씩 도는 코드로 쓰면 이렇습니다.
+# %% hidden=true
+from dlcourse import Film, Ranks, check, claim, compare, explore, hint, lesson, predict, solution
+from dlcourse.figures.moe import busiest_share, costs, dropped_share, dropping, experts_by_kind
+from dlcourse.figures.moe import figures_of_a2, loss_and_cost, memory_of_experts, shares_asked_for
+from dlcourse.figures.moe import show_balance, show_choices, show_contracts, show_cures, show_short
+from dlcourse.figures.moe import show_states, show_ways, state_bytes_of
+
+lesson(lang=lang, name="07_moe")
+ranks = Ranks(num_ranks, device=device)
+ranks.cell(f"steps = {steps}", record=False)
+# %%
+# %%ranks
+def by_loop(x, router, experts):
+    chosen, weights, _ = router(x)
+    y = torch.zeros_like(x)
+    for e in range(len(experts.up)):
+        token, choice = torch.where(chosen == e)
+        y[token] += weights[token, choice, None] * experts.one(x[token], e)
+    return y
+# %% hidden=true source="dlcourse.models.moe:Router,Experts"
+
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.models.moe import MoE, combine, permute
+
+text = "if \uc190\uc2e4"
+
+
+def new_layer():
+    torch.manual_seed(0)
+    layer = MoE(64, num_experts=8, top_k=2, hidden=128).to(device)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return layer
+
+
+embedding = torch.randn(256, 64, generator=torch.Generator().manual_seed(0)).to(device)
+routing = new_layer().router(embedding[list(text.encode())])
+choices = routing.experts_NK.tolist(), routing.weights_NK.tolist()
+# %%
+show_choices(ranks["text"][0], *ranks["choices"][0])
+# %% [markdown] lang="en"
+# Eight tokens, which here are bytes, and a router that has learned nothing yet. Every token goes its
+# own way.
+#
+# That is bad for a computer: it wants one large product, not many scattered ones. So the copies of
+# the tokens are sorted by expert first (*permute*), and brought back afterwards (*combine*):
+#
+# ```mermaid
+# flowchart LR
+#   subgraph P["permute: sort"]
+#     A["expert 2: tokens 0, 3, 6"]
+#     B["expert 5: tokens 0, 4"]
+#   end
+#   A --> MA["one product"]
+#   B --> MB["one product"]
+#   MA & MB --> C["combine: weigh,<br>add to tokens 0, 3, 4, 6"]
+# ```
+# %% [markdown] lang="ko" en="c92c05a1"
+# 토큰(여기서는 바이트) 여덟 개와 아직 아무것도 배우지 않은 라우터입니다. 토큰마다 가는 곳이 다릅니다.
+#
+# 컴퓨터에는 나쁜 소식입니다. 흩어진 작은 곱보다 큰 행렬곱 하나를 좋아하기 때문입니다. 그래서 토큰의 복사본을 먼저
+# 전문가 순서로 정렬하고(*permute*), 계산한 다음 제자리로 돌려보냅니다(*combine*, 컴바인).
+#
+# ```mermaid
+# flowchart LR
+#   subgraph P["permute: 정렬"]
+#     A["전문가 2: 토큰 0, 3, 6"]
+#     B["전문가 5: 토큰 0, 4"]
+#   end
+#   A --> MA["행렬곱 하나"]
+#   B --> MB["행렬곱 하나"]
+#   MA & MB --> C["combine: 가중해서<br>토큰 0, 3, 4, 6에 더함"]
+# ```
+# %%
+# %%ranks
+def by_groups(x, router, experts):
+    chosen, weights, _ = router(x)
+    copies, counts = permute(chosen, num_experts=len(experts.up))
+    tokens = copies // router.top_k
+    said = experts(x[tokens], counts.tolist())
+    return combine(said, copies, weights)
+# %% hidden=true source="dlcourse.models.moe:permute,combine"
+
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.peers.moe import compare_layers, other_ways
+
+
+
+def race(layer, x):
+    own = {
+        "groups": lambda x: by_groups(x, layer.router, layer.experts),
+        "loop": lambda x: by_loop(x, layer.router, layer.experts),
+    }
+    return compare_layers(own | other_ways(layer), x)
+
+
+ways = race(new_layer(), torch.randn(1536, 64, device=device))
+# %%
+show_ways(ranks["ways"][0])
+# %% [markdown] lang="en"
+# Same numbers everywhere, so the layer is what it should be. "Every expert, every token" is what one
+# gets without sorting: most results are multiplied by zero, and four times the work throws the whole
+# gain away. The loop wastes nothing, but calls twice as many operators, each at least one kernel on a GPU.
+# **DeepSpeed**'s layer, with our weights in it, pads every expert to the fullest one.
+#
+# Now the price that is easily forgotten. We train two GPTs. In one each MLP is replaced by eight experts
+# *half as wide*, of which a token uses two: the same multiplications. **Predict**: how many times
+# the dense model's memory do parameters, gradients and Adam's state take?
+# %% [markdown] lang="ko" en="895d0894"
+# 결과는 모두 같습니다. 층이 제대로 만들어졌다는 뜻입니다. '모든 전문가가 모든 토큰을 계산'하는 것은 정렬하지 않을
+# 때입니다. 결과의 대부분에 0을 곱하고, 일이 네 배가 되어 MoE의 이득이 모두 사라집니다. 반복문은 곱셈을 낭비하지
+# 않지만 연산자를 두 배로 부르고, GPU에서는 연산자마다 커널을 하나 이상 실행합니다. 우리 가중치를 넣은
+# **DeepSpeed**의 층은 전문가마다 가장 긴 쪽에 맞춰 빈자리를 채웁니다.
+#
+# 이제 잊기 쉬운 비용입니다. GPT 두 개를 학습합니다. 하나는 MLP마다 *폭이 절반인* 전문가 여덟 개로 바꾸고 토큰은
+# 둘만 씁니다. 곱셈 수는 같습니다. 파라미터, 그래디언트, Adam의 상태가 차지하는 메모리는 밀집(dense) 모델의 몇
+# 배일지 **예측해 보세요.**
+# %%
+predict("07.states")
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.corpus import KindsCorpus
+from dlcourse.figures.moe import MOE, SHORT
+from dlcourse.models.architectures import ArchitectureGPT
+
+corpus = KindsCorpus()
+batch = [half.to(device) for half in corpus.batch(0, micro_batch=12, block=64)]
+
+
+def one_step(model, optimizer):
+    optimizer.zero_grad()
+    model(*batch).backward()
+    optimizer.step()
+
+
+def ready(config):
+    model = ArchitectureGPT(config).to(device)
+    optimizer = torch.optim.AdamW(model.parameters())
+    one_step(model, optimizer)
+    return model, optimizer
+# %% hidden=true
+# %%ranks 0 --fast
+dense = ready(SHORT["dense"])
+# %% hidden=true
+# %%ranks 0 --as dense_step
+one_step(*dense)
+# %% hidden=true
+# %%ranks 0 --fast
+del dense
+moe = ready(MOE)
+# %% hidden=true
+# %%ranks 0 --as moe_step
+one_step(*moe)
+# %%
+compare("07.states", state_bytes_of(moe_step) / state_bytes_of(dense_step))
+show_states(dense_step, moe_step)
+# %% [markdown] lang="en"
+# A token uses two experts of eight. Training keeps all eight, with their gradients and both of Adam's
+# numbers, because *some* token of the batch goes to each. Compute is shared, memory is not.
+#
+# In a large model this decides everything. Below are the layers of Mixtral 8x7B [1], with the
+# number of experts and top-k to choose. Find its own setting, 8 and 2: is it "8 × 7 billion"?
+# %% [markdown] lang="ko" en="6b8298a4"
+# 토큰 하나는 전문가 여덟 개 가운데 둘만 씁니다. 그러나 배치의 *어떤* 토큰은 다른 전문가로 가므로, 학습에는 여덟 개
+# 모두의 파라미터와 그래디언트, Adam의 두 값이 필요합니다. 줄어드는 것은 계산량이지 메모리가 아닙니다.
+#
+# 큰 모델에서는 이것이 모든 것을 정합니다. 아래는 Mixtral 8x7B[1]의 층에서 전문가 수와 top-k를 바꾸어 본 것입니다.
+# 실제 설정인 8과 2를 찾아보세요. 정말 "8 × 70억"일까요?
+# %%
+explore(memory_of_experts, experts=[1, 2, 4, 8, 16], top_k=[1, 2, 4])
+# %% [markdown] lang="en"
+# ## Will the tokens spread?
+#
+# Two of eight: if all experts are used alike, each serves 25% of the tokens. Nothing has asked the router
+# for that. We train the small MoE on three kinds of text: the standard library's code, this course's English, and its
+# Korean, as bytes. Each rank trains a model of its own, from another seed.
+#
+# **Predict.** After 150 steps, what share of the tokens uses the *busiest* expert of the last layer?
+# Then run on, and watch the first picture while the cell below it trains.
+# %% [markdown] lang="ko" en="93cd903d"
+# ## 토큰은 고르게 퍼질까요?
+#
+# 여덟 개 중 둘이므로, 모두 고르게 쓴다면 전문가 하나가 토큰의 25%를 맡습니다. 하지만 라우터에게 그렇게 하라고 한
+# 적은 없습니다. 세 가지 글을 바이트로 학습합니다. 표준 라이브러리의 코드, 이 과정의 영어와 한국어입니다. 랭크마다
+# 시드가 다른 모델을 따로 학습합니다.
+#
+# 150스텝 뒤, 마지막 층에서 *가장 바쁜* 전문가를 쓰는 토큰은 몇 %일지 **예측해 보세요.** 그런 다음 계속 실행하고,
+# 아래 셀이 학습하는 동안 바로 다음 그림을 지켜보세요.
+# %%
+predict("07.busiest")
+# %%
+film = Film(experts_by_kind)
+ranks.cell(f"film = {film.path!r}", record=False)
+film
+# %%
+# %%ranks --fast
+from dlcourse.measure.frames import write_frame
+from dlcourse.training.architectures import train
+
+
+def show(look):
+    if rank == 0:
+        write_frame(film, step=look["step"], load=look["load"][1])
+
+
+short = {"steps": steps, "block": 64, "seed": rank, "look_every": 5, "sequences": 8}
+results = {"none": train(MOE, balance=None, on_look=show, **short)}
+# %%
+compare("07.busiest", busiest_share([of["none"] for of in ranks["results"]]))
+# %% [markdown] lang="en"
+# The router has **collapsed**: two or three experts do nearly all the work, and the others cost memory for nothing.
+# It feeds itself. Who is ahead by chance gets more tokens, learns more, and is chosen more.
+#
+# Two cures. The **balance loss** [2] is a second loss, least where all experts get the same; its
+# gradient pushes the router, against the loss of the text if need be. The **bias** [3] adds no loss. After each step,
+# experts with too few tokens get a bonus on their score, which counts for choosing alone.
+# %% [markdown] lang="ko" en="75391a2f"
+# 라우터가 **무너졌습니다**(collapse). 전문가 두셋이 거의 모든 일을 하고 나머지는 메모리만 차지합니다. 스스로
+# 심해지는 현상입니다. 우연히 앞선 전문가가 토큰을 더 받고, 더 배우고, 더 자주 뽑힙니다.
+#
+# 고치는 방법은 둘입니다. **균형 손실**(balance loss)[2]은 모두 똑같이 받을 때 가장 작은 두 번째 손실입니다. 그
+# 그래디언트는 필요하면 글의 손실과 맞서면서까지 라우터를 밀어냅니다. **바이어스**(bias)[3]는 손실을 더하지 않습니다.
+# 스텝이 끝날 때마다 토큰이 모자란 전문가의 점수에 덤을 주는데, 고를 때만 씁니다.
+# %% hidden=true source="dlcourse.models.moe:balance_loss"
+
+# %%
+cured = Film(experts_by_kind)
+ranks.cell(f"film = {cured.path!r}", record=False)
+cured
+# %%
+# %%ranks --fast
+results["loss"] = train(MOE, balance="loss", on_look=show, **short)
+results["bias"] = train(MOE, balance="bias", bias_rate=0.01, **short)
+for name in ("dense", "dense_total"):
+    results[name] = train(SHORT[name], **short)
+# %%
+by_name = {name: [of[name] for of in ranks["results"]] for name in ranks["results"][0]}
+show_balance(by_name)
+# %%
+show_cures(by_name)
+# %% [markdown] lang="en"
+# Both cures spread the tokens. Their price in loss is hard to see here, because the seeds differ as
+# much; the last column has it from a recorded run (top-1, four layers, three seeds).
+#
+# And what have the experts specialised in? Move the slider through the training with the balance loss.
+# %% [markdown] lang="ko" en="46483f27"
+# 두 방법 모두 토큰을 고르게 퍼뜨립니다. 손실로 치르는 값은 여기서 잘 보이지 않습니다. 시드끼리도 그만큼 다르기
+# 때문입니다. 마지막 열은 기록된 실행(top-1, 네 층, 시드 셋)의 값입니다.
+#
+# 전문가는 무엇을 맡게 되었을까요? 균형 손실로 학습한 과정을 슬라이더로 따라가 보세요.
+# %%
+explore(cured.at, step=cured.steps)
+# %% [markdown] lang="en"
+# Some experts serve Korean and hardly anything else. Code and English share the others: as bytes they
+# look alike. Nobody told the router which language is which.
+#
+# ## A place for every token?
+#
+# Computers like fixed sizes. So many systems give each expert a **capacity**: its even share times a
+# *capacity factor*. Who comes too late is **dropped**: the token skips the layer. **Predict**: factor 1,
+# balance loss. What share of the copies of tokens is dropped?
+# %% [markdown] lang="ko" en="e34ee1ad"
+# 어떤 전문가는 거의 한국어만 맡습니다. 코드와 영어는 나머지를 함께 씁니다. 바이트로 보면 서로 비슷하기 때문입니다.
+# 어느 것이 어느 언어인지 라우터에게 알려 준 사람은 없습니다.
+#
+# ## 모든 토큰에 자리가 있을까요?
+#
+# 컴퓨터는 정해진 크기를 좋아합니다. 그래서 전문가마다 **용량**(capacity)을 두는 시스템이 많습니다. 균등한 몫에
+# *용량 계수*를 곱한 만큼입니다. 늦게 온 토큰은 **버려져서** 이 층을 그냥 지나갑니다. 계수가 1이고 균형 손실을 쓰면
+# 토큰 복사본의 몇 %가 버려질지 **예측해 보세요.**
+# %%
+predict("07.dropped")
+# %%
+asked_for = shares_asked_for(by_name)
+compare("07.dropped", dropped_share(asked_for["loss"], 1))
+explore(dropping(asked_for), capacity_factor=[0.5, 1, 1.25, 1.5, 2, 3, 4])
+# %% [markdown] lang="en"
+# A large factor drops nothing and leaves places empty, which are computed and sent all the same. Our
+# layer is **dropless** unless one gives it a `capacity_factor`: its pieces are as long as they must be.
+#
+# One thing no capacity can repair. NaN is neither larger nor smaller than any score, so top-k would choose *some*
+# expert and go on. Ours refuses. One byte's embedding is spoilt; watch how many tokens it reaches:
+# %% [markdown] lang="ko" en="7dc4f3a6"
+# 계수가 크면 버리는 토큰은 없지만 빈자리가 남고, 빈자리도 똑같이 계산하고 보냅니다. 우리 층은 `capacity_factor`를
+# 주지 않으면 **토큰을 버리지 않습니다**(dropless). 조각의 길이를 필요한 만큼 늘립니다.
+#
+# 용량으로 고칠 수 없는 것도 있습니다. NaN은 어떤 점수보다 크지도 작지도 않아서, top-k는 *아무* 전문가나 고르고
+# 넘어갑니다. 우리 라우터는 거부합니다. 바이트 하나의 임베딩을 망가뜨려 보겠습니다. 몇 토큰까지 번지는지 보세요.
+# %%
+# %%ranks 0 --fails "gives NaN or infinity for"
+model, _ = moe
+with torch.no_grad():
+    model.token_embedding.weight[ord("z")] = float("nan")
+model(*batch)
+# %% [markdown] lang="en"
+# ## Compared with what?
+#
+# Claim A2 names dense, MoE, sparse and hybrid. A fair comparison fixes something: the compute of a token, the
+# parameters, or the seconds. First our own short runs, for the first two:
+# %% [markdown] lang="ko" en="d664aa15"
+# ## 무엇과 비교할까요?
+#
+# 주장 A2는 밀집, MoE, 희소(sparse), 혼합(hybrid)을 나란히 놓습니다. 공정하게 비교하려면 무언가를 같게 맞춰야
+# 합니다. 토큰당 계산량, 파라미터 수, 또는 시간입니다. 먼저 앞의 두 가지로 맞춘 우리의 짧은 실행입니다.
+# %%
+show_short(by_name)
+# %% [markdown] lang="en"
+# So a short run can only hint. The long run was recorded once by `dlcourse bench architectures`: six
+# architectures, three seeds. *Sparse* reads the last 32 positions only and has blocks in place of whole
+# matrices. *Hybrid* has two kinds of layers in turn: dense and MoE, or attention and a recurrence.
+# %% [markdown] lang="ko" en="9d811329"
+# 짧은 실행은 힌트만 줍니다. 긴 실행은 `dlcourse bench architectures`로 한 번 기록해 두었습니다. 구조 여섯 가지, 시드
+# 세 개입니다. *희소*는 바로 앞 32개 위치만 읽고, 행렬 전체 대신 블록만 씁니다. *혼합*은 두 종류의 층을 번갈아
+# 씁니다. 밀집과 MoE, 또는 어텐션과 순환(recurrence)입니다.
+# %%
+show_contracts()
+# %% [markdown] lang="en"
+# Read it contract by contract. The first row is what the others are compared with, seed by seed, on
+# the same text in the same order. Where the difference is smaller than what the seeds differ by, the
+# table says so: that is a draw, whatever the third digit shows.
+#
+# The order depends on what was made equal. So "MoE is better" is no statement until one says: at
+# equal *what*? The same losses, beside what each architecture costs in four coins:
+# %% [markdown] lang="ko" en="a9e6eb3e"
+# 한 묶음씩 읽어 보세요. 묶음의 첫 줄이 기준이고, 같은 글을 같은 순서로 읽은 시드끼리 비교합니다. 차이가 시드에 따른
+# 차이보다 작으면 표에 그렇게 적혀 있습니다. 셋째 자리 숫자가 어떻든 무승부입니다.
+#
+# 순서는 무엇을 같게 맞추느냐에 달렸습니다. 그래서 "MoE가 더 낫다"는 말은 *무엇을* 맞췄는지 말하기 전에는 아무 뜻이
+# 없습니다. 같은 손실을 네 가지 비용과 나란히 놓아 봅니다.
+# %%
+explore(loss_and_cost, cost=costs())
+# %% [markdown] lang="en"
+# The MoE computes like the dense model and needs the memory of the large one: cheap in one coin, dear
+# in another. And the four words of claim A2 lie on different shelves. Sparse and MoE both skip work, one by
+# a fixed pattern, one by a router; hybrid says only that layers differ. The map of lesson 00, with what is in the
+# right-hand box:
+#
+# ```mermaid
+# flowchart TB
+#   J["one training job"] --> S["STRATEGY<br>How is training spread over devices?"]
+#   J --> A["ARCHITECTURE<br>How is the model built?"]
+#   S --> S1["data · tensor · pipeline<br>ZeRO · expert"]
+#   A --> M["mixer of a layer:<br>attention · window · recurrent"]
+#   A --> F["feed-forward of a layer:<br>dense · block-sparse · MoE"]
+#   F -. "experts can be<br>split, too" .-> S1
+# ```
+# %% [markdown] lang="ko" en="241c3cb2"
+# MoE의 계산량은 밀집 모델만큼이고 메모리는 큰 밀집 모델만큼입니다. 한쪽으로는 싸고 다른 쪽으로는 비쌉니다. 주장
+# A2의 네 낱말은 같은 줄에 놓이지도 않습니다. 희소와 MoE는 둘 다 일을 건너뜁니다. 하나는 정해진 무늬로, 하나는
+# 라우터로 건너뜁니다. 혼합은 층이 서로 다르다는 말일 뿐입니다. 레슨 00의 지도에서 오른쪽 상자를 열어 봅니다.
+#
+# ```mermaid
+# flowchart TB
+#   J["학습 작업 하나"] --> S["전략<br>학습을 여러 장치에 어떻게 나눌까?"]
+#   J --> A["모델 구조<br>모델을 어떻게 만들까?"]
+#   S --> S1["데이터 · 텐서 · 파이프라인<br>ZeRO · 전문가"]
+#   A --> M["층의 섞는 부분:<br>어텐션 · 윈도 · 순환"]
+#   A --> F["층의 피드포워드:<br>밀집 · 블록 희소 · MoE"]
+#   F -. "전문가도<br>나눌 수 있음" .-> S1
+# ```
+# %%
+claim("A2", **figures_of_a2())
+claim("A1")
+# %% [markdown] lang="en"
+# ## Exercises
+#
+# Fill in the stub, run it, run the check. `hint("07.sizes")` helps step by step;
+# `solution("07.sizes")` shows one answer.
+#
+# **1. `07.sizes`** (3 minutes). One MoE layer: a router of `num_experts × width`, and experts of two
+# matrices, `width × hidden` and `hidden × width`, all without biases. Return two numbers: how many
+# parameters the layer holds, and how many of them one token uses.
+# %% [markdown] lang="ko" en="f7b29f8e"
+# ## 연습 문제
+#
+# 빈 곳을 채워 실행하고 check 셀을 실행하세요. `hint("07.sizes")`는 한 단계씩 도와주고, `solution("07.sizes")`은
+# 답 하나를 보여 줍니다.
+#
+# **1. `07.sizes`** (3분). MoE 층 하나입니다. 라우터는 `num_experts × width`, 전문가는 `width × hidden`과
+# `hidden × width` 행렬 두 개이고, 모두 바이어스가 없습니다. 층이 들고 있는 파라미터 수와 토큰 하나가 쓰는 파라미터
+# 수, 이렇게 두 값을 돌려주세요.
+# %% exercise="07.sizes"
+def moe_sizes(width, hidden, num_experts, top_k):
+    raise NotImplementedError
+
+
+# %%
+check("07.sizes")
+# %% [markdown] lang="en"
+# **2. `07.reroute`** (10 minutes). Row n of `choices_N2` has the first and the second choice of token
+# n. An expert takes `limit` tokens. First choices are served first, in the order of the tokens. Then
+# those who found no place try their second choice, in the same order. Return the expert of each token,
+# -1 for a dropped one. Target: under 1% dropped.
+# %% [markdown] lang="ko" en="a510ce08"
+# **2. `07.reroute`** (10분). `choices_N2`의 n행은 토큰 n의 첫째 선택과 둘째 선택입니다. 전문가 하나는 토큰을
+# `limit`개까지 받습니다. 먼저 첫째 선택을 토큰 순서대로 받아 줍니다. 그런 다음 자리를 얻지 못한 토큰이 같은 순서로
+# 둘째 선택을 시도합니다. 토큰마다 전문가 번호를, 버린 토큰은 -1을 돌려주세요. 목표: 버린 토큰 1% 미만.
+# %% exercise="07.reroute"
+# %%ranks
+def place(choices_N2, num_experts, limit):
+    raise NotImplementedError
+
+
+# %%
+check("07.reroute")
+# %% [markdown] lang="en"
+# **3. `07.grouped`** (12 minutes). The experts without waste. `up` is (E, C, F), `down` is (E, F, C),
+# an expert computes `F.gelu(x @ up[e]) @ down[e]`; return each token's sum, weighted by `weights_NK`.
+# Targets: not one multiplication more than needed, two products for each expert at most, no copy of
+# the matrices, and right gradients. Some experts may get no token.
+# %% [markdown] lang="ko" en="f7d7c318"
+# **3. `07.grouped`** (12분). 낭비 없는 전문가입니다. `up`은 (E, C, F), `down`은 (E, F, C)이고 전문가는
+# `F.gelu(x @ up[e]) @ down[e]`를 계산합니다. 토큰마다 `weights_NK`로 가중한 합을 돌려주세요. 목표: 곱셈은 꼭
+# 필요한 만큼만, 행렬곱은 전문가마다 두 번까지, 행렬을 복사하지 않기, 그래디언트도 맞게. 토큰을 하나도 받지 못하는
+# 전문가도 있습니다.
+# %% exercise="07.grouped"
+# %%ranks
+def grouped(x_NC, experts_NK, weights_NK, up, down):
+    raise NotImplementedError
+
+
+# %%
+check("07.grouped")
+# %% [markdown] lang="en"
+# **4. `07.balance`** (20 minutes). Your own bias rule, in four ranks. Each rank sees its own tokens.
+# After every step it calls `update_bias(bias_E, counts_E)` with the copies that *its* router sent to each
+# expert; change `bias_E` in place. The bias is added to scores between 0 and 1.
+#
+# Targets: within 120 steps the busiest expert has at most 1.2 times the mean over all ranks, also when the
+# favourites change half-way; the bias is the same in all ranks; one all-reduce of the counts is sent.
+# %% [markdown] lang="ko" en="848fb5cb"
+# **4. `07.balance`** (20분). 바이어스 규칙을 직접 만들어 랭크 네 개에서 써 봅니다. 랭크마다 보는 토큰이 다릅니다.
+# 스텝이 끝날 때마다 *자기* 라우터가 전문가별로 보낸 복사본 수로 `update_bias(bias_E, counts_E)`를 부릅니다.
+# `bias_E`를 그 자리에서 바꾸세요. 바이어스는 0과 1 사이인 점수에 더해집니다.
+#
+# 목표: 120스텝 안에, 모든 랭크를 합쳐 가장 바쁜 전문가가 평균의 1.2배 이하. 인기 있는 전문가가 중간에 바뀌어도
+# 마찬가지입니다. 바이어스는 모든 랭크에서 같고, 보내는 양은 토큰 수를 한 번 올리듀스하는 만큼입니다.
+# %% exercise="07.balance"
+# %%ranks
+def update_bias(bias_E, counts_E):
+    raise NotImplementedError
+
+
+# %%
+check("07.balance")
+# %% [markdown] lang="en"
+# ## On a GPU cluster
+#
+# The memory is the reason why experts are spread over GPUs: lesson 08 does it, and pays with two
+# all-to-alls a layer. Published: with the same compute, Switch Transformers reached a loss up to 7 times
+# sooner than their dense T5 [2]; Mixtral beat a dense model of 70 billion parameters with 13 billion in use [1].
+#
+# DeepSeek-V3 has 671 billion parameters, and a token uses 37 [4]. With 16 bytes a parameter, in TB:
+# %% [markdown] lang="ko" en="672ef5d6"
+# ## GPU 클러스터에서는
+#
+# 전문가를 여러 GPU에 나누는 까닭은 메모리입니다. 레슨 08에서 직접 나누어 보고, 층마다 올투올 두 번이라는 값을
+# 치릅니다. 발표된 결과로는, 같은 계산량에서 Switch Transformer가 밀집 모델 T5와 같은 손실에 최대 7배 빨리
+# 도달했고[2], Mixtral은 130억 개만 쓰면서 700억 개짜리 밀집 모델을 앞섰습니다[1].
+#
+# DeepSeek-V3의 파라미터는 6710억 개이고 토큰은 370억 개를 씁니다[4]. 파라미터당 16바이트라면 몇 TB일까요?
+# %% tags=["nbval-check-output"]
+{"held": f"{16 * 671e9 / 1e12:.1f} TB", "used by a token": f"{37 / 671:.1%}"}
+# %% [markdown] lang="en"
+# ## In five lines
+#
+# 1. A router chooses k of E experts for each token; sorted by expert, each computes one product.
+# 2. Compute is that of k experts. Memory for training is that of all E.
+# 3. Left alone a router collapses. A balance loss or a bias keeps experts busy alike.
+# 4. Capacity trades dropped tokens for empty places; dropless pieces have neither.
+# 5. Compare architectures at equal compute, parameters or seconds, and say which, and with which seeds.
+#
+# Sources: [1] [Mixtral](https://arxiv.org/abs/2401.04088). [2]
+# [Switch Transformers](https://arxiv.org/abs/2101.03961). [3]
+# [Balancing without a loss](https://arxiv.org/abs/2408.15664). [4]
+# [DeepSeek-V3](https://arxiv.org/abs/2412.19437).
+# %% [markdown] lang="ko" en="9d1da7b4"
+# ## 다섯 줄 요약
+#
+# 1. 라우터가 토큰마다 전문가 E개 중 k개를 고릅니다. 전문가 순서로 정렬하면 행렬곱 하나씩으로 끝납니다.
+# 2. 계산량은 전문가 k개만큼, 학습 메모리는 E개 모두만큼입니다.
+# 3. 그냥 두면 라우터는 무너집니다. 균형 손실이나 바이어스로 고르게 일하게 합니다.
+# 4. 용량은 버린 토큰과 빈자리를 맞바꿉니다. 조각 길이가 자유로우면 둘 다 없습니다.
+# 5. 구조를 비교할 때는 계산량, 파라미터, 시간 가운데 무엇을 맞췄는지, 시드가 몇 개인지 밝힙니다.
+#
+# 출처: [1] [Mixtral](https://arxiv.org/abs/2401.04088). [2]
+# [Switch Transformers](https://arxiv.org/abs/2101.03961). [3]
+# [손실 없이 균형 맞추기](https://arxiv.org/abs/2408.15664). [4]
+# [DeepSeek-V3](https://arxiv.org/abs/2412.19437).
+# %% [markdown] lang="en"
+# ## Deeper
+#
+# Not needed for what follows. Everything below runs on its own once the cells above have run.
+# %% [markdown] lang="ko" en="feb3decd"
+# ## 더 깊이
+#
+# 다음 레슨에 꼭 필요하지는 않습니다. 위의 셀을 실행했다면 아래는 어느 것이나 바로 실행할 수 있습니다.
+# %% [markdown] lang="en"
+# ### A router in 16 bits
+#
+# Two scores may be nearly equal, and rounding decides. Our router computes in float32 also under
+# autocast. For what share of the tokens would bfloat16 have chosen other experts?
+# %% [markdown] lang="ko" en="d5c52388"
+# ### 16비트 라우터
+#
+# 두 점수가 거의 같으면 반올림이 승부를 정합니다. 우리 라우터는 autocast 안에서도 float32로 계산합니다.
+# bfloat16이었다면 다른 전문가를 고른 토큰이 몇 %일까요?
+# %%
+# %%ranks 0
+tokens, router = torch.randn(4096, 64, device=device), new_layer().router
+with torch.autocast(device.type, dtype=torch.bfloat16):
+    wide, narrow = router(tokens), F.linear(tokens, router.weight)
+other = narrow.float().topk(2).indices.sort(1).values != wide.experts_NK.sort(1).values
+f"{wide.logits_NE.dtype}, {narrow.dtype}: {other.any(1).float().mean():.1%}"
+# %% [markdown] lang="en"
+# ### The z-loss
+#
+# Softmax does not care if all scores grow together, rounding does. The z-loss is the mean of
+# log(sum of exp)², a gentle pull to small scores (its usual weight is 0.001). The same scores, ten times as
+# large:
+# %% [markdown] lang="ko" en="e7b39324"
+# ### z-손실
+#
+# 점수가 모두 함께 커져도 softmax는 그대로지만 반올림 오차는 커집니다. z-손실은 log(exp의 합)²의 평균으로, 점수를
+# 작은 쪽으로 살며시 당깁니다(보통 가중치는 0.001). 같은 점수를 열 배로 키워 봅니다.
+# %%
+# %%ranks 0
+from dlcourse.models.moe import z_loss
+
+[z_loss(wide._replace(logits_NE=times * wide.logits_NE)).item() for times in (1, 10)]
+# %% [markdown] lang="en"
+# ### A shared expert
+#
+# What every token needs, such as spaces, would be learned by every expert. DeepSeekMoE gives it an expert of
+# its own, which all tokens use beside the routed ones. At equal compute: one shared expert and top-1, against top-2.
+# %% [markdown] lang="ko" en="5ebf966e"
+# ### 공유 전문가
+#
+# 띄어쓰기처럼 모든 토큰에 필요한 것은 전문가마다 따로 배우게 됩니다. DeepSeekMoE는 이것을 모든 토큰이 함께 쓰는
+# 전문가(공유 전문가)에게 맡깁니다. 계산량을 같게 맞춰 공유 전문가 하나와 top-1을 top-2와 비교합니다.
+# %%
+# %%ranks --fast
+from dataclasses import replace
+
+with_shared = replace(MOE, top_k=1, expert_hidden=128, shared_hidden=128)
+found = train(with_shared, **short)
+[sum(look["loss"]["mean"] for look in run["looks"][-3:]) / 3 for run in (found, results["loss"])]
+# %% [markdown] lang="en"
+# Two lists, one for each seed; the first number is with the shared expert. Compare their difference
+# with that between the seeds before you believe either.
+# %% [markdown] lang="ko" en="a82d4db1"
+# 시드마다 목록 하나씩이고, 첫 숫자가 공유 전문가를 쓴 쪽입니다. 믿기 전에 두 숫자의 차이를 시드 사이의 차이와
+# 견주어 보세요.
