@@ -1,4 +1,6 @@
-"""The verdict on claim C4, computed anew: how often a layer calls all-to-all, when latency counts.
+"""The verdict on claim C4, computed anew, and what else lesson 08 says without measuring it.
+
+C4: how often a layer calls all-to-all, and when latency counts.
 
 Calls are counted, and a delay makes a step at least so much longer, on any machine. How much of a
 message's time is latency is the machine's: a test beside others cannot time it again.
@@ -13,7 +15,12 @@ import cloudpickle
 import pytest
 
 from dlcourse.course.claims import find_claim
+from dlcourse.course.records import read_record
+from dlcourse.figures.expert_parallel import tokens_on_the_wire, trip_bytes
+from dlcourse.formulas.sizes import MODELS
+from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes
 from dlcourse.ranks import Ranks
+from dlcourse.words.strings import set_language
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -67,3 +74,39 @@ def test_c4():
     # Sensitive where messages are small, and not where they are large
     assert recorded["small"] > 40 and recorded["large"] < 20
     assert claim.verdict == "holds_when"
+
+
+def test_the_record_of_thousands_is_what_the_formulas_say():
+    sizes, layers = MODELS["gpt2-large"], MODELS["gpt2-large"].n_layer
+    record = read_record("experts_at_scale")
+    kept = []
+    for row in record["rows"]:
+        trip = expert_trip_bytes(512, width=sizes.n_embd, top_k=8, world_size=row["expert"])
+        assert row["all_to_all"] == 4 * layers * trip
+        kept.append((row["expert"], row["parameters"]))
+    dense = [size - experts_of_a_rank(sizes, ranks) for ranks, size in kept]
+    assert len(kept) == 3 and len({*dense}) == 1, dense  # all but the experts is in every rank
+
+
+def experts_of_a_rank(sizes, ranks):
+    """Bytes: 2,048 experts a layer, so wide that 8 of them are one MLP."""
+    hidden = 4 * sizes.n_embd // 8
+    one = 2 * sizes.n_embd * hidden + sizes.n_embd + hidden
+    return 4 * sizes.n_layer * 2048 // ranks * one
+
+
+def test_what_is_asked_has_the_answers_that_the_text_gives():
+    assert trip_bytes() == 384 * 1024
+    assert distinct_ranks(256, 8, 8) == pytest.approx(5.29, abs=0.01)
+
+
+@pytest.mark.parametrize("lang", ["ko", "en"])
+def test_every_position_of_the_sliders_can_be_drawn(lang):
+    set_language(lang)
+    drawn = {
+        (ranks, top_k): tokens_on_the_wire(ranks, top_k)
+        for ranks in (2, 4, 8, 16, 32, 64, 128, 256)
+        for top_k in (1, 2, 4, 8)
+    }
+    assert len({picture.text for picture in drawn.values()}) == len(drawn)
+    assert "4.63" in drawn[8, 8].text  # 7/8 of the ranks that a token visits are others
