@@ -218,7 +218,8 @@ def flow_picture(
     y = top + 22 + 36 * rows + 20
     for i, line in enumerate(lines):
         parts.append(_text(12, y + 20 * i, line, size=12, family="monospace"))
-    return _picture(parts, [*said, *lines], height=y + 20 * len(lines))
+    height = y + 20 * len(lines)
+    return _picture(parts, [*said, *lines], height=height)
 
 
 def _picture(parts: Sequence[str], said: Sequence[str], *, height: float) -> Picture:
@@ -227,7 +228,7 @@ def _picture(parts: Sequence[str], said: Sequence[str], *, height: float) -> Pic
         f'width="100%" style="max-width:{WIDTH}px;font-family:{escape(_FONT)}" '
         f'aria-label="{escape(". ".join(said))}">'
     )
-    return head + "".join(parts) + "</svg>"
+    return Picture(head + "".join(parts) + "</svg>", "\n".join(said))
 
 
 def _text(

@@ -1,0 +1,847 @@
+# %% [markdown] lang="en" form="core"
+# # 08 Expert parallelism: tokens travel to their experts
+#
+# DeepSeek-V3 has 58 layers of 256 experts [1]. In 16 bits these experts alone take 1.3 TB, and a GPU
+# has 80 GB. One token uses 8 of the 256.
+#
+# A copy of all experts on every GPU, as in data parallelism, is out of the question. So each GPU keeps
+# a few experts, and the **tokens** travel: to the GPUs of their experts, and back with the answers. In
+# every layer, in every step.
+#
+# What does the journey cost, in bytes and in waiting? And what if everybody wants the same expert? You
+# need lessons [01](01_collectives.ipynb) and [07](07_moe.ipynb).
+#
+# Time: reading 18 min + exercises 48 min.
+# %% [markdown] lang="ko" en="0f8ad53d"
+# # 08 전문가 병렬화(expert parallelism): 전문가를 찾아가는 토큰
+#
+# DeepSeek-V3에는 전문가가 256개씩 있는 층이 58개 있습니다[1]. 16비트로 담아도 전문가만 1.3 TB인데, GPU 메모리는
+# 80 GB입니다. 그런데 토큰 하나가 쓰는 전문가는 256개 가운데 8개뿐입니다.
+#
+# 데이터 병렬화처럼 모든 전문가를 GPU마다 복사해 둘 수는 없습니다. 그래서 GPU마다 전문가를 몇 개씩만 두고
+# **토큰**을 보냅니다. 토큰은 자기 전문가가 있는 GPU로 갔다가 답을 가지고 돌아옵니다. 모든 층에서, 모든 스텝마다
+# 그렇습니다.
+#
+# 이 왕복에는 몇 바이트가 들고, 얼마나 기다려야 할까요? 모두가 같은 전문가를 원하면 어떻게 될까요?
+# 레슨 [01](01_collectives.ipynb)과 [07](07_moe.ipynb)을 먼저 보세요.
+#
+# 시간: 읽기 18분 + 연습 48분.
+# %% tags=["parameters"] hidden=true
+lang = "ko"
+num_ranks = 4
+device = "auto"
+steps = 5
+# %% [markdown] lang="en"
+# Here are four ranks, two experts on each. The journey of rank 0's tokens; every rank does the same at
+# the same time.
+#
+# ```mermaid
+# flowchart LR
+#   X[128 tokens<br>of rank 0] --> R{router<br>top 2} --> P[copies<br>sorted by expert]
+#   P -->|all-to-all| E0[experts 0, 1<br>rank 0] & E1[experts 2, 3<br>rank 1] & E2[experts 4, 5<br>rank 2] & E3[experts 6, 7<br>rank 3]
+#   E0 & E1 & E2 & E3 -->|all-to-all| S[weighted<br>sum]
+# ```
+#
+# The way there is called **dispatch**, the way back **combine**. Only the router knows how many tokens
+# go where. So before the tokens, their *numbers* travel.
+# %% [markdown] lang="ko" en="d2d53e4f"
+# 랭크(rank) 네 개에 전문가를 두 개씩 둡니다. 그림은 랭크 0의 토큰이 다녀오는 길입니다. 모든 랭크가 동시에 같은
+# 일을 합니다.
+#
+# ```mermaid
+# flowchart LR
+#   X[랭크 0의<br>토큰 128개] --> R{라우터<br>top 2} --> P[전문가 순으로<br>정렬한 사본]
+#   P -->|올투올| E0[전문가 0, 1<br>랭크 0] & E1[전문가 2, 3<br>랭크 1] & E2[전문가 4, 5<br>랭크 2] & E3[전문가 6, 7<br>랭크 3]
+#   E0 & E1 & E2 & E3 -->|올투올| S[가중합]
+# ```
+#
+# 가는 길을 **디스패치**(dispatch), 오는 길을 **컴바인**(combine)이라고 합니다. 토큰이 어디로 몇 개 갈지는 라우터가
+# 정한 뒤에야 압니다. 그래서 토큰보다 *개수*를 먼저 보냅니다.
+# %% hidden=true
+from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
+from dlcourse.course.records import read_record
+from dlcourse.figures.expert_parallel import figures_of_c4, num_all_to_all, one_sided_ratio
+from dlcourse.figures.expert_parallel import sent_to_others, show_calls, show_drift, show_equal
+from dlcourse.figures.expert_parallel import show_imbalance, show_latency, show_libraries
+from dlcourse.figures.expert_parallel import show_overlap, show_published, show_race, show_slowest
+from dlcourse.figures.expert_parallel import show_thousands, show_traffic, tokens_on_the_wire
+
+lesson(lang=lang, name="08_expert_parallel")
+ranks = Ranks(num_ranks, device=device)
+ranks.cell(f"steps = {steps}", record=False)
+# %%
+# %%ranks
+from dlcourse.models.moe import MoE, combine, permute
+
+N, C, E, K = 128, 256, 8, 2
+torch.manual_seed(0)
+moe = MoE(C, num_experts=E, top_k=K, hidden=512)
+torch.manual_seed(rank)
+x_NC = torch.randn(N, C)
+# %% hidden=true
+# %%ranks --fast
+from copy import deepcopy
+
+from dlcourse.models.moe import Experts
+
+here = E // world_size
+mine = Experts(C, here, 512)
+with torch.no_grad():
+    for own, whole in zip(mine.parameters(), moe.experts.parameters()):
+        own.copy_(whole[rank * here : (rank + 1) * here])
+# %% [markdown] lang="en"
+# The idea in a few lines. `permute` and `combine` are those of lesson 07, and `experts` are the two of
+# this rank. `all_to_all_single` sends rows of one tensor to all ranks, here a different number to each.
+#
+# Rows arrive sorted by *rank*; the experts want them sorted by *expert*: that is `order_G`. Folded
+# below is the class of the course, `dlcourse/parallel/expert.py`, which has a backward too.
+# %% [markdown] lang="ko" en="57c01f5d"
+# 몇 줄이면 됩니다. `permute`와 `combine`은 레슨 07의 것이고, `experts`는 이 랭크에 있는 전문가 둘입니다.
+# `all_to_all_single`은 텐서의 행을 모든 랭크에 나누어 보냅니다. 여기서는 랭크마다 보내는 행의 수가 다릅니다.
+#
+# 행은 *랭크* 순으로 도착하는데 전문가는 *전문가* 순을 원합니다. 그 순서가 `order_G`입니다. 아래에 접어 둔 것은
+# 역전파까지 하는 과정의 클래스 `dlcourse/parallel/expert.py`입니다.
+# %%
+# %%ranks
+def exchange(x, sent, received):
+    y = x.new_empty(sum(received), C)
+    dist.all_to_all_single(y, x, received, sent)
+    return y
+
+
+def expert_parallel_forward(x_NC, routing, experts):
+    copies_M, counts_E = permute(routing.experts_NK, E)
+    for_ranks, for_me = counts_E.view(world_size, -1), counts_E.new_empty(world_size, here)
+    dist.all_to_all_single(for_me, for_ranks)
+    sent, received = for_ranks.sum(1).tolist(), for_me.sum(1).tolist()
+    x_GC = exchange(x_NC[copies_M // K], sent, received)
+    order_G = torch.arange(E).remainder(here).repeat_interleave(for_me.flatten()).argsort(stable=True)
+    y_GC = experts(x_GC[order_G], for_me.sum(0).tolist())[order_G.argsort()]
+    return combine(exchange(y_GC, received, sent), copies_M, routing.weights_NK), sent
+# %% hidden=true source="dlcourse.parallel.expert:Plan,ExpertParallel"
+
+# %% [markdown] lang="en"
+# A token here is 256 numbers of 4 bytes: 1 KiB. 128 tokens on each of 4 ranks, 2 copies of each.
+#
+# **Predict**: if the router spreads them evenly, how many bytes of tokens does one rank send to *other*
+# ranks in one forward pass, there and back together?
+# %% [markdown] lang="ko" en="9d5d09ad"
+# 여기서 토큰 하나는 4바이트 수 256개, 곧 1 KiB입니다. 랭크 4개에 토큰이 128개씩 있고 사본은 토큰마다 둘입니다.
+#
+# **예측해 보세요.** 라우터가 고르게 나눈다면, 순전파 한 번에 랭크 하나가 *다른* 랭크로 보내는 토큰은 몇
+# 바이트일까요? 가는 길과 오는 길을 합친 것입니다.
+# %%
+predict("08.bytes")
+# %%
+# %%ranks --as trip
+with torch.no_grad():
+    y_NC, sent = expert_parallel_forward(x_NC, moe.router(x_NC), mine)
+# %%
+compare("08.bytes", sent_to_others(trip))
+show_traffic(ranks["sent"], trip)
+# %% [markdown] lang="en"
+# A rank's own experts cost nothing to reach, so 3 of 4 copies leave. Rows of the table differ: nobody
+# promised an even spread. And the numbers that went ahead were 192 bytes a rank, next to nothing.
+#
+# ## The same as one process?
+#
+# Now the real thing: a GPT on text whose feed-forward layer is a `MoE`, its experts divided over four
+# ranks by the course's class. Against it one process with all experts and the tokens of all ranks.
+# %% [markdown] lang="ko" en="70de494b"
+# 자기 랭크의 전문가에게는 공짜로 갑니다. 그래서 사본 넷 가운데 셋이 랭크를 떠납니다. 표의 행은 서로 다릅니다.
+# 고르게 나뉜다는 약속은 없었습니다. 먼저 보낸 개수는 랭크마다 192바이트로 거의 없는 것과 같습니다.
+#
+# ## 단일 프로세스와 같을까?
+#
+# 이제 실제 모델입니다. 피드포워드 층이 `MoE`인 GPT를 글로 학습하면서, 과정의 클래스로 전문가를 랭크 넷에
+# 나눕니다. 비교 대상은 전문가를 모두 가지고 모든 랭크의 토큰을 읽는 단일 프로세스입니다.
+# %%
+# %%ranks
+from dlcourse.corpus import Corpus
+from dlcourse.formulas.sizes import ArchitectureConfig
+from dlcourse.models.architectures import ArchitectureGPT
+from dlcourse.parallel.expert_groups import ExpertDataParallel, make_expert_mesh
+
+sizes = ArchitectureConfig(block_size=64, n_layer=1, n_embd=64, feed_forwards=("moe",), expert_hidden=128)
+mesh = make_expert_mesh(data=1, expert=world_size)
+model = ExpertDataParallel(ArchitectureGPT(sizes), mesh)
+sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+corpus = Corpus()
+# %% [markdown] lang="en"
+# **Predict**: how often does this one layer call all-to-all in a training step, forward and backward
+# together? (The numbers go by an all-gather here, and are not counted.)
+# %% [markdown] lang="ko" en="4a79e575"
+# **예측해 보세요.** 이 층 하나는 학습 한 스텝, 곧 순전파와 역전파에서 올투올(all-to-all)을 몇 번 부를까요? (개수는
+# 여기서 올게더로 보내므로 세지 않습니다.)
+# %%
+predict("08.calls")
+# %%
+# %%ranks --as forward
+loss = model(*corpus.batch(0, rank=rank, world_size=world_size, micro_batch=8, block=64))
+# %%
+# %%ranks --as backward
+loss.backward()
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.parallel.expert import ExpertParallel
+
+alone = ArchitectureGPT(sizes)
+sgd_alone = torch.optim.SGD(alone.parameters(), lr=0.1)
+
+
+def batch_of(step, all_ranks=False):
+    options = {"micro_batch": 8 * world_size} if all_ranks else {"micro_batch": 8, "rank": rank}
+    return corpus.batch(step, world_size=1 if all_ranks else world_size, block=64, **options)
+
+
+def worst(number):
+    number = torch.as_tensor(number, dtype=torch.float64)
+    dist.all_reduce(number, op=dist.ReduceOp.MAX)
+    return number.item()
+# %% hidden=true
+# %%ranks --fast
+def apart(of):
+    off = {"dense": 0.0, "experts": 0.0}
+    for ours, whole in zip(model.module.parameters(), alone.parameters()):
+        got, want = of(ours), of(whole)
+        kind = "dense" if got.shape == want.shape else "experts"
+        want = want if kind == "dense" else want.chunk(world_size)[rank]
+        off[kind] = max(off[kind], (got - want).abs().max().item())
+    return {kind: worst(value) for kind, value in off.items()}
+# %% hidden=true
+# %%ranks --fast
+mean_loss = loss.detach() / world_size
+dist.all_reduce(mean_loss)
+loss_alone = alone(*batch_of(0, all_ranks=True))
+loss_alone.backward()
+model.sync_gradients()
+off = {"loss": worst((mean_loss - loss_alone).abs())} | apart(lambda p: p.grad)
+for step in range(1, steps + 1):
+    sgd.step(), sgd_alone.step()
+    sgd.zero_grad(), sgd_alone.zero_grad()
+    model(*batch_of(step)).backward()
+    model.sync_gradients()
+    alone(*batch_of(step, all_ranks=True)).backward()
+off["steps"] = max(apart(lambda p: p.detach()).values())
+# %%
+compare("08.calls", num_all_to_all(forward, backward))
+show_calls(forward, backward)
+# %%
+show_equal(ranks["off"][0])
+# %% [markdown] lang="en"
+# Equal, to rounding. Capacity and balance loss would count over all ranks, too.
+#
+# The claim of "two all-to-alls a layer" is about the forward alone: gradients make the journey as well,
+# in the opposite direction.
+#
+# ## Everybody waits for the fullest
+#
+# How even is it? The same model, trained for 30 steps in three ways: as it is; with the balance loss of
+# lesson 07; and with *forced* balance, where a counter deals out the tokens and the router has no say.
+# %% [markdown] lang="ko" en="9e4c3d36"
+# 반올림까지 같습니다. 용량이나 균형 손실을 쓰더라도 모든 랭크의 토큰을 함께 셉니다.
+#
+# "층마다 올투올 두 번"은 순전파만 센 말입니다. 그래디언트도 같은 길을 거꾸로 다녀옵니다.
+#
+# ## 가장 바쁜 랭크를 모두가 기다린다
+#
+# 토큰은 얼마나 고르게 나뉠까요? 같은 모델을 세 방식으로 30스텝씩 학습합니다. 그대로, 레슨 07의 균형 손실을
+# 더해서, 그리고 *강제 균형*으로입니다. 강제 균형에서는 라우터 대신 순번이 토큰을 나눕니다.
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.models.moe import balance_loss
+from dlcourse.parallel.expert_groups import force_balance
+
+
+def trained(kind):
+    model = ExpertDataParallel(ArchitectureGPT(sizes), mesh)
+    layer = next(m for m in model.modules() if isinstance(m, ExpertParallel))
+    forced = force_balance(model) if kind == "forced" else []
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(30):
+        loss = model(*batch_of(step))
+        loss = loss + 0.03 * balance_loss(layer.routing, layer.counts_E) * (kind == "loss")
+        loss.backward(), model.sync_gradients()
+        adam.step(), adam.zero_grad()
+    return model, layer, forced
+# %% hidden=true
+# %%ranks --fast
+import time
+
+
+def sleep_by_rows(experts, args):
+    time.sleep(50e-6 * len(args[0]))
+
+
+def rows_and_seconds(kind):
+    model, layer, forced = trained(kind)
+    layer.experts.register_forward_pre_hook(sleep_by_rows)
+    taken = []
+    for _ in range(3):
+        dist.barrier()
+        start = time.perf_counter()
+        with torch.no_grad():
+            model(*batch_of(30))
+        taken.append(time.perf_counter() - start)
+    return layer.rows_p.tolist(), worst(min(taken))
+# %% hidden=true
+# %%ranks --fast
+measured = {kind: rows_and_seconds(kind) for kind in ("natural", "loss", "forced")}
+rows = {kind: counts for kind, (counts, _) in measured.items()}
+seconds = {kind: taken for kind, (_, taken) in measured.items()}
+# %%
+show_imbalance(ranks["rows"][0])
+# %%
+show_slowest(ranks["rows"][0], ranks["seconds"][0])
+# %% [markdown] lang="en"
+# Here four ranks share two cores, and a full rank only takes cores from the others. So in the table each
+# expert *sleeps* 50 microseconds a row. As on GPUs, a layer ends when its fullest rank does.
+#
+# Mind this when you read speeds of others: published runs of MoE models mostly force balance, and real
+# routing was 8 to 20% slower [2].
+# %% [markdown] lang="ko" en="01404c39"
+# 여기서는 랭크 넷이 코어 둘을 나눠 씁니다. 바쁜 랭크는 다른 랭크의 코어를 빼앗을 뿐입니다. 그래서 표에서는
+# 전문가가 행마다 50마이크로초씩 *잡니다*. GPU에서처럼, 층은 가장 바쁜 랭크가 끝나야 끝납니다.
+#
+# 다른 곳의 속도를 읽을 때 조심하세요. 공개된 MoE 속도는 대개 강제 균형으로 잰 것이고, 실제 라우팅에서는 8-20%
+# 느립니다[2].
+# %% hidden=true
+# %%ranks --fast
+added = 0.0
+
+
+def late_all_to_all(*args, **options):
+    time.sleep(added)
+    dist.all_to_all_single(*args, **options)
+
+
+def step_seconds(model, number):
+    taken = []
+    for _ in range(number):
+        dist.barrier()
+        start = time.perf_counter()
+        model(*batch_of(0)).backward()
+        taken.append(time.perf_counter() - start)
+    return worst(min(taken))
+# %% hidden=true
+# %%ranks --fast
+late = ExpertDataParallel(ArchitectureGPT(sizes), mesh, exchange=late_all_to_all)
+steps_of = {}
+for added in (0.0, 0.01, 0.02):
+    steps_of[added] = step_seconds(late, 10)
+# %% [markdown] lang="en"
+# ## What a message costs before its first byte
+#
+# Gloo's all-to-all has two sides: sender and receiver meet. DeepEP's idea is **one-sided**: put the
+# tokens straight into the other's memory, then raise a flag. Nobody asks, nobody answers.
+#
+# ```mermaid
+# sequenceDiagram
+#   participant A as rank 0
+#   participant M as memory of rank 1
+#   participant B as rank 1
+#   A->>M: put tokens
+#   A->>M: raise flag
+#   B->>M: look: the flag is up
+#   B->>B: take tokens
+# ```
+#
+# Or without a flag: each word carries half data, half the number of the call. Who sees the number has
+# the data.
+# %% [markdown] lang="ko" en="49e735ed"
+# ## 첫 바이트가 가기 전에 드는 비용
+#
+# Gloo의 올투올은 양쪽이 만나야 합니다. DeepEP는 **단방향 통신**(one-sided)을 씁니다. 토큰을 상대의 메모리에 바로
+# 넣고 플래그(flag)를 올립니다. 아무도 묻지 않고, 아무도 답하지 않습니다.
+#
+# ```mermaid
+# sequenceDiagram
+#   participant A as 랭크 0
+#   participant M as 랭크 1의 메모리
+#   participant B as 랭크 1
+#   A->>M: 토큰 넣기
+#   A->>M: 플래그 올리기
+#   B->>M: 플래그가 올라왔는지 보기
+#   B->>B: 토큰 꺼내기
+# ```
+#
+# 플래그 없이 할 수도 있습니다. 워드마다 절반에는 데이터, 절반에는 호출 번호를 담습니다. 번호가 보이면 데이터도 와
+# 있습니다.
+# %% hidden=true source="dlcourse.collectives.one_sided:all_to_all,put,take"
+
+# %% hidden=true
+# %%ranks --fast
+from functools import partial
+
+from dlcourse.collectives import one_sided
+from dlcourse.collectives.low_latency import LowLatency
+
+
+def trips_of(num_rows):
+    x, y, z = torch.randn(3, num_rows, C)
+    each = [num_rows // world_size] * world_size
+
+    def there_and_back(all_to_all):
+        all_to_all(y, x, each, each), all_to_all(z, y, each, each)
+
+    trips = {"gloo": partial(there_and_back, dist.all_to_all_single)}
+    trips["one_sided"] = partial(there_and_back, one_sided.all_to_all)
+    for ready in ("flag", "payload"):
+        low = LowLatency(num_rows // world_size, C, ready=ready)
+        trips[ready] = lambda low=low: low.combine(low.dispatch(x, each)[0])
+    return trips
+# %% hidden=true
+# %%ranks --fast
+def race(num_rows, rounds):
+    trips = trips_of(num_rows)
+    taken = {name: [] for name in trips}
+    for _ in range(rounds):
+        for name, trip in trips.items():
+            dist.barrier()
+            start = time.perf_counter()
+            trip()
+            taken[name].append(time.perf_counter() - start)
+    return {name: worst(min(times)) for name, times in taken.items()}
+# %% hidden=true
+# %%ranks --fast
+trip_times = {1024 * num_rows: race(num_rows, 20) for num_rows in (4, 32, 128, 512, 2048, 4096)}
+# %%
+show_race(ranks["trip_times"][0])
+# %% [markdown] lang="en"
+# On the left Gloo's line is flat: 4 KiB take about as long as 32. That is latency, and bytes hardly
+# count. Without a meeting of two sides most of it is gone. On the right bytes decide, and payload, which
+# sends twice as many, loses its lead.
+#
+# ## What breaks, and how it says so
+#
+# One rank's router gets NaN for a few tokens. Where should they go? If that rank stopped alone, all
+# others would wait for its rows for ever.
+# %% [markdown] lang="ko" en="548f58af"
+# 왼쪽에서 Gloo의 선은 평평합니다. 4 KiB나 32 KiB나 비슷하게 걸립니다. 이것이 지연 시간이고, 바이트 수는 거의
+# 상관없습니다. 양쪽이 만나지 않으면 대부분 사라집니다. 오른쪽에서는 바이트 수가 좌우합니다. 두 배를 보내는
+# 페이로드(payload) 방식은 앞서던 것을 잃습니다.
+#
+# ## 무엇이 깨지고, 어떻게 알려 주나
+#
+# 한 랭크의 라우터가 토큰 몇 개에서 NaN을 냈다고 합시다. 이 토큰은 어디로 보내야 할까요? 그 랭크만 멈추면 나머지는
+# 오지 않을 행을 끝없이 기다립니다.
+# %%
+# %%ranks --fails "8 of 512 tokens"
+def spoil(layer, inputs):
+    return inputs[0].index_fill(1, torch.tensor([3]), float("nan"))
+
+
+spoilt = ExpertDataParallel(ArchitectureGPT(sizes), mesh)
+if rank == world_size - 1:
+    spoilt.module.blocks[0].mlp.register_forward_pre_hook(spoil)
+spoilt(*batch_of(0))
+# %% [markdown] lang="en"
+# So the counts carry one number more, and all ranks refuse together, before anything is sent. (Deeper
+# kills a rank between put and flag.)
+#
+# The next fault says nothing. With experts *and* data parallelism, 2 × 2 ranks: an expert has two copies,
+# and averaging its gradient over these two, as DDP would, looks right. But its tokens came from *four*
+# ranks.
+# %% [markdown] lang="ko" en="aa27e1da"
+# 그래서 개수에 숫자 하나를 더 실어 보내고, 아무것도 보내기 전에 모든 랭크가 함께 거부합니다. (랭크가 토큰을 넣고
+# 플래그를 올리기 전에 죽는 경우는 더 깊이에서 봅니다.)
+#
+# 다음 실수는 아무 말이 없습니다. 전문가 병렬화와 데이터 병렬화를 함께 써서 랭크가 2 × 2개라고 합시다. 전문가마다
+# 복제본이 둘이니, DDP처럼 그래디언트를 둘로 평균하면 맞는 것 같습니다. 하지만 토큰은 *네* 랭크에서 왔습니다.
+# %%
+# %%ranks --fast
+from dlcourse.parallel.sendable import cut_parameters
+
+square = make_expert_mesh(data=2, expert=world_size // 2)
+
+
+def averaged_over_copies(model):
+    model.sync_gradients()
+    for parameter in cut_parameters(model.module):
+        parameter.grad *= world_size / 2
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.parallel.replicas import replica_drift
+
+
+def drifts(sync, optimizer, lr):
+    model, alone = ExpertDataParallel(ArchitectureGPT(sizes), square), ArchitectureGPT(sizes)
+    steppers = [optimizer(m.parameters(), lr=lr) for m in (model, alone)]
+    for step in range(10):
+        model(*batch_of(step)).backward(), sync(model)
+        alone(*batch_of(step, all_ranks=True)).backward()
+        for stepper in steppers:
+            stepper.step(), stepper.zero_grad()
+    here, off = square.get_local_rank("expert"), 0.0
+    for ours, whole in zip(model.module.parameters(), alone.parameters()):
+        want = whole if whole.shape == ours.shape else whole.chunk(world_size // 2)[here]
+        off = max(off, (ours - want).abs().max().item())
+    between = replica_drift(model.module, process_group=square.get_group("data"))
+    return between, worst(off)
+# %% hidden=true
+# %%ranks --fast
+syncs = {"right": ExpertDataParallel.sync_gradients, "wrong": averaged_over_copies}
+optimizers = {"SGD": (torch.optim.SGD, 0.1), "AdamW": (torch.optim.AdamW, 1e-3)}
+drift = {
+    f"{name}.{which}": drifts(sync, *optimizer)
+    for name, optimizer in optimizers.items()
+    for which, sync in syncs.items()
+}
+# %%
+show_drift(ranks["drift"][0])
+# %% [markdown] lang="en"
+# The wrong scale raises nothing, and the copies agree with each other: a check for drift between replicas
+# finds nothing. With SGD the experts just learn at twice the rate. Adam divides a gradient by its own
+# size, so it hides most of the fault; clipping the norm would bring it back.
+#
+# ## Beside the real libraries
+#
+# The same layer in DeepSpeed's `MoE` and in a version with torch's DTensor, same weights, same tokens.
+# `exchange=` puts one-sided puts under ours. Forward and backward, in turns:
+# %% [markdown] lang="ko" en="f0ec6d4a"
+# 배율이 틀려도 오류가 없고 복제본끼리는 같습니다. 복제본이 어긋나는지 검사해도 나오지 않습니다. SGD에서는
+# 전문가만 두 배의 학습률로 배웁니다. Adam은 그래디언트를 자기 크기로 나누므로 실수를 거의 다 숨깁니다. 노름으로
+# 자르기 시작하면 다시 드러납니다.
+#
+# ## 실제 라이브러리와 나란히
+#
+# 같은 층을 DeepSpeed의 `MoE`, 그리고 torch의 DTensor로도 만들었습니다. 가중치도 토큰도 같습니다. `exchange=`로
+# 우리 층 아래에 단방향 통신을 넣습니다. 순전파와 역전파를 번갈아 잽니다.
+# %%
+# %%ranks --fast
+from dlcourse.peers.expert_parallel import layers, step
+
+
+def same_moe():
+    torch.manual_seed(0)
+    return MoE(C, num_experts=E, top_k=K, hidden=512)
+
+
+libraries = layers(same_moe, {"one-sided": one_sided.all_to_all})
+# %% hidden=true
+# %%ranks --fast
+def library_step(layer):
+    dist.barrier()
+    start = time.perf_counter()
+    y = step(layer, x_NC)
+    return y, worst(time.perf_counter() - start)
+
+
+library_times = {name: [] for name in libraries}
+for _ in range(15):
+    for name, layer in libraries.items():
+        y, taken = library_step(layer)
+        library_times[name].append(taken)
+want = step(libraries["ours"], x_NC)
+library_apart = {name: worst((step(m, x_NC) - want).abs().max()) for name, m in libraries.items()}
+# %%
+show_libraries(ranks["library_times"][0], ranks["library_apart"][0])
+# %% [markdown] lang="en"
+# The same answers. The layer is small, so most of a step is what each message and each call of Python
+# costs; with DeepSpeed all buffers are as long as the busiest expert's.
+#
+# ## A thousand ranks
+#
+# Two experts of a token may share a rank: then it needs to go there only **once**. 256 experts over 8
+# ranks, 8 for each token. **Predict**: to how many ranks does a token go, on average?
+# %% [markdown] lang="ko" en="21fa73b0"
+# 답은 같습니다. 층이 작아서 한 스텝의 대부분은 메시지 하나하나와 파이썬 호출에 드는 비용입니다. DeepSpeed는 모든
+# 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
+#
+# ## 랭크가 천 개라면
+#
+# 토큰이 고른 전문가 둘이 같은 랭크에 있을 수 있습니다. 그러면 **한 번만** 보내면 됩니다. 전문가 256개를 랭크 8개에
+# 나누고 토큰마다 8개를 고릅니다. **예측해 보세요.** 토큰은 평균 몇 개의 랭크로 갈까요?
+# %%
+predict("08.ranks")
+# %%
+# %%ranks --fast
+owners = torch.rand(20_000, 256).topk(8).indices // 32
+visited = sum((owners == r).any(1).float().mean().item() for r in range(8))
+# %%
+compare("08.ranks", round(ranks["visited"][0], 2))
+sizes_to_try = [2, 4, 8, 16, 32, 64, 128, 256]
+explore(tokens_on_the_wire, ranks=sizes_to_try, top_k=[1, 2, 4, 8])
+# %% [markdown] lang="en"
+# Move the sliders, by mouse or arrow keys: DeepSeek-V3's layer by formula, with an *assumed* wire of 50
+# GB/s for each GPU and 2 microseconds a message. Sending once saves a third at 8 ranks, and little where
+# experts are spread thinly.
+#
+# Then the course's own class as one rank of 2,048, on tensors without numbers: GPT-2 large with 2,048
+# experts in each layer, 8 for a token, balance forced. Recorded by `dlcourse scale 08` (bytes are exact
+# on any machine).
+# %% [markdown] lang="ko" en="e49f2cde"
+# 마우스나 화살표 키로 슬라이더를 움직여 보세요. DeepSeek-V3의 층을 공식으로 계산합니다. GPU마다 50 GB/s,
+# 메시지마다 2마이크로초라고 *가정*했습니다. 한 번만 보내면 랭크가 8개일 때 3분의 1을 아끼고, 전문가를 더 많은
+# 랭크에 흩어 놓을수록 덜 아낍니다.
+#
+# 이번에는 과정의 클래스를 랭크 2,048개 가운데 하나로, 숫자 없는 텐서로 돌립니다. GPT-2 large의 층마다 전문가가
+# 2,048개이고 토큰은 8개를 씁니다. 강제 균형입니다. `dlcourse scale 08`로 기록했습니다(바이트 수는 어느
+# 컴퓨터에서나 정확합니다).
+# %%
+show_thousands(read_record("experts_at_scale"))
+# %% [markdown] lang="en"
+# The more ranks share the experts, the less of them a rank holds and averages. What tokens cost stays: all
+# but 1/EP of the copies leave, however many ranks there are.
+#
+# Now what DeepEP reaches, **as its authors publish it**. Version 2 counts bytes in another way: do not
+# compare the two.
+# %% [markdown] lang="ko" en="2d923b0d"
+# 더 많은 랭크가 전문가를 나눌수록 랭크 하나가 가지고 평균할 전문가는 줄어듭니다. 토큰을 보내는 비용은 그대로입니다.
+# 랭크가 몇 개든 사본의 1/EP만 남고 모두 떠납니다.
+#
+# 다음은 DeepEP의 속도로, **만든 사람들이 공개한 값**입니다. 2판은 바이트를 다르게 세므로 1판과 견주지 마세요.
+# %%
+show_published(read_record("deepep"))
+# %% [markdown] lang="en"
+# ## On a GPU cluster
+#
+# From 8 to 256 GPUs the low-latency dispatch takes 2.5 times as long: nobody waits for a meeting. RDMA
+# between machines is several times slower than NVLink inside. So a token crosses to another machine once,
+# and is copied to its experts there; DeepSeek-V3 limits it to 4 machines [1]. The journey hides behind
+# computing: the shared expert (Deeper), or another micro-batch.
+#
+# Training sends thousands of tokens at a time, and bytes decide. Generating text sends a few: there
+# latency decides, and one-sided pays most. Not run here: NVLink, RDMA, torch's symmetric memory, which
+# needs CUDA devices.
+#
+# What is left of the two claims?
+# %% [markdown] lang="ko" en="9525f559"
+# ## GPU 클러스터에서는
+#
+# GPU가 8개에서 256개로 늘어도 저지연 디스패치는 2.5배 걸립니다. 만나기를 기다리지 않기 때문입니다. 컴퓨터 사이의
+# RDMA는 컴퓨터 안의 NVLink보다 몇 배 느립니다. 그래서 토큰은 다른 컴퓨터로 한 번만 건너가고, 거기서 전문가마다
+# 복사합니다. DeepSeek-V3는 토큰이 가는 컴퓨터를 4대로 제한합니다[1]. 보내는 시간은 공유 전문가(더 깊이)나 다른
+# 마이크로배치를 계산하면서 숨깁니다.
+#
+# 학습에서는 토큰을 수천 개씩 보내므로 바이트 수가 시간을 정합니다. 글을 생성할 때는 몇 개뿐이라 지연 시간이
+# 중요하고, 단방향 통신이 유리합니다. NVLink, RDMA, CUDA 장치가 필요한 torch의 대칭 메모리(symmetric memory)는
+# 여기서 돌려 보지 못했습니다.
+#
+# 두 주장은 얼마나 맞을까요?
+# %%
+claim("C4", **figures_of_c4(forward, backward, ranks["steps_of"][0], ranks["trip_times"][0]))
+claim("C7", one_sided=one_sided_ratio(ranks["trip_times"][0]))
+# %% [markdown] lang="en"
+# ## Exercises
+#
+# Fill in the stub, run it, run the check. `hint("08.splits")` helps step by step;
+# `solution("08.splits")` shows one answer. Experts are spread as above: neighbours in number share a
+# rank.
+#
+# **1. `08.splits`** (3 minutes). `experts`, (N, K), are the choices of this rank's tokens. Return two
+# lists with a number for each rank: copies that this rank sends there, and copies that come from
+# there. Only counts may travel.
+# %% [markdown] lang="ko" en="7e489839"
+# ## 연습 문제
+#
+# 빈 곳을 채워 실행하고 check 셀을 실행하세요. `hint("08.splits")`는 한 단계씩 도와주고,
+# `solution("08.splits")`은 답 하나를 보여 줍니다. 전문가는 위에서처럼 이어진 번호끼리 한 랭크에 있습니다.
+#
+# **1. `08.splits`** (3분). `experts`는 이 랭크의 토큰이 고른 전문가이고 모양은 (N, K)입니다. 랭크마다 수가
+# 하나씩 들어 있는 리스트 둘을 돌려주세요. 그 랭크로 보낼 사본 수와 그 랭크에서 올 사본 수입니다. 개수만
+# 주고받아야 합니다.
+# %% exercise="08.splits"
+# %%ranks
+def splits(experts, num_experts):
+    raise NotImplementedError
+
+
+# %%
+check("08.splits")
+# %% [markdown] lang="en"
+# **2. `08.once`** (15 minutes). Two experts of a token may share a rank: then one copy of the token is
+# enough. Return the tokens that arrive here, sorted by the rank they come from and then by token, and
+# a mask, (tokens, experts of this rank), that says which expert wants which. Target: at most 1.1 times
+# the fewest bytes; the mask is small beside a token.
+# %% [markdown] lang="ko" en="67a25874"
+# **2. `08.once`** (15분). 토큰이 고른 전문가 둘이 같은 랭크에 있을 수 있습니다. 그러면 토큰은 한 번만 보내면
+# 됩니다. 여기에 도착하는 토큰을 보낸 랭크 순으로, 그 안에서는 토큰 순으로 돌려주세요. 어느 전문가가 어느 토큰을
+# 원하는지를 나타내는 (토큰, 이 랭크의 전문가) 모양의 마스크도 함께 돌려주세요. 목표: 최소 바이트의 1.1배
+# 이하입니다. 마스크는 토큰에 비하면 작습니다.
+# %% exercise="08.once"
+# %%ranks
+def dispatch(x, experts, num_experts):
+    raise NotImplementedError
+
+
+# %%
+check("08.once")
+# %% [markdown] lang="en"
+# **3. `08.combine`** (10 minutes). Answers come as messages `(rank, rows)` in any order; a rank that was
+# sent nothing sends none. `copies` is what `permute` gave, so row i of all that was sent is copy
+# `copies[i]`; `send` says how many rows went to each rank. Return each token's weighted sum, (N, C): the
+# same **bits** in whatever order messages arrive.
+# %% [markdown] lang="ko" en="288c6275"
+# **3. `08.combine`** (10분). 답은 `(rank, rows)` 메시지로 아무 순서로나 옵니다. 아무것도 받지 못한 랭크는
+# 답하지 않습니다. `copies`는 `permute`가 준 것이어서, 보낸 행 가운데 i번째가 사본 `copies[i]`입니다. `send`는
+# 랭크마다 보낸 행의 수입니다. 토큰마다 가중합을 (N, C)로 돌려주세요. 메시지가 어떤 순서로 와도 **비트까지** 같아야
+# 합니다.
+# %% exercise="08.combine"
+# %%ranks
+def combine(arrivals, copies, send, weights):
+    raise NotImplementedError
+
+
+# %%
+check("08.combine")
+# %% [markdown] lang="en"
+# **4. `08.gradients`** (20 minutes). Each rank's loss is the mean over its own tokens, and `backward()`
+# has run. `dense` parameters are on every rank; `experts` on the ranks of `expert_group`, which hold
+# copies of the same experts. Make every `.grad` that of one process, whose loss is the mean of the
+# ranks' losses. An expert without tokens has `.grad` None. Target: no more bytes than needed. The code
+# below is a common mistake.
+# %% [markdown] lang="ko" en="6d722961"
+# **4. `08.gradients`** (20분). 랭크마다 손실은 자기 토큰의 평균이고 `backward()`는 끝났습니다. `dense`
+# 파라미터는 모든 랭크에 있습니다. `experts`는 같은 전문가의 복제본을 가진 `expert_group`의 랭크에만 있습니다.
+# 모든 `.grad`를 단일 프로세스의 것으로 만드세요. 단일 프로세스의 손실은 랭크별 손실의 평균입니다. 토큰을 받지
+# 못한 전문가의 `.grad`는 None입니다. 필요한 만큼만 보내야 합니다. 아래 코드는 흔한 실수입니다.
+# %% exercise="08.gradients"
+# %%ranks
+def sync_gradients(dense, experts, expert_group):
+    for parameter in dense + experts:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size
+
+
+# %%
+check("08.gradients")
+# %% [markdown] lang="en"
+# ## In five lines
+#
+# 1. Experts stay, tokens travel: counts, dispatch, experts, combine. The result is that of one process.
+# 2. Four all-to-alls a layer and step: two in forward, two in backward.
+# 3. The fullest rank sets the pace. Forced balance flatters.
+# 4. Small messages: latency. One-sided puts and flags remove the meeting.
+# 5. Experts' gradients are sums over their copies, divided by *all* ranks.
+#
+# Sources: [1] [DeepSeek-V3 Technical Report, 2024](https://arxiv.org/abs/2412.19437), sections 2.1, 4.2.
+# [2] [Megatron Bridge, performance recipes](https://github.com/NVIDIA-NeMo/Megatron-Bridge).
+# [DeepEP](https://github.com/deepseek-ai/DeepEP), [GShard](https://arxiv.org/abs/2006.16668),
+# [DeepSpeed-MoE](https://arxiv.org/abs/2201.05596).
+# %% [markdown] lang="ko" en="b89b12f1"
+# ## 다섯 줄 요약
+#
+# 1. 전문가는 그대로 있고 토큰이 다닙니다. 개수, 디스패치, 전문가, 컴바인 순입니다. 결과는 단일 프로세스와 같습니다.
+# 2. 층마다 한 스텝에 올투올 네 번입니다. 순전파에서 두 번, 역전파에서 두 번입니다.
+# 3. 가장 바쁜 랭크가 속도를 정합니다. 강제 균형으로 잰 값은 후합니다.
+# 4. 작은 메시지에서는 지연 시간이 중요합니다. 단방향으로 넣고 플래그를 올리면 만나지 않아도 됩니다.
+# 5. 전문가의 그래디언트는 복제본끼리 더하고 *모든* 랭크 수로 나눕니다.
+#
+# 출처: [1] [DeepSeek-V3 Technical Report, 2024](https://arxiv.org/abs/2412.19437), 2.1절과 4.2절.
+# [2] [Megatron Bridge, performance recipes](https://github.com/NVIDIA-NeMo/Megatron-Bridge).
+# [DeepEP](https://github.com/deepseek-ai/DeepEP), [GShard](https://arxiv.org/abs/2006.16668),
+# [DeepSpeed-MoE](https://arxiv.org/abs/2201.05596).
+# %% [markdown] lang="en"
+# ## Deeper
+#
+# Not needed for what follows. Run the cells above first.
+# %% [markdown] lang="ko" en="0f4ee75a"
+# ## 더 깊이
+#
+# 다음 레슨에 꼭 필요하지는 않습니다. 위의 셀을 먼저 실행하세요.
+# %% [markdown] lang="en"
+# ### The shared expert fills the wait
+#
+# A shared expert needs no journey: every rank has it. So `ExpertParallel` starts the dispatch, computes
+# the shared expert, and only then waits. Here with imposed times: each all-to-all takes 20 ms, the shared
+# expert 15 ms.
+# %% [markdown] lang="ko" en="9246fda2"
+# ### 기다리는 동안 공유 전문가를
+#
+# 공유 전문가는 모든 랭크에 있어 토큰을 보낼 필요가 없습니다. 그래서 `ExpertParallel`은 디스패치를 시작해 놓고
+# 공유 전문가를 계산한 다음에야 기다립니다. 여기서는 시간을 정해 놓았습니다. 올투올은 20 ms, 공유 전문가는 15 ms가
+# 걸립니다.
+# %% hidden=true
+# %%ranks --fast
+class Wire:
+    def __init__(self, work):
+        self.work, self.due = work, time.perf_counter() + 0.02
+
+    def wait(self):
+        self.work.wait()
+        time.sleep(max(0, self.due - time.perf_counter()))
+
+
+def in_background(*args, **options):
+    return Wire(dist.all_to_all_single(*args, async_op=True, **options))
+
+
+def at_once(*args, **options):
+    in_background(*args, **options).wait()
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.parallel.expert import expert_parallel
+
+
+class SharedExpert(nn.Linear):
+    def forward(self, x):
+        time.sleep(0.015)
+        return super().forward(x)
+
+
+def layer_seconds(exchange):
+    layer = MoE(C, num_experts=E, top_k=K, hidden=64, shared=SharedExpert(C, C))
+    layer, taken = expert_parallel(layer, exchange=exchange), []
+    for _ in range(5):
+        dist.barrier()
+        start = time.perf_counter()
+        layer(torch.randn(N, C))
+        taken.append(time.perf_counter() - start)
+    return worst(min(taken))
+# %% hidden=true
+# %%ranks --fast
+overlap = {"at_once": layer_seconds(at_once), "background": layer_seconds(in_background)}
+# %%
+show_overlap(ranks["overlap"][0])
+# %% [markdown] lang="en"
+# ### Latency, made longer on purpose
+#
+# Each all-to-all of the GPT above, delayed by 10 and by 20 ms. There are four in a step, so it grows by
+# four times the delay, however few or many bytes travel.
+# %% [markdown] lang="ko" en="d749a088"
+# ### 지연 시간을 일부러 늘리면
+#
+# 위의 GPT에서 올투올마다 10 ms, 20 ms씩 늦췄습니다. 한 스텝에 네 번 있으니, 바이트가 많든 적든 스텝은 늦춘
+# 시간의 네 배만큼 길어집니다.
+# %%
+show_latency(ranks["steps_of"][0])
+# %% [markdown] lang="en"
+# ### Who sees the flag sees the data
+#
+# All of one-sided rests on this sentence, and a processor does not promise it by itself. On x86 stores
+# are seen in their order, but for large copies; on Arm nothing is promised without a barrier. Python has
+# no barrier instruction, but its locks contain one: that is `fence()`. The argument with its sources
+# stands at the top of `dlcourse/collectives/one_sided.py`. With payload no order is needed: a word of 8
+# bytes is written as a whole.
+# %% [markdown] lang="ko" en="7747e91c"
+# ### 플래그가 보이면 데이터도 보인다
+#
+# 단방향 통신은 모두 이 한 문장 위에 서 있는데, 프로세서가 저절로 보장하지는 않습니다. x86에서는 큰 복사를 빼면
+# 저장한 순서대로 보입니다. Arm에서는 배리어(barrier) 없이는 아무것도 보장되지 않습니다. 파이썬에는 배리어
+# 명령이 없지만 락(lock) 안에 들어 있습니다. 그것이 `fence()`입니다. 근거와 출처는
+# `dlcourse/collectives/one_sided.py` 맨 위에 있습니다. 페이로드 방식에는 순서가 필요 없습니다. 8바이트 워드는 한
+# 번에 쓰이기 때문입니다.
+# %% hidden=true source="dlcourse.collectives.low_latency:LowLatency,put_rows,look_rows,put_words,look_words"
+
+# %% [markdown] lang="en"
+# ### A peer dies between put and flag
+#
+# The last cell of this lesson, because it loses the ranks and all that they hold. The last rank puts its
+# tokens and is killed before it raises its flag. A flag that never comes looks like one that is late. So
+# whoever waits also looks whether the other process still lives:
+# %% [markdown] lang="ko" en="3289af2c"
+# ### 넣고 나서 플래그를 올리기 전에 죽으면
+#
+# 이 레슨의 마지막 셀입니다. 랭크와 그 안의 모든 것을 잃기 때문입니다. 마지막 랭크가 토큰을 넣은 다음 플래그를
+# 올리기 전에 죽습니다. 오지 않을 플래그와 늦는 플래그는 똑같아 보입니다. 그래서 기다리는 쪽은 상대 프로세스가 아직
+# 살아 있는지도 봅니다.
+# %%
+# %%ranks --fails "was killed by SIGKILL"
+import os, signal
+from dlcourse.collectives.mailboxes import mailboxes_of
+
+if rank == world_size - 1:
+    mailboxes_of(None).tell_put = lambda to: os.kill(os.getpid(), signal.SIGKILL)
+one_sided.all_to_all(torch.empty(4 * world_size), torch.ones(4 * world_size))
