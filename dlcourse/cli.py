@@ -277,8 +277,10 @@ def _scale(args: argparse.Namespace) -> int:
         raise ValueError(
             f"lesson {args.lesson!r} has no scale: give one of {', '.join(scale.LESSONS)}"
         )
-    options = ("tensor", "pipeline", "stage", "experts", "top_k", "expert", "rank")
-    options += ("micro_batch", "micro_batches", "block")
+    options = (
+        *("tensor", "pipeline", "stage", "experts", "top_k", "expert"),
+        *("rank", "micro_batch", "micro_batches", "block"),
+    )
     given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     scaled = scale.scale(names[0], model=args.model, world=args.world, **given)
     print(json.dumps(scaled.record) if args.json else scaled)

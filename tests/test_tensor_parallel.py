@@ -5,8 +5,9 @@ bit for bit equal. In float64 that moves the last digits: 1e-10 is asked for, ov
 AdamW. In float32 losses (about 5.5) may differ by some units in the last place, 5e-6. Adam divides
 a gradient by its own size + eps. With its usual eps of 1e-8 a gradient of that size, all rounding,
 becomes a part of a step: which part depends on the processor's kernels (1e-6 to 1.3e-4 were met).
-So float32 takes eps = 1e-6, and parameters are compared to 1% of one step's length, lr = 1e-3, which
-is what a rounding of 1e-8 can do then; gradients (up to 0.4) of parameters that far apart to 2e-5.
+So float32 takes eps = 1e-6, and parameters are compared to 1% of one step's length, lr = 1e-3,
+which is what a rounding of 1e-8 can do then; gradients (up to 0.4) of parameters that far apart to
+2e-5.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import rmtree, which
@@ -144,22 +145,23 @@ def _rank(folder_name: str) -> None:
     from mpi4py import MPI  # starts MPI, and ends it when Python ends
 
     folder, comm = Path(folder_name), MPI.COMM_WORLD
-    (folder / f"{comm.rank}.pid").write_text(str(os.getpid()))
     if comm.rank == 0:
         threading.Thread(target=_end_with_notebook, args=(folder,), daemon=True).start()
-    function, args, time_limit = pickle.loads((folder / "job").read_bytes())
-    with (folder / f"{comm.rank}.stack").open("w") as stack:
-        faulthandler.dump_traceback_later(time_limit, file=stack)
-        try:
+    try:
+        (folder / f"{comm.rank}.pid").write_text(str(os.getpid()))
+        function, args, time_limit = pickle.loads((folder / "job").read_bytes())
+        with (folder / f"{comm.rank}.stack").open("w") as stack:
+            faulthandler.dump_traceback_later(time_limit, file=stack)
             result = pickle.dumps(function(comm, *args))
-        except BaseException as error:
-            _, *frames = traceback.extract_tb(error.__traceback__)
-            where = f", line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
-            told = "".join(traceback.format_exception_only(error)).strip()
+            faulthandler.cancel_dump_traceback_later()
+        (folder / f"{comm.rank}.result").write_bytes(result)
+    except BaseException as error:
+        _, *frames = traceback.extract_tb(error.__traceback__)
+        where = f", line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
+        told = "".join(traceback.format_exception_only(error)).strip()
+        with suppress(OSError):  # the notebook is gone, and the folder with it
             (folder / f"{comm.rank}.error").write_text(f"{told}{where}")
-            comm.Abort(1)  # the others may be waiting for this one
-        faulthandler.cancel_dump_traceback_later()
-    (folder / f"{comm.rank}.result").write_bytes(result)
+        comm.Abort(1)  # the others may be waiting for this one
 
 
 def _end_with_notebook(folder: Path) -> None:
