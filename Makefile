@@ -27,20 +27,22 @@ lab: $(VENV)/.lab
 
 test: $(VENV)/.test lint
 	$(BIN)/dlcourse build --check
-# Three files of tests at a time, the longest first (tests/durations.json): much of a test is waiting.
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+# Several files of tests at a time, the longest first (tests/durations.json).
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Without what starts notebooks, browsers or many pools (the markers are in pyproject.toml).
 quick: $(VENV)/.quick lint
 	$(BIN)/dlcourse build --check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not ($(SLOW))'
 
+# For 2 cores: much of a test is waiting.
+WORKERS = 4
 SLOW = notebooks or browser or exercises or engine or parity or cluster
 
 # Slower than `make test`, and a failure is no reason to give no figure: `make test` decides.
 coverage: $(VENV)/.test
 	$(BIN)/coverage erase
-	-$(BIN)/coverage run -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
+	-$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

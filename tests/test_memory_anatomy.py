@@ -1,9 +1,10 @@
 """One loop for all techniques, its memory by formula and by ledger, and the search for an order.
 
-States, FLOPs and bytes sent are compared for equality. Activations to 5%, all memory to 10%: the
-formulas leave out small things, and ZeRO 3 holds a block or two on their way. Where only the order
-of float32 additions differs, all parameters after two steps are compared by norm, to 1e-4: AdamW
-turns rounding in gradients near zero into visible steps of a few numbers, not of many.
+States, FLOPs and bytes sent are compared for equality. Activations to 5%, all memory to 2%: the
+formulas leave out small things; to 4% where gradients of an earlier micro-batch are in shards,
+since ZeRO has a shard more or a block less for a moment. Where only the order of float32 additions
+differs, all parameters after two steps are compared by norm, to 1e-4: AdamW turns rounding in
+gradients near zero into visible steps of a few numbers, not of many.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def test_formulas_against_the_ledger(measured, recipe):
     activations = activations_by_formula(CONFIG, recipe, **BATCH)
     assert found["memory"]["peaks"]["activations"] == pytest.approx(activations, rel=0.05)
     peak = sum(predict_peak(CONFIG, recipe, **BATCH, world_size=RANKS).values())
-    # Of an earlier micro-batch's gradients, a shard more may be there for a moment, or not
+    # With gradients of an earlier micro-batch, a shard more or a block less is there for a moment
     allowed = 0.02 if recipe.accumulate == 1 else 0.04
     assert found["memory"]["peak_bytes"] == pytest.approx(peak, rel=allowed)
     cost = step_cost(CONFIG, recipe, **BATCH, world_size=RANKS)

@@ -16,7 +16,7 @@ from dlcourse.course import build, catalog
 from dlcourse.course.exercises import all_exercises, check, find_exercise
 from dlcourse.course.exercises.room import load
 from dlcourse.course.new_lesson import new_lesson
-from dlcourse.course.room import check_room
+from dlcourse.course.room_check import check_room
 from dlcourse.course.source import read_lesson
 from dlcourse.ranks import Ranks
 from dlcourse.words import strings

@@ -21,7 +21,7 @@ from dlcourse.course.claims_page import claims_pages
 from dlcourse.course.diagrams import with_colors
 from dlcourse.course.fill import filled_cell
 from dlcourse.course.form import check_form, is_deeper, is_hidden, table
-from dlcourse.course.room import check_room
+from dlcourse.course.room_check import check_room
 from dlcourse.course.rules import MAX_NOTEBOOK_BYTES, check_code, check_texts
 from dlcourse.course.source import Block, Lesson, Problem, read_lesson
 

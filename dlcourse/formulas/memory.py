@@ -2,10 +2,11 @@
 
     predict_peak(config, Recipe(), sequences=8, block=1024)     # bytes by category
 
-States are exact and activations within 5% of the ledger, all together within 10% (see the tests).
-What a GPU has on top is not in it: the allocator rounds each tensor up to 512 bytes and keeps what
-it cannot give back in pieces, libraries have workspaces, and torch's optimizers update all tensors
-at once there, with buffers as large as the parameters.
+States are exact and activations within 5% of the ledger, all together within 2%, or 4% where
+several micro-batches leave their gradients in shards (a GPT of 3 layers; see the tests). What a GPU
+has on top is not in it: the allocator rounds each tensor up to 512 bytes and keeps what it cannot
+give back in pieces, libraries have workspaces, and torch's optimizers update all tensors at once
+there, with buffers as large as the parameters.
 
 Source: the formulas of the other modules, put together.
 """
