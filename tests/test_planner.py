@@ -130,6 +130,11 @@ def test_a_config_file_is_read(tmp_path):
             "missing kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim",
         ),
         (
+            '{"model_type": "llama", "hidden_size": 64, "vocab_size": 9, "num_hidden_layers": 2,'
+            '"num_attention_heads": 4, "intermediate_size": 128, "num_key_value_heads": "2"}',
+            "num_key_value_heads='2'",
+        ),
+        (
             '{"model_type": "mixtral", "hidden_size": 64, "vocab_size": 9, "num_hidden_layers": 2,'
             '"num_attention_heads": 4, "intermediate_size": 128, "num_local_experts": 4}',
             "missing num_experts_per_tok",
