@@ -130,6 +130,11 @@ def test_a_config_file_is_read(tmp_path):
             "missing kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim",
         ),
         (
+            '{"model_type": "llama", "hidden_size": 64, "vocab_size": 9, "num_hidden_layers": 2,'
+            '"num_attention_heads": 4, "intermediate_size": 128, "num_key_value_heads": "2"}',
+            "num_key_value_heads='2'",
+        ),
+        (
             '{"model_type": "mixtral", "hidden_size": 64, "vocab_size": 9, "num_hidden_layers": 2,'
             '"num_attention_heads": 4, "intermediate_size": 128, "num_local_experts": 4}',
             "missing num_experts_per_tok",
@@ -598,6 +603,17 @@ def test_the_command_as_json(capsys):
     assert said["fastest"]["layout"]["schedule"] in SCHEDULES
 
 
+def test_the_command_judges_a_layout(capsys):
+    given = ["plan", "--gpus", "64", "--layout", "data=8,tensor=2,pipeline=4,chunks=2,stage=1"]
+    assert cli.main([*given, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["fits"]
+    assert said["layout"]["schedule"] == "interleaved"
+    assert sum(said["step_seconds"].values()) == pytest.approx(2 * said["seconds"])
+    assert cli.main(["plan", "--gpus", "8", "--layout", "data=8", "--lang", "en"]) == 0
+    assert "GB too many, most in optimizer state" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -609,6 +625,9 @@ def test_the_command_as_json(capsys):
         (["--sequence", "0"], "give 1 or more tokens"),
         (["--gpu", "tpu"], "gpu='tpu' is unknown"),
         (["--model", "deepseek-v3"], "GB too many"),
+        (["--layout", "data=8,tensor=8"], "are 64 GPUs: the cluster has 8"),
+        (["--layout", "data=x"], "data='x': give a whole number"),
+        (["--layout", "dp=8"], "layout has 'dp'"),
         (["--memory", "-1"], "memory=-1.0 of the cluster"),
     ],
 )

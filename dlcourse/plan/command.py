@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from dlcourse.plan.calibrate import calibrate, read_profile, store
 from dlcourse.plan.cluster import cluster_of, gpu_types
 from dlcourse.plan.hf_config import published_model, published_models
 from dlcourse.plan.job import ATTENTION, KERNELS, STATE_BYTES, Job
 from dlcourse.plan.launch import files, missing
-from dlcourse.plan.planner import plan
-from dlcourse.plan.report import record, report
+from dlcourse.plan.layouts import Layout
+from dlcourse.plan.planner import Answer, judge, plan
+from dlcourse.plan.report import layout_record, layout_report, record, report
 from dlcourse.words.strings import t
 
 USUAL_BATCH = 4_194_304  # tokens of a step, or the nearest that the GPUs divide
@@ -43,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--links", type=float, help="bytes/s from a GPU into its node, as 450e9")
     parser.add_argument("--host-memory", type=float, help="bytes of a node, as 1e12")
     parser.add_argument("--out", help="folder for torchrun, Slurm, DeepSpeed, torchtitan files")
+    parser.add_argument("--layout", help="judge this one, as data=8,tensor=8,micro_batch=2")
     parser.add_argument("--rows", type=int, default=5, help="of the fastest that are listed")
     parser.add_argument("--profile", help="a file that --calibrate has made, instead of --gpu")
     parser.add_argument(
@@ -59,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         print(t("plan.profile", path=path))
         return 0
     job = job_of(args)
+    if args.layout is not None:
+        return _judge(args, judge(job, layout_of(args.layout)))
     answer = plan(job)
     layout = answer.layouts[answer.simplest]
     if args.json:
@@ -76,6 +82,15 @@ def run(args: argparse.Namespace) -> int:
                 print(t("plan.written", path=folder / name))
         if not args.json and (why := missing(layout)):
             print(t("plan.none_file", file="deepspeed.json", why=why))
+    return 0
+
+
+def _judge(args: argparse.Namespace, answer: Answer) -> int:
+    if args.json:
+        said = layout_record(answer, 0, tokens=args.tokens)
+        print(json.dumps(said, ensure_ascii=False, default=float))
+    else:
+        print(layout_report(answer, tokens=args.tokens))
     return 0
 
 
@@ -115,7 +130,30 @@ def job_of(args: argparse.Namespace) -> Job:
 
 def _whole(text: str) -> int:
     """A whole number, also as 4e6."""
-    value = float(text)
-    if value != int(value):
-        raise argparse.ArgumentTypeError(f"{text} is no whole number")
-    return int(value)
+    try:
+        value = float(text)
+        if value == int(value):
+            return int(value)
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+
+
+def layout_of(text: str) -> Layout:
+    """A layout as the command line has it: "data=8,tensor=8,recompute=full".
+
+    Raises:
+        ValueError: an unknown name, or a value that is none of its own.
+    """
+    given: dict[str, Any] = {}
+    kinds = {field.name: field.type for field in fields(Layout)}
+    for part in text.split(","):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name not in kinds:
+            raise ValueError(f"layout has {name!r}: give some of {', '.join(kinds)}, as data=8")
+        if kinds[name] == "int" and not value.lstrip("-").isdigit():
+            raise ValueError(f"layout has {name}={value!r}: give a whole number")
+        given[name] = int(value) if kinds[name] == "int" else value
+    if given.get("chunks", 1) > 1:
+        given.setdefault("schedule", "interleaved")
+    return Layout(**given)

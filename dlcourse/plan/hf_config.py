@@ -37,6 +37,14 @@ _GPT2 = {
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "olmo2", "smollm3")
 _MOE = ("mixtral", "qwen2_moe", "qwen3_moe")
 _DEEPSEEK = ("deepseek_v2", "deepseek_v3", "kimi_k2")
+# Keys that hold a whole number where they are there; null is as if they were not
+_WHOLE = (
+    *("head_dim", "num_key_value_heads", "n_inner", "n_positions", "kv_lora_rank", "q_lora_rank"),
+    *("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "num_local_experts", "num_experts"),
+    *("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts"),
+    *("shared_expert_intermediate_size", "first_k_dense_replace", "decoder_sparse_step"),
+    "moe_layer_freq",
+)
 KNOWN = (*_LIKE_LLAMA, *_MOE, *_DEEPSEEK, "gpt_neox", "gpt2")
 
 
@@ -93,6 +101,15 @@ def shape_of(config: Mapping[str, Any], *, name: str) -> ModelShape:
     Raises:
         ValueError: keys are missing, or a value is not what it must be.
     """
+    inner = config.get("text_config")  # of a model that reads pictures too
+    if isinstance(inner, Mapping) and "hidden_size" not in config:
+        config = inner
+    for key in _WHOLE:
+        value = config.get(key)
+        if value is not None and (type(value) is not int or value < 0):
+            raise ValueError(f"config of {name}: {key}={value!r}: give a whole number, or null")
+    if not isinstance(config.get("mlp_only_layers") or [], list):
+        raise ValueError(f"config of {name}: mlp_only_layers holds no list of layers")
     kind = str(config.get("model_type", ""))
     sizes = _sizes(config, _GPT2 if kind == "gpt2" else _LLAMA, kind, name)
     heads = sizes["heads"]
@@ -180,7 +197,7 @@ def _experts(
         return {}
     (top_k,) = _needed(config, name, "num_experts_per_tok")
     width = config.get("moe_intermediate_size") or sizes["ffn"]
-    dense = config.get("first_k_dense_replace", 0) + len(config.get("mlp_only_layers") or [])
+    dense = (config.get("first_k_dense_replace") or 0) + len(config.get("mlp_only_layers") or [])
     step = config.get("decoder_sparse_step") or config.get("moe_layer_freq") or 1
     return dict(
         experts=config[key],
@@ -190,5 +207,5 @@ def _experts(
         or (config.get("n_shared_experts") or 0) * width,
         shared_gate=bool(config.get("shared_expert_intermediate_size")),
         router_bias=kind in ("deepseek_v3", "kimi_k2"),
-        moe_layers=(sizes["layers"] - dense) // step,
+        moe_layers=max(0, sizes["layers"] - dense) // step,
     )

@@ -22,7 +22,8 @@ from dlcourse.plan.cluster import Cluster
 from dlcourse.plan.job import Array
 
 # Rows and columns of a tile, and the share of the best speed that its reuse allows: the guide's
-# figure for A100 gives a 256 x 128 tile 1, 128 x 128 about 0.9, 64 x 128 0.7, 64 x 64 a half
+# figure for A100 gives a 256 x 128 tile 1, 128 x 128 about 0.9, 64 x 128 0.7, 64 x 64 a half (from
+# memory; tests hold the curve against products that were measured)
 TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.9), (64, 128, 0.7), (64, 64, 0.5))
 GROUP_STREAMS = 4
 SPLITS = (1, 2, 4, 8)  # of the inner dimension, where there are fewer tiles than multiprocessors
@@ -117,7 +118,8 @@ def flash_seconds(
     flops: of the forward's two products, the masked half left out. Backward has 2.5 times as many.
     blocks: of 128 rows, of all heads and sequences; where they are few, multiprocessors are idle.
     kind: "flash" is FlashAttention-2, "flash3" the third or cuDNN, "flash1" the first: the second
-        is 1.3 to 2.5 times as fast as the first in Triton (its paper, section 4.1), taken as 1.8.
+        is 1.3 to 2.5 times as fast as the first in Triton (its paper, section 4.1, from memory),
+        taken as 1.8.
     """
     flops = np.asarray(flops, float)
     ramp = 1 + cluster.attention_ramp * cluster.multiprocessors / np.asarray(blocks, float)

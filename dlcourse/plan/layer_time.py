@@ -28,7 +28,8 @@ from dlcourse.plan.kernels import flash_seconds, grouped_seconds, linear_seconds
 from dlcourse.plan.layouts import Layouts, vocab_ranks
 from dlcourse.plan.model_shape import ModelShape
 
-# Operators that the host starts in one layer's forward; its backward has about as many
+# Operators that the host starts in one layer's forward, counted in Megatron-Core's and in a plain
+# layer; its backward has about as many. "experts" is the router, sorting and two exchanges.
 HOST_OPERATORS = {"fused": 18, "eager": 30, "tensor": 8, "experts": 30, "gather": 8}
 # And for each expert of the rank: two products, each a call that looks for its kernel and starts it
 HOST_EACH_EXPERT = 4
@@ -78,9 +79,9 @@ def layer_time(job: Job, layouts: Layouts, *, moe: bool) -> LayerTime:
     beside = np.minimum(count * one, products[2]) if job.overlap_backward else 0 * one
     wait_backward = 2 * count * one - beside
     hidden = beside + (count * one if job.sequence_parallel else 0 * one)  # inputs gathered again
-    if job.overlap_tensor:
-        forward_hidden = np.minimum(wait_forward, 0.8 * products[0])
-        backward_hidden = np.minimum(wait_backward, 0.8 * products[1])
+    if job.overlap_tensor:  # a product in t pieces, each beside another's collective, but for one
+        forward_hidden = np.minimum(wait_forward, (t - 1) / t * products[0])
+        backward_hidden = np.minimum(wait_backward, (t - 1) / t * products[1])
         wait_forward, wait_backward = wait_forward - forward_hidden, wait_backward - backward_hidden
         hidden = hidden + forward_hidden + backward_hidden
     ring_forward, ring_backward = _context_ring(job, layouts, core_forward, core_backward)

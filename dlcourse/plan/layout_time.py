@@ -57,7 +57,6 @@ def step_seconds(job: Job, layouts: Layouts) -> dict[str, Array]:
     stage = np.where(one, at_last, np.maximum(np.maximum(in_middle, at_first), at_last))
     waits = np.where(one, last, middle) * wait
     send = _sends(job, layouts)
-    steady = stage + waits + send
     left = np.array([BUBBLE[name] for name in SCHEDULES])[layouts.schedule.astype(int)]
     mean = middle * (compute + wait) + send
     bubble = (p - 1) / v * mean * left
@@ -67,7 +66,6 @@ def step_seconds(job: Job, layouts: Layouts) -> dict[str, Array]:
         "communication": m * (waits + send) + data_wait,
         "bubble": bubble,
     }
-    assert steady.shape == bubble.shape
     numbers, experts = stage_numbers(job, layouts, first, 0)
     share = own_share(layouts, numbers, experts)
     away = layouts.offload == OFFLOAD.index("optimizer")

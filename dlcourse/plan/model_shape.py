@@ -78,7 +78,7 @@ class ModelShape:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if type(value) in (bool, str):
+            if field.type != "int":
                 continue
             least = 0 if field.name in _MAY_BE_ZERO else 1
             if type(value) is not int or value < least:

@@ -152,22 +152,35 @@ def _changes(answer: Answer) -> str:
     return "\n".join(lines)
 
 
+def layout_report(answer: Answer, *, tokens: float | None = None) -> str:
+    """One layout, the first, that has been judged alone: its numbers and what they go to."""
+    parts = [_head(answer.job), _choice("given", answer, 0, tokens)]
+    if not answer.fits[0]:
+        parts.append(why_text(answer, 0))
+    return "\n\n".join([*parts, repr(_split(answer, 0))])
+
+
+def layout_record(answer: Answer, index: int, *, tokens: float | None = None) -> dict[str, Any]:
+    """One layout of an answer as plain data."""
+    layout = answer.layouts[index]
+    reason, facts = answer.why(index)
+    return {
+        "layout": dict(vars(layout)),
+        "text": describe(layout),
+        "fits": bool(answer.fits[index]),
+        **answer.numbers(index, tokens=tokens),
+        "memory_bytes": {n: float(answer.memory[n][index]) for n in (*MEMORY, "total")},
+        "step_seconds": {n: float(answer.seconds[n][index]) for n in (*SECONDS, "total")},
+        "why": {"reason": reason, **facts},
+    }
+
+
 def record(answer: Answer, *, tokens: float | None = None) -> dict[str, Any]:
     """The answer as plain data."""
     job = answer.job
 
     def one(index: int) -> dict[str, Any]:
-        layout = answer.layouts[index]
-        reason, facts = answer.why(index)
-        return {
-            "layout": dict(vars(layout)),
-            "text": describe(layout),
-            "fits": bool(answer.fits[index]),
-            **answer.numbers(index, tokens=tokens),
-            "memory_bytes": {n: float(answer.memory[n][index]) for n in (*MEMORY, "total")},
-            "step_seconds": {n: float(answer.seconds[n][index]) for n in (*SECONDS, "total")},
-            "why": {"reason": reason, **facts},
-        }
+        return layout_record(answer, index, tokens=tokens)
 
     return {
         "model": job.shape.name,
