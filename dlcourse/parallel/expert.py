@@ -87,8 +87,9 @@ class ExpertParallel(DividedExperts):
         self.capacity_factor, self.name = moe.capacity_factor, name
         self.process_group, self.batch_group, self.exchange = process_group, batch_group, exchange
         batch_ranks = dist.get_process_group_ranks(batch_group or dist.group.WORLD)
+        place_of = {rank: place for place, rank in enumerate(batch_ranks)}
         ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD)
-        self.places = [batch_ranks.index(rank) for rank in ranks]
+        self.places = [place_of[rank] for rank in ranks]
 
     def plan(self, routing: Routing, dtype: torch.dtype) -> Plan:
         """Tell all ranks how many rows come, and work out which.
