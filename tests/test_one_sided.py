@@ -24,7 +24,7 @@ import torch.distributed as dist
 from dlcourse import RankError, Ranks, RanksInterrupted, bench
 from dlcourse.bench import experts
 from dlcourse.bench._soak import soak
-from dlcourse.collectives import one_sided
+from dlcourse.collectives import one_sided, shared_memory
 from dlcourse.collectives.low_latency import LowLatency, look_words, put_words
 from dlcourse.collectives.mailboxes import CHUNK, MOST, SLOTS, chunk_bytes, mailboxes_of
 from dlcourse.collectives.symmetric import SymmetricLowLatency
@@ -566,8 +566,6 @@ def test_ranks_notice_that_another_has_ended(run):
 def too_little(how):
     import resource
 
-    from dlcourse.collectives import shared_memory
-
     group, rank = dist.new_group(range(4)), dist.get_rank()  # it has no memory yet
     limit, free = resource.getrlimit(resource.RLIMIT_FSIZE), shared_memory.available_bytes
     if how == "memory":
@@ -589,6 +587,16 @@ def test_too_little_memory_is_said_before_anything_is_written(run, how, why):
     text = rf"ranks 0-3 raised ValueError: 4,\d+,\d+ bytes of shared memory .* 4 ranks, and {why}"
     with pytest.raises(RankError, match=text):
         run(too_little, how)
+
+
+def test_all_memory_is_reserved_at_the_start():
+    """Else a lack of it would show at some later store, which ends the process."""
+    descriptor, token, error = shared_memory._make(1 << 20, free=1 << 30)
+    try:
+        assert (error, os.pread(descriptor, 100, 0)[:16]) == (0, token)
+        assert os.fstat(descriptor).st_blocks * 512 >= 1 << 20
+    finally:
+        os.close(descriptor)
 
 
 def test_the_size_of_dev_shm_plays_no_part(run):
