@@ -32,6 +32,8 @@ from dlcourse.models.gpt import GPT
 from dlcourse.models.linear_recurrent import LinearRecurrence, in_chunks, step_by_step
 from dlcourse.models.moe import MoE
 from dlcourse.models.sparse import BlockSparseMLP, SlidingWindowAttention
+from dlcourse.parallel.sequence import sequence_parallel
+from dlcourse.plan.fake_group import fake_process_group
 from dlcourse.training.architectures import extra_loss, look, train
 
 BASE = ArchitectureConfig(
@@ -341,6 +343,14 @@ def test_dropping_is_reported():
 # --- What is refused ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["moe", "sparse", "hybrid_recurrent"])
+def test_sequence_parallelism_refuses_layers_that_it_cannot_cut(name):
+    with fake_process_group(0, 2):
+        sequence_parallel(ArchitectureGPT(SIX["dense"]))
+        with pytest.raises(ValueError, match=r"gpt has a .* take tensor_parallel"):
+            sequence_parallel(ArchitectureGPT(SIX[name]))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -368,6 +378,9 @@ def test_what_no_training_can_be_is_refused():
         ({"balance": "luck"}, "balance='luck' is unknown: give 'loss', 'bias' or None"),
         ({"steps": 0}, "steps=0 is not allowed"),
         ({"look_every": 0}, "look_every=0 is not allowed"),
+        ({"balance_weight": -0.1}, "balance_weight=-0.1 is not allowed"),
+        ({"z_weight": float("nan")}, "z_weight=nan is not allowed"),
+        ({"bias_rate": "1"}, "bias_rate='1' is not allowed"),
     ):
         with pytest.raises(ValueError, match=said):
             train(SMALL, **{"steps": 1} | options)

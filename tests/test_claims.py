@@ -32,7 +32,7 @@ PLAN = {
     "04_tensor_parallel": "B2",
     "05_pipeline_parallel": "B3",
     "06_zero": "B4 B5 B6 C2 C3",
-    "07_moe": "A2",
+    "07_moe": "A1 A2",
     "08_expert_parallel": "C4 C7",
     "09_accumulation": "D1 E1",
     "10_mixed_precision": "D2 E2",

@@ -9,11 +9,20 @@ from importlib import import_module
 import cloudpickle
 import pytest
 
+from dlcourse.bench.architectures import BASE, BLOCK
 from dlcourse.course.claims import Claim, find_claim
 from dlcourse.course.library_map import boxes_left_out, load_libraries
 from dlcourse.figures.strategies import largest_difference
+from dlcourse.formulas.architectures import (
+    active_parameters,
+    architecture_flops_per_token,
+    compared_architectures,
+    total_parameters,
+)
 from dlcourse.models.tiny import ARCHITECTURES
 from dlcourse.ranks import Ranks
+from dlcourse.training.architecture_record import contracts
+from dlcourse.training.architecture_record import load as load_runs
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -30,6 +39,39 @@ def train_all() -> dict[tuple[str, str], dict]:
     from dlcourse.peers.first_look import train
 
     return {(a, s): train(TinyLM(a), s) for a in ("dense", "moe") for s in STRATEGIES}
+
+
+def train_gpts() -> dict[tuple[str, str], list[float]]:
+    """Lesson 07's architectures under the strategies that the course has built: losses."""
+    from dlcourse.corpus import Corpus
+    from dlcourse.formulas.architectures import compared_architectures
+    from dlcourse.formulas.sizes import ArchitectureConfig
+    from dlcourse.models.architectures import ArchitectureGPT
+    from dlcourse.parallel import data, tensor, zero
+    from dlcourse.parallel.data import OverlappedDataParallel
+    from dlcourse.parallel.zero import ZeRO1
+    from dlcourse.parallel.zero2 import ZeRO2
+    from dlcourse.parallel.zero3 import ZeRO3
+    from dlcourse.training import loop
+
+    base = dict(n_layer=2, n_head=NUM_RANKS, n_embd=16, block_size=32)
+    experts = dict(num_experts=4, num_blocks=2, window=8)
+    configs = compared_architectures(ArchitectureConfig(**base, **experts))
+    del configs["dense_total"]  # dense once more, only wider
+    strategies = {
+        "alone": (lambda model: model, loop),
+        "data": (OverlappedDataParallel, data),
+        "zero1": (ZeRO1, zero),
+        "zero2": (ZeRO2, zero),
+        "zero3": (ZeRO3, zero),
+        "tensor": (tensor.tensor_parallel, tensor),
+    }
+    corpus, steps = Corpus(limit=200_000), dict(steps=3, batch_size=8, block=32)
+    return {
+        (name, strategy): module.train(wrap(ArchitectureGPT(config)), corpus, **steps)
+        for name, config in configs.items()
+        for strategy, (wrap, module) in strategies.items()
+    }
 
 
 def sizes() -> dict[str, tuple[int, int]]:
@@ -54,7 +96,7 @@ def recorded(claim: Claim) -> dict[str, float]:
     return {figure.name: figure.value for figure in claim.figures}
 
 
-def test_a1_every_architecture_trains_under_every_strategy(results):
+def test_a1_every_architecture_trains_under_every_strategy(results, pool):
     claim = find_claim("A1")
     assert claim.verdict == "holds"
     gap = largest_difference(results[0])
@@ -67,6 +109,15 @@ def test_a1_every_architecture_trains_under_every_strategy(results):
         }
     # The architectures are different ones: equal losses would prove nothing.
     assert results[0]["dense", "alone"]["losses"] != results[0]["moe", "alone"]["losses"]
+    # The same of the GPTs of lesson 07, under the strategies that the course has built
+    losses = pool.run(train_gpts)[0]
+    alone = {name: of_steps for (name, strategy), of_steps in losses.items() if strategy == "alone"}
+    assert len({tuple(of_steps) for of_steps in alone.values()}) == len(alone) == 5
+    gaps = [
+        abs(a - b) for (n, _), run in losses.items() for a, b in zip(run, alone[n], strict=True)
+    ]
+    assert recorded(claim)["gpt_pairs"] == len(losses)
+    assert max(gaps) < TOLERANCE and recorded(claim)["gpt_gap"] < TOLERANCE
 
 
 def test_a2_an_moe_is_sparse_so_compute_or_parameters_must_be_fixed(pool):
@@ -77,6 +128,22 @@ def test_a2_an_moe_is_sparse_so_compute_or_parameters_must_be_fixed(pool):
     assert moe_active < moe, "and only a part of an MoE: it is sparse"
     assert moe / dense == pytest.approx(recorded(claim)["parameters"], rel=0.01)
     assert moe_active / dense_active == pytest.approx(recorded(claim)["active"], rel=0.01)
+    # Which of the four is best depends on what is fixed: the recorded run of lesson 07
+    run = load_runs()
+    found = contracts(run)
+    of_moe = {name: models["moe"]["difference"] for name, models in found.items()}
+    for name, difference in of_moe.items():
+        assert difference == pytest.approx(recorded(claim)[f"equal_{name}"], abs=5e-4)
+        assert abs(difference) > 2 * found[name]["moe"]["difference_spread"], (
+            "more than a seed does"
+        )
+    assert of_moe["active"] < 0 < of_moe["seconds"]
+    for name, config in compared_architectures(BASE).items():
+        assert run["sizes"][name]["parameters"] == total_parameters(config)
+        assert run["sizes"][name]["active"] == active_parameters(config)
+        flops = architecture_flops_per_token(config, block=BLOCK)
+        assert run["sizes"][name]["flops_per_token"] == flops
+        assert {f"contract/{name}/{seed}" for seed in range(3)} <= run["runs"].keys()
 
 
 def test_a3_libraries_can_be_compared_strategy_by_strategy(results):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -18,9 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from dlcourse import RankError, Ranks
-from dlcourse.collectives import direct
+from dlcourse.collectives import direct, one_sided
 from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
@@ -40,6 +42,7 @@ from dlcourse.parallel.mesh import MeshParallel, make_mesh
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.peers import expert_parallel as expert_peers
+from dlcourse.training.checkpointing.checkpoint import checkpoint as course_checkpoint
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -209,8 +212,10 @@ def test_a_rank_of_four_with_nothing_to_compute(run, case):
     assert_equal(run(beside_one_process, 1, 4, case, steps=2))
 
 
-def test_any_exchange_with_the_interface_of_all_to_all(run):
-    assert_equal(run(beside_one_process, 1, 4, exchange=direct.all_to_all, steps=2))
+@pytest.mark.parametrize("exchange", [direct.all_to_all, one_sided.all_to_all], ids=["p2p", "put"])
+@pytest.mark.parametrize("layout", [(1, 4), (2, 2)])
+def test_any_exchange_with_the_interface_of_all_to_all(run, layout, exchange):
+    assert_equal(run(beside_one_process, *layout, exchange=exchange, steps=2))
 
 
 def in_bf16():
@@ -260,6 +265,9 @@ def world_of_one():
         drawn(MoE(C, num_experts=3, top_k=2), 1),
     )
     ours = expert_parallel(given, group)
+    twice = copy.deepcopy(alone)
+    again = expert_parallel(nn.Sequential(twice, twice), group)
+    assert isinstance(again[0], ExpertParallel) and again[0] is again[1]
     x = torch.randn(5, 7, C)
     wanted, y = alone(x), ours(x)
     wanted.square().mean().backward()
@@ -417,6 +425,9 @@ def refused(what):
         return expert_parallel(nn.Linear(2, 2))
     if what == "sides":
         return make_expert_mesh(data=2, expert=3)
+    if what == "hidden":
+        odd = drawn(MoE(C, num_experts=4, hidden=15), 1)
+        return ExpertDataParallel(odd, make_expert_mesh(expert=2, tensor=2))
     layer = expert_parallel(nn.Sequential(moe))
     if what == "twice":
         return expert_parallel(layer)
@@ -451,7 +462,8 @@ REFUSALS = {
     "settings": "MoE layers have another top_k or capacity_factor in ranks [2] than in rank 0",
     "sizes": "shapes or dtypes of its parameters, or which of them are frozen, in ranks [1]",
     "no moe": "Linear has no MoE in it",
-    "sides": "data x expert = 2 x 3 is 6 ranks, and there are 4",
+    "sides": "data x expert x tensor = 2 x 3 x 1 is 6 ranks, and there are 4",
+    "hidden": "hidden width of the experts=15 cannot be cut into 2 equal parts",
     "twice": "divided before",
     "nan": "the router of 0 gives logits that are NaN or infinite in rank 1: 2 of 10 tokens (20%); "
     "rank 3: 4 of 10 tokens (40%)",
@@ -520,3 +532,86 @@ def test_the_layers_of_other_libraries_give_the_same_numbers(run, top_k):
         assert found.keys() == {"ours, direct", "torch", "DeepSpeed"}
         # float32 sums of some ten numbers in another order
         assert all(off < 1e-5 for offs in found.values() for off in offs), found
+
+
+def cut_as_tensors(name, whole, mesh):
+    """This rank's part of what one process has."""
+    parts = {side: (mesh[side].size(), mesh.get_local_rank(side)) for side in mesh.mesh_dim_names}
+    by_expert, by_tensor = parts["expert"], parts["tensor"]
+    if ".experts." in name:
+        whole = whole.chunk(by_expert[0])[by_expert[1]]
+        dim = {"up": 2, "up_bias": 1, "down": 1, "down_bias": None}[name.rpartition(".")[2]]
+    elif re.match("token_embedding|head", name) or re.search(r"\b[qkv].weight|up", name):
+        dim = 0
+    else:
+        dim = 1 if name.endswith(("proj.weight", "down.weight")) else None
+    return whole if dim is None else whole.chunk(by_tensor[0], dim)[by_tensor[1]]
+
+
+def with_tensors(data, expert, tensor, case="", steps=3):
+    """As ``beside_one_process``, with matrices cut too; also the norm to clip by."""
+    mesh = make_expert_mesh(data=data, expert=expert, tensor=tensor)
+    alone = change(moe_gpt(0), case)
+    ours = ExpertDataParallel(change(moe_gpt(dist.get_rank()), case), mesh)
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=LR) for m in (alone, ours)]
+    random = torch.Generator().manual_seed(1)
+    copies, place = data * expert, mesh.get_local_rank("data") * expert
+    place += mesh.get_local_rank("expert")
+    off = 0.0
+    for _ in range(steps):
+        text = torch.randint(256, (8, 17), generator=random)
+        mine = text.chunk(copies)[place]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        alone(text[:, :-1], text[:, 1:]).backward()
+        ours(mine[:, :-1], mine[:, 1:]).backward()
+        ours.sync_gradients()
+        norms = clip_grad_norm_(alone, 0.1), clip_grad_norm_(ours, 0.1)
+        off = max(off, (norms[0] - norms[1]).abs().item())
+        whole = dict(alone.named_parameters())
+        for name, part in ours.module.named_parameters():
+            if part.requires_grad:
+                wanted = cut_as_tensors(name, whole[name].grad, mesh)
+                off = max(off, (part.grad - wanted).abs().max().item())
+        for optimizer in optimizers:
+            optimizer.step()
+    for name, part in ours.module.named_parameters():
+        off = max(off, (part - cut_as_tensors(name, whole[name], mesh)).abs().max().item())
+    try:
+        whole_state_dict(ours.module)
+    except ValueError as error:
+        return off, norms[0].item(), str(error)
+
+
+@pytest.mark.parametrize("case", ["", "frozen shared", "tied experts"])
+@pytest.mark.parametrize("layout", [(1, 2, 2), (2, 1, 2)])
+def test_equals_one_process_with_tensors_cut_too(run, layout, case):
+    for off, norm, words in run(with_tensors, *layout, case):
+        assert off < TOLERANCE and norm > 0.1
+        assert "cut by tensor parallelism" in words
+
+
+def with_activations_checkpointed():
+    """Gradients with activations kept, and with the layer computed again in backward."""
+    layer = expert_parallel(
+        drawn(MoE(C, num_experts=8, top_k=2, shared=nn.Linear(C, C)), 1).double()
+    )
+    x = torch.randn(9, C, generator=torch.Generator().manual_seed(dist.get_rank())).double()
+    found = []
+    for ours, again in ((True, False), (True, True), (False, True)):
+        layer.zero_grad()
+        inputs = x.clone().requires_grad_()
+        if not again:
+            y = layer(inputs)
+        elif ours:
+            y = course_checkpoint(layer, inputs)
+        else:
+            y = checkpoint(layer, inputs, use_reentrant=False)
+        y.square().mean().backward()
+        found.append([inputs.grad, *(p.grad.clone() for p in layer.parameters())])
+    kept, *others = found
+    return all(a.equal(b) for other in others for a, b in zip(kept, other, strict=True))
+
+
+def test_a_checkpointed_layer_sends_again_in_backward(run):
+    assert all(run(with_activations_checkpointed))

@@ -244,6 +244,8 @@ def test_the_smallest_moe_works_under_autocast():
         ({"top_k": 1.0}, "top_k=1.0 is not allowed"),
         ({"num_experts": 0}, "num_experts=0 is not allowed"),
         ({"num_experts": True}, "num_experts=True is not allowed"),
+        ({"hidden": 0}, "hidden=0 is not allowed"),
+        ({"hidden": 8.0}, "hidden=8.0 is not allowed"),
         ({"capacity_factor": 0}, "capacity_factor=0 is not allowed: give a number above 0"),
         ({"capacity_factor": -1.0}, "capacity_factor=-1.0 is not allowed"),
         ({"capacity_factor": math.nan}, "capacity_factor=nan is not allowed"),

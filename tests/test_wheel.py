@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dlcourse.corpus import KindsCorpus
 from dlcourse.course import catalog
 from dlcourse.course.learner_copy import Copied, copy_lessons
 
@@ -98,6 +99,12 @@ def test_the_commands_work_from_an_empty_folder_and_write_into_no_package(instal
     built = run(installed, tmp_path, "dlcourse", "build")
     assert built.returncode == 2 and "in the course's repository" in built.stderr
     assert state(packages) == before
+
+
+def test_the_wheel_has_the_text_to_train_on(installed, tmp_path):
+    code = "from dlcourse.corpus import KindsCorpus; print(KindsCorpus().train_bytes)"
+    said = run(installed, tmp_path, "python", "-c", code)
+    assert said.stdout.strip() == str(KindsCorpus().train_bytes), said.stderr
 
 
 CHECK = """

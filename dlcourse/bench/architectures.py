@@ -30,10 +30,12 @@ from dlcourse.formulas.architectures import (
     training_state_bytes,
 )
 from dlcourse.formulas.sizes import ArchitectureConfig
-from dlcourse.training.architecture_record import contracts, loss_at, short_runs
+from dlcourse.machine import cores
+from dlcourse.training.architecture_record import contracts, long_runs, loss_at, short_runs
 
 BASE = ArchitectureConfig(n_layer=2, n_head=4, n_embd=64, block_size=96, num_blocks=2)
 STEPS, SHORT_STEPS, SEEDS = 1000, 300, (0, 1, 2)
+LONG_STEPS, LONG = 2000, ("dense", "moe", "dense_total")  # one seed: does the order stay?
 BATCH_SIZE, BLOCK, LOOK_EVERY, LR = 12, 96, 50, 3e-3
 TOP_1 = replace(BASE, feed_forwards=("moe",), top_k=1)
 FACTORS = (0.5, 1.0, 1.25, 2.0)
@@ -125,6 +127,8 @@ def plan(seconds: dict[str, float]) -> dict[str, Callable[[], dict]]:
         for factor in FACTORS:
             config = replace(configs["moe"], capacity_factor=factor)
             add(f"capacity/{factor}/{seed}", config, SHORT_STEPS, "loss")
+    for name in LONG:
+        add(f"long/{name}/{SEEDS[0]}", configs[name], LONG_STEPS, "loss")
     return work
 
 
@@ -152,11 +156,12 @@ def record(path: Path) -> dict:
     if not data:
         taken = step_seconds()
         data = {
-            "machine": f"2 CPU cores, 1 thread, torch {torch.__version__.split('+')[0]}",
+            "machine": f"{cores()} CPU cores, 1 thread, torch {torch.__version__.split('+')[0]}",
             "date": datetime.date.today().isoformat(),
             "command": "dlcourse bench architectures",
             "steps": STEPS,
             "short_steps": SHORT_STEPS,
+            "long_steps": LONG_STEPS,
             "seeds": list(SEEDS),
             "batch": [BATCH_SIZE, BLOCK],
             "lr": LR,
@@ -177,10 +182,17 @@ def record(path: Path) -> dict:
 
 
 def write(path: Path, data: dict) -> None:
-    """All or nothing, so that a run that is stopped leaves a file that can be read."""
-    text = json.dumps(data, indent=1, ensure_ascii=False)
+    """A line for each run. All or nothing: a run that is stopped leaves a file that can be read."""
+
+    def lines(table: dict) -> str:
+        return ",\n".join(
+            f"{json.dumps(name)}: {json.dumps(value)}" for name, value in table.items()
+        )
+
+    head = {name: value for name, value in data.items() if name != "runs"}
     new = path.with_suffix(".new")
-    new.write_text(text + "\n", encoding="utf-8")
+    text = "{\n" + lines(head) + ',\n"runs": {\n' + lines(data["runs"]) + "\n}\n}\n"
+    new.write_text(text, encoding="utf-8")
     os.replace(new, path)
 
 
@@ -197,11 +209,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{row['difference']:+.3f} to the first (seeds differ by {row['spread']:.3f}, "
                 f"differences by {row['difference_spread']:.3f})"
             )
+    for name, loss in long_runs(data).items():
+        print(f"architectures: {name} after {data['long_steps']} steps {loss:.3f}, one seed")
     for group in ("balance", "capacity"):
         for name, row in short_runs(data, group).items():
+            busiest, dropped = (f"{row[key]:.1%}" for key in ("busiest_at_end", "dropped"))
             print(
-                f"architectures: {group} {name}: {row['loss']:.3f}, {row['difference']:+.3f} to the "
-                f"first (seeds differ by {row['spread']:.3f}), busiest expert {row['busiest_at_end']:.0%}, dropped {row['dropped']:.1%}"
+                f"architectures: {group} {name}: {row['loss']:.3f}, {row['difference']:+.3f} to "
+                f"none (by {row['difference_spread']:.3f} from seed to seed), busiest expert "
+                f"{busiest}, dropped {dropped}"
             )
     return 0 if found["active"]["moe"]["difference"] < 0 else 1
 

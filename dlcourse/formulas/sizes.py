@@ -28,7 +28,7 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for field in fields(GPTConfig):
             if field.name != "tie_embeddings":
-                _check_size(field.name, getattr(self, field.name))
+                check_size(field.name, getattr(self, field.name))
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_head={self.n_head} does not divide n_embd={self.n_embd}: "
@@ -73,9 +73,9 @@ class ArchitectureConfig(GPTConfig):
                 )
         for name in ("hidden", "expert_hidden", "shared_hidden"):
             if getattr(self, name) is not None:
-                _check_size(name, getattr(self, name))
+                check_size(name, getattr(self, name))
         for name in ("num_experts", "top_k", "window", "num_blocks"):
-            _check_size(name, getattr(self, name))
+            check_size(name, getattr(self, name))
         if "moe" in self.feed_forwards:
             check_experts(self.num_experts, self.top_k, self.capacity_factor)
             if self.expert_hidden is None and self.mlp_width % self.top_k:
@@ -109,7 +109,8 @@ class ArchitectureConfig(GPTConfig):
         ]
 
 
-def _check_size(name: str, value: object) -> None:
+def check_size(name: str, value: object) -> None:
+    """Refuse what is not a whole number of 1 or more."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{name}={value!r} is not allowed: give a whole number of 1 or more")
 
@@ -120,7 +121,7 @@ def check_experts(num_experts: int, top_k: int, capacity_factor: float | None = 
     Raises:
         ValueError: ``top_k`` is not from 1 to ``num_experts``, or the capacity not above 0.
     """
-    _check_size("num_experts", num_experts)
+    check_size("num_experts", num_experts)
     if type(top_k) is not int or not 1 <= top_k <= num_experts:
         raise ValueError(
             f"top_k={top_k!r} is not allowed with num_experts={num_experts}: "

@@ -9,32 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from dlcourse.formulas.sizes import ArchitectureConfig
-from dlcourse.models.gpt import GPT, Attention
+from dlcourse.models import gpt
 from dlcourse.models.linear_recurrent import LinearRecurrence
 from dlcourse.models.moe import MoE
 from dlcourse.models.sparse import BlockSparseMLP, SlidingWindowAttention
 
 MIXERS: dict[str, Callable[[ArchitectureConfig], nn.Module]] = {
-    "attention": Attention,
+    "attention": gpt.Attention,
     "window": SlidingWindowAttention,
     "recurrent": LinearRecurrence,
 }
 
 
-class MLP(nn.Module):
-    """Two linear layers around a GELU, of any width inside."""
+class MLP(gpt.MLP):
+    """The MLP of ``gpt.py``, of any width inside."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BTC)))
 
 
 def feed_forward(config: ArchitectureConfig, kind: str, layer: int) -> nn.Module:
@@ -71,7 +68,7 @@ class Block(nn.Module):
         return x_BTC + self.mlp(self.mlp_norm(x_BTC))
 
 
-class ArchitectureGPT(GPT):
+class ArchitectureGPT(gpt.GPT):
     """A GPT of any ``ArchitectureConfig``. The same ``seed`` gives the same weights everywhere."""
 
     config: ArchitectureConfig
@@ -81,6 +78,13 @@ class ArchitectureGPT(GPT):
         super().__init__(config, seed=seed)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.init_weights(seed)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """As the GPT's, and routers that prefer no expert."""
+        super().init_weights(seed)
+        for moe in self.moe_layers().values():
+            moe.router.bias_E.zero_()
 
     def moe_layers(self) -> dict[int, MoE]:
         """The layers of experts, by the number of their layer."""

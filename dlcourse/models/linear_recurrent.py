@@ -29,8 +29,6 @@ from dlcourse.formulas.sizes import ArchitectureConfig
 class LinearRecurrence(nn.Module):
     """Takes the place of attention: same four matrices, and a small one for the fading."""
 
-    remember_H: Tensor
-
     def __init__(self, config: ArchitectureConfig) -> None:
         super().__init__()
         C, H = config.n_embd, config.n_head
@@ -40,15 +38,15 @@ class LinearRecurrence(nn.Module):
         self.v = nn.Linear(C, C, bias=False)
         self.fade = nn.Linear(C, H)
         self.proj = nn.Linear(C, C)
-        # At first a head keeps 73% to 99.3% of its state: some look back a few positions, some far
-        self.register_buffer("remember_H", torch.linspace(1, 5, H), persistent=False)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         q_BHTD, k_BHTD, v_BHTD = (
             linear(x_BTC).unflatten(-1, (self.n_head, -1)).transpose(1, 2)
             for linear in (self.q, self.k, self.v)
         )
-        log_a_BHT = F.logsigmoid(self.fade(x_BTC) + self.remember_H).transpose(1, 2)
+        # At first a head keeps 73% to 99.3% of its state: some look back a few positions, some far
+        remember_H = torch.linspace(1, 5, self.n_head, device=x_BTC.device)
+        log_a_BHT = F.logsigmoid(self.fade(x_BTC) + remember_H).transpose(1, 2)
         y_BHTD = in_chunks(q_BHTD, k_BHTD, v_BHTD, log_a_BHT)
         y_BHTD = F.rms_norm(y_BHTD, y_BHTD.shape[-1:])  # whatever the number of keys
         return self.proj(y_BHTD.transpose(1, 2).flatten(-2))

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from dlcourse.formulas.sizes import check_experts
+from dlcourse.formulas.sizes import check_experts, check_size
 
 
 class Routing(NamedTuple):
@@ -87,7 +87,11 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def update_bias(self, counts_E: Tensor, rate: float = 1e-3) -> None:
-        """After a step: who had too many tokens is preferred a little less, and the reverse."""
+        """After a step: who had too many tokens is preferred a little less, and the reverse.
+
+        Args:
+            counts_E: ``routing.counts()``; with several ranks their sum, or biases drift apart.
+        """
         self.bias_E += rate * (counts_E.float().mean() - counts_E).sign()
 
 
@@ -205,7 +209,8 @@ class MoE(nn.Module):
         name: how an error calls the layer.
 
     Raises:
-        ValueError: ``top_k`` is not from 1 to ``num_experts``, or a capacity that is not above 0.
+        ValueError: ``top_k`` is not from 1 to ``num_experts``, a capacity that is not above 0, or
+            a size that is not a whole number.
         FloatingPointError: in forward, where the router's scores are not finite.
 
     ``routing``, ``counts_E`` and ``num_dropped`` are those of the last forward.
@@ -223,9 +228,12 @@ class MoE(nn.Module):
         name: str = "this layer",
     ) -> None:
         check_experts(num_experts, top_k, capacity_factor)
+        check_size("width", width)
+        hidden = 4 * width if hidden is None else hidden
+        check_size("hidden", hidden)
         super().__init__()
         self.router = Router(width, num_experts, top_k)
-        self.experts = Experts(width, num_experts, hidden or 4 * width)
+        self.experts = Experts(width, num_experts, hidden)
         self.shared = shared
         self.num_experts, self.top_k, self.capacity_factor = num_experts, top_k, capacity_factor
         self.name = name

@@ -66,9 +66,9 @@ class ExpertParallel(DividedExperts):
     counts over all of them too. Made by ``expert_parallel``.
 
     ``counts_E`` and ``num_dropped`` of the last forward are those of all ranks that share the
-    batch, and so is ``asked_E``, what ``routing.counts()`` is in one process: take it for the
-    balance loss. ``routing`` itself is this rank's. ``rows_p`` is how many rows each rank's experts
-    got: the slowest one sets the pace.
+    batch, and so is ``asked_E``, which is ``routing.counts()`` in one process: take it for the
+    balance loss and for ``update_bias``. ``routing`` itself is this rank's. ``rows_p`` is how many
+    rows each rank's experts got: the slowest one sets the pace.
 
     Args:
         moe: used up; equal in all ranks.

@@ -10,6 +10,9 @@ All four ranks have tokens of their own, R = 4, and the batch's gradient is the 
     experts     a rank's experts saw the tokens of its whole row, and backward has brought all of
                 them: the sum over the *column* alone, and still / R, not / (ranks of the column)
 
+With a third side, "tensor", ranks that have the same tokens share each matrix, those of the
+experts too (expert_tensor.py); R is then data x expert.
+
     mesh = make_expert_mesh(data=2, expert=2)
     model = ExpertDataParallel(model, mesh)
     model(tokens, targets).backward()
@@ -30,35 +33,43 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from dlcourse.models.gpt import GPT
 from dlcourse.models.moe import Router, Routing
 from dlcourse.parallel.expert import ExpertParallel, expert_parallel
+from dlcourse.parallel.expert_tensor import Parts, TensorExperts, check_hidden
 from dlcourse.parallel.expert_trip import Exchange, torch_exchange
 from dlcourse.parallel.replicas import broadcast_buffers
+from dlcourse.parallel.tensor import tensor_parallel
 
-SIDES = ("data", "expert")
+SIDES = ("data", "expert", "tensor")
 
 
-def make_expert_mesh(*, data: int = 1, expert: int = 1) -> DeviceMesh:
-    """All ranks as a grid with the sides "data" and "expert".
+def make_expert_mesh(*, data: int = 1, expert: int = 1, tensor: int = 1) -> DeviceMesh:
+    """All ranks as a grid with the sides "data", "expert" and "tensor".
 
     Raises:
         ValueError: the sides do not multiply out to the number of ranks.
     """
     world_size = dist.get_world_size()
-    for name, size in (("data", data), ("expert", expert)):
+    sides = {"data": data, "expert": expert, "tensor": tensor}
+    for name, size in sides.items():
         if type(size) is not int or size < 1:
             raise ValueError(f"{name}={size!r} is not allowed: give a whole number of 1 or more")
-    if data * expert != world_size:
+    product = data * expert * tensor
+    if product != world_size:
         raise ValueError(
-            f"data x expert = {data} x {expert} is {data * expert} ranks, and there are "
-            f"{world_size}: change a side, or make Ranks({data * expert})"
+            f"data x expert x tensor = {data} x {expert} x {tensor} is {product} ranks, and there "
+            f"are {world_size}: change a side, or make Ranks({product})"
         )
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    return init_device_mesh(device, (data, expert), mesh_dim_names=SIDES)
+    return init_device_mesh(device, (data, expert, tensor), mesh_dim_names=SIDES)
 
 
 class ExpertDataParallel(nn.Module):
     """A model with MoE layers over a mesh: experts divided along a row, all else copied.
+
+    Along "tensor" a GPT's attention, MLPs and vocabulary are cut as ``tensor_parallel`` does it,
+    and of any model the experts.
 
     Args:
         module: used up; it starts from rank 0's parameters everywhere.
@@ -66,19 +77,33 @@ class ExpertDataParallel(nn.Module):
         exchange: as in ``expert_parallel``.
 
     Raises:
-        ValueError: in every rank, as ``expert_parallel``.
+        ValueError: in every rank, as ``expert_parallel`` and ``tensor_parallel``.
     """
 
     def __init__(
         self, module: nn.Module, mesh: DeviceMesh, *, exchange: Exchange = torch_exchange
     ) -> None:
         super().__init__()
-        self.mesh, self.world_size = mesh, mesh.size()
-        self.batch_group = dist.group.WORLD
-        self.copies = mesh.get_group("data")
+        tensor, expert = mesh.get_group("tensor"), mesh.get_group("expert")
+        self.mesh, self.world_size = mesh, mesh["data"].size() * mesh["expert"].size()
+        self.copies, self.batch_group = mesh.get_group("data"), dist.group.WORLD
+        cut = mesh["tensor"].size() > 1
+        if cut:  # those with the same tokens do not share a batch
+            self.batch_group = mesh["data", "expert"]._flatten().get_group()
+            check_hidden(module, mesh["tensor"].size())
+            if isinstance(module, GPT):
+                module = tensor_parallel(module, tensor)
         self.module = expert_parallel(
-            module, mesh.get_group("expert"), batch_group=self.batch_group, exchange=exchange
+            module, expert, batch_group=self.batch_group, exchange=exchange
         )
+        if cut:
+            both: Any = mesh["expert", "tensor"]._flatten().get_group()
+            parts: Parts = {}
+            for layer in self._layers():
+                layer.experts = TensorExperts(layer.experts, tensor, expert, both, parts)
+
+    def _layers(self) -> list[ExpertParallel]:
+        return [layer for layer in self.module.modules() if isinstance(layer, ExpertParallel)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -90,12 +115,7 @@ class ExpertDataParallel(nn.Module):
     @torch.no_grad()
     def sync_gradients(self) -> None:
         """Make every gradient that of the mean over all ranks' losses. After backward."""
-        experts = {
-            parameter
-            for layer in self.module.modules()
-            if isinstance(layer, ExpertParallel)
-            for parameter in layer.experts.parameters()
-        }
+        experts = {p for layer in self._layers() for p in layer.experts.parameters()}
         groups: dict[Any, list[Tensor]] = {}
         for parameter in self.module.parameters():
             if parameter.grad is None and not parameter.requires_grad:

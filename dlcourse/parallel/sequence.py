@@ -28,7 +28,7 @@ from dlcourse.collectives import direct
 from dlcourse.collectives.buffers import views_like
 from dlcourse.collectives.compat import all_gather_single, reduce_scatter_single
 from dlcourse.collectives.p2p import Group
-from dlcourse.models.gpt import GPT
+from dlcourse.models.gpt import GPT, MLP, Attention
 from dlcourse.parallel.divisibility import check_tensor_parallel, equal_part
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor import TensorParallelGPT, check_whole
@@ -130,11 +130,22 @@ class SequenceParallelGPT(TensorParallelGPT):
 
 
 def sequence_parallel(gpt: GPT, process_group: Group | DeviceMesh = None) -> SequenceParallelGPT:
-    """Cut a GPT and its stream over the ranks. Arguments as ``tensor_parallel``."""
+    """Cut a GPT and its stream over the ranks. Arguments as ``tensor_parallel``.
+
+    Raises:
+        ValueError: as ``tensor_parallel``, and for a layer that this cannot cut, such as experts.
+    """
     if isinstance(process_group, DeviceMesh):
         process_group = process_group.get_group()
     size = dist.get_world_size(process_group)
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
     check_whole(gpt)
+    for block in gpt.blocks:
+        for layer in block.children():
+            if not isinstance(layer, Attention | MLP | nn.LayerNorm):
+                raise ValueError(
+                    f"gpt has a {type(layer).__name__}, which would see only this rank's positions "
+                    "and get only their gradients: take tensor_parallel for this architecture"
+                )
     broadcast_module(gpt, process_group=process_group)
     return SequenceParallelGPT(gpt, process_group)

@@ -85,6 +85,13 @@ def short_runs(data: dict, group: str) -> dict[str, dict[str, float]]:
     return found
 
 
+def long_runs(data: dict) -> dict[str, float]:
+    """Held-out loss of three models after ``long_steps``, with one seed."""
+    names = [name for name in data["runs"] if name.startswith("long/")]
+    steps = data["long_steps"]
+    return {name.split("/")[1]: loss_at(data["runs"][name], steps) for name in names}
+
+
 def summary(losses: Sequence[float], first: Sequence[float]) -> dict[str, float]:
     """Mean and spread over the seeds, and of the differences to the first, seed by seed."""
     differences = [mine - theirs for mine, theirs in zip(losses, first, strict=True)]

@@ -12,6 +12,7 @@ more, and is chosen more. Two cures, and each has its price:
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlcourse.corpus import KINDS, KindsCorpus
-from dlcourse.formulas.sizes import ArchitectureConfig
+from dlcourse.formulas.sizes import ArchitectureConfig, check_size
 from dlcourse.models.architectures import ArchitectureGPT
 from dlcourse.models.moe import balance_loss, z_loss
 from dlcourse.parallel.loop import run_steps
@@ -99,14 +100,20 @@ def train(
         of its busiest expert in each step. ``dropped``: share of all copies in each step.
 
     Raises:
-        ValueError: an unknown balance, or numbers that are not above 0.
+        ValueError: an unknown balance, a weight below 0, or a size that is not a whole number.
         FloatingPointError: a router's scores are not finite.
     """
     if balance not in BALANCES:
         raise ValueError(f"balance={balance!r} is unknown: give 'loss', 'bias' or None")
-    for name, value in (("steps", steps), ("look_every", look_every), ("batch_size", batch_size)):
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name}={value!r} is not allowed: give a whole number of 1 or more")
+    for name, size in (("steps", steps), ("look_every", look_every), ("batch_size", batch_size)):
+        check_size(name, size)
+    for name, weight in (
+        ("balance_weight", balance_weight),
+        ("bias_rate", bias_rate),
+        ("z_weight", z_weight),
+    ):
+        if type(weight) not in (int, float) or not 0 <= weight < inf:
+            raise ValueError(f"{name}={weight!r} is not allowed: give 0 or a number above it")
     model, corpus = ArchitectureGPT(config, seed=seed), KindsCorpus(seed=seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARM_UP, total_iters=WARM_UP)
