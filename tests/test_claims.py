@@ -27,7 +27,7 @@ from dlcourse.course.claims_page import claims_pages
 PLAN = {
     "00_start": "A1 A2 A3 A4",
     "01_collectives": "C1 C2 C3 C4 C5",
-    "02_backends": "C6 C7",
+    "02_backends": "A4 C5 C6 C7",
     "03_data_parallel": "B1",
     "04_tensor_parallel": "B2",
     "05_pipeline_parallel": "B3",

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dlcourse.formulas.collective_time import CostModel, bus_bandwidth, fit
+from dlcourse.formulas.collective_time import CostModel, bus_bandwidth, fit, fit_line
 from dlcourse.formulas.traffic import ALGORITHMS, algorithm_bytes, busiest_rank_bytes
 
 MB = 1 << 20
@@ -182,3 +182,20 @@ def test_crossover_is_none_where_one_is_always_faster():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(2e-3, 5e-10), (0.0, 1e-9), (3e-4, 0.0)])
+def test_a_line_finds_alpha_and_beta_again(alpha, beta):
+    points = [(n, alpha + beta * n) for n in (64, 4096, 65_536, MB, 16 * MB)]
+    found = fit_line(points)
+    assert found[:2] == pytest.approx((alpha, beta), rel=1e-6, abs=1e-15)
+    assert found[2] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_large_tensor_does_not_decide_alpha_alone():
+    """10% too long at 64 MiB: alpha is off by 10% at most, not by a tenth of 64 MiB's time."""
+    points = [(n, 1e-4 + 1e-9 * n) for n in (64, 1024, 16_384)]
+    alpha, _, _ = fit_line([*points, (64 * MB, 1.1 * (1e-4 + 1e-9 * 64 * MB))])
+    assert alpha == pytest.approx(1e-4, rel=0.1)
+    with pytest.raises(ValueError, match="cannot tell alpha from beta"):
+        fit_line([(64, 1e-4), (64, 1.1e-4)])

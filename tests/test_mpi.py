@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -49,7 +50,7 @@ def job(comm, name):
 )
 def test_a_run_that_fails_says_why_and_leaves_nothing(name, says):
     with pytest.raises(RankError) as caught:
-        mpi.run_mpi(job, name, num_ranks=3, time_limit=3 if name == "mismatch" else 60)
+        mpi.run_mpi(job, name, num_ranks=3, time_limit=3 if name == "mismatch" else 500)
     assert re.search(says, str(caught.value)), caught.value
     assert not left()
 
@@ -182,3 +183,18 @@ def test_what_cannot_run_is_refused_in_words_before_anything_starts(arguments, s
     monkeypatch.setattr(mpi, "_mpiexec", lambda: None)  # nothing could start
     with pytest.raises(ValueError, match=re.escape(says)):
         mpi.run_mpi(_number, **arguments)
+
+
+@needs_mpi
+def test_the_benchmark_writes_a_record_of_both(tmp_path, capsys):
+    from dlcourse.bench import backends
+
+    path = tmp_path / "backends.json"
+    options = ["--ranks", "2", "--repeats", "1", "--collectives", "broadcast"]
+    assert backends.main([*options, "--record", str(path)]) == 0
+    record = json.loads(path.read_text())
+    found = [(row["algorithm"], row["bytes"]) for row in record["rows"]]
+    makers = ("mpi_broadcast", "torch_broadcast")
+    assert found == [(name, size) for name in makers for size in backends.SIZES]
+    assert "mpich" in record["versions"] and record["mpi_dtypes"]["float32"] == "right"
+    assert all(name in capsys.readouterr().out for name in makers[:1])

@@ -50,7 +50,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "tree_broadcast": lambda x, y, part, group: tree_broadcast(x, group=group),
     "tree_reduce": lambda x, y, part, group: tree_reduce(x, group=group),
     "shared_all_reduce": lambda x, y, part, group: shared_all_reduce(x, group=group),
-    "shared_all_to_all": lambda x, y, part, group: one_sided.all_to_all(y, x, group=group),
+    "one_sided_all_to_all": lambda x, y, part, group: one_sided.all_to_all(y, x, group=group),
     "naive_all_reduce": lambda x, y, part, group: naive_all_reduce(x, group=group),
 }
 
@@ -162,7 +162,7 @@ def _row(
 ) -> dict[str, Any]:
     seconds = median(samples)
     low, _, high = quantiles(samples, n=4) if len(samples) > 1 else samples * 3
-    collective = name.partition("_")[2]
+    collective = name.removeprefix("one_").partition("_")[2]
     return {
         "algorithm": name,
         "collective": collective,
@@ -180,9 +180,9 @@ def _row(
 
 def _wire_theory(name: str, nbytes: int, p: int) -> float:
     """By formula; for torch's own, the least that any algorithm can send."""
-    maker, _, collective = name.partition("_")
-    if maker == "shared":
+    if name.startswith(("shared", "one_sided")):
         return 0.0
+    maker, _, collective = name.partition("_")
     if maker == "torch":
         name = f"{'tree' if collective == 'broadcast' else 'direct'}_{collective}"
     return algorithm_bytes(name, nbytes, p)

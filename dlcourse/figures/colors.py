@@ -60,6 +60,8 @@ ALGORITHMS = {
     "torch": RANKS[5],
     "naive": CATEGORIES["other"],
     "shared": PLAIN,
+    "mpi": RANKS[3],
+    "one_sided": RANKS[1],
 }
 
 

@@ -6,7 +6,7 @@ in place only as a `FigureWidget`, which brings 5 MB with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -93,12 +93,65 @@ def stacked_bars(
         parts.append(_text(x + 18, bottom + 65, word))
         x += 18 + 8 * _columns(word) + 20
     height = bottom + 78
+    return Picture(_svg(parts, height, said), "\n".join(said))
+
+
+def flow_picture(
+    columns: Sequence[Mapping[str, bool]],
+    *,
+    heads: Sequence[str],
+    title: str,
+    lines: Sequence[str],
+) -> Picture:
+    """Columns of boxes, some of them lit; each lit one is joined to the lit ones of the next.
+
+    Two columns that are lit alike are joined row by row.
+
+    columns: label -> lit, from left to right.
+    heads:   the columns' names.
+    title:   what the picture shows, as a sentence.
+    lines:   what stands below in fixed-width letters, such as commands.
+    """
+    wide, gap = 250, 40
+    head = _lines(title)
+    top = 26 + 22 * len(head)
+    parts = [_text(12, 22 + 22 * i, line, size=16, weight=600) for i, line in enumerate(head)]
+    rows = max(len(column) for column in columns)
+    said = [title]
+    for i, (name, column) in enumerate(zip(heads, columns, strict=True)):
+        x = 12 + i * (wide + gap)
+        parts.append(_text(x, top + 12, name, size=12))
+        for j, (label, lit) in enumerate(column.items()):
+            y = top + 22 + 36 * j
+            shape = f'<rect x="{x}" y="{y}" width="{wide}" height="28" rx="5" '
+            color = CATEGORIES["communication"]
+            look = f'fill="{color}"' if lit else f'fill="none" stroke="{_LINES}"'
+            parts.append(f"{shape}{look}/>")
+            fill, weight = (text_on(color), 600) if lit else (_WORDS, 400)
+            parts.append(_text(x + 12, y + 19, label, fill=fill, weight=weight))
+            following = list(columns[i + 1].values()) if i + 1 < len(columns) else []
+            same = following == list(column.values())  # row by row
+            for k, other in enumerate(following):
+                if lit and other and (k == j or not same):
+                    parts.append(
+                        f'<path d="M{x + wide} {y + 14}L{x + wide + gap} {top + 36 + 36 * k}" '
+                        f'stroke="{color}" stroke-width="2" fill="none"/>'
+                    )
+        said.append(f"{name}: {', '.join(label for label, lit in column.items() if lit)}")
+    y = top + 22 + 36 * rows + 20
+    for i, line in enumerate(lines):
+        parts.append(_text(12, y + 20 * i, line, size=12, family="monospace"))
+    height = y + 20 * len(lines)
+    return Picture(_svg(parts, height, [*said, *lines]), "\n".join([*said, *lines]))
+
+
+def _svg(parts: Sequence[str], height: float, said: Sequence[str]) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'width="100%" style="max-width:{WIDTH}px;font-family:{escape(_FONT)}" '
         f'aria-label="{escape(". ".join(said))}">'
     )
-    return Picture(head + "".join(parts) + "</svg>", "\n".join(said))
+    return head + "".join(parts) + "</svg>"
 
 
 def _text(
@@ -110,10 +163,12 @@ def _text(
     size: int = 13,
     weight: int = 400,
     fill: str = _WORDS,
+    family: str = "",
 ) -> str:
+    letters = f"font-family:{family};white-space:pre;" if family else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
-        f'font-weight="{weight}" style="fill:{fill}">{escape(words)}</text>'
+        f'font-weight="{weight}" style="{letters}fill:{fill}">{escape(words)}</text>'
     )
 
 

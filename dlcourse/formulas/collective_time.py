@@ -80,6 +80,35 @@ def _queue(entry: Algorithm, p: int, one_machine: bool) -> tuple[float, float]:
     return entry.rounds(p), entry.volume(p)
 
 
+def fit_line(points: Iterable[tuple[float, float]]) -> tuple[float, float, float]:
+    """Alpha and beta of seconds = alpha + beta * bytes, for one call of one library.
+
+    By least squares on the *relative* error: on the absolute one the largest tensor would decide
+    alone, and alpha would be noise. Neither becomes negative.
+
+    Args:
+        points: (bytes, seconds), of two sizes or more.
+
+    Returns:
+        alpha in seconds, beta in seconds a byte, and the mean relative error, 0.1 for 10%.
+    """
+    return _least_squares((1 / seconds, nbytes / seconds) for nbytes, seconds in points)
+
+
+def fastest(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each algorithm and size, "seconds" that of its fastest call in all "samples".
+
+    Other programs only ever make a call slower, so the fastest is nearest to what it costs.
+    """
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        key = row["algorithm"], row["bytes"]
+        seconds = min([*row["samples"], found.get(key, {}).get("seconds", float("inf"))])
+        kept = {name: row[name] for name in ("algorithm", "collective", "ranks", "bytes")}
+        found[key] = {**kept, "seconds": seconds}
+    return [found[key] for key in sorted(found)]
+
+
 def fit(rows: Iterable[Mapping[str, Any]], *, one_machine: bool = False) -> CostModel:
     """Alpha and beta from measurements, by least squares on the *relative* error.
 
@@ -90,13 +119,22 @@ def fit(rows: Iterable[Mapping[str, Any]], *, one_machine: bool = False) -> Cost
             them. Rows of algorithms that the model does not know (torch's own) are left out.
         one_machine: what messages queue for; see `CostModel`. Try both: the error tells.
     """
-    # Each row asks for alpha * x + beta * y = 1, where x and y are divided by the time measured.
     points = []
     for row in rows:
         if row["algorithm"] in ALGORITHMS and row["ranks"] > 1:
             p, seconds = row["ranks"], row["seconds"]
             starts, volume = _queue(ALGORITHMS[row["algorithm"]], p, one_machine)
             points.append((starts / seconds, volume * row["bytes"] / seconds))
+    alpha, beta, error = _least_squares(points)
+    return CostModel(alpha, beta, one_machine, error)
+
+
+def _least_squares(divided: Iterable[tuple[float, float]]) -> tuple[float, float, float]:
+    """Alpha, beta and the mean error of alpha * x + beta * y = 1; neither is negative.
+
+    divided: (x, y) of each measurement, both divided by the time that it took.
+    """
+    points = list(divided)
     xx, yy = sum(x * x for x, _ in points), sum(y * y for _, y in points)
     xy = sum(x * y for x, y in points)
     x, y = sum(x for x, _ in points), sum(y for _, y in points)
@@ -111,5 +149,4 @@ def fit(rows: Iterable[Mapping[str, Any]], *, one_machine: bool = False) -> Cost
         alpha, beta = 0.0, y / yy
     elif beta < 0:
         alpha, beta = x / xx, 0.0
-    error = sum(abs(alpha * x + beta * y - 1) for x, y in points) / len(points)
-    return CostModel(alpha, beta, one_machine, error)
+    return alpha, beta, sum(abs(alpha * x + beta * y - 1) for x, y in points) / len(points)

@@ -109,7 +109,8 @@ def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> int | No
             stdin=subprocess.PIPE,  # stays open as long as we live; see `_end_with_notebook`
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # UCX, below MPICH, warns of every window that a rank leaves open
+            env={"UCX_LOG_LEVEL": "error", **os.environ, "OMP_NUM_THREADS": "1"},
         )
         family = [psutil.Process(process.pid)]
         try:

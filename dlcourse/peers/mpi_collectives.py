@@ -36,7 +36,7 @@ def _in_place() -> Any:
     return MPI.IN_PLACE
 
 
-def collective_times(comm: Any, sizes: Sequence[int], *, repeats: int = 10) -> list[dict[str, Any]]:
+def collective_times(comm: Any, sizes: Sequence[int], repeats: int = 10) -> list[dict[str, Any]]:
     """Seconds of each collective at each size; called by all ranks, and the same rows in all.
 
     Args:
@@ -85,3 +85,23 @@ def collectives_of(comm: Any, x: np.ndarray) -> dict[str, np.ndarray]:
         kept = {"mpi_reduce_scatter": part, "mpi_all_to_all": other}
         results[name.removeprefix("mpi_")] = kept.get(name, mine)
     return results
+
+
+def try_dtypes(comm: Any) -> dict[str, str]:
+    """Sum (rank + 1) over all ranks in each type, as `dlcourse.collectives.trials` does."""
+    from mpi4py import MPI
+
+    total = comm.size * (comm.size + 1) // 2
+    found = {}
+    for name in ("float64", "float32", "float16", "int64", "int16", "complex64", "bool"):
+        x = np.full(4, comm.rank + 1).astype(name)
+        try:
+            comm.Allreduce(MPI.IN_PLACE, x)
+            found[name] = "right" if (x == total).all() else "wrong"
+        except MPI.Exception as error:
+            found[name] = str(error).strip().splitlines()[-1].rpartition(": ")[2]
+    # NumPy has no bfloat16. MPI 5.0 has a name for it, which a library may leave empty
+    known = getattr(MPI, "BFLOAT16_T", MPI.DATATYPE_NULL) != MPI.DATATYPE_NULL
+    found["bfloat16"] = "not tried" if known else "MPI_BFLOAT16_T is MPI_DATATYPE_NULL"
+    found["float8_e4m3fn"] = "MPI has no such type"
+    return found

@@ -883,11 +883,13 @@ Table(
 # 4. Count on the wire: Gloo's reduce-scatter is an all-reduce.
 # 5. A rank that never comes hangs all the others: look for *who is missing*.
 #
+# Why the same collective is fast in one library and slow in another: [lesson 02](02_backends.ipynb).
+#
 # Sources: [Patarasu and Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002);
 # [Thakur, Rabenseifner and Gropp 2005](https://doi.org/10.1177/1094342005051521);
 # [nccl-tests](https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md);
 # [torch.distributed](https://docs.pytorch.org/docs/stable/distributed.html).
-# %% [markdown] lang="ko" en="7bfe2157"
+# %% [markdown] lang="ko" en="e4b8dbd1"
 # α를 5 µs쯤으로 두면 세 기록이 모두 설명됩니다. 링이기 때문입니다. (NCCL 2.4부터는
 # [트리](https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/)도 있습니다.)
 #
@@ -897,6 +899,8 @@ Table(
 # 3. 시간 = 라운드 · α + 바이트 · β. 작은 텐서는 트리, 큰 텐서는 링.
 # 4. 실제로 오간 바이트를 세세요. Gloo의 리듀스스캐터는 올리듀스입니다.
 # 5. 한 랭크가 오지 않으면 모두 멈춥니다. *누가 없는지* 찾으세요.
+#
+# 같은 집합 통신이 라이브러리마다 왜 다르게 빠른지는 [레슨 02](02_backends.ipynb)에서 봅니다.
 #
 # 출처: [Patarasu와 Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002);
 # [Thakur, Rabenseifner, Gropp 2005](https://doi.org/10.1177/1094342005051521);

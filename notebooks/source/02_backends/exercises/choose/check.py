@@ -1,0 +1,49 @@
+"""The name of the backend, or backends, for a job."""
+
+from dlcourse.course.exercises import describe, expect
+
+NAMES = ("backend_for",)
+CASES = ("cpu", "cuda", "both", "xpu", "all")
+NUM_RANKS = 1
+WHERE = "kernel"
+
+_BEST = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+_JOBS = {
+    "cpu": ["cpu"],
+    "cuda": ["cuda"],
+    "both": ["cpu", "cuda"],
+    "xpu": ["xpu", "cpu"],
+    "all": ["cuda", "xpu", "cpu"],
+}
+
+
+def check(backend_for, rank, world_size):
+    return [_judge(case, devices, backend_for(list(devices))) for case, devices in _JOBS.items()]
+
+
+def _judge(case, devices, got):
+    if not isinstance(got, str):
+        return expect(case, False, "not_text", got=describe(got))
+    chosen = _by_device(got.lower().replace(" ", ""), devices)
+    if chosen is None:
+        return expect(case, False, "unreadable", got=got)
+    for device in devices:
+        name = chosen.get(device)
+        if name is None:
+            return expect(case, False, "no_backend", device=device, got=got)
+        if name == "mpi":
+            return expect(case, False, "mpi")
+        if name == "gloo" and device != "cpu":
+            return expect(case, False, "through_cpu", device=device)
+        if name != _BEST[device]:
+            return expect(case, False, "cannot", device=device, name=name)
+    return expect(case, True)
+
+
+def _by_device(text, devices):
+    """Device -> backend, as torch reads "cpu:gloo,cuda:nccl" and "nccl"; None for neither."""
+    if ":" not in text:  # a name alone serves the devices that it can
+        serves = {"gloo": ("cpu", "cuda"), "nccl": ("cuda",), "xccl": ("xpu",)}
+        return dict.fromkeys(serves.get(text, devices), text) if text else None
+    pairs = [pair.split(":") for pair in text.split(",")]
+    return dict(pairs) if all(len(pair) == 2 and all(pair) for pair in pairs) else None

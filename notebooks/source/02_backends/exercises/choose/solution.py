@@ -1,0 +1,3 @@
+def backend_for(devices):
+    best = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+    return ",".join(f"{device}:{best[device]}" for device in devices)

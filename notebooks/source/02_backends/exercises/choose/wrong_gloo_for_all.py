@@ -1,0 +1,3 @@
+# caught by: cuda
+def backend_for(devices):
+    return "gloo"

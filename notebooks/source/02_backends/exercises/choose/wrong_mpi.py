@@ -1,0 +1,3 @@
+# caught by: cpu
+def backend_for(devices):
+    return "mpi"

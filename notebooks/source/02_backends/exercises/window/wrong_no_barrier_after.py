@@ -1,0 +1,7 @@
+# caught by: late_reader
+def all_gather(part, window):
+    n = len(part)
+    for other in range(world_size):
+        window.put(other, rank * n, part)
+    window.barrier()
+    return window.mine[: world_size * n].clone()
