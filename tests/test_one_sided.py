@@ -592,6 +592,21 @@ def test_too_little_memory_is_said_before_anything_is_written(run, how, why):
         run(too_little, how)
 
 
+def over_nccl():
+    """As in a group that has no backend for the CPU."""
+    group, asked = dist.new_group(range(4)), dist.get_backend_config
+    dist.get_backend_config = lambda group=None: "cuda:nccl"
+    try:
+        one_sided.all_to_all(torch.empty(4), torch.ones(4), group=group)
+    finally:
+        dist.get_backend_config = asked
+
+
+def test_a_group_without_the_cpu_is_refused(run):
+    with pytest.raises(RankError, match="ranks 0-3 raised ValueError: the group talks over"):
+        run(over_nccl)
+
+
 def test_all_memory_is_reserved_at_the_start():
     """Else a lack of it would show at some later store, which ends the process."""
     descriptor, token, error = shared_memory._make(1 << 20, free=1 << 30)
