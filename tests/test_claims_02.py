@@ -74,11 +74,10 @@ def test_what_the_lesson_tries_is_as_its_text_says(pool):
 
 
 def two_all_to_alls():
-    """In a rank: fastest calls, in turns, of the one-sided exchange and of Gloo's."""
+    """In a rank: the one-sided exchange and Gloo's, and the bytes that each sends over TCP."""
     from dlcourse.collectives.benchmark import measure
-    from dlcourse.formulas.collective_time import fastest
 
-    return fastest(measure(["torch_all_to_all", "one_sided_all_to_all"], [4096], repeats=40))
+    return measure(["torch_all_to_all", "one_sided_all_to_all"], [4096], repeats=2)
 
 
 def test_c7(pool):
@@ -90,8 +89,11 @@ def test_c7(pool):
     assert v1["16 × H800, RDMA"]["bytes_per_second"] == figures["rdma"] * 1e9
     # Three times as fast where there is no InfiniBand: no InfiniBand library
     assert figures["nvlink"] > 3 * figures["rdma"]
-    # How much faster is the machine's; that it is, at a quarter of the time, is the exchange's
-    found = figures_of_c7(pool.run(two_all_to_alls)[0])
-    assert found.keys() == {"one_sided"} <= figures.keys()
-    assert found["one_sided"] < 1 and figures["one_sided"] < 0.5
+    # How much faster one-sided is depends on the machine, and a test beside others cannot time it
+    # again. Why it is, can be seen: no message goes to and fro
+    gloo, one_sided = pool.run(two_all_to_alls)[0]
+    assert figures_of_c7([gloo, one_sided]).keys() == {"one_sided"} <= figures.keys()
+    if gloo["wire"] is not None:  # this system counts bytes by connection
+        assert one_sided["wire"] == 0 and gloo["wire"] >= 2048  # half of 4 KiB to the other rank
+    assert figures["one_sided"] < 0.5
     assert claim.verdict == "holds_when"

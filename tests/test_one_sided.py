@@ -24,7 +24,7 @@ import torch.distributed as dist
 from dlcourse import RankError, Ranks, RanksInterrupted, bench
 from dlcourse.bench import experts
 from dlcourse.bench._soak import soak
-from dlcourse.collectives import one_sided
+from dlcourse.collectives import one_sided, shared_memory
 from dlcourse.collectives.low_latency import LowLatency, look_words, put_words
 from dlcourse.collectives.mailboxes import CHUNK, MOST, SLOTS, chunk_bytes, mailboxes_of
 from dlcourse.collectives.symmetric import SymmetricLowLatency
@@ -451,18 +451,21 @@ def test_a_rank_that_never_comes_is_named(ranks):
     cell(ranks, USE)
 
 
-def test_ranks_that_made_one_call_more_are_told_so(ranks):
+@pytest.mark.parametrize("calls", [0, 1])
+def test_ranks_that_made_one_call_more_are_told_so(ranks, calls):
     """By low latency two ranks may end a call that the third is yet to make: not this time."""
     cell(ranks, USE)
     with pytest.raises(RankError, match="out of step: of the collectives of one group"):
         cell(
             ranks,
-            """
-            alone = [dist.new_group([r]) for r in range(4)][rank]
-            mailboxes_of(None)
+            f"""
+            from dlcourse.measure import own_calls
+            group = dist.new_group(range(4))
+            mailboxes_of(group)
+            for _ in range({calls}):
+                all_to_all(out, x, group=group)
             if rank == 1:  # stands for a call that the others did not make
-                from dlcourse.measure import own_calls
-                own_calls.end(own_calls.begin("all_to_all", dist.group.WORLD.group_name, (x,), 0))
+                own_calls.end(own_calls.begin("all_to_all", group.group_name, (x,), 0))
             """,
         )
     cell(ranks, USE)
@@ -566,8 +569,6 @@ def test_ranks_notice_that_another_has_ended(run):
 def too_little(how):
     import resource
 
-    from dlcourse.collectives import shared_memory
-
     group, rank = dist.new_group(range(4)), dist.get_rank()  # it has no memory yet
     limit, free = resource.getrlimit(resource.RLIMIT_FSIZE), shared_memory.available_bytes
     if how == "memory":
@@ -589,6 +590,31 @@ def test_too_little_memory_is_said_before_anything_is_written(run, how, why):
     text = rf"ranks 0-3 raised ValueError: 4,\d+,\d+ bytes of shared memory .* 4 ranks, and {why}"
     with pytest.raises(RankError, match=text):
         run(too_little, how)
+
+
+def over_nccl():
+    """As in a group that has no backend for the CPU."""
+    group, asked = dist.new_group(range(4)), dist.get_backend_config
+    dist.get_backend_config = lambda group=None: "cuda:nccl"
+    try:
+        one_sided.all_to_all(torch.empty(4), torch.ones(4), group=group)
+    finally:
+        dist.get_backend_config = asked
+
+
+def test_a_group_without_the_cpu_is_refused(run):
+    with pytest.raises(RankError, match="ranks 0-3 raised ValueError: the group talks over"):
+        run(over_nccl)
+
+
+def test_all_memory_is_reserved_at_the_start():
+    """Else a lack of it would show at some later store, which ends the process."""
+    descriptor, token, error = shared_memory._make(1 << 20, free=1 << 30)
+    try:
+        assert (error, os.pread(descriptor, 100, 0)[:16]) == (0, token)
+        assert os.fstat(descriptor).st_blocks * 512 >= 1 << 20
+    finally:
+        os.close(descriptor)
 
 
 def test_the_size_of_dev_shm_plays_no_part(run):

@@ -343,8 +343,9 @@ show_times(rows, "all_to_all", labels=labels)
 # %%
 show_costs(rows, labels=labels)
 # %% [markdown] lang="en"
-# Read it by columns. **Shared memory** moves bytes cheaply, but it starts like Gloo. **One-sided**
-# without a barrier starts sooner: α was never the memory's, it was the barrier's.
+# Read it by columns. **Shared memory** moves bytes cheaply, but it starts like Gloo. **One-sided**,
+# without a barrier, starts sooner where no other program keeps the cores busy (recorded with claim C7
+# below): α was never the memory's, it was the barrier's.
 #
 # MPICH's ranks look at memory, too, all the time. That is quick as long as each has a core; with more
 # ranks than cores they look in vain while others wait for that core, and times jump. Gloo sleeps and
@@ -352,9 +353,10 @@ show_costs(rows, labels=labels)
 #
 # Read it by rows. Gloo's reduce-scatter costs about as much as its all-reduce: it is one, as lesson
 # 01 saw in the bytes.
-# %% [markdown] lang="ko" en="d82d915f"
-# 열로 읽어 봅시다. **공유 메모리**는 바이트를 싸게 옮기지만 시작은 Gloo와 비슷합니다. 배리어가 없는 **단방향**은 더 빨리
-# 시작합니다. α는 메모리가 아니라 배리어의 것이었습니다.
+# %% [markdown] lang="ko" en="79fb1712"
+# 열로 읽어 봅시다. **공유 메모리**는 바이트를 싸게 옮기지만 시작은 Gloo와 비슷합니다. 배리어가 없는 **단방향**은 다른
+# 프로그램이 코어를 쓰지 않을 때 더 빨리 시작합니다(기록된 값은 아래 주장 C7). α는 메모리가 아니라 배리어의
+# 것이었습니다.
 #
 # MPICH의 랭크도 메모리를 쉬지 않고 들여다봅니다. 랭크마다 코어가 있으면 빠릅니다. 코어보다 랭크가 많으면 헛되이
 # 들여다보느라 다른 랭크의 코어를 빼앗고, 시간이 들쭉날쭉해집니다. Gloo는 잠들었다가 깨어납니다. 시작은 느리지만
