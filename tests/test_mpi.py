@@ -50,7 +50,7 @@ def job(comm, name):
 )
 def test_a_run_that_fails_says_why_and_leaves_nothing(name, says):
     with pytest.raises(RankError) as caught:
-        mpi.run_mpi(job, name, num_ranks=3, time_limit=3 if name == "mismatch" else 500)
+        mpi.run_mpi(job, name, num_ranks=3, time_limit=5 if name == "mismatch" else 500)
     assert re.search(says, str(caught.value)), caught.value
     assert not left()
 

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,6 +44,7 @@ from dlcourse.ranks.new_process import python_without_the_folder
 
 INSTALL = "pip install mpi4py mpich"
 GRACE = 2.0  # seconds that mpiexec gets to end its ranks by itself
+START_LIMIT = 120.0  # seconds until all ranks have begun, on a busy machine too
 
 
 def missing() -> str:
@@ -62,7 +64,8 @@ def run_mpi(
     Args:
         function: takes ``mpi4py.MPI.COMM_WORLD`` and ``args``; may be defined in a cell.
         num_ranks: as many processes on this machine. MPI would start more than there are cores.
-        time_limit: seconds. Then all ranks are ended, and the error says where each stood.
+        time_limit: seconds for the function, once all ranks have begun. Then all of them are
+            ended, and the error says where each stood.
 
     Raises:
         ValueError: MPI is not installed, or more ranks than the memory holds; nothing has started.
@@ -115,7 +118,8 @@ def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> int | No
         )
         family = [psutil.Process(process.pid)]
         try:
-            return process.wait(time_limit + 1)  # first the ranks write where they stand
+            _wait_until_begun(process, folder, num_ranks)
+            return process.wait(time_limit + GRACE)  # first the ranks write where they stand
         except subprocess.TimeoutExpired:
             return None
         finally:
@@ -128,6 +132,14 @@ def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> int | No
             for left in alive:
                 left.kill()  # psutil knows a process by its start time too: never another one
             process.wait()
+
+
+def _wait_until_begun(process: subprocess.Popen[bytes], folder: Path, num_ranks: int) -> None:
+    end = time.monotonic() + START_LIMIT
+    while process.poll() is None and time.monotonic() < end:
+        if len(list(folder.glob("*.stack"))) == num_ranks:
+            return
+        time.sleep(0.01)
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
