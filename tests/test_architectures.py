@@ -166,8 +166,11 @@ def test_a_recurrence_in_chunks_is_the_one_step_by_step(T):
 def test_a_state_that_fades_at_once_and_one_that_never_does():
     q, k, v = (torch.randn(1, 1, 2 * CHUNK, 4) for _ in range(3))
     now = (q * k).sum(-1, keepdim=True) * v
-    gone = torch.full((1, 1, 2 * CHUNK), -1e4)  # exp of what is summed up must not overflow
-    torch.testing.assert_close(in_chunks(q, k, v, gone), now)
+    gone = torch.full((1, 1, 2 * CHUNK), -1e4, requires_grad=True)
+    y = in_chunks(q, k, v, gone)
+    torch.testing.assert_close(y, now)
+    y.sum().backward()  # of what a later key would have, exp overflows: 0 times inf is NaN
+    assert gone.grad is not None and not gone.grad.isnan().any()
     kept = in_chunks(q, k, v, torch.zeros_like(gone))
     torch.testing.assert_close(kept, (q @ k.mT).tril() @ v, rtol=1e-4, atol=1e-4)
 

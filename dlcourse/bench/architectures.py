@@ -35,7 +35,7 @@ from dlcourse.training.architecture_record import contracts, long_runs, loss_at,
 
 BASE = ArchitectureConfig(n_layer=2, n_head=4, n_embd=64, block_size=96, num_blocks=2)
 STEPS, SHORT_STEPS, SEEDS = 1000, 300, (0, 1, 2)
-LONG_STEPS, LONG = 3000, ("dense", "moe", "dense_total")  # one seed: does the order stay?
+LONG_STEPS, LONG = 2000, ("dense", "moe", "dense_total")  # one seed: does the order stay?
 BATCH_SIZE, BLOCK, LOOK_EVERY, LR = 12, 96, 50, 3e-3
 TOP_1 = replace(BASE, feed_forwards=("moe",), top_k=1)
 FACTORS = (0.5, 1.0, 1.25, 2.0)
