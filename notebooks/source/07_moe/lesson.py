@@ -485,15 +485,15 @@ check("07.grouped")
 # After every step it calls `new_bias(bias_E, counts_E)` with the copies that *its* router sent to each
 # expert; return the next bias. It is added to scores between 0 and 1.
 #
-# Targets: within 120 steps the busiest expert has at most 1.2 times the mean over all ranks, also when the
-# favourites change half-way; the bias is the same in all ranks; one all-reduce of the counts is sent.
-# %% [markdown] lang="ko" en="9e8892e5"
+# Targets: within 60 steps the busiest expert has at most 1.2 times the mean over all ranks. Then the
+# favourites change, and within 60 more it has again; the bias is the same in all ranks; one all-reduce of the counts is sent.
+# %% [markdown] lang="ko" en="e721ca7b"
 # **4. `07.balance`** (20분). 바이어스 규칙을 직접 만들어 랭크 네 개에서 써 봅니다. 랭크마다 보는 토큰이 다릅니다.
 # 스텝이 끝날 때마다 *자기* 라우터가 전문가별로 보낸 복사본 수로 `new_bias(bias_E, counts_E)`를 부릅니다. 다음
 # 바이어스를 돌려주세요. 바이어스는 0과 1 사이인 점수에 더해집니다.
 #
-# 목표: 120스텝 안에, 모든 랭크를 합쳐 가장 바쁜 전문가가 평균의 1.2배 이하. 인기 있는 전문가가 중간에 바뀌어도
-# 마찬가지입니다. 바이어스는 모든 랭크에서 같고, 보내는 양은 토큰 수를 한 번 올리듀스하는 만큼입니다.
+# 목표: 60스텝 안에, 모든 랭크를 합쳐 가장 바쁜 전문가가 평균의 1.2배 이하. 그런 다음 인기 있는 전문가가 바뀌고,
+# 60스텝 안에 다시 1.2배 이하가 되어야 합니다. 바이어스는 모든 랭크에서 같고, 보내는 양은 토큰 수를 한 번 올리듀스하는 만큼입니다.
 # %% exercise="07.balance"
 # %%ranks
 def new_bias(bias_E, counts_E):
