@@ -219,10 +219,12 @@ def show_cures(results: Mapping[str, Sequence[Result]]) -> Table:
                 f"{busiest_share(results[name]):.0f}%",
                 " / ".join(f"{loss:.3f}" for loss in losses),
                 f"{100 * long['busiest_at_end']:.0f}%" if long else "",
-                f"{long['loss']:.3f} ± {long['spread'] / 2:.3f}" if long else "",
+                f"{long['loss']:.3f}" if long else "",
+                f"{long['difference']:+.3f} ± {long['difference_spread'] / 2:.3f}" if long else "",
             ]
         )
-    heads = [t(f"moe.cures{key}") for key in ("", ".busiest", ".loss", ".long_busiest", ".long")]
+    keys = ("", ".busiest", ".loss", ".long_busiest", ".long", ".price")
+    heads = [t(f"moe.cures{key}") for key in keys]
     return Table(heads, rows)
 
 
@@ -403,10 +405,35 @@ def state_ratio() -> float:
     return moe / dense
 
 
-def figures_of_a2() -> dict[str, float]:
-    """Of the lesson's own models, for claim A2, by the names of its figures."""
-    moe, dense = MOE, SHORT["dense"]
+def show_capacity() -> Table | Said:
+    """Recorded: what a limit drops, and what that costs in loss, against none."""
+    run = recorded_run()
+    if run is None:
+        return Said(t("moe.not_recorded"))
+    rows = [
+        [
+            t("moe.capacity.dropless") if factor == "None" else factor,
+            f"{100 * row['dropped']:.1f}%",
+            f"{row['loss']:.3f}",
+            "" if factor == "None" else f"{row['difference']:+.3f}",
+            "" if factor == "None" else f"± {row['difference_spread'] / 2:.3f}",
+        ]
+        for factor, row in short_runs(run, "capacity").items()
+    ]
+    heads = [t("moe.capacity"), t("moe.capacity.dropped")]
+    heads += [t(f"moe.contract.{key}") for key in ("loss", "difference", "seeds")]
+    return Table(heads, rows)
+
+
+def figures_of_a2(results: Mapping[str, Sequence[Result]]) -> dict[str, float]:
+    """Of the lesson's own models and short runs, for claim A2, by the names of its figures."""
+    dense, total, moe = (
+        fmean(_loss(result) for result in results[name])
+        for name in ("dense", "dense_total", "loss")
+    )
     return {
-        "parameters": total_parameters(moe) / total_parameters(dense),
-        "active": active_parameters(moe) / active_parameters(dense),
+        "parameters": total_parameters(MOE) / total_parameters(SHORT["dense"]),
+        "active": active_parameters(MOE) / active_parameters(SHORT["dense"]),
+        "equal_active": moe - dense,
+        "equal_total": moe - total,
     }

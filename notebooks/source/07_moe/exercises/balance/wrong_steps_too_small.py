@@ -1,5 +1,5 @@
 # caught by: balance, moving
-# The published rate, in a run of 120 steps
+# The published rate, in a run of 60 steps
 
 
 def new_bias(bias_E, counts_E):

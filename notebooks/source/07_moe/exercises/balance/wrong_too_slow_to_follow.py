@@ -4,4 +4,4 @@
 
 def new_bias(bias_E, counts_E):
     dist.all_reduce(counts_E)
-    return bias_E + 3e-3 * (counts_E.float().mean() - counts_E).sign()
+    return bias_E + 5e-3 * (counts_E.float().mean() - counts_E).sign()
