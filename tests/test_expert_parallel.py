@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from dlcourse import RankError, Ranks
-from dlcourse.collectives import direct
+from dlcourse.collectives import direct, one_sided
 from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
@@ -212,8 +212,10 @@ def test_a_rank_of_four_with_nothing_to_compute(run, case):
     assert_equal(run(beside_one_process, 1, 4, case, steps=2))
 
 
-def test_any_exchange_with_the_interface_of_all_to_all(run):
-    assert_equal(run(beside_one_process, 1, 4, exchange=direct.all_to_all, steps=2))
+@pytest.mark.parametrize("exchange", [direct.all_to_all, one_sided.all_to_all], ids=["p2p", "put"])
+@pytest.mark.parametrize("layout", [(1, 4), (2, 2)])
+def test_any_exchange_with_the_interface_of_all_to_all(run, layout, exchange):
+    assert_equal(run(beside_one_process, *layout, exchange=exchange, steps=2))
 
 
 def in_bf16():

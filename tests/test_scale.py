@@ -15,7 +15,7 @@ from dlcourse import Ranks, cli
 from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.formulas.traffic import count_bytes, expert_trip_bytes
 from dlcourse.plan import scale as scaling
-from dlcourse.plan.scale import Job, scale
+from dlcourse.plan.scale import Job, Scaled, scale
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -80,6 +80,10 @@ def test_a_fake_rank_has_and_sends_what_a_real_one_does(four, options):
 
 
 def in_fake_ranks(options: dict) -> tuple[dict[str, int], Counter]:
+    return summary(fake_record(options))
+
+
+def fake_record(options: dict) -> dict:
     """``measure`` in a process of its own, which knows the tiny model."""
     code = (
         "import json, sys; from dlcourse.plan import scale; "
@@ -91,7 +95,7 @@ def in_fake_ranks(options: dict) -> tuple[dict[str, int], Counter]:
     done = subprocess.run(
         [sys.executable, "-c", code, job], capture_output=True, text=True, check=True
     )
-    return summary(json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 # The 7B model of width C and V bytes, cut for T = 8 tensor ranks. Whole in each of them: norms, the
@@ -147,12 +151,12 @@ def test_a_stage_of_a_7b_model_is_what_the_formula_says(rank, neighbours, beside
 
 @pytest.mark.parametrize(("expert", "experts"), [(8, 32), (2048, 2048)])
 def test_experts_over_thousands_of_ranks_send_what_the_formula_says(expert, experts):
-    options = dict(experts=experts, top_k=8, expert=expert, block=1024)
-    scaled = scale("08_expert_parallel", model="1.3b", world=2048, **options)
-    layers, width, each = 24, 2048, experts // expert
+    options = dict(experts=experts, top_k=8, expert=expert, world=2048, micro_batch=16)
+    scaled = Scaled(fake_record(options))
+    layers, width, each, tokens = TINY.n_layer, TINY.n_embd, experts // expert, 16 * 16
     moved = moved_by(scaled)
     sent = {(row["op"], row["group_size"]): row["sent_bytes"] for row in scaled.comm}
-    trip = expert_trip_bytes(1024, width=width, top_k=8, world_size=expert)
+    trip = expert_trip_bytes(tokens, width=width, top_k=8, world_size=expert)
     assert moved["all_to_all", expert][0] == 4 * layers  # two in forward, two in backward
     assert sent["all_to_all", expert] == 4 * layers * trip
     assert sent["all_gather", 2048] == layers * count_bytes(experts, 2048)

@@ -66,9 +66,9 @@ class ExpertParallel(DividedExperts):
     counts over all of them too. Made by ``expert_parallel``.
 
     ``counts_E`` and ``num_dropped`` of the last forward are those of all ranks that share the
-    batch, and so is ``asked_E``, what ``routing.counts()`` is in one process: take it for the
-    balance loss. ``routing`` itself is this rank's. ``rows_p`` is how many rows each rank's experts
-    got: the slowest one sets the pace.
+    batch, and so is ``asked_E``, which is ``routing.counts()`` in one process: take it for the
+    balance loss and for ``update_bias``. ``routing`` itself is this rank's. ``rows_p`` is how many
+    rows each rank's experts got: the slowest one sets the pace.
 
     Args:
         moe: used up; equal in all ranks.
@@ -87,8 +87,9 @@ class ExpertParallel(DividedExperts):
         self.capacity_factor, self.name = moe.capacity_factor, name
         self.process_group, self.batch_group, self.exchange = process_group, batch_group, exchange
         batch_ranks = dist.get_process_group_ranks(batch_group or dist.group.WORLD)
+        place_of = {rank: place for place, rank in enumerate(batch_ranks)}
         ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD)
-        self.places = [batch_ranks.index(rank) for rank in ranks]
+        self.places = [place_of[rank] for rank in ranks]
 
     def plan(self, routing: Routing, dtype: torch.dtype) -> Plan:
         """Tell all ranks how many rows come, and work out which.
