@@ -119,7 +119,9 @@ def show_imbalance(rows: Mapping[str, Sequence[int]]) -> go.Figure:
         names[name]: [count * p / sum(counts) for count in counts] for name, counts in rows.items()
     }
     worst = {name: max(values[names[name]]) for name in rows}
-    assert worst["natural"] > worst["forced"] < 1.1, f"busiest over mean: {worst}"
+    assert worst["forced"] < 1.1, f"busiest over mean: {worst}"
+    if p > 2:  # two ranks may be even by chance
+        assert worst["natural"] > 1.2, f"busiest over mean: {worst}"
     title = t(
         "expert_parallel.balance.title",
         natural=digits(worst["natural"]),
