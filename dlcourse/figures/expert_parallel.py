@@ -119,7 +119,9 @@ def show_imbalance(rows: Mapping[str, Sequence[int]]) -> go.Figure:
         names[name]: [count * p / sum(counts) for count in counts] for name, counts in rows.items()
     }
     worst = {name: max(values[names[name]]) for name in rows}
-    assert worst["natural"] > 1.2 > worst["forced"], f"busiest over mean: {worst}"
+    assert worst["forced"] < 1.1, f"busiest over mean: {worst}"
+    if p > 2:  # two ranks may be even by chance
+        assert worst["natural"] > 1.2, f"busiest over mean: {worst}"
     title = t(
         "expert_parallel.balance.title",
         natural=digits(worst["natural"]),
@@ -214,7 +216,7 @@ def show_thousands(record: Mapping[str, Any]) -> Table:
     return Table([t(f"expert_parallel.thousands.{key}") for key in keys], rows)
 
 
-def show_drift(found: Mapping[str, tuple[float, float]]) -> Table:
+def show_drift(found: Mapping[str, tuple[float, float]], *, ranks: int) -> Table:
     """Each optimizer with both scales: how far the copies are apart, and the ranks from one."""
     rows = []
     for name, (copies, alone) in found.items():
@@ -224,9 +226,8 @@ def show_drift(found: Mapping[str, tuple[float, float]]) -> Table:
         )
     assert not any(copies for copies, _ in found.values()), "copies of experts drift"
     right, wrong = found["SGD.right"][1], found["SGD.wrong"][1]
-    assert wrong > 100 * right, (
-        f"the wrong scale is off by {wrong:.1g}, the right one by {right:.1g}"
-    )
+    if ranks > 2:  # two ranks have one expert group each: both scales are the same
+        assert wrong > 100 * right, f"wrong scale off by {wrong:.1g}, right by {right:.1g}"
     keys = ("optimizer", "scale", "copies", "alone")
     return Table([t(f"expert_parallel.drift.{key}") for key in keys], rows)
 

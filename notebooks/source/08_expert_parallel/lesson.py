@@ -43,8 +43,9 @@ steps = 5
 # ```
 #
 # The way there is called **dispatch**, the way back **combine**. Only the router knows how many tokens
-# go where. So before the tokens, their *numbers* travel.
-# %% [markdown] lang="ko" en="d2d53e4f"
+# go where. So before the tokens, their *numbers* travel. (This lesson stays on the CPU where there are
+# GPUs, too: what it builds later needs memory that processes share.)
+# %% [markdown] lang="ko" en="20ef4c70"
 # 랭크(rank) 네 개에 전문가를 두 개씩 둡니다. 그림은 랭크 0의 토큰이 다녀오는 길입니다. 모든 랭크가 동시에 같은
 # 일을 합니다.
 #
@@ -56,7 +57,8 @@ steps = 5
 # ```
 #
 # 가는 길을 **디스패치**(dispatch), 오는 길을 **컴바인**(combine)이라고 합니다. 토큰이 어디로 몇 개 갈지는 라우터가
-# 정한 뒤에야 압니다. 그래서 토큰보다 *개수*를 먼저 보냅니다.
+# 정한 뒤에야 압니다. 그래서 토큰보다 *개수*를 먼저 보냅니다. (이 레슨은 GPU가 있어도 CPU에서 돌립니다. 뒤에서
+# 프로세스끼리 공유하는 메모리를 쓰기 때문입니다.)
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
 from dlcourse.course.records import read_record
@@ -67,7 +69,7 @@ from dlcourse.figures.expert_parallel import show_overlap, show_published, show_
 from dlcourse.figures.expert_parallel import show_thousands, show_traffic, tokens_on_the_wire
 
 lesson(lang=lang, name="08_expert_parallel")
-ranks = Ranks(num_ranks, device=device)
+ranks = Ranks(num_ranks, device="cpu")
 ranks.cell(f"steps = {steps}", record=False)
 # %%
 # %%ranks
@@ -488,7 +490,7 @@ drift = {
     for which, sync in syncs.items()
 }
 # %%
-show_drift(ranks["drift"][0])
+show_drift(ranks["drift"][0], ranks=num_ranks)
 # %% [markdown] lang="en"
 # The wrong scale raises nothing, and the copies agree with each other: a check for drift between replicas
 # finds nothing. With SGD the experts just learn at twice the rate. Adam divides a gradient by its own
@@ -584,13 +586,13 @@ show_thousands(read_record("experts_at_scale"))
 # The more ranks share the experts, the less of them a rank holds and averages. What tokens cost stays: all
 # but 1/EP of the copies leave, however many ranks there are.
 #
-# Now what DeepEP reaches, **as its authors publish it**. Version 2 counts bytes in another way: do not
-# compare the two.
-# %% [markdown] lang="ko" en="2d923b0d"
+# Now what DeepEP reaches, **as its authors publish it**. V2 counts bytes in another way: do not compare it
+# with V1.
+# %% [markdown] lang="ko" en="697422b5"
 # 더 많은 랭크가 전문가를 나눌수록 랭크 하나가 가지고 평균할 전문가는 줄어듭니다. 토큰을 보내는 비용은 그대로입니다.
 # 랭크가 몇 개든 사본의 1/EP만 남고 모두 떠납니다.
 #
-# 다음은 DeepEP의 속도로, **만든 사람들이 공개한 값**입니다. 2판은 바이트를 다르게 세므로 1판과 견주지 마세요.
+# 다음은 DeepEP의 속도로, **만든 사람들이 공개한 값**입니다. V2는 바이트를 다르게 세므로 V1과 견주지 마세요.
 # %%
 show_published(read_record("deepep"))
 # %% [markdown] lang="en"
@@ -725,7 +727,7 @@ check("08.gradients")
 #
 # 1. 전문가는 그대로 있고 토큰이 다닙니다. 개수, 디스패치, 전문가, 컴바인 순입니다. 결과는 단일 프로세스와 같습니다.
 # 2. 층마다 한 스텝에 올투올 네 번입니다. 순전파에서 두 번, 역전파에서 두 번입니다.
-# 3. 가장 바쁜 랭크가 속도를 정합니다. 강제 균형으로 잰 값은 후합니다.
+# 3. 가장 바쁜 랭크가 속도를 정합니다. 강제 균형으로 재면 실제보다 좋게 나옵니다.
 # 4. 작은 메시지에서는 지연 시간이 중요합니다. 단방향으로 넣고 플래그를 올리면 만나지 않아도 됩니다.
 # 5. 전문가의 그래디언트는 복제본끼리 더하고 *모든* 랭크 수로 나눕니다.
 #
