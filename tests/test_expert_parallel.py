@@ -54,6 +54,9 @@ C = 32
 @pytest.fixture(scope="module")
 def run():
     with Ranks(4, default=False) as pool:
+        pool.run(
+            partial(refused, "nothing")
+        )  # a rank still importing might be cut off by a refusal
         yield pool.run
 
 
