@@ -44,7 +44,7 @@ def job(comm, name):
     ("name", "says"),
     [
         ("raises", r"^MPI rank 2 raised ValueError: no such expert, line \d+"),
-        ("killed", r"^MPI rank 1 was ended by signal 9 \(SIGKILL\)"),
+        ("killed", r"^a rank of MPI was ended by signal 9 \(SIGKILL\); mpiexec ended the others"),
         ("mismatch", r"rank 0 had finished\n  rank 1 was in recv|rank 1 was in job, line \d+"),
     ],
 )
@@ -198,3 +198,19 @@ def test_the_benchmark_writes_a_record_of_both(tmp_path, capsys):
     assert found == [(name, size) for name in makers for size in backends.SIZES]
     assert "mpich" in record["versions"] and record["mpi_dtypes"]["float32"] == "right"
     assert all(name in capsys.readouterr().out for name in makers[:1])
+
+
+@pytest.mark.parametrize(
+    ("code", "who"),
+    [
+        (11, "MPI rank 1 was ended by signal 11 (SIGSEGV)"),
+        (9, "a rank of MPI was ended by signal 9"),
+    ],
+)
+def test_a_rank_is_blamed_only_where_mpiexec_cannot_mean_one_that_it_ended_itself(
+    code, who, tmp_path
+):
+    for rank, pid in enumerate((50, 51)):
+        (tmp_path / f"{rank}.pid").write_text(str(pid))
+    box = f"=   PID 51 RUNNING AT here\n=   EXIT CODE: {code}\n"
+    assert mpi._what_happened(tmp_path, 2, code, box, 60).startswith(who)

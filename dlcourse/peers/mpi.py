@@ -203,7 +203,10 @@ def _what_happened(
     if killed := _first_killed(folder, num_ranks, printed):
         rank, number = killed
         name = signal.Signals(number).name
-        return f"MPI rank {rank} was ended by signal {number} ({name}); mpiexec ended the others"
+        # mpiexec ends the others by SIGKILL, and may report one of these: only of another signal
+        # it is sure whose it was
+        who = "a rank of MPI" if number == signal.SIGKILL else f"MPI rank {rank}"
+        return f"{who} was ended by signal {number} ({name}); mpiexec ended the others"
     last = "\n".join(printed.strip().splitlines()[-15:])
     return f"mpiexec ended with status {status} and said:\n{last}"
 
@@ -223,7 +226,7 @@ def _stood(folder: Path, rank: int) -> str:
 
 
 def _first_killed(folder: Path, num_ranks: int, printed: str) -> tuple[int, int] | None:
-    """(rank, signal), from the box that mpiexec prints about the process which ended first."""
+    """(rank, signal), from the box that mpiexec prints about a process which a signal ended."""
     pid = re.search(r"PID (\d+) RUNNING", printed)
     code = re.search(r"EXIT CODE: (\d+)", printed)
     files = [folder / f"{r}.pid" for r in range(num_ranks)]
