@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dlcourse.bench import architectures as bench
 from dlcourse.corpus import KINDS, KindsCorpus
 from dlcourse.formulas.architectures import (
     CHUNK,
@@ -34,6 +35,7 @@ from dlcourse.models.moe import MoE
 from dlcourse.models.sparse import BlockSparseMLP, SlidingWindowAttention
 from dlcourse.parallel.sequence import sequence_parallel
 from dlcourse.plan.fake_group import fake_process_group
+from dlcourse.training.architecture_record import contracts, load, short_runs
 from dlcourse.training.architectures import extra_loss, look, train
 
 BASE = ArchitectureConfig(
@@ -341,6 +343,76 @@ def test_dropping_is_reported():
     assert all(0.5 <= share < 1 for share in dropped)
     free = train(replace(config, capacity_factor=None), steps=3, **SHORT)["dropped"]
     assert free == [0, 0, 0]
+
+
+# --- The record ---------------------------------------------------------------------------------
+
+
+def made_up_run(final: float, steps: int = 12) -> dict:
+    """Falls by 0.1 a step to ``final``; looked at in each."""
+    at = list(range(1, steps + 1))
+    losses = [final + 0.1 * (steps - step) for step in at]
+    return {"steps": at, "loss": {"mean": losses}, "busiest": {"0": [0.5] * steps}, "dropped": at}
+
+
+def test_the_three_contracts_are_read_as_they_say():
+    names = ("dense", "moe", "dense_total", "sparse", "hybrid_moe", "hybrid_recurrent")
+    data = {
+        "steps": 8,
+        "short_steps": 4,
+        "seeds": [0, 1],
+        "seconds": {"dense": 1.0, "moe": 1.5, "dense_total": 3.0}
+        | dict.fromkeys(("sparse", "hybrid_moe", "hybrid_recurrent"), 1.5),
+        "runs": {
+            f"contract/{name}/{seed}": made_up_run(number + 0.01 * seed * (name == "moe"))
+            for number, name in enumerate(names)
+            for seed in (0, 1)
+        },
+    }
+    found = contracts(data)
+    # The mean of three looks, the last after 8 of 12 steps: 0.4 and one more 0.1 above the end
+    assert found["active"]["dense"]["loss"] == pytest.approx(0.5)
+    assert found["active"]["moe"]["loss"] == pytest.approx(1.505)
+    assert found["active"]["moe"]["difference"] == pytest.approx(1.005)
+    assert found["active"]["moe"]["difference_spread"] == pytest.approx(0.01)
+    assert found["active"]["dense"]["spread"] == found["active"]["dense"]["difference"] == 0
+    assert found["total"]["moe"]["difference"] == pytest.approx(-0.995)
+    # 8 steps of the MoE take 12 seconds: 12 steps of the dense model, 4 of the large one
+    assert found["seconds"]["dense"]["loss"] == pytest.approx(0.1)
+    assert found["seconds"]["moe"]["loss"] == pytest.approx(1.505)
+    assert found["seconds"]["dense_total"]["loss"] == pytest.approx(2.9)
+    data["runs"] |= {f"capacity/0.5/{seed}": made_up_run(3.0) for seed in (0, 1)}
+    short = short_runs(data, "capacity")
+    assert list(short) == ["None", "0.5"]
+    assert short["0.5"]["difference"] == pytest.approx(1.995)
+    assert short["0.5"]["dropped"] == pytest.approx(2.5), "the mean of the first four"
+
+
+def test_a_record_that_was_stopped_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def train_one(config, *, steps, seed, balance):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append(1)
+        return made_up_run(1.0, steps // 50)
+
+    monkeypatch.setattr(bench, "train_one", train_one)
+    seconds = {name: [0.01, 0.02] for name in compared_architectures(bench.BASE)}
+    monkeypatch.setattr(bench, "step_seconds", lambda: seconds)
+    file = tmp_path / "architectures.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench.record(file)
+    assert len(load(file)["runs"]) == 5
+    made.extend([1] * 100)  # never 5 again
+    data = bench.record(file)
+    assert len(made) == 5 + 100 + len(data["runs"]) - 5
+    assert len(data["runs"]) == 3 * (6 + 3 + 4) + 3
+    again = bench.record(file)
+    assert again == data and len(made) == 100 + len(data["runs"])
+    assert [p.name for p in tmp_path.iterdir()] == ["architectures.json"]
+    assert bench.main(["--file", str(file)]) == 1, "here the MoE is no better"
+    assert "equal seconds: moe" in capsys.readouterr().out
 
 
 # --- What is refused ----------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from dlcourse.formulas.architectures import (
 )
 from dlcourse.models.tiny import ARCHITECTURES
 from dlcourse.ranks import Ranks
-from dlcourse.training.architecture_record import contracts
+from dlcourse.training.architecture_record import contracts, long_runs
 from dlcourse.training.architecture_record import load as load_runs
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
@@ -136,6 +136,10 @@ def test_a2_an_moe_is_sparse_so_compute_or_parameters_must_be_fixed(pool):
         assert difference == pytest.approx(recorded(claim)[f"equal_{name}"], abs=5e-4)
         assert abs(difference) > found[name]["moe"]["difference_spread"], "the same in all seeds"
     assert of_moe["active"] < 0 < of_moe["seconds"]
+    longer = long_runs(run)
+    gap = longer["moe"] - longer["dense_total"]
+    assert gap == pytest.approx(recorded(claim)["equal_total_longer"], abs=5e-4)
+    assert of_moe["total"] < gap < 0, "the large dense model comes nearer"
     for name, config in compared_architectures(BASE).items():
         assert run["sizes"][name]["parameters"] == total_parameters(config)
         assert run["sizes"][name]["active"] == active_parameters(config)
