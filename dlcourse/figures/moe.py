@@ -220,7 +220,9 @@ def show_cures(results: Mapping[str, Sequence[Result]]) -> Table:
                 " / ".join(f"{loss:.3f}" for loss in losses),
                 f"{100 * long['busiest_at_end']:.0f}%" if long else "",
                 f"{long['loss']:.3f}" if long else "",
-                f"{long['difference']:+.3f} ± {long['difference_spread'] / 2:.3f}" if long else "",
+                f"{long['difference']:+.3f} ± {long['difference_spread'] / 2:.3f}"
+                if long and name != "none"
+                else "",
             ]
         )
     keys = ("", ".busiest", ".loss", ".long_busiest", ".long", ".price")

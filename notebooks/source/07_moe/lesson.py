@@ -96,7 +96,7 @@ choices = routing.experts_NK.tolist(), routing.weights_NK.tolist()
 # %%
 show_choices(ranks["text"][0], *ranks["choices"][0])
 # %% [markdown] lang="en"
-# Eight tokens, which here are bytes, and a router that has learned nothing yet. Every token goes its
+# Nine tokens, which here are bytes, and a router that has learned nothing yet. Every token goes its
 # own way.
 #
 # That is bad for a computer: it wants one large product, not many scattered ones. So the copies of
@@ -112,8 +112,8 @@ show_choices(ranks["text"][0], *ranks["choices"][0])
 #   B --> MB["one product"]
 #   MA & MB --> C["combine: weigh,<br>add to tokens 0, 3, 4, 6"]
 # ```
-# %% [markdown] lang="ko" en="c92c05a1"
-# 토큰(여기서는 바이트) 여덟 개와 아직 아무것도 배우지 않은 라우터입니다. 토큰마다 가는 곳이 다릅니다.
+# %% [markdown] lang="ko" en="664bf1ca"
+# 토큰(여기서는 바이트) 아홉 개와 아직 아무것도 배우지 않은 라우터입니다. 토큰마다 가는 곳이 다릅니다.
 #
 # 컴퓨터에는 나쁜 소식입니다. 흩어진 작은 곱보다 큰 행렬곱 하나를 좋아하기 때문입니다. 그래서 토큰의 복사본을 먼저
 # 전문가 순서로 정렬하고(*permute*), 계산한 다음 제자리로 돌려보냅니다(*combine*, 컴바인).
@@ -337,13 +337,15 @@ explore(dropping(asked_for), capacity_factor=[0.5, 1, 1.25, 1.5, 2, 3, 4])
 # layer is **dropless** unless one gives it a `capacity_factor`: its pieces are as long as they must be.
 #
 # One thing no capacity can repair. NaN is neither larger nor smaller than any score, so top-k would choose *some*
-# expert and go on. Ours refuses. One byte's embedding is spoilt; watch how many tokens it reaches:
-# %% [markdown] lang="ko" en="7dc4f3a6"
+# expert and go on. Ours refuses. We spoil one byte's embedding; attention carries it through each
+# sequence that has this byte:
+# %% [markdown] lang="ko" en="09feff8c"
 # 계수가 크면 버리는 토큰은 없지만 빈자리가 남고, 빈자리도 똑같이 계산하고 보냅니다. 우리 층은 `capacity_factor`를
 # 주지 않으면 **토큰을 버리지 않습니다**(dropless). 조각의 길이를 필요한 만큼 늘립니다.
 #
 # 용량으로 고칠 수 없는 것도 있습니다. NaN은 어떤 점수보다 크지도 작지도 않아서, top-k는 *아무* 전문가나 고르고
-# 넘어갑니다. 우리 라우터는 거부합니다. 바이트 하나의 임베딩을 망가뜨려 보겠습니다. 몇 토큰까지 번지는지 보세요.
+# 넘어갑니다. 우리 라우터는 거부합니다. 바이트 하나의 임베딩을 망가뜨리면 어텐션을 타고 그 바이트가 있는 시퀀스
+# 전체로 번집니다.
 # %%
 # %%ranks 0 --fails "gives NaN or infinity for"
 model, _ = moe
