@@ -28,7 +28,7 @@ from typing import Any
 
 from dlcourse import Ranks
 from dlcourse.bench._soak import soak
-from dlcourse.peers import mpi
+from dlcourse.peers import mpi, mpi_collectives
 from dlcourse.words.text_table import text_table
 
 WIDTH = 256  # float32 elements of a token
@@ -152,24 +152,10 @@ def _layers() -> dict[str, Callable[[], Any]]:
 
 def mpi_turns(comm: Any, folder: str) -> dict[str, list[float]]:
     """In every rank of MPI: the same, whenever a file says that it is their turn."""
-    import numpy as np
-    from mpi4py import MPI
-
-    x, calls = {}, {}
-    for label, tokens in TOKENS.items():
-        counts = counts_of(tokens, comm.size)
-        sent = [WIDTH * n for n in counts[comm.rank]]
-        came = [WIDTH * row[comm.rank] for row in counts]
-        x[label] = np.random.default_rng(comm.rank).random(sum(sent), dtype=np.float32)
-        there, back = np.empty(sum(came), np.float32), np.empty_like(x[label])
-
-        def call(label=label, there=there, back=back, sent=sent, came=came) -> None:  # type: ignore[no-untyped-def]
-            comm.Alltoallv([x[label], sent, MPI.FLOAT], [there, came, MPI.FLOAT])
-            comm.Alltoallv([there, came, MPI.FLOAT], [back, sent, MPI.FLOAT])
-
-        call()
-        assert (back == x[label]).all()
-        calls[label] = call
+    calls = {
+        label: mpi_collectives.there_and_back(comm, counts_of(tokens, comm.size), WIDTH)
+        for label, tokens in TOKENS.items()
+    }
     seconds: dict[str, list[float]] = {label: [] for label in calls}
     for number in range(10**6):
         while not (Path(folder) / f"{number}.turn").exists():

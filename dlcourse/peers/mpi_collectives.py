@@ -105,3 +105,25 @@ def try_dtypes(comm: Any) -> dict[str, str]:
     found["bfloat16"] = "not tried" if known else "MPI_BFLOAT16_T is MPI_DATATYPE_NULL"
     found["float8_e4m3fn"] = "MPI has no such type"
     return found
+
+
+def there_and_back(comm: Any, counts: Sequence[Sequence[int]], width: int) -> Callable[[], None]:
+    """A call that sends this rank's rows to the others and gets them back; tried once.
+
+    Args:
+        counts: rows from each rank to each, of ``width`` float32 numbers.
+    """
+    from mpi4py import MPI
+
+    sent = [width * n for n in counts[comm.rank]]
+    came = [width * row[comm.rank] for row in counts]
+    x = np.random.default_rng(comm.rank).random(sum(sent), dtype=np.float32)
+    there, back = np.empty(sum(came), np.float32), np.empty_like(x)
+
+    def call() -> None:
+        comm.Alltoallv([x, sent, MPI.FLOAT], [there, came, MPI.FLOAT])
+        comm.Alltoallv([there, came, MPI.FLOAT], [back, sent, MPI.FLOAT])
+
+    call()
+    assert (back == x).all()
+    return call
