@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARK = "DLCOURSE_TEST_LAB"  # in the environment of every process of one Lab, whoever its parent is
-PATIENCE = 120_000  # ms; a condition is waited for, so a quiet machine never takes this long
+PATIENCE = 300_000  # ms; a condition is waited for, so a quiet machine never takes this long
 VIEWPORT = {"width": 1200, "height": 1000}
 FLAGS = (
     "--no-sandbox",

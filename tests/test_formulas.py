@@ -28,6 +28,7 @@ FORMULAS = sorted((ROOT / "dlcourse" / "formulas").glob("*.py"))
 
 # Where each formula is compared with the ledger, the wire, the simulation or a published table
 MEASURED_IN = {
+    "benchmark_plan": {"sweep_seconds": "test_backends.py::test_a_sweep_by_hand"},
     "activations": {
         "layer_terms": "test_checkpointing.py::test_layer_bytes_are_what_autograd_saves",
         "layer_bytes": "test_checkpointing.py::test_layer_bytes_are_what_autograd_saves",
@@ -68,6 +69,8 @@ MEASURED_IN = {
         "best_length": "test_checkpointing.py::test_sqrt_n_is_best_where_a_layer_stores_one_value",
     },
     "collective_time": {
+        "fit_line": "test_collective_time.py::test_a_line_finds_alpha_and_beta_again",
+        "fastest": "test_backends.py::test_the_fastest_of_all_turns_is_kept_by_algorithm_and_size",
         "bus_bandwidth": "test_collective_time.py::test_bus_bandwidth_is_that_of_nccl_tests",
         "fit": "test_collective_time.py::test_fit_finds_what_made_the_measurements",
     },
@@ -101,6 +104,12 @@ MEASURED_IN = {
     },
     "traffic": {
         "wire_bytes": "test_formulas.py::test_a_collective_sends_what_its_best_algorithm_does",
+        "share_of_others": "test_formulas.py::test_a_collective_sends_what_its_best_algorithm_does",
+        **dict.fromkeys(
+            ("expert_trip_bytes", "count_bytes"),
+            "test_scale.py::test_experts_over_thousands_of_ranks_send_what_the_formula_says",
+        ),
+        "distinct_ranks": "test_expert_parallel.py::test_in_how_many_ranks_a_token_is",
         "algorithm": "test_collectives.py::test_bytes_on_the_wire_are_those_of_theory",
         "algorithm_bytes": "test_collectives.py::test_bytes_on_the_wire_are_those_of_theory",
         "busiest_rank_bytes": ("test_collectives.py::test_bytes_on_the_wire_are_those_of_theory"),

@@ -11,7 +11,7 @@ from dlcourse.figures.colors import ALGORITHMS
 from dlcourse.figures.held import Held, Said, Together, held
 from dlcourse.figures.picture import Picture, flow_picture
 from dlcourse.figures.tables import Table
-from dlcourse.formulas.benchmark_plan import CALLS, COLLECTIVES, command, sweep_seconds
+from dlcourse.formulas.benchmark_plan import CALLS, COLLECTIVES, PROGRAMS, sweep_seconds
 from dlcourse.formulas.collective_time import CostModel, fit_line
 from dlcourse.words.strings import t
 from dlcourse.words.units import digits, human_bytes, human_seconds
@@ -173,7 +173,9 @@ class BenchmarkFlow:
             else "\N{EN DASH}" + " " * i: name in calls
             for i, name in enumerate(COLLECTIVES)
         }
-        lines = [command(name, gpus) for name in calls]
+        lines = [  # under MPI, a process for each GPU; the sizes are those of SWEEP
+            f"mpirun -n {gpus} ./build/{PROGRAMS[name][0]} -b 8 -e 8G -f 2 -g 1" for name in calls
+        ]
         timed = [name for name in calls if name in self._ours]
         if timed:
             here = (2 + 10) * 3 * sum(self._ours[name] for name in timed)

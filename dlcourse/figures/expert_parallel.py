@@ -11,7 +11,7 @@ from dlcourse.figures.colors import CATEGORIES, RANKS
 from dlcourse.figures.held import Held, Said, Together, held
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.tables import Table
-from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes
+from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes, wire_bytes
 from dlcourse.words.strings import t
 from dlcourse.words.units import digits, human_bytes, human_seconds
 
@@ -36,8 +36,10 @@ def tokens_on_the_wire(ranks: int, top_k: int) -> Picture:
     256 experts, width 7168, a byte a number. Time for 128 and for 4,096 tokens: a message to each
     other rank, one after the other, and the bytes at 50 GB/s.
     """
-    away = (ranks - 1) / ranks
-    copies, once = top_k * away, distinct_ranks(LARGE_EXPERTS, top_k, ranks) * away
+    copies, once = (
+        wire_bytes("all_to_all", number, ranks)
+        for number in (top_k, distinct_ranks(LARGE_EXPERTS, top_k, ranks))
+    )
     rows, texts, times = {}, {}, {}
     for key, rows_sent in (("copies", copies), ("once", once)):
         label = t(f"expert_parallel.explore.{key}")
@@ -86,7 +88,7 @@ def sent_to_others(run: Run) -> float:
     """Bytes of tokens that a rank sent to others, as a mean over the ranks."""
     sent = [r["ops"]["all_to_all"]["wire_bytes"] for r in run.comm.ranks]
     p = len(sent)
-    return sum(sent) / p - 8 * EXPERTS * (p - 1) / p
+    return sum(sent) / p - wire_bytes("all_to_all", 8 * EXPERTS, p)
 
 
 def show_equal(apart: Mapping[str, float]) -> Together:

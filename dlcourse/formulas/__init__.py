@@ -10,6 +10,7 @@
     flops.py                FLOPs of attention, of a step, of a token
     traffic.py              bytes sent: collectives, algorithms such as the ring all-reduce, ZeRO
     collective_time.py      alpha-beta: seconds of a collective, and its bus bandwidth
+    benchmark_plan.py       what to benchmark before a job runs, and how long that takes
     bubbles.py              idle time of a pipeline
     devices.py              what each device needs where layers are divided over devices
     memory.py               all memory and all cost of a step, put together from the others

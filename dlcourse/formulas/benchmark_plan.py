@@ -49,8 +49,3 @@ def sweep_seconds(
     if not algorithm:  # one message
         return RUNS * sum(network.alpha + network.beta * n for n in sizes)
     return RUNS * sum(network.predict(algorithm, n, world_size) for n in sizes)
-
-
-def command(collective: str, world_size: int) -> str:
-    """The line that runs it under MPI, a process for each GPU."""
-    return f"mpirun -n {world_size} ./build/{PROGRAMS[collective][0]} -b 8 -e 8G -f 2 -g 1"

@@ -11,6 +11,8 @@ Language Model Training on GPU Clusters", SC 2021, section 2.2, who give it over
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def idle_over_total(world_size: int, num_micro_batches: int, *, num_chunks: int = 1) -> float:
     """Share of the whole time that a rank is idle: (p - 1) / (v m + p - 1).
@@ -23,6 +25,9 @@ def idle_over_total(world_size: int, num_micro_batches: int, *, num_chunks: int 
     return (world_size - 1) / (num_chunks * num_micro_batches + world_size - 1)
 
 
-def idle_over_ideal(world_size: int, num_micro_batches: int, *, num_chunks: int = 1) -> float:
-    """Idle time over the time without any: (p - 1) / (v m). Larger, for the same picture."""
+def idle_over_ideal(world_size: Any, num_micro_batches: Any, *, num_chunks: Any = 1) -> Any:
+    """Idle time over the time without any: (p - 1) / (v m). Larger, for the same picture.
+
+    Takes arrays of NumPy too, for the planner's many layouts at once.
+    """
     return (world_size - 1) / (num_chunks * num_micro_batches)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import comb
+from typing import Any
 
 from dlcourse.formulas.states import check_stage, check_world_size
 
@@ -41,10 +42,18 @@ def wire_bytes(op: str, nbytes: float, world_size: int) -> float:
     if op == "send":
         return float(nbytes)
     if op == "all_reduce":
-        return 2 * (p - 1) / p * nbytes
+        return 2 * share_of_others(p) * nbytes
     if op in ("gather", "scatter"):
-        return (p - 1) / p**2 * nbytes
-    return (p - 1) / p * nbytes
+        return share_of_others(p) / p * nbytes
+    return share_of_others(p) * nbytes
+
+
+def share_of_others(world_size: Any) -> Any:
+    """The share of a buffer, cut into p equal parts, that is not one's own: (p - 1) / p.
+
+    Takes arrays of NumPy too, for the planner's many layouts at once.
+    """
+    return (world_size - 1) / world_size
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dlcourse.formulas.flops import attention_flops
+from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.plan.cluster import Cluster, cluster_of
 from dlcourse.ranks.notebook.pool import Ranks
 
@@ -146,7 +148,7 @@ def measure_rank() -> dict[str, Any]:
     attention = torch.nn.functional.scaled_dot_product_attention
     forward = timed(lambda: attention(query, query, query, is_causal=True))
     both = timed(lambda: attention(query, query, query, is_causal=True).sum().backward())
-    half = 2 * 2 * 8 * rows * rows * 64 / 2  # FLOPs of two products, less the masked half
+    half = attention_flops(query.shape, query.shape, query.shape) / 2  # less the masked half
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "multiprocessors": (
@@ -162,7 +164,7 @@ def measure_rank() -> dict[str, Any]:
     }
     if world > 1:
         short, long = measure(["torch_all_gather"], COLLECTIVE_BYTES, repeats=5, device=device)
-        sent = (world - 1) / world * (long["bytes"] - short["bytes"])
+        sent = wire_bytes("all_gather", long["bytes"] - short["bytes"], world)
         found["links"] = sent / max(long["seconds"] - short["seconds"], 1e-9)
         found["collective_seconds"] = short["seconds"]
     return found

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dlcourse.formulas.traffic import share_of_others
 from dlcourse.plan.cluster import Cluster
 from dlcourse.plan.job import Array
 
@@ -41,7 +42,9 @@ def gather_seconds(
     nodes = np.ceil(size / members_of_node(cluster, size, stride))
     steps = (size - nodes) * cluster.node_hop_seconds + (nodes - 1) * cluster.network_hop_seconds
     rate = bandwidth(cluster, size, stride)
-    seconds = (size - 1) / size * np.asarray(nbytes, float) / rate + cluster.ring_seconds + steps
+    seconds = (
+        share_of_others(size) * np.asarray(nbytes, float) / rate + cluster.ring_seconds + steps
+    )
     return np.where(size > 1, seconds, 0.0)
 
 
@@ -54,7 +57,7 @@ def all_reduce_seconds(
     nodes = np.ceil(size / members_of_node(cluster, size, stride))
     steps = 2 * np.log2(np.maximum(nodes, 1)) * cluster.network_hop_seconds
     steps = steps + 2 * (size / nodes - 1) * cluster.node_hop_seconds
-    sent = 2 * (size - 1) / size * np.asarray(nbytes, float)
+    sent = 2 * share_of_others(size) * np.asarray(nbytes, float)
     tree = sent / bandwidth(cluster, size, stride) + cluster.ring_seconds + steps
     return np.where(size > 1, np.minimum(ring, tree), 0.0)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dlcourse.formulas.traffic import share_of_others
 from dlcourse.plan.cluster import Cluster
 from dlcourse.plan.communication import (
     all_to_all_seconds,
@@ -80,8 +81,8 @@ def layer_time(job: Job, layouts: Layouts, *, moe: bool) -> LayerTime:
     wait_backward = 2 * count * one - beside
     hidden = beside + (count * one if job.sequence_parallel else 0 * one)  # inputs gathered again
     if job.overlap_tensor:  # a product in t pieces, each beside another's collective, but for one
-        forward_hidden = np.minimum(wait_forward, (t - 1) / t * products[0])
-        backward_hidden = np.minimum(wait_backward, (t - 1) / t * products[1])
+        forward_hidden = np.minimum(wait_forward, share_of_others(t) * products[0])
+        backward_hidden = np.minimum(wait_backward, share_of_others(t) * products[1])
         wait_forward, wait_backward = wait_forward - forward_hidden, wait_backward - backward_hidden
         hidden = hidden + forward_hidden + backward_hidden
     ring_forward, ring_backward = _context_ring(job, layouts, core_forward, core_backward)
@@ -154,7 +155,7 @@ def expert_rows(job: Job, layouts: Layouts, tokens: Array) -> Array:
     return tokens / layouts.tensor * job.shape.top_k * job.imbalance
 
 
-def attention_flops(job: Job, layouts: Layouts) -> Array:
+def core_flops(job: Job, layouts: Layouts) -> Array:
     """Of the two products of attention's forward in a rank, nothing masked."""
     shape = job.shape
     tokens = layouts.micro_batch * job.sequence / layouts.context
@@ -164,7 +165,7 @@ def attention_flops(job: Job, layouts: Layouts) -> Array:
 
 def _attention_core(job: Job, layouts: Layouts) -> tuple[Array, Array, Array]:
     """Forward, backward, and once more the part that selective recomputation repeats."""
-    cluster, flops = job.cluster, attention_flops(job, layouts)
+    cluster, flops = job.cluster, core_flops(job, layouts)
     if job.attention != "unfused":
         rows = layouts.micro_batch * job.sequence / layouts.context
         blocks = np.ceil(rows / 128) * job.shape.heads / layouts.tensor
@@ -256,8 +257,8 @@ def _exchange(job: Job, layouts: Layouts, tokens: Array) -> Array:
     reached = nodes * (1 - (1 - 1 / nodes) ** shape.top_k)
     card = cluster.network_bandwidth * cluster.network_efficiency
     link = cluster.node_bandwidth * cluster.all_to_all_efficiency
-    outside = row * reached * (nodes - 1) / nodes / card
-    inside = row * ranks * (e - 1) / e / link
+    outside = row * reached * share_of_others(nodes) / card
+    inside = row * ranks * share_of_others(e) / link
     start = all_to_all_seconds(cluster, 0 * row, e, stride)
     return np.where(e > 1, np.maximum(outside, inside) + start, 0.0)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dlcourse.formulas.bubbles import idle_over_ideal
 from dlcourse.formulas.states import _DIVIDED_FROM, CATEGORIES
 from dlcourse.plan.job import LOSS_BYTES, SENT_BYTES, STATE_BYTES, Array, Job
 from dlcourse.plan.layouts import OFFLOAD, RECOMPUTE, SCHEDULES, Layouts, stage_layers, vocab_ranks
@@ -44,7 +45,7 @@ def in_flight(job: Job, layouts: Layouts) -> Array:
     """Micro-batches whose activations the first stage holds, as shares of all its layers."""
     p, v, m = layouts.pipeline, layouts.chunks, layouts.micro_batches(job)
     one = np.minimum(p, m)
-    interleaved = np.minimum(p * (1 + (p - 1) / (p * v)), m)
+    interleaved = np.minimum(p * (1 + idle_over_ideal(p, p, num_chunks=v)), m)
     name = layouts.schedule
     held = np.where(name == SCHEDULES.index("gpipe"), m, one)
     return np.where(name == SCHEDULES.index("interleaved"), interleaved, held)

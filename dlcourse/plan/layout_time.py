@@ -29,10 +29,10 @@ from dlcourse.plan.communication import (
     send_seconds,
 )
 from dlcourse.plan.job import SENT_BYTES, STATE_BYTES, Array, Job
-from dlcourse.plan.layer_time import attention_flops, ends_time, layer_time
+from dlcourse.plan.layer_time import core_flops, ends_time, layer_time
 from dlcourse.plan.layout_memory import layer_sizes, own_share, stage_numbers
 from dlcourse.plan.layouts import OFFLOAD, RECOMPUTE, SCHEDULES, Layouts, stage_layers
-from dlcourse.plan.model_shape import flops_per_token, matrix_numbers
+from dlcourse.plan.model_shape import matrix_numbers, training_flops
 
 Collective = Callable[[Cluster, Array, Array, Array], Array]
 Moved = tuple[Array, Array]  # seconds, and what they cost where they are hidden
@@ -196,7 +196,7 @@ def _offload(job: Job, share: Array) -> Array:
 
 def model_flops(job: Job) -> float:
     """Of a step, for the MFU: nothing that is computed again."""
-    return job.batch_tokens * flops_per_token(job.shape, sequence=job.sequence)
+    return job.batch_tokens * training_flops(job.shape, sequence=job.sequence)
 
 
 def hardware_flops(job: Job, layouts: Layouts) -> Array:
@@ -204,7 +204,7 @@ def hardware_flops(job: Job, layouts: Layouts) -> Array:
     matrices = matrix_numbers(job.shape) - job.shape.vocab * job.shape.hidden
     once = 2 * matrices * job.batch_tokens
     tokens = layouts.micro_batch * job.sequence / layouts.context
-    each = attention_flops(job, layouts) * layouts.tensor / tokens  # of a token and layer
+    each = core_flops(job, layouts) * layouts.tensor / tokens  # of a token and layer
     scores = job.shape.layers * each * job.batch_tokens
     full = np.where(layouts.recompute == _FULL, once + scores, 0.0)
     selective = np.where(layouts.recompute == _SELECTIVE, scores, 0.0)

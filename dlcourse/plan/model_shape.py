@@ -212,7 +212,7 @@ def matrix_numbers(shape: ModelShape) -> int:
     return shape.layers * each + mlps + shape.vocab * h
 
 
-def flops_per_token(shape: ModelShape, *, sequence: int) -> float:
+def training_flops(shape: ModelShape, *, sequence: int) -> float:
     """Forward and backward of a token, for the MFU: nothing computed again, no mask subtracted.
 
     Source: Chowdhery et al., "PaLM", 2022, appendix B.
