@@ -341,7 +341,7 @@ show_times(rows, "all_reduce", labels=labels)
 # 오른쪽에서는 β가 보입니다. 공유 메모리의 시작 비용이 배리어 때문에 Gloo와 비슷한가요?
 #
 # 다음 그림은 올투올(all-to-all)이고, 새로 하나가 나옵니다. 레슨 08의 `one_sided`입니다. 같은 메모리를 쓰지만 배리어가
-# 없습니다. 랭크마다 데이터 옆에 깃발을 올려 두면 상대가 들여다봅니다.
+# 없습니다. 랭크마다 데이터 옆에 플래그(flag)를 올려 두면 상대가 들여다봅니다.
 # %%
 show_times(rows, "all_to_all", labels=labels)
 # %%
