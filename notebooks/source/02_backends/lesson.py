@@ -530,7 +530,7 @@ check("02.window")
 # ## GPU 클러스터에서는
 #
 # 보통 `"cpu:gloo,cuda:nccl"`이라고 적습니다. 텐서는 NCCL이, CPU의 개수와 문자열과 배리어는 Gloo가 나릅니다. MPI의
-# `mpirun`(또는 Slurm의 `srun`)은 랭크를 *띄우기만* 하고 나머지는 NCCL이 하는 경우가 많습니다. MoE 레이어는 그 옆에서 DeepEP나 NCCL EP를 부르고,
+# `mpirun`(또는 Slurm의 `srun`)은 랭크를 *띄우기만* 하고 나머지는 NCCL이 하는 경우가 많습니다. MoE 층은 그 옆에서 DeepEP나 NCCL EP를 부르고,
 # 모두 같은 케이블을 나누어 씁니다.
 # %% [markdown] lang="en"
 # ## In five lines
@@ -588,7 +588,7 @@ check("02.window")
 # | Gloo | TCP 소켓 | CPU의 torch, GPU 작업의 개수·문자열·배리어 | 양방향 |
 # | NCCL | NVLink, PCIe, InfiniBand, EFA | DDP, FSDP, Megatron, DeepSpeed | 양방향, device API는 단방향 |
 # | MPICH | 공유 메모리, UCX, libfabric | 과학 계산 프로그램, GPU 작업의 시작 | 둘 다 |
-# | DeepEP | NVSHMEM(V1), NCCL(V2) | MoE 레이어 | 단방향 |
+# | DeepEP | NVSHMEM(V1), NCCL(V2) | MoE 층 | 단방향 |
 # | `shared`, `one_sided` | 컴퓨터 한 대의 메모리 | 이 과정 | 단방향 |
 # %% [markdown] lang="en"
 # ### An all-reduce through memory, whole
