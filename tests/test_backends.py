@@ -50,6 +50,20 @@ def test_the_title_tells_the_ratio_at_both_ends():
     assert "2.05 times at 8 MiB" in title.replace("<br>", " ")
 
 
+def test_a_record_of_other_sizes_is_left_out_of_the_figure():
+    """Three ranks here, four in the record: 72 bytes beside 64."""
+    set_language("en")
+    record = read_record("backends")
+    rows = [row for row in record["rows"] if row["algorithm"].startswith("mpi_")]
+    of_three = [{**r, "bytes": -(-r["bytes"] // 12) * 12} for r in synthetic()]
+    rows += [r for r in of_three if r["algorithm"].startswith(("torch", "one_sided"))]
+    labels = backends.labels_of("gloo", record)
+    figure = backends.show_times(rows, "all_to_all", labels=labels)
+    names = {trace.name for trace in figure.data}
+    assert labels["torch"] in names and labels["mpi"] not in names
+    assert labels["mpi"] in backends.show_costs(rows, labels=labels).header
+
+
 def test_recorded_times_say_that_they_are_recorded():
     record = read_record("backends")
     mpi = backends.labels_of("gloo", record)["mpi"]

@@ -79,9 +79,14 @@ def show_wire(rows: Rows, *, labels: Mapping[str, str]) -> Table | Said:
 
 
 def show_times(rows: Rows, collective: str, *, labels: Mapping[str, str]) -> go.Figure:
-    """Time of a collective over its size: points measured, lines fitted, one for each backend."""
+    """Time of a collective over its size: points measured, lines fitted, one for each backend.
+
+    Sizes are those of torch's ranks. A record of another number of ranks may have others (bytes are
+    rounded up to divide by the ranks): it is left out then, and stands in `show_costs` alone.
+    """
     of = _by_backend(rows, collective)
-    sizes = sorted({row["bytes"] for row in rows})
+    sizes = sorted(of["torch"])
+    of = {name: seconds for name, seconds in of.items() if sorted(seconds) == sizes}
     times = {name: [of[name][size] for size in sizes] for name in of}
     fitted = {}
     for name, seconds in times.items():

@@ -100,7 +100,7 @@ def try_dtypes(comm: Any) -> dict[str, str]:
             found[name] = "right" if (x == total).all() else "wrong"
         except MPI.Exception as error:
             found[name] = str(error).strip().splitlines()[-1].rpartition(": ")[2]
-    # NumPy has no bfloat16. MPI 5.0 has a name for it, which a library may leave empty
+    # NumPy has no bfloat16, nor has MPI 5.0. mpi4py has a name, empty where it knows no library's
     known = getattr(MPI, "BFLOAT16_T", MPI.DATATYPE_NULL) != MPI.DATATYPE_NULL
     found["bfloat16"] = "not tried" if known else "MPI_BFLOAT16_T is MPI_DATATYPE_NULL"
     found["float8_e4m3fn"] = "MPI has no such type"

@@ -1,25 +1,27 @@
 # %% [markdown] lang="en" form="core"
 # # 02 Communication backends: what carries a collective
 #
-# Four ranks add up 16 numbers, then two million. Same call, same machine, same ranks. With 16 numbers
-# one library is far ahead; with two million it is another one. Why?
+# Four ranks add up 16 numbers, then two million, on one machine. With 16 numbers one library is
+# often far ahead; with two million it is another one. Why?
 #
 # `dist.all_reduce` moves nothing itself. A **backend** below it does: Gloo, NCCL, MPI, or memory
-# that the ranks share. You will start four of them, find out by trying what each can carry, and fit
-# α and β of five collectives. You need [lesson 01](01_collectives.ipynb).
+# that the ranks share. You will run Gloo, MPI and two backends of this course, find out by trying
+# what they can carry, and fit α (what a start costs) and β (what a byte costs) of five collectives.
+# You need [lesson 01](01_collectives.ipynb).
 #
-# Time: reading 18 min + exercises 41 min.
-# %% [markdown] lang="ko" en="0d68113b"
+# Time: reading 19 min + exercises 41 min.
+# %% [markdown] lang="ko" en="ae59b355"
 # # 02 통신 백엔드: 집합 통신은 무엇이 나를까
 #
-# 랭크(rank) 네 개가 숫자 16개를 더하고, 이어서 200만 개를 더합니다. 같은 컴퓨터에서 같은 함수를 부르는데, 16개일 때
-# 크게 앞서는 라이브러리와 200만 개일 때 앞서는 라이브러리가 다릅니다. 왜 그럴까요?
+# 랭크(rank) 네 개가 컴퓨터 한 대에서 숫자 16개를 더하고, 이어서 200만 개를 더합니다. 흔히 16개일 때 크게 앞서는
+# 라이브러리와 200만 개일 때 앞서는 라이브러리가 다릅니다. 왜 그럴까요?
 #
 # `dist.all_reduce`는 아무것도 직접 나르지 않습니다. 그 아래의 **백엔드**(backend)가 나릅니다. Gloo, NCCL, MPI,
-# 또는 랭크가 함께 쓰는 메모리입니다. 여러 백엔드를 직접 띄워 무엇을 나를 수 있는지 하나하나 해 보고, 집합 통신
-# 다섯 가지의 α와 β를 구합니다. [레슨 01](01_collectives.ipynb)을 먼저 보세요.
+# 또는 랭크가 함께 쓰는 메모리입니다. Gloo와 MPI, 이 과정에서 만든 백엔드 둘을 직접 돌려 무엇을 나를 수 있는지 하나하나
+# 해 보고, 집합 통신(collective) 다섯 가지의 α(시작하는 비용)와 β(바이트당 비용)를 구합니다.
+# [레슨 01](01_collectives.ipynb)을 먼저 보세요.
 #
-# 시간: 읽기 18분 + 연습 41분.
+# 시간: 읽기 19분 + 연습 41분.
 # %% tags=["parameters"] hidden=true
 lang = "ko"
 num_ranks = 4
@@ -38,9 +40,10 @@ device = "auto"
 #   M --> T & W
 # ```
 #
-# A drawing like this is usually shown with four equal boxes in a row: NCCL, Gloo, MPI, DeepEP. Is it
-# right? First ask torch what it was built with.
-# %% [markdown] lang="ko" en="30b3f968"
+# NVLink joins the GPUs of one machine; InfiniBand and EFA join machines. More often you see a simpler
+# drawing, with four equal boxes in a row: NCCL, Gloo, MPI, DeepEP. Is that one right? First ask
+# torch what it was built with.
+# %% [markdown] lang="ko" en="29c9e488"
 # 학습 코드에서 네트워크까지, 통신 스택은 이렇게 쌓여 있습니다.
 #
 # ```mermaid
@@ -54,8 +57,9 @@ device = "auto"
 #   M --> T & W
 # ```
 #
-# 보통은 NCCL, Gloo, MPI, DeepEP를 같은 크기의 상자 네 개로 나란히 그립니다. 그 그림이 맞을까요? 먼저 torch가
-# 무엇과 함께 빌드되었는지 물어봅시다.
+# NVLink는 한 컴퓨터 안의 GPU를, InfiniBand와 EFA는 컴퓨터와 컴퓨터를 잇습니다. 보통은 더 간단하게 NCCL, Gloo, MPI,
+# DeepEP를 같은 크기의 상자 네 개로 나란히 그립니다. 그 그림이 맞을까요? 먼저 torch가 무엇과 함께 빌드되었는지
+# 물어봅시다.
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, expect_failure, explore, hint, lesson
 from dlcourse import predict, show, solution
@@ -85,13 +89,12 @@ backend = dist.get_backend()
 # %%
 show_available(ranks["here"][0], ranks["known"][0])
 # %% [markdown] lang="en"
-# Two names are in no such drawing: **UCC** and **XCCL**. One of the drawing's names is no backend at
-# all: there is no `backend="deepep"`, an MoE layer calls that library itself. And MPI has a box,
-# but nothing in it:
-# %% [markdown] lang="ko" en="6244d969"
-# 그런 그림에 없는 이름이 둘 있습니다. **UCC**와 **XCCL**입니다. 그림에 있는 이름 하나는 백엔드가 아닙니다.
-# `backend="deepep"`은 없고, MoE 레이어가 그 라이브러리를 직접 부릅니다. 그리고 MPI는 상자만 있고 속이 비어
-# 있습니다.
+# Two names are missing in the four boxes: **UCC** and **XCCL**. One box is no backend at all: there is
+# no `backend="deepep"`; a layer of experts (MoE, lesson 00) calls that library itself. And MPI has a
+# box, but nothing in it:
+# %% [markdown] lang="ko" en="b3c4b56d"
+# 상자 네 개에 빠진 이름이 둘 있습니다. **UCC**와 **XCCL**입니다. 상자 하나는 백엔드가 아닙니다. `backend="deepep"`은
+# 없고, 전문가 층(MoE, 레슨 00)이 그 라이브러리를 직접 부릅니다. 그리고 MPI는 상자만 있고 속이 비어 있습니다.
 # %%
 # %%ranks --fails "MPI built in"
 dist.new_group(backend="mpi")
@@ -113,16 +116,16 @@ only_gpus = dist.new_group(backend="cuda:gloo")
 count = torch.tensor([128])
 dist.all_reduce(count, group=only_gpus)
 # %% [markdown] lang="en"
-# This is the error of every first job on GPUs: `init_process_group("nccl")`, all is well, then
-# somebody sums a plain Python count in a CPU tensor. The cure is not to move the count, but to name a
+# Many meet this error in their first job on GPUs: `init_process_group("nccl")`, all is well, then
+# somebody sums a count that lies in a CPU tensor. The cure is not to move the count, but to name a
 # backend for both: `"cpu:gloo,cuda:nccl"`.
 #
 # ## What can it carry?
 #
 # Do not read a support matrix: try. Send a sum in each dtype and look at the *result*, not only at
 # whether there was an error.
-# %% [markdown] lang="ko" en="5152f394"
-# GPU에서 처음 학습할 때 누구나 만나는 오류입니다. `init_process_group("nccl")`로 잘 돌다가, 누군가 CPU 텐서에
+# %% [markdown] lang="ko" en="4ea6e67b"
+# GPU에서 처음 학습할 때 흔히 만나는 오류입니다. `init_process_group("nccl")`로 잘 돌다가, 누군가 CPU 텐서에
 # 담긴 개수를 더하는 순간 나옵니다. 개수를 GPU로 옮기지 않아도 됩니다. `"cpu:gloo,cuda:nccl"`처럼 두 장치의
 # 백엔드를 모두 적으면 됩니다.
 #
@@ -158,20 +161,19 @@ show_tried(tried, ranks["calls"][0], labels=labels)
 # "Refused" is harmless. Look for **"wrong, no error"**: a sum of truth values comes back as "any of
 # them". Whoever counts with it counts to one.
 #
-# `bfloat16`, the everyday format of training, has a name in the MPI 5.0 standard, but the library
-# here leaves it empty. That alone keeps MPI out of much training.
+# `bfloat16`, the everyday format of training, has no name in the MPI 5.0 standard. MPICH has a name
+# of its own for it, which mpi4py does not know here. That alone makes MPI awkward for training.
 #
 # Now a tensor that is no block of memory. `whole` is 4 × 4; its second column is a view, with gaps of
 # three numbers. Every element is 1 divided by the number of ranks.
 #
 # **Predict** the last element of that column after `dist.all_reduce(whole[:, 1])`.
-# %% [markdown] lang="ko" en="65beca24"
+# %% [markdown] lang="ko" en="f16d62be"
 # "거부"는 괜찮습니다. **틀림, 오류 없음**이라고 적힌 칸을 찾아보세요. 참·거짓의 합이 "하나라도 참인가"로
-# 돌아옵니다. 이걸로
-# 개수를 세면 늘 1입니다.
+# 돌아옵니다. 이것으로 개수를 세면 아무리 많아도 1입니다.
 #
-# 학습에서 가장 많이 쓰는 `bfloat16`은 MPI 5.0 표준에 이름이 있지만, 여기 있는 라이브러리는 비워 두었습니다. 이것만으로도
-# 학습에 MPI를 쓰기 어렵습니다.
+# 학습에서 가장 많이 쓰는 `bfloat16`은 MPI 5.0 표준에 없습니다. MPICH에는 따로 붙인 이름이 있지만 여기의 mpi4py는 그
+# 이름을 모릅니다. 이것만으로도 학습에 MPI를 쓰기 어렵습니다.
 #
 # 이번에는 메모리에 이어져 있지 않은 텐서입니다. `whole`은 4 × 4이고, 둘째 열은 숫자 세 개씩 건너뛰는 뷰(view)입니다.
 # 모든 원소는 1을 랭크 수로 나눈 값입니다.
@@ -195,19 +197,19 @@ show_column(ranks["whole"][0].tolist(), ranks["column"][0].tolist(), want=1)
 #
 # ## MPI: ranks of another kind
 #
-# MPI is older than GPUs. It is a standard of *calls*; MPICH and Open MPI are libraries. It starts its
-# own ranks: `mpiexec -n 4 python program.py`. `in_mpi` does just that with a function of yours, and
+# MPI is older than GPUs. It is a standard of *calls*; MPICH and Open MPI are libraries that have
+# them. It starts its own ranks: `mpiexec -n 4 python program.py`. `in_mpi` does just that with a function of yours, and
 # says so where MPI is not installed.
-# %% [markdown] lang="ko" en="231e750f"
+# %% [markdown] lang="ko" en="dddbc6d4"
 # 오류가 없습니다. Gloo는 첫 원소의 주소와 원소의 *개수*만 받아서 그 자리에 이어져 있는 숫자 네 개를 더했습니다. 하나는
 # 그 열의 것이고, 셋은 다른 열의 것이라 망가졌습니다. NCCL은 이것을 검사해서 거부합니다. `.contiguous()`로 복사하면
 # 맞습니다.
 #
 # ## MPI: 다른 방식으로 띄운 랭크
 #
-# MPI는 GPU보다 오래되었습니다. MPI는 *호출*의 표준이고, MPICH와 Open MPI가 그 라이브러리입니다. 랭크도 스스로 띄웁니다.
-# `mpiexec -n 4 python program.py`처럼요. `in_mpi`는 여러분의 함수로 똑같이 하고, MPI가 설치되어 있지 않으면 그렇다고
-# 알려 줍니다.
+# MPI는 GPU보다 오래되었습니다. MPI는 *함수 호출*을 정한 표준이고, MPICH와 Open MPI는 그것을 구현한 라이브러리입니다.
+# 랭크도 직접 띄웁니다. `mpiexec -n 4 python program.py`처럼요. `in_mpi`는 이렇게 띄운 랭크에서 여러분의 함수를
+# 실행하고, MPI가 없으면 없다고 알려 줍니다.
 # %%
 def rank_sum(comm):
     import numpy as np
@@ -220,12 +222,12 @@ def rank_sum(comm):
 
 in_mpi(rank_sum, num_ranks=num_ranks)
 # %% [markdown] lang="en"
-# A rank for each list, all equal. Sends and receives are **two-sided**: whoever sends needs a partner
+# One list for each rank, all equal. Sends and receives are **two-sided**: whoever sends needs a partner
 # that receives. What if rank 0 returns early, and the others wait for it? (Three seconds, then all
 # ranks are ended; left alone, they would wait for ever.)
-# %% [markdown] lang="ko" en="bfe1499c"
-# 목록 하나가 랭크 하나이고, 모두 같습니다. 보내고 받는 것은 **양방향**입니다. 보내는 쪽에는 받는 상대가 있어야
-# 합니다. 랭크 0이 먼저 끝나 버리고 나머지가 기다린다면 어떻게 될까요? (3초 뒤에 랭크를 모두 끝냅니다. 그냥 두면
+# %% [markdown] lang="ko" en="242d53af"
+# 목록 하나가 랭크 하나이고, 모두 같습니다. 보내기와 받기는 **양방향 통신(two-sided)**입니다. 한쪽이 보내면 상대도
+# 받기를 불러야 합니다. 랭크 0이 먼저 끝나 버리고 나머지가 기다린다면 어떻게 될까요? (3초 뒤에 랭크를 모두 끝냅니다. 그냥 두면
 # 끝없이 기다립니다.)
 # %%
 def never_sent(comm):
@@ -237,10 +239,10 @@ with expect_failure(mpi.missing() or "not over after 3 s"):
     run_mpi(never_sent, num_ranks=num_ranks, time_limit=3)
 # %% [markdown] lang="en"
 # **One-sided** communication needs no partner. A rank opens a *window* of its memory; the others
-# `Put` into it, and it does nothing. An all-gather out of puts:
-# %% [markdown] lang="ko" en="3d2210a5"
-# **단방향 통신(one-sided)**에는 상대가 필요 없습니다. 랭크가 자기 메모리의 *창*을 열어 두면 다른 랭크가 `Put`으로
-# 써 넣고, 그 랭크는 아무것도 하지 않습니다. put으로 만든 올게더(all-gather)입니다.
+# `Put` into it, and it calls nothing meanwhile. An all-gather out of puts:
+# %% [markdown] lang="ko" en="6e1b1eb8"
+# **단방향 통신(one-sided)**에는 상대가 필요 없습니다. 랭크가 자기 메모리의 *창*(window)을 열어 두면 다른 랭크가
+# `Put`으로 써 넣고, 그동안 그 랭크는 아무것도 부르지 않습니다. put으로 만든 올게더(all-gather)입니다.
 # %%
 def gather_by_puts(comm):
     import numpy as np
@@ -248,9 +250,10 @@ def gather_by_puts(comm):
 
     window = MPI.Win.Allocate(8 * comm.size, 8, comm=comm)
     mine = np.frombuffer(window.tomemory(), dtype=np.float64)
+    x = np.array([10.0 * comm.rank])
     window.Fence()
     for other in range(comm.size):
-        window.Put(np.array([10.0 * comm.rank]), other, target=comm.rank)
+        window.Put(x, other, target=comm.rank)
     window.Fence()
     gathered = mine.tolist()
     window.Free()
@@ -260,23 +263,24 @@ def gather_by_puts(comm):
 in_mpi(gather_by_puts, num_ranks=num_ranks)
 # %% [markdown] lang="en"
 # A put does not say that it has arrived. The two fences do, for all ranks at once: before the first
-# nobody writes, after the second everybody may read. Hold on to this: "written" and "may be read" are
+# nobody writes, after the second everybody may read, and `x` may change. Hold on to this: "written" and "may be read" are
 # two things. Exercise 4 and lesson 08 live on it.
 #
 # ## Memory instead of a wire
 #
-# `shared_all_reduce`, of this course, works so, too. Each rank writes into memory that all see, waits
-# in a barrier, and adds up its part of everybody's data. **Predict**: how many bytes does a rank send
+# `shared_all_reduce`, of this course, does without sends, too. Each rank writes into memory that all
+# see, waits in a barrier (a call from which nobody returns before all have come), and adds up its
+# part of everybody's data. **Predict**: how many bytes does a rank send
 # through the network for an all-reduce of 1 MiB?
-# %% [markdown] lang="ko" en="1ec9f391"
+# %% [markdown] lang="ko" en="e965ac3f"
 # put은 도착했는지 알려 주지 않습니다. 두 펜스(fence)가 모든 랭크에 한꺼번에 알려 줍니다. 첫 펜스 전에는 아무도 쓰지 않고,
-# 둘째 펜스 뒤에는 누구나 읽어도 됩니다. "썼다"와 "읽어도 된다"는 서로 다른 일입니다. 연습 4와 레슨 08이 여기에서
+# 둘째 펜스 뒤에는 누구나 읽어도 되고 `x`를 바꾸어도 됩니다. "썼다"와 "읽어도 된다"는 서로 다른 일입니다. 연습 4와 레슨 08이 여기에서
 # 출발합니다.
 #
 # ## 네트워크 대신 메모리
 #
-# 이 과정의 `shared_all_reduce`도 이렇게 합니다. 랭크마다 모두가 보는 메모리에 쓰고, 배리어에서 기다린 다음, 모두의
-# 데이터에서 자기 몫을 더합니다. 1 MiB를 올리듀스(all-reduce)할 때 랭크 하나가 네트워크로 몇 바이트를 보낼지 **예측해
+# 이 과정의 `shared_all_reduce`도 send 없이 합니다. 랭크마다 모두가 보는 메모리에 쓰고, 배리어(barrier, 모두 올 때까지
+# 기다리는 호출)에서 기다린 다음, 모두의 데이터에서 자기 몫을 더합니다. 1 MiB를 올리듀스(all-reduce)할 때 랭크 하나가 네트워크로 몇 바이트를 보낼지 **예측해
 # 보세요.**
 # %%
 predict("02.wire")
@@ -299,9 +303,9 @@ show_wire(wires, labels=labels)
 #
 # ## Five collectives, five sizes
 #
-# All of them in turns, in this very run; what counts is the fastest call (others only ever make one
-# slower). MPI's ranks are other processes, so they come right after.
-# %% [markdown] lang="ko" en="315651b4"
+# All of them in turns, in this very run; what counts is the fastest call (other programs only ever
+# make one slower). MPI's ranks are other processes, so they come right after.
+# %% [markdown] lang="ko" en="7e597ca0"
 # 거의 없지만 0은 아닙니다. 배리어 두 번은 Gloo의 것이고, 메시지를 보냅니다. 그래서 **바이트**는 싸고 **시작**은 Gloo만큼
 # 비쌀 것입니다. 아주 작은 텐서에서는 어느 쪽이, 큰 텐서에서는 어느 쪽이 보일까요?
 #
@@ -331,13 +335,13 @@ show_times(rows, "all_reduce", labels=labels)
 # Gloo's, as its barriers promised?
 #
 # The next figure is an all-to-all, with a newcomer: `one_sided`, from lesson 08. It uses the same
-# memory, but no barrier. Each rank raises a flag beside its data, and the other looks at it.
-# %% [markdown] lang="ko" en="6e096a9d"
+# kind of memory, but no barrier. Each rank raises a flag beside its data, and the other looks at it.
+# %% [markdown] lang="ko" en="6603c654"
 # 점은 측정값, 선은 저마다 맞춘 $\alpha + \beta n$입니다. 선이 평평한 왼쪽에서는 시작하는 데 드는 α가, 올라가는
 # 오른쪽에서는 β가 보입니다. 공유 메모리의 시작 비용이 배리어 때문에 Gloo와 비슷한가요?
 #
 # 다음 그림은 올투올(all-to-all)이고, 새로 하나가 나옵니다. 레슨 08의 `one_sided`입니다. 같은 메모리를 쓰지만 배리어가
-# 없습니다. 랭크마다 데이터 옆에 깃발을 올려 두면 상대가 들여다봅니다.
+# 없습니다. 랭크마다 데이터 옆에 플래그(flag)를 올려 두면 상대가 들여다봅니다.
 # %%
 show_times(rows, "all_to_all", labels=labels)
 # %%
@@ -345,22 +349,22 @@ show_costs(rows, labels=labels)
 # %% [markdown] lang="en"
 # Read it by columns. **Shared memory** moves bytes cheaply, but it starts like Gloo. **One-sided**,
 # without a barrier, starts sooner where no other program keeps the cores busy (recorded with claim C7
-# below): α was never the memory's, it was the barrier's.
+# below): so α was mostly the barrier's, and not the memory's.
 #
 # MPICH's ranks look at memory, too, all the time. That is quick as long as each has a core; with more
 # ranks than cores they look in vain while others wait for that core, and times jump. Gloo sleeps and
-# is woken: slow to start, patient.
+# is woken: slow to start, steadier where cores are short.
 #
 # Read it by rows. Gloo's reduce-scatter costs about as much as its all-reduce: it is one, as lesson
 # 01 saw in the bytes.
-# %% [markdown] lang="ko" en="79fb1712"
+# %% [markdown] lang="ko" en="0a675bda"
 # 열로 읽어 봅시다. **공유 메모리**는 바이트를 싸게 옮기지만 시작은 Gloo와 비슷합니다. 배리어가 없는 **단방향**은 다른
-# 프로그램이 코어를 쓰지 않을 때 더 빨리 시작합니다(기록된 값은 아래 주장 C7). α는 메모리가 아니라 배리어의
-# 것이었습니다.
+# 프로그램이 코어를 쓰지 않을 때 더 빨리 시작합니다(기록된 값은 아래 주장 C7). 그러니 α는 메모리보다 배리어에서
+# 나온 것입니다.
 #
 # MPICH의 랭크도 메모리를 쉬지 않고 들여다봅니다. 랭크마다 코어가 있으면 빠릅니다. 코어보다 랭크가 많으면 헛되이
-# 들여다보느라 다른 랭크의 코어를 빼앗고, 시간이 들쭉날쭉해집니다. Gloo는 잠들었다가 깨어납니다. 시작은 느리지만
-# 느긋합니다.
+# 들여다보느라 다른 랭크의 코어를 빼앗고, 시간이 들쭉날쭉해집니다. Gloo는 잠들었다가 깨어납니다. 시작은 느려도
+# 코어가 모자랄 때 덜 흔들립니다.
 #
 # 행으로 읽어 봅시다. Gloo의 리듀스스캐터(reduce-scatter)는 올리듀스만큼 비쌉니다. 레슨 01에서 바이트로 본 것처럼 사실은
 # 올리듀스입니다.
@@ -370,18 +374,21 @@ claim("C6", **found)
 # %% [markdown] lang="en"
 # ## The road and the reserved lane
 #
-# What follows was measured by others, on GPUs. NCCL carries the collectives of nearly all GPU
-# training. DeepEP carries one thing: tokens to experts and back, one-sided.
-# %% [markdown] lang="ko" en="346c1b1c"
+# What follows was measured by others, on GPUs. NCCL is the public road: it carries the collectives of
+# nearly all training on NVIDIA GPUs. DeepEP is a lane reserved for one kind of traffic: tokens to
+# experts and back, one-sided. (RDMA: a network card reads and writes another machine's memory.)
+# %% [markdown] lang="ko" en="65ca926b"
 # ## 도로망과 전용 차로
 #
-# 이제부터는 남이 GPU에서 재어 공개한 수치입니다. NCCL은 거의 모든 GPU 학습의 집합 통신을 나릅니다. DeepEP가
-# 나르는 것은 하나뿐입니다. 토큰을 전문가에게 보내고 되찾아 오며, 단방향으로 합니다.
+# 이제부터는 남이 GPU에서 재어 공개한 수치입니다. NCCL은 모두가 쓰는 도로입니다. NVIDIA GPU 학습의 집합 통신은 거의 다
+# NCCL이 나릅니다. DeepEP는 한 가지만 다니는 전용 차로입니다. 토큰을 전문가에게 보내고 결과를 받아 오는 일을
+# 단방향으로 합니다. (RDMA는 네트워크 카드가 다른 컴퓨터의 메모리를 직접 읽고 쓰는 방식입니다.)
 # %%
 show_published(published)
 # %% [markdown] lang="en"
-# Is DeepEP an "InfiniBand library"? Inside a machine it moves 153 GB/s over NVLink, and there is no
-# InfiniBand in that at all. So far the claim is right. Then, in April 2026, the ground moved:
+# Is DeepEP an "InfiniBand library", as one hears? No: inside a machine it moves 153 GB/s over NVLink,
+# and there is no InfiniBand in that at all. V1 stood on NVSHMEM, NVIDIA's library for one-sided
+# stores between GPUs. Then, in April 2026, the ground moved:
 #
 # ```mermaid
 # flowchart TD
@@ -394,9 +401,10 @@ show_published(published)
 # The picture of the road gets a second half. NCCL now lets GPU code itself store into another GPU's
 # memory (its *device API*), and both DeepEP V2 [1] and NVIDIA's NCCL EP [2] are built on that. The
 # reserved lane is no road of its own any more: it is painted on the road that everybody uses.
-# %% [markdown] lang="ko" en="d103929d"
-# DeepEP는 "InfiniBand 라이브러리"일까요? 컴퓨터 안에서는 NVLink로 153 GB/s를 나르고, 여기에 InfiniBand는 전혀 없습니다.
-# 여기까지는 주장이 맞습니다. 그런데 2026년 4월에 토대가 바뀌었습니다.
+# %% [markdown] lang="ko" en="35ae8e12"
+# DeepEP를 "InfiniBand 라이브러리"라고도 하는데, 그럴까요? 아닙니다. 컴퓨터 안에서는 NVLink로 153 GB/s를 나르고,
+# 여기에 InfiniBand는 전혀 없습니다. V1은 GPU끼리 단방향으로 쓰게 해 주는 NVIDIA 라이브러리 NVSHMEM 위에 있었습니다.
+# 그런데 2026년 4월에 토대가 바뀌었습니다.
 #
 # ```mermaid
 # flowchart TD
@@ -414,15 +422,17 @@ claim("C7", **figures_of_c7(rows))
 # %% [markdown] lang="en"
 # ## Which collective to time on a new cluster
 #
-# "All-reduce only, 10 to 20 minutes; with MoE 40 to 60", says the rule. What a job calls, you have
-# recorded in lesson 01, and α and β give the minutes. Move both sliders, by mouse or arrow keys: the
-# chart writes the commands, for nccl-tests on a cluster and for this machine, from the times above.
-# %% [markdown] lang="ko" en="4c170bfc"
+# "All-reduce only, 10 to 20 minutes; with MoE all-to-all too, 40 to 60; with FSDP all-gather too", says
+# a rule of thumb (claim C5). What a job calls, you have recorded in lesson 01, and α and β give the
+# minutes. Move both sliders, by mouse or arrow keys: the chart writes the commands, for nccl-tests on
+# a cluster, and for this machine with a time from the calls above.
+# %% [markdown] lang="ko" en="6034c1be"
 # ## 새 클러스터에서는 무엇을 재야 할까요?
 #
-# "올리듀스만 10–20분, MoE면 40–60분"이라는 경험칙이 있습니다. 학습이 무엇을 부르는지는 레슨 01에서 기록했고, 걸리는 시간은
-# α와 β에서 나옵니다. 마우스나 화살표 키로 두 슬라이더를 움직여 보세요. 클러스터에서 쓸 nccl-tests 명령과, 위에서 잰
-# 시간으로 계산한 이 컴퓨터용 명령을 적어 줍니다.
+# "올리듀스만 10–20분, MoE면 올투올까지 40–60분, FSDP면 올게더까지"라는 경험칙이 있습니다(주장 C5). 학습이 무엇을
+# 부르는지는 레슨 01에서 기록했고, 걸리는 시간은 α와 β에서 나옵니다. 마우스나 화살표 키로 두 슬라이더를 움직여 보세요.
+# 클러스터에서 쓸 nccl-tests 명령과 이 컴퓨터에서 쓸 명령을 적어 줍니다. 이 컴퓨터에서 걸릴 시간은 위에서 잰 값으로
+# 계산합니다.
 # %%
 flow = BenchmarkFlow(rows)
 explore(flow.draw, strategy=flow.strategies, network=flow.networks)
@@ -441,15 +451,15 @@ claim("C5", sweep_minutes=flow.minutes("data", "slow"))
 # `hint("02.choose")` helps step by step, `solution("02.choose")` shows one answer.
 #
 # **1. `02.choose`** (3 minutes). `devices` is a list of the kinds of tensors that a job sends: "cpu",
-# "cuda", "xpu" (Intel's GPUs). Return what to give to `init_process_group`, so that each goes the
-# fastest way that a packaged torch has.
-# %% [markdown] lang="ko" en="b29cce74"
+# "cuda", "xpu" (Intel's GPUs). Return the string to give to `init_process_group`, so that each goes
+# the fastest way that a torch packaged for these devices has.
+# %% [markdown] lang="ko" en="9540638d"
 # ## 연습 문제
 #
 # `hint("02.choose")`는 한 단계씩 도와주고, `solution("02.choose")`는 답 하나를 보여 줍니다.
 #
 # **1. `02.choose`** (3분). `devices`는 작업이 보내는 텐서의 장치 목록입니다("cpu", "cuda", Intel GPU인 "xpu").
-# 패키지로 설치한 torch에서 모두 가장 빠른 길로 가도록, `init_process_group`에 넘길 문자열을 돌려주세요.
+# 그 장치용으로 패키지된 torch에서 모두 가장 빠른 길로 가도록, `init_process_group`에 넘길 문자열을 돌려주세요.
 # %% exercise="02.choose"
 def backend_for(devices):
     raise NotImplementedError
@@ -459,10 +469,11 @@ def backend_for(devices):
 check("02.choose")
 # %% [markdown] lang="en"
 # **2. `02.crossover`** (8 minutes). Two backends, each (α, β) in seconds and seconds a byte. From how
-# many bytes on is the second at least as fast as the first? 0 if always, `None` if never.
-# %% [markdown] lang="ko" en="db4cef25"
-# **2. `02.crossover`** (8분). 백엔드 둘의 (α, β)가 초와 바이트당 초로 주어집니다. 몇 바이트부터 둘째가 첫째보다 느리지
-# 않을까요? 언제나 그렇다면 0, 절대 아니라면 `None`입니다.
+# many bytes on is the second at least as fast as the first, at every larger size? 0 if always, `None`
+# if there is no such size.
+# %% [markdown] lang="ko" en="e216ad7e"
+# **2. `02.crossover`** (8분). 백엔드 둘의 (α, β)가 초와 바이트당 초로 주어집니다. 몇 바이트부터는 둘째가 첫째보다 느리지
+# 않을까요? 언제나 그렇다면 0, 그런 크기가 없으면 `None`입니다.
 # %% exercise="02.crossover"
 def overtakes(first, second):
     raise NotImplementedError
@@ -472,11 +483,12 @@ def overtakes(first, second):
 check("02.crossover")
 # %% [markdown] lang="en"
 # **3. `02.alpha_beta`** (10 minutes). `times` is a list of (bytes, seconds). Return α and β. Sizes go
-# from 64 B to 16 MiB, and some times are off: no single measurement may decide. Neither may be
-# negative.
-# %% [markdown] lang="ko" en="119397ef"
+# from 64 B to 16 MiB, and some times are off: no single measurement may decide. You may be off by 2%
+# where the times are exact, by 5% to 15% elsewhere. Neither may be negative.
+# %% [markdown] lang="ko" en="83d901a5"
 # **3. `02.alpha_beta`** (10분). `times`는 (바이트, 초)의 목록입니다. α와 β를 돌려주세요. 크기는 64 B부터 16 MiB까지이고, 잘못
-# 잰 시간도 섞여 있습니다. 측정값 하나가 결과를 정해서는 안 됩니다. 둘 다 음수가 될 수 없습니다.
+# 잰 시간도 섞여 있습니다. 측정값 하나가 결과를 정해서는 안 됩니다. 시간이 정확하면 2%, 아니면 5–15%까지 달라도 됩니다.
+# 둘 다 음수가 될 수 없습니다.
 # %% exercise="02.alpha_beta"
 def alpha_beta(times):
     raise NotImplementedError
@@ -490,15 +502,16 @@ check("02.alpha_beta")
 # puts. `window.mine` is this rank's memory (64 numbers).
 #
 # Make an all-gather of them: return all ranks' `part` in one tensor, in rank order. It is called
-# again and again with the same window, and some ranks write late or read late. At most two barriers a
-# call, and each part goes to each other rank once.
-# %% [markdown] lang="ko" en="e10aad6e"
+# again and again with the same window, and some ranks write late or read late; an earlier result must
+# not change. At most two barriers a call, and each part goes to each other rank once.
+# %% [markdown] lang="ko" en="a8217497"
 # **4. `02.window`** (20분). 호출이 두 가지뿐인 백엔드입니다. `window.put(to, at, values)`는 랭크 `to`의 메모리에 `at`
-# 위치부터 씁니다. `window.barrier()`는 모든 랭크와 그 put을 기다립니다. `window.mine`은 이 랭크의 메모리(숫자
+# 위치부터 씁니다. `window.barrier()`는 모든 랭크가 오고 그 put이 끝날 때까지 기다립니다. `window.mine`은 이 랭크의 메모리(숫자
 # 64개)입니다.
 #
 # 이것으로 올게더를 만드세요. 모든 랭크의 `part`를 랭크 순서대로 이은 텐서를 돌려줍니다. 같은 창으로 여러 번 부르고, 늦게 쓰거나
-# 늦게 읽는 랭크도 있습니다. 배리어는 한 번에 두 번까지, 조각은 상대마다 한 번만 보냅니다.
+# 늦게 읽는 랭크도 있습니다. 앞서 돌려준 결과가 바뀌면 안 됩니다. 배리어는 호출마다 두 번까지, 조각은 상대마다 한
+# 번만 보냅니다.
 # %% exercise="02.window"
 # %%ranks
 def all_gather(part, window):
@@ -511,13 +524,13 @@ check("02.window")
 # ## On a GPU cluster
 #
 # `"cpu:gloo,cuda:nccl"` is the usual line. NCCL carries tensors, Gloo carries counts, strings and
-# barriers of the CPU. MPI often only *starts* the ranks (`mpirun`, `srun`), and NCCL does the rest. An
-# MoE layer calls DeepEP or NCCL EP beside all this, and all of them share the same cables.
-# %% [markdown] lang="ko" en="5390913c"
+# barriers of the CPU. MPI's `mpirun` (or Slurm's `srun`) often only *starts* the ranks, and NCCL does
+# the rest. An MoE layer calls DeepEP or NCCL EP beside all this, and all of them share the same cables.
+# %% [markdown] lang="ko" en="68791494"
 # ## GPU 클러스터에서는
 #
-# 보통 `"cpu:gloo,cuda:nccl"`이라고 적습니다. 텐서는 NCCL이, CPU의 개수와 문자열과 배리어는 Gloo가 나릅니다. MPI는 랭크를
-# *띄우기만* 하고(`mpirun`, `srun`) 나머지는 NCCL이 하는 경우가 많습니다. MoE 레이어는 그 옆에서 DeepEP나 NCCL EP를 부르고,
+# 보통 `"cpu:gloo,cuda:nccl"`이라고 적습니다. 텐서는 NCCL이, CPU의 개수와 문자열과 배리어는 Gloo가 나릅니다. MPI의
+# `mpirun`(또는 Slurm의 `srun`)은 랭크를 *띄우기만* 하고 나머지는 NCCL이 하는 경우가 많습니다. MoE 층은 그 옆에서 DeepEP나 NCCL EP를 부르고,
 # 모두 같은 케이블을 나누어 씁니다.
 # %% [markdown] lang="en"
 # ## In five lines
@@ -537,7 +550,7 @@ check("02.window")
 # %% [markdown] lang="ko" en="ff4732d7"
 # ## 다섯 줄 요약
 #
-# 1. 집합 통신은 약속이고, 백엔드가 그 약속을 지킵니다. 그룹의 장치마다 하나씩 있습니다.
+# 1. 집합 통신은 약속이고, 백엔드가 그 약속을 지킵니다. 백엔드는 그룹의 장치마다 하나씩 있습니다.
 # 2. 무엇을 나르는지 해 보고 결과를 보세요. 참·거짓 값과 뷰는 오류 없이 틀립니다.
 # 3. α는 랭크가 서로 깨우는 방법, β는 바이트를 옮기는 방법입니다. 둘의 주인은 다릅니다.
 # 4. 양방향에는 상대가, 단방향에는 언제 읽어도 되는지 아는 방법이 필요합니다.
@@ -575,8 +588,18 @@ check("02.window")
 # | Gloo | TCP 소켓 | CPU의 torch, GPU 작업의 개수·문자열·배리어 | 양방향 |
 # | NCCL | NVLink, PCIe, InfiniBand, EFA | DDP, FSDP, Megatron, DeepSpeed | 양방향, device API는 단방향 |
 # | MPICH | 공유 메모리, UCX, libfabric | 과학 계산 프로그램, GPU 작업의 시작 | 둘 다 |
-# | DeepEP | NVSHMEM(V1), NCCL(V2) | MoE 레이어 | 단방향 |
+# | DeepEP | NVSHMEM(V1), NCCL(V2) | MoE 층 | 단방향 |
 # | `shared`, `one_sided` | 컴퓨터 한 대의 메모리 | 이 과정 | 단방향 |
+# %% [markdown] lang="en"
+# ### An all-reduce through memory, whole
+#
+# Look for the two barriers, and for what each of them waits for.
+# %% [markdown] lang="ko" en="3b1fcb0f"
+# ### 메모리로 하는 올리듀스의 코드
+#
+# 배리어 두 번이 저마다 무엇을 기다리는지 찾아보세요.
+# %% hidden=true
+show("dlcourse.collectives.shared:shared_all_reduce")
 # %% [markdown] lang="en"
 # ### How MPI's ranks are started and ended
 #
@@ -604,12 +627,12 @@ with expect_failure(mpi.missing() or "was ended by signal 9 (SIGKILL)"):
 # ### Symmetric memory
 #
 # Torch has one-sided memory of its own, `torch.distributed._symmetric_memory`: on CUDA devices, with
-# NVSHMEM or NCCL below. There is none for the CPU, so this lesson cannot run it:
-# %% [markdown] lang="ko" en="ca424fcc"
+# CUDA itself, NVSHMEM or NCCL below. There is none for the CPU, so this lesson cannot run it:
+# %% [markdown] lang="ko" en="b3844cdb"
 # ### 대칭 메모리(symmetric memory)
 #
-# torch에도 단방향 메모리가 있습니다. `torch.distributed._symmetric_memory`이고, CUDA 장치에서 NVSHMEM이나 NCCL 위에서
-# 돕니다. CPU용은 없어서 이 레슨에서는 실행할 수 없습니다.
+# torch에도 단방향 메모리가 있습니다. `torch.distributed._symmetric_memory`이고, CUDA 장치에서 CUDA 자체나 NVSHMEM, NCCL
+# 위에서 돕니다. CPU용은 없어서 이 레슨에서는 실행할 수 없습니다.
 # %%
 # %%ranks --fails "does not support device type cpu"
 import torch.distributed._symmetric_memory as symmetric_memory

@@ -8,6 +8,7 @@ NUM_RANKS = 1
 WHERE = "kernel"
 
 _BEST = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+_NOT_BUILT = ("mpi", "ucc")
 _JOBS = {
     "cpu": ["cpu"],
     "cuda": ["cuda"],
@@ -31,9 +32,9 @@ def _judge(case, devices, got):
         name = chosen.get(device)
         if name is None:
             return expect(case, False, "no_backend", device=device, got=got)
-        if name == "mpi":
-            return expect(case, False, "mpi")
-        if name == "gloo" and device != "cpu":
+        if name in _NOT_BUILT:
+            return expect(case, False, "not_built", name=name)
+        if name == "gloo" and device == "cuda":
             return expect(case, False, "through_cpu", device=device)
         if name != _BEST[device]:
             return expect(case, False, "cannot", device=device, name=name)
@@ -44,6 +45,7 @@ def _by_device(text, devices):
     """Device -> backend, as torch reads "cpu:gloo,cuda:nccl" and "nccl"; None for neither."""
     if ":" not in text:  # a name alone serves the devices that it can
         serves = {"gloo": ("cpu", "cuda"), "nccl": ("cuda",), "xccl": ("xpu",)}
-        return dict.fromkeys(serves.get(text, devices), text) if text else None
+        serves |= dict.fromkeys(_NOT_BUILT, ("cpu", "cuda"))
+        return dict.fromkeys(serves[text], text) if text in serves else None
     pairs = [pair.split(":") for pair in text.split(",")]
     return dict(pairs) if all(len(pair) == 2 and all(pair) for pair in pairs) else None
