@@ -14,8 +14,8 @@
 # %% [markdown] lang="ko" en="d6e84fca"
 # # 07 전문가 혼합(MoE): 같은 값에 더 많은 파라미터?
 #
-# 모델이 클수록 더 잘 배우지만, 토큰마다 모델 전체를 계산해야 합니다. 파라미터가 두 배면 곱셈도
-# 두 배입니다. 한국어 단어 하나를 처리하는데 파이썬에 대해 배운 것까지 계산해야 할까요?
+# 모델이 클수록 더 잘 배우지만, 토큰마다 모델 전체를 계산해야 합니다. 파라미터가 두 배면 곱셈도 두 배입니다.
+# 한국어 단어 하나를 처리하는데 파이썬에 대해 배운 것까지 계산해야 할까요?
 #
 # **전문가 혼합**(mixture of experts, MoE)은 아니라고 답합니다. 피드포워드 층(MLP) 하나 대신 폭이 절반인 층, 곧
 # *전문가*(expert)를 여덟 개 두고 토큰마다 두 개만 씁니다. 그 층의 파라미터는 네 배가 되고 계산량은 그대로입니다.
@@ -237,8 +237,8 @@ explore(memory_of_experts, experts=[1, 2, 4, 8, 16], top_k=[1, 2, 4])
 # Korean, as bytes. Each rank trains a model of its own, from another seed.
 #
 # **Predict.** After 150 steps, what share of the tokens uses the *busiest* expert of the last layer?
-# Then run on, and watch the first picture while the cell below it trains.
-# %% [markdown] lang="ko" en="93cd903d"
+# Then run on, and watch the next picture while the cell below it trains.
+# %% [markdown] lang="ko" en="18439a44"
 # ## 토큰은 고르게 퍼질까요?
 #
 # 여덟 개 중 둘이므로, 모두 고르게 쓴다면 전문가 하나가 토큰의 25%를 맡습니다. 하지만 라우터에게 그렇게 하라고 한
@@ -395,7 +395,8 @@ show_contracts()
 # %% [markdown] lang="ko" en="70299fbb"
 # 토큰당 계산량이 같으면 MoE가 밀집 모델보다, 그리고 파라미터 수가 같은 큰 밀집 모델보다도 더 배웁니다. *시간*이
 # 같으면 집니다. 같은 계산도 작은 조각으로 하면 이 CPU에서는 더 오래 걸리고, 그동안 밀집 모델은 글을 더 읽습니다.
-# 차이가 시드에 따른 범위보다 작으면 무승부로 봅니다. 작은 모델을 짧게 학습한 결과이기도 합니다. 스텝을 두 배로 늘리면 큰 밀집 모델이 더 따라옵니다(아래 주장).
+# 차이가 시드에 따른 범위보다 작으면 무승부로 봅니다. 작은 모델을 짧게 학습한 결과이기도 합니다. 스텝을 두 배로
+# 늘리면 큰 밀집 모델이 더 따라옵니다(아래 주장).
 #
 # 그래서 "MoE가 더 낫다"는 말은 *무엇을* 맞췄는지 말하기 전에는 뜻이 없습니다. 게다가 순환을 섞은 혼합 모델은 둘을
 # 모두 앞섭니다. 질문이 너무 좁았습니다. 같은 손실을 네 가지 비용과 나란히 놓아 봅니다.
@@ -405,7 +406,8 @@ explore(loss_and_cost, cost=costs())
 # The MoE computes like the dense model and needs the memory of the large one: cheap in one way, expensive
 # in another. And the four words of claim A2 do not name four of a kind. Sparse and MoE both skip work, one by
 # a fixed pattern, one by a router; hybrid says only that layers differ. The map of lesson 00, with what is in the
-# right-hand box (in the claim below it, "here" is our short run, "recorded" are other models and longer runs):
+# right-hand box (in the claim
+# below it, "measured here" is our short run, "recorded" are other models and longer runs):
 #
 # ```mermaid
 # flowchart TB
@@ -416,11 +418,12 @@ explore(loss_and_cost, cost=costs())
 #   A --> F["feed-forward of a layer:<br>dense · block-sparse · MoE"]
 #   F -. "experts can be<br>split, too" .-> S1
 # ```
-# %% [markdown] lang="ko" en="2ec2f4fc"
-# MoE의 계산량은 밀집 모델만큼이고 메모리는 큰 밀집 모델만큼입니다. 한쪽으로는 싸고 다른 쪽으로는 비쌉니다. 주장
-# A2의 네 낱말은 나란히 놓고 하나를 고를 수 있는 것도 아닙니다. 희소와 MoE는 둘 다 일을 건너뜁니다. 하나는 정해진 무늬로, 하나는
-# 라우터로 건너뜁니다. 혼합은 층이 서로 다르다는 말일 뿐입니다. 레슨 00의 지도에서 오른쪽 상자를 열어 봅니다.
-# (그 아래 주장에서 '여기'는 우리의 짧은 실행, '기록'은 다른 모델과 더 긴 실행의 값입니다.)
+# %% [markdown] lang="ko" en="70733698"
+# MoE의 계산량은 밀집 모델만큼이고 메모리는 큰 밀집 모델만큼입니다. 어떻게 재느냐에 따라 싸기도 하고 비싸기도
+# 합니다. 주장 A2의 네 낱말은 나란히 놓고 하나를 고를 수 있는 것도 아닙니다. 희소와 MoE는 둘 다 일을 건너뜁니다.
+# 하나는 정해진 패턴으로, 하나는 라우터로 건너뜁니다. 혼합은 층이 서로 다르다는 말일 뿐입니다. 레슨 00의 지도에서
+# 오른쪽 상자를 열어 봅니다. (그 아래 주장에서 '여기에서 잰 값'은 우리의 짧은 실행, '기록된 값'은 다른 모델과 더 긴
+# 실행입니다.)
 #
 # ```mermaid
 # flowchart TB
@@ -485,11 +488,10 @@ check("07.reroute")
 # Targets: not one multiplication more than needed, two matrix products for each expert at most, no copy of
 # the matrices, and right gradients. Some experts may get no token.
 # %% [markdown] lang="ko" en="adc629d1"
-# **3. `07.grouped`** (12분). 낭비 없는 전문가입니다. `up`은 (E, C, F), `down`은 (E, F, C)이고 전문가는
+# **3. `07.grouped`** (12분). 낭비 없는 전문가입니다. `up`은 (E, C, F), `down`은 (E, F, C)이고 전문가 e는
 # `F.gelu(x @ up[e]) @ down[e]`를 계산합니다. 토큰마다 `experts_NK`의 출력을 `weights_NK`로 가중해 더한 값을
-# 돌려주세요. 목표: 곱셈은 꼭
-# 필요한 만큼만, 행렬곱은 전문가마다 두 번까지, 행렬을 복사하지 않기, 그래디언트도 맞게. 토큰을 하나도 받지 못하는
-# 전문가도 있습니다.
+# 돌려주세요. 목표: 곱셈은 꼭 필요한 만큼만, 행렬곱은 전문가마다 두 번까지, 행렬을 복사하지 않기, 그래디언트도 맞게.
+# 토큰을 하나도 받지 못하는 전문가도 있습니다.
 # %% exercise="07.grouped"
 # %%ranks
 def grouped(x_NC, experts_NK, weights_NK, up, down):
@@ -535,8 +537,8 @@ check("07.balance")
 # %% [markdown] lang="ko" en="4d2c9ccd"
 # ## GPU 클러스터에서는
 #
-# 전문가를 여러 GPU에 나누는 까닭은 메모리입니다. 레슨 08에서 직접 나누어 봅니다. 그 대신 층마다
-# 올투올(all-to-all)을 두 번, 역전파에서 두 번 더 합니다. 발표된 결과로는, 같은 계산량에서 Switch Transformer가 밀집
+# 전문가를 여러 GPU에 나누는 까닭은 메모리입니다. 레슨 08에서 직접 나누어 봅니다. 나누면 층마다
+# 올투올(all-to-all)을 순전파에서 두 번, 역전파에서 두 번 해야 합니다. 발표된 결과로는, 같은 계산량에서 Switch Transformer가 밀집
 # 모델 T5보다 최대 7배 빨리 학습했고[2], Mixtral은 파라미터를 130억 개만 쓰면서 논문의 벤치마크에서 밀집 모델
 # Llama 2 70B와 같거나 더 나았습니다[1].
 #
@@ -584,10 +586,10 @@ check("07.balance")
 # Recorded: the MoE of the table above, trained for 300 steps with a capacity factor, against dropless.
 # A few percent dropped cost nothing that three seeds would show; at factor 1 the price can be seen.
 # %% [markdown] lang="ko" en="ba88eb46"
-# ### 토큰을 버리는 값
+# ### 토큰을 버리면 얼마나 손해일까요?
 #
-# 기록된 실행입니다. 위 표의 MoE를 용량 계수를 두고 300스텝 학습해, 버리지 않을 때와 비교했습니다. 몇 % 버리는 값은
-# 시드 셋으로는 보이지 않지만, 계수가 1이면 보입니다.
+# 기록된 실행입니다. 위 표의 MoE를 용량 계수를 두고 300스텝 학습해, 버리지 않을 때와 비교했습니다. 몇 %쯤 버려서
+# 늘어난 손실은 시드 셋으로는 보이지 않지만, 계수가 1이면 보입니다.
 # %%
 show_capacity()
 # %% [markdown] lang="en"
@@ -634,7 +636,8 @@ scores = new_layer().router(torch.randn(4096, 64, device=device))
 # ### 공유 전문가
 #
 # 모든 토큰에 필요한 것은 전문가마다 따로 배우게 됩니다. [DeepSeekMoE](https://arxiv.org/abs/2401.06066)는 이것을
-# 모든 토큰이 함께 쓰는 전문가(공유 전문가)에게 맡깁니다. 계산량을 같게 맞춰 공유 전문가 하나와 top-1을 top-2와 비교합니다.
+# 모든 토큰이 함께 쓰는 전문가(공유 전문가)에게 맡깁니다. 계산량을 같게 맞춰 공유 전문가 하나와 top-1을
+# top-2와 비교합니다.
 # %%
 # %%ranks --fast
 from dataclasses import replace
