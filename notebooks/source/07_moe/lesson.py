@@ -160,16 +160,16 @@ show_ways(ranks["ways"][0])
 # %% [markdown] lang="en"
 # Same numbers everywhere, so the layer is what it should be. "Every expert, every token" does without
 # sorting: most results are multiplied by zero, and four times the work eats the whole gain. The loop
-# wastes nothing, but calls twice as many operators, each at least one kernel on a GPU. Torch's `grouped_mm` takes
+# wastes nothing, but calls more than twice as many operators, each at least one kernel on a GPU. Torch's `grouped_mm` takes
 # all pieces in one call. **DeepSpeed**'s layer, with our weights in it, pads every expert to the fullest one.
 #
 # Now the price that is easily forgotten. We train two GPTs. In one each MLP is replaced by eight experts
 # *half as wide*, of which a token uses two: the same multiplications. **Predict**: how many times
 # the dense model's memory do parameters, gradients and Adam's state take?
-# %% [markdown] lang="ko" en="2b009aa9"
+# %% [markdown] lang="ko" en="7d7410c2"
 # 결과는 모두 같습니다. 층이 제대로 만들어졌다는 뜻입니다. '모든 전문가가 모든 토큰을 계산'은 정렬하지 않는
 # 방법입니다. 대부분에 0을 곱하고 일은 네 배라서 MoE의 이득이 사라집니다. 반복문은 곱셈을 낭비하지 않지만
-# 연산자를 두 배로 부르고, GPU에서는 연산자마다 커널을 하나 이상 실행합니다. torch의 `grouped_mm`은 조각 전체를 한
+# 연산자를 두 배 넘게 부르고, GPU에서는 연산자마다 커널을 하나 이상 실행합니다. torch의 `grouped_mm`은 조각 전체를 한
 # 번에 계산합니다. **DeepSpeed**의 층(가중치는 우리 것)은 토큰이 가장 많은 전문가에 맞춰 나머지의 빈자리를 채웁니다.
 #
 # 이제 잊기 쉬운 비용입니다. GPT 둘을 학습합니다. 하나는 MLP마다 *폭이 절반인* 전문가 여덟 개로 바꾸고 토큰은
@@ -269,15 +269,15 @@ results = {"none": train(MOE, balance=None, on_look=show, **short)}
 # %%
 compare("07.busiest", busiest_share([of["none"] for of in ranks["results"]]))
 # %% [markdown] lang="en"
-# The router has **collapsed**: two or three experts do nearly all the work, and the others cost memory for nothing.
+# The router has **collapsed**: a few experts do nearly all the work, and the others cost memory for nothing.
 # It feeds itself. An expert that is ahead by chance gets more tokens, learns more, and is chosen more.
 #
 # Two cures. The **balance loss** [2] is a second loss, least where all experts get the same; its
 # gradient pushes the router, against the loss of the text if need be. The **bias** [3] adds no loss. After each step
 # a number is added to the scores of experts with too few tokens, and taken from the others'. It counts when
 # experts are chosen, not when their outputs are weighed.
-# %% [markdown] lang="ko" en="2d375985"
-# 라우터가 **무너졌습니다**(collapse). 전문가 두셋이 거의 모든 일을 하고 나머지는 메모리만 차지합니다. 한번
+# %% [markdown] lang="ko" en="463acdc1"
+# 라우터가 **무너졌습니다**(collapse). 전문가 몇 개가 거의 모든 일을 하고 나머지는 메모리만 차지합니다. 한번
 # 기울면 저절로 심해집니다. 우연히 앞선 전문가가 토큰을 더 받고, 더 배우고, 더 자주 뽑히기 때문입니다.
 #
 # 고치는 방법은 둘입니다. **균형 손실**(balance loss)[2]은 모두 똑같이 받을 때 가장 작아지는 두 번째 손실입니다. 그
