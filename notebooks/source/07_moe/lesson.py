@@ -163,11 +163,11 @@ show_ways(ranks["ways"][0])
 # wastes nothing, but calls more than twice as many operators, each at least one kernel on a GPU. Torch's `grouped_mm` takes
 # all pieces in one call. **DeepSpeed**'s layer, with our weights in it, pads every expert to the fullest one.
 #
-# Now the price that is easily forgotten. We train two GPTs. In one each MLP is replaced by eight experts
+# Now a price easily forgotten. We train two GPTs. In one each MLP is replaced by eight experts
 # *half as wide*, of which a token uses two: the same multiplications. **Predict**: how many times
 # the dense model's memory do parameters, gradients and Adam's state take?
-# %% [markdown] lang="ko" en="7d7410c2"
-# 결과는 모두 같습니다. 층이 제대로 만들어졌다는 뜻입니다. '모든 전문가가 모든 토큰을 계산'은 정렬하지 않는
+# %% [markdown] lang="ko" en="03ef3d77"
+# 결과는 모두 같습니다. 층을 제대로 만들었습니다. '모든 전문가가 모든 토큰을 계산'은 정렬하지 않는
 # 방법입니다. 대부분에 0을 곱하고 일은 네 배라서 MoE의 이득이 사라집니다. 반복문은 곱셈을 낭비하지 않지만
 # 연산자를 두 배 넘게 부르고, GPU에서는 연산자마다 커널을 하나 이상 실행합니다. torch의 `grouped_mm`은 조각 전체를 한
 # 번에 계산합니다. **DeepSpeed**의 층(가중치는 우리 것)은 토큰이 가장 많은 전문가에 맞춰 나머지의 빈자리를 채웁니다.
