@@ -227,7 +227,7 @@ def show_cures(results: Mapping[str, Sequence[Result]]) -> Table:
         )
     keys = ("", ".busiest", ".loss", ".long_busiest", ".long", ".price")
     heads = [t(f"moe.cures{key}") for key in keys]
-    return Table(heads, rows)
+    return Table(heads, rows, caption=_recorded(run, run["short_steps"]) if run else "")
 
 
 # ------------------------------------------------------------------------ capacity
@@ -333,14 +333,7 @@ def show_contracts() -> Table | Said:
             )
     keys = ("", ".model", ".loss", ".difference", ".seeds", ".verdict")
     heads = [t(f"moe.contract{key}") for key in keys]
-    caption = t(
-        "moe.contract.caption",
-        steps=run["steps"],
-        seeds=len(run["seeds"]),
-        machine=run["machine"],
-        date=run["date"],
-    )
-    return Table(heads, rows, caption=caption)
+    return Table(heads, rows, caption=_recorded(run, run["steps"]))
 
 
 def costs() -> list[str]:
@@ -386,6 +379,17 @@ def _last(by_layer: Mapping[Any, Any]) -> Any:
     return by_layer[max(by_layer, key=int)]
 
 
+def _recorded(run: Mapping[str, Any], steps: int) -> str:
+    """Of a recorded run: how long, where and when."""
+    return t(
+        "moe.contract.caption",
+        steps=steps,
+        seeds=len(run["seeds"]),
+        machine=run["machine"],
+        date=run["date"],
+    )
+
+
 def _loss(result: Result) -> float:
     """Held-out, over the last looks: one look depends on the last batches."""
     return fmean(look["loss"]["mean"] for look in result["looks"][-3:])
@@ -424,7 +428,7 @@ def show_capacity() -> Table | Said:
     ]
     heads = [t("moe.capacity"), t("moe.capacity.dropped")]
     heads += [t(f"moe.contract.{key}") for key in ("loss", "difference", "seeds")]
-    return Table(heads, rows)
+    return Table(heads, rows, caption=_recorded(run, run["short_steps"]))
 
 
 def figures_of_a2(results: Mapping[str, Sequence[Result]]) -> dict[str, float]:

@@ -4,26 +4,26 @@
 # A larger model learns better, and every token pays for all of it: twice the parameters, twice the
 # multiplications. Must a Korean word pay for what the model knows about Python?
 #
-# A **mixture of experts** (MoE) says no. Keep eight small feed-forward layers, the *experts*, and let
-# each token use two. Four times the parameters in that layer, the compute of before.
+# A **mixture of experts** (MoE) says no. In place of one feed-forward layer (MLP) keep eight, each half as
+# wide: the *experts*. Let each token use two. Four times the parameters in that layer, the compute of before.
 #
 # Does it work? What does it cost that nobody mentions? And what should one compare it with? You need
 # [lesson 00](00_start.ipynb); ranks hardly talk today.
 #
-# Time: reading 16 min + exercises 45 min.
-# %% [markdown] lang="ko" en="0c18f6d8"
+# Time: reading 18 min + exercises 45 min.
+# %% [markdown] lang="ko" en="d6e84fca"
 # # 07 전문가 혼합(MoE): 같은 값에 더 많은 파라미터?
 #
-# 모델이 클수록 잘 배우지만, 토큰마다 모델 전체의 값을 치릅니다. 파라미터가 두 배면 곱셈도 두 배입니다. 한국어
-# 단어 하나를 처리하는데 파이썬에 대해 배운 것까지 계산해야 할까요?
+# 모델이 클수록 더 잘 배우지만, 토큰마다 모델 전체를 계산해야 합니다. 파라미터가 두 배면 곱셈도 두 배입니다.
+# 한국어 단어 하나를 처리하는데 파이썬에 대해 배운 것까지 계산해야 할까요?
 #
-# **전문가 혼합**(mixture of experts, MoE)은 아니라고 답합니다. 작은 피드포워드 층, 곧 *전문가*(expert)를 여덟 개
-# 두고 토큰마다 두 개만 씁니다. 그 층의 파라미터는 네 배가 되고 계산량은 그대로입니다.
+# **전문가 혼합**(mixture of experts, MoE)은 아니라고 답합니다. 피드포워드 층(MLP) 하나 대신 폭이 절반인 층, 곧
+# *전문가*(expert)를 여덟 개 두고 토큰마다 두 개만 씁니다. 그 층의 파라미터는 네 배가 되고 계산량은 그대로입니다.
 #
-# 정말 그럴까요? 아무도 말하지 않는 비용은 무엇일까요? 그리고 무엇과 비교해야 할까요?
+# 정말 그럴까요? 숨은 비용은 무엇일까요? 또 무엇과 비교해야 할까요?
 # [레슨 00](00_start.ipynb)을 먼저 보세요. 오늘은 랭크끼리 거의 주고받지 않습니다.
 #
-# 시간: 읽기 16분 + 연습 45분.
+# 시간: 읽기 18분 + 연습 45분.
 # %% tags=["parameters"] hidden=true
 lang = "ko"
 num_ranks = 2
@@ -39,9 +39,9 @@ steps = 150
 #   E2 & E5 --> S(("weighted<br>sum")) --> Y["output"]
 # ```
 #
-# The **router** is one small matrix. It gives each expert a score, the best two are chosen (*top-2*),
-# and their outputs are added, weighted by the scores. In code, expert by expert:
-# %% [markdown] lang="ko" en="5707b4c3"
+# The **router** is one small matrix. It gives each expert a score, and the best two are chosen (*top-2*). Their
+# outputs are added, weighted by their two scores, scaled to a sum of 1. In code, expert by expert:
+# %% [markdown] lang="ko" en="159dc442"
 # ```mermaid
 # flowchart LR
 #   T["토큰"] --> R{"라우터:<br>점수 8개"}
@@ -51,8 +51,8 @@ steps = 150
 #   E2 & E5 --> S(("가중합")) --> Y["출력"]
 # ```
 #
-# **라우터**(router)는 작은 행렬 하나입니다. 전문가마다 점수를 매기고, 점수가 높은 둘을 골라(*top-2*), 두 출력을
-# 점수로 가중해 더합니다. 전문가를 하나씩 도는 코드로 쓰면 이렇습니다.
+# **라우터**(router)는 작은 행렬 하나입니다. 전문가마다 점수를 매기고 점수가 높은 둘을 고릅니다(*top-2*). 두
+# 점수를 합이 1이 되게 맞춘 다음, 그것으로 두 출력을 가중해 더합니다. 전문가를 하나씩 도는 코드로 쓰면 이렇습니다.
 # %% hidden=true
 from dlcourse import Film, Ranks, check, claim, compare, explore, hint, lesson, predict, solution
 from dlcourse.figures.moe import busiest_share, costs, dropped_share, dropping, experts_by_kind
@@ -99,8 +99,9 @@ show_choices(ranks["text"][0], *ranks["choices"][0])
 # Nine tokens, which here are bytes, and a router that has learned nothing yet. Every token goes its
 # own way.
 #
-# That is bad for a computer: it wants one large product, not many scattered ones. So the copies of
-# the tokens are sorted by expert first (*permute*), and brought back afterwards (*combine*):
+# That is bad for a computer: it wants few large products, not many scattered ones. A token that uses two
+# experts is copied twice. These copies are sorted by expert first (*permute*), and brought back afterwards
+# (*combine*):
 #
 # ```mermaid
 # flowchart LR
@@ -108,15 +109,16 @@ show_choices(ranks["text"][0], *ranks["choices"][0])
 #     A["expert 2: tokens 0, 3, 6"]
 #     B["expert 5: tokens 0, 4"]
 #   end
-#   A --> MA["one product"]
-#   B --> MB["one product"]
+#   A --> MA["its MLP, once"]
+#   B --> MB["its MLP, once"]
 #   MA & MB --> C["combine: weigh,<br>add to tokens 0, 3, 4, 6"]
 # ```
-# %% [markdown] lang="ko" en="664bf1ca"
+# %% [markdown] lang="ko" en="d42f3386"
 # 토큰(여기서는 바이트) 아홉 개와 아직 아무것도 배우지 않은 라우터입니다. 토큰마다 가는 곳이 다릅니다.
 #
-# 컴퓨터에는 나쁜 소식입니다. 흩어진 작은 곱보다 큰 행렬곱 하나를 좋아하기 때문입니다. 그래서 토큰의 복사본을 먼저
-# 전문가 순서로 정렬하고(*permute*), 계산한 다음 제자리로 돌려보냅니다(*combine*, 컴바인).
+# 컴퓨터에는 나쁜 소식입니다. 흩어진 작은 행렬곱 여럿보다 큰 행렬곱 몇 개가 훨씬 빠르기 때문입니다. 토큰마다
+# 전문가 둘을 쓰므로 복사본도 둘입니다. 이 복사본을 먼저 전문가 순서로 정렬하고(*permute*), 계산한 다음 제자리로
+# 돌려보냅니다(*combine*, 컴바인).
 #
 # ```mermaid
 # flowchart LR
@@ -124,8 +126,8 @@ show_choices(ranks["text"][0], *ranks["choices"][0])
 #     A["전문가 2: 토큰 0, 3, 6"]
 #     B["전문가 5: 토큰 0, 4"]
 #   end
-#   A --> MA["행렬곱 하나"]
-#   B --> MB["행렬곱 하나"]
+#   A --> MA["MLP 한 번"]
+#   B --> MB["MLP 한 번"]
 #   MA & MB --> C["combine: 가중해서<br>토큰 0, 3, 4, 6에 더함"]
 # ```
 # %%
@@ -156,21 +158,21 @@ ways = race(new_layer(), torch.randn(1536, 64, device=device))
 # %%
 show_ways(ranks["ways"][0])
 # %% [markdown] lang="en"
-# Same numbers everywhere, so the layer is what it should be. "Every expert, every token" is what one
-# gets without sorting: most results are multiplied by zero, and four times the work throws the whole
-# gain away. The loop wastes nothing, but calls twice as many operators, each at least one kernel on a GPU.
-# **DeepSpeed**'s layer, with our weights in it, pads every expert to the fullest one.
+# Same numbers everywhere, so the layer is what it should be. "Every expert, every token" does without
+# sorting: most results are multiplied by zero, and four times the work eats the whole gain. The loop
+# wastes nothing, but calls more than twice as many operators, each at least one kernel on a GPU. Torch's `grouped_mm` takes
+# all pieces in one call. **DeepSpeed**'s layer, with our weights in it, pads every expert to the fullest one.
 #
-# Now the price that is easily forgotten. We train two GPTs. In one each MLP is replaced by eight experts
+# Now a price easily forgotten. We train two GPTs. In one each MLP is replaced by eight experts
 # *half as wide*, of which a token uses two: the same multiplications. **Predict**: how many times
 # the dense model's memory do parameters, gradients and Adam's state take?
-# %% [markdown] lang="ko" en="895d0894"
-# 결과는 모두 같습니다. 층이 제대로 만들어졌다는 뜻입니다. '모든 전문가가 모든 토큰을 계산'하는 것은 정렬하지 않을
-# 때입니다. 결과의 대부분에 0을 곱하고, 일이 네 배가 되어 MoE의 이득이 모두 사라집니다. 반복문은 곱셈을 낭비하지
-# 않지만 연산자를 두 배로 부르고, GPU에서는 연산자마다 커널을 하나 이상 실행합니다. 우리 가중치를 넣은
-# **DeepSpeed**의 층은 전문가마다 가장 긴 쪽에 맞춰 빈자리를 채웁니다.
+# %% [markdown] lang="ko" en="03ef3d77"
+# 결과는 모두 같습니다. 층을 제대로 만들었습니다. '모든 전문가가 모든 토큰을 계산'은 정렬하지 않는
+# 방법입니다. 대부분에 0을 곱하고 일은 네 배라서 MoE의 이득이 사라집니다. 반복문은 곱셈을 낭비하지 않지만
+# 연산자를 두 배 넘게 부르고, GPU에서는 연산자마다 커널을 하나 이상 실행합니다. torch의 `grouped_mm`은 조각 전체를 한
+# 번에 계산합니다. **DeepSpeed**의 층(가중치는 우리 것)은 토큰이 가장 많은 전문가에 맞춰 나머지의 빈자리를 채웁니다.
 #
-# 이제 잊기 쉬운 비용입니다. GPT 두 개를 학습합니다. 하나는 MLP마다 *폭이 절반인* 전문가 여덟 개로 바꾸고 토큰은
+# 이제 잊기 쉬운 비용입니다. GPT 둘을 학습합니다. 하나는 MLP마다 *폭이 절반인* 전문가 여덟 개로 바꾸고 토큰은
 # 둘만 씁니다. 곱셈 수는 같습니다. 파라미터, 그래디언트, Adam의 상태가 차지하는 메모리는 밀집(dense) 모델의 몇
 # 배일지 **예측해 보세요.**
 # %%
@@ -214,16 +216,17 @@ compare("07.states", state_bytes_of(moe_step) / state_bytes_of(dense_step))
 show_states(dense_step, moe_step)
 # %% [markdown] lang="en"
 # A token uses two experts of eight. Training keeps all eight, with their gradients and both of Adam's
-# numbers, because *some* token of the batch goes to each. Compute is shared, memory is not.
+# numbers, because *some* token of the batch goes to each. Compute is saved, memory is not.
 #
-# In a large model this decides everything. Below are the layers of Mixtral 8x7B [1], with the
-# number of experts and top-k to choose. Find its own setting, 8 and 2: is it "8 × 7 billion"?
-# %% [markdown] lang="ko" en="6b8298a4"
+# In a large model this decides how many GPUs one needs. Below are the layers of Mixtral 8x7B [1], with the
+# number of experts and top-k to choose. Find its own setting, 8 and 2: is it "8 × 7 billion"? (Attention and
+# embeddings exist only once.)
+# %% [markdown] lang="ko" en="4838f9e2"
 # 토큰 하나는 전문가 여덟 개 가운데 둘만 씁니다. 그러나 배치의 *어떤* 토큰은 다른 전문가로 가므로, 학습에는 여덟 개
 # 모두의 파라미터와 그래디언트, Adam의 두 값이 필요합니다. 줄어드는 것은 계산량이지 메모리가 아닙니다.
 #
-# 큰 모델에서는 이것이 모든 것을 정합니다. 아래는 Mixtral 8x7B[1]의 층에서 전문가 수와 top-k를 바꾸어 본 것입니다.
-# 실제 설정인 8과 2를 찾아보세요. 정말 "8 × 70억"일까요?
+# 큰 모델에서는 GPU가 몇 개 필요한지가 여기에 달려 있습니다. 아래는 Mixtral 8x7B[1]의 층에서 전문가 수와 top-k를
+# 바꾸어 본 것입니다. 실제 설정인 8과 2를 찾아보세요. 정말 "8 × 70억"일까요? (어텐션과 임베딩은 하나뿐입니다.)
 # %%
 explore(memory_of_experts, experts=[1, 2, 4, 8, 16], top_k=[1, 2, 4])
 # %% [markdown] lang="en"
@@ -234,8 +237,8 @@ explore(memory_of_experts, experts=[1, 2, 4, 8, 16], top_k=[1, 2, 4])
 # Korean, as bytes. Each rank trains a model of its own, from another seed.
 #
 # **Predict.** After 150 steps, what share of the tokens uses the *busiest* expert of the last layer?
-# Then run on, and watch the first picture while the cell below it trains.
-# %% [markdown] lang="ko" en="93cd903d"
+# Then run on, and watch the next picture while the cell below it trains.
+# %% [markdown] lang="ko" en="18439a44"
 # ## 토큰은 고르게 퍼질까요?
 #
 # 여덟 개 중 둘이므로, 모두 고르게 쓴다면 전문가 하나가 토큰의 25%를 맡습니다. 하지만 라우터에게 그렇게 하라고 한
@@ -266,19 +269,21 @@ results = {"none": train(MOE, balance=None, on_look=show, **short)}
 # %%
 compare("07.busiest", busiest_share([of["none"] for of in ranks["results"]]))
 # %% [markdown] lang="en"
-# The router has **collapsed**: two or three experts do nearly all the work, and the others cost memory for nothing.
-# It feeds itself. Who is ahead by chance gets more tokens, learns more, and is chosen more.
+# The router has **collapsed**: a few experts do nearly all the work, and the others cost memory for nothing.
+# It feeds itself. An expert that is ahead by chance gets more tokens, learns more, and is chosen more.
 #
 # Two cures. The **balance loss** [2] is a second loss, least where all experts get the same; its
-# gradient pushes the router, against the loss of the text if need be. The **bias** [3] adds no loss. After each step,
-# experts with too few tokens get a bonus on their score, which counts for choosing alone.
-# %% [markdown] lang="ko" en="75391a2f"
-# 라우터가 **무너졌습니다**(collapse). 전문가 두셋이 거의 모든 일을 하고 나머지는 메모리만 차지합니다. 스스로
-# 심해지는 현상입니다. 우연히 앞선 전문가가 토큰을 더 받고, 더 배우고, 더 자주 뽑힙니다.
+# gradient pushes the router, against the loss of the text if need be. The **bias** [3] adds no loss. After each step
+# a number is added to the scores of experts with too few tokens, and taken from the others'. It counts when
+# experts are chosen, not when their outputs are weighed.
+# %% [markdown] lang="ko" en="463acdc1"
+# 라우터가 **무너졌습니다**(collapse). 전문가 몇 개가 거의 모든 일을 하고 나머지는 메모리만 차지합니다. 한번
+# 기울면 저절로 심해집니다. 우연히 앞선 전문가가 토큰을 더 받고, 더 배우고, 더 자주 뽑히기 때문입니다.
 #
-# 고치는 방법은 둘입니다. **균형 손실**(balance loss)[2]은 모두 똑같이 받을 때 가장 작은 두 번째 손실입니다. 그
-# 그래디언트는 필요하면 글의 손실과 맞서면서까지 라우터를 밀어냅니다. **바이어스**(bias)[3]는 손실을 더하지 않습니다.
-# 스텝이 끝날 때마다 토큰이 모자란 전문가의 점수에 덤을 주는데, 고를 때만 씁니다.
+# 고치는 방법은 둘입니다. **균형 손실**(balance loss)[2]은 모두 똑같이 받을 때 가장 작아지는 두 번째 손실입니다. 그
+# 그래디언트가 라우터를 고른 쪽으로 밀고, 때로는 글의 손실과 맞서기도 합니다. **바이어스**(bias)[3]는 손실을 더하지
+# 않습니다. 스텝이 끝날 때마다 토큰이 모자란 전문가의 점수는 조금 올리고 나머지는 내립니다. 이 값은 전문가를 고를
+# 때만 쓰고, 출력을 가중할 때는 쓰지 않습니다.
 # %% hidden=true source="dlcourse.models.moe:balance_loss"
 
 # %%
@@ -298,12 +303,14 @@ show_balance(by_name)
 show_cures(by_name)
 # %% [markdown] lang="en"
 # Both cures spread the tokens. Do they cost loss? Here the seeds differ as much as the rows. In the recorded
-# run (top-1, four layers, 300 steps, three seeds) no price can be seen either.
+# run (top-1, so 12.5% would be even; 300 steps, three seeds) no price can be seen either. There the router
+# without balance recovers in part by itself: a collapse need not last, but nothing promises that it ends.
 #
 # And what have the experts specialised in? Move the slider through the training with the balance loss.
-# %% [markdown] lang="ko" en="5d0de396"
+# %% [markdown] lang="ko" en="230ce0ad"
 # 두 방법 모두 토큰을 고르게 퍼뜨립니다. 대신 손실이 늘어날까요? 여기서는 시드끼리도 그만큼 다릅니다. 기록된
-# 실행(top-1, 네 층, 300스텝, 시드 셋)에서도 늘어난 손실은 보이지 않습니다.
+# 실행(top-1이므로 균등하면 12.5%, 300스텝, 시드 셋)에서도 늘어난 손실은 보이지 않습니다. 거기서는 균형 장치 없이도
+# 라우터가 얼마쯤 저절로 회복합니다. 무너진 채로 남으라는 법은 없지만, 회복한다는 보장도 없습니다.
 #
 # 전문가는 무엇을 맡게 되었을까요? 균형 손실로 학습한 과정을 슬라이더로 따라가 보세요.
 # %%
@@ -315,17 +322,17 @@ explore(cured.at, step=cured.steps)
 # ## A place for every token?
 #
 # Computers like fixed sizes. So many systems give each expert a **capacity**: its even share times a
-# *capacity factor*. Who comes too late is **dropped**: the token skips the layer. **Predict**: factor 1,
-# balance loss. What share of the copies of tokens is dropped?
-# %% [markdown] lang="ko" en="e34ee1ad"
+# *capacity factor*. A copy that comes too late is **dropped**: this expert adds nothing for the token, and a token
+# that loses both copies skips the layer. **Predict**: factor 1, balance loss. What share of the copies is dropped?
+# %% [markdown] lang="ko" en="9efc34b7"
 # 어떤 전문가는 거의 한국어만 맡습니다. 코드와 영어는 나머지를 함께 씁니다. 바이트로 보면 서로 비슷하기 때문입니다.
 # 어느 것이 어느 언어인지 라우터에게 알려 준 사람은 없습니다.
 #
 # ## 모든 토큰에 자리가 있을까요?
 #
 # 컴퓨터는 정해진 크기를 좋아합니다. 그래서 전문가마다 **용량**(capacity)을 두는 시스템이 많습니다. 균등한 몫에
-# *용량 계수*를 곱한 만큼입니다. 늦게 온 토큰은 **버려져서** 이 층을 그냥 지나갑니다. 계수가 1이고 균형 손실을 쓰면
-# 토큰 복사본의 몇 %가 버려질지 **예측해 보세요.**
+# *용량 계수*를 곱한 만큼입니다. 늦게 온 복사본은 **버립니다**. 그 전문가의 출력은 더해지지 않고, 복사본 둘을 모두
+# 잃은 토큰은 이 층을 그냥 지나갑니다. 계수가 1이고 균형 손실을 쓰면 복사본의 몇 %를 버리게 될지 **예측해 보세요.**
 # %%
 predict("07.dropped")
 # %%
@@ -348,7 +355,7 @@ explore(dropping(asked_for), capacity_factor=[0.5, 1, 1.25, 1.5, 2, 3, 4])
 # 전체로 번집니다.
 # %%
 # %%ranks 0 --fails "gives NaN or infinity for"
-model, _ = moe
+model, _ = ready(MOE)
 with torch.no_grad():
     model.token_embedding.weight[batch[0][0, -1]] = float("nan")
 model(*batch)
@@ -356,12 +363,14 @@ model(*batch)
 # ## Compared with what?
 #
 # Claim A2 names dense, MoE, sparse and hybrid. A fair comparison fixes something: the compute of a token, the
-# parameters, or the seconds. First our own short runs, for the first two:
-# %% [markdown] lang="ko" en="d664aa15"
+# parameters, or the seconds. First our own short runs, for the first two: *dense* computes as much for a token
+# as the MoE, *large dense* has as many parameters.
+# %% [markdown] lang="ko" en="31815518"
 # ## 무엇과 비교할까요?
 #
 # 주장 A2는 밀집, MoE, 희소(sparse), 혼합(hybrid)을 나란히 놓습니다. 공정하게 비교하려면 무언가를 같게 맞춰야
-# 합니다. 토큰당 계산량, 파라미터 수, 또는 시간입니다. 먼저 앞의 두 가지로 맞춘 우리의 짧은 실행입니다.
+# 합니다. 토큰당 계산량, 파라미터 수, 또는 시간입니다. 먼저 앞의 두 가지로 맞춘 우리의 짧은 실행입니다. *밀집*은
+# 토큰당 계산량이, *큰 밀집*은 파라미터 수가 MoE와 같습니다.
 # %%
 show_short(by_name)
 # %% [markdown] lang="en"
@@ -377,26 +386,28 @@ show_contracts()
 # %% [markdown] lang="en"
 # At equal compute of a token the MoE learns more than the dense model, and more than a dense one with as
 # many parameters. At equal *seconds* it loses: the same arithmetic in small pieces takes longer on this
-# CPU, and in that time the dense model reads more text. "Within the seeds" would be a draw. And it is a
-# small model, trained briefly: with twice the steps the large dense one comes nearer (claim below).
+# CPU, and in that time the dense model reads more text. A difference smaller than its range over
+# the seeds would be a draw. And it is a small model, trained briefly: with twice the steps the large dense
+# one comes nearer (claim below).
 #
 # So "MoE is better" says nothing until one says at equal *what*. And a hybrid with recurrence beats both: the
-# question was too narrow. The same losses beside the cost, in four coins:
-# %% [markdown] lang="ko" en="5c5c7623"
+# question was too narrow. The same losses beside the cost, counted in four ways:
+# %% [markdown] lang="ko" en="70299fbb"
 # 토큰당 계산량이 같으면 MoE가 밀집 모델보다, 그리고 파라미터 수가 같은 큰 밀집 모델보다도 더 배웁니다. *시간*이
 # 같으면 집니다. 같은 계산도 작은 조각으로 하면 이 CPU에서는 더 오래 걸리고, 그동안 밀집 모델은 글을 더 읽습니다.
-# '시드 차이 이내'라고 적혀 있다면 무승부입니다. 작은 모델을 짧게 학습한 결과이기도 합니다. 스텝을 두 배로 늘리면 큰
-# 밀집 모델이 더 따라옵니다(아래 주장).
+# 차이가 시드에 따른 범위보다 작으면 무승부로 봅니다. 작은 모델을 짧게 학습한 결과이기도 합니다. 스텝을 두 배로
+# 늘리면 큰 밀집 모델이 더 따라옵니다(아래 주장).
 #
 # 그래서 "MoE가 더 낫다"는 말은 *무엇을* 맞췄는지 말하기 전에는 뜻이 없습니다. 게다가 순환을 섞은 혼합 모델은 둘을
 # 모두 앞섭니다. 질문이 너무 좁았습니다. 같은 손실을 네 가지 비용과 나란히 놓아 봅니다.
 # %%
 explore(loss_and_cost, cost=costs())
 # %% [markdown] lang="en"
-# The MoE computes like the dense model and needs the memory of the large one: cheap in one coin, dear
-# in another. And the four words of claim A2 lie on different shelves. Sparse and MoE both skip work, one by
+# The MoE computes like the dense model and needs the memory of the large one: cheap in one way, expensive
+# in another. And the four words of claim A2 do not name four of a kind. Sparse and MoE both skip work, one by
 # a fixed pattern, one by a router; hybrid says only that layers differ. The map of lesson 00, with what is in the
-# right-hand box:
+# right-hand box (in the claim
+# below it, "measured here" is our short run, "recorded" are other models and longer runs):
 #
 # ```mermaid
 # flowchart TB
@@ -407,10 +418,12 @@ explore(loss_and_cost, cost=costs())
 #   A --> F["feed-forward of a layer:<br>dense · block-sparse · MoE"]
 #   F -. "experts can be<br>split, too" .-> S1
 # ```
-# %% [markdown] lang="ko" en="241c3cb2"
-# MoE의 계산량은 밀집 모델만큼이고 메모리는 큰 밀집 모델만큼입니다. 한쪽으로는 싸고 다른 쪽으로는 비쌉니다. 주장
-# A2의 네 낱말은 같은 줄에 놓이지도 않습니다. 희소와 MoE는 둘 다 일을 건너뜁니다. 하나는 정해진 무늬로, 하나는
-# 라우터로 건너뜁니다. 혼합은 층이 서로 다르다는 말일 뿐입니다. 레슨 00의 지도에서 오른쪽 상자를 열어 봅니다.
+# %% [markdown] lang="ko" en="70733698"
+# MoE의 계산량은 밀집 모델만큼이고 메모리는 큰 밀집 모델만큼입니다. 어떻게 재느냐에 따라 싸기도 하고 비싸기도
+# 합니다. 주장 A2의 네 낱말은 나란히 놓고 하나를 고를 수 있는 것도 아닙니다. 희소와 MoE는 둘 다 일을 건너뜁니다.
+# 하나는 정해진 패턴으로, 하나는 라우터로 건너뜁니다. 혼합은 층이 서로 다르다는 말일 뿐입니다. 레슨 00의 지도에서
+# 오른쪽 상자를 열어 봅니다. (그 아래 주장에서 '여기에서 잰 값'은 우리의 짧은 실행, '기록된 값'은 다른 모델과 더 긴
+# 실행입니다.)
 #
 # ```mermaid
 # flowchart TB
@@ -450,12 +463,14 @@ def moe_sizes(width, hidden, num_experts, top_k):
 # %%
 check("07.sizes")
 # %% [markdown] lang="en"
-# **2. `07.reroute`** (10 minutes). Row n of `choices_N2` has the first and the second choice of token
+# **2. `07.reroute`** (10 minutes). The letters at the end of a name are its sizes: N tokens, K choices of
+# each, E experts, C and F the width outside and inside an expert. Row n of `choices_N2` has the first and the second choice of token
 # n. An expert takes `limit` tokens. First choices are served first, in the order of the tokens. Then
 # those who found no place try their second choice, in the same order. Return the expert of each token,
 # -1 for a dropped one. Target: under 1% dropped.
-# %% [markdown] lang="ko" en="a510ce08"
-# **2. `07.reroute`** (10분). `choices_N2`의 n행은 토큰 n의 첫째 선택과 둘째 선택입니다. 전문가 하나는 토큰을
+# %% [markdown] lang="ko" en="18bba568"
+# **2. `07.reroute`** (10분). 이름 끝의 글자는 크기입니다. N은 토큰 수, K는 토큰마다 고른 전문가 수, E는 전문가 수,
+# C와 F는 전문가 밖과 안의 폭입니다. `choices_N2`의 n행은 토큰 n의 첫째 선택과 둘째 선택입니다. 전문가 하나는 토큰을
 # `limit`개까지 받습니다. 먼저 첫째 선택을 토큰 순서대로 받아 줍니다. 그런 다음 자리를 얻지 못한 토큰이 같은 순서로
 # 둘째 선택을 시도합니다. 토큰마다 전문가 번호를, 버린 토큰은 -1을 돌려주세요. 목표: 버린 토큰 1% 미만.
 # %% exercise="07.reroute"
@@ -467,15 +482,16 @@ def place(choices_N2, num_experts, limit):
 # %%
 check("07.reroute")
 # %% [markdown] lang="en"
-# **3. `07.grouped`** (12 minutes). The experts without waste. `up` is (E, C, F), `down` is (E, F, C),
-# an expert computes `F.gelu(x @ up[e]) @ down[e]`; return each token's sum, weighted by `weights_NK`.
-# Targets: not one multiplication more than needed, two products for each expert at most, no copy of
+# **3. `07.grouped`** (12 minutes). The experts without waste. `up` is (E, C, F), `down` is (E, F, C), and expert e
+# computes `F.gelu(x @ up[e]) @ down[e]`. Return each token's sum over its experts `experts_NK`, weighted by
+# `weights_NK`.
+# Targets: not one multiplication more than needed, two matrix products for each expert at most, no copy of
 # the matrices, and right gradients. Some experts may get no token.
-# %% [markdown] lang="ko" en="f7d7c318"
-# **3. `07.grouped`** (12분). 낭비 없는 전문가입니다. `up`은 (E, C, F), `down`은 (E, F, C)이고 전문가는
-# `F.gelu(x @ up[e]) @ down[e]`를 계산합니다. 토큰마다 `weights_NK`로 가중한 합을 돌려주세요. 목표: 곱셈은 꼭
-# 필요한 만큼만, 행렬곱은 전문가마다 두 번까지, 행렬을 복사하지 않기, 그래디언트도 맞게. 토큰을 하나도 받지 못하는
-# 전문가도 있습니다.
+# %% [markdown] lang="ko" en="adc629d1"
+# **3. `07.grouped`** (12분). 낭비 없는 전문가입니다. `up`은 (E, C, F), `down`은 (E, F, C)이고 전문가 e는
+# `F.gelu(x @ up[e]) @ down[e]`를 계산합니다. 토큰마다 `experts_NK`의 출력을 `weights_NK`로 가중해 더한 값을
+# 돌려주세요. 목표: 곱셈은 꼭 필요한 만큼만, 행렬곱은 전문가마다 두 번까지, 행렬을 복사하지 않기, 그래디언트도 맞게.
+# 토큰을 하나도 받지 못하는 전문가도 있습니다.
 # %% exercise="07.grouped"
 # %%ranks
 def grouped(x_NC, experts_NK, weights_NK, up, down):
@@ -489,15 +505,17 @@ check("07.grouped")
 # After every step it calls `new_bias(bias_E, counts_E)` with the copies that *its* router sent to each
 # expert; return the next bias. It is added to scores between 0 and 1.
 #
-# Targets: within 60 steps the busiest expert has at most 1.2 times the mean over all ranks. Then the
-# favourites change, and within 60 more it has again; the bias is the same in all ranks; one all-reduce of the counts is sent.
-# %% [markdown] lang="ko" en="e721ca7b"
+# Targets: after 60 steps the busiest expert has at most 1.2 times the mean, counted over all ranks and averaged
+# over the last 20 steps. Then other experts become the favourites, and 60 steps later the same holds. The bias
+# is the same in all ranks, and no more is sent than one all-reduce of the counts.
+# %% [markdown] lang="ko" en="c3cf0e21"
 # **4. `07.balance`** (20분). 바이어스 규칙을 직접 만들어 랭크 네 개에서 써 봅니다. 랭크마다 보는 토큰이 다릅니다.
 # 스텝이 끝날 때마다 *자기* 라우터가 전문가별로 보낸 복사본 수로 `new_bias(bias_E, counts_E)`를 부릅니다. 다음
 # 바이어스를 돌려주세요. 바이어스는 0과 1 사이인 점수에 더해집니다.
 #
-# 목표: 60스텝 안에, 모든 랭크를 합쳐 가장 바쁜 전문가가 평균의 1.2배 이하. 그런 다음 인기 있는 전문가가 바뀌고,
-# 60스텝 안에 다시 1.2배 이하가 되어야 합니다. 바이어스는 모든 랭크에서 같고, 보내는 양은 토큰 수를 한 번 올리듀스하는 만큼입니다.
+# 목표: 60스텝 뒤 가장 바쁜 전문가가 평균의 1.2배 이하(모든 랭크를 합치고, 마지막 20스텝의 평균으로 셉니다). 그런
+# 다음 인기 있는 전문가가 바뀌고, 다시 60스텝 뒤에도 1.2배 이하여야 합니다. 바이어스는 모든 랭크에서 같아야 하고,
+# 토큰 수를 한 번 올리듀스(all-reduce)하는 것보다 많이 보내면 안 됩니다.
 # %% exercise="07.balance"
 # %%ranks
 def new_bias(bias_E, counts_E):
@@ -510,26 +528,30 @@ check("07.balance")
 # ## On a GPU cluster
 #
 # The memory is the reason why experts are spread over GPUs: lesson 08 does it, and pays with two
-# all-to-alls a layer. Published: with the same compute, Switch Transformers reached a loss up to 7 times
-# sooner than their dense T5 [2]; Mixtral beat a dense model of 70 billion parameters with 13 billion in use [1].
+# all-to-alls a layer, and two more in backward. Published: with the same compute, Switch Transformers trained up
+# to 7 times as fast as their dense T5 [2]; Mixtral, with 13 billion parameters in use, did as well as the dense
+# Llama 2 70B or better in the benchmarks of its paper [1].
 #
-# DeepSeek-V3 has 671 billion parameters, and a token uses 37 [4]. With 16 bytes a parameter, in TB:
-# %% [markdown] lang="ko" en="672ef5d6"
+# DeepSeek-V3 has 671 billion parameters, and a token uses 37 billion [4]. It was trained in FP8; with the 16
+# bytes a parameter of our float32 it would take:
+# %% [markdown] lang="ko" en="4d2c9ccd"
 # ## GPU 클러스터에서는
 #
-# 전문가를 여러 GPU에 나누는 까닭은 메모리입니다. 레슨 08에서 직접 나누어 보고, 층마다 올투올 두 번이라는 값을
-# 치릅니다. 발표된 결과로는, 같은 계산량에서 Switch Transformer가 밀집 모델 T5와 같은 손실에 최대 7배 빨리
-# 도달했고[2], Mixtral은 130억 개만 쓰면서 700억 개짜리 밀집 모델을 앞섰습니다[1].
+# 전문가를 여러 GPU에 나누는 까닭은 메모리입니다. 레슨 08에서 직접 나누어 봅니다. 나누면 층마다
+# 올투올(all-to-all)을 순전파에서 두 번, 역전파에서 두 번 해야 합니다. 발표된 결과로는, 같은 계산량에서 Switch Transformer가 밀집
+# 모델 T5보다 최대 7배 빨리 학습했고[2], Mixtral은 파라미터를 130억 개만 쓰면서 논문의 벤치마크에서 밀집 모델
+# Llama 2 70B와 같거나 더 나았습니다[1].
 #
-# DeepSeek-V3의 파라미터는 6710억 개이고 토큰은 370억 개를 씁니다[4]. 파라미터당 16바이트라면 몇 TB일까요?
+# DeepSeek-V3의 파라미터는 6710억 개이고 토큰 하나는 370억 개를 씁니다[4]. 실제로는 FP8로 학습했습니다. 우리처럼
+# float32로 파라미터당 16바이트라면 이만큼 필요합니다.
 # %% tags=["nbval-check-output"]
 {"held": f"{16 * 671e9 / 1e12:.1f} TB", "used by a token": f"{37 / 671:.1%}"}
 # %% [markdown] lang="en"
 # ## In five lines
 #
-# 1. A router chooses k of E experts for each token; sorted by expert, each computes one product.
+# 1. A router chooses k of E experts for each token; tokens sorted by expert make few large products.
 # 2. Compute is that of k experts. Memory for training is that of all E.
-# 3. Left alone a router collapses. A balance loss or a bias keeps experts busy alike.
+# 3. Left alone a router leans on a few experts. A balance loss or a bias spreads the tokens.
 # 4. Capacity trades dropped tokens for empty places; dropless pieces have neither.
 # 5. Compare architectures at equal compute, parameters or seconds, and say which, and with which seeds.
 #
@@ -537,12 +559,12 @@ check("07.balance")
 # [Switch Transformers](https://arxiv.org/abs/2101.03961). [3]
 # [Balancing without a loss](https://arxiv.org/abs/2408.15664). [4]
 # [DeepSeek-V3](https://arxiv.org/abs/2412.19437).
-# %% [markdown] lang="ko" en="9d1da7b4"
+# %% [markdown] lang="ko" en="76e46949"
 # ## 다섯 줄 요약
 #
-# 1. 라우터가 토큰마다 전문가 E개 중 k개를 고릅니다. 전문가 순서로 정렬하면 행렬곱 하나씩으로 끝납니다.
+# 1. 라우터가 토큰마다 전문가 E개 중 k개를 고릅니다. 토큰을 전문가 순서로 정렬하면 큰 행렬곱 몇 개가 됩니다.
 # 2. 계산량은 전문가 k개만큼, 학습 메모리는 E개 모두만큼입니다.
-# 3. 그냥 두면 라우터는 무너집니다. 균형 손실이나 바이어스로 고르게 일하게 합니다.
+# 3. 그냥 두면 라우터는 몇몇 전문가에 쏠립니다. 균형 손실이나 바이어스가 토큰을 퍼뜨립니다.
 # 4. 용량은 버린 토큰과 빈자리를 맞바꿉니다. 조각 길이가 자유로우면 둘 다 없습니다.
 # 5. 구조를 비교할 때는 계산량, 파라미터, 시간 가운데 무엇을 맞췄는지, 시드가 몇 개인지 밝힙니다.
 #
@@ -564,10 +586,10 @@ check("07.balance")
 # Recorded: the MoE of the table above, trained for 300 steps with a capacity factor, against dropless.
 # A few percent dropped cost nothing that three seeds would show; at factor 1 the price can be seen.
 # %% [markdown] lang="ko" en="ba88eb46"
-# ### 토큰을 버리는 값
+# ### 토큰을 버리면 얼마나 손해일까요?
 #
-# 기록된 실행입니다. 위 표의 MoE를 용량 계수를 두고 300스텝 학습해, 버리지 않을 때와 비교했습니다. 몇 % 버리는 값은
-# 시드 셋으로는 보이지 않지만, 계수가 1이면 보입니다.
+# 기록된 실행입니다. 위 표의 MoE를 용량 계수를 두고 300스텝 학습해, 버리지 않을 때와 비교했습니다. 몇 %쯤 버려서
+# 늘어난 손실은 시드 셋으로는 보이지 않지만, 계수가 1이면 보입니다.
 # %%
 show_capacity()
 # %% [markdown] lang="en"
@@ -590,29 +612,32 @@ f"{wide.logits_NE.dtype}, {narrow.dtype}: {other.any(1).float().mean():.1%}"
 # %% [markdown] lang="en"
 # ### The z-loss
 #
-# Softmax does not care if all scores grow together, rounding does. The z-loss is the mean of
-# log(sum of exp)², a gentle pull to small scores (its usual weight is 0.001). The same scores, ten times as
-# large:
-# %% [markdown] lang="ko" en="e7b39324"
+# Add the same number to all scores, and softmax gives the same; but large numbers are rounded more coarsely. The
+# z-loss is the mean of log(sum of exp)², a gentle pull to small scores
+# ([ST-MoE](https://arxiv.org/abs/2202.08906), with weight 0.001). Our scores, and all of them 10 higher:
+# %% [markdown] lang="ko" en="3e773fef"
 # ### z-손실
 #
-# 점수가 모두 함께 커져도 softmax는 그대로지만 반올림 오차는 커집니다. z-손실은 log(exp의 합)²의 평균으로, 점수를
-# 작은 쪽으로 살며시 당깁니다(보통 가중치는 0.001). 같은 점수를 열 배로 키워 봅니다.
+# 모든 점수에 같은 수를 더해도 softmax는 그대로지만, 수가 크면 반올림이 거칠어집니다. z-손실은 log(exp의 합)²의
+# 평균으로, 점수를 작은 쪽으로 살며시 당깁니다([ST-MoE](https://arxiv.org/abs/2202.08906), 가중치는 0.001). 우리
+# 점수, 그리고 모두 10씩 올린 점수입니다.
 # %%
 # %%ranks 0
 from dlcourse.models.moe import z_loss
 
-[z_loss(wide._replace(logits_NE=times * wide.logits_NE)).item() for times in (1, 10)]
+scores = new_layer().router(torch.randn(4096, 64, device=device))
+[z_loss(scores._replace(logits_NE=scores.logits_NE + more)).item() for more in (0, 10)]
 # %% [markdown] lang="en"
 # ### A shared expert
 #
-# What every token needs, such as spaces, would be learned by every expert. DeepSeekMoE gives it an expert of
-# its own, which all tokens use beside the routed ones. At equal compute: one shared expert and top-1, against top-2.
-# %% [markdown] lang="ko" en="5ebf966e"
+# What every token needs would be learned by every expert.
+# [DeepSeekMoE](https://arxiv.org/abs/2401.06066) gives it an expert of its own, which all tokens use beside the routed ones. At equal compute: one shared expert and top-1, against top-2.
+# %% [markdown] lang="ko" en="cce165dc"
 # ### 공유 전문가
 #
-# 띄어쓰기처럼 모든 토큰에 필요한 것은 전문가마다 따로 배우게 됩니다. DeepSeekMoE는 이것을 모든 토큰이 함께 쓰는
-# 전문가(공유 전문가)에게 맡깁니다. 계산량을 같게 맞춰 공유 전문가 하나와 top-1을 top-2와 비교합니다.
+# 모든 토큰에 필요한 것은 전문가마다 따로 배우게 됩니다. [DeepSeekMoE](https://arxiv.org/abs/2401.06066)는 이것을
+# 모든 토큰이 함께 쓰는 전문가(공유 전문가)에게 맡깁니다. 계산량을 같게 맞춰 공유 전문가 하나와 top-1을
+# top-2와 비교합니다.
 # %%
 # %%ranks --fast
 from dataclasses import replace
