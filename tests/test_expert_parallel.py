@@ -434,6 +434,11 @@ def refused(what):
     if what == "hidden":
         odd = drawn(MoE(C, num_experts=4, hidden=15), 1)
         return ExpertDataParallel(odd, make_expert_mesh(expert=2, tensor=2))
+    if what == "tensor state":
+        divided = ExpertDataParallel(moe, make_expert_mesh(expert=2, tensor=2))
+        everyone = [None] * 4
+        dist.all_gather_object(everyone, divided.state_dict())
+        return divided.load_state_dict(everyone[rank ^ 1])  # the same experts, another part
     layer = expert_parallel(nn.Sequential(moe))
     if what == "twice":
         return expert_parallel(layer)
@@ -474,6 +479,7 @@ REFUSALS = {
     "no moe": "Linear has no MoE in it",
     "sides": "data x expert x tensor = 2 x 3 x 1 is 6 ranks, and there are 4",
     "hidden": "hidden width of the experts=15 cannot be cut into 2 equal parts",
+    "tensor state": "load what this rank has saved",
     "twice": "divided before",
     "nan": "the router of 0 gives logits that are NaN or infinite in rank 1: 2 of 10 tokens (20%); "
     "rank 3: 4 of 10 tokens (40%)",

@@ -562,8 +562,8 @@ show_libraries(ranks["library_times"][0], ranks["library_apart"][0])
 # Two experts of a token may share a rank: then it needs to go there only **once**. 256 experts over 8
 # ranks, 8 for each token. **Predict**: to how many ranks does a token go, on average?
 # %% [markdown] lang="ko" en="feca130e"
-# 답은 같습니다. 우리 것의 Gloo와 단방향은 행을 나르는 방법만 다릅니다. 둘의 차이는 모두 메시지에서 옵니다.
-# DeepSpeed에서는 모든 전문가의 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
+# 답은 같습니다. 우리 층은 Gloo로 돌리든 단방향으로 돌리든 계산이 같고 나르는 방법만 다릅니다. 그러니 둘의 차이는
+# 모두 메시지에서 옵니다. DeepSpeed에서는 모든 전문가의 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
 #
 # ## 랭크가 천 개라면
 #
