@@ -422,16 +422,16 @@ show_race(ranks["trip_times"][0])
 # %% [markdown] lang="en"
 # On the left Gloo's line is flat: 4 KiB take about as long as 32. That is latency, and bytes hardly
 # count. Without a meeting of two sides most of it is gone. On the right bytes decide, and payload, which
-# sends twice as many, loses its lead.
+# sends twice as many, has no lead over Gloo any more.
 #
 # ## What breaks, and how it says so
 #
 # One rank's router gets NaN for a few tokens. Where should they go? If that rank stopped alone, all
 # others would wait for its rows for ever.
-# %% [markdown] lang="ko" en="548f58af"
+# %% [markdown] lang="ko" en="d4d95853"
 # 왼쪽에서 Gloo의 선은 평평합니다. 4 KiB나 32 KiB나 비슷하게 걸립니다. 이것이 지연 시간이고, 바이트 수는 거의
 # 상관없습니다. 양쪽이 만나지 않으면 대부분 사라집니다. 오른쪽에서는 바이트 수가 좌우합니다. 두 배를 보내는
-# 페이로드 방식은 앞서던 것을 잃습니다.
+# 페이로드 방식은 이제 Gloo보다 빠르지 않습니다.
 #
 # ## 무엇이 깨지고, 어떻게 알려 주나
 #
@@ -581,16 +581,16 @@ sizes_to_try = [2, 4, 8, 16, 32, 64, 128, 256]
 explore(tokens_on_the_wire, ranks=sizes_to_try, top_k=[1, 2, 4, 8])
 # %% [markdown] lang="en"
 # Move the sliders, by mouse or arrow keys: DeepSeek-V3's layer by formula, with an *assumed* wire of 50
-# GB/s for each GPU and 2 microseconds a message. Sending once saves a third at 8 ranks, and little where
-# experts are spread thinly.
+# GB/s for each GPU and 2 microseconds a message. With 8 experts a token, sending once saves a third at 8
+# ranks, and little where experts are spread thinly.
 #
 # Then the course's own class as one rank of 2,048, on tensors without numbers: GPT-2 large with 2,048
 # experts in each layer, 8 for a token, balance forced. Recorded by `dlcourse scale 08` (bytes are exact
 # on any machine).
-# %% [markdown] lang="ko" en="e49f2cde"
+# %% [markdown] lang="ko" en="d29c61fa"
 # 마우스나 화살표 키로 슬라이더를 움직여 보세요. DeepSeek-V3의 층을 공식으로 계산합니다. GPU마다 50 GB/s,
-# 메시지마다 2마이크로초라고 *가정*했습니다. 한 번만 보내면 랭크가 8개일 때 3분의 1을 아끼고, 전문가를 더 많은
-# 랭크에 흩어 놓을수록 덜 아낍니다.
+# 메시지마다 2마이크로초라고 *가정*했습니다. 토큰마다 전문가 8개를 쓰고 랭크도 8개일 때, 한 번만 보내면 3분의 1을
+# 아낍니다. 전문가를 더 많은 랭크에 흩어 놓을수록 덜 아낍니다.
 #
 # 이번에는 과정의 클래스를 랭크 2,048개 가운데 하나로, 숫자 없는 텐서로 돌립니다. GPT-2 large의 층마다 전문가가
 # 2,048개이고 토큰은 8개를 씁니다. 강제 균형입니다. `dlcourse scale 08`로 기록했습니다(바이트 수는 어느
