@@ -18,6 +18,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -39,6 +41,7 @@ from dlcourse.parallel.expert_groups import (
 )
 from dlcourse.parallel.expert_state import whole_state_dict
 from dlcourse.parallel.mesh import MeshParallel, make_mesh
+from dlcourse.parallel.replicas import replica_drift
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.peers import expert_parallel as expert_peers
@@ -431,6 +434,11 @@ def refused(what):
     if what == "hidden":
         odd = drawn(MoE(C, num_experts=4, hidden=15), 1)
         return ExpertDataParallel(odd, make_expert_mesh(expert=2, tensor=2))
+    if what == "tensor state":
+        divided = ExpertDataParallel(moe, make_expert_mesh(expert=2, tensor=2))
+        everyone = [None] * 4
+        dist.all_gather_object(everyone, divided.state_dict())
+        return divided.load_state_dict(everyone[rank ^ 1])  # the same experts, another part
     layer = expert_parallel(nn.Sequential(moe))
     if what == "twice":
         return expert_parallel(layer)
@@ -440,6 +448,10 @@ def refused(what):
         x[1, 4] = float("inf")
     if what == "ddp":
         return DistributedDataParallel(layer)(x)
+    if what == "fsdp":
+        return fully_shard(layer, mesh=init_device_mesh("cpu", (4,)))(x)
+    if what == "drift":
+        return replica_drift(layer)
     if what == "autocast":
         with torch.autocast("cpu", torch.bfloat16, enabled=rank == 0):
             return layer(x)
@@ -467,11 +479,14 @@ REFUSALS = {
     "no moe": "Linear has no MoE in it",
     "sides": "data x expert x tensor = 2 x 3 x 1 is 6 ranks, and there are 4",
     "hidden": "hidden width of the experts=15 cannot be cut into 2 equal parts",
+    "tensor state": "load what this rank has saved",
     "twice": "divided before",
     "nan": "the router of 0 gives logits that are NaN or infinite in rank 1: 2 of 10 tokens (20%); "
     "rank 3: 4 of 10 tokens (40%)",
     "infinite": "in rank 2: 1 of 10 tokens (10%)",
     "ddp": "0 is in a DistributedDataParallel",
+    "fsdp": "0 is in a fully_shard",
+    "drift": "parameter 0.experts.up is cut over the ranks [0, 1, 2, 3]",
     "autocast": "use the same autocast and the same no_grad in all ranks",
     "no_grad": "use the same autocast and the same no_grad in all ranks",
     **dict.fromkeys(["data", "copies", "zero 1", "zero 3", "mesh"], "ExpertDataParallel"),

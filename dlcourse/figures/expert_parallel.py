@@ -212,9 +212,9 @@ def show_thousands(record: Mapping[str, Any]) -> Table:
     """
     rows = []
     for row in record["rows"]:
-        sizes = (row[key] / 1e9 for key in ("parameters", "all_to_all", "all_reduce"))
+        sizes = (row[key] / 1e9 for key in ("parameters", "all_to_all", "all_gather", "all_reduce"))
         rows.append([f"{row['expert']:,}", *(f"{size:,.2f}" for size in sizes)])
-    keys = ("ranks", "parameters", "tokens", "gradients")
+    keys = ("ranks", "parameters", "tokens", "counts", "gradients")
     return Table([t(f"expert_parallel.thousands.{key}") for key in keys], rows)
 
 

@@ -35,7 +35,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from dlcourse.collectives.p2p import Group
 from dlcourse.models.moe import MoE, Routing, capacity, combine, permute
-from dlcourse.parallel.expert_checks import check_model, gather_counts, refuse_ddp
+from dlcourse.parallel.expert_checks import check_model, gather_counts, refuse_wrappers
 from dlcourse.parallel.expert_state import DividedExperts
 from dlcourse.parallel.expert_trip import Exchange, Trip, torch_exchange
 from dlcourse.parallel.replicas import broadcast_module
@@ -123,7 +123,7 @@ class ExpertParallel(DividedExperts):
         return Plan(copies_M, sent, received, order_G, mine_pe.sum(0).tolist())
 
     def forward(self, x: Tensor) -> Tensor:
-        refuse_ddp(self.name)
+        refuse_wrappers(self.experts, self.name)
         x_NC = x.flatten(0, -2)
         self.routing = routing = self.router(x_NC)
         dtype = x.dtype

@@ -110,11 +110,17 @@ def gather_counts(
     return counts_RE
 
 
-def refuse_ddp(layer: str) -> None:
-    """Raise a ``ValueError`` inside the forward pass of torch's DDP."""
+def refuse_wrappers(experts: nn.Module, layer: str) -> None:
+    """Raise a ``ValueError`` in the forward pass of torch's DDP, or of experts that FSDP holds."""
     if DistributedDataParallel._get_active_ddp_module() is not None:
-        raise ValueError(
-            f"{layer or 'ExpertParallel'} is in a DistributedDataParallel, which averages each "
-            "rank's experts as if they were the same, and has made them rank 0's: build the model "
-            "anew and give it to ExpertDataParallel"
-        )
+        wrapper = "a DistributedDataParallel, which averages each rank's experts as if they were "
+        wrapper += "the same, and has made them rank 0's"
+    elif getattr(experts, "_is_fsdp_managed_module", False):  # set by fully_shard and by FSDP
+        wrapper = "a fully_shard, which takes each rank's experts for the same ones: what it "
+        wrapper += "gathers are pieces of different experts"
+    else:
+        return
+    raise ValueError(
+        f"{layer or 'ExpertParallel'} is in {wrapper}: build the model anew and give it to "
+        "ExpertDataParallel"
+    )

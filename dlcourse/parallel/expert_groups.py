@@ -69,7 +69,8 @@ class ExpertDataParallel(nn.Module):
     """A model with MoE layers over a mesh: experts divided along a row, all else copied.
 
     Along "tensor" a GPT's attention, MLPs and vocabulary are cut as ``tensor_parallel`` does it,
-    and of any model the experts.
+    and of any model the experts. Clip by ``clipping.clip_grad_norm_``: torch's own would take
+    another norm in each rank, and what is copied would drift apart.
 
     Args:
         module: used up; it starts from rank 0's parameters everywhere.

@@ -27,9 +27,12 @@ class DividedExperts(nn.Module):
         self.register_load_state_dict_pre_hook(_take_own_experts)
 
     def own_experts(self) -> dict[str, int]:
-        """The number of the first one, and how many there are in this rank."""
+        """The number of the first one, how many there are in this rank, and which part of each."""
         size, rank = dist.get_world_size(self.process_group), dist.get_rank(self.process_group)
-        return {"first": rank * self.num_experts // size, "count": self.num_experts // size}
+        own = {"first": rank * self.num_experts // size, "count": self.num_experts // size}
+        if isinstance(getattr(self.experts, "cut", ()), dict):  # by tensors too
+            own["part"] = dist.get_rank(self.experts.process_group)
+        return own
 
     def get_extra_state(self) -> dict[str, int]:
         return self.own_experts()
@@ -43,7 +46,8 @@ class DividedExperts(nn.Module):
 
 
 def _range(state: dict[str, int]) -> str:
-    return f"experts {state['first']} to {state['first'] + state['count'] - 1}"
+    part = f"part {state['part']} of " if "part" in state else ""
+    return f"{part}experts {state['first']} to {state['first'] + state['count'] - 1}"
 
 
 def _take_own_experts(

@@ -13,6 +13,7 @@ from dlcourse.parallel.sendable import (
     check_same_everywhere,
     tensors_of,
     why_not_sent,
+    why_not_the_same,
 )
 
 
@@ -52,8 +53,12 @@ def replica_drift(module: nn.Module, *, process_group: dist.ProcessGroup | None 
 
     NaN where any rank holds NaN or an infinity. Ranks that drift raise no error. The loss only
     gets a little worse, so look now and then.
+
+    Raises:
+        ValueError: in every rank: modules of different shapes, or ranks that hold different parts
+            of a matrix, or different experts, which cannot be equal.
     """
-    check_same_everywhere(module, process_group)
+    check_same_everywhere(module, process_group, refusal=why_not_the_same(module, process_group))
     tensors = [x.to_dense().flatten() for x in tensors_of(module).values()]
     if not tensors:
         return 0.0

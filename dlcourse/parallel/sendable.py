@@ -84,7 +84,6 @@ def overlaps(tensor: Tensor) -> bool:
 
 def why_not_sent(module: nn.Module, process_group: Group) -> str:
     """Why a tensor of a module cannot have the first rank's numbers; empty where all can."""
-    cut, receivers = cut_parameters(module), _ranks(process_group)
     if any(hasattr(layer, "batch_group") for layer in module.modules()):
         return (
             "experts are divided over ranks, and average their gradients in a way of their own: "
@@ -99,6 +98,13 @@ def why_not_sent(module: nn.Module, process_group: Group) -> str:
                 f"elements of parameter {name} share memory (shape {tuple(tensor.shape)}, strides "
                 f"{tensor.stride()}), so that training one would change others: .clone() it"
             )
+    return why_not_the_same(module, process_group)
+
+
+def why_not_the_same(module: nn.Module, process_group: Group) -> str:
+    """Which parameter the ranks of a group hold different parts of; empty where there is none."""
+    cut, receivers = cut_parameters(module), _ranks(process_group)
+    for name, tensor in tensors_of(module).items():
         if tensor in cut and len(receivers & _ranks(cut[tensor])) > 1:
             return (
                 f"parameter {name} is cut over the ranks {sorted(_ranks(cut[tensor]))}, and each "

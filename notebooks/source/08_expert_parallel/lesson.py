@@ -95,14 +95,16 @@ with torch.no_grad():
 # The idea in a few lines. `permute` and `combine` are those of lesson 07, and `experts` are the two of
 # this rank. `all_to_all_single` sends rows of one tensor to all ranks, here a different number to each.
 #
-# Rows arrive sorted by *rank*; the experts want them sorted by *expert*: that is `order_G`. Folded
-# below is the class of the course, `dlcourse/parallel/expert.py`, which has a backward too.
-# %% [markdown] lang="ko" en="57c01f5d"
+# Rows arrive sorted by *rank*; the experts want them sorted by *expert*: that is `order_G`. (M: copies
+# of this rank's tokens; G: rows that its experts get.) Folded below is the class of the course,
+# `dlcourse/parallel/expert.py`, which has a backward too.
+# %% [markdown] lang="ko" en="a84b5e3e"
 # 몇 줄이면 됩니다. `permute`와 `combine`은 레슨 07의 것이고, `experts`는 이 랭크에 있는 전문가 둘입니다.
 # `all_to_all_single`은 텐서의 행을 모든 랭크에 나누어 보냅니다. 여기서는 랭크마다 보내는 행의 수가 다릅니다.
 #
-# 행은 *랭크* 순으로 도착하는데 전문가는 *전문가* 순을 원합니다. 그 순서가 `order_G`입니다. 아래에 접어 둔 것은
-# 역전파까지 하는 과정의 클래스 `dlcourse/parallel/expert.py`입니다.
+# 행은 *랭크* 순으로 도착하는데 전문가는 *전문가* 순을 원합니다. 그 순서가 `order_G`입니다. (M은 이 랭크에 있는
+# 토큰의 사본 수, G는 이 랭크의 전문가가 받는 행의 수입니다.) 아래에 접어 둔 것은 역전파까지 하는 과정의 클래스
+# `dlcourse/parallel/expert.py`입니다.
 # %%
 # %%ranks
 def exchange(x, sent, received):
@@ -143,15 +145,15 @@ compare("08.bytes", sent_to_others(trip))
 show_traffic(ranks["sent"], trip)
 # %% [markdown] lang="en"
 # A rank's own experts cost nothing to reach, so 3 of 4 copies leave. Rows of the table differ: nobody
-# promised an even spread. And the numbers that went ahead were 192 bytes a rank, next to nothing.
+# promised an even spread. And the numbers that went ahead were 48 bytes a rank, next to nothing.
 #
 # ## The same as one process?
 #
 # Now the real thing: a GPT on text whose feed-forward layer is a `MoE`, its experts divided over four
 # ranks by the course's class. Against it one process with all experts and the tokens of all ranks.
-# %% [markdown] lang="ko" en="70de494b"
+# %% [markdown] lang="ko" en="767447f5"
 # 자기 랭크의 전문가에게는 공짜로 갑니다. 그래서 사본 넷 가운데 셋이 랭크를 떠납니다. 표의 행은 서로 다릅니다.
-# 고르게 나뉜다는 약속은 없었습니다. 먼저 보낸 개수는 랭크마다 192바이트로 거의 없는 것과 같습니다.
+# 고르게 나뉜다는 약속은 없었습니다. 먼저 보낸 개수는 랭크마다 48바이트로 거의 없는 것과 같습니다.
 #
 # ## 단일 프로세스와 같을까?
 #
@@ -233,17 +235,17 @@ show_equal(ranks["off"][0])
 # %% [markdown] lang="en"
 # Equal, to rounding. Capacity and balance loss would count over all ranks, too.
 #
-# The claim of "two all-to-alls a layer" is about the forward alone: gradients make the journey as well,
-# in the opposite direction.
+# "Two all-to-alls a layer", as one often reads, counts the forward alone: gradients make the journey as
+# well, in the opposite direction.
 #
 # ## Everybody waits for the fullest
 #
 # How even is it? The same model, trained for 30 steps in three ways: as it is; with the balance loss of
 # lesson 07; and with *forced* balance, where a counter deals out the tokens and the router has no say.
-# %% [markdown] lang="ko" en="9e4c3d36"
-# 반올림까지 같습니다. 용량이나 균형 손실을 쓰더라도 모든 랭크의 토큰을 함께 셉니다.
+# %% [markdown] lang="ko" en="b4e6637a"
+# 반올림 오차를 빼면 같습니다. 용량이나 균형 손실을 쓰더라도 모든 랭크의 토큰을 함께 셉니다.
 #
-# "층마다 올투올 두 번"은 순전파만 센 말입니다. 그래디언트도 같은 길을 거꾸로 다녀옵니다.
+# 흔히 말하는 "층마다 올투올 두 번"은 순전파만 센 것입니다. 그래디언트도 같은 길을 거꾸로 다녀옵니다.
 #
 # ## 가장 바쁜 랭크를 모두가 기다린다
 #
@@ -262,7 +264,7 @@ def trained(kind):
     adam = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(30):
         loss = model(*batch_of(step))
-        loss = loss + 0.03 * balance_loss(layer.routing, layer.counts_E) * (kind == "loss")
+        loss = loss + 0.03 * balance_loss(layer.routing, layer.asked_E) * (kind == "loss")
         loss.backward(), model.sync_gradients()
         adam.step(), adam.zero_grad()
     return model, layer, forced
@@ -296,13 +298,13 @@ show_imbalance(ranks["rows"][0])
 # %%
 show_slowest(ranks["rows"][0], ranks["seconds"][0])
 # %% [markdown] lang="en"
-# Here four ranks share two cores, and a full rank only takes cores from the others. So in the table each
+# Here the ranks share a few cores, and a full one only takes them from the others. So in the table each
 # expert *sleeps* 50 microseconds a row. As on GPUs, a layer ends when its fullest rank does.
 #
 # Mind this when you read speeds of others: published runs of MoE models mostly force balance, and real
 # routing was 8 to 20% slower [2].
-# %% [markdown] lang="ko" en="01404c39"
-# 여기서는 랭크 넷이 코어 둘을 나눠 씁니다. 바쁜 랭크는 다른 랭크의 코어를 빼앗을 뿐입니다. 그래서 표에서는
+# %% [markdown] lang="ko" en="25ec581f"
+# 여기서는 랭크들이 코어 몇 개를 나눠 씁니다. 바쁜 랭크는 다른 랭크의 코어를 빼앗을 뿐입니다. 그래서 표에서는
 # 전문가가 행마다 50마이크로초씩 *잡니다*. GPU에서처럼, 층은 가장 바쁜 랭크가 끝나야 끝납니다.
 #
 # 다른 곳의 속도를 읽을 때 조심하세요. 공개된 MoE 속도는 대개 강제 균형으로 잰 것이고, 실제 라우팅에서는 8-20%
@@ -334,8 +336,9 @@ for added in (0.0, 0.01, 0.02):
 # %% [markdown] lang="en"
 # ## What a message costs before its first byte
 #
-# Gloo's all-to-all has two sides: sender and receiver meet. DeepEP's idea is **one-sided**: put the
-# tokens straight into the other's memory, then raise a flag. Nobody asks, nobody answers.
+# Gloo's all-to-all has two sides: sender and receiver meet. DeepEP, DeepSeek's library for this journey,
+# is **one-sided**: put the tokens straight into the other's memory, then raise a flag. Nobody asks, nobody
+# answers.
 #
 # ```mermaid
 # sequenceDiagram
@@ -348,13 +351,17 @@ for added in (0.0, 0.01, 0.02):
 #   B->>B: take tokens
 # ```
 #
-# Or without a flag: each word carries half data, half the number of the call. Who sees the number has
-# the data.
-# %% [markdown] lang="ko" en="49e735ed"
+# Or without a flag, by **payload**: each word of 8 bytes carries half data, half the number of the call.
+# Who sees the number has the data.
+#
+# Four ways race below: Gloo; our one-sided all-to-all, for rows of any number; and *low latency*, which
+# keeps room for so many rows from each rank, so that no counts go first, by flag and by payload.
+# %% [markdown] lang="ko" en="6481c24c"
 # ## 첫 바이트가 가기 전에 드는 비용
 #
-# Gloo의 올투올은 양쪽이 만나야 합니다. DeepEP는 **단방향 통신**(one-sided)을 씁니다. 토큰을 상대의 메모리에 바로
-# 넣고 플래그(flag)를 올립니다. 아무도 묻지 않고, 아무도 답하지 않습니다.
+# Gloo의 올투올은 양쪽이 만나야 합니다. 토큰 왕복을 위해 DeepSeek이 만든 라이브러리 DeepEP는 **단방향
+# 통신**(one-sided)을 씁니다. 토큰을 상대의 메모리에 바로 넣고 플래그(flag)를 올립니다. 아무도 묻지 않고, 아무도
+# 답하지 않습니다.
 #
 # ```mermaid
 # sequenceDiagram
@@ -367,8 +374,11 @@ for added in (0.0, 0.01, 0.02):
 #   B->>B: 토큰 꺼내기
 # ```
 #
-# 플래그 없이 할 수도 있습니다. 워드마다 절반에는 데이터, 절반에는 호출 번호를 담습니다. 번호가 보이면 데이터도 와
-# 있습니다.
+# 플래그 없이 **페이로드**(payload)만으로도 됩니다. 8바이트 워드마다 절반에는 데이터, 절반에는 호출 번호를
+# 담습니다. 번호가 보이면 데이터도 와 있습니다.
+#
+# 아래에서는 네 방식을 견줍니다. Gloo, 행의 수에 제한이 없는 우리의 단방향 올투올, 그리고 플래그와 페이로드를 쓰는
+# *저지연* 방식 둘입니다. 저지연 방식은 보내는 랭크마다 받을 자리를 정해 두므로 개수를 먼저 보내지 않아도 됩니다.
 # %% hidden=true source="dlcourse.collectives.one_sided:all_to_all,put,take"
 
 # %% hidden=true
@@ -412,16 +422,16 @@ show_race(ranks["trip_times"][0])
 # %% [markdown] lang="en"
 # On the left Gloo's line is flat: 4 KiB take about as long as 32. That is latency, and bytes hardly
 # count. Without a meeting of two sides most of it is gone. On the right bytes decide, and payload, which
-# sends twice as many, loses its lead.
+# sends twice as many, has no lead over Gloo any more.
 #
 # ## What breaks, and how it says so
 #
 # One rank's router gets NaN for a few tokens. Where should they go? If that rank stopped alone, all
 # others would wait for its rows for ever.
-# %% [markdown] lang="ko" en="548f58af"
+# %% [markdown] lang="ko" en="d4d95853"
 # 왼쪽에서 Gloo의 선은 평평합니다. 4 KiB나 32 KiB나 비슷하게 걸립니다. 이것이 지연 시간이고, 바이트 수는 거의
 # 상관없습니다. 양쪽이 만나지 않으면 대부분 사라집니다. 오른쪽에서는 바이트 수가 좌우합니다. 두 배를 보내는
-# 페이로드(payload) 방식은 앞서던 것을 잃습니다.
+# 페이로드 방식은 이제 Gloo보다 빠르지 않습니다.
 #
 # ## 무엇이 깨지고, 어떻게 알려 주나
 #
@@ -438,15 +448,15 @@ if rank == world_size - 1:
     spoilt.module.blocks[0].mlp.register_forward_pre_hook(spoil)
 spoilt(*batch_of(0))
 # %% [markdown] lang="en"
-# So the counts carry one number more, and all ranks refuse together, before anything is sent. (Deeper
-# kills a rank between put and flag.)
+# With its counts, each rank also tells how many of its tokens have no valid logits. So all ranks refuse
+# together, before a token is sent. (Deeper kills a rank between put and flag.)
 #
 # The next fault says nothing. With experts *and* data parallelism, 2 × 2 ranks: an expert has two copies,
 # and averaging its gradient over these two, as DDP would, looks right. But its tokens came from *four*
 # ranks.
-# %% [markdown] lang="ko" en="aa27e1da"
-# 그래서 개수에 숫자 하나를 더 실어 보내고, 아무것도 보내기 전에 모든 랭크가 함께 거부합니다. (랭크가 토큰을 넣고
-# 플래그를 올리기 전에 죽는 경우는 더 깊이에서 봅니다.)
+# %% [markdown] lang="ko" en="337e4922"
+# 랭크마다 개수를 알릴 때 라우터의 값이 잘못된 토큰이 몇 개인지도 알립니다. 그래서 토큰을 보내기 전에 모든 랭크가
+# 함께 거부합니다. (랭크가 토큰을 넣고 플래그를 올리기 전에 죽는 경우는 더 깊이에서 봅니다.)
 #
 # 다음 실수는 아무 말이 없습니다. 전문가 병렬화와 데이터 병렬화를 함께 써서 랭크가 2 × 2개라고 합시다. 전문가마다
 # 복제본이 둘이니, DDP처럼 그래디언트를 둘로 평균하면 맞는 것 같습니다. 하지만 토큰은 *네* 랭크에서 왔습니다.
@@ -494,16 +504,21 @@ show_drift(ranks["drift"][0], ranks=num_ranks)
 # %% [markdown] lang="en"
 # The wrong scale raises nothing, and the copies agree with each other: a check for drift between replicas
 # finds nothing. With SGD the experts just learn at twice the rate. Adam divides a gradient by its own
-# size, so it hides most of the fault; clipping the norm would bring it back.
+# size, so it hides most of the fault.
+#
+# Clip with the course's `clip_grad_norm_` (`parallel/clipping.py`). Torch's own sees the experts of one
+# rank only: another norm on each, and dense copies drift apart in silence.
 #
 # ## Beside the real libraries
 #
 # The same layer in DeepSpeed's `MoE` and in a version with torch's DTensor, same weights, same tokens.
 # `exchange=` puts one-sided puts under ours. Forward and backward, in turns:
-# %% [markdown] lang="ko" en="f0ec6d4a"
+# %% [markdown] lang="ko" en="0a3c61e8"
 # 배율이 틀려도 오류가 없고 복제본끼리는 같습니다. 복제본이 어긋나는지 검사해도 나오지 않습니다. SGD에서는
-# 전문가만 두 배의 학습률로 배웁니다. Adam은 그래디언트를 자기 크기로 나누므로 실수를 거의 다 숨깁니다. 노름으로
-# 자르기 시작하면 다시 드러납니다.
+# 전문가만 두 배의 학습률로 배웁니다. Adam은 그래디언트를 자기 크기로 나누므로 실수를 거의 다 숨깁니다.
+#
+# 그래디언트를 자를 때는 과정의 `clip_grad_norm_`(`parallel/clipping.py`)을 쓰세요. torch의 함수는 자기 랭크의
+# 전문가만 봅니다. 랭크마다 노름이 달라서, 복제본이어야 할 층이 오류 없이 어긋납니다.
 #
 # ## 실제 라이브러리와 나란히
 #
@@ -539,16 +554,16 @@ library_apart = {name: worst((step(m, x_NC) - want).abs().max()) for name, m in 
 # %%
 show_libraries(ranks["library_times"][0], ranks["library_apart"][0])
 # %% [markdown] lang="en"
-# The same answers. The layer is small, so most of a step is what each message and each call of Python
-# costs; with DeepSpeed all buffers are as long as the busiest expert's.
+# The same answers. Ours on Gloo and ours one-sided differ only in who carries the rows: what lies between
+# the two is messages. With DeepSpeed all experts' buffers are as long as the busiest one's.
 #
 # ## A thousand ranks
 #
 # Two experts of a token may share a rank: then it needs to go there only **once**. 256 experts over 8
 # ranks, 8 for each token. **Predict**: to how many ranks does a token go, on average?
-# %% [markdown] lang="ko" en="21fa73b0"
-# 답은 같습니다. 층이 작아서 한 스텝의 대부분은 메시지 하나하나와 파이썬 호출에 드는 비용입니다. DeepSpeed는 모든
-# 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
+# %% [markdown] lang="ko" en="feca130e"
+# 답은 같습니다. 우리 층은 Gloo로 돌리든 단방향으로 돌리든 계산이 같고 나르는 방법만 다릅니다. 그러니 둘의 차이는
+# 모두 메시지에서 옵니다. DeepSpeed에서는 모든 전문가의 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
 #
 # ## 랭크가 천 개라면
 #
@@ -566,16 +581,16 @@ sizes_to_try = [2, 4, 8, 16, 32, 64, 128, 256]
 explore(tokens_on_the_wire, ranks=sizes_to_try, top_k=[1, 2, 4, 8])
 # %% [markdown] lang="en"
 # Move the sliders, by mouse or arrow keys: DeepSeek-V3's layer by formula, with an *assumed* wire of 50
-# GB/s for each GPU and 2 microseconds a message. Sending once saves a third at 8 ranks, and little where
-# experts are spread thinly.
+# GB/s for each GPU and 2 microseconds a message. With 8 experts a token, sending once saves a third at 8
+# ranks, and little where experts are spread thinly.
 #
 # Then the course's own class as one rank of 2,048, on tensors without numbers: GPT-2 large with 2,048
 # experts in each layer, 8 for a token, balance forced. Recorded by `dlcourse scale 08` (bytes are exact
 # on any machine).
-# %% [markdown] lang="ko" en="e49f2cde"
+# %% [markdown] lang="ko" en="d29c61fa"
 # 마우스나 화살표 키로 슬라이더를 움직여 보세요. DeepSeek-V3의 층을 공식으로 계산합니다. GPU마다 50 GB/s,
-# 메시지마다 2마이크로초라고 *가정*했습니다. 한 번만 보내면 랭크가 8개일 때 3분의 1을 아끼고, 전문가를 더 많은
-# 랭크에 흩어 놓을수록 덜 아낍니다.
+# 메시지마다 2마이크로초라고 *가정*했습니다. 토큰마다 전문가 8개를 쓰고 랭크도 8개일 때, 한 번만 보내면 3분의 1을
+# 아낍니다. 전문가를 더 많은 랭크에 흩어 놓을수록 덜 아낍니다.
 #
 # 이번에는 과정의 클래스를 랭크 2,048개 가운데 하나로, 숫자 없는 텐서로 돌립니다. GPT-2 large의 층마다 전문가가
 # 2,048개이고 토큰은 8개를 씁니다. 강제 균형입니다. `dlcourse scale 08`로 기록했습니다(바이트 수는 어느
@@ -584,13 +599,15 @@ explore(tokens_on_the_wire, ranks=sizes_to_try, top_k=[1, 2, 4, 8])
 show_thousands(read_record("experts_at_scale"))
 # %% [markdown] lang="en"
 # The more ranks share the experts, the less of them a rank holds and averages. What tokens cost stays: all
-# but 1/EP of the copies leave, however many ranks there are.
+# but 1/EP of the copies leave, however many ranks there are. But the counts are no longer next to
+# nothing: our class tells every rank those of all experts, so that capacity and balance see them.
 #
 # Now what DeepEP reaches, **as its authors publish it**. V2 counts bytes in another way: do not compare it
 # with V1.
-# %% [markdown] lang="ko" en="697422b5"
+# %% [markdown] lang="ko" en="f9652f09"
 # 더 많은 랭크가 전문가를 나눌수록 랭크 하나가 가지고 평균할 전문가는 줄어듭니다. 토큰을 보내는 비용은 그대로입니다.
-# 랭크가 몇 개든 사본의 1/EP만 남고 모두 떠납니다.
+# 랭크가 몇 개든 사본의 1/EP만 남고 모두 떠납니다. 다만 개수는 이제 무시할 수 없습니다. 용량과 균형을 전체에서
+# 세려고, 우리 클래스가 모든 전문가의 개수를 모든 랭크에 알리기 때문입니다.
 #
 # 다음은 DeepEP의 속도로, **만든 사람들이 공개한 값**입니다. V2는 바이트를 다르게 세므로 V1과 견주지 마세요.
 # %%
@@ -598,27 +615,27 @@ show_published(read_record("deepep"))
 # %% [markdown] lang="en"
 # ## On a GPU cluster
 #
-# From 8 to 256 GPUs the low-latency dispatch takes 2.5 times as long: nobody waits for a meeting. RDMA
-# between machines is several times slower than NVLink inside. So a token crosses to another machine once,
-# and is copied to its experts there; DeepSeek-V3 limits it to 4 machines [1]. The journey hides behind
-# computing: the shared expert (Deeper), or another micro-batch.
+# With 32 times the GPUs, the low-latency dispatch takes 2.5 times as long: a token still goes to 8
+# experts, and nobody waits for a meeting. Between machines RDMA (the network card writes into the other's
+# memory) has about a third of NVLink's rate inside. So a token crosses to another machine once, and is
+# copied to its experts there; DeepSeek-V3 allows 4 machines [1]. The journey hides behind the shared
+# expert (Deeper) or another micro-batch.
 #
-# Training sends thousands of tokens at a time, and bytes decide. Generating text sends a few: there
-# latency decides, and one-sided pays most. Not run here: NVLink, RDMA, torch's symmetric memory, which
-# needs CUDA devices.
+# Training sends thousands of tokens at a time: bytes decide. Generating text sends few: latency decides,
+# and one-sided pays most. Not run here: NVLink, RDMA, torch's symmetric memory, which needs CUDA.
 #
-# What is left of the two claims?
-# %% [markdown] lang="ko" en="9525f559"
+# What is left of the two claims tested here?
+# %% [markdown] lang="ko" en="3cd47523"
 # ## GPU 클러스터에서는
 #
-# GPU가 8개에서 256개로 늘어도 저지연 디스패치는 2.5배 걸립니다. 만나기를 기다리지 않기 때문입니다. 컴퓨터 사이의
-# RDMA는 컴퓨터 안의 NVLink보다 몇 배 느립니다. 그래서 토큰은 다른 컴퓨터로 한 번만 건너가고, 거기서 전문가마다
-# 복사합니다. DeepSeek-V3는 토큰이 가는 컴퓨터를 4대로 제한합니다[1]. 보내는 시간은 공유 전문가(더 깊이)나 다른
-# 마이크로배치를 계산하면서 숨깁니다.
+# GPU가 32배로 늘어도 저지연 디스패치는 2.5배만 걸립니다. 토큰은 여전히 전문가 8개로 가고, 만나기를 기다리지도
+# 않습니다. 컴퓨터 사이의 RDMA(네트워크 카드가 상대의 메모리에 바로 쓰는 방식)는 컴퓨터 안 NVLink의 약 3분의 1
+# 속도입니다. 그래서 토큰은 다른 컴퓨터로 한 번만 건너가고, 거기서 전문가마다 복사합니다. DeepSeek-V3는 4대까지만
+# 허용합니다[1]. 보내는 시간은 공유 전문가(더 깊이)나 다른 마이크로배치를 계산하면서 숨깁니다.
 #
 # 학습에서는 토큰을 수천 개씩 보내므로 바이트 수가 시간을 정합니다. 글을 생성할 때는 몇 개뿐이라 지연 시간이
-# 중요하고, 단방향 통신이 유리합니다. NVLink, RDMA, CUDA 장치가 필요한 torch의 대칭 메모리(symmetric memory)는
-# 여기서 돌려 보지 못했습니다.
+# 정하고, 단방향 통신이 유리합니다. NVLink, RDMA, torch의 대칭 메모리(symmetric memory)는 여기서 돌리지
+# 못했습니다.
 #
 # 두 주장은 얼마나 맞을까요?
 # %%
@@ -653,14 +670,15 @@ def splits(experts, num_experts):
 check("08.splits")
 # %% [markdown] lang="en"
 # **2. `08.once`** (15 minutes). Two experts of a token may share a rank: then one copy of the token is
-# enough. Return the tokens that arrive here, sorted by the rank they come from and then by token, and
-# a mask, (tokens, experts of this rank), that says which expert wants which. Target: at most 1.1 times
-# the fewest bytes; the mask is small beside a token.
-# %% [markdown] lang="ko" en="67a25874"
+# enough. `x`, (N, C), are this rank's tokens. Return the tokens that its experts want, its own among
+# them, sorted by the rank they come from and then by token, and a mask, (tokens, experts of this rank):
+# which expert wants which. Target: at most 1.1 times the fewest bytes; the mask is small beside a token.
+# %% [markdown] lang="ko" en="98845ec7"
 # **2. `08.once`** (15분). 토큰이 고른 전문가 둘이 같은 랭크에 있을 수 있습니다. 그러면 토큰은 한 번만 보내면
-# 됩니다. 여기에 도착하는 토큰을 보낸 랭크 순으로, 그 안에서는 토큰 순으로 돌려주세요. 어느 전문가가 어느 토큰을
-# 원하는지를 나타내는 (토큰, 이 랭크의 전문가) 모양의 마스크도 함께 돌려주세요. 목표: 최소 바이트의 1.1배
-# 이하입니다. 마스크는 토큰에 비하면 작습니다.
+# 됩니다. `x`는 이 랭크의 토큰이고 모양은 (N, C)입니다. 이 랭크의 전문가가 원하는 토큰을 보낸 랭크 순으로, 그
+# 안에서는 토큰 순으로 돌려주세요. 자기 토큰도 들어갑니다. 어느 전문가가 어느 토큰을 원하는지를 나타내는 (토큰, 이
+# 랭크의 전문가) 모양의 마스크도 함께 돌려주세요. 목표: 최소 바이트의 1.1배 이하입니다. 마스크는 토큰에 비하면
+# 작습니다.
 # %% exercise="08.once"
 # %%ranks
 def dispatch(x, experts, num_experts):
@@ -670,18 +688,19 @@ def dispatch(x, experts, num_experts):
 # %%
 check("08.once")
 # %% [markdown] lang="en"
-# **3. `08.combine`** (10 minutes). Answers come as messages `(rank, rows)` in any order; a rank that was
-# sent nothing sends none. `copies` is what `permute` gave, so row i of all that was sent is copy
-# `copies[i]`; `send` says how many rows went to each rank. Return each token's weighted sum, (N, C): the
-# same **bits** in whatever order messages arrive.
-# %% [markdown] lang="ko" en="288c6275"
-# **3. `08.combine`** (10분). 답은 `(rank, rows)` 메시지로 아무 순서로나 옵니다. 아무것도 받지 못한 랭크는
-# 답하지 않습니다. `copies`는 `permute`가 준 것이어서, 보낸 행 가운데 i번째가 사본 `copies[i]`입니다. `send`는
-# 랭크마다 보낸 행의 수입니다. 토큰마다 가중합을 (N, C)로 돌려주세요. 메시지가 어떤 순서로 와도 **비트까지** 같아야
-# 합니다.
+# **3. `08.combine`** (10 minutes). Answers come as messages `(rank, rows)` in any order, each with its
+# rows as they were sent; a rank that was sent nothing sends none. `copies` is what `permute` gave: row i
+# of all that was sent, sorted by rank, is copy `copies[i]`. `send` says how many rows went to each rank;
+# `weights` is (N, K). Return each token's weighted sum, (N, C): the same **bits** in whatever order
+# messages arrive.
+# %% [markdown] lang="ko" en="9e8142f2"
+# **3. `08.combine`** (10분). 답은 `(rank, rows)` 메시지로 아무 순서로나 오지만, 메시지 안의 행은 보낸
+# 순서대로입니다. 아무것도 받지 못한 랭크는 답하지 않습니다. `copies`는 `permute`가 준 것이어서, 랭크 순으로 보낸
+# 행 가운데 i번째가 사본 `copies[i]`입니다. `send`는 랭크마다 보낸 행의 수, `weights`는 (N, K)입니다. 토큰마다
+# 가중합을 (N, C)로 돌려주세요. 메시지가 어떤 순서로 와도 **비트까지** 같아야 합니다.
 # %% exercise="08.combine"
 # %%ranks
-def combine(arrivals, copies, send, weights):
+def combine_answers(arrivals, copies, send, weights):
     raise NotImplementedError
 
 
@@ -815,16 +834,18 @@ show_latency(ranks["steps_of"][0])
 # All of one-sided rests on this sentence, and a processor does not promise it by itself. On x86 stores
 # are seen in their order, but for large copies; on Arm nothing is promised without a barrier. Python has
 # no barrier instruction, but its locks contain one: that is `fence()`. The argument with its sources
-# stands at the top of `dlcourse/collectives/one_sided.py`. With payload no order is needed: a word of 8
-# bytes is written as a whole.
-# %% [markdown] lang="ko" en="7747e91c"
+# stands at the top of `dlcourse/collectives/one_sided.py`. With payload no order is needed, but a word of
+# 8 bytes must be seen whole. No manual says that of the wide stores that NumPy may use: it has been tried
+# on x86, and elsewhere payload is refused.
+# %% [markdown] lang="ko" en="52a90cb5"
 # ### 플래그가 보이면 데이터도 보인다
 #
 # 단방향 통신은 모두 이 한 문장 위에 서 있는데, 프로세서가 저절로 보장하지는 않습니다. x86에서는 큰 복사를 빼면
 # 저장한 순서대로 보입니다. Arm에서는 배리어(barrier) 없이는 아무것도 보장되지 않습니다. 파이썬에는 배리어
 # 명령이 없지만 락(lock) 안에 들어 있습니다. 그것이 `fence()`입니다. 근거와 출처는
-# `dlcourse/collectives/one_sided.py` 맨 위에 있습니다. 페이로드 방식에는 순서가 필요 없습니다. 8바이트 워드는 한
-# 번에 쓰이기 때문입니다.
+# `dlcourse/collectives/one_sided.py` 맨 위에 있습니다. 페이로드 방식에는 순서가 필요 없지만, 8바이트 워드가
+# 통째로 보여야 합니다. NumPy가 쓸 수 있는 넓은 저장 명령에는 그런 보장이 어느 매뉴얼에도 없습니다. 그래서 x86에서
+# 시험해 보았고, 다른 프로세서에서는 거부합니다.
 # %% hidden=true source="dlcourse.collectives.low_latency:LowLatency,put_rows,look_rows,put_words,look_words"
 
 # %% [markdown] lang="en"

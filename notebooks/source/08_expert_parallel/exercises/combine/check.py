@@ -6,13 +6,13 @@ from dlcourse.course.exercises import describe, expect, expect_close
 
 from ..common import ranks_of, routing
 
-NAMES = ("combine",)
+NAMES = ("combine_answers",)
 CASES = ("form", "values", "order", "bits", "silent", "dropped")
 
 _C, _TOLERANCE = 16, 1e-3  # answers are about 100; a wrong place is off by tens
 
 
-def check(combine, rank, world_size):
+def check(combine_answers, rank, world_size):
     import torch
 
     E = 2 * world_size
@@ -31,7 +31,9 @@ def check(combine, rank, world_size):
         first = None
         orders = list(permutations(job.senders()))
         for number, order in enumerate(orders[:: max(1, len(orders) // 6)]):
-            got = combine(job.arrivals(order), job.copies.clone(), list(job.send), job.weights)
+            got = combine_answers(
+                job.arrivals(order), job.copies.clone(), list(job.send), job.weights
+            )
             usable = isinstance(got, torch.Tensor)
             findings.append(expect("form", usable, "form", got=describe(got)))
             if not usable:

@@ -1,4 +1,4 @@
-def combine(arrivals, copies, send, weights):
+def combine_answers(arrivals, copies, send, weights):
     parts = dict(arrivals)
     rows = torch.cat([parts[r] for r in sorted(parts)])  # as they were sent
     N, K = weights.shape

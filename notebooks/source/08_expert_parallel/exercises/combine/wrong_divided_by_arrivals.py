@@ -2,7 +2,7 @@
 # Makes up for dropped copies: weights that remain are scaled to 1
 
 
-def combine(arrivals, copies, send, weights):
+def combine_answers(arrivals, copies, send, weights):
     parts = dict(arrivals)
     rows = torch.cat([parts[r] for r in sorted(parts)])
     N, K = weights.shape

@@ -2,7 +2,7 @@
 # Gives every rank a part of the same number of messages
 
 
-def combine(arrivals, copies, send, weights):
+def combine_answers(arrivals, copies, send, weights):
     parts = dict(arrivals)
     rows = [parts.get(r) for r in range(world_size)]
     if any(part is None for part in rows):

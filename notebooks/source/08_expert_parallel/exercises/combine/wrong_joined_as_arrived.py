@@ -2,7 +2,7 @@
 # Takes the order of arrival for the order of ranks
 
 
-def combine(arrivals, copies, send, weights):
+def combine_answers(arrivals, copies, send, weights):
     rows = torch.cat([part for r, part in arrivals])
     N, K = weights.shape
     weighted = rows * weights.flatten()[copies, None]

@@ -2,7 +2,7 @@
 # The weights of the tokens' order, the rows of the experts'
 
 
-def combine(arrivals, copies, send, weights):
+def combine_answers(arrivals, copies, send, weights):
     parts = dict(arrivals)
     rows = torch.cat([parts[r] for r in sorted(parts)])
     N, K = weights.shape
