@@ -10,16 +10,13 @@ path with ``check_corpus`` before any rank starts.
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import stat
 import sysconfig
-import tomllib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -149,15 +146,15 @@ class Corpus:
 
 
 KINDS = ("code", "english", "korean")
-_NOT_PROSE = re.compile(r"```.*?```|\(https?://[^)]*\)|<!--.*?-->", re.DOTALL)  # drawings, links
 _PIECE = 4096  # bytes; of every ten pieces of a text the last is held out
 
 
 class KindsCorpus(Corpus):
     """Code, English and Korean in equal parts: row ``i`` of a step's batch is of kind ``i % 3``.
 
-    Code is the standard library's; English and Korean are what this course's notebooks say. Every
-    tenth piece of each text is held out: no batch has it, ``held_out`` has nothing else.
+    Code is the standard library's; English and Korean are what this course's notebooks said when
+    ``data/architectures.json`` was recorded. Every tenth piece of each text is held out: no batch
+    has it, ``held_out`` has nothing else.
 
     Args:
         limit: use at most this many bytes of a kind.
@@ -172,7 +169,7 @@ class KindsCorpus(Corpus):
 
     def __init__(self, *, limit: int = 1024 * 1024, seed: int = 0) -> None:
         super().__init__(limit=limit, seed=seed)
-        texts = {"code": self.bytes, "english": _course_text("en"), "korean": _course_text("ko")}
+        texts = {"code": self.bytes} | {kind: _course_text(kind) for kind in KINDS[1:]}
         train, self._held_out = [], {}
         for kind, text in texts.items():
             text = text[:limit]
@@ -290,30 +287,11 @@ def _standard_library(limit: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _course_text(lang: str) -> np.ndarray:
-    """What the course says in one language: its notebooks' text cells, and its tables of words."""
-    notebooks = course_folder() / "notebooks"
-    parts = []
-    for path in sorted((notebooks / lang).glob("*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        parts += ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
-    for path in [
-        *sorted((notebooks / "source").rglob("*.toml")),
-        *sorted((Path(__file__).parent / "words").glob("*.toml")),
-    ]:
-        parts += _in_language(tomllib.loads(path.read_text(encoding="utf-8")), lang)
-    text = _NOT_PROSE.sub("", "\n\n".join(parts))
-    return np.frombuffer(text.encode(), dtype=np.uint8)
+def _course_text(kind: str) -> np.ndarray:
+    """What the course said in one language on the day of ``data/architectures.json``.
 
-
-def _in_language(table: Any, lang: str) -> Iterator[str]:
-    """Every text of a table of words: {"name": {"en": ..., "ko": ...}}."""
-    if isinstance(table, dict):
-        for name, value in table.items():
-            if name == lang and isinstance(value, str):
-                yield value
-            else:
-                yield from _in_language(value, lang)
-    elif isinstance(table, list):
-        for value in table:
-            yield from _in_language(value, lang)
+    A copy, made by ``dlcourse bench architectures --renew-text``: lessons change, and a recorded
+    loss means nothing beside one of another text.
+    """
+    path = course_folder() / "data" / "course_text" / f"{kind}.txt"
+    return np.frombuffer(path.read_bytes(), dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import pytest
 import torch
 
 from dlcourse import corpus as corpus_module
+from dlcourse.bench._course_text import LANGUAGES, course_text
 from dlcourse.corpus import (
     DEFAULT_LIMIT,
     KINDS,
     Corpus,
     KindsCorpus,
     check_corpus,
+    course_folder,
     sequences_per_rank,
 )
 
@@ -278,6 +281,25 @@ def test_what_is_held_out_is_in_no_batch():
         assert sum(seen) <= 2, "a line may stand twice in a text"
     assert hangul(corpus.held_out("korean")[0]) > 0.3
     assert len(trained) == sum(corpus.train_bytes.values())
+
+
+def test_the_record_of_architectures_is_of_this_text():
+    """A lesson that changes must not change what a recorded loss is compared with."""
+    record = json.loads((course_folder() / "data" / "architectures.json").read_text())
+    found = KindsCorpus().train_bytes
+    for kind in ("english", "korean"):  # code is that of the Python at hand
+        assert found[kind] == record["text_bytes"][kind]
+
+
+@pytest.mark.parametrize(("kind", "lang"), LANGUAGES.items())
+def test_the_text_can_be_renewed_from_the_lessons(kind, lang, tmp_path):
+    for name in ("notebooks", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "notebooks" / "source").symlink_to(course_folder() / "notebooks" / "source")
+    (tmp_path / "notebooks" / lang).symlink_to(course_folder() / "notebooks" / lang)
+    text = course_text(tmp_path, lang)
+    assert len(text.encode()) > 150_000 and "```" not in text
+    assert ("랭크" in text) == (kind == "korean")
 
 
 def test_what_three_kinds_refuse(monkeypatch):

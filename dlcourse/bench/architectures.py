@@ -21,6 +21,7 @@ from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
+from dlcourse.bench._course_text import renew
 from dlcourse.course.catalog import course_root
 from dlcourse.formulas.architectures import (
     active_parameters,
@@ -200,7 +201,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; 0 where the MoE beats the dense model that computes as much, else 1."""
     parser = argparse.ArgumentParser(prog="dlcourse bench architectures", description=__doc__)
     parser.add_argument("--file", type=Path, default=course_root() / "data" / "architectures.json")
-    data = record(parser.parse_args(argv).file)
+    parser.add_argument(
+        "--renew-text", action="store_true", help="first write what the lessons say now"
+    )
+    args = parser.parse_args(argv)
+    if args.renew_text:
+        if args.file.exists():
+            parser.error(f"{args.file} was recorded with the text there is: delete it first")
+        renew(course_root())
+    data = record(args.file)
     found = contracts(data)
     for contract, models in found.items():
         for name, row in models.items():
