@@ -95,5 +95,7 @@ def test_c7(pool):
     assert figures_of_c7([gloo, one_sided]).keys() == {"one_sided"} <= figures.keys()
     if gloo["wire"] is not None:  # this system counts bytes by connection
         assert one_sided["wire"] == 0 and gloo["wire"] >= 2048  # half of 4 KiB to the other rank
-    assert figures["one_sided"] < 0.5
+    # The figure is that of the recorded run on a machine that did nothing else
+    kept = figures_of_c7(read_record("backends")["rows"])["one_sided"]
+    assert figures["one_sided"] == pytest.approx(kept, abs=0.005) and kept < 0.5
     assert claim.verdict == "holds_when"
