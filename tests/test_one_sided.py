@@ -532,7 +532,8 @@ def test_a_rank_killed_between_data_and_flag_is_named_and_nothing_is_left():
         assert "line 6: all_to_all(out, x)" in str(caught.value)
         psutil.wait_procs(processes, timeout=10)
         assert not any(p.is_running() for p in processes)  # with them their nameless memory
-        assert {*os.listdir("/dev/shm")} == before
+        left = {*os.listdir("/dev/shm")} - before  # other tests run beside this one
+        assert not [name for name in left if any(str(p.pid) in name for p in processes)]
         cell(pool, USE)
 
 

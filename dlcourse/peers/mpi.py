@@ -124,14 +124,34 @@ def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> int | No
             return None
         finally:
             family += _children(family[0])
-            if process.stdin is not None:
-                process.stdin.close()  # rank 0 reads the end
             if process.poll() is None:
                 process.terminate()
             _, alive = psutil.wait_procs(family, timeout=GRACE)
             for left in alive:
                 left.kill()  # psutil knows a process by its start time too: never another one
             process.wait()
+            if process.stdin is not None:  # not before: at its end rank 0 removes the folder
+                process.stdin.close()
+            for names in folder.glob("*.memory"):
+                _remove_memory(names.read_text().splitlines())
+
+
+def _shared_memory() -> list[str]:
+    """Files in memory that this rank shares with others: MPICH's, and those of UCX below it.
+
+    MPICH removes its own in MPI_Finalize, which a job that fails never reaches.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:  # not Linux
+        return []
+    paths = {line.split(maxsplit=5)[-1] for line in lines if " /dev/shm/" in line}
+    return sorted(path for path in paths if Path(path).name.startswith(("mpich_shm", "ucx_shm")))
+
+
+def _remove_memory(paths: list[str]) -> None:
+    for path in paths:
+        Path(path).unlink(missing_ok=True)
 
 
 def _wait_until_begun(process: subprocess.Popen[bytes], folder: Path, num_ranks: int) -> None:
@@ -161,6 +181,7 @@ def _rank(folder_name: str) -> None:
         threading.Thread(target=_end_with_notebook, args=(folder,), daemon=True).start()
     try:
         (folder / f"{comm.rank}.pid").write_text(str(os.getpid()))
+        (folder / f"{comm.rank}.memory").write_text("\n".join(_shared_memory()))
         function, args, time_limit = pickle.loads((folder / "job").read_bytes())
         with (folder / f"{comm.rank}.stack").open("w") as stack:
             faulthandler.dump_traceback_later(time_limit, file=stack)
@@ -180,6 +201,7 @@ def _end_with_notebook(folder: Path) -> None:
     """mpiexec gives its standard input to rank 0: at its end nobody waits for results any more."""
     while os.read(0, 4096):
         pass
+    _remove_memory(_shared_memory())
     rmtree(folder, ignore_errors=True)
     from mpi4py import MPI
 
