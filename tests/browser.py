@@ -67,6 +67,7 @@ def new_page(browser: Browser, **viewport: int) -> Page:
     """A page that shares nothing with other pages and is patient."""
     page = browser.new_context(viewport=VIEWPORT | viewport).new_page()
     page.set_default_timeout(PATIENCE)
+    page.add_init_script(NOTE_OPENED)
     return page
 
 
@@ -230,6 +231,20 @@ class Watch:
 
 # Cells as Lab has them in memory: what a cell put out, and whether it has run.
 CELLS = "() => Array.from(jupyterapp.shell.currentWidget.content.model.cells, c => c.toJSON())"
+# The address names a notebook, so Lab opens it when it is loaded, in front of all that it restores
+# by itself. That may come last of all, and take the place of what a test has opened since.
+NOTE_OPENED = """
+let app;
+Object.defineProperty(window, "jupyterapp", {
+  get: () => app,
+  set: value => {
+    app = value;
+    app.commands.commandExecuted.connect((_, { id, result }) => {
+      if (id === "filebrowser:open-path") result.finally(() => { window.addressIsOpen = true; });
+    });
+  },
+});
+"""
 # Ends all kernels, and closes all that is open without a question whether to save it.
 CLOSE_ALL = """
 async () => {
@@ -321,6 +336,7 @@ class Notebook:
         saved = "() => !jupyterapp.shell.currentWidget.context.model.dirty"
         self.page.wait_for_function(saved)
         self.page.reload()
+        self.page.wait_for_function("() => window.addressIsOpen")
         self.idle()
 
     def theme(self, name: str) -> None:
