@@ -128,6 +128,8 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
         if ast.unparse(node.func) in ("t", "strings.t") and node.args:
             self._ask(node.args[0])
+        if ast.unparse(node.func) == "explore":  # each slider has its name's words
+            self.found.literals |= {f"explore.{each.arg}" for each in node.keywords if each.arg}
 
     def _ask(self, key: ast.expr) -> None:
         texts = self._texts(key)

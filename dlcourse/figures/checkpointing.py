@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from dlcourse.measure.run import Run
 
 CONFIG = GPTConfig(n_layer=12, n_embd=64, block_size=64)  # the model of the lesson
-BATCH = {"micro_batch": 4, "block": 64}  # of one rank
+BATCH: dict[str, Any] = {"micro_batch": 4, "block": 64}  # of one rank
 EACH = [1] * CONFIG.n_layer
-LARGE_BATCH = {"micro_batch": 8, "block": 1024}
+LARGE_BATCH: dict[str, Any] = {"micro_batch": 8, "block": 1024}
 GPT3 = GPTConfig(n_layer=96, n_head=96, n_embd=12288)
 
 Measured = tuple[float, int]  # FLOPs of a step, bytes of activations at their peak
 
 
-def more_flops(segments: Sequence[int], config: GPTConfig = CONFIG, **batch: int) -> float:
+def more_flops(segments: Sequence[int], config: GPTConfig = CONFIG, **batch: Any) -> float:
     """Percent that checkpoints add to the FLOPs of a step, by formula."""
     batch = batch or BATCH
     again = step_flops(config, **batch, segments=segments)
@@ -63,7 +63,12 @@ def memory_and_flops(layers_in_a_segment: int, covered: int) -> Picture:
         texts[name] = t("checkpointing.explore.text", peak=human_bytes(peak), more=f"{more:.0f}%")
     ours, large = (f"{value:.0f}%" for value in rows.values())
     key = "title" if covered else "nothing"
-    words = {"covered": f"{covered}%", "k": layers_in_a_segment, "ours": ours, "large": large}
+    words: dict[str, Any] = {
+        "covered": f"{covered}%",
+        "k": layers_in_a_segment,
+        "ours": ours,
+        "large": large,
+    }
     title = t(f"checkpointing.explore.{key}", **words)
     return bars(rows, title=title, axis=t("checkpointing.explore.axis"), limit=100, texts=texts)
 
@@ -113,16 +118,19 @@ def show_chain(peaks: Mapping[int, float]) -> go.Figure:
         t("checkpointing.predicted"): [36 / k + k + 2 for k in peaks],
         t("checkpointing.measured"): list(peaks.values()),
     }
-    axes = {"x_title": t("checkpointing.axis.segment"), "y_title": t("checkpointing.axis.values")}
-    return sweep_figure([*peaks], curves, **axes, title=t("checkpointing.chain", best=best))
+    return sweep_figure(
+        [*peaks],
+        curves,
+        x_title=t("checkpointing.axis.segment"),
+        y_title=t("checkpointing.axis.values"),
+        title=t("checkpointing.chain", best=best),
+    )
 
 
 def show_gpt(groups: Mapping[int, Measured]) -> go.Figure:
     """The same of our GPT, whose layers store 16 times their input."""
     sizes = [peak for _, peak in groups.values()]
-    expected = [
-        activation_peak(CONFIG, **BATCH, segments=every(CONFIG.n_layer, k)) for k in groups
-    ]
+    expected = [activation_peak(CONFIG, **BATCH, segments=every(CONFIG.n_layer, k)) for k in groups]
     for size, formula in zip(sizes, expected, strict=True):
         _held("peak", 100 * (size / formula - 1), allowed=5, unit="%")
     return sweep_figure(

@@ -28,6 +28,8 @@ import builtins
 import math
 import numbers
 import reprlib
+import sys
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,6 +78,32 @@ def measured() -> Iterator[Measured]:
         yield result
     finally:
         result.record = recorder.stop()
+
+
+@contextmanager
+def entered(*modules: str) -> Iterator[set[str]]:
+    """Which of these modules have code that runs in this thread while the block runs.
+
+    For an exercise whose answer is to be the learner's own: ``entered("torch.utils.checkpoint")``.
+    Modules inside a named one count as that one.
+    """
+    found: set[str] = set()
+
+    def note(frame: types.FrameType, event: str, arg: object) -> None:
+        name = frame.f_globals.get("__name__", "")
+        found.update(m for m in modules if name == m or name.startswith(f"{m}."))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield found
+    finally:
+        sys.setprofile(before)
+
+
+def expect_own(case: str, found: set[str]) -> Finding:
+    """No code of a library ran that does the exercise: see ``entered``."""
+    return expect(case, not found, "library", module=", ".join(sorted(found)))
 
 
 def expect(case: str, ok: bool, key: str = "unmet", **values: Any) -> Finding:

@@ -1,13 +1,14 @@
 """A checkpoint of one's own, random numbers included."""
 
-from dlcourse.course.exercises import expect, expect_equal, measured
+from dlcourse.course.exercises import entered, expect, expect_equal, expect_own, measured
 
 NAMES = ("run_again",)
-CASES = ("loss", "gradients", "random", "memory", "flops")
+CASES = ("loss", "gradients", "random", "memory", "flops", "own")
 NUM_RANKS = 1
 TIME_LIMIT = 60.0
 
 LAYERS = 8
+LIBRARIES = ("torch.utils.checkpoint", "dlcourse.training.checkpointing")
 
 
 def check(run_again, rank, world_size):
@@ -40,6 +41,9 @@ def check(run_again, rank, world_size):
     same = not missing and torch.equal(got_x, x_grad) and all(map(torch.equal, got, grads))
     key = "missing" if missing else "dropout"
     result = expect_equal("loss", got_y, want)
+    x = torch.randn(4, 32, requires_grad=True)
+    with entered(*LIBRARIES) as libraries:
+        run_again(torch.nn.Linear(32, 32), x).sum().backward()
     limit = LAYERS + 20  # inputs, one layer that is alive (9 of them), its backward
     return [
         expect("loss", False, "loss_differs") if result["key"] == "far" else result,
@@ -47,4 +51,5 @@ def check(run_again, rank, world_size):
         expect("random", torch.equal(got_random, random), "disturbed"),
         expect("memory", got_peak <= limit, "too_high", got=f"{got_peak:.0f}", want=limit),
         expect("flops", got_flops <= 1.34 * flops, "too_often", got=f"{got_flops / flops:.2f}"),
+        expect_own("own", libraries),
     ]
