@@ -326,6 +326,16 @@ def test_a_source_cell_has_the_real_source_and_the_imports_it_needs(package):
     assert itself[1] == "from __future__ import annotations" and "Thing" in itself[-1]
 
 
+def test_what_lab_would_strike_out_is_named(demo_root):
+    text = '# %% [markdown] lang="en"\n# {en}\n# %% [markdown] lang="ko" en=""\n# {ko}\n'
+    heading = text.format(en="## From 20~50% to 30~70%", ko="## 20~50%에서 30~70%까지")
+    once = text.format(en="20~50%, in `a~b~c`.", ko="20~50%입니다. `a~b~c`.")
+    edit(demo_root, '# %% exercise="97.mean"', once + '# %% exercise="97.mean"')
+    assert "strike out" not in messages(demo_root)
+    edit(demo_root, '# %% exercise="97.mean"', heading + '# %% exercise="97.mean"')
+    assert messages(demo_root).count("strike out") == 2
+
+
 def test_a_long_import_is_wrapped_and_not_cut_off_in_lab(package, tmp_path):
     names = [f"a_name_of_quite_some_length_{i}" for i in range(6)]
     uses = "def uses():\n" + "".join(f"    {name}()\n" for name in names)

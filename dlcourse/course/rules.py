@@ -44,6 +44,12 @@ def count_words(text: str) -> int:
     return sum(any(ch.isalnum() for ch in token) for token in text.split())
 
 
+def struck_out(text: str) -> bool:
+    """Whether Lab strikes a part of a text out, as between the two ~ of "20~50% and 30~70%"."""
+    prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+    return any(paragraph.count("~") > 1 for paragraph in prose.split("\n\n"))
+
+
 def check_texts(lesson: Lesson, shown: Path) -> list[Problem]:
     """Length of text cells, alone and two in a row; language of each."""
     problems = []
@@ -73,6 +79,9 @@ def check_texts(lesson: Lesson, shown: Path) -> list[Problem]:
                         "between, or shorten one",
                     )
                 )
+            if struck_out(text):
+                told = "two ~ in a paragraph strike out what is between: write 20-50%"
+                problems.append(Problem(shown, line, told))
             if lang == "en" and has_hangul(text) and lesson.name != "index":
                 problems.append(Problem(shown, line, "Hangul in the English cell: move it"))
             if lang == "ko" and count_words(block.text["en"]) > 8 and not has_hangul(text):
