@@ -90,6 +90,11 @@ MEASURED_IN = {
         "predict_peak": "test_memory_anatomy.py::test_formulas_against_the_ledger",
         "step_cost": "test_memory_anatomy.py::test_formulas_against_the_ledger",
     },
+    "number_formats": {
+        "largest_number": "test_mixed_precision.py::test_formats_are_those_of_torch",
+        "smallest_number": "test_mixed_precision.py::test_formats_are_those_of_torch",
+        "spacing": "test_mixed_precision.py::test_formats_are_those_of_torch",
+    },
     "parameters": {
         "layer_parameters": "test_gpt.py::test_number_of_parameters",
         "parameter_units": "test_gpt.py::test_number_of_parameters",

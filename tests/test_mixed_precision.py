@@ -24,7 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlcourse import Ranks
 from dlcourse.corpus import Corpus
+from dlcourse.figures.mixed_precision import FORMATS
 from dlcourse.formulas.activations import activation_peak
+from dlcourse.formulas.number_formats import largest_number, smallest_number, spacing
 from dlcourse.formulas.recipe import PRECISIONS as WAYS
 from dlcourse.formulas.states import state_bytes
 from dlcourse.measure.recorder import Recorder
@@ -644,3 +646,17 @@ def test_the_scale_never_falls_to_zero():
         scaler.update()
     assert parameter.item() == 0.5
     assert scaler.get_scale() == 2.0**-126
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_formats_are_those_of_torch(name):
+    dtype, (exponent, mantissa) = getattr(torch, name), FORMATS[name]
+    info = torch.finfo(dtype)
+    assert largest_number(exponent, mantissa) == info.max
+    assert smallest_number(exponent, mantissa) == info.smallest_normal * info.eps
+    assert spacing(1, mantissa) == info.eps
+    number = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    for x in (1.0, 1.5, 100.0, 0.001, 2.0**-12):
+        here = torch.tensor(x, dtype=dtype)
+        after = (here.view(number) + 1).view(dtype)  # the next pattern of bits is the next number
+        assert after.double() - here.double() == spacing(here.item(), mantissa)

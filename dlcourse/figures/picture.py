@@ -6,6 +6,7 @@ in place only as a `FigureWidget`, which brings 5 MB with it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -156,6 +157,46 @@ def bars(
         parts.append(_text(_LEFT - 10, y + 17, label, anchor="end"))
         parts.append(f'<rect x="{_LEFT}" y="{y}" width="{wide:.1f}" height="24" fill="{PLAIN}"/>')
         parts.append(_text(_LEFT + wide + 8, y + 17, texts[label]))
+        said.append(f"{label}: {texts[label]}")
+    return _picture(parts, said, height=bottom + 46)
+
+
+def spans(
+    rows: Mapping[str, tuple[float, float]],
+    *,
+    title: str,
+    axis: str,
+    limits: tuple[int, int],
+    texts: Mapping[str, str],
+    mark: str,
+) -> Picture:
+    """From where to where something reaches on a scale of powers of ten, one bar a row.
+
+    rows:   label -> smallest and largest, both above 0.
+    limits: powers of ten at which the axis begins and ends.
+    texts:  label -> what stands below the bar.
+    mark:   the label of the row that is coloured.
+    """
+    lines = _lines(title)
+    parts = _heading(lines)
+    low, high = limits
+    scale = (WIDTH - _LEFT - _RIGHT) / (high - low)
+    top = 14 + 22 * len(lines)
+    bottom = top + 46 * len(rows)
+    for tick in range(low, high + 1, 10):
+        x = _LEFT + (tick - low) * scale
+        parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="{_LINES}" stroke-opacity=".4"/>')
+        parts.append(_text(x, bottom + 18, f"1e{tick}" if tick else "1", "middle", size=12))
+    parts.append(_text(_LEFT + (WIDTH - _LEFT - _RIGHT) / 2, bottom + 38, axis, anchor="middle"))
+    said = [title]
+    for i, (label, ends) in enumerate(rows.items()):
+        y = top + 6 + 46 * i
+        first, last = (_LEFT + (math.log10(end) - low) * scale for end in ends)
+        color = CATEGORIES["parameters"] if label == mark else PLAIN
+        parts.append(_text(_LEFT - 10, y + 14, label, anchor="end"))
+        parts.append(f'<rect x="{first:.1f}" y="{y}" width="{last - first:.1f}" height="18" ')
+        parts[-1] += f'fill="{color}"/>'
+        parts.append(_text((first + last) / 2, y + 33, texts[label], "middle", size=12))
         said.append(f"{label}: {texts[label]}")
     return _picture(parts, said, height=bottom + 46)
 

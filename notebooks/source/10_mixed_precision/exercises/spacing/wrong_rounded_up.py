@@ -1,0 +1,6 @@
+# caught by: between
+import math
+
+
+def spacing(x, mantissa_bits):
+    return 2.0 ** (math.ceil(math.log2(x)) - mantissa_bits)
