@@ -11,6 +11,7 @@ from dlcourse.cli import main
 from dlcourse.course import build, catalog
 from dlcourse.course.form import check_form, count
 from dlcourse.course.source import read_lesson
+from dlcourse.figures.charts import sweep_figure
 from dlcourse.figures.held import Together, held
 from dlcourse.figures.tables import Table
 from dlcourse.words.strings import set_language
@@ -105,6 +106,15 @@ def test_the_form_of_all_lessons_can_be_listed(capsys):
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 1 + len(catalog.written_lessons(catalog.course_root()))
     assert any(row.split()[:2] == ["09_accumulation", "core"] for row in rows)
+
+
+def test_a_plotly_figure_beside_tables_is_refused():
+    """As HTML it would load plotly from another host, which a classroom may not reach."""
+    with pytest.raises(ValueError, match="return it alone"):
+        Together(
+            held("same", 0, allowed=0, because="it is"),
+            sweep_figure([1], {"a": [1]}, x_title="x", y_title="y"),
+        )
 
 
 def test_what_held_is_said_and_what_did_not_is_an_error():

@@ -55,9 +55,19 @@ def held(what: str, difference: float, *, allowed: float, because: str, unit: st
 
 
 class Together:
-    """Several results of one call, one below the other."""
+    """Several results of one call, one below the other: tables and sentences.
+
+    Raises:
+        ValueError: a plotly figure is among them. As HTML it would ask another host for plotly.
+    """
 
     def __init__(self, *parts: Any) -> None:
+        for part in parts:
+            if hasattr(part, "to_plotly_json"):
+                raise ValueError(
+                    f"a {type(part).__name__} of plotly cannot stand in Together: return it alone, "
+                    "as the last line of its cell"
+                )
         self.parts = parts
 
     def __repr__(self) -> str:

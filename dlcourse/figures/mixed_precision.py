@@ -51,7 +51,7 @@ def range_and_step(exponent_bits: int, mantissa_bits: int) -> Picture:
         "mixed_precision.explore.title",
         bits=1 + sum(bits),
         name=f" ({name})" if name else "",
-        large=f"{largest_number(*bits):.3g}",
+        large=_number(largest_number(*bits)),
         step=f"{spacing(1, mantissa_bits):.2g}",
     )
     axis = t("mixed_precision.explore.axis")
@@ -72,18 +72,17 @@ def show_backward(in_32: Sequence[float], gradient: str) -> Together:
     return Together(line, Said(t("mixed_precision.gradient", dtype=gradient)))
 
 
-def show_memory(memory: Memory) -> Together:
+def show_memory(memory: Memory) -> go.Figure:
     """Bytes by category at the peak of a step, for each way to use 16 bits."""
     for way in PRECISIONS:
         end, peak = memory[way]
         states = sum(end[name] for name in STATES[way]) - sum(STATES[way].values())
         _held("states", states, allowed=1000)
         off = 100 * (peak["activations"] / ACTIVATIONS[way] - 1)
-        line = _held("activations", off, allowed=5, unit="%")
+        _held("activations", off, allowed=5, unit="%")
     shares = {way: f"{share:.0%}" for way, share in _shares(memory).items()}
     rows = {t(f"mixed_precision.way.{way}"): memory[way][1] for way in PRECISIONS}
-    figure = memory_by_category_figure(rows, title=t("mixed_precision.peak", **shares))
-    return Together(figure, line)
+    return memory_by_category_figure(rows, title=t("mixed_precision.peak", **shares))
 
 
 def show_kept() -> Table:
@@ -241,6 +240,10 @@ def figures_of_d2(memory: Memory, in_32: float) -> dict[str, Any]:
         "large_autocast": 100 * _ratios("autocast")[-1],
         "large_master": 100 * _ratios("master")[-1],
     }
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value < 1e6 else f"{value:.2g}"
 
 
 def _shares(memory: Memory) -> dict[str, float]:
