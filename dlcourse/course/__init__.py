@@ -16,6 +16,7 @@ __all__ = [
     "hint",
     "lesson",
     "predict",
+    "quiz",
     "record_metric",
     "show",
     "solution",

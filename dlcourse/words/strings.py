@@ -53,6 +53,12 @@ def set_lesson_words(path: Path) -> None:
     os.environ[_LESSON] = str(path)
 
 
+def lesson_words() -> Path | None:
+    """The file of the words of the lesson that runs; its folder is the lesson's room."""
+    own = os.environ.get(_LESSON)
+    return Path(own) if own else None
+
+
 def t(key: str, lang: str | None = None, **fmt: object) -> str:
     """The words of `key`, such as "panel.state.idle", with the fields in braces filled in.
 
