@@ -73,7 +73,6 @@ def test_the_questions_of_09_have_no_problem(room):
         ('"Layer norm"', "3", "question 7: options.en holds 3"),
         ('"Layer norm"', '"층 정규화"', "question 7: Hangul in the English"),
         ('ko = "행렬이 얇아지고', 'ko = "x" # "', "question 4: no Hangul in the Korean"),
-        ("[[questions]]\nanswer = 2\n\n[questions.question]\nko = \"마", "[questions.question]\nko = \"마", "each begins with [[questions]]"),
         ("[[questions]]", "[[questions", "not TOML"),
     ],
 )
@@ -92,6 +91,11 @@ def test_answers_that_need_no_reading_are_refused(room):
         right = question.options["en"][question.answer]
         edit(file, f'"{right}"', f'"{right}{", as everybody knows" * 5}"', 2)
     assert "the right option is the longest 10 times in en" in said(room)
+
+
+def test_one_table_is_no_list_of_questions(room):
+    (room / "quiz.toml").write_text('[questions.why]\nko = "가"\nen = "a"\n', encoding="utf-8")
+    assert "each begins with [[questions]]" in said(room)
 
 
 def test_nine_questions_are_one_too_few(room):

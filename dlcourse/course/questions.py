@@ -2,7 +2,7 @@
 
 They are data, in the lesson's room, ``quiz.toml``: for each question its text, three or four
 options, the position of the right one, the reason, and the heading of the core under which the
-answer is found. `quiz()` asks them; ``questions_check.py`` has what ``dlcourse build --check`` says of them.
+answer is found. `quiz()` asks them; ``questions_check.py`` says what is wrong with them.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def read_quiz(path: Path) -> list[Question]:
 
 
 def is_draft(path: Path) -> bool:
-    """Whether the file says ``draft = true``, as a new lesson's does: it may have fewer than ten."""
+    """Whether it says ``draft = true``, as a new lesson's does: it may have fewer than ten."""
     return _content(path).get("draft") is True
 
 
@@ -119,7 +119,9 @@ def _question(table: dict[str, Any], number: int) -> Question:
         counts = " and ".join(f"{len(options[lang])} in {lang}" for lang in catalog.LANGUAGES)
         raise fault(f"options: {counts}; give 3 or 4, as many in both languages")
     if type(answer) is not int or not 1 <= answer <= len(options["en"]):
-        raise fault(f"answer={answer!r}: give the right option's position, 1 to {len(options['en'])}")
+        raise fault(
+            f"answer={answer!r}: give the right option's position, 1 to {len(options['en'])}"
+        )
     return Question(**{name: table[name] for name in (*TEXTS, "options")}, answer=answer - 1)
 
 
