@@ -148,7 +148,7 @@ def test_without_a_page_all_are_asked_and_the_answers_come_last(lang, lesson_09,
     for question in asked:
         assert text.index(question.question[lang]) < answers < text.index(question.why[lang])
     page = questions._as_html(asked)
-    assert page.index("<details>") > page.rindex('<ol type="a">') and "<code>.grad</code>" in page
+    assert page.index("<details>") > page.rindex('<ol type="A">') and "<code>.grad</code>" in page
     assert bool(re.search("[가-힣]", text + page)) == (lang == "ko")
 
 

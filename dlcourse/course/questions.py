@@ -22,7 +22,7 @@ from dlcourse.words.strings import language, lesson_words, t
 FILE = "quiz.toml"
 OPTIONS = (3, 4)
 TEXTS = ("question", "why", "where")
-_LETTERS = "abcd"
+_LETTERS = "ABCD"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _as_html(questions: list[Question]) -> str:
     asked, answered = [], []
     for question in questions:
         options = "".join(f"<li>{_code(text)}</li>" for text in question.options[lang])
-        asked.append(f'<li>{_code(question.question[lang])}<ol type="a">{options}</ol></li>')
+        asked.append(f'<li>{_code(question.question[lang])}<ol type="A">{options}</ol></li>')
         letter, where = _LETTERS[question.answer], t("quiz.where", heading=question.where[lang])
         answered.append(f"<li>{letter}) {_code(question.why[lang])} <em>{_code(where)}</em></li>")
     title = html.escape(t("quiz.title", n=len(questions)))

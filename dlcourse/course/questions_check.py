@@ -84,7 +84,8 @@ def _places(questions: list[Question], lesson: Lesson) -> Iterator[str]:
             there = "; ".join(headings)
             yield f"question {number}: the core has no heading {english!r}; it has: {there}"
         elif korean != headings[english]:
-            yield f"question {number}: {english!r} is {headings[english]!r} in Korean, not {korean!r}"
+            pair = headings[english]
+            yield f"question {number}: {english!r} is {pair!r} in Korean, not {korean!r}"
 
 
 def _headings(block: Block) -> Iterator[tuple[str, str]]:

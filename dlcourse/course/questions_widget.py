@@ -1,4 +1,4 @@
-"""The questions of a lesson in a front end: all is there at once, no question goes to the kernel."""
+"""The questions of a lesson in a front end, which checks the answers without the kernel."""
 
 from __future__ import annotations
 
