@@ -35,6 +35,7 @@ _HOME = {
     "record_metric": "dlcourse.course",
     "scale": "dlcourse.plan.scale",
     "show": "dlcourse.course",
+    "show_guesses": "dlcourse.course",
     "solution": "dlcourse.course",
 }
 

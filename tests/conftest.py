@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
 import shutil
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,9 @@ import pytest
 
 # No test process, nor any kernel that it starts, has a browser to draw widgets for.
 os.environ.setdefault("DLCOURSE_PANEL", "off")
+# What tests type into predictions stays with them.
+os.environ["DLCOURSE_LEARNER"] = tempfile.mkdtemp(prefix="dlcourse-learner")
+atexit.register(shutil.rmtree, os.environ["DLCOURSE_LEARNER"], ignore_errors=True)
 # Small operations in two threads wait for a busy core at each of them. Ranks have their own number.
 os.environ["OMP_NUM_THREADS"] = "1"
 # The tests read Korean where they ask for no language, on whatever system they run.

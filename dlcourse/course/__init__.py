@@ -19,6 +19,7 @@ __all__ = [
     "quiz",
     "record_metric",
     "show",
+    "show_guesses",
     "solution",
 ]
 
