@@ -534,6 +534,8 @@ def test_a_prediction_is_typed_by_keyboard_and_compared(lang, open_notebook, lab
     assert "28.6 MiB" in notebook.run(2)
     notebook.run(1)
     expect(page.locator(".dlc-predict input")).to_have_value("30 MB")
+    kept = (lab.place / "learner" / "guesses.jsonl").read_text()  # for the end of the course
+    assert '"guess": 30000000.0' in kept and '"measured": 33000000' in kept
     # A new kernel knows nothing of it: the measurement is compared with the formula
     notebook.menu("Kernel", "kernelmenu:restart")
     notebook.accept()

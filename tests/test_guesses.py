@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +80,10 @@ def test_nothing_is_written_where_nobody_is(learner):
     compare("09.no_sync", 4)
     compare("09.peak", 33e6)
     assert not learner.exists()
+    keep_guess("09.peak", 1, 2, "bytes")  # of a person who ran half of the lesson
+    predict("09.peak", 3e6)
+    compare("09.peak", 33e6)
+    assert [(kept.guess, kept.measured) for kept in read_guesses()] == [(1, None)]
 
 
 def test_without_a_guess_a_sentence_says_so(capsys):
@@ -189,9 +192,3 @@ def test_the_file_is_where_a_system_keeps_a_persons_data(monkeypatch, tmp_path):
     assert path_of_guesses() == tmp_path / "data/dlcourse/guesses.jsonl"
     monkeypatch.setattr(guesses.sys, "platform", "darwin")
     assert path_of_guesses().is_relative_to(tmp_path / "Library")
-
-
-def test_tests_do_not_write_to_the_file_of_whoever_runs_them():
-    assert "dlcourse-learner" in os.environ["DLCOURSE_LEARNER"] or "learner" in str(
-        path_of_guesses()
-    )
