@@ -40,7 +40,7 @@ def guesses_figure(
     ends = [min([*ratios, 0.5]) / 1.3, max([*ratios, 2]) * 1.3]
     axis = axis_of(t("guesses.axis", lang), type="log", showgrid=True)
     axis["tickvals"] = _TICKS
-    axis["ticktext"] = [f"{digits(tick)}×" for tick in _TICKS]
+    axis["ticktext"] = [f"{tick:g}×" for tick in _TICKS]
     axis["range"] = [log10(ends[0]), log10(ends[1])]
     ids = [id for id, *_ in points]
     line = {"type": "line", "x0": 1, "x1": 1, "xref": "x", "y0": 0, "y1": 1, "yref": "paper"}

@@ -149,7 +149,7 @@ Table([t(".operator"), "Autocast", "torch.autocast"], rows)
 # matrix products, how many percent are float32?
 # %% [markdown] lang="ko" en="a5af2a1f"
 # 행렬 곱(`mm`, `addmm`), 어텐션, 바로 뒤의 `gelu`는 bfloat16으로 돕니다. 정규화, 손실, 블록 사이를 잇는 잔차
-# 흐름은 아닙니다. float32와 bfloat16을 더하면(`add`) float32가 되기 때문입니다. "16비트 순전파"는 곱셈에만 맞는
+# 스트림(residual stream)은 아닙니다. float32와 bfloat16을 더하면(`add`) float32가 되기 때문입니다. "16비트 순전파"는 곱셈에만 맞는
 # 말입니다.
 #
 # **예측해 보세요.** 역전파는 32비트로 돈다고들 합니다. 역전파의 행렬 곱 연산량 가운데 float32는 몇 퍼센트일까요?
@@ -267,7 +267,7 @@ assert ranks["lost"][0] == 1.0 and abs(ranks["weight"][0]) < 1e-3
 # weight** in float32 takes the steps, and the 16-bit weight is its rounded copy [1]. The optimizer of
 # lesson 06:
 # %% [markdown] lang="ko" en="c052512a"
-# 걸음마다 반올림되어 영영 제자리입니다. 1.0 바로 아래의 bfloat16 수가 0.996이기 때문입니다. 그래서 float32
+# 갱신할 때마다 반올림되어 영영 제자리입니다. 1.0 바로 아래의 bfloat16 수가 0.996이기 때문입니다. 그래서 float32
 # **마스터 가중치**(master weights)를 갱신하고, 16비트 가중치에는 그것을 반올림해 옮겨 적습니다[1]. 레슨 06의
 # 옵티마이저입니다.
 # %%
@@ -305,8 +305,8 @@ sweep_figure(batches, curves, **axes, log_x=True, y_unit="%", title=t(".large", 
 # Now float16, and its other weakness. Gradients are small: the loss is a mean over all tokens. Multiply
 # the loss by a scale, and count which gradients become 0, and which infinite:
 # %% [markdown] lang="ko" en="c56b37cb"
-# 처음부터 50%인 것은 작은 걸음을 잊어버리는 순수 bfloat16뿐입니다. 마스터 가중치는 배치가 커져 활성화값의 비중이
-# 늘수록 50%에 다가갑니다. autocast는 잔차 흐름과 손실이 float32라서 그러지 못합니다. 시퀀스가 하나면 float32보다
+# 처음부터 50%인 것은 작은 갱신량을 잊어버리는 순수 bfloat16뿐입니다. 마스터 가중치는 배치가 커져 활성화값의 비중이
+# 늘수록 50%에 다가갑니다. autocast는 잔차 스트림과 손실이 float32라서 그러지 못합니다. 시퀀스가 하나면 float32보다
 # *더* 쓰기도 합니다. 모든 가중치의 복사본 때문입니다.
 #
 # 이제 float16의 다른 약점을 봅시다. 손실은 모든 토큰의 평균이라 그래디언트가 작습니다. 손실에 스케일을 곱하고
@@ -694,7 +694,7 @@ check("10.scaler")
 #
 # 1. autocast는 순전파와 역전파 *모두* 곱셈을 16비트로, 손실(GPU에서는 정규화와 합도)을 32비트로 합니다.
 # 2. `.grad`, 옵티마이저, 통신은 float32 그대로입니다. 마스터 가중치를 써도 상태는 파라미터당 16바이트입니다.
-# 3. 활성화값은 줄지만 autocast로는 절반까지 줄지 않습니다. 모두 절반이 되는 것은 순수 bfloat16뿐이고, 작은 걸음을 잃습니다.
+# 3. 활성화값은 줄지만 autocast로는 절반까지 줄지 않습니다. 모두 절반이 되는 것은 순수 bfloat16뿐이고, 작은 갱신량을 잃습니다.
 # 4. float16에는 손실 스케일러가, bfloat16에는 마스터 가중치나 float32 가중치가 필요합니다.
 # 5. 빨라지려면 16비트 유닛이 있는 하드웨어가 있어야 합니다.
 #

@@ -70,8 +70,8 @@ config, batch = GPTConfig(n_layer=n, n_embd=64, block_size=64), dict(micro_batch
 # **Predict** the bytes for 4 sequences of 64 tokens.
 # %% [markdown] lang="ko" en="7c94582f"
 # 먼저, 우리 GPT의 층 하나는 무엇을 저장할까요? 연산자를 하나씩 짚으며 그 역전파가 무엇을 읽는지 물어보면 됩니다.
-# 행렬 곱은 자기 입력을, GELU도 자기 입력을, 어텐션은 q, k, v를 읽습니다. 모두 세면 토큰과 채널($h$ = 64)마다
-# 값이 16개, 그리고 토큰마다 8개(정규화의 평균과 배율, 헤드 4개에 하나씩)이고, 값 하나는 4바이트입니다.
+# 행렬 곱은 자기 입력을, GELU도 자기 입력을, 어텐션은 q, k, v를 읽습니다. 모두 세면 토큰마다 폭($h$ = 64)의 16배만큼의
+# 값, 그리고 토큰마다 8개(정규화의 평균과 배율, 헤드 4개에 하나씩)이고, 값 하나는 4바이트입니다.
 #
 # 토큰 64개짜리 시퀀스 4개라면 몇 바이트인지 **예측해 보세요.**
 # %%
@@ -116,7 +116,7 @@ Table([t(".operator"), t(".ours"), t(".quoted")], rows)
 # Now a whole step, with 12 layers. Look at the shape of the mountain:
 # %% [markdown] lang="ko" en="084551eb"
 # 오른쪽 열은 누구나 인용하는 공식 $sbh(34 + 5as/h)$바이트입니다[1]. $b$는 시퀀스, $s$는 시퀀스의 토큰, $h$는
-# 너비, $a$는 헤드의 수입니다. 연산자는 같고 다른 점은 셋입니다. 우리는 값 하나를 4바이트로 저장하지만 공식은
+# 폭, $a$는 헤드의 수입니다. 연산자는 같고 다른 점은 셋입니다. 우리는 값 하나를 4바이트로 저장하지만 공식은
 # 2바이트로 셉니다. 공식은 드롭아웃 마스크(1바이트)를 더합니다. 그리고 어텐션 점수를 모두 저장하는데, 그것이
 # $5as/h$입니다. 퓨즈드 어텐션(fused attention)은 점수를 적어 두지 않고 한 행마다 숫자 하나만 남깁니다. 그러니
 # 공식은 베끼지 말고 자기 모델에서 유도해야 합니다.
@@ -424,7 +424,7 @@ checkpoint(Halve(), x * 1)
 # counts one batch as two. Ours refuses:
 # %% [markdown] lang="ko" en="6f5e1586"
 # 두 번째는 배치 정규화입니다. 순전파를 할 때마다 이동 평균이 바뀝니다. torch는 말없이 지나가며 배치 하나를 두 번
-# 셉니다. 우리 것은 거절합니다.
+# 셉니다. 우리 것은 거부합니다.
 # %%
 # %%ranks --fast
 norm = nn.BatchNorm1d(4).to(device)
@@ -588,9 +588,9 @@ claim("D3", few=saved[1], many=saved[16], reentrant=at["ours"][0], early_stop=at
 # %% [markdown] lang="ko" en="afadef1b"
 # ## 연습 문제
 #
-# **1. `11.kept`** (3분). 우리 GPT가 순전파와 역전파 사이에 저장하는 바이트 수를 돌려주세요. 층 `layers`개, 너비
+# **1. `11.kept`** (3분). 우리 GPT가 순전파와 역전파 사이에 저장하는 바이트 수를 돌려주세요. 층 `layers`개, 폭
 # `width`, 토큰 `tokens`개, float32이고, 체크포인트는 `k`층마다 둡니다(마지막 구간은 짧을 수 있고, `k=0`이면
-# 없음). 층 하나는 토큰과 채널마다 값 16개로 세고, 나머지는 뺍니다.
+# 없음). 층 하나는 토큰마다 폭의 16배만큼의 값으로 세고, 나머지는 뺍니다.
 # %% exercise="11.kept"
 def bytes_kept(layers, width, tokens, k):
     raise NotImplementedError
@@ -680,7 +680,7 @@ all_kept, no_scores, f"{1 - no_scores / all_kept:.0%}"
 # %% [markdown] lang="ko" en="6b4913c5"
 # 발표된 값을 봅시다. 모델에 필요한 FLOPs 기준 이용률(MFU)과 재계산까지 센 이용률(HFU)이 530B 모델에서 56.0%와
 # 57.0%였습니다[1]. 선택적 재계산으로는 두 번 계산하는 것이 거의 없다는 뜻입니다. DeepSpeed와 Megatron은 체크포인트를
-# 텐서 병렬 랭크끼리 나누거나 CPU로 옮기기도 합니다([레슨 12](12_sharding_offload.ipynb)).
+# 텐서 병렬화의 랭크끼리 나누거나 CPU로 옮기기도 합니다([레슨 12](12_sharding_offload.ipynb)).
 # %% [markdown] lang="en"
 # ## In five lines
 #
