@@ -22,8 +22,11 @@ from dlcourse.collectives.p2p import irecv, isend
 from dlcourse.collectives.ring import ring_all_reduce
 from dlcourse.collectives.tree import tree_all_reduce
 from dlcourse.formulas.collective_time import CostModel
+from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.data import NaiveDataParallel, OverlappedDataParallel
 from dlcourse.ranks import RankError, Ranks
+from dlcourse.training.sharding_offload.optimizer_offload import OptimizerOffload
+from dlcourse.training.sharding_offload.rank_as_host import RankHost, serve
 
 ALGORITHMS = {
     "naive_all_reduce": naive_all_reduce,
@@ -167,6 +170,34 @@ def test_buckets_hide_communication_behind_backward(pool):
     seconds = pool.run(data_parallel)[0]  # 240 ms, and 150 ms
     assert seconds["after"] >= 0.98 * 0.24 and seconds["behind"] >= 0.98 * 0.15
     assert seconds["behind"] < 0.85 * seconds["after"], seconds
+
+
+def offloaded(overlap, steps=2):
+    """Seconds of a step whose gradients travel to a host and whose parameters travel back."""
+    rank, small = dist.get_rank(), GPTConfig(n_layer=6, n_head=2, n_embd=32, block_size=32)
+    took = []
+    with imposed_link(latency=0.0, bandwidth=1.5e6):
+        if rank == dist.get_world_size() - 1:
+            serve(0, steps=steps, parameters=False)
+        elif rank == 0:
+            model, tokens = GPT(small), torch.zeros(2, 32, dtype=torch.long)
+            for block in model.blocks:
+                takes(block, forward=0.01, backward=0.03)
+            offload = OptimizerOffload(model, RankHost(3), overlap=overlap)
+            for _ in range(steps):
+                start = time.perf_counter()
+                model(tokens, tokens).backward()
+                offload.step()
+                model.zero_grad()
+                took.append(time.perf_counter() - start)
+    dist.barrier()
+    return min(took, default=0.0)
+
+
+def test_offload_hides_behind_backward(pool):
+    late, soon = (pool.run(offloaded, overlap)[0] for overlap in (False, True))
+    # 0.37 MB out and back at 1.5 MB/s, and 0.24 s of layers
+    assert late >= 0.98 * (2 * 0.37 / 1.5 + 0.24) and soon < 0.75 * late, (late, soon)
 
 
 def test_a_layer_takes_what_it_is_told(monkeypatch):
