@@ -81,7 +81,7 @@ def test_the_ring_wins_where_tensors_are_large(pool):
         assert measured >= 0.98 * least, (name, measured)  # naive: its messages' latencies overlap
     ring = seconds["ring_all_reduce"]  # 90 ms; naive 250, tree 180, direct 70
     assert seconds["naive_all_reduce"] > 1.5 * ring and seconds["tree_all_reduce"] > 1.3 * ring
-    assert seconds["direct_all_reduce"] < 1.3 * ring
+    assert seconds["direct_all_reduce"] < 1.1 * ring  # its messages pass the card as they come
     assert 0.6 < seconds["torch"] / ring < 1.6
 
 
