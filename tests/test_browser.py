@@ -270,10 +270,11 @@ def test_the_stop_button_ends_a_stuck_collective(open_notebook, lab):
     assert len(pids) == 6 and notebook.cells()[1]["execution_count"] is None
     notebook.stop()
     said = notebook.finish(1)
-    assert said.startswith("interrupted"), said
-    assert "rank 0     computing, line 7: time.sleep(1000)" in said
-    assert re.search(r"ranks 1-3  waiting in barrier .*, line 5: dist.barrier\(\)", said), said
-    assert "rank 0     computing" in notebook.cell(1).locator(".jp-OutputArea").inner_text()
+    assert said.startswith("중단됨"), said
+    assert "랭크 0    계산 중, 7번째 줄: time.sleep(1000)" in said
+    waits = r"랭크 1-3  barrier .*에서 기다리는 중, 5번째 줄: dist.barrier\(\)"
+    assert re.search(waits, said), said
+    assert "랭크 0    계산 중" in notebook.cell(1).locator(".jp-OutputArea").inner_text()
     assert notebook.run(2) == "".join(f"rank {r}: {10 * r}\n" for r in range(4)).rstrip()
     assert sorted(p.pid for p in lab.of_ranks()) == pids
 
