@@ -43,8 +43,10 @@ _RINGS = {  # torch's collectives: the ring that each stands for, and which argu
     "_reduce_scatter_base": ("ring_reduce_scatter", 1),
     "_allgather_base": ("ring_all_gather", 0),
 }
-_UNKNOWN = ("broadcast", "reduce", "allgather", "gather", "scatter", "reduce_scatter", "alltoall")
-_UNKNOWN += ("alltoall_base", "recv_anysource")
+_UNKNOWN = (
+    *("broadcast", "reduce", "allgather", "gather", "scatter", "reduce_scatter", "alltoall"),
+    *("alltoall_base", "recv_anysource"),
+)
 _in_use: list[_Card] = []
 
 

@@ -150,11 +150,11 @@ def summary(guesses: Sequence[Guess]) -> str:
     off = _ratios(guesses)
     if not off:
         return t("guesses.not_yet", n=len(guesses))
-    words = {"n": len(off), "off": digits(median(off))}
+    count, factor = len(off), digits(median(off))
     formula = [_off(g.formula_ratio) for g in guesses if g.ratio and g.formula_ratio]
     if formula:
-        return t("guesses.summary_both", **words, formula=digits(median(formula)))
-    return t("guesses.summary", **words)
+        return t("guesses.summary_both", n=count, off=factor, formula=digits(median(formula)))
+    return t("guesses.summary", n=count, off=factor)
 
 
 def _ratios(guesses: Sequence[Guess]) -> list[float]:

@@ -53,7 +53,7 @@ def _give_up(processes: RankProcesses, name: str, answers: dict[int, dict[str, A
     return words
 
 
-def _died(dead: dict[int, int], name: str) -> str:
+def _died(dead: dict[int, int | None], name: str) -> str:
     """Which ranks ended, and what was not sent because of it."""
     ended = [
         t("ranks.ended", ranks=named([rank]), reason=exit_reason(status))
