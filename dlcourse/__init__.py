@@ -31,9 +31,11 @@ _HOME = {
     "hint": "dlcourse.course",
     "lesson": "dlcourse.course",
     "predict": "dlcourse.course",
+    "quiz": "dlcourse.course",
     "record_metric": "dlcourse.course",
     "scale": "dlcourse.plan.scale",
     "show": "dlcourse.course",
+    "show_guesses": "dlcourse.course",
     "solution": "dlcourse.course",
 }
 

@@ -101,6 +101,11 @@ def _parser(*, plan: bool = False) -> _Parser:
     claims.add_argument("--lang", help=LANG_HELP)
     claims.set_defaults(run=_claims)
 
+    guesses = commands.add_parser("guesses", help="your predictions, and how far off they were")
+    guesses.add_argument("--lang", help=LANG_HELP)
+    guesses.add_argument("--json", action="store_true", help="print the record")
+    guesses.set_defaults(run=_guesses)
+
     bench = commands.add_parser("bench", help="measure the course's own speed and size")
     bench.add_argument(
         "names",
@@ -257,6 +262,24 @@ def _claims(args: argparse.Namespace) -> int:
     from dlcourse.course.claims import claims_table
 
     print(claims_table(_course_root(), args.lang))
+    return 0
+
+
+def _guesses(args: argparse.Namespace) -> int:
+    import json
+
+    from dlcourse.course import guesses
+    from dlcourse.words.text_table import text_table
+
+    strings.set_language(args.lang)
+    kept = guesses.read_guesses()
+    if args.json:
+        print(json.dumps(guesses.guesses_record(kept), ensure_ascii=False, indent=1))
+    elif not kept:
+        print(strings.t("guesses.none"))
+    else:
+        print(guesses.summary(kept))
+        print(text_table(*guesses.guesses_rows(kept)))
     return 0
 
 

@@ -114,6 +114,7 @@ class Lab:
             "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
             "IPYTHONDIR": "ipython",
             "DLCOURSE_ROOT": "course",
+            "DLCOURSE_LEARNER": "learner",
         }
         env = {name: str(self.place / folder) for name, folder in own.items()}
         env |= {"TMPDIR": str(self.temporary), MARK: self.mark}

@@ -17,6 +17,8 @@ from playwright.sync_api import expect
 from test_panel import SHOW
 
 from dlcourse.course.catalog import LESSONS, written_lessons
+from dlcourse.course.questions import read_quiz
+from dlcourse.words.strings import t
 
 # A busy machine may need this long for one test; a quiet one needs 4 minutes for all of them.
 pytestmark = pytest.mark.timeout(900)
@@ -268,10 +270,11 @@ def test_the_stop_button_ends_a_stuck_collective(open_notebook, lab):
     assert len(pids) == 6 and notebook.cells()[1]["execution_count"] is None
     notebook.stop()
     said = notebook.finish(1)
-    assert said.startswith("interrupted"), said
-    assert "rank 0     computing, line 7: time.sleep(1000)" in said
-    assert re.search(r"ranks 1-3  waiting in barrier .*, line 5: dist.barrier\(\)", said), said
-    assert "rank 0     computing" in notebook.cell(1).locator(".jp-OutputArea").inner_text()
+    assert said.startswith("중단됨"), said
+    assert "랭크 0    계산 중, 7번째 줄: time.sleep(1000)" in said
+    waits = r"랭크 1-3  barrier .*에서 기다리는 중, 5번째 줄: dist.barrier\(\)"
+    assert re.search(waits, said), said
+    assert "랭크 0    계산 중" in notebook.cell(1).locator(".jp-OutputArea").inner_text()
     assert notebook.run(2) == "".join(f"rank {r}: {10 * r}\n" for r in range(4)).rstrip()
     assert sorted(p.pid for p in lab.of_ranks()) == pids
 
@@ -532,6 +535,8 @@ def test_a_prediction_is_typed_by_keyboard_and_compared(lang, open_notebook, lab
     assert "28.6 MiB" in notebook.run(2)
     notebook.run(1)
     expect(page.locator(".dlc-predict input")).to_have_value("30 MB")
+    kept = (lab.place / "learner" / "guesses.jsonl").read_text()  # for the end of the course
+    assert '"guess": 30000000.0' in kept and '"measured": 33000000' in kept
     # A new kernel knows nothing of it: the measurement is compared with the formula
     notebook.menu("Kernel", "kernelmenu:restart")
     notebook.accept()
@@ -540,6 +545,62 @@ def test_a_prediction_is_typed_by_keyboard_and_compared(lang, open_notebook, lab
     said = notebook.run(2)
     assert "28.1 MiB" in said and "28.6 MiB" not in said
     assert notebook.watch.outside == []
+
+
+QUIZ = """
+from dlcourse import lesson, quiz
+lesson(lang={lang!r}, name="09_accumulation")
+"""
+
+
+@pytest.mark.parametrize(("lang", "theme"), [("ko", "Dark"), ("en", "Light")])
+def test_a_quiz_is_answered_by_keyboard_and_kept_over_a_reload(lang, theme, open_notebook, lab):
+    asked = read_quiz(browser.REPOSITORY / "notebooks/source/09_accumulation/quiz.toml")
+    notebook = open_notebook(lab.write("quiz", [QUIZ.format(lang=lang), "quiz()", "1"]))
+    page = notebook.page
+    notebook.theme(f"JupyterLab {theme}")
+    notebook.run(0)
+    notebook.run(1)
+    root = page.locator(".dlc-quiz")
+    radios, says = root.locator("input"), root.locator(".dlc-quiz-answer")
+    words = {name: t(f"quiz.{name}", lang) for name in ("check", "right", "wrong", "again", "next")}
+    check = root.get_by_role("button", name=words["check"])
+    expect(root.locator("legend")).to_contain_text("backward()")
+    expect(check).to_be_disabled()
+    for number, question in enumerate(asked):
+        wanted = question.answer if number else 0  # the first one wrong
+        # As a keyboard does it: Tab into the options, space for the first, arrows from there on.
+        radios.first.focus()
+        page.keyboard.press("Space")
+        for _ in range(wanted):
+            page.keyboard.press("ArrowDown")
+        expect(radios.nth(wanted)).to_be_checked()
+        expect(says).to_be_empty()
+        check.focus()
+        page.keyboard.press("Enter")
+        expect(says).to_contain_text(words["right" if number else "wrong"])
+        expect(says).to_contain_text(question.where[lang])
+        expect(root.locator("[data-mark=right]")).to_contain_text("✓")
+        expect(root.locator("[data-mark=wrong]")).to_have_count(0 if number else 1)
+        assert bool(HANGUL.search(root.inner_text())) == (lang == "ko")
+        if number == 0:
+            weak = {text: x for text, x in browser.contrasts(root).items() if x < 4.5}
+            assert weak.keys() <= {t("quiz.previous", lang)}, weak  # disabled on the first page
+            page.keyboard.press("b")  # Lab's keys stay away
+            assert len(notebook.cells()) == 3
+        if number < 9:
+            expect(root.get_by_role("button", name=words["next"])).to_be_focused()
+            page.keyboard.press("Enter")
+            expect(root.locator("header")).to_contain_text(f"{number + 2}")
+    expect(root).to_contain_text(t("quiz.score", lang, n=9, of=10))
+    assert notebook.watch.outside == []
+    notebook.save_and_reload()
+    expect(root).to_contain_text(t("quiz.score", lang, n=9, of=10))
+    root.get_by_role("button", name=words["again"]).click()
+    expect(radios.first).to_be_focused()
+    expect(says).to_be_empty()
+    stored = (lab.course / "quiz.ipynb").read_text()
+    assert "<details>" in stored and len(stored) < 60_000
 
 
 # ------------------------------------------------------------------------------- the end

@@ -16,8 +16,10 @@ __all__ = [
     "hint",
     "lesson",
     "predict",
+    "quiz",
     "record_metric",
     "show",
+    "show_guesses",
     "solution",
 ]
 

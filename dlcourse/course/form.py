@@ -55,6 +55,11 @@ def is_hidden(block: Block) -> bool:
     return bool(block.metadata.get("hidden"))
 
 
+def is_quiz(block: Block) -> bool:
+    """Whether this cell asks the questions at the core's end; it counts as no cell of the core."""
+    return block.kind == "code" and block.code.strip() == "quiz()"
+
+
 def is_deeper(block: Block) -> bool:
     """Whether this is the heading behind which a lesson goes further."""
     return block.kind == "text" and block.text.get("en", "").split("\n")[0] == DEEPER["en"]
@@ -73,7 +78,7 @@ def core_of(lesson: Lesson) -> list[Block]:
 
 def count(lesson: Lesson) -> Counts:
     """The numbers of a lesson whose source cells are filled."""
-    core = core_of(lesson)
+    core = [block for block in core_of(lesson) if not is_quiz(block)]
     seen = [b for b in core if b.kind == "text" or not is_hidden(b) or _shows(b)]
     shown = [_lines(b) for b in core if b.kind == "code" and not is_hidden(b)]
     exercises = _exercises(core)

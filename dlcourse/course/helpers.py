@@ -15,7 +15,9 @@ from dlcourse.course import catalog, metrics
 from dlcourse.course.claims import Claim, find_claim, next_lesson, origin, quantity
 from dlcourse.course.exercises import check, hint, solution
 from dlcourse.course.fill import find_source, split_reference
+from dlcourse.course.guesses import show_guesses
 from dlcourse.course.predictions import compare, plain_number, predict
+from dlcourse.course.questions import quiz
 from dlcourse.course.showing import Shown, display, html_table, shell, show_code
 from dlcourse.words.strings import language, set_language, set_lesson_words, t
 
@@ -26,8 +28,10 @@ __all__ = [
     "hint",
     "lesson",
     "predict",
+    "quiz",
     "record_metric",
     "show",
+    "show_guesses",
     "solution",
 ]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dlcourse.course import catalog, metrics
+from dlcourse.course import catalog, guesses, metrics
 from dlcourse.course.amounts import read_amount
 from dlcourse.course.claims import quantity
 from dlcourse.course.showing import Shown, display, html_table, say
@@ -108,7 +108,8 @@ def predict(
             "formula=..."
         )
     prediction = Prediction(id, None if guess is ... else guess, answer, unit or "")
-    typing = asked is not None and guess is ... and front_end_present()
+    somebody = front_end_present()
+    typing = asked is not None and guess is ... and somebody
     if typing and (before := _predictions.get(id)):
         prediction = replace(prediction, guess=before.guess, typed=before.typed)
     _predictions[id] = prediction
@@ -118,7 +119,8 @@ def predict(
         key = "predict.by_formula" if asked else "predict.left_open"
         say(t(key, formula=quantity(prediction.value, prediction.unit)))
     else:
-        say(t("predict.yours", guess=quantity(guess, prediction.unit)))
+        said = t("predict.yours", guess=quantity(guess, prediction.unit))
+        say(f"{said}\n{_keep(prediction)}".strip() if somebody else said)
     guess = prediction.guess
     metrics.append("prediction", id=id, guess=guess, formula=answer, unit=prediction.unit)
     return prediction
@@ -145,6 +147,8 @@ def compare(id: str, measured: Any, *, unit: str | None = None) -> Comparison:
         rows.append((t("compare.formula"), quantity(prediction.formula, unit)))
     rows.append((t("compare.measured"), quantity(measured, unit)))
     predicted = prediction.value if prediction else None
+    if prediction and prediction.guess is not None and front_end_present():
+        guesses.keep_measured(id, measured)
     ratio = None
     if isinstance(predicted, int | float) and isinstance(measured, int | float):
         if predicted:
@@ -233,6 +237,8 @@ def _ask(prediction: Prediction) -> None:
         answer.value = "" if number is None else _noted(number, unit)
         if number is not None and unit in _SCALED and not re.search(r"[^\W\d_]", text):
             answer.value += " " + html.escape(t("predict.no_unit", unit=_SCALED[unit]))
+        if number is not None and (said := _keep(_predictions[id])):
+            answer.value += " " + html.escape(said)
 
     line.observe(typed, "value")
     box = VBox([line, answer])
@@ -240,6 +246,15 @@ def _ask(prediction: Prediction) -> None:
     view = box._repr_mimebundle_()
     # What Jupyter keeps for where no widget is drawn: without its kernel, or trust
     show({**view, "text/plain": t("predict.without_kernel")}, raw=True)
+
+
+def _keep(prediction: Prediction) -> str:
+    """Keep the guess for the end of the course; a sentence where that cannot be, else nothing."""
+    guess = prediction.guess
+    assert guess is not None
+    if guesses.keep_guess(prediction.id, guess, prediction.formula, prediction.unit):
+        return ""
+    return t("guesses.not_kept", path=guesses.path_of_guesses())
 
 
 def _noted(guess: Number | str, unit: str) -> str:

@@ -15,6 +15,7 @@ from dlcourse.course import catalog
 from dlcourse.course.exercises.room import load
 from dlcourse.course.form import without_magics
 from dlcourse.course.predictions import Asked, read_predictions
+from dlcourse.course.questions_check import check_quiz
 from dlcourse.course.source import Lesson, Problem
 from dlcourse.words.strings import read_words
 
@@ -29,7 +30,7 @@ def check_room(root: Path, lesson: Lesson) -> list[Problem]:
     room = catalog.room(root, lesson.name)
     shown = room.relative_to(root)
     calls = list(_calls(lesson))
-    problems = [*_check_exercises(lesson, room, shown, calls)]
+    problems = [*_check_exercises(lesson, room, shown, calls), *check_quiz(lesson, room, shown)]
     read_words.cache_clear()  # another state of the file may have been read before
     try:
         words = read_words(room / "words.toml")

@@ -19,11 +19,13 @@ class RankError(RuntimeError):
 
     Attributes:
         failures: rank -> what that rank reported (type, message, line, traceback text).
+        english: the message in English, whatever the language in use.
     """
 
     def __init__(self, message: str, failures: dict[int, dict[str, Any]] | None = None) -> None:
         super().__init__(message)
         self.failures = failures or {}
+        self.english: str = getattr(message, "english", message)
 
     def _render_traceback_(self) -> list[str]:
         return _lines(self)
@@ -84,7 +86,8 @@ def expect_failure(text: str = "") -> Iterator[_Expected]:
     """Run code that must fail, for lessons that break things on purpose.
 
     Args:
-        text: words that the error's message must contain.
+        text: words that the error's message must contain, in its language or in English: a
+            lesson's code is the same in both languages.
 
     Prints the message. Raises AssertionError if nothing fails, or if it fails in another way.
     """
@@ -93,7 +96,7 @@ def expect_failure(text: str = "") -> Iterator[_Expected]:
         yield caught
     except (RankError, ValueError) as error:
         caught.message = str(error)
-        if text not in caught.message:
+        if text not in caught.message and text not in getattr(error, "english", ""):
             raise AssertionError(
                 f"expected a failure that says {text!r}, but it said:\n{caught.message}"
             ) from error

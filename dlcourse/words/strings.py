@@ -13,7 +13,8 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ LANGUAGES = ("ko", "en")
 _FOLDER = Path(__file__).parent
 _LESSON = "DLCOURSE_WORDS"  # the file of the lesson's own words; the ranks inherit it
 _chosen: str | None = None
+_speaking: ContextVar[str | None] = ContextVar("speaking", default=None)  # inside `both`
 
 
 def set_language(lang: str) -> None:
@@ -30,12 +32,31 @@ def set_language(lang: str) -> None:
     _chosen = _checked(lang, "lang")
 
 
+class Both(str):
+    """A text in the language in use, and in English for what looks for words in it."""
+
+    english: str
+
+
+def both(make: Callable[[], str]) -> Both:
+    """What ``make`` says in the language in use, and in English; it is called twice."""
+    text = Both(make())
+    token = _speaking.set("en")
+    try:
+        text.english = make()
+    finally:
+        _speaking.reset(token)
+    return text
+
+
 def language() -> str:
     """The language in use: the one that was set, else DLCOURSE_LANG, else the system's, else "ko".
 
     The system's is in LC_ALL, LC_MESSAGES or LANG: the first of them that is not empty counts.
     ValueError for another DLCOURSE_LANG; a system in another language has Korean.
     """
+    if (now := _speaking.get()) is not None:
+        return now
     if _chosen:
         return _chosen
     if own := os.environ.get("DLCOURSE_LANG"):
@@ -51,6 +72,12 @@ def set_lesson_words(path: Path) -> None:
     path: ``NN_name/words.toml``, which has the words of area "name"; it need not exist.
     """
     os.environ[_LESSON] = str(path)
+
+
+def lesson_words() -> Path | None:
+    """The file of the words of the lesson that runs; its folder is the lesson's room."""
+    own = os.environ.get(_LESSON)
+    return Path(own) if own else None
 
 
 def t(key: str, lang: str | None = None, **fmt: object) -> str:

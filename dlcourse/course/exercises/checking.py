@@ -205,9 +205,10 @@ def _for_learner(message: str) -> str:
     places = r"(?:dlcourse/course|notebooks/source/[^\"/]+)/exercises"
     ours = rf'  File "(?:[^"]*/)?{places}/[^"]*".*\n(?:    .*\n)*'
     message = re.sub(ours, "", message)
-    message = re.sub(r"; its last words:(?:\n {6}.*)*", "", message)  # Gloo's, before it aborts
-    gone = ("The ranks keep their variables", "The next cell starts")
-    return "\n".join(line for line in message.splitlines() if not line.startswith(gone))
+    head = re.escape(t("ranks.last_words", reason="", words=""))
+    message = re.sub(rf"{head}(?:\n {{6}}.*)*", "", message)  # Gloo's, before it aborts
+    gone = {t("ranks.kept"), t("ranks.kept_wrap"), t("ranks.afresh")}
+    return "\n".join(line for line in message.splitlines() if line not in gone)
 
 
 def _finding_text(exercise: Exercise, finding: dict[str, Any], lang: str) -> str:

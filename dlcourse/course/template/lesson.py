@@ -15,7 +15,7 @@ lang = "ko"
 num_ranks = 2
 device = "auto"
 # %% hidden=true
-from dlcourse import Ranks, check, compare, hint, lesson, predict, solution
+from dlcourse import Ranks, check, compare, hint, lesson, predict, quiz, solution
 
 lesson(lang=lang, name="NN_name")
 ranks = Ranks(num_ranks, device=device)
@@ -57,6 +57,8 @@ check("NN.example")
 hint("NN.example")
 # %%
 solution("NN.example")
+# %%
+quiz()
 # %% [markdown] lang="en"
 # ## Deeper
 #

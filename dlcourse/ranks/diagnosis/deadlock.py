@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dlcourse.ranks.diagnosis.mismatch import mismatch_sentence
-from dlcourse.ranks.diagnosis.report import in_call
+from dlcourse.ranks.diagnosis.report import call_text, named
 from dlcourse.ranks.diagnosis.state import ANY, RankState
-from dlcourse.ranks.display import label
+from dlcourse.words.strings import t
 
 IDLE_CPU = 0.05  # a rank that does nothing uses less than this share of a core
 
@@ -141,15 +141,19 @@ def _missing_sentence(states: list[RankState], group: str, entry: dict[str, Any]
         for s in states
         if (w := s.waiting()) and w[0] == group and w[1]["seq"] == entry["seq"]
     ]
-    name = f"{entry['op']} #{entry['seq']}"
+    number = "several" if len(waiting) > 1 else "one"
+    words = {"waiting": named(waiting), "call": f"{entry['op']} #{entry['seq']}"}
     if not absent:
-        return f"{label(waiting)} wait{'' if len(waiting) > 1 else 's'} in {name} for ever"
-    return (
-        f"{label(absent)} never reached {name}; "
-        f"{label(waiting)} wait{'' if len(waiting) > 1 else 's'} in it"
-    )
+        return t(f"ranks.for_ever.{number}", **words)
+    return t(f"ranks.never_reached.{number}", absent=named(absent), **words)
 
 
 def _point_to_point_sentence(running: list[RankState]) -> str:
-    parts = [f"rank {state.rank} waits{in_call(state.message_call())}" for state in running]
-    return f"no other rank answers: {'; '.join(parts)}"
+    return t("ranks.no_answer", waits="; ".join(map(_waits, running)))
+
+
+def _waits(state: RankState) -> str:
+    call = state.message_call()
+    if call is None:
+        return t("ranks.waits.plain", ranks=named([state.rank]))
+    return t("ranks.waits.in", ranks=named([state.rank]), call=call_text(call))

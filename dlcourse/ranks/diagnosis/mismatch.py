@@ -5,9 +5,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from dlcourse.ranks.diagnosis.report import describe_entry
+from dlcourse.ranks.diagnosis.report import describe_entry, named
 from dlcourse.ranks.diagnosis.state import WORLD, RankState
-from dlcourse.ranks.display import fold, label
+from dlcourse.ranks.display import fold
+from dlcourse.words.strings import t
 
 # Collectives in which ranks may bring tensors of different sizes, or none.
 UNEVEN = ("scatter", "all_to_all", "dispatch", "combine")
@@ -34,8 +35,8 @@ def mismatch_sentence(states: list[RankState], group: str, entry: dict[str, Any]
     if len({_must_agree(e) for e in found.values()}) < 2:
         return None
     calls = {rank: describe_entry(e, number=False) for rank, e in found.items()}
-    parts = [f"{label(ranks)}: {call}" for ranks, call in fold(calls)]
-    return f"the ranks disagree about collective #{entry['seq']} of their group: {'; '.join(parts)}"
+    parts = [f"{named(ranks)}: {call}" for ranks, call in fold(calls)]
+    return t("ranks.disagree", number=entry["seq"], calls="; ".join(parts))
 
 
 def _must_agree(entry: dict[str, Any]) -> tuple[Any, ...]:
@@ -51,9 +52,6 @@ def uneven_progress(states: list[RankState]) -> str | None:
         members = [s for s in states if group in (s.collectives or {}) or group == WORLD]
         counts = {s.rank: s.progress(group) for s in members if s.progress(group) is not None}
         if len(set(counts.values())) > 1:
-            parts = [f"{label(ranks)} made {count}" for ranks, count in fold(counts)]
-            return (
-                "the ranks are out of step: of the collectives of one group "
-                f"{', '.join(parts)}; the next call would mix up two of them"
-            )
+            parts = [t("ranks.made", ranks=named(r), count=count) for r, count in fold(counts)]
+            return t("ranks.out_of_step", made=", ".join(parts))
     return None

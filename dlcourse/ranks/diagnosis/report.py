@@ -7,7 +7,9 @@ from math import prod
 from typing import Any
 
 from dlcourse.ranks.diagnosis.state import RankState
-from dlcourse.ranks.display import fold, label
+from dlcourse.ranks.display import fold
+from dlcourse.words.strings import t
+from dlcourse.words.units import rank_ranges
 
 _DTYPES = {
     "Float": ("float32", 4),
@@ -29,40 +31,43 @@ def report(states: list[RankState]) -> list[str]:
     """A line for each rank, or for each group of ranks in the same place."""
     lines = {s.rank: _line(s) for s in states}
     folded = fold(lines)
-    width = max(len(label(ranks)) for ranks, _ in folded)
-    return [f"  {label(ranks):<{width}}  {text}" for ranks, text in folded]
+    width = max(len(named(ranks)) for ranks, _ in folded)
+    return [f"  {named(ranks):<{width}}  {text}" for ranks, text in folded]
+
+
+def named(ranks: list[int]) -> str:
+    """ "rank 2", or "ranks 0-3", in the language in use."""
+    return t("ranks.several" if len(ranks) > 1 else "ranks.one", ranks=rank_ranges(ranks))
 
 
 def _line(state: RankState) -> str:
     if state.kind == "done":
-        return "finished the cell" + _after(state)
+        return _finished(state)
     if state.kind == "dead":
         words = "".join(f"\n      {x}" for x in state.last_words)
-        return exit_reason(state.status) + (f"; its last words:{words}" if words else "")
+        reason = exit_reason(state.status)
+        return t("ranks.last_words", reason=reason, words=words) if words else reason
     where = state.where or {}
     failure = state.failure or {}
     ended = failure.get("interrupted") or failure.get("cut")
     if state.kind == "failed" and failure.get("transport") and not ended:
-        if timed_out(failure):
-            return f"gave up waiting{in_call(failure.get('collective'))}{_at(failure)}"
-        return f"lost its connection{in_call(failure.get('collective'))}{_at(failure)}"
+        key = "ranks.gave_up" if timed_out(failure) else "ranks.lost"
+        return _doing(key, failure.get("collective")) + _at(failure)
     if state.kind == "failed" and not ended:
         return f"{failure.get('type')}: {failure.get('message')}{_at(failure)}"
     if ended and not where:
-        return f"interrupted{_at(failure)}"
+        return t("ranks.interrupted") + _at(failure)
     waits, call = state.waiting(), state.message_call()
     in_wait = where.get("wait") is not None
     if in_wait and waits is not None and state.waits_for_message() is None:
-        text = f"waiting in {describe_entry(waits[1])}"
+        text = t("ranks.waiting.in", call=describe_entry(waits[1]))
     elif call is not None:  # without a wait: about to start it, or busy with its store
-        text = "waiting" * in_wait + in_call(call)
+        text = _doing("ranks.waiting", call) if in_wait else t("ranks.inside", call=call_text(call))
     elif waits is not None:
-        text = f"has begun {describe_entry(waits[1])}, which has not ended"
-    elif not where:
-        text = "no answer (it holds Python's lock in C code)"
+        text = t("ranks.begun", call=describe_entry(waits[1]))
     else:
-        text = "computing"
-    return text.strip() + (_at({**where["line"]}) if where.get("line") else "")
+        text = t("ranks.computing" if where else "ranks.silent")
+    return text + (_at({**where["line"]}) if where.get("line") else "")
 
 
 def timed_out(failure: dict[str, Any]) -> bool:
@@ -70,24 +75,31 @@ def timed_out(failure: dict[str, Any]) -> bool:
     return bool(failure.get("transport")) and "timed out" in failure["message"].lower()
 
 
-def in_call(call: dict[str, Any] | None) -> str:
-    if not call:
-        return ""
+def call_text(call: dict[str, Any]) -> str:
+    """ "recv (float32 [2]) with rank 1"."""
     tensor = f" ({call['dtype']} {call['shape']})" if "shape" in call else ""
-    peer = f" with rank {call['peer']}" if "peer" in call else ""
-    return f" in {call['op']}{tensor}{peer}"
+    text = f"{call['op']}{tensor}"
+    return t("ranks.with_peer", call=text, peer=call["peer"]) if "peer" in call else text
 
 
-def _after(state: RankState) -> str:
+def _doing(key: str, call: dict[str, Any] | None) -> str:
+    """What a rank did or does, and in which call, where that is known."""
+    return t(f"{key}.in", call=call_text(call)) if call else t(f"{key}.plain")
+
+
+def _finished(state: RankState) -> str:
     entries = [e for group in (state.collectives or {}).values() for e in group]
-    return f" after {describe_entry(entries[-1])}" if entries else " without any collective"
+    if not entries:
+        return t("ranks.finished.without")
+    return t("ranks.finished.after", call=describe_entry(entries[-1]))
 
 
 def _at(place: dict[str, Any]) -> str:
     if not place.get("line"):
         return ""
     code = place.get("code", "").strip()
-    return f", line {place['line']}: {code}" if code else f", line {place['line']}"
+    line = t("ranks.line", line=place["line"])
+    return f", {line}: {code}" if code else f", {line}"
 
 
 def describe_entry(entry: dict[str, Any], *, number: bool = True) -> str:
@@ -97,18 +109,18 @@ def describe_entry(entry: dict[str, Any], *, number: bool = True) -> str:
         name, width = _DTYPES.get(dtype, (dtype.lower(), _WIDTHS.get(dtype, 0)))
         parts.append(f"{name} {shape}")
         size += width * prod(shape)
-    inside = ", ".join([*parts, f"{size:,} bytes"]) if parts else "no tensor"
+    size_text = t("ranks.bytes", size=f"{size:,}")
+    inside = ", ".join([*parts, size_text]) if parts else t("ranks.no_tensor")
     return f"{entry['op']}{' #' + str(entry['seq']) if number else ''} ({inside})"
 
 
 def exit_reason(status: int | None, *, out_of_memory: bool = False) -> str:
     """A wait status in words."""
     if status is None:
-        return "ended (no exit status is known)"
+        return t("ranks.exit.unknown")
     if status & 0x7F:
         name = signal.Signals(status & 0x7F).name
         if name == "SIGKILL":
-            why = "memory ran out" if out_of_memory else "from outside, or memory ran out"
-            return f"was killed by SIGKILL ({why})"
-        return f"was ended by {name}"
-    return f"left with exit code {status >> 8}"
+            return t("ranks.exit.out_of_memory" if out_of_memory else "ranks.exit.killed")
+        return t("ranks.exit.signal", name=name)
+    return t("ranks.exit.code", code=status >> 8)

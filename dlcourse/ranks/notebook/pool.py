@@ -15,6 +15,7 @@ import cloudpickle
 
 from dlcourse import machine
 from dlcourse.measure.run import Run
+from dlcourse.ranks.diagnosis.report import named
 from dlcourse.ranks.display import Results, label
 from dlcourse.ranks.errors import NoRanks, NotInRanks, RankError, RanksInterrupted, undefined_name
 from dlcourse.ranks.notebook import stop
@@ -38,7 +39,7 @@ _default: Ranks | None = None
 def default_pool() -> Ranks:
     """The pool that `%%ranks` uses; raises ValueError where none was made."""
     if _default is None:
-        raise NoRanks("there are no ranks yet. Make them first: ranks = Ranks(4)")
+        raise NoRanks(t("ranks.none_yet"))
     return _default
 
 
@@ -138,12 +139,15 @@ class Ranks:
         if missing:
             life = self.processes.life
             advice = self._definitions.advice(name, min(missing), life, in_last=True)
-            message = f"{name} is not a name in {label(sorted(missing))} {advice}".rstrip()
+            where = named(sorted(missing))
+            message = f"{t('ranks.no_name', name=name, ranks=where)} {advice}".rstrip()
             raise NotInRanks(message, "" if advice else name)
         failed = {rank: a["error"] for rank, a in sorted(answers.items()) if "error" in a}
         if failed:
-            words = "; ".join(f"rank {rank}: {error}" for rank, error in failed.items())
-            raise RankError(f"{name} cannot be sent by {label(sorted(failed))}: {words}")
+            words = "; ".join(f"{named([rank])}: {error}" for rank, error in failed.items())
+            raise RankError(
+                t("ranks.cannot_send", name=name, ranks=named(sorted(failed)), errors=words)
+            )
         return [loads_result(answers[rank]["value"], rank, name) for rank in sorted(answers)]
 
     def restart(self) -> None:
@@ -153,9 +157,8 @@ class Ranks:
             try:
                 self._start()
             except KeyboardInterrupt:
-                raise RanksInterrupted(
-                    f"interrupted while the ranks started. {self._again()}"
-                ) from None
+                said = t("ranks.interrupted_starting")
+                raise RanksInterrupted(f"{said} {self._again()}") from None
 
     def stop(self) -> None:
         """End the ranks. Cells may be run again after `restart()`."""
@@ -231,25 +234,24 @@ class Ranks:
         """Have ranks that can run a cell, or say why not."""
         processes = self.processes
         if self.state == "stopped":
-            raise ValueError(f"these ranks are stopped. {self._again()}")
+            raise ValueError(f"{t('ranks.stopped')} {self._again()}")
         processes.receive(0)  # a rank may have died since the last cell
         if self.state == "ready" and (processes.dead or not processes.alive()):
             print(between_cells(processes))
             processes.end("lost")
         if self.state == "lost":
-            print(f"{label(list(range(self.size)))} started afresh; their variables are gone.")
+            print(t("ranks.started_afresh", ranks=named(list(range(self.size)))))
             with stop.DelayedStop():
                 try:
                     self._start()
                 except KeyboardInterrupt:
                     processes.state = "lost"
-                    raise RanksInterrupted(
-                        "interrupted while the ranks started. Run a cell again: it starts them."
-                    ) from None
+                    said = t("ranks.interrupted_starting")
+                    raise RanksInterrupted(f"{said} {t('ranks.run_a_cell')}") from None
 
     def _again(self) -> str:
         """What gets stopped ranks going, by whatever name the learner knows them."""
-        return f"Start them with their restart(), or make new ones: ranks = Ranks({self.size})"
+        return t("ranks.again", new=f"ranks = Ranks({self.size})")
 
     # -- running --------------------------------------------------------------------------------
 
@@ -318,7 +320,6 @@ class Ranks:
 
 def _not_started(size: int) -> str:
     """What is left after a Stop while ranks started, and how to go on."""
-    what = f"interrupted before the {size} ranks were up"
     if _default is None or _default.state == "stopped":
-        return f"{what}: there are none. Run the cell with Ranks(...) again."
-    return f"{what}: {_default!r} is still there, and `%%ranks` uses it."
+        return t("ranks.not_up", size=size)
+    return t("ranks.not_up_other", size=size, other=repr(_default))

@@ -14,6 +14,7 @@ from dlcourse.ranks.diagnosis.deadlock import find_deadlock
 from dlcourse.ranks.diagnosis.state import RankState
 from dlcourse.ranks.notebook.output import Output
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
+from dlcourse.words.strings import Both, both, t
 
 GRACE = 2.0  # seconds a rank has to end after an interrupt
 AFTER_FAILURE = 1.0  # seconds the others have to end after one rank failed
@@ -41,7 +42,7 @@ class RunningCell:
         self.done: dict[int, dict[str, Any]] = {}
         self.samples: dict[int, dict[str, Any]] = {}
         self.where: dict[int, dict[str, Any]] = {}
-        self.headline: str | None = None
+        self.headline: Both | None = None
         self.interrupted = False
         self.started = time.monotonic()
 
@@ -76,7 +77,7 @@ class RunningCell:
                 next_tick = now + TICK
                 self.tick(self)
             if not self.processes.alive():
-                self.headline = "the process that watches the ranks ended, and they with it"
+                self.headline = both(lambda: t("ranks.watcher_ended"))
                 return
             if failed_at is None and any("error" in d for d in self.done.values()):
                 failed_at = now
@@ -86,7 +87,7 @@ class RunningCell:
             if now >= next_check and self.pending():
                 next_check = now + CHECK
                 states = self.states()
-                self.headline = find_deadlock(before, states)
+                self._note_deadlock(before, states)
                 if self.headline is not None:
                     self.release()
                     return
@@ -113,7 +114,7 @@ class RunningCell:
         """Get the ranks that still run back: interrupt them, then cut their connections."""
         before = self.states()
         if self.headline is None and self.pending():
-            self.headline = find_deadlock(before, self.states())
+            self._note_deadlock(before, self.states())
         for rank in self.pending():
             self.processes.send(rank, "interrupt", id=self.number)
         self.wait_until(time.monotonic() + (GRACE if self.interrupted else AFTER_FAILURE))
@@ -121,6 +122,10 @@ class RunningCell:
             for rank in self.pending():
                 self.processes.send(rank, "cut", id=self.number)
             self.wait_until(time.monotonic() + AFTER_CUT)
+
+    def _note_deadlock(self, before: list[RankState], now: list[RankState]) -> None:
+        if find_deadlock(before, now) is not None:
+            self.headline = both(lambda: find_deadlock(before, now) or "")
 
     def wait_until(self, limit: float) -> None:
         while self.pending() and not self.processes.dead and time.monotonic() < limit:

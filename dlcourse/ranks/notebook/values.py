@@ -6,11 +6,11 @@ import math
 import time
 from typing import Any
 
-from dlcourse.ranks.diagnosis.report import exit_reason
-from dlcourse.ranks.display import label
+from dlcourse.ranks.diagnosis.report import exit_reason, named
 from dlcourse.ranks.errors import RankError, RanksInterrupted
 from dlcourse.ranks.notebook import stop
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
+from dlcourse.words.strings import both, t
 
 STOP_LIMIT = 5.0  # seconds for ranks to leave the packing of a value
 
@@ -30,13 +30,9 @@ def fetch(processes: RankProcesses, name: str) -> dict[int, dict[str, Any]]:
             stops.ignore()
             raise RanksInterrupted(_give_up(processes, name, answers)) from None
     if processes.dead or len(answers) < processes.size:
-        died = [f"rank {r} {exit_reason(status)}" for r, status in sorted(processes.dead.items())]
-        what = "; ".join(died) or "the process that watches the ranks ended, and they with it,"
+        dead = dict(processes.dead)
         processes.end("lost")
-        raise RankError(
-            f"{what} before all ranks had sent {name}.\n"
-            "The next cell starts the ranks afresh; their variables are lost."
-        )
+        raise RankError(both(lambda: _died(dead, name)))
     return answers
 
 
@@ -48,8 +44,20 @@ def _give_up(processes: RankProcesses, name: str, answers: dict[int, dict[str, A
     limit = time.monotonic() + STOP_LIMIT
     while set(silent) - set(answers) and time.monotonic() < limit:
         processes.collect(processes.asked, answers)
-    words = f"interrupted: {label(silent)} had not sent {name} yet." if silent else "interrupted"
+    words = t("ranks.interrupted")
+    if silent:
+        words += ": " + t("ranks.not_sent", ranks=named(silent), name=name)
     if set(silent) - set(answers):
         processes.end("lost")
-        words += "\nThe next cell starts the ranks afresh; their variables are lost."
+        words += "\n" + t("ranks.afresh")
     return words
+
+
+def _died(dead: dict[int, int | None], name: str) -> str:
+    """Which ranks ended, and what was not sent because of it."""
+    ended = [
+        t("ranks.ended", ranks=named([rank]), reason=exit_reason(status))
+        for rank, status in sorted(dead.items())
+    ]
+    what = "; ".join(ended) or t("ranks.watcher_ended")
+    return t("ranks.ended_before_sent", ended=what, name=name) + "\n" + t("ranks.afresh")

@@ -6,16 +6,13 @@ from typing import Any
 
 from dlcourse import machine
 from dlcourse.ranks.diagnosis.mismatch import find_mismatch, uneven_progress
-from dlcourse.ranks.diagnosis.report import exit_reason, report, timed_out
-from dlcourse.ranks.display import fold, label
+from dlcourse.ranks.diagnosis.report import exit_reason, named, report, timed_out
+from dlcourse.ranks.diagnosis.state import RankState
+from dlcourse.ranks.display import fold
 from dlcourse.ranks.errors import RankError, RanksInterrupted
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
 from dlcourse.ranks.notebook.running_cell import RunningCell
-
-ADVICE = (
-    "All ranks of a group must make the same calls, in the same order, with tensors of the same "
-    "shape and type; every send needs a receive."
-)
+from dlcourse.words.strings import Both, both, language, t
 
 
 def judge(cell: RunningCell) -> None:
@@ -26,19 +23,16 @@ def judge(cell: RunningCell) -> None:
         _check_progress(cell)
         return
     lost = bool(processes.dead) or bool(cell.pending()) or not processes.alive()
-    lines = message(cell, errors)
+    said = both(lambda: "\n".join(message(cell, errors)))
+    after = None
     broken = any(e["group_broken"] for e in errors.values()) or uneven_progress(cell.known_states())
     if not lost and broken:
         lost = not processes.regroup()
-        if not lost:
-            lines.append(
-                "The ranks keep their variables; their process group was made anew "
-                "(wrap models and make sub-groups again)."
-            )
+        after = "ranks.kept_wrap"
     if lost:
         processes.end("lost")
-        lines.append("The next cell starts the ranks afresh; their variables are lost.")
-    text = "\n".join(lines)
+        after = "ranks.afresh"
+    text = both(lambda: _joined(said, after))
     if cell.interrupted:
         raise RanksInterrupted(text)
     raise RankError(text, errors)
@@ -48,28 +42,41 @@ def _check_progress(cell: RunningCell) -> None:
     """After a cell that every rank finished: are they still in step with each other?"""
     if len(cell.chosen) < cell.processes.size:
         return  # cells for some ranks come in pairs; judged when all take part
-    sentence = uneven_progress(cell.known_states())
-    if sentence is None:
+    states = cell.known_states()
+    if uneven_progress(states) is None:
         return
-    lines = [sentence, *report(cell.known_states()), ADVICE]
-    if cell.processes.regroup():
-        lines.append("The ranks keep their variables; their process group was made anew.")
-    else:
+    said = both(lambda: "\n".join(_uneven_message(states)))
+    after = "ranks.kept"
+    if not cell.processes.regroup():
         cell.processes.end("lost")
-        lines.append("The next cell starts the ranks afresh; their variables are lost.")
-    raise RankError("\n".join(lines))
+        after = "ranks.afresh"
+    raise RankError(both(lambda: _joined(said, after)))
+
+
+def _uneven_message(states: list[RankState]) -> list[str]:
+    return [uneven_progress(states) or "", *report(states), t("ranks.advice")]
+
+
+def _joined(said: Both, after: str | None) -> str:
+    """A message and what comes after it, in the language in use."""
+    lines = [said.english if language() == "en" else said]
+    return "\n".join([*lines, t(after)] if after else lines)
 
 
 def between_cells(processes: RankProcesses) -> str:
     """Which ranks died while no cell ran, and how."""
     if not processes.dead:
-        return "The process that watches the ranks ended, and they with it."
+        return t("ranks.watcher_ended_before")
     died = fold({rank: _exit_reason(processes, rank) for rank in sorted(processes.dead)})
     words = "; ".join(
-        f"{label(ranks)} {reason.replace('was ', 'were ') if len(ranks) > 1 else reason}"
+        _ended(ranks, reason.replace("was ", "were ") if len(ranks) > 1 else reason)
         for ranks, reason in died
     )
-    return f"After the last cell {words}."
+    return t("ranks.between", words=words)
+
+
+def _ended(ranks: list[int], reason: str) -> str:
+    return t("ranks.ended", ranks=named(ranks), reason=reason)
 
 
 def _exit_reason(processes: RankProcesses, rank: int) -> str:
@@ -89,32 +96,31 @@ def message(cell: RunningCell, errors: dict[int, dict[str, Any]]) -> list[str]:
         own = {r: e for r, e in raised.items() if timed_out(e)} or raised
     if processes.dead:
         rank = min(processes.dead)
-        headline = f"rank {rank} {_exit_reason(processes, rank)}"
+        headline = _ended([rank], _exit_reason(processes, rank))
         if (mismatch := find_mismatch(cell.known_states())) is not None:
-            headline += f" after {mismatch}"
+            headline = t("ranks.ended_after", ended=headline, mismatch=mismatch)
     elif cell.headline is not None and not own:
-        headline = cell.headline
+        headline = cell.headline.english if language() == "en" else cell.headline
     elif own and all(timed_out(e) for e in own.values()):
-        headline = (
-            f"{label(sorted(own))} gave up after {processes.timeout:g} s, the time-out of a wait. "
-            f"If the others are only slow, give more time: "
-            f"Ranks({processes.size}, timeout={4 * processes.timeout:g})"
-        )
+        more = f"Ranks({processes.size}, timeout={4 * processes.timeout:g})"
+        seconds = f"{processes.timeout:g}"
+        headline = t("ranks.time_out", ranks=named(sorted(own)), seconds=seconds, more=more)
     elif own:
         groups: dict[str, list[int]] = {}
         for rank, error in sorted(own.items()):
             groups.setdefault(f"{error['type']}: {error['message']}", []).append(rank)
-        headline = "; ".join(f"{label(ranks)} raised {text}" for text, ranks in groups.items())
+        parts = (t("ranks.raised", ranks=named(r), error=text) for text, r in groups.items())
+        headline = "; ".join(parts)
     elif cell.interrupted:
-        headline = "interrupted"
+        headline = t("ranks.interrupted")
     else:
-        headline = f"{label(cell.pending())} did not end"
-    if cell.interrupted and headline != "interrupted":
-        headline = f"interrupted: {headline}"
+        headline = t("ranks.not_ended", ranks=named(cell.pending()))
+    if cell.interrupted and headline != t("ranks.interrupted"):
+        headline = f"{t('ranks.interrupted')}: {headline}"
     lines = [headline, *report(cell.known_states())]
     if cell.headline is not None and not own and not cell.interrupted:
-        lines.append(ADVICE)
+        lines.append(t("ranks.advice"))
     if own:
         first = min(own)
-        lines += ["", f"Traceback of rank {first}:", own[first]["traceback"].rstrip()]
+        lines += ["", t("ranks.traceback", ranks=named([first])), own[first]["traceback"].rstrip()]
     return lines

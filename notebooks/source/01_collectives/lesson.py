@@ -86,7 +86,7 @@ f"{2 * (gpus - 1) * gradients / card:.1f} s"
 # | 모두 | 각자 합의 한 조각 | 리듀스스캐터(reduce-scatter) |
 # | 각자 한 조각 | 모두, 전체 | 올게더(all-gather) |
 # | 각자 상대별 조각 | 각자 상대의 조각 | 올투올(all-to-all) |
-# | 하나 | 하나 | 점대점(send, recv) |
+# | 하나 | 하나 | 점대점 통신(send, recv) |
 # %%
 # %%ranks
 x = torch.arange(1, world_size + 1, device=device) * 10**rank
@@ -320,7 +320,7 @@ compare("01.ring", ranks["sent_ring"][0])
 # So an all-reduce takes $2\log_2 p$ rounds. But each message is the whole tensor. (Writing the
 # tree is one of the exercises, so its code is not shown here.)
 # %% [markdown] lang="ko" en="3b676f0e"
-# 링의 대가는 *단계 수*입니다. 차례로 $2(p-1)$단계를 거쳐야 합니다. **트리**(tree)는 훨씬 적습니다. 라운드마다
+# 링의 대가는 *라운드 수*입니다. 차례로 $2(p-1)$라운드를 거쳐야 합니다. **트리**(tree)는 훨씬 적습니다. 라운드마다
 # 데이터를 가진 랭크가 두 배로 늘어납니다. 이것을 거꾸로 돌리며 더하면 데이터를 모을 수 있습니다.
 #
 # ```mermaid
@@ -408,7 +408,7 @@ assert all((other[name] == first[name]).all() for other in others for name in fi
 # torch의 올리듀스까지 모두 허용 오차 안에 있습니다. 두 번째 셀은 학습이 기대는 성질을 확인합니다. 올리듀스가
 # 끝나면 **모든 랭크의 값이 비트까지 같습니다.** 그렇지 않으면 복제본이 서로 어긋나기 시작합니다.
 #
-# 새로 나온 방법이 둘 있습니다. `direct`는 모든 상대에게 그 몫을 한꺼번에 보냅니다. 두 단계면 되고 바이트는 링과
+# 새로 나온 방법이 둘 있습니다. `direct`는 모든 상대에게 그 몫을 한꺼번에 보냅니다. 두 라운드면 되고 바이트는 링과
 # 같지만, 연결 $p-1$개를 동시에 씁니다. `shared`는 네트워크 없이, 한 컴퓨터의 모든 랭크가 읽는 메모리만 씁니다(레슨 02).
 #
 # 이제 *시간*을 봅시다. **α-β 모델**에서 $n$바이트 메시지는 $\alpha + \beta n$초가 걸립니다.
@@ -732,7 +732,7 @@ claim(
 #   Q -->|층을 자름: 텐서 병렬화| B[올리듀스<br>층마다, α가 중요]
 #   Q -->|파라미터를 자름: ZeRO, FSDP| C[올게더와<br>리듀스스캐터<br>층마다]
 #   Q -->|전문가: MoE| D[올투올<br>작은 것과 큰 것]
-#   Q -->|단계: 파이프라인| E[send, recv]
+#   Q -->|스테이지: 파이프라인| E[send, recv]
 # ```
 #
 # 새 클러스터에서는 학습을 돌리기 전에 그 학습이 부를 집합 통신부터 재 봅니다. 얼마나 걸릴까요? nccl-tests로

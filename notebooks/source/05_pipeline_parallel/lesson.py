@@ -77,7 +77,7 @@ layers, parameters
 # forward of piece 0 of the batch, `BW0` its whole backward. First with the whole batch as one
 # piece, and a backward that takes twice as long as a forward:
 # %% [markdown] lang="ko" en="48b8f952"
-# 이렇게 나눈 부분을 **단계**(stage)라고 합니다. 첫 단계와 마지막 단계에는 층 말고도 임베딩과 헤드가
+# 이렇게 나눈 부분을 **스테이지**(stage)라고 합니다. 첫 스테이지와 마지막 스테이지에는 층 말고도 임베딩과 헤드가
 # 있습니다.
 #
 # 이제 누가 언제 일하는지 봅시다. 랭크마다 할 일을 순서대로 적습니다. `F0`은 배치의 0번 조각을 순전파하는 것,
@@ -116,11 +116,11 @@ predict("05.bubble", ..., formula=100 * (w - 1) / (m + w - 1), unit="%")
 # an action sleeps for 20 ms instead of computing, and sleeping ranks need no core. Processes,
 # messages and their order are real.
 # %% [markdown] lang="ko" en="754ce080"
-# 이 코드에서 `F0`의 0은 조각 번호가 아니라 랭크가 맡은 단계의 번호입니다. 아직은 하나씩 맡으니 모두 0입니다.
+# 이 코드에서 `F0`의 0은 조각 번호가 아니라 랭크가 맡은 스테이지의 번호입니다. 아직은 하나씩 맡으니 모두 0입니다.
 # 마이크로배치 번호는 `numbered`가 차례로 붙입니다. `F0 F1 F2 …`가 됩니다.
 #
 # 시뮬레이션도 답이지만 재 보는 편이 낫습니다. 그런데 코어 두 개로는 랭크 네 개가 동시에 계산할 수 없어서,
-# 재 봐야 코어가 모자란다는 것만 나옵니다. 그래서 **여기서는 단계 시간을 정해 줍니다.** 계산하는 대신 20 ms를
+# 재 봐야 코어가 모자란다는 것만 나옵니다. 그래서 **여기서는 스테이지 시간을 정해 줍니다.** 계산하는 대신 20 ms를
 # 잡니다. 자는 랭크는 코어가 필요 없습니다. 프로세스, 메시지, 순서는 모두 진짜입니다.
 # %%
 # %%ranks --fast
@@ -163,7 +163,7 @@ draw("GPipe", predicted, measured)
 # the code) and $m$ micro-batches:
 # %% [markdown] lang="ko" en="2fbc4bfd"
 # 조금 더 나온 것은 메시지가 오가고 잠에서 깨는 시간입니다. 공식은 이 시간을 0으로 놓습니다. 위 그림의
-# 시뮬레이션은 0으로 놓지 않습니다. 단계 시간은 이 실행에서, 메시지 시간은 다른 실행에서 잰 값입니다.
+# 시뮬레이션은 0으로 놓지 않습니다. 스테이지 시간은 이 실행에서, 메시지 시간은 다른 실행에서 잰 값입니다.
 #
 # 논문을 견줄 때는 조심하세요. *전체* 시간으로 나누면 $\frac{p-1}{m+p-1}$입니다. 많은 논문은 *이상적인*
 # 시간으로 나눈 $\frac{p-1}{m}$을 씁니다. 같은 그림인데 숫자는 더 큽니다. 랭크 $p$개(코드의
@@ -246,8 +246,8 @@ draw("1F1B", *measure(one_f_one_b(w, m)))
 # %% [markdown] lang="ko" en="14921ede"
 # 이제 랭크 $p$개 가운데 $r$번은 마이크로배치가 아무리 많아도 $p - r$개까지만 들고 있습니다.
 #
-# **예측해 보세요.** GPipe에서 랭크 0이 들고 있는 활성화값은 1F1B의 몇 배일까요? 진짜 GPT로 돌리고 장부로
-# 잽니다. 마이크로배치 하나일 때와 둘일 때의 차이가 단위입니다.
+# **예측해 보세요.** GPipe에서 랭크 0이 들고 있는 활성화값은 1F1B의 몇 배일까요? 진짜 GPT로 돌리고 메모리
+# 장부(ledger, 텐서마다 바이트를 센 기록)로 잽니다. 마이크로배치 하나일 때와 둘일 때의 차이가 단위입니다.
 # %%
 predict("05.memory", ..., formula=m / w, unit="×")
 # %%
@@ -305,9 +305,9 @@ with expect_failure("deadlocks after 2 of 8 actions"):
 # 수신에서 기다리고, 메시지는 이유가 아니라 수신의 이름만 알려 줍니다. 교착 상태(deadlock)인지는 목록만 봐도 알 수 있으니 랭크를 띄우기 전에 확인하세요.
 # `PipelineParallel`도 그렇게 합니다.
 #
-# ## 더 작은 단계: 인터리브(interleaved)
+# ## 더 작은 스테이지: 인터리브(interleaved)
 #
-# 버블은 파이프라인을 *채우는* 시간입니다. 랭크마다 멀리 떨어진 작은 단계 두 개, 곧 **청크**(chunk)를 주면
+# 버블은 파이프라인을 *채우는* 시간입니다. 랭크마다 멀리 떨어진 작은 스테이지 두 개, 곧 **청크**(chunk)를 주면
 # 첫 마이크로배치가 절반의 시간에 마지막 랭크에 닿습니다.
 # %%
 draw("interleaved", *measure(make_schedule("interleaved", w, m)))
@@ -336,7 +336,7 @@ draw("interleaved", *measure(make_schedule("interleaved", w, m)))
 #
 # ```mermaid
 # flowchart LR
-#   D[출력의<br>그래디언트] --> B[B: 입력의 그래디언트] --> P[앞 단계가<br>기다림]
+#   D[출력의<br>그래디언트] --> B[B: 입력의 그래디언트] --> P[앞 스테이지가<br>기다림]
 #   D --> W[W: 가중치의 그래디언트] --> O[optimizer.step까지<br>아무도 안 기다림]
 # ```
 #
@@ -357,7 +357,7 @@ show("dlcourse.parallel.pipeline_stages:LinearInTwo")
 # 둘을 합치면 `backward`와 똑같은 계산이고, 두 번 하는 것은 없습니다. 들고 있는 것도 적습니다. B에만 필요하던
 # 것은 B가 끝나면 모두 비웁니다.
 #
-# **ZB-H1**은 W를 뒤로 미룬 1F1B입니다. **ZB-V**는 단계를 V자로 접습니다. 랭크 0이 첫 단계와 마지막 단계를
+# **ZB-H1**은 W를 뒤로 미룬 1F1B입니다. **ZB-V**는 스테이지를 V자로 접습니다. 랭크 0이 첫 스테이지와 마지막 스테이지를
 # *모두* 맡습니다.
 # %%
 draw("ZB-H1", *measure(make_schedule("zb_h1", w, m)))
@@ -379,7 +379,7 @@ draw("ZB-V", *zero)
 #
 # DeepSeek의 DualPipeV도 V자입니다. 순전파 옆에 다른 청크의 역전파를 두어, GPU에서는 한쪽의 통신이 다른 쪽
 # 계산 뒤에 숨습니다. 여섯 스케줄을 나란히 놓습니다. 공식은 F = B = W이고 메시지가 공짜라고 놓은 값이고, 예측값은 잰
-# 단계 시간과 메시지 시간으로 계산합니다.
+# 스테이지 시간과 메시지 시간으로 계산합니다.
 # %%
 rows, flight = [], {}
 for name in SCHEDULES:
@@ -477,7 +477,7 @@ gantt_figure({"1F1B": ranks["real"][0].spans}, title=title, seconds=True)
 #
 # ## 실제 라이브러리와 나란히
 #
-# `torch.distributed.pipelining`에는 같은 스케줄들이 있고, DeepSpeed에는 1F1B가 있습니다. 같은 단계, 같은
+# `torch.distributed.pipelining`에는 같은 스케줄들이 있고, DeepSpeed에는 1F1B가 있습니다. 같은 스테이지, 같은
 # 데이터로 견줍니다. `zb_h1`의 활성화값을 눈여겨보세요.
 # %%
 # %%ranks --fast
@@ -693,13 +693,13 @@ check("05.own")
 # | | 여기 | GPU 클러스터 |
 # |---|---|---|
 # | 기다리는 랭크 | 코어를 남에게 내줌 | GPU를 놀림 |
-# | 메시지 하나 | 루프백으로 2 × 64 × 64 × 4바이트 | 시퀀스 × 너비 × 2바이트, NVLink나 InfiniBand |
+# | 메시지 하나 | 루프백으로 2 × 64 × 64 × 4바이트 | 시퀀스 × 폭 × 2바이트, NVLink나 InfiniBand |
 # | 버블 | 다른 랭크가 채움 | 위의 여섯 줄 표대로 |
 # | 이 코드로 해 봄 | 예 | 아직 |
 #
 # 파이프라인은 적게 보내므로 노드 *사이*에 두고, 노드 안에서는 텐서 병렬화를 합니다. Megatron-LM은 파라미터
-# 1조(1008B) 개를 64단계와 텐서 병렬 8로 학습해 최고 성능의 52%를 냈습니다[1]. Llama 3 405B는
-# 16단계였습니다[2]. 그 모델의 메시지 하나와, 400 Gb/s 카드로 보내는 시간을 계산하면 이렇습니다.
+# 1조(1008B) 개를 스테이지 64개와 텐서 병렬화 8로 학습해 최고 성능의 52%를 냈습니다[1]. Llama 3 405B는
+# 스테이지 16개였습니다[2]. 그 모델의 메시지 하나와, 400 Gb/s 카드로 보내는 시간을 계산하면 이렇습니다.
 # %% tags=["nbval-check-output"]
 sequence, width, card = 8192, 16384, 50e9
 message = sequence * width * 2
@@ -710,8 +710,8 @@ f"{message / 2**20:.0f} MiB", f"{1e3 * message / card:.1f} ms"
 # nothing. Look at `send`: what the stages tell each other is little beside the two all-reduces.
 # %% [markdown] lang="ko" en="d8977840"
 # 마지막으로 이 레슨의 클래스를 그대로 써서 **랭크 1,024개 가운데 하나**가 되어 봅니다. 7B 모델을 복제본 16개 ×
-# 단계 8개 × 텐서 병렬 8로 나누고, 모양만 있고 숫자는 없는 텐서로 한 스텝을 돌립니다. 바이트는 정확하고 시간은
-# 뜻이 없습니다. `send`를 보세요. 단계끼리 주고받는 양은 두 올리듀스에 비하면 얼마 안 됩니다.
+# 스테이지 8개 × 텐서 병렬화 8로 나누고, 모양만 있고 숫자는 없는 텐서로 한 스텝을 돌립니다. 바이트는 정확하고 시간은
+# 뜻이 없습니다. `send`를 보세요. 스테이지끼리 주고받는 양은 두 올리듀스에 비하면 얼마 안 됩니다.
 # %%
 from dlcourse import scale
 
@@ -735,7 +735,7 @@ one_of_many
 # %% [markdown] lang="ko" en="98ac2d5a"
 # ## 다섯 줄 요약
 #
-# 1. 층은 단계로, 배치는 마이크로배치로 자릅니다. 그래디언트를 더하면 같은 학습입니다.
+# 1. 층은 스테이지로, 배치는 마이크로배치로 자릅니다. 그래디언트를 더하면 같은 학습입니다.
 # 2. GPipe와 1F1B는 시간의 $\frac{p-1}{m+p-1}$를 놉니다. 1F1B는 활성화값을 $m$개가 아니라 $p - r$개 듭니다.
 # 3. 청크를 늘리면 파이프라인이 빨리 차고, B를 W보다 먼저 하면 남은 틈까지 메웁니다.
 # 4. 스케줄은 데이터입니다. 검사하고, 시뮬레이션하고, 그다음 실행하세요.

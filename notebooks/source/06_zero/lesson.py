@@ -20,7 +20,7 @@
 # 그런데 복제본은 바이트 하나까지 똑같습니다. 랭크에 정말 필요한 것은 무엇이고, 언제 필요할까요? 나머지를
 # 가져오는 데는 얼마가 들까요?
 #
-# ZeRO의 세 단계를 만들며 장부에서 바이트가 사라지는 것을 지켜보고, 끝으로 FSDP2, DeepSpeed와 견줍니다.
+# ZeRO의 세 단계를 만들며 메모리 장부(ledger, 텐서마다 바이트를 센 기록)에서 바이트가 사라지는 것을 지켜보고, 끝으로 FSDP2, DeepSpeed와 견줍니다.
 # 30~40분 걸립니다.
 # %% tags=["parameters"]
 lang = "ko"
@@ -42,7 +42,7 @@ steps = 4
 #
 # ```mermaid
 # flowchart LR
-#   D["데이터 병렬<br>파라미터 ■<br>그래디언트 ■<br>옵티마이저 상태 ■"]
+#   D["데이터 병렬화<br>파라미터 ■<br>그래디언트 ■<br>옵티마이저 상태 ■"]
 #   D --> S1["1단계<br>파라미터 ■<br>그래디언트 ■<br>옵티마이저 상태 ¼"]
 #   S1 --> S2["2단계<br>파라미터 ■<br>그래디언트 ¼<br>옵티마이저 상태 ¼"]
 #   S2 --> S3["3단계<br>파라미터 ¼<br>그래디언트 ¼<br>옵티마이저 상태 ¼"]
@@ -72,7 +72,7 @@ ranks.cell(f"steps = {steps}")
 # %% [markdown] lang="ko" en="a3eccb53"
 # 먼저 계산서입니다. 혼합 정밀도(mixed precision)에서는 파라미터를 bfloat16(2바이트)으로 두고, 그래디언트도
 # 2바이트입니다. Adam은 float32 숫자를 세 개(12바이트) 둡니다. 모멘트 두 개, 그리고 **마스터 가중치**(master
-# weights)입니다. 16비트 숫자에 작은 걸음을 더하면 반올림되어 사라지기 때문입니다.
+# weights)입니다. 16비트 숫자에 작은 갱신량을 더하면 반올림되어 사라지기 때문입니다.
 #
 # **예측해 보세요.** 파라미터 873,728개인 우리 GPT라면 랭크 하나가 스텝과 스텝 사이에 몇 바이트를 들고
 # 있을까요? `...` 자리에 숫자를 적어 보세요.
@@ -472,7 +472,7 @@ figure.update_layout(title_text=t(".limits"))
 #
 # And all this counts model states only. What does a rank need at its *peak*?
 # %% [markdown] lang="ko" en="9120a1a0"
-# 4와 8은 $N \to \infty$일 때의 극한입니다. 랭크 4개면 1단계는 2.3분의 1, 2단계는 2.9분의 1입니다. 혼합
+# 4와 8은 $N \to \infty$일 때의 극한입니다. 랭크 4개면 1단계는 2.3배, 2단계는 2.9배 줄어듭니다. 혼합
 # 정밀도의 2 + 2 + 12도 전제입니다. float32만 쓰면(4 + 4 + 8) 극한은 2와 4입니다. N만 정확합니다. 단위도
 # 조심하세요. 논문의 120 GB는 $10^9$바이트 단위이며, GiB로는 111.8입니다.
 #
@@ -626,7 +626,7 @@ library_comparison_table(found, reference="FSDP2", absent=stage_of.keys() - set(
 # %% [markdown] lang="ko" en="689f50ef"
 # ## 네 랭크가 저장하고 두 랭크가 읽기
 #
-# 체크포인트도 샤드로 되어 있습니다. 랭크마다 자기 것을 씁니다. 더 적은 랭크로 읽으려면 샤드를 이어 붙이고, 패딩을
+# 체크포인트 파일도 샤드로 되어 있습니다. 랭크마다 자기 것을 씁니다. 더 적은 랭크로 읽으려면 샤드를 이어 붙이고, 패딩을
 # 버리고, 다시 자릅니다.
 # %%
 show("dlcourse.parallel.zero_checkpoint:load_checkpoint")
@@ -667,7 +667,7 @@ assert resumed_apart < 1e-4
 # Each half of the ranks has gone on alone, with the same losses. A checkpoint that is of another model,
 # or broke off, is refused where nothing has started yet: sizes are enough to tell.
 # %% [markdown] lang="ko" en="584fb4cd"
-# 랭크를 반으로 나누어 저마다 이어 갔는데 손실이 같습니다. 다른 모델의 체크포인트이거나 쓰다 만 것이면, 아무것도
+# 랭크를 반으로 나누어 저마다 이어 갔는데 손실이 같습니다. 다른 모델의 체크포인트 파일이거나 쓰다 만 것이면, 아무것도
 # 시작하기 전에 거부합니다. 크기만 봐도 알 수 있습니다.
 # %%
 # %%ranks --fast
@@ -804,7 +804,7 @@ check("06.peak")
 # And the classes of this lesson as **one rank of 1,024**: stage 3 over 128 copies of an 8-way tensor
 # parallel 7B model, on tensors that have shapes and no numbers. Bytes are exact, times mean nothing.
 # %% [markdown] lang="ko" en="22c024f5"
-# 이 레슨의 클래스를 그대로 써서 **랭크 1,024개 가운데 하나**도 되어 봅니다. 텐서 병렬 8로 자른 7B 모델을 복제본
+# 이 레슨의 클래스를 그대로 써서 **랭크 1,024개 가운데 하나**도 되어 봅니다. 텐서 병렬화 8로 자른 7B 모델을 복제본
 # 128개에 3단계로 나누고, 모양만 있고 숫자는 없는 텐서로 돌립니다. 바이트는 정확하고 시간은 뜻이 없습니다.
 # %%
 from dlcourse import scale

@@ -52,7 +52,7 @@ steps = 5
 #
 # 먼저 랭크(rank) 0 혼자 해 봅니다. 다른 랭크는 나중에 함께하는데, 그때는 누가 언제 보내는지도 중요해집니다.
 # %% hidden=true
-from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
+from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz, solution
 from dlcourse.figures.accumulation import figures_of_d1, memory_of_a_step, show_all_reduces
 from dlcourse.figures.accumulation import show_floor, show_large, show_layers, show_libraries
 from dlcourse.figures.accumulation import show_no_sync, show_peaks, show_same, show_times
@@ -619,6 +619,8 @@ show_large(gradients=gradients_gb, without=8 * once, within=once)
 # [2] [Accelerate, Gradient synchronization](https://huggingface.co/docs/accelerate/concept_guides/gradient_synchronization).
 # [DDP.no_sync](https://docs.pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html),
 # [fully_shard](https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
+# %%
+quiz()
 # %% [markdown] lang="en"
 # ## Deeper
 #

@@ -67,8 +67,8 @@ ranks = Ranks(num_ranks, device=device)
 # **Predict** the bytes for 4 sequences of 64 tokens.
 # %% [markdown] lang="ko" en="e892f566"
 # 먼저, 우리 GPT의 층 하나는 무엇을 저장할까요? 연산자를 하나씩 짚으며 그 역전파가 무엇을 읽는지 물어보면 됩니다.
-# 행렬 곱은 자기 입력을, GELU도 자기 입력을, 어텐션은 q, k, v를 읽습니다. 모두 세면 토큰과 채널(64개)마다 값이
-# 16개, 그리고 토큰마다 8개(정규화의 평균과 배율, 헤드 4개에 하나씩)이고, 값 하나는 4바이트입니다.
+# 행렬 곱은 자기 입력을, GELU도 자기 입력을, 어텐션은 q, k, v를 읽습니다. 모두 세면 토큰마다 폭(64)의 16배만큼의
+# 값, 그리고 토큰마다 8개(정규화의 평균과 배율, 헤드 4개에 하나씩)이고, 값 하나는 4바이트입니다.
 #
 # 토큰 64개짜리 시퀀스 4개라면 몇 바이트인지 **예측해 보세요.**
 # %%
@@ -109,7 +109,7 @@ show_layer(ranks["one_layer"][0])
 # Now a whole step, with 12 layers. Look at the shape of the mountain:
 # %% [markdown] lang="ko" en="447d8078"
 # 오른쪽 열은 누구나 인용하는 공식 $sbh(34 + 5as/h)$바이트입니다[1]. $b$는 시퀀스, $s$는 시퀀스의 토큰, $h$는
-# 너비, $a$는 헤드의 수입니다. 연산자는 같고 다른 점은 셋입니다. 우리는 값 하나를 4바이트로 저장하지만 공식은
+# 폭, $a$는 헤드의 수입니다. 연산자는 같고 다른 점은 셋입니다. 우리는 값 하나를 4바이트로 저장하지만 공식은
 # 2바이트로 셉니다. 공식은 드롭아웃 마스크를 더합니다. 그리고 어텐션 점수를 모두 저장하는데, 그것이 $5as/h$입니다.
 # 퓨즈드 어텐션(fused attention)은 점수를 적어 두지 않습니다. 공식은 베끼지 말고 자기 모델에서 유도해야 합니다.
 #
@@ -463,9 +463,9 @@ claim("D3", **figures_of_d3(ranks["ways"][0], ranks["totals"][0]))
 # 빈 곳을 채워 실행하고 check 셀을 실행하세요. `hint("11.kept")`는 한 단계씩 도와주고, `solution("11.kept")`은 답
 # 하나를 보여 줍니다.
 #
-# **1. `11.kept`** (3분). 우리 GPT가 순전파와 역전파 사이에 저장하는 바이트 수를 돌려주세요. 층 `layers`개, 너비
+# **1. `11.kept`** (3분). 우리 GPT가 순전파와 역전파 사이에 저장하는 바이트 수를 돌려주세요. 층 `layers`개, 폭
 # `width`, 토큰 `tokens`개, float32이고, 체크포인트는 `k`층마다 둡니다(마지막 구간은 짧을 수 있고, `k=0`이면
-# 없음). 층 하나는 토큰과 채널마다 값 16개로 세고, 나머지는 뺍니다.
+# 없음). 층 하나는 토큰마다 폭의 16배만큼의 값으로 세고, 나머지는 뺍니다.
 # %% exercise="11.kept"
 def bytes_kept(layers, width, tokens, k):
     raise NotImplementedError
@@ -685,5 +685,5 @@ show_large(ranks["large"][0])
 # CPU ([lesson 12](12_sharding_offload.ipynb)).
 # %% [markdown] lang="ko" en="9ad8f0c5"
 # 체크포인트를 두면 최대 메모리가 손실 계산에서 나옵니다. 남은 것의 대부분은 토큰마다 51,200개인 로짓이고, 그것이 세 벌
-# 있습니다. DeepSpeed와 Megatron은 체크포인트를 텐서 병렬 랭크끼리 나누거나 CPU로 옮기기도 합니다([레슨
+# 있습니다. DeepSpeed와 Megatron은 체크포인트를 텐서 병렬화의 랭크끼리 나누거나 CPU로 옮기기도 합니다([레슨
 # 12](12_sharding_offload.ipynb)).

@@ -163,7 +163,7 @@ Table([t(".device", device=""), *header], rows)
 # by itself. And is it still the same training? One process does the same operations on the same
 # numbers, so we ask for equality bit for bit.
 # %% [markdown] lang="ko" en="2b282c5b"
-# 한도는 먼저 계획과, 실행한 뒤에는 랭크마다 장부와 견주었습니다. GPU라면 스스로 한도를 지킵니다. 그런데 여전히 같은
+# 한도는 먼저 계획과, 실행한 뒤에는 랭크마다 메모리 장부(ledger)와 견주었습니다. GPU라면 스스로 한도를 지킵니다. 그런데 여전히 같은
 # 학습일까요? 단일 프로세스도 같은 숫자로 같은 연산을 하므로 비트까지 같아야 합니다.
 # %%
 # %%ranks --fast

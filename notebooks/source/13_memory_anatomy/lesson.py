@@ -67,7 +67,7 @@ ranks = Ranks(num_ranks, device=device)
 # ## 모든 것을 담은 루프 하나
 #
 # 지금까지는 기법마다 루프가 따로 있었습니다. 이번에는 무엇이든 함께 켤 수 있는 루프 하나를 씁니다. `__init__`의 순서를
-# 보세요. 블록을 체크포인트로 감싸고, 파라미터의 자료형을 바꾸고, 그다음에 ZeRO가 자릅니다.
+# 보세요. 블록을 활성화 체크포인트로 감싸고, 파라미터의 자료형을 바꾸고, 그다음에 ZeRO가 자릅니다.
 # %% source="dlcourse.training.memory_anatomy:Training"
 # %% [markdown] lang="en"
 # **Predict** two numbers for AdamW in float32. First the model states, parameters, gradients and
@@ -334,7 +334,7 @@ Table([t(".technique"), t(".parity")], rows)
 # Techniques that contradict each other are refused before anything is built, and a batch that cannot be
 # split in its first step:
 # %% [markdown] lang="ko" en="4eda8604"
-# 서로 맞지 않는 기법은 모델을 만들기 전에 거절하고, 나누어떨어지지 않는 배치는 첫 스텝에서 거절합니다.
+# 서로 맞지 않는 기법은 모델을 만들기 전에 거부하고, 나누어떨어지지 않는 배치는 첫 스텝에서 거부합니다.
 # %%
 # %%ranks --fails "keeps no master weights"
 Recipe(precision="master", optimizer="sgd")
@@ -544,7 +544,7 @@ memory_by_category_figure(dict(zip(labels, formula, strict=True)), title=title)
 # Speed is for a GPU to say. One ratio can be checked by FLOPs, if speed goes with them: the claimed step
 # from 110 to 90% for checkpointing, beside FLOPs without it ÷ FLOPs with it.
 # %% [markdown] lang="ko" en="b6fd81e2"
-# 모델 전체를 장부로 재는 데는 한 줄에 몇 초씩 걸리므로 여기서는 두 줄만 잽니다. 다섯 줄은 코스의 테스트
+# 모델 전체를 장부로 재는 데는 한 줄에 몇 초씩 걸리므로 여기서는 두 줄만 잽니다. 다섯 줄은 과정의 테스트
 # (`test_gpt2_large_by_ledger`)가 모두 견줍니다. 나머지 줄도 직접 재려면 `by_ledger`에 1, 2, 3을 넣으세요.
 #
 # "12 GB"는 파라미터마다 16바이트인 상태만의 크기이며, **활성화값은 하나도 들어 있지 않습니다**. 이 16바이트는 혼합
