@@ -148,6 +148,8 @@ def test_a_value_that_never_comes_can_be_stopped(ranks):
     cell(
         ranks,
         """
+        import time
+
         class Endless:
             def __reduce__(self):
                 while rank == 2: time.sleep(0.01)
