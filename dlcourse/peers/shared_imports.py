@@ -11,6 +11,8 @@ import os
 
 import torch
 
+import dlcourse.peers.expert_parallel  # noqa: F401
+import dlcourse.peers.moe  # noqa: F401
 from dlcourse.peers.deepspeed_engine import is_installed
 
 if is_installed() and not torch.cuda.is_available() and not torch.mps.is_available():
