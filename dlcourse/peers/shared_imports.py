@@ -11,7 +11,7 @@ import os
 
 import torch
 
-import dlcourse.peers.expert_parallel  # noqa: F401
+import dlcourse.peers.expert_parallel
 import dlcourse.peers.moe  # noqa: F401
 from dlcourse.peers.deepspeed_engine import is_installed
 
