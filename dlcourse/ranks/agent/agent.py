@@ -85,7 +85,7 @@ class Agent:
         if problem:
             self.client.send("refused", pool=number, reason=problem)
             return
-        if request["start_method"] == "fork" and request["preload"]:
+        if request["start_method"] == "fork" and request.get("preload"):
             with suppress(Exception):  # ranks that need it will say what is wrong
                 _import([request["preload"]])
         pool = PoolProcesses(number, 0, directory)
