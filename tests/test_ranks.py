@@ -1150,9 +1150,9 @@ def is_imported(name):
 
 def test_what_is_preloaded_is_in_all_ranks_before_they_import_anything():
     found = []
-    for preload in (None, "colorsys", "nowhere_at_all"):  # what cannot be imported is left out
+    for preload in (None, "wave", "nowhere_at_all"):  # what cannot be imported is left out
         with Ranks(2, default=False, preload=preload) as pool:
-            found.append(pool.run(is_imported, "colorsys"))
+            found.append(pool.run(is_imported, "wave"))
     assert found == [[False] * 2, [True] * 2, [True] * 2]  # it stays with the one who forks ranks
 
 
