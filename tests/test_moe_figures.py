@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -17,6 +18,8 @@ from dlcourse.figures.moe import (
     show_contracts,
     show_short,
 )
+from dlcourse.plan.hf_config import published_model
+from dlcourse.plan.model_shape import active_numbers, total_numbers
 from dlcourse.training.architecture_record import load
 from dlcourse.words.strings import set_language
 
@@ -33,6 +36,10 @@ def test_mixtral_has_the_published_numbers_of_parameters():
     assert "46.7 billion parameters" in text and "uses 12.9 billion" in text
     assert "747 GB" in text  # 16 bytes each
     assert "refuses" in memory_of_experts(experts=2, top_k=4).text
+    shape = published_model("mixtral-8x7b")
+    assert figures._mixtral(8, 8) == total_numbers(shape)
+    assert figures._mixtral(4, 4) == total_numbers(replace(shape, experts=4))  # a smaller router
+    assert figures._mixtral(8, 2) == active_numbers(shape)
 
 
 @pytest.mark.parametrize(

@@ -625,6 +625,26 @@ def test_embeddings_tied_by_hand(run):
         assert max(run(tied_by_hand, name)) < 1e-12
 
 
+def loaded_from_another_rank(name):
+    """What is said of the state of the rank before this one."""
+    pipeline = PipelineParallel(GPT(GPTConfig(n_layer=8, **SMALL)), make_schedule(name, 4, 8))
+    everyone = [None] * 4
+    dist.all_gather_object(everyone, pipeline.state_dict())
+    pipeline.load_state_dict(everyone[dist.get_rank()])
+    try:
+        pipeline.load_state_dict(everyone[dist.get_rank() - 1])
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+@on_ranks(4)
+@pytest.mark.parametrize("name", ["1f1b", "zb_v"])
+def test_the_names_in_a_state_are_those_of_this_ranks_layers(run, name):
+    for said in run(loaded_from_another_rank, name):
+        assert "Missing key" in said and "Unexpected key" in said
+
+
 def in_torch(names):
     config = GPTConfig(n_layer=8, **SMALL)
     job = dict(steps=5, batch_size=16, block=8, lr=LR)

@@ -1144,3 +1144,39 @@ def test_no_socket_is_left_to_join_once_the_ranks_are_connected(ranks):
     files = psutil.Process(ranks.pids[0]).open_files()
     assert not Path(ranks.agent.directory).exists()
     assert not [f for f in files if f.path.endswith("/s")]
+
+
+def is_imported(name):
+    return name in sys.modules
+
+
+def test_what_is_preloaded_is_in_all_ranks_before_they_import_anything():
+    found = []
+    for preload in (None, "wave", "nowhere_at_all"):  # what cannot be imported is left out
+        with Ranks(2, default=False, preload=preload) as pool:
+            found.append(pool.run(is_imported, "wave"))
+    assert found == [[False] * 2, [True] * 2, [True] * 2]  # it stays with the one who forks ranks
+
+
+def memory_with_holes(seconds):
+    """In a rank: MB before, with 200 MB of which all but the end is free, and a little later."""
+    from dlcourse.measure.process_memory import pss_bytes
+
+    before = pss_bytes()
+    blocks = [bytearray(100_000) for _ in range(2000)]  # too small to be given back one by one
+    for block in blocks:
+        block[::4096] = b"x" * len(block[::4096])
+    end = blocks[-1]
+    del blocks, block
+    with_holes = pss_bytes()
+    limit = time.monotonic() + seconds
+    while pss_bytes() - before > 50e6 and time.monotonic() < limit:
+        time.sleep(0.1)
+    return before / 1e6, with_holes / 1e6, pss_bytes() / 1e6, len(end)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps what is freed below")
+def test_memory_that_a_cell_has_freed_goes_back_while_it_still_runs(ranks):
+    for before, with_holes, after, _ in ranks.run(memory_with_holes, 30):
+        assert with_holes - before > 150  # else there is nothing to give back
+        assert after - before < 50

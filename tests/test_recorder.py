@@ -129,6 +129,25 @@ def groups_and_shapes(rank: int) -> None:
     dist.all_gather_object([None, None], {"rank": rank})
 
 
+def sum_sparse(rank: int) -> None:
+    """Three of ten rows of four numbers, as the gradient of a sparse embedding has them."""
+    rows = torch.sparse_coo_tensor([[rank, 4, 9]], torch.full((3, 4), rank + 1.0), (10, 4))
+    dist.all_reduce(rows)
+    whole = rows.to_dense()[:, 0].tolist()
+    assert whole == [1.0, 2.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 3.0], whole
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+def test_a_sparse_all_reduce_is_counted_by_its_indices_and_values(
+    ranks: Ranks, ledger: bool
+) -> None:
+    records = record(ranks, sum_sparse, ledger=ledger)
+    size = 3 * 8 + 3 * 4 * 4
+    for each in records:
+        (call,) = each["comm"]
+        assert (call["op"], call["bytes"], call["sent_bytes"]) == ("all_reduce", size, size)
+
+
 def test_groups_uneven_splits_and_objects(ranks: Ranks) -> None:
     first, second = record(ranks, groups_and_shapes)
     by_group: dict[str, list] = {}

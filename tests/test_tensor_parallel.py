@@ -680,6 +680,31 @@ def test_clipping_where_gradients_are_missing(run, frozen):
         assert max(norm, gradients) < 1e-12
 
 
+def another_part(kind):
+    """Load this rank's own state, then another rank's: what is said, and what has changed."""
+    model = cut_as(kind, GPT(GPTConfig(**SMALL)).double())
+    own = copy.deepcopy(model.state_dict())
+    model.load_state_dict(own)
+    everyone = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    other = everyone[dist.get_rank() - 1]
+    try:
+        model.load_state_dict(other)
+        said = ""
+    except ValueError as error:
+        said = str(error)
+    names = [name for name, value in own.items() if isinstance(value, torch.Tensor)]
+    now = model.state_dict()
+    return said, apart([now[name] for name in names], [own[name] for name in names])
+
+
+@KINDS
+def test_a_state_says_whose_part_it_is(run, kind):
+    for rank, (said, changed) in enumerate(run(another_part, kind)):
+        assert f"holds part {(rank - 1) % 4} of 4 of " in said and f"rank part {rank} of 4" in said
+        assert changed == 0.0
+
+
 def train_with_clipping(kind):
     """The step of the mixed precision lesson, which clips and knows nothing of ranks."""
     batch = Corpus(limit=9999).batch(0, block=16)

@@ -26,27 +26,30 @@ LARGE = 20_000  # rows of the largest all-to-all: several chunks for a rank
 TABLE = 1 << 21  # elements
 
 
-def soak(ranks: Ranks, dispatches: int, say: Callable[[str], None] = print) -> int:
+def soak(
+    ranks: Ranks, dispatches: int, say: Callable[[str], None] = print, *, seed: int = 0
+) -> int:
     """Run so many dispatches; returns how many messages were not what was sent.
 
     Args:
         ranks: a pool.
+        seed: another one draws other dispatches, and other moments to stop a rank.
         say: is told how far it is.
     """
     processes, done, wrong, start = ranks.run(os.getpid), 0, 0, time.monotonic()
-    with _stopping(processes):
+    with _stopping(processes, seed):
         while done < dispatches:
             some = min(BLOCK, dispatches - done)
-            wrong += sum(ranks.run(soak_block, done, some))
+            wrong += sum(ranks.run(soak_block, done, some, seed))
             done += some
             say(f"{done:,} dispatches in {time.monotonic() - start:.0f} s, {wrong} messages wrong")
     return wrong
 
 
 @contextmanager
-def _stopping(processes: list[int]) -> Iterator[None]:
+def _stopping(processes: list[int], seed: int) -> Iterator[None]:
     """Meanwhile one process after the other is stopped for up to 4 ms."""
-    over, chance = threading.Event(), random.Random(0)
+    over, chance = threading.Event(), random.Random(seed)
 
     def stop() -> None:
         while not over.wait(chance.uniform(0, 0.03)):
@@ -69,7 +72,7 @@ def _stopping(processes: list[int]) -> Iterator[None]:
 _state: dict[str, Any] = {}
 
 
-def soak_block(first: int, dispatches: int) -> int:
+def soak_block(first: int, dispatches: int, seed: int = 0) -> int:
     """In every rank: dispatches number ``first`` to ``first + dispatches``; messages wrong."""
     import torch
     import torch.distributed as dist
@@ -84,8 +87,8 @@ def soak_block(first: int, dispatches: int) -> int:
         low = [LowLatency(CAPACITY, WIDTH, torch.int32, ready=r) for r in ("flag", "payload")]
         _state.update(group=dist.group.WORLD, table=table, low=low)
         for window in [mailboxes_of(None), *(x.places for x in low)]:
-            window._release = _disturbed(window._release, dist.get_rank())
-    chance = random.Random(first)  # the same in all ranks
+            window._release = _disturbed(window._release, 1000 * seed + dist.get_rank())
+    chance = random.Random(f"{seed}.{first}")  # the same in all ranks
     wrong = done = 0
     while done < dispatches:
         kind = chance.random()

@@ -236,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--turns", type=int, default=20, help="turns of each kind")
     parser.add_argument("--soak", type=int, metavar="N", help="only so many random dispatches")
+    parser.add_argument("--seed", type=int, default=0, help="of the dispatches and of the stops")
     args = parser.parse_args(argv)
     if args.turns < 2 or args.ranks < 2:
         parser.error("give at least 2 ranks and 2 turns")
@@ -243,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--soak {args.soak}: give a number of dispatches, at least 1")
     with Ranks(args.ranks, device="cpu", default=False) as ranks:
         if args.soak is not None:
-            return 1 if soak(ranks, args.soak) else 0
+            return 1 if soak(ranks, args.soak, seed=args.seed) else 0
         samples = measure(ranks, args.ranks, args.turns)
     load = os.getloadavg()[0]
     print(f"{args.ranks} ranks, {args.turns} turns; load of the machine {load:.1f}")

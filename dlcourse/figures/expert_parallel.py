@@ -156,14 +156,23 @@ def show_latency(steps: Mapping[float, float]) -> Table:
     return Table([t(key) for key in head], rows)
 
 
-def show_race(seconds: Mapping[int, Mapping[str, float]]) -> go.Figure:
-    """Time of dispatch and combine by bytes that a rank sends, for each way to carry them."""
+def show_race(
+    seconds: Mapping[int, Mapping[str, float]], mpi: Mapping[int, float] | None = None
+) -> go.Figure:
+    """Time of dispatch and combine by bytes that a rank sends, for each way to carry them.
+
+    Args:
+        seconds: bytes -> way -> time.
+        mpi: bytes -> time of MPI's ranks, which are other processes; ``None`` where there is none.
+    """
     names = ("gloo", "one_sided", "flag", "payload")
     series = {
         t(f"expert_parallel.race.{name}"): [times[name] for times in seconds.values()]
         for name in names
     }
-    colors = dict(zip(series, (RANKS[5], RANKS[6], RANKS[7], RANKS[4]), strict=True))
+    if mpi:
+        series[t("expert_parallel.race.mpi")] = [mpi[size] for size in seconds]
+    colors = dict(zip(series, (RANKS[i] for i in (5, 6, 7, 4, 3)), strict=False))
     small, large = seconds[TOKENS * WIDTH * 4], seconds[max(seconds)]
     title = t(
         "expert_parallel.race.title",

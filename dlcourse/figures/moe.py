@@ -115,7 +115,7 @@ def memory_of_experts(experts: int, top_k: int) -> Picture:
     """
     if top_k > experts:
         return sentence(t("moe.sizes.refused", experts=experts, top_k=top_k))
-    held_, used = (_mixtral(count) for count in (experts, top_k))
+    held_, used = (_mixtral(experts, computed) for computed in (experts, top_k))
     parts = {"parameters": 4, "gradients": 4, "optimizer_state": 8}
     rows = {
         t("moe.sizes.held"): {name: size * held_ / 1e9 for name, size in parts.items()},
@@ -138,11 +138,12 @@ def human_gb(value: float) -> str:
     return f"{digits(value)} GB"
 
 
-def _mixtral(experts: int) -> float:
+def _mixtral(experts: int, computed: int) -> float:
+    """Numbers of the model of which ``computed`` experts count; the router scores all of them."""
     attention = 2 * _WIDTH * _WIDTH + 2 * _WIDTH * _KEY_WIDTH
-    router_and_norms = 8 * _WIDTH + 2 * _WIDTH
+    router_and_norms = experts * _WIDTH + 2 * _WIDTH
     expert = 3 * _WIDTH * _HIDDEN
-    layer = attention + router_and_norms + experts * expert
+    layer = attention + router_and_norms + computed * expert
     return _LAYERS * layer + 2 * _VOCABULARY * _WIDTH + _WIDTH
 
 

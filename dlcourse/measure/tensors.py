@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -19,6 +20,21 @@ def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
     elif depth and isinstance(value, (list, tuple)):
         for part in value:
             yield from tensors_in(part, depth - 1)
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements; of a sparse one, of its indices and values."""
+    if tensor.layout == torch.strided:
+        return tensor.nbytes
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices().nbytes + tensor._values().nbytes
+    rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    indices = (
+        (tensor.crow_indices(), tensor.col_indices())
+        if rows
+        else (tensor.ccol_indices(), tensor.row_indices())
+    )
+    return sum(part.nbytes for part in (*indices, tensor.values()))
 
 
 def is_wrapper(tensor: Tensor) -> bool:

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from dlcourse.collectives.p2p import Group
 from dlcourse.parallel.divisibility import equal_part, padded_size
+from dlcourse.parallel.part_state import PartialLayer
 
 
 class _CopyTo(torch.autograd.Function):
@@ -108,7 +109,7 @@ def shard(
     return nn.Parameter(piece, requires_grad=parameter.requires_grad)
 
 
-class ColumnParallelLinear(nn.Module):
+class ColumnParallelLinear(PartialLayer):
     """Each rank computes ``O / p`` of the outputs.
 
     Args:
@@ -151,7 +152,7 @@ class ColumnParallelLinear(nn.Module):
         return gather(y, self.process_group)[..., : self.out_features] if self.gather_output else y
 
 
-class RowParallelLinear(nn.Module):
+class RowParallelLinear(PartialLayer):
     """Each rank takes ``I / p`` of the inputs, and computes a summand of every output.
 
     Args:

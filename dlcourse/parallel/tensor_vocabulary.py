@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from dlcourse.collectives.p2p import Group
 from dlcourse.models.targets import IGNORED, check_range
 from dlcourse.parallel.divisibility import padded_size
+from dlcourse.parallel.part_state import PartialLayer
 from dlcourse.parallel.tensor_layers import reduce_from, shard
 
 
-class VocabParallelEmbedding(nn.Module):
+class VocabParallelEmbedding(PartialLayer):
     """Each rank looks up the tokens that it holds, and gives zeros for the others; then the sum.
 
     Args:

@@ -127,3 +127,24 @@ def there_and_back(comm: Any, counts: Sequence[Sequence[int]], width: int) -> Ca
     call()
     assert (back == x).all()
     return call
+
+
+def trip_seconds(comm: Any, sizes: Sequence[int], width: int, rounds: int) -> dict[int, float]:
+    """The fastest trip there and back at each size; called by all ranks, the same in all.
+
+    Args:
+        sizes: bytes that a rank sends on the way there, as many rows to each rank.
+        width: float32 numbers in a row.
+        rounds: trips at each size.
+    """
+    fastest = {}
+    for size in sizes:
+        rows = size // (4 * width * comm.size)
+        call, taken = there_and_back(comm, [[rows] * comm.size] * comm.size, width), []
+        for _ in range(rounds):
+            comm.Barrier()
+            start = time.perf_counter()
+            call()
+            taken.append(max(comm.allgather(time.perf_counter() - start)))
+        fastest[size] = min(taken)
+    return fastest

@@ -6,11 +6,12 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import ProcessGroup
 
-from dlcourse.measure.tensors import tensors_in
+from dlcourse.measure.tensors import bytes_of, tensors_in
 
 # c10d operator -> torch's name for it, and the argument that holds the buffer of S bytes:
 # the whole input of a reduce-scatter, the whole output of an all-gather.
@@ -112,13 +113,15 @@ def read_call(
     if any(t.is_meta for t in buffers):
         return None
     group = ProcessGroup.unbox(given["process_group"])
-    nbytes = sum(t.nbytes for t in buffers) * (group.size() if op in _PER_RANK else 1)
+    nbytes = sum(map(bytes_of, buffers)) * (group.size() if op in _PER_RANK else 1)
     peer, sent = None, None
     if op in ("send", "recv"):
         peer = given.get("dst", given.get("src"))
         peer = None if peer is None else _global_rank(group, peer)
     elif op == "all_to_all":
         sent = _sent_to_others(given, nbytes, group)
+    elif any(t.layout != torch.strided for t in buffers):  # all ranks gather all others' entries
+        sent = nbytes * (group.size() - 1)
     call = Call(
         op=op,
         group=group.group_name,
@@ -144,7 +147,7 @@ def read_fake_call(
         group = ProcessGroup.unbox(given["process_group"])
         group_name, size = group.group_name, group.size()
         buffers = [] if buffer is None else list(tensors_in(given[buffer]))
-        nbytes = sum(t.nbytes for t in buffers) * (size if op in _PER_RANK else 1)
+        nbytes = sum(map(bytes_of, buffers)) * (size if op in _PER_RANK else 1)
     else:
         base = name.removesuffix("_").removesuffix("_coalesced").removesuffix("_out")
         if base not in _FUNCTIONAL:
@@ -156,7 +159,7 @@ def read_fake_call(
             group_name = ProcessGroup.unbox(group_name).group_name
         size = dist.distributed_c10d._resolve_process_group(group_name).size()
         buffers = list(tensors_in(given.get("input", given.get("inputs"))))
-        nbytes = sum(t.nbytes for t in buffers) * (size if op == "all_gather" else 1)
+        nbytes = sum(map(bytes_of, buffers)) * (size if op == "all_gather" else 1)
     call = Call(
         op=op,
         group=group_name,
@@ -185,7 +188,7 @@ def _sent_to_others(given: dict[str, Any], nbytes: int, group: ProcessGroup) -> 
     me = group.rank()
     parts = given.get("input_tensors")
     if parts is not None:
-        return nbytes - parts[me].nbytes
+        return nbytes - bytes_of(parts[me])
     splits = given.get("input_split_sizes")
     if splits:
         rows = sum(splits)

@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -84,6 +85,9 @@ class Agent:
         if problem:
             self.client.send("refused", pool=number, reason=problem)
             return
+        if request["start_method"] == "fork" and request.get("preload"):
+            with suppress(Exception):  # ranks that need it will say what is wrong
+                _import([request["preload"]])
         pool = PoolProcesses(number, 0, directory)
         for rank in range(request["size"]):
             for stream in STREAMS:
@@ -197,14 +201,16 @@ PRELOADED = (
 )
 
 
-def _preload() -> None:
-    """Import what every rank needs, once; its pages stay shared by all ranks that are forked."""
+def _import(names: Iterable[str]) -> None:
+    """Import what ranks need, once; its pages stay shared by all ranks that are forked."""
     gc.disable()  # imports leave no garbage; looking for it would cost a tenth of the time
-    for name in PRELOADED:
-        import_module(name)
-    gc.collect()
-    gc.enable()
-    gc.freeze()  # the collector of a rank then leaves the shared pages untouched
+    try:
+        for name in names:
+            import_module(name)
+        gc.collect()
+    finally:
+        gc.enable()
+        gc.freeze()  # the collector of a rank then leaves the shared pages untouched
 
 
 def main(address: str, notebook: int) -> None:
@@ -218,7 +224,7 @@ def main(address: str, notebook: int) -> None:
     adopt_orphans()  # ranks whose launcher was ended are collected here
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))
-    _preload()
+    _import(PRELOADED)
     if os.getppid() != notebook or (select.select([0], [], [], 0)[0] and not os.read(0, 1)):
         return  # the notebook is gone already
     agent = Agent(address, notebook)

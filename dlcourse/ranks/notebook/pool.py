@@ -50,6 +50,8 @@ class Ranks:
         n: number of ranks; 4, or 2 on a machine with under 1.5 GB.
         device: "auto" (one GPU each where there are enough, else the CPU), "cpu", "cuda", "mps".
         timeout: seconds until a collective that waits fails.
+        preload: name of a module that is imported once, before the ranks are forked, so that they
+            share its memory. It may fail to import: what needs it then says so.
         default: whether `%%ranks` cells use this pool from now on. The one before it is stopped
             when this one is up; if this one does not come up, that one is as it was.
 
@@ -64,13 +66,14 @@ class Ranks:
         *,
         device: str = "auto",
         timeout: float = 30.0,
+        preload: str | None = None,
         default: bool = True,
     ) -> None:
         global _default
         self.size = machine.default_ranks() if n is None else n
         self.device, self.timeout = device, timeout
         check(self.size, device, timeout)
-        self.processes = RankProcesses(self.size, device, timeout)
+        self.processes = RankProcesses(self.size, device, timeout, preload)
         self.observation = Observation(self.processes)
         self.last: Run | None = None
         self._definitions = Definitions()

@@ -35,8 +35,8 @@ class RankProcesses:
             that died.
     """
 
-    def __init__(self, size: int, device: str, timeout: float) -> None:
-        self.size, self.device, self.timeout = size, device, timeout
+    def __init__(self, size: int, device: str, timeout: float, preload: str | None = None) -> None:
+        self.size, self.device, self.timeout, self.preload = size, device, timeout, preload
         self.state = "stopped"
         self.backend_device = device
         self.pids: dict[int, int] = {}
@@ -72,6 +72,7 @@ class RankProcesses:
                 size=self.size,
                 device=self.device,
                 timeout=self.timeout,
+                preload=self.preload,
                 threads=machine.threads_per_rank(self.size),
                 environment=environment(),
                 folder=_folder(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from queue import SimpleQueue
 from typing import Any
@@ -19,7 +20,10 @@ from dlcourse.measure.recorder import Recorder
 from dlcourse.ranks.messaging import MessageClient, Wakeup
 from dlcourse.ranks.worker.connections import Connections
 from dlcourse.ranks.worker.interrupt import Interrupt
+from dlcourse.ranks.worker.setup import give_memory_back
 from dlcourse.ranks.worker.whereabouts import Whereabouts
+
+TRIM_EVERY = 1.0  # seconds of a cell: training leaves holes in the heap, up to 5 MB a step
 
 
 class Control:
@@ -62,8 +66,12 @@ class Control:
         poller = zmq.Poller()
         poller.register(client.socket, zmq.POLLIN)
         poller.register(self._wakeup.reader, zmq.POLLIN)
+        trimmed = time.monotonic()
         while True:
             poller.poll(1000)
+            if self.interrupt.running is not None and time.monotonic() - trimmed >= TRIM_EVERY:
+                give_memory_back()
+                trimmed = time.monotonic()
             if os.getppid() != self.launcher:
                 os._exit(1)  # where Linux's death signal does not exist, this ends orphans
             self._wakeup.clear()

@@ -417,8 +417,12 @@ show_published(published)
 # 도로의 비유에는 뒷이야기가 붙습니다. 이제 NCCL은 GPU 코드가 다른 GPU의 메모리에 직접 쓰게 해 줍니다(*device API*). DeepEP
 # V2[1]도, NVIDIA의 NCCL EP[2]도 그 위에 있습니다. 전용 차로는 더 이상 따로 난 길이 아니라, 모두가 쓰는 도로에 그려진
 # 차로입니다.
+# %% hidden=true
+# %%ranks --fast
+pair = ["torch_all_to_all", "one_sided_all_to_all"] if on_cpu else []
+turns = measure(pair, [4096], repeats=40, device=device)
 # %%
-claim("C7", **figures_of_c7(rows))
+claim("C7", **figures_of_c7(ranks["turns"][0]))
 # %% [markdown] lang="en"
 # ## Which collective to time on a new cluster
 #

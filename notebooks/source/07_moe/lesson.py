@@ -62,7 +62,7 @@ from dlcourse.figures.moe import show_cures, show_short
 from dlcourse.figures.moe import show_states, show_ways, state_bytes_of
 
 lesson(lang=lang, name="07_moe")
-ranks = Ranks(num_ranks, device=device)
+ranks = Ranks(num_ranks, device=device, preload="dlcourse.peers.shared_imports")
 ranks.cell(f"steps = {steps}", record=False)
 # %%
 # %%ranks

@@ -67,9 +67,12 @@ from dlcourse.figures.expert_parallel import sent_to_others, show_calls, show_dr
 from dlcourse.figures.expert_parallel import show_imbalance, show_latency, show_libraries
 from dlcourse.figures.expert_parallel import show_overlap, show_published, show_race, show_slowest
 from dlcourse.figures.expert_parallel import show_thousands, show_traffic, tokens_on_the_wire
+from dlcourse.peers import mpi
+from dlcourse.peers.mpi import run_mpi
+from dlcourse.peers.mpi_collectives import trip_seconds
 
 lesson(lang=lang, name="08_expert_parallel")
-ranks = Ranks(num_ranks, device="cpu")
+ranks = Ranks(num_ranks, device="cpu", preload="dlcourse.peers.shared_imports")
 ranks.cell(f"steps = {steps}", record=False)
 # %%
 # %%ranks
@@ -169,7 +172,6 @@ from dlcourse.parallel.expert_groups import ExpertDataParallel, make_expert_mesh
 sizes = ArchitectureConfig(block_size=64, n_layer=1, n_embd=64, feed_forwards=("moe",), expert_hidden=128)
 mesh = make_expert_mesh(data=1, expert=world_size)
 model = ExpertDataParallel(ArchitectureGPT(sizes), mesh)
-sgd = torch.optim.SGD(model.parameters(), lr=0.1)
 corpus = Corpus()
 # %% [markdown] lang="en"
 # **Predict**: how often does this one layer call all-to-all in a training step, forward and backward
@@ -184,18 +186,20 @@ predict("08.calls")
 loss = model(*corpus.batch(0, rank=rank, world_size=world_size, micro_batch=8, block=64))
 # %%
 # %%ranks --as backward
-loss.backward()
+loss.backward(retain_graph=True)
 # %% hidden=true
 # %%ranks --fast
 from dlcourse.parallel.expert import ExpertParallel
 
-alone = ArchitectureGPT(sizes)
-sgd_alone = torch.optim.SGD(alone.parameters(), lr=0.1)
+def new_pair():
+    pair = ExpertDataParallel(ArchitectureGPT(sizes), mesh), ArchitectureGPT(sizes)
+    return *pair, [torch.optim.SGD(m.parameters(), lr=0.1) for m in pair]
 
 
-def batch_of(step, all_ranks=False):
-    options = {"micro_batch": 8 * world_size} if all_ranks else {"micro_batch": 8, "rank": rank}
-    return corpus.batch(step, world_size=1 if all_ranks else world_size, block=64, **options)
+def batch_of(step, rows=8, all_ranks=False):
+    if all_ranks:
+        return corpus.batch(step, micro_batch=rows * world_size, block=64)
+    return corpus.batch(step, micro_batch=rows, block=64, rank=rank, world_size=world_size)
 
 
 def worst(number):
@@ -204,29 +208,32 @@ def worst(number):
     return number.item()
 # %% hidden=true
 # %%ranks --fast
-def apart(of):
+def apart(ours, alone, of):
     off = {"dense": 0.0, "experts": 0.0}
-    for ours, whole in zip(model.module.parameters(), alone.parameters()):
-        got, want = of(ours), of(whole)
+    for mine, whole in zip(ours.module.parameters(), alone.parameters()):
+        got, want = of(mine), of(whole)
         kind = "dense" if got.shape == want.shape else "experts"
         want = want if kind == "dense" else want.chunk(world_size)[rank]
         off[kind] = max(off[kind], (got - want).abs().max().item())
     return {kind: worst(value) for kind, value in off.items()}
+
+
+def both_backward(ours, alone, step):
+    losses = ours(*batch_of(step)), alone(*batch_of(step, all_ranks=True))
+    losses[0].backward(), losses[1].backward()
+    ours.sync_gradients()
+    mean = losses[0].detach() / world_size
+    dist.all_reduce(mean)
+    return worst((mean - losses[1].detach()).abs())
 # %% hidden=true
 # %%ranks --fast
-mean_loss = loss.detach() / world_size
-dist.all_reduce(mean_loss)
-loss_alone = alone(*batch_of(0, all_ranks=True))
-loss_alone.backward()
-model.sync_gradients()
-off = {"loss": worst((mean_loss - loss_alone).abs())} | apart(lambda p: p.grad)
+ours, alone, optimizers = new_pair()
+off = {"loss": both_backward(ours, alone, 0)} | apart(ours, alone, lambda p: p.grad)
 for step in range(1, steps + 1):
-    sgd.step(), sgd_alone.step()
-    sgd.zero_grad(), sgd_alone.zero_grad()
-    model(*batch_of(step)).backward()
-    model.sync_gradients()
-    alone(*batch_of(step, all_ranks=True)).backward()
-off["steps"] = max(apart(lambda p: p.detach()).values())
+    for optimizer in optimizers:
+        optimizer.step(), optimizer.zero_grad()
+    both_backward(ours, alone, step)
+off["steps"] = max(apart(ours, alone, lambda p: p.detach()).values())
 # %%
 compare("08.calls", num_all_to_all(forward, backward))
 show_calls(forward, backward)
@@ -355,8 +362,9 @@ for added in (0.0, 0.01, 0.02):
 # Who sees the number has the data.
 #
 # Four ways race below: Gloo; our one-sided all-to-all, for rows of any number; and *low latency*, which
-# keeps room for so many rows from each rank, so that no counts go first, by flag and by payload.
-# %% [markdown] lang="ko" en="6481c24c"
+# keeps room for so many rows from each rank, so that no counts go first, by flag and by payload. Where
+# MPI is installed, its all-to-all stands beside them, in processes of its own.
+# %% [markdown] lang="ko" en="1d004c75"
 # ## 첫 바이트가 가기 전에 드는 비용
 #
 # Gloo의 올투올은 양쪽이 만나야 합니다. 토큰 왕복을 위해 DeepSeek이 만든 라이브러리 DeepEP는 **단방향
@@ -379,6 +387,7 @@ for added in (0.0, 0.01, 0.02):
 #
 # 아래에서는 네 방식을 견줍니다. Gloo, 행의 수에 제한이 없는 우리의 단방향 올투올, 그리고 플래그와 페이로드를 쓰는
 # *저지연* 방식 둘입니다. 저지연 방식은 보내는 랭크마다 받을 자리를 정해 두므로 개수를 먼저 보내지 않아도 됩니다.
+# MPI가 있으면 함께 견줍니다(프로세스는 따로).
 # %% hidden=true source="dlcourse.collectives.one_sided:all_to_all,put,take"
 
 # %% hidden=true
@@ -417,8 +426,13 @@ def race(num_rows, rounds):
 # %% hidden=true
 # %%ranks --fast
 trip_times = {1024 * num_rows: race(num_rows, 20) for num_rows in (4, 32, 128, 512, 2048, 4096)}
+# %% hidden=true
+by_mpi = None
+if not mpi.missing():
+    sizes = list(ranks["trip_times"][0])
+    by_mpi = run_mpi(trip_seconds, sizes, 256, 20, num_ranks=num_ranks)[0]
 # %%
-show_race(ranks["trip_times"][0])
+show_race(ranks["trip_times"][0], by_mpi)
 # %% [markdown] lang="en"
 # On the left Gloo's line is flat: 4 KiB take about as long as 32. That is latency, and bytes hardly
 # count. Without a meeting of two sides most of it is gone. On the right bytes decide, and payload, which
@@ -480,8 +494,8 @@ def drifts(sync, optimizer, lr):
     model, alone = ExpertDataParallel(ArchitectureGPT(sizes), square), ArchitectureGPT(sizes)
     steppers = [optimizer(m.parameters(), lr=lr) for m in (model, alone)]
     for step in range(10):
-        model(*batch_of(step)).backward(), sync(model)
-        alone(*batch_of(step, all_ranks=True)).backward()
+        model(*batch_of(step, 2)).backward(), sync(model)
+        alone(*batch_of(step, 2, all_ranks=True)).backward()
         for stepper in steppers:
             stepper.step(), stepper.zero_grad()
     here, off = square.get_local_rank("expert"), 0.0
