@@ -9,6 +9,7 @@ import random
 
 import pytest
 
+from dlcourse import cli
 from dlcourse.explain import KINDS, explain, installed
 from dlcourse.explain import explanation as explaining
 from dlcourse.explain.keys import keys_of, recorded
@@ -120,6 +121,20 @@ def test_malformed_json_is_refused_with_its_place_and_usual_cause(text, said, tm
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=said):
         explain(path)
+
+
+def test_the_command(without_deepspeed, tmp_path, capsys):
+    path = tmp_path / "ds.json"
+    path.write_text('{"train_batch_size": 8, "zero_optimization": {"stage": 2}}', encoding="utf-8")
+    assert cli.main(["explain", str(path), "--world", "2", "--lang", "ko"]) == 0
+    assert "하는 일" in capsys.readouterr().out
+    assert cli.main(["explain", str(path), "--world", "2", "--lang", "en", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["world_size"] == 2
+    assert cli.main(["explain", str(path), "--code", "--lang", "en"]) == 0
+    assert "MICRO_BATCH = 8 // world_size // 1" in capsys.readouterr().out
+    for wrong in ([str(tmp_path / "none.json")], [str(tmp_path)], [str(path), "--world", "0"]):
+        assert cli.main(["explain", *wrong, "--lang", "en"]) == 2
+        assert "dlcourse explain: " in capsys.readouterr().err
 
 
 def test_versions_differ():
