@@ -116,7 +116,7 @@ def _precision(settings: Settings) -> Iterator[Finding]:
                 yield Finding(
                     "implies",
                     "fp16.initial_scale_power",
-                    power,
+                    fp16.get("initial_scale_power", 16),
                     16,
                     t("explain.fp16.dynamic", power=f"{power:g}", scale=scale),
                 )

@@ -17,7 +17,9 @@ _SIGNS = {
     "implies": "⇒",
     "does": "·",
 }
-_CELL = "text-align:left;vertical-align:top;white-space:normal;overflow-wrap:anywhere"
+_CELL = "text-align:left;vertical-align:top;white-space:normal;overflow-wrap:break-word;word-break:keep-all"
+_TABLE = "margin:2px 0;width:100%;max-width:900px;table-layout:fixed"
+_WIDTHS = (13, 23, 11, 11, 42)  # percent of the table, for each column
 _WIDEST = 100  # columns of a terminal that are filled
 
 
@@ -72,11 +74,12 @@ class Page:
             f'<th scope="col" style="{_CELL}">{escape(t(f"explain.column.{name}"))}</th>'
             for name in ("kind", "key", "value", "default", "text")
         )
+        widths = "".join(f'<col style="width:{width}%">' for width in _WIDTHS)
         rows = "".join(_row(finding) for finding in self.findings)
         notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
         page = (
             f"<p><strong>{escape(self.head())}</strong></p>{notes}"
-            f'<table class="dlc-results" style="margin:2px 0;width:100%;max-width:900px">'
+            f'<table class="dlc-results" style="{_TABLE}"><colgroup>{widths}</colgroup>'
             f"<thead><tr>{head_cells}</tr></thead><tbody>{rows}</tbody></table>"
         )
         if self.missing:
@@ -118,14 +121,7 @@ def _row(finding: Finding) -> str:
     kind = f"{_SIGNS[finding.kind]} {t(f'explain.kind.{finding.kind}')}"
     value = "" if finding.value is None else value_text(finding.value)
     default = "" if finding.default is None else value_text(finding.default)
-    path = (finding.path or t("explain.whole")).replace(".", ".\u200b")  # may break at a point
-    cells = (kind, path, value, default, finding.text)
-    style = ("white-space:nowrap", "", "", "", "min-width:260px")
-    return (
-        "<tr>"
-        + "".join(
-            f'<td style="{_CELL};{own}">{escape(cell)}</td>'
-            for cell, own in zip(cells, style, strict=True)
-        )
-        + "</tr>"
-    )
+    cells = (kind, finding.path or t("explain.whole"), value, default, finding.text)
+    # A name may break after a point or an underscore
+    shown = (escape(cell).replace(".", ".<wbr>").replace("_", "_<wbr>") for cell in cells)
+    return "<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in shown) + "</tr>"
