@@ -17,7 +17,10 @@ _SIGNS = {
     "implies": "⇒",
     "does": "·",
 }
-_CELL = "text-align:left;vertical-align:top;white-space:normal;overflow-wrap:break-word;word-break:keep-all"
+_CELL = (
+    "text-align:left;vertical-align:top;white-space:normal;"
+    "overflow-wrap:break-word;word-break:keep-all"
+)
 _TABLE = "margin:2px 0;width:100%;max-width:900px;table-layout:fixed"
 _WIDTHS = (13, 23, 11, 11, 42)  # percent of the table, for each column
 _WIDEST = 100  # columns of a terminal that are filled
