@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import sys
 
 import pytest
 
@@ -395,3 +396,22 @@ def test_what_no_rule_knows_deepspeed_itself_says(deepspeed_config):
     explanation = explain(config, world_size=2)
     assert "DeepSpeed 0.19.8 says" in found(explanation, "contradictory")[""]
     assert explanation.source == "installed" and explanation.code == ""
+
+
+@needs_deepspeed
+def test_deepspeed_is_asked_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.delitem(sys.modules, "deepspeed", raising=False)
+    said = installed._ask({"config": {"train_batch_size": 8, "typo": 1}, "world_size": 3})
+    assert said["version"] in recorded() and "AssertionError" in said["error"]  # 8 over 3 ranks
+
+
+def test_a_deepspeed_that_cannot_be_imported_is_said(monkeypatch):
+    def broken(question):
+        raise RuntimeError("Traceback ...\nImportError: no torch")
+
+    monkeypatch.setattr(installed, "is_installed", lambda: True)
+    monkeypatch.setattr(installed, "_known", [])
+    monkeypatch.setattr(installed, "_ask", broken)
+    explanation = explain({"train_batch_size": 8}, world_size=2)
+    assert explanation.source == "recorded"
+    assert "ImportError: no torch" in explanation.notes[0]
