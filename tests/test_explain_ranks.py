@@ -172,3 +172,21 @@ def test_the_block_activation_checkpointing_alone_checkpoints_nothing(ranks):
     assert forwards == 1  # a checkpointed block runs forward again in backward
     said = [(one.kind, one.path) for one in explain(config, world_size=WORLD).findings]
     assert ("implies", "activation_checkpointing") in said
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"fp16": {"enabled": True}, "zero_optimization": {"stage": 2}},
+        {"fp16": {"enabled": True, "loss_scale": 128}},
+        {"torch_autocast": {"enabled": True}, "zero_optimization": {"stage": 3}},
+    ],
+)
+def test_the_code_of_autocast_trains_nearly_as_float32(more, ranks):
+    """DeepSpeed has no fp16 on a CPU, so the code stands beside that of float32."""
+    losses = []
+    for config in ({**BATCH, "optimizer": ADAM}, {**BATCH, "optimizer": ADAM, **more}):
+        ranks.cell(explain(config).code)  # without a world size: the code finds it
+        losses.append(ranks["losses"][0])
+    assert losses[1] == pytest.approx(losses[0], abs=0.01)  # 16-bit products of numbers near 1
+    assert losses[1] != losses[0]
