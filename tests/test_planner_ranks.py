@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,9 +20,10 @@ from dlcourse.plan.calibrate import read_profile
 from dlcourse.plan.cluster import cluster_of
 from dlcourse.plan.hf_config import published_model
 from dlcourse.plan.job import Job
+from dlcourse.plan.launch import files
 from dlcourse.plan.layout_bytes import layout_bytes
 from dlcourse.plan.layouts import Layout
-from dlcourse.plan.model_shape import total_numbers
+from dlcourse.plan.model_shape import gpt_shape, total_numbers
 from dlcourse.plan.scale_agreement import Agreement, agreement
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
@@ -109,6 +111,48 @@ def test_planner_and_real_ranks_agree(world, options):
             assert len(exact) >= 4
             assert all(line.apart == 0 for line in exact), (sides, lines_apart(agreed))
             assert agreed.holds, (sides, lines_apart(agreed))
+
+
+# Layouts whose DeepSpeed JSON a machine without a GPU can use: no bf16 kernels, no compiler
+FOR_DEEPSPEED = [dict(stage=0), dict(stage=1), dict(stage=2, recompute="full"), dict(stage=3)]
+
+
+def in_deepspeed(config: dict) -> dict:
+    """An engine from the file as it is, and a step: what DeepSpeed understood."""
+    import torch
+
+    from dlcourse.models.gpt import GPT
+    from dlcourse.peers.deepspeed_engine import start
+
+    deepspeed = start("cpu")
+    gpt = GPT(SMALL)
+    own = torch.optim.AdamW(gpt.parameters())
+    more = {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    engine, *_ = deepspeed.initialize(model=gpt, optimizer=own, config=config | more)
+    tokens = torch.zeros(engine.train_micro_batch_size_per_gpu(), 64, dtype=torch.long)
+    for _ in range(engine.gradient_accumulation_steps()):
+        engine.backward(engine(tokens, tokens))
+        engine.step()
+    found = dict(stage=engine.zero_optimization_stage(), steps=engine.global_steps)
+    found |= dict(batch=engine.train_batch_size(), bf16=engine.bfloat16_enabled())
+    engine.destroy()
+    return found
+
+
+def test_deepspeed_takes_its_file_and_steps():
+    pytest.importorskip("deepspeed") if "CI" not in os.environ else None
+    job = Job(
+        shape=gpt_shape(SMALL),
+        cluster=cluster_of("h100", gpus=2),
+        batch_tokens=8 * 64,
+        sequence=64,
+    )
+    with Ranks(2, default=False) as pool:
+        for sides in FOR_DEEPSPEED:
+            layout = Layout(data=2, micro_batch=2, **sides)
+            config = json.loads(files(job, layout)["deepspeed.json"])
+            found = pool.run(in_deepspeed, config)[0]
+            assert found == dict(stage=layout.stage, steps=1, batch=8, bf16=True), sides
 
 
 def test_the_command_shows_the_planner_beside_the_rank(capsys):

@@ -12,6 +12,7 @@ from dlcourse.plan.model_shape import ModelShape
 
 Array = NDArray[np.float64]
 ATTENTION = ("flash", "flash1", "flash3", "unfused")
+MOST_TOKENS = 10**12  # of a step: no run has more than 10**8
 KERNELS = ("fused", "eager")
 DISPATCH = ("once", "plain")
 # Bytes of a logit: alive at the loss, moved in forward and in backward
@@ -106,6 +107,8 @@ class Job:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number of 1 or more")
+            if value > MOST_TOKENS:
+                raise ValueError(f"{name}={value:.3g}: give at most {MOST_TOKENS:.0e} tokens")
         if not self.imbalance >= 1:
             raise ValueError(f"imbalance={self.imbalance!r}: the busiest rank has 1 or more")
         if self.batch_tokens % self.sequence:
