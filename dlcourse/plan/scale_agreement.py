@@ -181,12 +181,12 @@ def _peak_activations(record: dict[str, Any]) -> int:
     """At the step's highest moment, while the optimizer is not at work; else at their own.
 
     With one micro-batch gradients grow while activations shrink, and the highest moment of both is
-    another. With several, gradients that grow beside those of earlier ones count as activations
-    until the ledger looks at the next highest moment: there it is right.
+    another. With several and ZeRO, gradients that grow beside those of earlier ones count as
+    activations until the ledger looks at the next highest moment: there it is right.
     """
     memory = record["memory"]
     at_peak, own = memory["at_peak"]["activations"], memory["peaks"]["activations"]
-    several = record["job"]["micro_batches"] > 1
+    several = record["job"]["micro_batches"] > 1 and record["job"]["stage"] > 0
     return at_peak if several and at_peak > own / 2 else own
 
 
