@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 import tomllib
 import tracemalloc
@@ -25,12 +28,13 @@ from dlcourse.plan.hf_config import published_model, published_models, read_conf
 from dlcourse.plan.job import STATE_BYTES, Job
 from dlcourse.plan.kernels import matrix_seconds
 from dlcourse.plan.launch import files
-from dlcourse.plan.layout_memory import layer_activations, memory
+from dlcourse.plan.layout_memory import layer_activations, memory, rank_memory
 from dlcourse.plan.layout_space import all_layouts
 from dlcourse.plan.layout_time import hardware_flops, model_flops, step_seconds
 from dlcourse.plan.layouts import SCHEDULES, Layout, Layouts
 from dlcourse.plan.model_shape import active_numbers, gpt_shape, total_numbers
 from dlcourse.plan.planner import DoesNotFit, complexity, judge, plan
+from dlcourse.plan.regret import comparable, regret
 from dlcourse.plan.what_if import what_if
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -241,10 +245,10 @@ def test_activations_of_our_gpt_are_those_that_the_ledger_counted():
 def test_a_pipeline_holds_as_many_micro_batches_as_its_schedule():
     """GPipe all, 1F1B as many as stages, interleaved 1 + (p-1)/(pv) times as many."""
     job = job_of(gpus=8, batch_tokens=64 * 4096)
-    each = {
-        name: one(job, data=1, pipeline=8, chunks=v, schedule=name)["activations"]
-        for name, v in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2))
-    }
+    kinds = (("gpipe", 1), ("1f1b", 1), ("interleaved", 2))
+    layouts = Layouts.of([Layout(pipeline=8, chunks=v, schedule=name) for name, v in kinds])
+    held = rank_memory(job, layouts, "first")["activations"]
+    each = dict(zip([name for name, _ in kinds], held, strict=True))
     layer = layer_activations(job, Layouts.of([Layout()]))[0][0]
     assert each["gpipe"] - each["1f1b"] == pytest.approx((64 - 8) * 4 * layer, rel=1e-9)
     more = 8 * 7 / 16 * 4 * layer
@@ -350,11 +354,45 @@ def test_fsdp_on_h100():
     assert all(row.memory <= row.answer.job.cluster.memory for row in rows)
 
 
+def test_rows_that_were_held_out():
+    """80 runs read after the planner was made: every one ran on 80 GB, and every one fits here.
+
+    760M on A100 with short sequences was at the limit of its memory, where the allocator gives back
+    and asks again: 35 and 45% faster here.
+    """
+    rows = published.mpt(ROWS)
+    assert len(rows) == 80
+    errors = np.abs([row.error for row in rows])
+    assert errors.mean() <= 0.09
+    assert np.quantile(errors, 0.9) <= 0.17
+    assert all(row.memory <= row.answer.job.cluster.memory for row in rows)
+
+
+def test_what_ran_fits():
+    """At least 90% of all published runs; 405B on 8,192 GPUs is 6% too large here."""
+    rows = [row for name in published.SETS for row in published.SETS[name](ROWS)]
+    fit = [row.memory <= row.answer.job.cluster.memory for row in rows]
+    assert len(fit) >= 128
+    assert np.mean(fit) >= 0.98
+
+
 def test_layouts_of_a_mixture_in_the_measured_order():
-    """Its three pipelines. FSDP, measured fastest, is predicted 26% too slow: not in order."""
-    pipelines = published.qwen3(ROWS)[:3]
-    assert [row.measured for row in pipelines] == sorted(row.measured for row in pipelines)
-    assert [row.predicted for row in pipelines] == sorted(row.predicted for row in pipelines)
+    """Qwen3-235B's four, FSDP first: its gathers hide behind what waits for the node's links."""
+    rows = sorted(published.qwen3(ROWS), key=lambda row: row.measured)
+    assert rows[0].name.startswith("FSDP")
+    assert [row.predicted for row in rows] == sorted(row.predicted for row in rows)
+    assert np.mean([abs(row.error) for row in rows]) <= 0.16
+
+
+def test_the_layout_that_the_planner_likes_best_is_nearly_the_fastest():
+    """Asked: within 15% of the best measured one on average."""
+    groups = comparable(ROWS)
+    assert len(groups) == 5
+    assert np.mean([regret(group) for group in groups]) <= 0.05
+    worst = sorted(groups[-1], key=lambda row: -row.predicted)[:2]
+    assert 0 <= regret(worst) < 0.25
+    with pytest.raises(ValueError, match="group is empty"):
+        regret([])
 
 
 def test_largest_runs():
@@ -549,6 +587,19 @@ def test_constants_have_a_source():
         assert cluster.sustained_matrix <= cluster.best_matrix <= cluster.peak
 
 
+# Keys of torchtitan's config/job_config.py of July 2025 that the file may use
+TITAN = {
+    "model": {"name", "flavor"},
+    "training": {"local_batch_size", "global_batch_size", "seq_len"},
+    "parallelism": {
+        *("data_parallel_replicate_degree", "data_parallel_shard_degree"),
+        *("fsdp_reshard_after_forward", "tensor_parallel_degree", "context_parallel_degree"),
+        *("pipeline_parallel_degree", "pipeline_parallel_schedule", "expert_parallel_degree"),
+        *("pipeline_parallel_microbatch_size", "pipeline_parallel_layers_per_stage"),
+    },
+    "activation_checkpoint": {"mode"},
+}
+
 # -- files and the command ------------------------------------------------------------------------
 
 
@@ -578,6 +629,40 @@ def test_files_agree_with_the_layout():
     assert "--num-layers-per-virtual-pipeline-stage 8" in made["megatron.sh"]
     assert "#SBATCH --nodes=8" in made["train.slurm"]
     assert "--nproc-per-node=8" in made["torchrun.sh"]
+    assert tomllib.loads(made["torchtitan.toml"]).keys() <= TITAN.keys()
+    for part, keys in tomllib.loads(made["torchtitan.toml"]).items():
+        assert keys.keys() <= TITAN[part], part
+    assert titan["pipeline_parallel_layers_per_stage"] == 8
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+@pytest.mark.skipif(sys.platform == "win32", reason="no shell")
+def test_shells_read_the_scripts(nodes, tmp_path):
+    """``sbatch --test-only`` needs a cluster; a shell's own check of the grammar does not."""
+    job = job_of(gpus=8 * nodes)
+    made = files(job, Layout(data=nodes, tensor=4, pipeline=2, stage=1))
+    for name, shell in (("torchrun.sh", "sh"), ("megatron.sh", "sh"), ("train.slurm", "bash")):
+        (tmp_path / name).write_text(made[name])
+        subprocess.run([shell, "-n", str(tmp_path / name)], check=True)
+    directives = [x for x in made["train.slurm"].splitlines() if x.startswith("#SBATCH")]
+    assert len(directives) == 6 and all(x.startswith("#SBATCH --") for x in directives)
+
+
+def test_the_torchrun_script_starts_ranks(tmp_path):
+    """The file as it is written, with a training script that says who it is."""
+    job = job_of("gpt2-large", gpus=2, batch_tokens=8 * 1024, sequence=1024)
+    (tmp_path / "torchrun.sh").write_text(files(job, Layout(data=2))["torchrun.sh"])
+    (tmp_path / "train.py").write_text(
+        "import os, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "open('rank' + os.environ['RANK'], 'w').write(str(dist.get_world_size()))\n"
+        "dist.barrier(); dist.destroy_process_group()\n"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    where = dict(cwd=tmp_path, env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(["sh", "torchrun.sh"], capture_output=True, text=True, **where)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [(tmp_path / f"rank{n}").read_text() for n in (0, 1)] == ["2", "2"]
 
 
 @pytest.mark.parametrize("lang", ["ko", "en"])
@@ -629,11 +714,107 @@ def test_the_command_judges_a_layout(capsys):
         (["--layout", "data=x"], "data='x': give a whole number"),
         (["--layout", "dp=8"], "layout has 'dp'"),
         (["--memory", "-1"], "memory=-1.0 of the cluster"),
+        (["--memory", "80GB"], "'80GB' is no number: give one without a unit, as 64, 80e9"),
+        (["--memory", "inf"], "'inf' is no number"),
+        (["--tokens", "15T"], "or 15e12 (tokens)"),
+        (["--tokens", "nan"], "'nan' is no number"),
+        (["--gpus", "8.5"], "'8.5' is no whole number: give one, as 64 or 4e6"),
+        (["--gpus", "1e12"], "gpus=1000000000000: give at most 10,000,000"),
+        (["--batch", "4k"], "'4k' is no number"),
+        (["--batch", "0"], "batch_tokens=0: give a whole number of 1 or more"),
+        (["--batch", "1e30"], "batch_tokens=1e+30: give at most 1e+12 tokens"),
+        (["--sequence", "-1"], "sequence=-1"),
+        (["--node", "3"], "gpus=8 are not whole nodes of 3: give a multiple of 3"),
+        (["--rows", "0"], "rows=0: give 1 or more"),
+        (["--network", "0"], "network_bandwidth=0.0 of the cluster: give a positive number"),
+        (["--model", ""], "model='' is unknown: give a config.json"),
+        (["--layout", "data=4,data=2"], "layout has data twice"),
+        (["--layout", "data=²"], "data='²': give a whole number"),
+        (["--layout", ""], "layout has '': give some of data"),
+        (["--profile", "nothing.json"], "cannot be read"),
+        (["--calibrate", "/nowhere/x.json"], "give one in a folder that there is"),
     ],
 )
 def test_the_command_refuses(arguments, said, capsys):
-    assert cli.main(["plan", "--lang", "en", *arguments]) == cli.USAGE_ERROR
+    try:
+        status = cli.main(["plan", "--lang", "en", *arguments])
+    except SystemExit as refused:  # by the parser of arguments
+        status = refused.code
+    assert status == cli.USAGE_ERROR
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty: a config.json is an object"),
+        ("{", "is not JSON: line 1, column 2"),
+        (None, "is a folder: give the path of a config.json in it"),
+        (b"\xff\xfe", "cannot be read"),
+        ("null", "holds NoneType"),
+        ('{"model_type": "mamba"}', "missing num_hidden_layers, hidden_size, num_attention_heads"),
+    ],
+    ids=str,
+)
+def test_the_command_refuses_a_bad_config_in_one_sentence(text, said, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert cli.main(["plan", "--lang", "en", "--model", str(path)]) == cli.USAGE_ERROR
+    printed = capsys.readouterr()
+    assert said in printed.err and printed.out == ""
+    assert len(printed.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "gpus"),
+    [
+        ("llama-3-8b", "h100", 8),
+        ("llama-3-70b", "h100", 64),
+        ("gpt2-large", "a100", 2),
+        ("mixtral-8x7b", "h100", 16),
+        ("qwen2.5-7b", "a100", 16),
+    ],
+)
+def test_a_little_more_is_what_a_plan_of_its_own_says(model, gpu, gpus):
+    """One more node, the next memory size, one more GPU: as if that job had been asked for."""
+    sequence = 1024 if model == "gpt2-large" else 4096
+    job = job_of(model, gpus, gpu, batch_tokens=720 * sequence, sequence=sequence)
+    answer = plan(job)
+    now = answer.numbers(answer.fastest)["tokens_per_second"]
+    found = what_if(answer)
+
+    def rate(gpus: int, **own) -> float:
+        batch = max(1, round(720 / gpus)) * gpus
+        for sequences in (720, batch):  # the same batch where it divides
+            other = job_of(
+                model, gpus, gpu, batch_tokens=sequences * sequence, sequence=sequence, **own
+            )
+            try:
+                best = plan(other)
+            except DoesNotFit:
+                raise
+            except ValueError:
+                continue
+            return best.numbers(best.fastest)["tokens_per_second"]
+        raise AssertionError
+
+    nodes = -(-gpus // 8) * 8 + 8
+    assert found["node"]["gpus"] == nodes
+    assert found["node"]["tokens_per_second"] == pytest.approx(rate(nodes))
+    assert found["node"]["faster"] == pytest.approx(rate(nodes) / now)
+    memory = found["memory"]["memory"]
+    assert memory > answer.job.cluster.memory
+    node = answer.job.cluster.node
+    assert found["memory"]["tokens_per_second"] == pytest.approx(
+        rate(gpus, memory=memory, node=node)
+    )
+    if gpus < 8:
+        assert found["gpu"]["tokens_per_second"] == pytest.approx(rate(gpus + 1))
+    else:
+        assert found["gpu"] == {"gpus": gpus + 1, "whole_nodes": 8}
 
 
 def test_all_kinds_of_states_are_named():

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+MOST_GPUS = 10_000_000
 _FILE = Path(__file__).with_name("gpus.json")
 
 
@@ -72,6 +73,8 @@ class Cluster:
     def __post_init__(self) -> None:
         if type(self.gpus) is not int or self.gpus < 1:
             raise ValueError(f"gpus={self.gpus!r}: a cluster has 1 GPU or more")
+        if self.gpus > MOST_GPUS:
+            raise ValueError(f"gpus={self.gpus}: give at most {MOST_GPUS:,}, no cluster has more")
         if type(self.node) is not int or self.node < 1:
             raise ValueError(f"node={self.node!r}: a node has 1 GPU or more")
         for field in fields(self):

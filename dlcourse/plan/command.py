@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = ", ".join(published_models())
     parser.add_argument("--model", default="llama-3-8b", help=f"a config.json, or {models}")
     parser.add_argument("--gpu", default="h100", help=", ".join(gpu_types()))
-    parser.add_argument("--gpus", type=int, default=8, help="in all nodes together (default: 8)")
-    parser.add_argument("--node", type=int, help="GPUs of a node (default: the type's usual)")
-    parser.add_argument("--tokens", type=float, help="of the whole training, as 15e12")
+    parser.add_argument("--gpus", type=_whole, default=8, help="in all nodes together (default: 8)")
+    parser.add_argument("--node", type=_whole, help="GPUs of a node (default: the type's usual)")
+    parser.add_argument("--tokens", type=_number, help="of the whole training, as 15e12")
     parser.add_argument(
         "--batch", type=_whole, help="tokens of a step (default: about 4.2 million)"
     )
-    parser.add_argument("--sequence", type=int, default=4096, help="its tokens (default: 4096)")
+    parser.add_argument("--sequence", type=_whole, default=4096, help="its tokens (default: 4096)")
     parser.add_argument("--states", default="bf16-float32-gradients", help=", ".join(STATE_BYTES))
     parser.add_argument("--attention", default="flash", help=", ".join(ATTENTION))
     parser.add_argument("--kernels", default="fused", help=", ".join(KERNELS))
-    parser.add_argument("--memory", type=float, help="bytes of a GPU, as 94e9")
-    parser.add_argument("--network", type=float, help="bytes/s of a GPU's network card, as 25e9")
-    parser.add_argument("--links", type=float, help="bytes/s from a GPU into its node, as 450e9")
-    parser.add_argument("--host-memory", type=float, help="bytes of a node, as 1e12")
+    parser.add_argument("--memory", type=_number, help="bytes of a GPU, as 94e9")
+    parser.add_argument("--network", type=_number, help="bytes/s of a GPU's network card, as 25e9")
+    parser.add_argument("--links", type=_number, help="bytes/s from a GPU into its node, as 450e9")
+    parser.add_argument("--host-memory", type=_number, help="bytes of a node, as 1e12")
     parser.add_argument("--out", help="folder for torchrun, Slurm, DeepSpeed, torchtitan files")
     parser.add_argument("--layout", help="judge this one, as data=8,tensor=8,micro_batch=2")
-    parser.add_argument("--rows", type=int, default=5, help="of the fastest that are listed")
+    parser.add_argument("--rows", type=_whole, default=5, help="of the fastest that are listed")
     parser.add_argument("--profile", help="a file that --calibrate has made, instead of --gpu")
     parser.add_argument(
         "--calibrate",
@@ -58,6 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, or measure. ValueError: what cannot be planned, and why."""
+    if args.rows < 1:
+        raise ValueError(f"rows={args.rows}: give 1 or more of the fastest to list")
+    for name, path in (("out", args.out), ("calibrate", args.calibrate)):
+        _check_place(name, path)
     if args.calibrate is not None:
         path = store(calibrate(ranks=args.gpus), args.calibrate)
         print(t("plan.profile", path=path))
@@ -83,6 +88,17 @@ def run(args: argparse.Namespace) -> int:
         if not args.json and (why := missing(layout)):
             print(t("plan.none_file", file="deepspeed.json", why=why))
     return 0
+
+
+def _check_place(name: str, path: str | None) -> None:
+    """Refuse before anything is measured what could not be written afterwards."""
+    if path is None:
+        return
+    place = Path(path)
+    if name == "out" and place.exists() and not place.is_dir():
+        raise ValueError(f"out={path!r} is a file: give a folder, which may be new")
+    if name == "calibrate" and (place.is_dir() or not place.absolute().parent.is_dir()):
+        raise ValueError(f"calibrate={path!r} can be no file: give one in a folder that there is")
 
 
 def _judge(args: argparse.Namespace, answer: Answer) -> int:
@@ -130,13 +146,23 @@ def job_of(args: argparse.Namespace) -> Job:
 
 def _whole(text: str) -> int:
     """A whole number, also as 4e6."""
+    value = _number(text)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number: give one, as 64 or 4e6")
+    return int(text) if text.lstrip("-").isdecimal() else int(value)
+
+
+def _number(text: str) -> float:
+    """A finite number: no unit, no letter for thousands."""
     try:
         value = float(text)
-        if value == int(value):
-            return int(value)
-    except (ValueError, OverflowError):
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    except ValueError:
+        value = inf
+    if not abs(value) < inf:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number: give one without a unit, as 64, 80e9 (bytes) or 15e12 (tokens)"
+        )
+    return value
 
 
 def layout_of(text: str) -> Layout:
@@ -151,7 +177,9 @@ def layout_of(text: str) -> Layout:
         name, _, value = (piece.strip() for piece in part.partition("="))
         if name not in kinds:
             raise ValueError(f"layout has {name!r}: give some of {', '.join(kinds)}, as data=8")
-        if kinds[name] == "int" and not value.lstrip("-").isdigit():
+        if name in given:
+            raise ValueError(f"layout has {name} twice: give it once")
+        if kinds[name] == "int" and not value.lstrip("-").isdecimal():
             raise ValueError(f"layout has {name}={value!r}: give a whole number")
         given[name] = int(value) if kinds[name] == "int" else value
     if given.get("chunks", 1) > 1:

@@ -55,10 +55,14 @@ def read_config(path: str | Path) -> ModelShape:
         ValueError: no such file, no JSON (with line and column), or keys that are missing.
     """
     file = Path(path)
+    if file.is_dir():
+        raise ValueError(f"model={str(path)!r} is a folder: give the path of a config.json in it")
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"model={str(path)!r} cannot be read: {error}") from None
+    if not text.strip():
+        raise ValueError(f"{file} is empty: a config.json is an object {{...}}")
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
@@ -89,7 +93,7 @@ def published_model(name: str) -> ModelShape:
         return shape_of(published_models()[key], name=key)
     if key in MODELS:
         return gpt_shape(MODELS[key], name=key)
-    if name.endswith(".json") or Path(name).is_file():
+    if name.endswith(".json") or (name and Path(name).exists()):
         return read_config(name)
     known = ", ".join(sorted([*published_models(), *MODELS]))
     raise ValueError(f"model={name!r} is unknown: give a config.json, or one of {known}")

@@ -157,6 +157,9 @@ def torchtitan(job: Job, layout: Layout) -> str:
         name = schedule.get(layout.schedule, "1F1B")
         lines += [f'pipeline_parallel_schedule = "{name}"']
         lines += [f"pipeline_parallel_microbatch_size = {layout.micro_batch}"]
+    if layout.chunks > 1:
+        each = -(-job.shape.layers // (layout.pipeline * layout.chunks))
+        lines += [f"pipeline_parallel_layers_per_stage = {each}"]
     lines += ["", "[activation_checkpoint]"]
     lines += [f'mode = "{layout.recompute}"']
     return "\n".join(lines) + "\n"
