@@ -140,6 +140,15 @@ def _parser(*, plan: bool = False) -> _Parser:
     planned.add_argument("--json", action="store_true", help="print the record")
     planned.set_defaults(run=_plan)
 
+    explained = commands.add_parser("explain", help="what a DeepSpeed JSON says, key by key")
+    explained.add_argument("source", help="a DeepSpeed JSON, or - for standard input")
+    explained.add_argument("--world", type=int, help="number of data-parallel ranks")
+    explained.add_argument("--version", help="of DeepSpeed (default: the installed one)")
+    explained.add_argument("--code", action="store_true", help="print the code alone")
+    explained.add_argument("--lang", help=LANG_HELP)
+    explained.add_argument("--json", action="store_true", help="print the record")
+    explained.set_defaults(run=_explain)
+
     lab = commands.add_parser("lab", help="open JupyterLab on the start page")
     lab.add_argument("--lang", help=LANG_HELP)
     lab.add_argument("--port", type=int, help="the first port to try (default: 8888)")
@@ -289,6 +298,13 @@ def _scale(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from dlcourse.plan import command
+
+    strings.set_language(args.lang)
+    return command.run(args)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from dlcourse.explain import command
 
     strings.set_language(args.lang)
     return command.run(args)

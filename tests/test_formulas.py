@@ -60,6 +60,10 @@ MEASURED_IN = {
             "test_architectures.py::test_what_is_compared_computes_about_the_same_for_a_token"
         ),
     },
+    "batch": {
+        "derived_batch": "test_explain.py::test_the_batch_is_what_deepspeed_derives",
+        "fitting_worlds": "test_explain.py::test_the_batch_is_what_deepspeed_derives",
+    },
     "bubbles": {
         "idle_over_total": "test_formulas.py::test_bubbles_are_those_of_the_simulation",
         "idle_over_ideal": "test_formulas.py::test_bubbles_are_those_of_the_simulation",

@@ -4,6 +4,7 @@
     parameters.py           numbers that training changes
     architectures.py        dense, MoE, sparse, hybrid: parameters in all and for a token, FLOPs
     recipe.py               how a model is trained: precision, optimizer, accumulation, ZeRO, ...
+    batch.py                the three numbers of a batch, and which worlds divide them
     states.py               bytes of parameters, gradients and optimizer state; ZeRO; offload
     activations.py          bytes that autograd keeps, and the peak of them
     checkpoint_segments.py  where checkpoints go, and the square root of n
