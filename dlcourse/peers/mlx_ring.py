@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import tempfile
@@ -74,10 +75,10 @@ def run_ring(
         folder = Path(name)
         (folder / "job").write_bytes(cloudpickle.dumps((function, args)))
         (folder / "hosts.json").write_text(json.dumps(_addresses(num_ranks)))
-        late = _start_and_wait(folder, num_ranks, time_limit)
+        statuses = _start_and_wait(folder, num_ranks, time_limit)
         results = [folder / f"{rank}.result" for rank in range(num_ranks)]
-        if late or not all(path.exists() for path in results):
-            raise RankError(_what_happened(folder, num_ranks, late, time_limit))
+        if not all(path.exists() for path in results):
+            raise RankError(_what_happened(folder, statuses, time_limit))
         return [pickle.loads(path.read_bytes()) for path in results]
 
 
@@ -90,8 +91,8 @@ def _addresses(num_ranks: int) -> list[list[str]]:
         return [[f"127.0.0.1:{each.getsockname()[1]}"] for each in sockets]
 
 
-def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> bool:
-    """Whether the time limit was reached. No rank is left in either case."""
+def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> list[int | None]:
+    """How each rank ended by itself; None where it had to be ended. No rank is left."""
     processes: list[subprocess.Popen[bytes]] = []
     with ExitStack() as stack:
         try:
@@ -111,7 +112,7 @@ def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> bool:
                         env={**os.environ, **({} if alone else hosts)},
                     )
                 )
-            return not _all_ended(processes, time.monotonic() + time_limit)
+            return _wait(processes, time.monotonic() + time_limit)
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -126,30 +127,39 @@ def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> bool:
                     process.stdin.close()
 
 
-def _all_ended(processes: list[subprocess.Popen[bytes]], end: float) -> bool:
-    """Wait until all have ended, or one has failed: the others would wait for it. False: late."""
+def _wait(processes: list[subprocess.Popen[bytes]], end: float) -> list[int | None]:
+    """Until all have ended; or one has failed, and the others would wait for it; or until ``end``.
+
+    Returns:
+        The exit statuses, None of those that still run.
+    """
     while time.monotonic() < end:
         statuses = [process.poll() for process in processes]
         if None not in statuses or any(statuses):
-            return True
+            return statuses
         time.sleep(0.01)
-    return False
+    return [process.poll() for process in processes]
 
 
-def _what_happened(folder: Path, num_ranks: int, late: bool, time_limit: float) -> str:
-    errors = {rank: folder / f"{rank}.error" for rank in range(num_ranks)}
+def _what_happened(folder: Path, statuses: list[int | None], time_limit: float) -> str:
+    """The cause first: a rank whose neighbour has gone fails as well."""
+    for rank, status in enumerate(statuses):
+        if status is not None and status < 0:
+            name = signal.Signals(-status).name
+            return f"MLX rank {rank} was ended by signal {-status} ({name}); the others were ended"
+    errors = {rank: folder / f"{rank}.error" for rank in range(len(statuses))}
     raised = {rank: path.read_text() for rank, path in errors.items() if path.exists()}
     if raised:
-        return "\n".join(f"MLX rank {rank} raised {told}" for rank, told in raised.items())
-    done = [rank for rank in range(num_ranks) if (folder / f"{rank}.result").exists()]
-    waiting = [rank for rank in range(num_ranks) if rank not in done]
-    if late:
+        causes = {rank: told for rank, told in raised.items() if "[ring]" not in told} or raised
+        return "\n".join(f"MLX rank {rank} raised {told}" for rank, told in causes.items())
+    waiting = [rank for rank, status in enumerate(statuses) if status is None]
+    if waiting:
         return (
             f"not over after {time_limit:g} s, so all MLX ranks were ended: "
-            f"ranks {waiting} had not finished, {done or 'none'} had"
+            f"of {len(statuses)} ranks {waiting} had not finished"
         )
-    said = "\n".join((folder / f"{rank}.output").read_text(errors="replace") for rank in waiting)
-    return f"ranks {waiting} ended without a result and said:\n{said.strip()[-1000:]}"
+    said = "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.output")))
+    return f"a rank ended without a result; the ranks said:\n{said.strip()[-1000:]}"
 
 
 # In a rank
