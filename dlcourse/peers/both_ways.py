@@ -8,6 +8,7 @@ Both get the same weights and the same sequences; both clip at a norm of 1.0 and
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -172,3 +173,70 @@ def scales(overflows: Sequence[bool], *, power: int = 16) -> dict[str, list[floa
             scaler.update()
             found[name].append(float(scaler.get_scale()))
     return found
+
+
+def first_steps(config: GPTConfig, *, batch: int, block: int) -> dict[str, float]:
+    """Seconds from nothing to the end of a first step, imports included. In fresh ranks only."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    mine = sequences_per_rank(batch, world_size=world_size)
+    options: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch": mine}
+    tokens, targets = (h.to(_device()) for h in Corpus().batch(0, block=block, **options))
+    start = time.perf_counter()
+    model, optimizer = by_hand.prepare(GPT(config).to(_device()), zero3=True)
+    by_hand.take_step(model, optimizer, (tokens, targets), clip=CLIP)
+    found = {"by_hand": time.perf_counter() - start}
+    if deepspeed_engine.is_installed():
+        start = time.perf_counter()
+        json = deepspeed_job.config_of("zero3", batch=batch, micro_batch=mine)
+        deepspeed_job.training_step(GPT(config).to(_device()), json)(tokens, targets)
+        found["deepspeed"] = time.perf_counter() - start
+    return found
+
+
+# Mistakes: what is added to a good JSON, and the like by hand
+MISTAKES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "name": ({"zero_optimisation": {"stage": 3}}, {"zero_3": True}),
+    "name_inside": ({"bf16": {"enable": True}}, {"bf_16": True}),
+    "divide": ({"train_micro_batch_size_per_gpu": 48}, {"accumulate": 3}),
+    "not_wrapped": ({"activation_checkpointing": {"partition_activations": False}}, {}),
+}
+
+
+def mistakes(config: GPTConfig) -> dict[str, dict[str, str]]:
+    """What each way says to each of ``MISTAKES``: its message, or "" where nothing is said.
+
+    A by-hand entry without arguments has nothing that could be forgotten: it is left out.
+    """
+    found: dict[str, dict[str, str]] = {}
+    batch = 32 * dist.get_world_size()
+    for name, (json, arguments) in MISTAKES.items():
+        found[name] = {}
+        if deepspeed_engine.is_installed():
+            good = deepspeed_job.config_of(batch=batch, micro_batch=16)
+
+            def configured(good: dict = good | json) -> None:
+                deepspeed_job.training_step(GPT(config).to(_device()), good)
+
+            found[name]["deepspeed"] = _message(configured)
+        if arguments:
+            found[name]["by_hand"] = _message(lambda given=arguments: _prepared(config, given))
+    return found
+
+
+def _prepared(config: GPTConfig, given: dict[str, Any]) -> None:
+    accumulate = given.get("accumulate", 1)
+    options = {name: value for name, value in given.items() if name != "accumulate"}
+    model, optimizer = by_hand.prepare(GPT(config).to(_device()), **options)
+    batch = torch.zeros(2, 32, config.block_size, dtype=torch.long, device=_device())
+    by_hand.take_step(model, optimizer, (batch[0], batch[1]), accumulate=accumulate)
+
+
+def _message(action: Callable[[], None]) -> str:
+    try:
+        action()
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if "validation error" in lines[0]:  # pydantic: the key, then what is wrong with it
+            lines = [f"{lines[1]}: {lines[2].partition(' [')[0]}"]
+        return f"{type(error).__name__}: {lines[0]}"
+    return ""
