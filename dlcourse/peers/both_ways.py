@@ -21,6 +21,7 @@ from dlcourse.models.gpt import GPT
 from dlcourse.peers import deepspeed_engine, deepspeed_job
 from dlcourse.peers.comparison import Step, compare_steps
 from dlcourse.training import by_hand
+from dlcourse.training.accumulation import split
 
 CLIP = 1.0
 # Rows of the lesson: what is switched on, and micro-batches of a rank
@@ -100,8 +101,42 @@ def _device() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
-def micro_batches(batch: int, micro_batch: int) -> int:
-    """What DeepSpeed makes of two sizes, in these ranks. In all ranks."""
+def trained(
+    step: Callable[..., None], *made: Any, config: GPTConfig, batch: int, block: int, steps: int = 3
+) -> list[float]:
+    """Take steps with a loop of the lesson; the loss before each, over all ranks.
+
+    Args:
+        step: ``step(*made, parts)``; ``parts`` are two micro-batches of this rank.
+        made: a model first, called as ``model(tokens, targets)``, then what the step needs.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    mine = sequences_per_rank(batch, world_size=world_size, accumulate=2)
+    corpus, losses = Corpus(), []
+    options: dict[str, Any] = {"rank": rank, "world_size": world_size, "micro_batch": mine}
+    for number in range(steps):
+        halves = corpus.batch(number, block=block, **options)
+        tokens, targets = (half.to(_device()) for half in halves)
+        with torch.no_grad():
+            loss = made[0](tokens, targets).detach() / world_size
+        dist.all_reduce(loss)
+        losses.append(loss.item())
+        step(*made, split(tokens, targets, accumulate=2))
+    return losses
+
+
+def micro_batches(*, batch: int, micro_batch: int) -> int:
+    """What DeepSpeed makes of two sizes, in these ranks. Call it in all of them.
+
+    Raises:
+        ValueError: DeepSpeed is not installed.
+        AssertionError: DeepSpeed's own, where nothing whole is left.
+    """
+    if not deepspeed_engine.is_installed():
+        raise ValueError(
+            "nothing derives the number of accumulation steps: DeepSpeed is not installed; install "
+            "the extra 'peers'"
+        )
     config = deepspeed_job.config_of(batch=batch, micro_batch=micro_batch)
     step = deepspeed_job.training_step(GPT(GPTConfig(n_layer=1, n_embd=8, n_head=1)), config)
     return int(step.engine.gradient_accumulation_steps())  # type: ignore[attr-defined]
@@ -240,3 +275,12 @@ def _message(action: Callable[[], None]) -> str:
             lines = [f"{lines[1]}: {lines[2].partition(' [')[0]}"]
         return f"{type(error).__name__}: {lines[0]}"
     return ""
+
+
+def refusal_of_fp16(config: GPTConfig) -> str:
+    """What DeepSpeed says to its fp16 block on this device; "" where it takes it or is not here."""
+    if not deepspeed_engine.is_installed() or _device().type != "cpu":
+        return ""
+    json = deepspeed_job.config_of(batch=32 * dist.get_world_size(), micro_batch=32)
+    json |= {"fp16": {"enabled": True, "auto_cast": True, "initial_scale_power": 16}}
+    return _message(lambda: deepspeed_job.training_step(GPT(config), json) and None)

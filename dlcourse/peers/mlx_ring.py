@@ -199,7 +199,9 @@ def average_gradients(group: Any, gradients: Any) -> Any:
     import mlx.core as mx
     from mlx.utils import tree_map
 
-    return tree_map(lambda grad: mx.distributed.all_sum(grad, group=group) / group.size(), gradients)
+    return tree_map(
+        lambda grad: mx.distributed.all_sum(grad, group=group) / group.size(), gradients
+    )
 
 
 def train(
@@ -235,7 +237,9 @@ def train(
     losses = []
     mine = rows.shape[1] // group.size()
     for step in range(steps):
-        part = mx.array(rows[step, group.rank() * mine : (group.rank() + 1) * mine].astype(np.int32))
+        part = mx.array(
+            rows[step, group.rank() * mine : (group.rank() + 1) * mine].astype(np.int32)
+        )
         loss, gradients = nn.value_and_grad(model, loss_of)(model, part[:, :-1], part[:, 1:])
         optimizer.update(model, average_gradients(group, gradients))
         losses.append((mx.distributed.all_sum(loss, group=group) / group.size()).item())

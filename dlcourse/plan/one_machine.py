@@ -123,6 +123,31 @@ def largest(name: str, savings: int) -> tuple[str, int] | None:
     return (fitting[-1].name, total_numbers(fitting[-1])) if fitting else None
 
 
+def moved_by_offload(name: str, model: str = "llama-2-7b") -> float:
+    """Bytes that the last saving, offload, adds to (or, negative, takes from) all of its memory."""
+    last = len(SAVINGS) - 1
+    before, after = (needed(MACHINES[name], models()[model], n) for n in (last - 1, last))
+    return after["total"] + after["host"] - before["total"] - before["host"]
+
+
+def figures_of_e7() -> dict[str, float]:
+    """What the planner derives for claim E7; GB, and billions of parameters that fit at most."""
+
+    def billions(name: str, savings: int) -> float:
+        found = largest(name, savings)
+        return found[1] / 1e9 if found else 0.0
+
+    seven = needed(MACHINES["Mac 128 GB"], models()["llama-2-7b"], 3)
+    return {
+        "seven": seven["total"] / 1e9,
+        "mac16": billions("Mac 16 GB", 3),
+        "mac128": billions("Mac 128 GB", 3),
+        "mac512": billions("Mac 512 GB", 3),
+        "h100": billions("1 × H100", 5),
+        "eight": billions("8 × H100", 5),
+    }
+
+
 def check_savings(savings: int) -> None:
     if type(savings) is not int or not 0 <= savings < len(SAVINGS):
         raise ValueError(f"savings={savings!r}: give a whole number from 0 to {len(SAVINGS) - 1}")
