@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Found = Mapping[str, Mapping[str, Any]]  # "deepspeed" and "by_hand", of one row
 WAYS = ("deepspeed", "by_hand")
+ROWS = ("none", "accumulate", "bf16", "block", "checkpoint", "zero3", "offload", "all")
 # bfloat16 has 8 significant bits: at a loss between 4 and 8 its neighbours are 1/32 apart
 BF16_STEP = 1 / 32
 
@@ -46,18 +47,22 @@ def show_side_by_side(
     for key in ("loss", "peak", "sent"):
         heads += [t(f"deepspeed_vs_mps.{key}.of", way=t(f"deepspeed_vs_mps.{w}")) for w in WAYS]
     heads += [t("deepspeed_vs_mps.ratio"), t("deepspeed_vs_mps.lines")]
-    rows, said = [], []
-    for name, ways in found.items():
-        row = [t(f"deepspeed_vs_mps.row.{name}")]
+    rows = []
+    for name in (name for name in ROWS if name in found):
+        ways, row = found[name], [t(f"deepspeed_vs_mps.row.{name}")]
         for cell in (_loss, _peak, _sent):
             row += [_cell(ways, way, cell) for way in WAYS]
-        row.append(_cell(ways, "by_hand", _time))
-        row.append(_lines_cell(lines.get(name)))
+        row += [_cell(ways, "by_hand", _time), _lines_cell(lines.get(name))]
         rows.append(row)
-        said += _same_loss(ways, name) if name == "all" else []
-    far = max((_apart(ways) for name, ways in found.items() if not _in_16_bits(name)), default=0.0)
-    if any("deepspeed" in ways for ways in found.values()):
-        said.insert(0, _held("same", far, allowed=1e-5))
+    said = []
+    if "deepspeed" in found["none"]:
+        halves = ("bf16", "all")
+        far = max(_apart(ways) for name, ways in found.items() if name not in halves)
+        far_16 = max(_apart(found[name]) for name in halves)
+        said = [
+            _held("same", far, allowed=1e-5),
+            _held("same_bf16", far_16, allowed=2 * BF16_STEP),
+        ]
     return Together(Table(heads, rows, caption=t("deepspeed_vs_mps.caption")), *said)
 
 
@@ -87,7 +92,10 @@ def show_sharded(plain: Found, zero3: Found, offload: Found) -> go.Figure:
                 rows[label] = _states(found[way]["memory"])
     hand = [sum(_states(each["by_hand"]["memory"]).values()) for each in (plain, zero3, offload)]
     title = t(
-        "deepspeed_vs_mps.sharded.title", whole=human_bytes(hand[0]), part=human_bytes(hand[1])
+        "deepspeed_vs_mps.sharded.title",
+        whole=human_bytes(hand[0]),
+        part=human_bytes(hand[1]),
+        moved=human_bytes(offload["by_hand"]["moved"]),
     )
     return memory_by_category_figure(rows, title=title)
 
@@ -155,6 +163,14 @@ def show_ring(
     heads += [t("deepspeed_vs_mps.rank", rank=rank) for rank in range(len(losses))]
     apart = max(abs(a - b) for each in losses for a, b in zip(each, alone, strict=True))
     return Together(Table(heads, rows), _held("ring", apart, allowed=1e-5))
+
+
+def show_this_mac(found: Mapping[str, Any] | None) -> Table | Said:
+    """What a Mac says of itself; None: there is none."""
+    if found is None:
+        return Said(t("deepspeed_vs_mps.no_mac"))
+    rows = [[t(f"deepspeed_vs_mps.mac.{name}"), str(value)] for name, value in found.items()]
+    return Table(["", "mps"], rows)
 
 
 def show_mistakes(found: Mapping[str, Mapping[str, str]]) -> Table:
@@ -255,7 +271,12 @@ def figures_of_e4(
         return {}
     apart = max(_apart(found[name]) for name in ("zero3", "offload"))
     visible = seen["parameters"] - seen["without_gradient"]
-    return {"apart": apart, "seen": 100 * visible / seen["parameters"], "mac": moved / 1e9}
+    return {
+        "apart": apart,
+        "seen": 100 * visible / seen["parameters"],
+        "moved": found["offload"]["by_hand"]["moved"],
+        "mac": moved / 1e9,
+    }
 
 
 def figures_of_e6(found: Mapping[str, Found], **counted: Any) -> dict[str, float]:
@@ -318,22 +339,10 @@ def _lines_cell(lines: Sequence[int] | None) -> str:
     return f"{left} | {hand} ({behind})"
 
 
-def _in_16_bits(row: str) -> bool:
-    return row in ("bf16", "all")
-
-
 def _apart(ways: Found) -> float:
     if not set(WAYS) <= set(ways):
         return 0.0
     return abs(ways["deepspeed"]["loss"] - ways["by_hand"]["loss"])
-
-
-def _same_loss(ways: Found, row: str) -> list[Held]:
-    if not set(WAYS) <= set(ways):
-        return []
-    if _in_16_bits(row):
-        return [_held("same_bf16", _apart(ways), allowed=2 * BF16_STEP)]
-    return [_held("same", _apart(ways), allowed=1e-5)]
 
 
 def _power(scale: float) -> str:

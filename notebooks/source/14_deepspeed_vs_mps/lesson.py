@@ -6,19 +6,19 @@
 # by hand, on one device for ever.
 #
 # You will run one training both ways, on the same data, and compare losses, bytes, memory and lines.
-# Two of the keys in that JSON do nothing at all. And the ring that is "impossible" on Macs will run
-# below. You need lessons [06](06_zero.ipynb) and [09](09_accumulation.ipynb) to
+# Four entries of that JSON do nothing at all. And several devices, "impossible" for Macs? The library
+# that joins them runs below, on CPUs. You need lessons [06](06_zero.ipynb) and [09](09_accumulation.ipynb) to
 # [12](12_sharding_offload.ipynb).
 #
 # Time: reading 17 min + exercises 39 min.
-# %% [markdown] lang="ko" en="306c4335"
+# %% [markdown] lang="ko" en="7792622b"
 # # 14 DeepSpeed와 맥 MPS: 같은 학습을 설정으로, 그리고 손으로
 #
 # 흔히 둘을 맞대결처럼 설명합니다. 왼쪽은 DeepSpeed입니다. JSON만 쓰면 누적, 16비트, 체크포인팅, ZeRO-3, 오프로드가
 # "저절로" 적용됩니다. 오른쪽은 맥입니다. 같은 절약을 모두 손으로 짜고, 장치는 언제까지나 하나뿐입니다.
 #
-# 같은 데이터로 한 가지 학습을 두 방식으로 돌려 손실, 바이트, 메모리, 줄 수를 견주어 봅니다. 그 JSON의 키 둘은 아무 일도 하지
-# 않습니다. 그리고 맥에서 "불가능하다"던 링을 아래에서 직접 돌립니다. 레슨 [06](06_zero.ipynb)과
+# 같은 데이터로 한 가지 학습을 두 방식으로 돌려 손실, 바이트, 메모리, 줄 수를 견주어 봅니다. 그 JSON에는 아무 일도 하지 않는
+# 항목이 넷 있습니다. 그리고 맥에서는 여러 장치가 "불가능"할까요? 맥 여러 대를 잇는 라이브러리를 아래에서 CPU로 돌립니다. 레슨 [06](06_zero.ipynb)과
 # [09](09_accumulation.ipynb)~[12](12_sharding_offload.ipynb)를 먼저 보세요.
 #
 # 시간: 읽기 17분 + 연습 39분.
@@ -62,7 +62,7 @@ from dlcourse.figures.deepspeed_vs_mps import figures_of_e4, figures_of_e6
 from dlcourse.figures.deepspeed_vs_mps import score_numbers, show_blocks
 from dlcourse.figures.deepspeed_vs_mps import show_mistakes, show_mps, show_opaque, show_ring
 from dlcourse.figures.deepspeed_vs_mps import show_scales, show_scores, show_sharded
-from dlcourse.figures.deepspeed_vs_mps import show_side_by_side, show_trained
+from dlcourse.figures.deepspeed_vs_mps import show_side_by_side, show_this_mac, show_trained
 from dlcourse.peers import mlx_ring
 from dlcourse.peers.mlx_ring import run_ring
 from dlcourse.plan.one_machine import figures_of_e7, largest_models, moved_by_offload
@@ -176,16 +176,16 @@ both_ways.micro_batches(batch=64, micro_batch=48)
 #
 # DeepSpeed's `fp16` needs `enabled`, and a device that computes in float16; it refuses CPUs. `auto_cast`
 # only casts the *inputs*: the parameters are float16 anyway. Its loss scale can be asked without a
-# GPU. It starts at 2^16, and both by hand and in the notes each infinity halves it. **Predict** the
-# scale after two steps with an infinity.
-# %% [markdown] lang="ko" en="c64368ba"
+# GPU. It starts at 2^16. In torch each infinity halves it. **Predict**
+# DeepSpeed's scale after two steps with an infinity.
+# %% [markdown] lang="ko" en="50789c0d"
 # 첫 스텝도 하기 전에 거부합니다. (잘 되던 JSON을 GPU 하나에서 여덟 개로 옮길 때 이렇게 됩니다. 64 // 16 // 8은 0입니다.)
 #
 # ## 정밀도
 #
 # DeepSpeed의 `fp16`에는 `enabled`가 필요하고, float16으로 계산하는 장치가 필요합니다. CPU는 거부합니다. `auto_cast`는
 # *입력*만 바꿉니다. 파라미터는 어차피 float16입니다. 손실 스케일의 규칙은 GPU 없이도 물어볼 수 있습니다. 2^16에서
-# 시작하고, 노트에서도 손으로 할 때도 무한대가 나오면 절반이 됩니다. 무한대가 나온 스텝이 두 번 이어진 뒤의 스케일을
+# 시작합니다. torch에서는 무한대가 나올 때마다 절반이 됩니다. 무한대가 나온 스텝이 두 번 이어진 뒤 DeepSpeed의 스케일을
 # **예측해 보세요.**
 # %%
 predict("14.scale")
@@ -288,14 +288,14 @@ mistakes = both_ways.mistakes(config)
 found, lines = ranks["found"][0], ranks["lines"][0]
 show_side_by_side(found, lines=lines)
 # %% [markdown] lang="en"
-# Equal losses in every row. DeepSpeed's ZeRO-3 sends more here: it reduces and gathers tensor by
-# tensor, where ours moves a block as one row. On a GPU cluster its prefetching and fused kernels
-# would weigh more than this; these times are of a small model on this machine's device.
+# Equal losses in every row (in bf16 up to its own rounding). DeepSpeed's ZeRO-3 sends more here: it
+# reduces and gathers tensor by tensor, where ours moves a block as one row. On a GPU cluster its
+# prefetching and fused kernels would weigh more; these times are of a tiny model on this machine.
 #
 # A few lines of JSON against a few lines by hand: the difference is what stands behind them, and who
 # maintains it. Four claims so far:
-# %% [markdown] lang="ko" en="a9b77383"
-# 어느 줄에서나 손실이 같습니다. DeepSpeed의 ZeRO-3이 여기서는 더 많이 보냅니다. 텐서마다 줄이고 모으는데, 우리는
+# %% [markdown] lang="ko" en="4b12c19f"
+# 어느 줄에서나 손실이 같습니다(bf16은 bf16의 반올림까지). DeepSpeed의 ZeRO-3이 여기서는 더 많이 보냅니다. 텐서마다 줄이고 모으는데, 우리는
 # 블록 하나를 한 줄로 이어 옮깁니다. GPU 클러스터라면 DeepSpeed의 미리 가져오기와 융합 커널이 더 크게 작용할 것입니다. 이 시간은
 # 이 컴퓨터의 장치에서 작은 모델로 잰 것입니다.
 #
@@ -569,3 +569,21 @@ def leaves_early(group):
 
 with expect_failure(mlx_ring.missing() or "connection to a peer was lost"):
     run_ring(leaves_early, num_ranks=2, time_limit=30)
+# %% [markdown] lang="en"
+# ### On a Mac
+#
+# Where torch sees an Apple GPU, the next cell copies a tensor to it, compares addresses, and takes the
+# step by hand (bf16, checkpointing, accumulation) on `cpu` and `mps`. Elsewhere it says that there is
+# none. It was written without a Mac, and has not been run on one.
+# %% [markdown] lang="ko" en="f8af8ebc"
+# ### 맥에서
+#
+# torch가 애플 GPU를 찾으면 다음 셀은 텐서를 복사해 주소를 견주고, 손으로 한 스텝(bf16, 체크포인팅, 누적)을 `cpu`와
+# `mps`에서 돌립니다. 다른 곳에서는 맥이 없다고 알려 줍니다. 맥 없이 쓴 코드이고, 맥에서 돌려 본 적이 없습니다.
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.peers.mps_statements import this_mac
+
+apple = this_mac() if rank == 0 else None
+# %%
+show_this_mac(ranks["apple"][0])

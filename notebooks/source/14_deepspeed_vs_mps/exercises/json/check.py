@@ -38,11 +38,11 @@ def _batch(answer):
             "batch",
             False,
             "value",
-            key="train_micro_batch_size_per_gpu",
+            name="train_micro_batch_size_per_gpu",
             got=describe(micro),
             want=16,
         )
-    whole = batch == 64 == micro * accumulate * _RANKS
+    whole = type(accumulate) is int and batch == 64 == micro * accumulate * _RANKS
     sizes = "gradient_accumulation_steps" in answer or "train_batch_size" in answer
     return expect("batch", whole and sizes, "does_not_divide", got=describe(batch))
 
@@ -50,26 +50,26 @@ def _batch(answer):
 def _value(case, answer, key, want):
     got = answer.get(key)
     right = not isinstance(got, bool) and got == want
-    return expect(case, right, "value", key=key, got=describe(got), want=want)
+    return expect(case, right, "value", name=key, got=describe(got), want=want)
 
 
 def _enabled(answer):
     block = answer.get("bf16", answer.get("bfloat16"))
     if not isinstance(block, dict):
-        return expect("precision", False, "no_block", key="bf16", got=describe(block))
+        return expect("precision", False, "no_block", name="bf16", got=describe(block))
     if block.get("enabled") is not True:
-        key = "bf16.enabled"
+        name = "bf16.enabled"
         return expect(
-            "precision", False, "value", key=key, got=describe(block.get("enabled")), want=True
+            "precision", False, "value", name=name, got=describe(block.get("enabled")), want=True
         )
     extra = sorted(set(block) - {"enabled", "immediate_grad_update", "check_grad_overflow"})
-    return expect("precision", not extra, "refused", key=f"bf16.{extra[0]}" if extra else "")
+    return expect("precision", not extra, "refused", name=f"bf16.{extra[0]}" if extra else "")
 
 
 def _stage(answer):
     block = answer.get("zero_optimization")
     if not isinstance(block, dict):
-        return expect("zero", False, "no_block", key="zero_optimization", got=describe(block))
+        return expect("zero", False, "no_block", name="zero_optimization", got=describe(block))
     return _value("zero", block, "stage", 2)
 
 
