@@ -119,6 +119,8 @@ def test_e4(ranks, measured):
     got = figures.figures_of_e4(measured("zero3", "offload"), seen, moved)
     assert got["apart"] <= 1e-5 and values["apart"] <= 1e-5
     assert got["seen"] == values["seen"] == 0
+    # Out and back, 4 bytes each, of this rank's half of the parameters (57 tensors in 5 units)
+    assert got["moved"] == values["moved"] == 2 * 4 * seen["elements"] / 2
     assert got["mac"] == pytest.approx(values["mac"], abs=0.1) and moved > 0
     assert claim.verdict == "does_not_hold"
 

@@ -251,14 +251,17 @@ seen = both_ways.what_zero3_leaves(**size) if installed else None
 found = ranks["found"][0]
 show_sharded(found["none"], found["zero3"], found["offload"])
 # %% [markdown] lang="en"
-# Half of it with two ranks, either way. Offload adds a float32 master here and frees nothing: on a CPU
-# the device's memory *is* the host's. Hold on to that.
+# The optimizer's state halves on two ranks, either way. DeepSpeed's bars are long all the same: its
+# buckets, 250,000 numbers each, are as large as this whole model. Fixed buffers eat a small model's
+# saving. Offload frees nothing here, and by hand adds a master copy: on a CPU the device's memory *is*
+# the host's. Hold on to that.
 #
 # "Fully transparent"? The training loop is. Anything that *looks* at parameters is not. This is what
 # a loop over `model.parameters()` finds after a backward, under DeepSpeed's ZeRO-3:
-# %% [markdown] lang="ko" en="5da98038"
-# 랭크가 둘이면 어느 방식이든 절반쯤입니다. 오프로드는 여기서 float32 마스터를 더할 뿐 아무것도 비우지 못합니다. CPU에서는
-# 장치의 메모리가 곧 호스트의 메모리이기 때문입니다. 이 점을 기억해 두세요.
+# %% [markdown] lang="ko" en="9e2ef3d3"
+# 랭크가 둘이면 옵티마이저 상태는 어느 방식이든 절반입니다. 그래도 DeepSpeed의 막대가 긴 것은 버킷 때문입니다. 숫자
+# 25만 개짜리 버킷 하나가 이 모델 전체만 합니다. 모델이 작으면 고정 버퍼가 절약을 먹어 버립니다. 오프로드는 여기서 아무것도
+# 비우지 못하고, 손으로 하면 마스터 사본까지 더합니다. CPU에서는 장치의 메모리가 곧 호스트의 메모리입니다. 기억해 두세요.
 #
 # "완전히 투명"할까요? 학습 반복문은 그렇습니다. 파라미터를 *들여다보는* 코드는 그렇지 않습니다. DeepSpeed의
 # ZeRO-3에서 역전파한 뒤 `model.parameters()`를 도는 반복문에는 이렇게 보입니다.
