@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.held import Held, Said, Together, held
@@ -95,7 +94,6 @@ def show_sharded(plain: Found, zero3: Found, offload: Found) -> go.Figure:
         "deepspeed_vs_mps.sharded.title",
         whole=human_bytes(hand[0]),
         part=human_bytes(hand[1]),
-        moved=human_bytes(offload["by_hand"]["moved"]),
     )
     return memory_by_category_figure(rows, title=title)
 
@@ -142,8 +140,8 @@ def show_mps(statements: Sequence[Any]) -> Table:
     for each in statements:
         assert each.stands is not False, f"{each.name} does not stand with what is installed"
         how = t(f"deepspeed_vs_mps.how.{each.how}")
-        checked = t("deepspeed_vs_mps.checked") if each.stands else ""
-        words = "\n".join(wrap(t(f"deepspeed_vs_mps.mps.{each.name}"), 62))
+        checked = "\n" + t("deepspeed_vs_mps.checked") if each.stands else ""
+        words = _narrow(t(f"deepspeed_vs_mps.mps.{each.name}"), 54)
         rows.append([words, each.since.replace(", ", "\n").replace(" (", "\n("), how + checked])
     heads = [t(f"deepspeed_vs_mps.mps{key}") for key in ("", ".since", ".how")]
     return Table(heads, rows)
@@ -182,7 +180,7 @@ def show_mistakes(found: Mapping[str, Mapping[str, str]]) -> Table:
             silent = t("deepspeed_vs_mps.silent")
             missing = "" if way == "by_hand" else t("deepspeed_vs_mps.absent")
             said = (ways[way] or silent) if way in ways else missing
-            row.append("\n".join(wrap(said, 44)[:3]))
+            row.append(_narrow(said, 36, lines=3))
         rows.append(row)
     return Table([t("deepspeed_vs_mps.mistake"), *(t(f"deepspeed_vs_mps.{w}") for w in WAYS)], rows)
 
@@ -198,8 +196,8 @@ def show_scores(numbers: Mapping[str, Sequence[str]]) -> Table:
         cells = [left or t(f"deepspeed_vs_mps.score.{name}.left")]
         cells.append(right or t(f"deepspeed_vs_mps.score.{name}.right"))
         kind = "measured" if name in numbers else "argued"
-        change = "\n".join(wrap(t(f"deepspeed_vs_mps.score.{name}.change"), 40))
-        row = [t(f"deepspeed_vs_mps.score.{name}"), *("\n".join(wrap(c, 26)) for c in cells)]
+        change = _narrow(t(f"deepspeed_vs_mps.score.{name}.change"), 26)
+        row = [_narrow(t(f"deepspeed_vs_mps.score.{name}"), 15), *(_narrow(c, 22) for c in cells)]
         rows.append([*row, t(f"deepspeed_vs_mps.{kind}"), change])
     heads = [t("deepspeed_vs_mps.score"), *(t(f"deepspeed_vs_mps.{way}") for way in WAYS)]
     heads += [t("deepspeed_vs_mps.kind"), t("deepspeed_vs_mps.change")]
@@ -301,6 +299,18 @@ SCORES = (
     *("set_up", "learning", "recovery", "scaling", "efficiency", "memory", "large"),
     *("debugging", "customising", "prototyping"),
 )
+
+
+def _narrow(text: str, columns: int, lines: int = 9) -> str:
+    """The text in lines of so many columns; Korean letters are two columns wide."""
+    found = [""]
+    for word in text.split(" "):
+        longer = f"{found[-1]} {word}".lstrip()
+        if found[-1] and sum(2 if ord(char) > 0x1100 else 1 for char in longer) > columns:
+            found.append(word)
+        else:
+            found[-1] = longer
+    return "\n".join(found[:lines]) + (" …" if len(found) > lines else "")
 
 
 def _states(memory: Mapping[str, float]) -> dict[str, float]:
