@@ -182,6 +182,42 @@ def test_both_ways_have_the_same_losses_in_every_row(measured):
     assert abs(found["all"]["by_hand"]["loss"] - first) < 0.1  # the same training, not another one
 
 
+def by_default():
+    """In ranks: exercise 14.by_hand's JSON in DeepSpeed, and by hand; parameters' differences."""
+    import torch
+    import torch.distributed as dist
+
+    from dlcourse.corpus import Corpus
+    from dlcourse.models.gpt import GPT
+    from dlcourse.training.by_hand import take_step
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    small = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=32)
+    theirs, ours, unclipped = (GPT(small) for _ in range(3))
+    json = {"train_batch_size": 4 * world_size, "train_micro_batch_size_per_gpu": 2}
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05)
+    deepspeed = deepspeed_engine.start("cpu")
+    engine, *_ = deepspeed.initialize(model=theirs, optimizer=optimizer, config=json)
+    for number in range(3):
+        batch = Corpus().batch(number, rank=rank, world_size=world_size, micro_batch=4, block=16)
+        for tokens, targets in both_ways.split(*batch, accumulate=2):
+            engine.backward(engine(tokens, targets))
+            engine.step()
+        for model, clip in ((ours, 1.0), (unclipped, 0.0)):
+            by_hand = torch.optim.SGD(model.parameters(), lr=0.05)
+            take_step(model, by_hand, batch, accumulate=2, clip=clip)
+    rows = [torch.cat([p.flatten() for p in m.parameters()]) for m in (theirs, ours, unclipped)]
+    return [(rows[0] - row).abs().max().item() for row in rows[1:]]
+
+
+@needs_deepspeed
+def test_where_nothing_is_written_deepspeed_clips_at_one():
+    with Ranks(3, device="cpu", default=False) as three:
+        for clipped, unclipped in three.run(by_default):
+            assert clipped < 1e-5  # float32, another order of adding
+            assert unclipped > 1e-3
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

@@ -461,17 +461,17 @@ def wrap_blocks(gpt, checkpoint):
 # %%
 check("14.wrap")
 # %% [markdown] lang="en"
-# **4. `14.by_hand`** (20 minutes). Write the step that *is* this JSON on any number of ranks; it is
-# compared with DeepSpeed's result, over several steps:
+# **4. `14.by_hand`** (20 minutes). Write the step that *is* this JSON, on any number of ranks. After
+# three steps it is compared with one process that computes as DeepSpeed does:
 #
 # `{"train_batch_size": 4 * num_ranks, "train_micro_batch_size_per_gpu": 2}`
 #
 # `model` is a plain GPT, the same in every rank, `tokens` and `targets` are this rank's 4 sequences.
 # Return the mean loss of this rank. Mind the key that is not there. Targets: gradients are sent once;
 # never more activations than those of one micro-batch. The loop below runs and gets most of it wrong.
-# %% [markdown] lang="ko" en="e8d3575d"
-# **4. `14.by_hand`** (20분). 랭크가 몇 개든 이 JSON과 *똑같은* 스텝을 쓰세요. 여러 스텝의 결과를 DeepSpeed의 결과와
-# 비교합니다.
+# %% [markdown] lang="ko" en="07c1c086"
+# **4. `14.by_hand`** (20분). 랭크가 몇 개든 이 JSON과 *똑같은* 스텝을 쓰세요. 세 스텝 뒤의 결과를, DeepSpeed처럼 계산하는
+# 단일 프로세스와 비교합니다.
 #
 # `{"train_batch_size": 4 * num_ranks, "train_micro_batch_size_per_gpu": 2}`
 #

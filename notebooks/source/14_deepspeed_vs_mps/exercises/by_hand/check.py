@@ -66,7 +66,7 @@ def _model():
 
 def _mistake(state, batches):
     """Which of the usual mistakes gives these very parameters."""
-    for mistake in ("not_clipped", "summed", "parts_summed", "clipped_first"):
+    for mistake in ("not_clipped", "summed", "parts_summed", "clipped_first", "as_given"):
         if (state - _alone(batches, mistake)).abs().max() < TOLERANCE:
             return mistake
     return "far"
@@ -89,8 +89,8 @@ def _alone(batches, mistake=""):
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             rows.append([p.grad.clone() for p in model.parameters()])
         for p, *grads in zip(model.parameters(), *rows, strict=True):
-            p.grad = sum(grads) / (1 if mistake == "summed" else len(grads))
-        if mistake not in ("not_clipped", "clipped_first"):
+            p.grad = sum(grads) / (1 if mistake in ("summed", "as_given") else len(grads))
+        if mistake not in ("not_clipped", "clipped_first", "as_given"):
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return _flat(model)
