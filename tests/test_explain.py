@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 
 import pytest
 
 from dlcourse.explain import KINDS, explain, installed
-from dlcourse.explain.keys import Keys, keys_of, recorded
+from dlcourse.explain import explanation as explaining
+from dlcourse.explain.keys import keys_of, recorded
 from dlcourse.formulas.batch import derived_batch, fitting_worlds
+from dlcourse.formulas.learning_rate import range_test_lr, warmup_cosine_lr, warmup_lr
 from dlcourse.words import strings
 
 needs_deepspeed = pytest.mark.skipif(
@@ -120,6 +123,260 @@ def test_malformed_json_is_refused_with_its_place_and_usual_cause(text, said, tm
 
 
 def test_versions_differ():
-    assert isinstance(keys_of(None, None), Keys)
+    """Defaults and fates are those of the version that is named, from what was recorded of it."""
+    config = {"train_batch_size": 8, "fp16": {"enabled": True, "typo": 1}, "nebula": {}}
+    new, old = explain(config, version="0.19.8"), explain(config, version="0.16.9")
+    assert "clips gradients to a norm of 1.0" in found(new, "implies")["gradient_clipping"]
+    assert "gradient_clipping" not in found(old, "implies")
+    assert "refuses" in found(new, "unknown")["fp16.typo"]
+    assert "ignores" in found(old, "unknown")["fp16.typo"]
+    assert "nebula" in found(new, "deprecated") and "nebula" in found(old, "does")
+    assert "0.16.9" in explain(config, version="0.17.0").notes[-1]  # the nearest older one
     with pytest.raises(ValueError, match="is no version"):
         keys_of("new", None)
+
+
+def test_a_key_of_older_versions_is_no_typo():
+    config = {"train_batch_size": 8, "aio": {"thread_count": 2}}
+    text = found(explain(config, version="0.19.8"), "ignored")["aio.thread_count"]
+    assert "0.14.5" in text and "ignores it" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "kind"),
+    [
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "fp16.enabled", "contradictory"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "zero_optimization.offload_param",
+            "contradictory",
+        ),
+        ({"gradient_clipping": "auto"}, "gradient_clipping", "contradictory"),
+        (
+            {"optimizer": {"type": "Adam", "params": {"max_grad_norm": 1}}},
+            "optimizer.params.max_grad_norm",
+            "contradictory",
+        ),
+        (
+            {"activation_checkpointing": {"cpu_checkpointing": True}},
+            "activation_checkpointing.cpu_checkpointing",
+            "contradictory",
+        ),
+        (
+            {"fp16": {"enabled": True, "loss_scale": 4, "hysteresis": 2}},
+            "fp16.hysteresis",
+            "ignored",
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "stage3_max_live_parameters": 1}},
+            "zero_optimization.stage3_max_live_parameters",
+            "ignored",
+        ),
+        ({"zero_optimization": True}, "zero_optimization", "deprecated"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing", "unknown"),
+    ],
+)
+def test_what_is_wrong_is_said_at_its_key(config, path, kind, without_deepspeed):
+    explanation = explain({"train_batch_size": 8, **config})
+    assert path in found(explanation, kind)
+    assert (
+        set(found(explanation, kind)) & set(found(explain({"train_batch_size": 8}), kind)) == set()
+    )
+
+
+PUBLIC = {  # the shapes of configurations that are often passed on, and what their code must name
+    "ZeRO-3 of transformers": (
+        {
+            "train_batch_size": "auto",
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "steps_per_print": 2000,
+            "wall_clock_breakdown": False,
+            "bf16": {"enabled": "auto"},
+            "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+            "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
+            "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}},
+            "zero_optimization": {
+                "stage": 3,
+                "offload_optimizer": {"device": "cpu", "pin_memory": True},
+                "offload_param": {"device": "cpu", "pin_memory": True},
+                "overlap_comm": True,
+                "contiguous_gradients": True,
+                "sub_group_size": 1e9,
+                "reduce_bucket_size": "auto",
+                "stage3_prefetch_bucket_size": "auto",
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
+        },
+        "",
+    ),
+    "NVMe": (
+        {
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {
+                "stage": 3,
+                "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme", "buffer_count": 4},
+                "offload_param": {"device": "nvme", "nvme_path": "/nvme"},
+            },
+            "aio": {"block_size": 262144, "queue_depth": 32, "thread_count": 1},
+        },
+        "nvme: the code keeps optimizer state",
+    ),
+    "data efficiency": (
+        {
+            "train_batch_size": 8,
+            "data_efficiency": {
+                "enabled": True,
+                "data_sampling": {
+                    "enabled": True,
+                    "curriculum_learning": {
+                        "enabled": True,
+                        "curriculum_metrics": {"seqlen": {"min_difficulty": 8}},
+                    },
+                },
+                "data_routing": {"enabled": True, "random_ltd": {"enabled": True}},
+            },
+        },
+        "curriculum learning",
+    ),
+    "observed": (
+        {
+            "train_batch_size": 8,
+            "flops_profiler": {"enabled": True, "profile_step": 1},
+            "tensorboard": {"enabled": True, "output_path": "logs/"},
+            "wandb": {"enabled": True, "project": "mine"},
+            "csv_monitor": {"enabled": True},
+            "comms_logger": {"enabled": True},
+        },
+        "Logging and measuring",
+    ),
+    "gone": (
+        {
+            "train_batch_size": 8,
+            "amp": {"enabled": True},
+            "elasticity": {"enabled": True, "micro_batch_sizes": [2, 4]},
+            "compression_training": {"weight_quantization": {"shared_parameters": {}}},
+            "curriculum_learning": {"enabled": True},
+            "sparse_attention": {"mode": "fixed"},
+            "autotuning": {"enabled": True, "arg_mappings": {"a": "--a"}},
+        },
+        "",
+    ),
+    "1-bit, pipeline, tensors": (
+        {
+            "train_batch_size": 8,
+            "optimizer": {"type": "OneBitAdam", "params": {"lr": 2e-4, "freeze_step": 400}},
+            "pipeline": {"activation_checkpoint_interval": 1, "use_reentrant": False},
+            "tensor_parallel": {"autotp_size": 2},
+            "scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5}},
+        },
+        "OneCycle",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("lang", ["ko", "en"])
+def test_public_configurations_are_explained(name, lang, without_deepspeed, monkeypatch):
+    monkeypatch.setattr(strings, "_chosen", lang)
+    config, left_out = PUBLIC[name]
+    for world, version in ((None, None), (2, "0.19.8"), (8, "0.14.5")):
+        explanation = explain(json.dumps(config), world_size=world, version=version)
+        paths = {finding.path for finding in explanation.findings}
+        assert paths >= set(config)
+        assert json.dumps(explanation.to_dict(), allow_nan=False)
+        assert str(explanation) and explanation._repr_html_()
+        compile(explanation.code, "code", "exec")
+    if lang == "en":
+        assert left_out in " ".join(explain(config).missing) + " "
+
+
+@needs_deepspeed
+def test_schedules_are_those_of_deepspeed():
+    import torch
+
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime import lr_schedules
+
+    def rates(name, steps, **params):
+        optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=3e-3)
+        schedule, rates = getattr(lr_schedules, name)(optimizer, **params), []
+        for _ in range(steps):  # as the engine does: first its own step, then the schedule's
+            rates.append(optimizer.param_groups[0]["lr"])
+            schedule.step()
+        return rates
+
+    def mine(function, **params):
+        return pytest.approx([function(step, **params) for step in range(9)], abs=1e-12)
+
+    for shape in ("log", "linear"):
+        warm = {"warmup_num_steps": 4, "warmup_type": shape}
+        ours = {"warmup_steps": 4, "shape": shape}
+        made = rates("WarmupLR", 9, warmup_max_lr=2e-3, warmup_min_lr=1e-4, **warm)
+        assert made == mine(warmup_lr, max_lr=2e-3, min_lr=1e-4, **ours)
+        made = rates("WarmupDecayLR", 9, total_num_steps=7, warmup_max_lr=2e-3, **warm)
+        assert made == mine(warmup_lr, max_lr=2e-3, total_steps=7, **ours)
+        made = rates("WarmupCosineLR", 9, total_num_steps=7, warmup_min_ratio=0.1, **warm)
+        assert made == mine(warmup_cosine_lr, lr=3e-3, total_steps=7, min_ratio=0.1, **ours)
+    for staircase in (True, False):
+        range_test = {"lr_range_test_step_size": 3, "lr_range_test_staircase": staircase}
+        assert rates("LRRangeTest", 9, **range_test) == mine(
+            range_test_lr, step_size=3, staircase=staircase
+        )
+
+
+def drawn_configuration(rng):
+    """Known keys with likely and unlikely values, and keys that nobody knows."""
+    table = recorded()["0.19.8"]["keys"]
+    odd = [True, False, 0, 2, -1, 1.5, 1e9, "auto", "true", "cpu", "text", "", None, [1], {}]
+
+    def block(path):
+        names, made = list(table.get(path, {})), {}
+        for name in rng.sample(names, min(len(names), rng.randint(0, 5 if path else 8))):
+            entry, here = table[path][name], f"{path}.{name}".lstrip(".")
+            if "block" in entry and rng.random() < 0.9:
+                made[name] = block(here)
+            elif "alias" not in entry:
+                likely = "default" in entry and rng.random() < 0.5
+                made[name] = entry["default"] if likely else rng.choice(odd)
+        if rng.random() < 0.1:
+            made["nobody_knows"] = rng.choice(odd)
+        return made
+
+    config = block("")
+    for name in ("sequence_parallel_size", "data_parallel_size", "gradient_accumulation_steps"):
+        config.pop(name, None)
+    return config | rng.choice([{"train_batch_size": 8}, {"train_micro_batch_size_per_gpu": 2}])
+
+
+@needs_deepspeed
+def test_drawn_configurations_are_refused_where_deepspeed_refuses(monkeypatch, deepspeed_config):
+    """Our rules alone never refuse what DeepSpeed takes; they find most of what it refuses."""
+    installed.answer({"table": True})
+    monkeypatch.setattr(explaining, "look", lambda *_, **__: (None, None))
+    rng, refused, missed = random.Random(12), 0, []
+    for _ in range(150):
+        config, world = drawn_configuration(rng), rng.choice([1, 2, 4])
+        text = json.dumps(config)
+        explanation = explain(json.loads(text), world_size=world, version="0.19.8")
+        str(explanation), explanation._repr_html_(), json.dumps(explanation.to_dict())
+        ours = [  # what only an engine or an optimizer refuses is not in DeepSpeed's answer here
+            one.path
+            for one in explanation.findings
+            if one.refused and not one.path.startswith(("optimizer.params", "scheduler.params"))
+        ]
+        theirs = deepspeed_config(json.loads(text), world)
+        assert not ours or theirs, (ours, text)
+        refused += bool(theirs)
+        missed += [theirs] if theirs and not ours else []
+    assert refused > 50
+    assert len(missed) < 0.15 * refused, missed
+
+
+@needs_deepspeed
+def test_what_no_rule_knows_deepspeed_itself_says(deepspeed_config):
+    config = {"train_batch_size": 8, "vocabulary_size": "large"}
+    explanation = explain(config, world_size=2)
+    assert "DeepSpeed 0.19.8 says" in found(explanation, "contradictory")[""]
+    assert explanation.source == "installed" and explanation.code == ""

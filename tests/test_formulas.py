@@ -64,6 +64,10 @@ MEASURED_IN = {
         "derived_batch": "test_explain.py::test_the_batch_is_what_deepspeed_derives",
         "fitting_worlds": "test_explain.py::test_the_batch_is_what_deepspeed_derives",
     },
+    "learning_rate": dict.fromkeys(
+        ("warmup_lr", "warmup_cosine_lr", "range_test_lr"),
+        "test_explain.py::test_schedules_are_those_of_deepspeed",
+    ),
     "bubbles": {
         "idle_over_total": "test_formulas.py::test_bubbles_are_those_of_the_simulation",
         "idle_over_ideal": "test_formulas.py::test_bubbles_are_those_of_the_simulation",

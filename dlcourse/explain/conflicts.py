@@ -28,6 +28,12 @@ _FROM_STAGE = {
     "zero_quantized_weights": 3,
     "zero_quantized_gradients": 3,
 }
+_CHOICES = {  # of texts, in small letters
+    "gradient_allreduce_op": ("mean", "sum"),
+    "communication_data_type": ("fp32", "fp16", "bf16"),
+    "seq_parallel_communication_data_type": ("fp32", "fp16", "bf16"),
+    "checkpoint.tag_validation": ("ignore", "warn", "fail"),
+}
 _DYNAMIC = (
     "initial_scale_power",
     "loss_scale_window",
@@ -44,6 +50,7 @@ def conflicts(settings: Settings, keys: Keys) -> Iterator[Finding]:
     yield from _switched_off(settings, keys)
     yield from _checkpointing(settings)
     yield from _optimizer(settings)
+    yield from _choices(settings, keys)
     yield from _auto(settings.config, "", keys)
 
 
@@ -54,6 +61,8 @@ def _against(path: str, value: Any, text: str, *, refused: bool = False) -> Find
 def _twice_precision(settings: Settings) -> Iterator[Finding]:
     if settings.fp16 and settings.bf16:
         yield _against("fp16.enabled", True, t("explain.conflict.fp16_bf16"), refused=True)
+    if settings.config.get("bf16") is not None and "bfloat16" in settings.config:
+        yield Finding("ignored", "bfloat16", {}, None, t("explain.ignored.bfloat16"))
     if settings.autocast and (settings.fp16 or settings.bf16):
         yield _against("torch_autocast.enabled", True, t("explain.conflict.autocast"))
 
@@ -76,6 +85,16 @@ def _stage(settings: Settings, keys: Keys) -> Iterator[Finding]:
         if block.get("device") == "nvme" and not block.get("nvme_path"):
             path = f"zero_optimization.offload_{what}.nvme_path"
             yield _against(path, None, t("explain.conflict.nvme_path"))
+    for kind in ("fp16", "bf16"):
+        name = f"{kind}_master_weights_and_grads"
+        if stage == 0 and is_on(settings.block(kind).get(name)):
+            yield _against(f"{kind}.{name}", True, t("explain.conflict.masters"), refused=True)
+    bf16 = settings.block("bf16")
+    if is_on(bf16.get("bf16_optimizer_states")) and (
+        stage == 0 or not is_on(bf16.get("bf16_master_weights_and_grads"))
+    ):
+        text = t("explain.conflict.states")
+        yield _against("bf16.bf16_optimizer_states", True, text, refused=True)
     ratio = number(settings.block("zero_optimization.offload_optimizer").get("ratio", 1))
     if ratio is not None and ratio < 1 and stage < 3:
         path = "zero_optimization.offload_optimizer.ratio"
@@ -89,6 +108,16 @@ def _stage(settings: Settings, keys: Keys) -> Iterator[Finding]:
             text = t("explain.ignored.stage", needs=needs, stage=stage)
             value = {} if isinstance(value, dict) else value
             yield Finding("ignored", f"zero_optimization.{name}", value, key.default, text)
+
+
+def _choices(settings: Settings, keys: Keys) -> Iterator[Finding]:
+    for path, choices in _CHOICES.items():
+        block, _, name = path.rpartition(".")
+        holder = settings.block(block) if block else settings.config
+        given = holder.get(name)
+        if isinstance(given, str) and given.lower() not in choices and keys.get(path):
+            text = t("explain.conflict.choice", choices=", ".join(choices))
+            yield _against(path, given, text, refused=True)
 
 
 def _switched_off(settings: Settings, keys: Keys) -> Iterator[Finding]:

@@ -84,7 +84,7 @@ def explain(
         found.append(Finding("contradictory", "", None, None, text, refused=True))
     order = {kind: n for n, kind in enumerate(KINDS)}
     found.sort(key=lambda finding: order[finding.kind])
-    made = by_hand(settings, keys)
+    made = by_hand(settings, keys, refused=any(one.refused for one in found))
     return Explanation(
         findings=found,
         code=made.code,

@@ -7,6 +7,7 @@ nothing: no typed list of keys is needed, and none can become old.
 
     python -m dlcourse.explain.introspect             # records this version in keys.json
 
+Another version is recorded where its sources come first in PYTHONPATH.
 DeepSpeed brings torch with it, so ``installed.py`` calls this in a process of its own.
 """
 
@@ -18,6 +19,7 @@ import json
 import math
 import textwrap
 from collections.abc import Iterator, KeysView
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -27,6 +29,22 @@ from unittest.mock import patch
 MARK = "__asked__"  # a key that only this module knows: it shows which model gets a block
 UNKNOWN = "?"  # a default that is in no signature
 Table = dict[str, Any]
+# What may stand where a block is expected: some are taken for "nothing given"
+_NO_BLOCKS: dict[str, Any] = {"null": None, "bool": True, "number": 1, "string": "text", "list": []}
+# What may stand as a value that no model checks: DeepSpeed computes with it, or compares it
+_VALUES: dict[str, list] = {
+    **{kind: [value] for kind, value in _NO_BLOCKS.items()},
+    "bool": [True, False],
+    "list": [[], [1]],
+    "object": [{}, {"name": 1}],
+}
+# Some blocks are read only where they are switched on, or have a type; one wants numbers first
+_SWITCHES: tuple[dict[str, Any], ...] = (
+    {},
+    {"enabled": True},
+    {"type": "Adam"},
+    {"enabled": True, "max_train_batch_size": 1, "micro_batch_sizes": [1]},
+)
 
 
 class Asked(dict):
@@ -114,6 +132,17 @@ def table() -> Table:
     keys |= _pipeline(config) | _initialize(deepspeed)
     for path in ("optimizer.params", "scheduler.params"):  # go on to a class as they are
         keys[path] = {"block": "open"}
+    for path, entry in keys.items():
+        if "block" in entry:
+            also = [kind for kind, value in _NO_BLOCKS.items() if _takes(config, path, value)]
+            entry |= {"also": also} if also else {}
+        elif "type" not in entry and "alias" not in entry:
+            refused = [
+                kind
+                for kind, values in _VALUES.items()
+                if not any(_takes(config, path, value) for value in values)
+            ]
+            entry |= {"refuses": refused} if refused else {}
     removed = dict(getattr(config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", {}))
     zero = getattr(config, "_REMOVED_ZERO_CONFIG_KEYS", {})
     removed |= {f"zero_optimization.{key}": text for key, text in zero.items()}
@@ -166,14 +195,27 @@ def _read(config: Any, notes: dict[str, Any], path: str) -> None:
     while path:
         path, _, last = path.rpartition(".")
         content = Asked({last: content}, notes, path)
-    # Some blocks are read only where they are switched on, or have a type
-    for switch in ({}, {"enabled": True}, {"type": "Adam"}):
+    for switch in _SWITCHES:
         whole = Asked(content | {"train_batch_size": 1}, notes, "")
         _switch(whole, switch)
         try:
             config.DeepSpeedConfig(whole)
         except Exception:  # a key that is no block: what was asked until then counts
             continue
+
+
+def _takes(config: Any, path: str, value: Any) -> bool:
+    """Whether DeepSpeed reads a configuration that has ``value`` in the place of a block."""
+    content = value
+    while path:
+        path, _, last = path.rpartition(".")
+        content = {last: content}
+    try:
+        sizes = {"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1}
+        config.DeepSpeedConfig({**sizes, **content})
+    except Exception:  # whatever it raises, it does not take it
+        return False
+    return True
 
 
 def _switch(block: dict, switch: dict[str, Any]) -> None:
@@ -184,41 +226,79 @@ def _switch(block: dict, switch: dict[str, Any]) -> None:
             _switch(value, switch)
 
 
-def _fields(model: type, path: str) -> dict[str, dict[str, Any]]:
+def _fields(model: Any, path: str) -> dict[str, dict[str, Any]]:
     """The fields of a pydantic model, and of the models in it."""
     found: dict[str, dict[str, Any]] = {}
-    for name, field in model.model_fields.items():  # type: ignore[attr-defined]
-        extra = field.json_schema_extra or {}
+    for name, field in _fields_of(model).items():
         key = f"{path}.{field.alias or name}"
         entry: dict[str, Any] = {"type": _type(field.annotation)}
-        bounds = [
-            f"{sign} {getattr(m, attribute)}"
-            for m in field.metadata
-            for attribute, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
-            if getattr(m, attribute, None) is not None
-        ]
-        if bounds:
-            entry["bounds"] = " and ".join(bounds)
-        if extra.get("deprecated"):
-            entry["deprecated"] = extra.get("new_param", "")
-        inner = next(
-            (
-                a
-                for a in (field.annotation, *get_args(field.annotation))
-                if isinstance(a, type) and hasattr(a, "model_fields")
-            ),
-            None,
-        )
+        if field.bounds:
+            entry["bounds"] = " and ".join(field.bounds)
+        if field.extra.get("deprecated"):
+            entry["deprecated"] = field.extra.get("new_param", "")
+        parts = (field.annotation, *get_args(field.annotation))
+        inner = next((part for part in parts if _is_model(part)), None)
         if inner is not None:
             entry = {"block": "model", **entry}
             entry.pop("type")
             found |= _fields(inner, key)
         else:
-            entry["default"] = _plain(field.get_default(call_default_factory=True))
+            entry["default"] = _plain(field.default)
         found[key] = entry
         if field.alias:
             found[f"{path}.{name}"] = {"alias": field.alias}
     return found
+
+
+@dataclass
+class _Field:
+    """What pydantic 1 and 2 both say of a field."""
+
+    annotation: Any
+    default: Any
+    alias: str | None
+    bounds: list[str]
+    extra: dict[str, Any]
+
+
+_SIGNS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+
+
+def _is_model(part: Any) -> bool:
+    return isinstance(part, type) and (hasattr(part, "model_fields") or hasattr(part, "__fields__"))
+
+
+def _fields_of(model: Any) -> dict[str, _Field]:
+    if hasattr(model, "model_fields"):
+        return {
+            name: _Field(
+                field.annotation,
+                field.get_default(call_default_factory=True),
+                field.alias,
+                _bounds(*field.metadata),
+                field.json_schema_extra or {},
+            )
+            for name, field in model.model_fields.items()
+        }
+    return {  # DeepSpeed up to 0.15 has pydantic 1
+        name: _Field(
+            model.__annotations__.get(name, field.outer_type_),
+            field.get_default(),
+            field.alias if field.alias != name else None,
+            _bounds(field.field_info),
+            field.field_info.extra,
+        )
+        for name, field in model.__fields__.items()
+    }
+
+
+def _bounds(*places: Any) -> list[str]:
+    return [
+        f"{sign} {getattr(place, name)}"
+        for place in places
+        for name, sign in _SIGNS
+        if getattr(place, name, None) is not None
+    ]
 
 
 def _type(annotation: Any) -> str:
@@ -229,7 +309,8 @@ def _type(annotation: Any) -> str:
         return "|".join(str(a) for a in get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return "|".join(dict.fromkeys(str(m.value) for m in annotation))
-    names = {NoneType: "null", str: "string", dict: "object", list: "list", tuple: "list"}
+    names = {NoneType: "null", str: "string", dict: "object", object: "any"}
+    names |= {list: "list", tuple: "list"}
     origin = get_origin(annotation) or annotation
     return names.get(origin) or str(getattr(origin, "__name__", annotation))
 

@@ -26,6 +26,9 @@ class Key:
 
     block:      "" for a value, else what happens to keys in it that DeepSpeed does not know:
                 "model" refuses them, "read" ignores them, "open" hands them on.
+    also:       what may stand in place of a block: "null", "bool", "number", "string", "list".
+    refuses:    kinds of values at which DeepSpeed fails, where no model has a type; "string" is of
+                a text that nobody knows.
     deprecated: the key that took its place; None where it is not deprecated.
     """
 
@@ -35,6 +38,8 @@ class Key:
     default: Any = None
     has_default: bool = False
     block: str = ""
+    also: tuple[str, ...] = ()
+    refuses: tuple[str, ...] = ()
     deprecated: str | None = None
 
 
@@ -73,6 +78,8 @@ class Keys:
             default=entry.get("default"),
             has_default="default" in entry,
             block=entry.get("block", ""),
+            refuses=tuple(entry.get("refuses", ())),
+            also=tuple(entry.get("also", ())),
             deprecated=entry.get("deprecated"),
         )
 

@@ -40,6 +40,18 @@ class Settings:
         return is_on(self.block("torch_autocast").get("enabled"))
 
     @property
+    def autocast_dtype(self) -> str | None:
+        """ "bfloat16" or "float16" where torch_autocast is on, else None."""
+        given = str(self.block("torch_autocast").get("dtype", "bfloat16")).rpartition(".")[2]
+        half = given in ("float16", "fp16", "half")
+        return ("float16" if half else "bfloat16") if self.autocast else None
+
+    @property
+    def zero(self) -> dict[str, Any]:
+        """The block zero_optimization."""
+        return self.block("zero_optimization")
+
+    @property
     def stage(self) -> int | None:
         """Of ZeRO; None where what is given is no stage."""
         zero = self.config.get("zero_optimization")

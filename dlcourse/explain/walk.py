@@ -9,6 +9,7 @@ from typing import Any
 
 from dlcourse.explain.finding import Finding
 from dlcourse.explain.keys import Key, Keys, versions_with
+from dlcourse.explain.types import fits, kind_of
 from dlcourse.words import strings
 from dlcourse.words.strings import t
 
@@ -44,11 +45,23 @@ def _block(
             yield from _unknown(here, value, keys, config)
             continue
         yield from _known(here, value, key, keys)
-        if key.block and isinstance(value, dict):
-            yield from _block(value, here, keys, config)
+        if isinstance(value, dict):
+            inside = _block(value, here, keys, config) if key.block else _kept(value, here)
+            yield from inside
+
+
+def _kept(block: dict[str, Any], path: str) -> Iterator[Finding]:
+    """What stands in a value that is an object: DeepSpeed reads it where it uses it."""
+    for name, value in block.items():
+        here = f"{path}.{name}"
+        yield Finding("does", here, _shown(value), None, t("explain.kept"))
+        if isinstance(value, dict):
+            yield from _kept(value, here)
 
 
 def _known(here: str, value: Any, key: Key, keys: Keys) -> Iterator[Finding]:
+    parent = keys.get(here.rpartition(".")[0])
+    in_model = parent is not None and parent.block == "model"  # which drops what is "auto"
     old_form = here == "zero_optimization" and isinstance(value, bool)
     if key.deprecated is not None or old_form:
         instead = key.deprecated or "zero_optimization.stage"
@@ -57,10 +70,22 @@ def _known(here: str, value: Any, key: Key, keys: Keys) -> Iterator[Finding]:
         yield Finding("deprecated", here, value, key.default, f"{text} {said}".strip())
         return
     if key.block and not isinstance(value, dict):
-        if value is None:
-            yield Finding("ignored", here, value, None, t("explain.ignored.null"))
-            return
-        yield Finding("contradictory", here, value, None, t("explain.not_block"), refused=True)
+        if kind_of(value) in key.also:
+            yield Finding("ignored", here, value, None, t("explain.ignored.no_block"))
+        elif not (value == "auto" and in_model):
+            text = t("explain.not_block")
+            yield Finding("contradictory", here, value, None, text, refused=True)
+        return
+    if key.type and value != "auto" and not fits(value, key.type, key.bounds):
+        text = t("explain.wrong", type=key.type)
+        if key.bounds:
+            text += " " + t("explain.bounds", bounds=key.bounds)
+        yield Finding("contradictory", here, _shown(value), key.default, text, refused=True)
+        return
+    kind = kind_of(value)
+    if kind in key.refuses and kind != "string":
+        text = t("explain.fails", kind=t(f"explain.json.{kind}"))
+        yield Finding("contradictory", here, _shown(value), key.default, text, refused=True)
         return
     text = _does(key)
     if not text:
@@ -95,7 +120,7 @@ def _unknown(here: str, value: Any, keys: Keys, config: dict[str, Any]) -> Itera
     if kind == "open":
         yield from _handed_on(here, value, keys, config)
         return
-    refused = kind == "model"
+    refused = kind == "model" and value != "auto"  # a model drops whatever is "auto"
     fate = t("explain.fate.refused" if refused else "explain.fate.ignored", version=keys.version)
     others = [v for v in versions_with(here) if v != keys.version]
     if others:

@@ -5,6 +5,7 @@
     architectures.py        dense, MoE, sparse, hybrid: parameters in all and for a token, FLOPs
     recipe.py               how a model is trained: precision, optimizer, accumulation, ZeRO, ...
     batch.py                the three numbers of a batch, and which worlds divide them
+    learning_rate.py        the rate of each step, by DeepSpeed's schedules
     states.py               bytes of parameters, gradients and optimizer state; ZeRO; offload
     activations.py          bytes that autograd keeps, and the peak of them
     checkpoint_segments.py  where checkpoints go, and the square root of n

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
@@ -42,6 +44,29 @@ def engine(model: nn.Module, config: dict[str, Any], *, lr: float) -> Any:
         "steps_per_print": 10**9,
     }
     optimizer = AdamW(model.parameters(), lr=lr)
+    with _as_light_as_it_goes():
+        made, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=common | config)
+    return made
+
+
+def configured(model: nn.Module, config: dict[str, Any]) -> Any:
+    """A DeepSpeed engine as a configuration alone makes it, its optimizer and schedule too.
+
+    Raises:
+        Exception: whatever DeepSpeed has against the configuration, in every rank.
+    """
+    deepspeed = start(next(model.parameters()).device.type)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with _as_light_as_it_goes():
+        made, *_ = deepspeed.initialize(
+            model=model, model_parameters=parameters, config=deepcopy(config)
+        )
+    return made
+
+
+@contextmanager
+def _as_light_as_it_goes() -> Iterator[None]:
+    """Without what DeepSpeed does beside, while it makes an engine."""
     # ZeRO-3 writes the numbers of every parameter into a message that it then does not print:
     # slow, and once in about thirty times torch's `unbind` fails in the middle of it.
     # It also decorates an optimizer that nobody here uses with `torch.compile`, which loads the
@@ -50,8 +75,7 @@ def engine(model: nn.Module, config: dict[str, Any], *, lr: float) -> Any:
         patch.object(nn.Parameter, "__repr__", object.__repr__),
         patch.object(torch, "compile", _as_it_is),
     ):
-        made, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=common | config)
-    return made
+        yield
 
 
 def _as_it_is(function: Callable | None = None, **_: Any) -> Callable:
