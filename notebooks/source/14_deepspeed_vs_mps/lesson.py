@@ -1,8 +1,8 @@
 # %% [markdown] lang="en" form="core"
 # # 14 DeepSpeed and Mac MPS: one job, by configuration and by hand
 #
-# Study notes tell it as a duel. On the left DeepSpeed: write a JSON, and accumulation, 16 bits,
-# checkpointing, ZeRO-3 and offload "apply themselves". On the right a Mac: the same four savings, all
+# It is often told as a duel. On the left DeepSpeed: write a JSON, and accumulation, 16 bits,
+# checkpointing, ZeRO-3 and offload "apply themselves". On the right a Mac: the same savings, all
 # by hand, on one device for ever.
 #
 # You will run one training both ways, on the same data, and compare losses, bytes, memory and lines.
@@ -11,7 +11,7 @@
 # [12](12_sharding_offload.ipynb).
 #
 # Time: reading 17 min + exercises 39 min.
-# %% [markdown] lang="ko" en="7792622b"
+# %% [markdown] lang="ko" en="c3049489"
 # # 14 DeepSpeed와 맥 MPS: 같은 학습을 설정으로, 그리고 손으로
 #
 # 흔히 둘을 맞대결처럼 설명합니다. 왼쪽은 DeepSpeed입니다. JSON만 쓰면 누적, 16비트, 체크포인팅, ZeRO-3, 오프로드가
@@ -83,11 +83,11 @@ size = {"config": config, "batch": 32 * world_size, "block": 16}
 installed = deepspeed_engine.is_installed()
 first = both_ways.first_steps(**size)
 # %% [markdown] lang="en"
-# This is the JSON, put together from the notes. The **explainer** asks the DeepSpeed that is installed
-# about each key (`dlcourse explain ds.json` does the same for yours). Look for the signs `?`
-# (unknown) and `∅` (ignored) before you scroll on.
-# %% [markdown] lang="ko" en="88ca5c49"
-# 노트에 나온 것을 모은 JSON입니다. **설명기**가 설치된 DeepSpeed에 키를 하나하나 물어봅니다(여러분의 파일이라면
+# A JSON as it is passed around, with slips of the kind that people make. The **explainer** asks the
+# DeepSpeed that is installed about each key (`dlcourse explain ds.json` does the same for yours).
+# Look for the signs `?` (unknown) and `∅` (ignored) before you scroll on.
+# %% [markdown] lang="ko" en="050e2b77"
+# 흔히 돌아다니는 JSON에, 사람들이 하는 실수를 섞었습니다. **설명기**가 설치된 DeepSpeed에 키를 하나하나 물어봅니다(여러분의 파일이라면
 # `dlcourse explain ds.json`). 더 내려가기 전에 `?`(모르는 키)와 `∅`(무시됨) 표시를 찾아보세요.
 # %%
 pasted = """{
@@ -134,12 +134,12 @@ def step_configured(engine, parts):
 # %% [markdown] lang="en"
 # ## The batch: 64 = 16 × 4?
 #
-# The notes say: from `train_batch_size` 64 and `train_micro_batch_size_per_gpu` 16 DeepSpeed derives
+# The usual explanation: from `train_batch_size` 64 and `train_micro_batch_size_per_gpu` 16 DeepSpeed derives
 # four micro-batches. **Predict**: how many does it make of them on **two** ranks?
-# %% [markdown] lang="ko" en="07c070f5"
+# %% [markdown] lang="ko" en="f1dce8db"
 # ## 배치: 64 = 16 × 4?
 #
-# 노트에 따르면 DeepSpeed는 `train_batch_size` 64와 `train_micro_batch_size_per_gpu` 16에서 마이크로배치 네 번을
+# 흔한 설명으로는 DeepSpeed가 `train_batch_size` 64와 `train_micro_batch_size_per_gpu` 16에서 마이크로배치 네 번을
 # 알아서 정합니다. 랭크(rank)가 **둘**이면 몇 번이 될지 **예측해 보세요.**
 # %%
 predict("14.micro_batches")
@@ -205,15 +205,15 @@ show_scales(scales, ranks["overflows"][0], refused=ranks["refused"][0])
 #
 # ## Checkpointing
 #
-# The notes promise that the block `activation_checkpointing` applies itself to the model.
+# Claim E3 says that the block `activation_checkpointing` applies itself to the model.
 # **Predict** how many percent of the activations it saves, with no other change.
-# %% [markdown] lang="ko" en="d6320711"
+# %% [markdown] lang="ko" en="ae5b3ae4"
 # DeepSpeed는 첫 번째 무한대를 봐줍니다. `hysteresis`가 2이기 때문입니다. 그러니 "동적"이라고 다 같은 규칙이 아니고, 건너뛰는
 # 스텝 수가 한두 번 다릅니다. `bf16`이라면 스케일러가 아예 없습니다. 이것도 두 방식으로 돌렸고, 아래 표에 있습니다.
 #
 # ## 체크포인팅
 #
-# 노트는 `activation_checkpointing` 블록이 모델에 저절로 적용된다고 합니다. 다른 것은 바꾸지 않고 이 블록만 쓰면
+# 주장 E3은 `activation_checkpointing` 블록이 모델에 저절로 적용된다고 합니다. 다른 것은 바꾸지 않고 이 블록만 쓰면
 # 활성화값(activation)이 몇 % 줄어들지 **예측해 보세요.**
 # %%
 predict("14.block")
@@ -232,9 +232,9 @@ show_blocks(found["none"], found["block"], found["checkpoint"])
 #
 # ## ZeRO-3 and offload
 #
-# Here configuration is strong: one line, `"stage": 3`, where this course needed three modules. What is
+# Here configuration is strong: one line, `"stage": 3`, where this course needed several modules. What is
 # left in a rank when activations are not counted?
-# %% [markdown] lang="ko" en="ee271662"
+# %% [markdown] lang="ko" en="7db582d7"
 # 1바이트도 다르지 않습니다. 이 블록은 DeepSpeed의 `checkpoint` 함수가 *어떻게* 일할지만 정합니다. 함수는 누군가 불러야
 # 합니다. `configure(...)`를 한 번 부르고, 블록마다 `checkpoint(block, x)`로 감쌉니다. "맥" 쪽에서 손으로 감싼다던 바로 그
 # 한 줄입니다. `number_checkpoints`는 버퍼 크기일 뿐, 체크포인트를 놓지 않습니다.
@@ -362,15 +362,15 @@ show_ring(ring, alone)
 #
 # ## Scores, and a choice
 #
-# The notes end with scores from 1 to 5. A score has no unit. So here each row is either counted, in
+# Such comparisons end with scores, and a score has no unit. So here each row is either counted, in
 # this very run, or argued, and each says what would change it.
-# %% [markdown] lang="ko" en="b688b455"
+# %% [markdown] lang="ko" en="83ce43bf"
 # 데이터 병렬화이고, 그래디언트를 링으로 평균 내고, 손실은 단일 프로세스와 같습니다. [레슨 03](03_data_parallel.ipynb)을 애플의
 # 라이브러리로 한 셈입니다. (여기서는 CPU끼리 루프백으로 돌렸습니다. 맥끼리는 돌려 보지 못했습니다.)
 #
 # ## 점수와 선택
 #
-# 노트는 1점에서 5점까지의 점수로 끝납니다. 점수에는 단위가 없습니다. 그래서 여기서는 줄마다 이번 실행에서 세거나 논증하고,
+# 이런 비교는 점수로 끝나곤 하는데, 점수에는 단위가 없습니다. 그래서 여기서는 줄마다 이번 실행에서 세거나 논증하고,
 # 무엇이 그 결과를 바꿀지 적습니다.
 # %%
 first, mistakes = ranks["first"][0], ranks["mistakes"][0]
