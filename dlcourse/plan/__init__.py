@@ -4,6 +4,7 @@ The planner: every way to spread a job over a cluster, judged at once.
 
     planner.py         plan(job), judge(job, layout): which fit, which is fastest, why others lose
     what_if.py         what one more GPU, node or memory size would change; cluster_size.py
+    one_machine.py     the largest model on a Mac and on GPUs, by savings (lesson 14)
     job.py             a Job: model, cluster, batch, software
     layouts.py         one Layout, and many as arrays
     model_shape.py     sizes and parameters of any model; hf_config.py reads them from config.json

@@ -1,0 +1,16 @@
+# caught by: same
+# The JSON has no gradient_clipping, so nothing is clipped: but its default is 1.0
+
+
+def train_step(model, optimizer, tokens, targets):
+    optimizer.zero_grad()
+    total = 0.0
+    for x, y in zip(tokens.chunk(2), targets.chunk(2)):
+        loss = model(x, y) / 2
+        loss.backward()
+        total += loss.item()
+    for p in model.parameters():
+        dist.all_reduce(p.grad)
+        p.grad /= world_size
+    optimizer.step()
+    return total
