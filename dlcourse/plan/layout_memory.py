@@ -32,13 +32,20 @@ _FULL, _SELECTIVE = RECOMPUTE.index("full"), RECOMPUTE.index("selective")
 
 def memory(job: Job, layouts: Layouts) -> dict[str, Array]:
     """Bytes by category in the fullest rank, "total", and "host" (of a node, where offloaded)."""
-    first, _, last = stage_layers(job, layouts)
-    at_first = _rank_memory(job, layouts, layers=first, in_flight=in_flight(job, layouts), end=0)
-    at_last = _rank_memory(
-        job, layouts, layers=last, in_flight=_last_in_flight(job, layouts), end=1
-    )
+    at_first, at_last = (stage_memory(job, layouts, last=end) for end in (False, True))
     fuller = at_last["total"] > at_first["total"]
     return {name: np.where(fuller, at_last[name], at_first[name]) for name in at_first}
+
+
+def stage_memory(job: Job, layouts: Layouts, *, last: bool) -> dict[str, Array]:
+    """The same in a rank of the pipeline's first stage, or of its last one."""
+    first_layers, _, last_layers = stage_layers(job, layouts)
+    if last:
+        held = _last_in_flight(job, layouts)
+        return _rank_memory(job, layouts, layers=last_layers, in_flight=held, end=1)
+    return _rank_memory(
+        job, layouts, layers=first_layers, in_flight=in_flight(job, layouts), end=0
+    )
 
 
 def in_flight(job: Job, layouts: Layouts) -> Array:
