@@ -86,6 +86,10 @@ MEASURED_IN = {
         "step_flops": "test_checkpointing.py::test_peak_flops_and_gradients_of_every_placement",
         "flops_per_token": "test_formulas.py::test_flops_of_a_token_and_of_a_step",
     },
+    "mesh": dict.fromkeys(
+        ("stage_parameters", "mesh_bytes"),
+        "test_mesh.py::test_a_rank_holds_and_sends_what_the_formulas_say",
+    ),
     "memory": {
         "predict_peak": "test_memory_anatomy.py::test_formulas_against_the_ledger",
         "step_cost": "test_memory_anatomy.py::test_formulas_against_the_ledger",

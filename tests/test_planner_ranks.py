@@ -7,13 +7,17 @@ import json
 import pytest
 
 from dlcourse import cli
+from dlcourse.formulas.mesh import mesh_bytes
+from dlcourse.formulas.sizes import MODELS
 from dlcourse.formulas.states import CATEGORIES
+from dlcourse.measure.sides import sent_by_side
 from dlcourse.plan.calibrate import read_profile
 from dlcourse.plan.cluster import cluster_of
 from dlcourse.plan.hf_config import published_model
 from dlcourse.plan.job import Job
 from dlcourse.plan.layout_memory import memory
 from dlcourse.plan.layouts import Layout, Layouts
+from dlcourse.plan.own_mesh import planned_memory
 from dlcourse.plan.scale import scale
 
 
@@ -44,6 +48,21 @@ def test_states_are_those_of_a_fake_rank(sides):
     kept = scale(model="gpt2-large", block=1024, world=world, **sides).kept
     for name in CATEGORIES:
         assert held[name][0] == pytest.approx(kept[name], rel=1e-4), name
+
+
+def test_a_fake_rank_of_a_mesh_holds_and_sends_what_was_planned():
+    """Bytes that are sent are exact, activations within 5% at their highest."""
+    config, sides = MODELS["gpt2-large"], dict(data=8, pipeline=4, tensor=2)
+    batch = dict(micro_batch=2, micro_batches=4, block=1024)
+    for rank, stage in ((0, 0), (2, 1), (6, 3)):
+        job = {name: n for name, n in sides.items() if name != "data"} | batch
+        record = scale(model="gpt2-large", world=64, rank=rank, **job).record
+        sent = sent_by_side(record["comm"], record["sides"])
+        assert sent == pytest.approx(mesh_bytes(config, **sides, **batch, stage=stage), abs=0.01)
+        if stage == 0:
+            planned, held = planned_memory(config, **sides, **batch), record["memory"]
+            assert planned["parameters"] == pytest.approx(held["end"]["parameters"], rel=1e-4)
+            assert planned["activations"] == pytest.approx(held["peaks"]["activations"], rel=0.05)
 
 
 def test_calibration_measures_this_machine(tmp_path, capsys):
