@@ -502,6 +502,40 @@ def test_a_slider_answers_keys_at_once_while_the_kernel_is_busy(lang, theme, ope
     assert len(stored) < 20_000 and "image/svg+xml" in stored
 
 
+@pytest.mark.parametrize(("lang", "theme"), [("ko", "Light"), ("en", "Dark")])
+def test_the_planner_answers_under_its_sliders(lang, theme, open_notebook, lab):
+    first = f"from dlcourse import explore, lesson\nlesson(lang={lang!r})"
+    first += "\nfrom dlcourse.explorer.plan import plan_picture"
+    show = 'explore(plan_picture, model=["llama-3-8b", "llama-3-70b"], gpus=[8, 64], stage=[0, 3])'
+    notebook = open_notebook(lab.write("planner", [first, show]))
+    page = notebook.page
+    notebook.theme(f"JupyterLab {theme}")
+    notebook.run(0)
+    notebook.run(1)
+    root = page.locator(".dlc-explore")
+    title = root.locator("svg text").first
+    expect(title).to_contain_text("llama-3-70b")
+    assert bool(HANGUL.search(root.inner_text())) == (lang == "ko")
+    weak = {text for text, x in browser.contrasts(root).items() if x < 4.5}
+    # Numbers in the bar and in cells that are filled stand on those colours
+    assert all(re.fullmatch(r"[\d.,]+( GB|%)?", text) for text in weak), weak
+    dashed = root.locator("rect[stroke-dasharray]")
+    before = dashed.count()
+    root.locator("input").nth(0).focus()
+    took = []
+    for key, expected in (("ArrowLeft", "llama-3-8b"), ("ArrowRight", "llama-3-70b")):
+        page.evaluate(f"() => {{ globalThis.dlcTook = ({ANSWER})() }}")
+        page.keyboard.press(key)
+        took.append(page.evaluate("() => globalThis.dlcTook"))
+        expect(title).to_contain_text(expected)
+    assert min(took) < 200, took
+    root.locator("input").nth(1).focus()
+    page.keyboard.press("ArrowLeft")  # the same model on fewer GPUs: less of it fits
+    expect(title).to_contain_text(" 8")
+    assert dashed.count() != before
+    assert notebook.watch.outside == []
+
+
 @pytest.mark.parametrize("lang", ["ko", "en"])
 def test_a_prediction_is_typed_by_keyboard_and_compared(lang, open_notebook, lab):
     cells = [ASKED.format(lang=lang), 'predict("09.peak")', 'compare("09.peak", 33_000_000)']

