@@ -207,7 +207,7 @@ def test_tensor_parallel_in_zero_equals_one_process(four, stage, tie, frozen):
 
 
 SIZES = GPTConfig(block_size=16, n_layer=4, n_head=2, n_embd=32)
-BATCH = dict(micro_batch=2, micro_batches=2, block=16)
+BATCH = dict(micro_batch=2, micro_batches=4, block=16)
 
 
 def holds_and_sends(sides: dict[str, int]) -> tuple[dict[str, float], int, dict[str, int]]:
@@ -217,8 +217,8 @@ def holds_and_sends(sides: dict[str, int]) -> tuple[dict[str, float], int, dict[
     from dlcourse.measure.recorder import Recorder
 
     mesh = make_mesh(**sides)
-    model = MeshParallel(GPT(SIZES), mesh, num_micro_batches=2)
-    batch = Corpus(limit=9999).batch(0, micro_batch=4, block=16)
+    model = MeshParallel(GPT(SIZES), mesh, num_micro_batches=4)
+    batch = Corpus(limit=9999).batch(0, micro_batch=8, block=16)
     with Recorder(dist.get_rank(), dist.get_world_size()) as recorder:
         model.step(*batch)
     groups = {side: mesh.get_group(side).group_name for side in mesh.mesh_dim_names}

@@ -66,16 +66,17 @@ def show_grid(places: Sequence[Sequence[int]], sides: Mapping[str, int]) -> Tabl
     return Table([t(f"choosing.grid.{key}") for key in keys], rows)
 
 
-def side_bytes(run: Run, groups: Mapping[str, str], rank: int = 0) -> dict[str, float]:
-    """Bytes that a rank sent in a run, by the side of the mesh."""
-    return sent_by_side((c for c in run.comm.calls if c["rank"] == rank), groups)
+def side_ratio(run: Run, groups: Mapping[str, str]) -> float:
+    """Bytes that rank 0 sent along tensor in a run, over those along pipeline."""
+    sent = _sent(run, groups)
+    return sent["tensor"] / sent["pipeline"]
 
 
 def show_step(
     run: Run,
     groups: Mapping[str, str],
-    planned: Mapping[str, float],
     sides: Mapping[str, int],
+    planned: Mapping[str, float],
 ) -> Together:
     """Rank 0's bytes by side beside the formula, its memory beside the planner's.
 
@@ -86,12 +87,10 @@ def show_step(
     """
     memory = run.memory.ranks[0]
     wanted = mesh_bytes(OURS, **sides, **batch_of_ours())
-    return _beside(side_bytes(run, groups), wanted, memory, planned)
+    return _beside(_sent(run, groups), wanted, memory, planned)
 
 
-def show_thousands(
-    record: Mapping[str, Any], planned: Mapping[str, float], model: str = "7b"
-) -> Together:
+def show_thousands(record: Mapping[str, Any], planned: Mapping[str, float]) -> Together:
     """The same of one rank of thousands.
 
     Args:
@@ -100,9 +99,14 @@ def show_thousands(
     job = record["job"]
     sides = {name: job[name] for name in SIDES}
     batch = {name: job[name] for name in ("micro_batch", "micro_batches", "block")}
-    wanted = mesh_bytes(MODELS[model], **sides, **batch)
+    wanted = mesh_bytes(MODELS[job["model"]], **sides, **batch)
     sent = sent_by_side(record["comm"], record["sides"])
     return _beside(sent, wanted, record["memory"], planned)
+
+
+def _sent(run: Run, groups: Mapping[str, str]) -> dict[str, float]:
+    """Bytes that rank 0 sent, by the side of the mesh."""
+    return sent_by_side((call for call in run.comm.calls if call["rank"] == 0), groups)
 
 
 def _beside(

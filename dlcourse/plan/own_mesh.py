@@ -7,7 +7,11 @@ context and fragments would take memory.
 
 from __future__ import annotations
 
-from dlcourse.formulas.sizes import GPTConfig
+from collections.abc import Mapping
+from typing import Any
+
+from dlcourse.figures.choosing import OURS, SIDES, batch_of_ours
+from dlcourse.formulas.sizes import MODELS, GPTConfig
 from dlcourse.plan.cluster import cluster_of
 from dlcourse.plan.job import Job
 from dlcourse.plan.layout_memory import CATEGORIES, stage_memory
@@ -47,3 +51,15 @@ def planned_memory(
     held = stage_memory(job, Layouts.of([layout]), last=False)
     states = {name: float(held[name][0]) for name in CATEGORIES}
     return states | {"activations": 2 * float(held["activations"][0])}
+
+
+def planned_here(sides: Mapping[str, int]) -> dict[str, float]:
+    """Of lesson 15's step on this machine's ranks."""
+    return planned_memory(OURS, **sides, **batch_of_ours())
+
+
+def planned_there(record: Mapping[str, Any]) -> dict[str, float]:
+    """Of a step that ``scale`` took as one rank of thousands."""
+    job = record["job"]
+    names = (*SIDES, "micro_batch", "micro_batches", "block")
+    return planned_memory(MODELS[job["model"]], **{name: job[name] for name in names})

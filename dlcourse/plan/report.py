@@ -65,7 +65,7 @@ def report(
 ) -> str:
     """All of it as text."""
     job, best, simple = answer.job, answer.fastest, answer.simplest
-    parts = [_head(job), _count(answer), _choice("fastest", answer, best, tokens)]
+    parts = [_head(job), count(answer), _choice("fastest", answer, best, tokens)]
     if simple == best:
         parts.append(t("plan.choice.same"))
     else:
@@ -90,7 +90,8 @@ def _head(job: Job) -> str:
     )
 
 
-def _count(answer: Answer) -> str:
+def count(answer: Answer) -> str:
+    """How many layouts there are, and how many fit."""
     return t("plan.count", all=len(answer.layouts), fit=int(answer.fits.sum()))
 
 
@@ -164,23 +165,28 @@ def _rivals(answer: Answer, rows: int) -> Table:
     return Table(header, table, caption=t("plan.rivals"))
 
 
-def _changes(answer: Answer) -> str:
-    lines = [t("plan.more")]
+def changes(answer: Answer) -> list[tuple[str, str]]:
+    """What a little more would change: of what, and by how much."""
+    lines = []
     for name, facts in what_if(answer).items():
         what = t(f"plan.more.{name}", memory=_gb(facts.get("memory", 0)))
         if "whole_nodes" in facts:
             said = t("plan.more.whole_nodes", gpus=facts["gpus"], node=facts["whole_nodes"])
-            lines.append(f"  {what}: {said}")
-            continue
-        if "refused" in facts:
-            lines.append(f"  {what}: {facts['refused']}")
-            continue
-        percent = f"{100 * (float(facts['faster']) - 1):+.1f}"
-        said = t("plan.more.rate", rate=round(float(facts["tokens_per_second"])), percent=percent)
-        if facts["batch_tokens"] != answer.job.batch_tokens:
-            said += t("plan.more.batch", batch=facts["batch_tokens"])
-        lines.append(f"  {what}: {said}")
-    return "\n".join(lines)
+        elif "refused" in facts:
+            said = str(facts["refused"])
+        else:
+            percent = f"{100 * (float(facts['faster']) - 1):+.1f}"
+            rate = round(float(facts["tokens_per_second"]))
+            said = t("plan.more.rate", rate=rate, percent=percent)
+            if facts["batch_tokens"] != answer.job.batch_tokens:
+                said += t("plan.more.batch", batch=facts["batch_tokens"])
+        lines.append((what, said))
+    return lines
+
+
+def _changes(answer: Answer) -> str:
+    lines = [f"  {what}: {said}" for what, said in changes(answer)]
+    return "\n".join([t("plan.more"), *lines])
 
 
 def layout_report(

@@ -36,15 +36,14 @@ def _up(value):
 
 def _tasks():
     hobby = dict(model="llama-3.2-1b", gpu="rtx-4090", most=16, batch_tokens=524_288, price=0.4)
-    large = dict(model="llama-3-70b", gpu="h100", most=256, batch_tokens=4_194_304, price=2.5)
+    large = dict(model="llama-3-70b", gpu="h100", most=128, batch_tokens=4_194_304, price=2.5)
     experts = dict(model="qwen3-30b-a3b", gpu="h100", most=64, batch_tokens=4_194_304, price=2.5)
-    poor = _task("tight", 64, tokens=2e11, loose=1.05, tight=0.8, **experts)
     return {
         "hobby": _task("hobby", 8, tokens=2e10, useful=0.48, **hobby),
-        "large": _task("large", 128, tokens=1e11, **large),
+        "large": _task("large", 64, tokens=1e11, **large),
         "experts": _task("experts", 32, tokens=2e11, **experts),
-        "tight": poor,
-        "late": Scenario(name="late", days=30, dollars=1e9, tokens=1e13, **large),
+        "tight": _task("tight", 16, tokens=4e10, tight=0.8, **hobby),
+        "late": Scenario(name="late", days=5, dollars=1e6, tokens=1e12, **hobby),
     }
 
 
