@@ -54,7 +54,7 @@ MARKERS = {
             "mixed_precision",
         ),
         *("checkpointing", "sharding_offload", "memory_anatomy", "verdicts"),
-        *("bench_gpu", "scale", "planner_ranks", "architectures"),
+        *("bench_gpu", "scale", "planner_ranks", "architectures", "bakeoff"),
         *(
             f"claims_{path.stem[-2:]}"
             for path in Path(__file__).parent.glob("test_claims_[0-9]*.py")

@@ -1,20 +1,26 @@
-"""The bake-off's table: every library, one GPT, one text."""
+"""The bake-off's table and picture: every library, one GPT, one text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.held import Said, Together, held
+from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.figures.tables import Table
 from dlcourse.peers.bakeoff import TOLERANCE, maintenance
 from dlcourse.words.strings import t
+from dlcourse.words.units import human_bytes
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 _MIB = 2**20
 
 
-def show_bakeoff(rows: Sequence[Row], recorded: Mapping[str, Any] | None = None) -> Together:
+def show_bakeoff(rows: Sequence[Row], recorded: Record | None = None) -> Together:
     """What `dlcourse.peers.bakeoff.run_bakeoff` measured, a row for each, and what held.
 
     Args:
@@ -29,34 +35,20 @@ def show_bakeoff(rows: Sequence[Row], recorded: Mapping[str, Any] | None = None)
         AssertionError: a loss is further from one process's than `TOLERANCE`.
         ValueError: there are no rows.
     """
-    if not rows:
-        raise ValueError("rows is empty: give what run_bakeoff() has returned")
-    others = {row["name"]: row for row in (recorded or {}).get("rows", ())}
+    named = _named(rows, recorded)
     facts = maintenance()
-    shown: list[Row] = []
-    table = []
-    for row in rows:
-        told = others.get(row["name"], {})
-        label = _name(row)
-        if row["state"] == "missing" and recorded and told.get("state") == "ran":
-            words = {"machine": recorded["machine"], "date": recorded["date"]}
-            row, label = told, t("bakeoff.recorded", name=_name(told), **words)
-        elif row["state"] == "missing":
-            label = t("bakeoff.missing", name=label)
-        elif row["state"] == "failed":
-            label = t("bakeoff.failed", name=label, why=row["why"].splitlines()[0])
-        if row["state"] == "ran":
-            shown.append(row)
-        table.append([_strategy(row), label, *_measured(row), row["lines"], *_facts(row, facts)])
+    table = [
+        [_strategy(row), label, *_measured(row), row["lines"], *_facts(row, facts)]
+        for label, row in named
+    ]
     keys = ("strategy", "library", "gap", "time", "peak", "process", "sent", "lines", "by")
     heads = [t(f"bakeoff.{key}") for key in (*keys, "release")]
     parts: list[Any] = [Table(heads, table, caption=t("bakeoff.caption", ranks=rows[0]["ranks"]))]
-    if shown:
-        steps = len(shown[0]["losses"])
-        what = t("bakeoff.held", count=len(shown), steps=steps)
-        because = t("bakeoff.held.because")
-        gap = max(row["gap"] for row in shown)
-        parts.append(held(what, gap, allowed=TOLERANCE, because=because))
+    ran = [row for _, row in named if row["state"] == "ran"]
+    if ran:
+        what = t("bakeoff.held", count=len(ran), steps=len(ran[0]["losses"]))
+        gap = max(row["gap"] for row in ran)
+        parts.append(held(what, gap, allowed=TOLERANCE, because=t("bakeoff.held.because")))
     links = [
         f"{name} {fact['by_source']} {fact['source']}"
         for name, fact in facts.items()
@@ -68,11 +60,48 @@ def show_bakeoff(rows: Sequence[Row], recorded: Mapping[str, Any] | None = None)
     return Together(*parts)
 
 
+def show_bakeoff_memory(rows: Sequence[Row], recorded: Record | None = None) -> go.Figure:
+    """What the fullest rank holds at the peak of a step under each library, by category.
+
+    Arguments and errors as of `show_bakeoff`; libraries that did not run are left out.
+    """
+    named = [(label, row) for label, row in _named(rows, recorded) if row["state"] == "ran"]
+    bars = {}
+    for label, row in named:
+        alone = row["strategy"] == "alone"
+        bar = label if alone else f"{_strategy(row)}: {label}"
+        bars[bar.replace("\n", " ")] = row["memory"]
+    totals = {label: sum(memory.values()) for label, memory in bars.items()}
+    least, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
+    said = {"least": human_bytes(totals[least]), "most": human_bytes(totals[most])}
+    title = t("bakeoff.memory.title", least_name=least, most_name=most, **said)
+    return memory_by_category_figure(bars, title=title)
+
+
+def _named(rows: Sequence[Row], recorded: Record | None) -> list[tuple[str, Row]]:
+    """Each row with what its first cell says; recorded ones in the place of missing ones."""
+    if not rows:
+        raise ValueError("rows is empty: give what run_bakeoff() has returned")
+    others = {row["name"]: row for row in recorded["rows"]} if recorded else {}
+    named = []
+    for row in rows:
+        label, told = _name(row), others.get(row["name"])
+        if row["state"] == "failed":
+            label = t("bakeoff.failed", name=label, why=row["why"].splitlines()[0])
+        elif row["state"] == "missing" and recorded and told and told["state"] == "ran":
+            words = {"machine": recorded["machine"], "date": recorded["date"]}
+            row, label = told, t("bakeoff.recorded", name=_name(told), **words)
+        elif row["state"] == "missing":
+            label = t("bakeoff.missing", name=label)
+        named.append((label, row))
+    return named
+
+
 def _name(row: Row) -> str:
     """As people call it, and the version that ran."""
     if row["strategy"] == "alone":
         return t("bakeoff.name.alone")
-    if not row["library"]:
+    if row["name"].startswith("ours: "):
         return t("bakeoff.name.ours")
     return f"{row['name']} {row['version']}".strip()
 
@@ -97,4 +126,4 @@ def _facts(row: Row, facts: Mapping[str, Mapping[str, str]]) -> list[str]:
     if row["library"] not in facts:
         return ["", ""]
     fact = facts[row["library"]]
-    return [fact["by"], f"{fact['release']}, {fact['released']}"]
+    return [fact["by"], f"{fact['release']}\n{fact['released']}"]

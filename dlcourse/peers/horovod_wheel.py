@@ -8,7 +8,7 @@ build as it is. Three things are changed, all of them here: the C++ standard tha
 ask for, the oldest CMake whose rules they follow, and which setuptools runs its ``setup.py``.
 Only what the course uses is built: PyTorch over Gloo, without MPI, TensorFlow, MXNet and CUDA.
 
-Needs a C++ compiler, CMake and make. Takes about 2 minutes on 2 cores; the wheel has about 18 MB.
+Needs a C++ compiler, CMake and make. Takes about 7 minutes of one core; the wheel has 18 MB.
 """
 
 from __future__ import annotations

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
-import tokenize
-from collections.abc import Iterable
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 _HERE = "dlcourse.peers.bakeoff"
 _TENSOR, _PIPELINE = "dlcourse.peers.tensor_parallel", "dlcourse.peers.pipeline_parallel"
@@ -27,7 +30,8 @@ class Contestant:
     Attributes:
         name: as the table shows it.
         strategy: "alone", "data", "zero", "tensor" or "pipeline".
-        step: "module:function" that makes a training step.
+        step: makes a training step, ``step(model, job) -> (tokens, targets) -> loss``: a function
+            of yours, or "module:function".
         library: its name in ``data/libraries.json``; "" for this course and for none.
         module, package: what must be importable, and the distribution that has it; "" for none.
         also: "module:name" of more code that the user of the library writes.
@@ -36,7 +40,7 @@ class Contestant:
 
     name: str
     strategy: str
-    step: str
+    step: str | Callable[..., Any]
     library: str = "torch"
     module: str = ""
     package: str = ""
@@ -164,24 +168,28 @@ def missing(contestant: Contestant) -> str:
 
 
 @lru_cache
-def count_lines(place: str) -> int:
-    """Lines of code of "module:name", without blank lines, comments and docstrings."""
-    module, _, name = place.partition(":")
-    spec = find_spec(module)
-    assert spec is not None and spec.origin is not None
-    with tokenize.open(spec.origin) as file:
-        text = file.read()
+def count_lines(code: str | Callable[..., Any]) -> int:
+    """Lines of a function or class, without blank lines, comments and docstrings.
+
+    Args:
+        code: the function itself, or "module:name", whose file is read and not imported.
+    """
+    if isinstance(code, str):
+        module, _, name = code.partition(":")
+        spec = find_spec(module)
+        assert spec is not None and spec.origin is not None
+        text = Path(spec.origin).read_text(encoding="utf-8")
+    else:
+        name, text = code.__name__, textwrap.dedent(inspect.getsource(code))
     found = [node for node in ast.parse(text).body if getattr(node, "name", "") == name]
-    if not found:  # made of another one that is counted, by `functools.partial`
+    if not found:  # a `functools.partial` of one that is counted
         return 0
+    (node,) = found
+    docs = {number for inner in ast.walk(node) for number in _docstring(inner)}
     lines = text.splitlines()
-    start, end = found[0].lineno, found[0].end_lineno or 0
-    docs = {n for node in ast.walk(found[0]) for n in _docstring(node)}
-    return sum(
-        bool(stripped) and not stripped.startswith("#")
-        for number in range(start, end + 1)
-        if number not in docs and (stripped := lines[number - 1].strip()) is not None
-    )
+    numbers = range(node.lineno, (node.end_lineno or 0) + 1)
+    written = [lines[number - 1].strip() for number in numbers if number not in docs]
+    return sum(bool(line) and not line.startswith("#") for line in written)
 
 
 def _docstring(node: ast.AST) -> Iterable[int]:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dlcourse.measure.process_memory import pss_bytes
 from dlcourse.peers.bakeoff import data_parallel, horovod_ranks
-from dlcourse.peers.bakeoff.contestants import CONTESTANTS
+from dlcourse.peers.bakeoff.contestants import Contestant
 from dlcourse.peers.bakeoff.job import Job
 from dlcourse.peers.comparison import Step, compare_steps
 
 
-def measure(name: str, job: Job, turns: int) -> dict[str, Any]:
+def measure(contestant: Contestant, job: Job, turns: int) -> dict[str, Any]:
     """Runs in every rank: the steps of a contestant, in turns with DDP's.
 
     Returns:
@@ -24,7 +24,6 @@ def measure(name: str, job: Job, turns: int) -> dict[str, Any]:
         bytes by which this process has grown until the second step was over (PSS). That counts the
         library's own code and what it holds outside of torch.
     """
-    contestant = CONTESTANTS[name]
     if contestant.package == "horovod":
         horovod_ranks.join()
     reference = _steps(data_parallel.ddp, job, whole=False, losses=[])
@@ -33,8 +32,10 @@ def measure(name: str, job: Job, turns: int) -> dict[str, Any]:
 
     def make() -> Step:
         before = pss_bytes()
-        module, _, function = contestant.step.partition(":")
-        build = getattr(importlib.import_module(module), function)
+        build: Any = contestant.step
+        if isinstance(build, str):
+            module, _, function = build.partition(":")
+            build = getattr(importlib.import_module(module), function)
         if contestant.strategy == "alone" and dist.get_rank() != 0:
             return lambda: torch.zeros(())  # the other ranks only wait
         step = _steps(build, job, whole=contestant.whole_batch, losses=losses)

@@ -6,13 +6,15 @@ import json
 from typing import Any
 
 from dlcourse.corpus import course_folder
+from dlcourse.peers.bakeoff.contestants import CONTESTANTS
 
 
 def recorded_bakeoff() -> dict[str, Any]:
     """What ``dlcourse bench bakeoff --record data/bakeoff.json`` wrote.
 
     Returns:
-        "machine", "date", "versions", "command", "ranks", and "rows" as `run_bakeoff` gives them.
+        "machine", "date", "versions", "command", "ranks", and "rows" as `run_bakeoff` gives them,
+        but for "lines", which are counted in the code of today.
 
     Raises:
         ValueError: there is no record.
@@ -20,7 +22,10 @@ def recorded_bakeoff() -> dict[str, Any]:
     path = course_folder() / "data" / "bakeoff.json"
     if not path.is_file():
         raise ValueError(f"{path} is not there: make it by dlcourse bench bakeoff --record {path}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    record = json.loads(path.read_text(encoding="utf-8"))
+    for row in record["rows"]:
+        row["lines"] = CONTESTANTS[row["name"]].lines()
+    return record
 
 
 def maintenance() -> dict[str, dict[str, str]]:

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def run_bakeoff(
-    names: Sequence[str] | None = None,
+    names: Sequence[str | Contestant] | None = None,
     *,
     ranks: int = 4,
     turns: int = 6,
@@ -32,8 +32,8 @@ def run_bakeoff(
     """Train the same GPT on the same batches by each library; real processes, one after another.
 
     Args:
-        names: of `CONTESTANTS`; all by default. "one process" always runs: the others' losses are
-            compared with its.
+        names: of `CONTESTANTS`, or a `Contestant` of your own; all of ours by default. "one
+            process" always runs first: the others' losses are compared with its.
         ranks: processes of each.
         turns: timed steps of each, in turns with DDP's in the same ranks. There are two steps
             before them, so losses are compared over ``turns + 2`` steps.
@@ -43,7 +43,7 @@ def run_bakeoff(
         told: called with each row as soon as there is one.
 
     Returns:
-        A row for each, in the order of `CONTESTANTS`, plain data:
+        A row for each, plain data, those of `CONTESTANTS` in its order:
 
         - "name", "strategy", "stage", "library", "version", "lines" (see `Contestant`), "ranks"
         - "state": "ran"; "missing" (not installed here) or "failed", and then "why" in words, and
@@ -76,7 +76,7 @@ def run_bakeoff(
             row |= {"state": "missing", "why": why}
         else:
             try:
-                of_ranks = _in_own_ranks(contestant.name, ranks, turns, limit, batch_size, device)
+                of_ranks = _in_own_ranks(contestant, ranks, turns, limit, batch_size, device)
                 row |= {"state": "ran"} | _joined(contestant, of_ranks)
             except RankError as error:
                 row |= {"state": "failed", "why": str(error)}
@@ -90,12 +90,13 @@ def run_bakeoff(
     return rows
 
 
-def _chosen(names: Sequence[str] | None) -> list[Contestant]:
+def _chosen(names: Sequence[str | Contestant] | None) -> list[Contestant]:
     names = list(CONTESTANTS) if names is None else names
     for name in names:
-        if name not in CONTESTANTS:
+        if not isinstance(name, Contestant) and name not in CONTESTANTS:
             raise ValueError(f"name {name!r} is unknown: give some of {', '.join(CONTESTANTS)}")
-    return [c for c in CONTESTANTS.values() if c.strategy == "alone" or c.name in names]
+    chosen = [c for c in CONTESTANTS.values() if c.strategy == "alone" or c.name in names]
+    return chosen + [own for own in names if isinstance(own, Contestant)]
 
 
 def _row(contestant: Contestant, ranks: int) -> Row:
@@ -111,7 +112,7 @@ def _row(contestant: Contestant, ranks: int) -> Row:
 
 
 def _in_own_ranks(
-    name: str, ranks: int, turns: int, limit: float, batch_size: int, device: str
+    contestant: Contestant, ranks: int, turns: int, limit: float, batch_size: int, device: str
 ) -> list[dict[str, Any]]:
     with Ranks(ranks, device=device, default=False) as pool:
         over = threading.Event()
@@ -125,7 +126,7 @@ def _in_own_ranks(
         timer = threading.Timer(limit, end)
         timer.start()
         try:
-            return pool.run(_measure, name, batch_size, turns)
+            return pool.run(_measure, contestant, batch_size, turns)
         except RankError as error:
             if over.is_set():
                 raise RankError(f"not over after {limit:g} s, so its ranks were ended") from error
@@ -134,12 +135,12 @@ def _in_own_ranks(
             timer.cancel()
 
 
-def _measure(name: str, batch_size: int, turns: int) -> dict[str, Any]:
+def _measure(contestant: Contestant, batch_size: int, turns: int) -> dict[str, Any]:
     """Runs in every rank."""
     from dlcourse.peers.bakeoff.in_rank import measure
     from dlcourse.peers.bakeoff.job import Job
 
-    return measure(name, Job(batch_size=batch_size), turns)
+    return measure(contestant, Job(batch_size=batch_size), turns)
 
 
 def _joined(contestant: Contestant, of_ranks: Sequence[dict[str, Any]]) -> Row:
