@@ -60,13 +60,9 @@ def stacked_bars(
     scale = (WIDTH - _LEFT - _RIGHT) / limit
     lines = _lines(title)
     top = 14 + 22 * len(lines)
-    parts = [_text(12, 22 + 22 * i, line, size=16, weight=600) for i, line in enumerate(lines)]
+    parts = _heading(lines)
     bottom = top + 46 * len(rows)
-    for tick in (limit * i / 4 for i in range(5)):
-        x = _LEFT + tick * scale
-        parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="{_LINES}" stroke-opacity=".4"/>')
-        parts.append(_text(x, bottom + 18, f"{tick:g}", anchor="middle", size=12))
-    parts.append(_text(_LEFT + limit * scale / 2, bottom + 38, axis, anchor="middle"))
+    parts += _axis(limit, scale, axis, top, bottom)
     said = [title]
     for i, (label, sizes) in enumerate(rows.items()):
         y, x = top + 8 + 46 * i, float(_LEFT)
@@ -107,7 +103,7 @@ def columns(
     mark:  a value that a dashed line marks in each chart.
     """
     lines = _lines(title)
-    parts = [_text(12, 22 + 22 * i, line, size=16, weight=600) for i, line in enumerate(lines)]
+    parts = _heading(lines)
     top, tall = 30 + 22 * len(lines), 64
     count = max(len(values) for values in rows.values())
     wide = (WIDTH - _LEFT - 20) / count
@@ -150,14 +146,10 @@ def bars(
     right = 220  # for the words behind a bar that reaches the axis' end
     scale = (WIDTH - _LEFT - right) / limit
     lines = _lines(title)
-    parts = [_text(12, 22 + 22 * i, line, size=16, weight=600) for i, line in enumerate(lines)]
+    parts = _heading(lines)
     top = 14 + 22 * len(lines)
     bottom = top + 40 * len(rows)
-    for tick in (limit * i / 4 for i in range(5)):
-        x = _LEFT + tick * scale
-        parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="{_LINES}" stroke-opacity=".4"/>')
-        parts.append(_text(x, bottom + 18, f"{tick:g}", anchor="middle", size=12))
-    parts.append(_text(_LEFT + limit * scale / 2, bottom + 38, axis, anchor="middle"))
+    parts += _axis(limit, scale, axis, top, bottom)
     said = [title]
     for i, (label, value) in enumerate(rows.items()):
         y, wide = top + 8 + 40 * i, min(value, limit) * scale
@@ -251,6 +243,21 @@ def _text(
 
 def _columns(text: str) -> int:
     return sum(2 if ord(char) > 0x1100 else 1 for char in text)
+
+
+def _heading(lines: Sequence[str]) -> list[str]:
+    return [_text(12, 22 + 22 * i, line, size=16, weight=600) for i, line in enumerate(lines)]
+
+
+def _axis(limit: float, scale: float, words: str, top: float, bottom: float) -> list[str]:
+    """Five ticks below horizontal bars, their lines behind the bars, and the axis' words."""
+    parts = []
+    for tick in (limit * i / 4 for i in range(5)):
+        x = _LEFT + tick * scale
+        parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="{_LINES}" stroke-opacity=".4"/>')
+        parts.append(_text(x, bottom + 18, f"{tick:g}", anchor="middle", size=12))
+    parts.append(_text(_LEFT + limit * scale / 2, bottom + 38, words, anchor="middle"))
+    return parts
 
 
 def _lines(title: str) -> list[str]:
