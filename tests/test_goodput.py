@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dlcourse import cli
+from dlcourse.explorer import explore
+from dlcourse.figures.goodput import (
+    goodput_picture,
+    show_goodput,
+    show_intervals,
+    show_published_failures,
+)
 from dlcourse.formulas.goodput import (
     WEIBULL_SHAPES,
     best_interval,
@@ -26,6 +35,7 @@ from dlcourse.formulas.goodput import (
     young_interval,
 )
 from dlcourse.plan.failures import (
+    best_simulated,
     failure_gaps,
     finish,
     goodput_by_interval,
@@ -34,7 +44,9 @@ from dlcourse.plan.failures import (
     run_with_spares,
     slowest_step,
 )
+from dlcourse.words import strings
 
+DATA = Path(__file__).resolve().parents[1] / "data"
 DALY = dict(checkpoint=5.0, restart=10.0)  # minutes: his figures 3 to 5
 
 
@@ -65,10 +77,10 @@ def test_goodput_is_that_of_the_simulation(mtbf):
 def test_the_best_interval_by_simulation_is_daly_s(mtbf):
     """Goodput is flat at its best: the interval is found within 10%, goodput within 0.1 points."""
     gaps, daly = failure_gaps(mtbf), daly_interval(5, mtbf)
-    intervals = daly * np.geomspace(0.5, 2, 41)
-    found = goodput_by_interval(gaps, list(intervals), **DALY)
-    assert intervals[found.argmax()] == pytest.approx(daly, rel=0.1)
-    assert found.max() - run_through(gaps, interval=daly, **DALY).goodput < 0.001
+    found = best_simulated(5, mtbf, restart=10)
+    assert found == pytest.approx(daly, rel=0.1)
+    at_both = goodput_by_interval(gaps, [found, daly], **DALY)
+    assert 0 <= at_both[0] - at_both[1] < 0.001
 
 
 def test_where_young_is_wrong():
@@ -176,6 +188,70 @@ def test_goodput_by_size_falls_and_is_simulated():
     assert all(a["goodput"] > b["goodput"] for a, b in pairwise(rows))
     for row in rows:
         assert row["simulated"] == pytest.approx(row["goodput"], abs=0.01)
+
+
+# -- pictures -------------------------------------------------------------------------------------
+
+PUBLISHED = json.loads((DATA / "goodput_published.json").read_text(encoding="utf-8"))
+
+
+def test_the_explorable_answers_at_once_and_says_what_the_formulas_do():
+    started = time.process_time()
+    sliders = explore(
+        goodput_picture,
+        node_mtbf=[1000, 2500, 6300],
+        checkpoint=[10, 60, 300],
+        restart=[3, 10, 30],
+        spares=[0, 1, 3],
+    )
+    assert (time.process_time() - started) / len(sliders.pictures) < 0.1
+    for lang in ("ko", "en"):
+        strings.set_language(lang)
+        picture = goodput_picture(6335, 60)
+        shares = job_goodput(
+            2048, node_mtbf=6335, checkpoint=1 / 60, restart=1 / 6, spares=62, repair=24
+        )
+        share = f"{100 * shares['useful']:.0f}%"
+        assert f">{share}</text>" in picture.svg and share in picture.text.splitlines()[0]
+        assert strings.t("goodput.explore.llama") in picture.svg
+
+
+def test_a_checkpoint_longer_than_its_interval_draws_nothing():
+    with pytest.raises(ValueError, match="longer than interval"):
+        goodput_picture(6335, 60, interval=0.5)
+
+
+def test_the_figure_has_lines_points_and_what_was_published():
+    curves = {
+        name: goodput_by_size([8, 512, 16384], node_mtbf=mtbf, checkpoint=1 / 60, restart=1 / 6)
+        for name, mtbf in (("a", 1000), ("b", 6335))
+    }
+    figure = show_goodput(curves, PUBLISHED)
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    points = [trace for trace in figure.data if trace.mode == "markers"]
+    assert [len(lines), len(points)] == [2, 2]
+    for drawn, simulated, rows in zip(lines, points, curves.values(), strict=True):
+        assert list(drawn.y) == [100 * row["goodput"] for row in rows]
+        assert list(simulated.y) == [100 * row["simulated"] for row in rows]
+    assert [list(t.x) for t in figure.data if t.mode == "markers+text"] == [[16384]]
+    ends = [f"{100 * rows[-1]['goodput']:.0f}%" for rows in curves.values()]
+    assert all(end in figure.layout.title.text for end in ends)
+
+
+def test_the_tables_of_intervals_and_of_published_failures():
+    rows = show_intervals(5, {mtbf: best_simulated(5, mtbf) for mtbf in (5000, 10, 2.5)}).rows
+    assert [row[0] for row in rows] == ["1,000", "2", "0.500"]
+    assert rows[0][5:] == ["95.5%", "95.6%", "95.6%"] and rows[2][5] == "-100.0%"
+    llama = show_published_failures(PUBLISHED).rows[0]
+    row = PUBLISHED["rows"][0]
+    assert row["hours_between"] == round(24 * row["days"] / row["unexpected"], 2)
+    assert (
+        row["goodput_above"]
+        < job_goodput(  # reached by quicker checkpoints and restarts
+            2048, node_mtbf=6335, checkpoint=10 / 3600, restart=3 / 60
+        )["useful"]
+    )
+    assert llama[3] == f"{2048 * row['hours_between']:,.0f}"
 
 
 # -- what is refused ------------------------------------------------------------------------------

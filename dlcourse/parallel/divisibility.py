@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def equal_part(name: str, number: int, size: int, *, advice: str = "") -> int:
     """``number / size``, for example the heads of one rank.
@@ -47,15 +49,17 @@ def padded_size(number: int, size: int) -> int:
     return -(-number // size) * size
 
 
-def check_mesh(*, data: int, pipeline: int, tensor: int, world_size: int) -> None:
-    """Raise a ``ValueError`` where a mesh's sides do not multiply out to the number of ranks."""
-    sides = {"data": data, "pipeline": pipeline, "tensor": tensor}
+def check_mesh(*, world_size: int, **sides: int) -> None:
+    """Raise a ``ValueError`` where a mesh's sides do not multiply out to the number of ranks.
+
+    sides: their sizes by name, as in ``check_mesh(data=2, tensor=4, world_size=8)``.
+    """
     for name, size in sides.items():
         if type(size) is not int or size < 1:
             raise ValueError(f"{name}={size!r} is not allowed: give a whole number of 1 or more")
-    product = data * pipeline * tensor
+    product = math.prod(sides.values())
     if product != world_size:
         raise ValueError(
-            f"data x pipeline x tensor = {data} x {pipeline} x {tensor} is {product} ranks, and "
+            f"{' x '.join(sides)} = {' x '.join(map(str, sides.values()))} is {product} ranks, and "
             f"there are {world_size}: change a side, or make Ranks({product})"
         )

@@ -35,6 +35,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from dlcourse.models.gpt import GPT
 from dlcourse.models.moe import Router, Routing
+from dlcourse.parallel.divisibility import check_mesh
 from dlcourse.parallel.expert import ExpertParallel, expert_parallel
 from dlcourse.parallel.expert_tensor import Parts, TensorExperts, check_hidden
 from dlcourse.parallel.expert_trip import Exchange, torch_exchange
@@ -50,17 +51,7 @@ def make_expert_mesh(*, data: int = 1, expert: int = 1, tensor: int = 1) -> Devi
     Raises:
         ValueError: the sides do not multiply out to the number of ranks.
     """
-    world_size = dist.get_world_size()
-    sides = {"data": data, "expert": expert, "tensor": tensor}
-    for name, size in sides.items():
-        if type(size) is not int or size < 1:
-            raise ValueError(f"{name}={size!r} is not allowed: give a whole number of 1 or more")
-    product = data * expert * tensor
-    if product != world_size:
-        raise ValueError(
-            f"data x expert x tensor = {data} x {expert} x {tensor} is {product} ranks, and there "
-            f"are {world_size}: change a side, or make Ranks({product})"
-        )
+    check_mesh(data=data, expert=expert, tensor=tensor, world_size=dist.get_world_size())
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     return init_device_mesh(device, (data, expert, tensor), mesh_dim_names=SIDES)
 

@@ -144,6 +144,16 @@ def goodput_by_interval(
     )
 
 
+def best_simulated(
+    checkpoint: float, mtbf: float, *, restart: float = 0.0, shape: float = 1.0, seed: int = 0
+) -> float:
+    """The best of 41 intervals from half to twice the formula's best, through 200,000 failures."""
+    gaps = failure_gaps(mtbf, shape=shape, seed=seed)
+    intervals = best_interval(checkpoint, mtbf) * np.geomspace(0.5, 2, 41)
+    found = goodput_by_interval(gaps, list(intervals), checkpoint=checkpoint, restart=restart)
+    return float(intervals[found.argmax()])
+
+
 def run_with_spares(
     nodes: int,
     *,
