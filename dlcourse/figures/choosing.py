@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.held import Held, Together, held
 from dlcourse.figures.tables import Table
+from dlcourse.formulas.goodput import young_interval
 from dlcourse.formulas.mesh import mesh_bytes, stage_parameters
 from dlcourse.formulas.sizes import MODELS, GPTConfig
 from dlcourse.measure.sides import sent_by_side
@@ -20,6 +21,8 @@ OURS = GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=64)  # the model of 
 BATCH = 8  # sequences of a copy in a step
 MICRO_BATCHES = 4  # into which they are cut
 SIDES = ("tensor", "pipeline", "data")
+# Minutes: to write a checkpoint, and between two failures of Llama 3's 16,384 GPUs
+FAILING = {"checkpoint": 1.0, "mtbf": 60 * 3.09}
 _STATES = ("parameters", "gradients", "optimizer_state")
 # Of thousands: lesson 05's job, a 7B model in 8 stages of 8 tensor ranks, 16 times
 THOUSANDS = {"data": 16, "pipeline": 8, "tensor": 8}
@@ -44,6 +47,11 @@ def first_stage_bytes() -> int:
     """Parameters of the first of 1,024 ranks, in bytes."""
     sides = {name: THOUSANDS[name] for name in ("pipeline", "tensor")}
     return 4 * stage_parameters(MODELS["7b"], **sides)
+
+
+def minutes_between_checkpoints() -> float:
+    """Young's interval for ``FAILING``."""
+    return young_interval(**FAILING)
 
 
 def show_grid(places: Sequence[Sequence[int]], sides: Mapping[str, int]) -> Table:

@@ -81,17 +81,26 @@ steps = 5
 # 2개입니다. 이것이 **3D 병렬화**입니다. (이 레슨은 CPU에서 돌립니다. 랭크 여덟 개가 어느 컴퓨터에나 들어갑니다.)
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
+from dlcourse.course.library_map import library_map
 from dlcourse.explorer.plan import plan_picture
-from dlcourse.figures.choosing import side_ratio, show_equal, show_grid, show_step, show_thousands
+from dlcourse.figures.bakeoff import show_bakeoff, show_bakeoff_memory
+from dlcourse.figures.choosing import FAILING, side_ratio, show_equal, show_grid, show_step
+from dlcourse.figures.choosing import show_thousands
+from dlcourse.figures.goodput import goodput_picture, show_goodput, show_published_failures
+from dlcourse.figures.size_rule import show_size_bands, show_size_map, show_tensor_of_mixtures
+# %% hidden=true
+from dlcourse.peers.bakeoff import recorded_bakeoff, run_bakeoff
 from dlcourse.plan.answer_tables import show_changes, show_choice, show_published, show_rivals
 from dlcourse.plan.cluster import cluster_of
+from dlcourse.plan.failures import best_simulated, goodput_by_size
 from dlcourse.plan.hf_config import published_model
 from dlcourse.plan.job import Job
 from dlcourse.plan.layouts import Layout
 from dlcourse.plan.own_mesh import planned_here, planned_there
 from dlcourse.plan.planner import judge, plan
 from dlcourse.plan.scale import scale
-from dlcourse.plan.scenario import Scenario, show_plan, show_task
+from dlcourse.plan.scenario import Scenario, show_plan
+from dlcourse.plan.size_rule import size_map, tensor_of_mixtures
 
 lesson(lang=lang, name="15_choosing")
 ranks = Ranks(num_ranks, device="cpu")
@@ -289,19 +298,20 @@ show_choice(answer)
 # %%
 show_rivals(answer)
 # %% [markdown] lang="en"
-# Read the last column as a course in one table: copies do not fit, by far; ZeRO-2 leaves whole parameters;
-# ZeRO-3 fits and computes again what it had no room to keep. Would more hardware help?
-# %% [markdown] lang="ko" en="837f9b03"
+# Read the last column as this course in one table: copies do not fit, by far; ZeRO-2 leaves whole parameters;
+# ZeRO-3 fits, and computes again what it has no room to keep.
+#
+# Below, what a little more hardware would change. Then sliders: the best layout's fullest GPU, and which
+# tensor × pipeline sizes fit at all. From which model and cluster on does it take a pipeline?
+# %% [markdown] lang="ko" en="706c862b"
 # 마지막 열은 이 과정을 표 하나로 줄인 것입니다. 복제본은 한참 모자라고, ZeRO-2에는 파라미터가 통째로 남습니다.
-# ZeRO-3은 들어가지만 둘 자리가 없던 것을 다시 계산합니다. 장비가 더 있으면 나아질까요?
+# ZeRO-3은 들어가지만, 둘 자리가 없는 것을 다시 계산합니다.
+#
+# 아래 표는 장비가 조금 더 있으면 무엇이 달라지는지 보여 줍니다. 그다음은 슬라이더입니다. 가장 좋은 방식에서 가장
+# 꽉 찬 GPU와, 텐서 × 파이프라인 가운데 들어가기는 하는 크기가 보입니다. 어떤 모델과 클러스터부터 파이프라인이
+# 필요할까요?
 # %%
 show_changes(answer)
-# %% [markdown] lang="en"
-# Move the sliders: for each cluster, what the best layout keeps on its fullest GPU, and which tensor ×
-# pipeline sizes fit at all. Where does the pipeline become necessary?
-# %% [markdown] lang="ko" en="8ede9cb5"
-# 슬라이더를 움직여 보세요. 클러스터마다 가장 좋은 방식이 가장 꽉 찬 GPU에 무엇을 두는지, 텐서 × 파이프라인
-# 가운데 어떤 크기가 들어가기는 하는지 보입니다. 파이프라인은 언제부터 꼭 필요할까요?
 # %%
 explore(plan_picture, model=["llama-3-8b", "llama-3-70b", "llama-3-405b"], gpus=[8, 64, 512, 2048])
 # %% [markdown] lang="en"
@@ -325,6 +335,91 @@ except ValueError as refused:
 # 것은 하나도 없습니다.
 # %%
 show_published(["llama3", "qwen3"])
+# %% [markdown] lang="en"
+# Within about a tenth, and the layouts of Qwen3 in the measured order. That is good enough to choose, and not
+# to promise a date.
+#
+# ## Is the model's size enough to know?
+#
+# A rule of thumb says so: copies below 1B parameters, ZeRO-2 to 10B, 3D to 100B, above that 3D with ZeRO-3 and
+# offload. Here it meets the planner: twelve models on five cluster sizes, with hardware and software of 2020
+# and of today. A cell says how much slower the rule's *best* layout is than the fastest.
+# %% [markdown] lang="ko" en="9d38c3ae"
+# 10% 안팎으로 맞고, Qwen3의 방식들은 측정한 순서 그대로입니다. 고르기에는 충분하고, 날짜를 약속하기에는 모자랍니다.
+#
+# ## 모델 크기만 알면 될까?
+#
+# 그렇다는 경험칙이 있습니다. 파라미터 1B 미만이면 복제본, 10B까지 ZeRO-2, 100B까지 3D, 그 위로는 3D에 ZeRO-3과
+# 오프로드를 더하라는 것입니다. 이것을 플래너와 견줍니다. 모델 열두 개와 클러스터 크기 다섯 가지, 2020년과 지금의
+# 하드웨어와 소프트웨어입니다. 칸의 숫자는 규칙을 따르는 방식 가운데 *가장 좋은* 것이 가장 빠른 것보다 얼마나 느린지를
+# 나타냅니다.
+# %%
+then, now = size_map("a100-40"), size_map("h100")
+show_size_map(then, now)
+# %% [markdown] lang="en"
+# The rule is right in the middle. To the right it fails even for small models: on thousands of GPUs a copy has
+# less than one sequence, so something else must divide. To the left it fails for want of memory. And above 100B
+# it is hardly ever right: with enough GPUs the states fit without ZeRO-3, and then offload only costs time. Ask
+# for size *and* cluster.
+#
+# ## One GPT, every library
+#
+# The same GPT, text and steps by each library, in four ranks. "Lines" is what its user writes. All rows are from
+# a recorded run, whose machine stands below the table.
+# %% [markdown] lang="ko" en="7e1c9ad2"
+# 규칙은 가운데에서 맞습니다. 오른쪽에서는 작은 모델에서도 틀립니다. GPU가 수천 개면 복제본 하나에 시퀀스가 하나도
+# 돌아가지 않으니 다른 것도 나눠야 합니다. 왼쪽에서는 메모리가 모자라 틀립니다. 100B를 넘으면 거의 맞지 않습니다.
+# GPU가 넉넉하면 ZeRO-3 없이도 들어가고, 그때 오프로드는 시간만 듭니다. 크기*와* 클러스터를 함께 따지세요.
+#
+# ## GPT 하나, 모든 라이브러리
+#
+# 같은 GPT를 같은 글로 같은 스텝만큼, 라이브러리마다 랭크 네 개에서 학습합니다. "줄"은 그 라이브러리를 쓰는 사람이
+# 적는 코드입니다. 모든 행은 미리 기록한 실행이며, 기록한 컴퓨터는 표 아래에 있습니다.
+# %%
+record = recorded_bakeoff()
+show_bakeoff(record["rows"], record)
+# %% [markdown] lang="en"
+# All train the same. Bytes and memory follow the *strategy*, and hardly the library: compare within a strategy,
+# then choose by lines, by who maintains it, and by what else you will need.
+#
+# That closes the map of lesson 00. Architecture (dense, MoE, sparse, hybrid) is one question, strategy another,
+# the library a third. The verdicts:
+# %% [markdown] lang="ko" en="793ceeb1"
+# 학습 결과는 모두 같습니다. 바이트와 메모리는 *전략*을 따르고 라이브러리에는 거의 매이지 않습니다. 전략이 같은 것끼리
+# 견준 다음 코드 줄 수, 누가 관리하는지, 앞으로 무엇이 더 필요한지를 보고 고르세요.
+#
+# 이것으로 레슨 00의 지도가 완성됩니다. 모델 구조(밀집, MoE, 희소, 혼합)가 한 물음이고, 전략이 또 한 물음이고,
+# 라이브러리가 세 번째 물음입니다. 판정은 다음과 같습니다.
+# %%
+claim("A2")
+claim("A3")
+claim("A4")
+claim("B7")
+# %%
+library_map()
+# %% [markdown] lang="en"
+# ## When machines fail
+#
+# Llama 3 405B trained on 16,384 GPUs for 54 days, and was interrupted 466 times [2]: one failure every 3.1
+# hours. Each costs a restart and the work since the last checkpoint. Checkpoint often, and writing costs more
+# than failures do.
+#
+# **Predict**: a checkpoint takes 60 seconds, and something fails every 3.09 hours. How many minutes of work
+# between two checkpoints are best?
+# %% [markdown] lang="ko" en="420b5341"
+# ## 컴퓨터가 고장 나면
+#
+# Llama 3 405B는 GPU 16,384개로 54일 동안 학습하면서 466번 중단되었습니다[2]. 3.1시간마다 한 번꼴입니다. 고장이 나면
+# 다시 시작해야 하고, 마지막 체크포인트 뒤에 한 일을 잃습니다. 그렇다고 너무 자주 저장하면 고장보다 저장에 시간이 더
+# 듭니다.
+#
+# **예측해 보세요.** 체크포인트를 쓰는 데 60초가 걸리고 3.09시간마다 고장이 납니다. 체크포인트 사이에 몇 분 동안
+# 일하는 것이 가장 좋을까요?
+# %%
+predict("15.interval")
+# %%
+compare("15.interval", best_simulated(**FAILING))
+explore(goodput_picture, node_mtbf=[1000, 2500, 6300], checkpoint=[10, 60, 300], spares=[0, 1, 3])
 # %% [markdown] lang="en"
 # ## Exercises
 #
@@ -409,7 +504,6 @@ practice = Scenario(
     price=0.4,
     useful=0.8,
 )
-show_task(practice)
 # %% exercise="15.capstone"
 def submit(task):
     answer = plan(task.job(task.most))
@@ -428,9 +522,10 @@ check("15.capstone")
 # 4. Take the simplest layout within 5% of the fastest.
 # 5. Libraries are compared strategy by strategy; architecture is chosen apart from both.
 #
-# Sources: [Narayanan et al., SC 2021](https://arxiv.org/abs/2104.04473),
-# [Llama 3](https://arxiv.org/abs/2407.21783), [ZeRO](https://arxiv.org/abs/1910.02054).
-# %% [markdown] lang="ko" en="84e3c560"
+# Sources: [1] [Narayanan et al., SC 2021](https://arxiv.org/abs/2104.04473).
+# [2] [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783), section 3.3.4.
+# [ZeRO](https://arxiv.org/abs/1910.02054), [Young, 1974](https://doi.org/10.1145/361147.361115).
+# %% [markdown] lang="ko" en="ff6d7e39"
 # ## 다섯 줄 요약
 #
 # 1. 자르고, 나눠 주고, 복제합니다. 세 줄이면 3D 병렬화가 되고, 학습은 단일 프로세스와 같습니다.
@@ -439,8 +534,9 @@ check("15.capstone")
 # 4. 가장 빠른 것의 5% 안에서 가장 단순한 방식을 고르세요.
 # 5. 라이브러리는 전략별로 비교하고, 모델 구조는 그 둘과 따로 고릅니다.
 #
-# 출처: [Narayanan et al., SC 2021](https://arxiv.org/abs/2104.04473),
-# [Llama 3](https://arxiv.org/abs/2407.21783), [ZeRO](https://arxiv.org/abs/1910.02054).
+# 출처: [1] [Narayanan et al., SC 2021](https://arxiv.org/abs/2104.04473).
+# [2] [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783), 3.3.4절.
+# [ZeRO](https://arxiv.org/abs/1910.02054), [Young, 1974](https://doi.org/10.1145/361147.361115).
 # %% [markdown] lang="en"
 # ## Deeper
 #
@@ -468,3 +564,47 @@ show_thousands(large.record, planned_there(large.record))
 # ### 더 많은 공개 측정
 # %%
 show_published(["sc21", "megatron_core", "llm_foundry", "korthikanti"])
+# %% [markdown] lang="en"
+# ### The rule by size, in numbers, and for mixtures of experts
+#
+# A mixture has two sizes. By all its parameters the rule would cut its matrices over many ranks; published runs
+# go by the parameters that a token uses, because experts are divided by expert parallelism already.
+# %% [markdown] lang="ko" en="6a0259fd"
+# ### 크기로 고르는 규칙을 수로, 그리고 전문가 혼합 모델에서
+#
+# 전문가 혼합 모델에는 크기가 둘 있습니다. 전체 파라미터로 보면 규칙은 행렬을 여러 랭크에 잘라야 한다고 합니다. 공개된
+# 실행은 토큰 하나가 쓰는 파라미터를 따릅니다. 전문가는 이미 전문가 병렬화로 나뉘어 있기 때문입니다.
+# %%
+show_size_bands(then, now)
+# %%
+show_tensor_of_mixtures(tensor_of_mixtures())
+# %% [markdown] lang="en"
+# ### What each library holds
+# %% [markdown] lang="ko" en="4d5bb420"
+# ### 라이브러리마다 메모리에 두는 것
+# %%
+show_bakeoff_memory(record["rows"], record)
+# %% [markdown] lang="en"
+# ### Failures in bursts
+#
+# Formulas assume failures without memory (exponential). Real ones come in bursts: shape 0.7 below [3]. Lines are
+# the formula, points the simulation.
+#
+# [3] [Schroeder and Gibson, 2010](https://doi.org/10.1109/TDSC.2009.4).
+# %% [markdown] lang="ko" en="11c0f5b1"
+# ### 몰려서 오는 고장
+#
+# 공식은 고장이 서로 상관없이 온다고 봅니다(지수 분포). 실제 고장은 몰려서 옵니다. 아래의 모양 0.7이 그것입니다[3].
+# 선은 공식, 점은 시뮬레이션입니다.
+#
+# [3] [Schroeder와 Gibson, 2010](https://doi.org/10.1109/TDSC.2009.4).
+# %% hidden=true
+from dlcourse.course.records import read_record
+
+failing = dict(node_mtbf=6335, checkpoint=1 / 60, restart=1 / 6)
+sizes = [8, 64, 512, 4096, 16384, 131072]
+curves = {f"shape {shape}": goodput_by_size(sizes, shape=shape, **failing) for shape in (1.0, 0.7)}
+published = read_record("goodput_published")
+show_goodput(curves, published)
+# %%
+show_published_failures(published)

@@ -25,7 +25,7 @@ def check(gpus_for, rank, world_size):
 
 def _needed(numbers, tokens, days, mfu, peak, node, flops=6):
     exact = flops * numbers * tokens / (days * 86400 * mfu * peak)
-    return math.ceil(exact / node  * node
+    return math.ceil(exact / node) * node
 
 
 def _judge(case, gpus_for, active, total, *rest):
