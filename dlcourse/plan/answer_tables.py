@@ -60,21 +60,29 @@ def show_changes(answer: Answer) -> Table:
     return Table(heads, [list(line) for line in changes(answer)])
 
 
-def show_published(names: Sequence[str]) -> Table:
+def show_published(names: Sequence[str]) -> Together:
     """Runs that others measured beside the planner's prediction; nothing is fitted to them.
 
     Args:
         names: of ``published.SETS``.
     """
     data = read(course_folder() / "data" / "published_runs.json")
+    found = {name: SETS[name](data) for name in names}
     rows = [
         [t(f"plan.published.{name}"), row.name, f"{row.measured:.4g}", f"{row.predicted:.4g}"]
         + [f"{100 * row.error:+.0f}%"]
-        for name in names
-        for row in SETS[name](data)
+        for name, of_set in found.items()
+        for row in of_set
     ]
     keys = ("set", "run", "measured", "predicted", "error")
-    return Table([t(f"plan.published.{key}") for key in keys], rows)
+    off = [100 * abs(row.error) for of_set in found.values() for row in of_set]
+    words = {"mean": f"{sum(off) / len(off):.0f}%", "most": f"{max(off):.0f}%"}
+    sources = " · ".join(data[name]["source"] for name in names)
+    return Together(
+        Table([t(f"plan.published.{key}") for key in keys], rows),
+        Said(t("plan.published.off", **words)),
+        Said(t("plan.published.source", sources=sources)),
+    )
 
 
 def _lines(answer: Answer, index: int) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from dlcourse.figures.tables import Table
 from dlcourse.plan.cluster import cluster_of
+from dlcourse.plan.cluster_size import MOST
 from dlcourse.plan.hf_config import published_model
 from dlcourse.plan.job import Job
 from dlcourse.plan.layout_memory import stage_memory
@@ -78,8 +79,8 @@ class Scenario:
 
     def sizes(self) -> list[int]:
         """Numbers of GPUs that can be rented: 1, 2, 4, then whole nodes."""
-        node = cluster_of(self.gpu, gpus=self.most).node
-        parts = [n for n in (1, 2, 4) if n < min(node, self.most + 1)]
+        node = cluster_of(self.gpu, gpus=MOST).node
+        parts = [n for n in (1, 2, 4) if n < node and n <= self.most]
         return parts + list(range(node, self.most + 1, node))
 
 
@@ -176,23 +177,6 @@ def show_plan(scenario: Scenario, submitted: Any) -> Table:
         ],
         caption=t("scenario.caption", name=scenario.name, gpus=gpus, layout=layout_text(layout)),
     )
-
-
-def show_task(scenario: Scenario) -> Table:
-    """A scenario, in rows."""
-    shape = published_model(scenario.model)
-    rows = {
-        "model": shape.name,
-        "gpus": f"{scenario.most:,} × {scenario.gpu}",
-        "tokens": f"{scenario.tokens:.3g}",
-        "batch": f"{scenario.batch_tokens:,}",
-        "days": f"{scenario.days:g}",
-        "dollars": f"{scenario.dollars:,.0f}",
-        "price": f"{scenario.price:g}",
-        "useful": f"{scenario.useful:.0%}",
-    }
-    table = [[t(f"scenario.task.{name}"), text] for name, text in rows.items()]
-    return Table([t("scenario.name"), scenario.name], table)
 
 
 def _pair(submitted: Any) -> tuple[int, Layout]:

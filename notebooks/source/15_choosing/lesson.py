@@ -336,8 +336,7 @@ except ValueError as refused:
 # %%
 show_published(["llama3", "qwen3"])
 # %% [markdown] lang="en"
-# Within about a tenth, and the layouts of Qwen3 in the measured order. That is good enough to choose, and not
-# to promise a date.
+# Good enough to throw out thousands of layouts. Not good enough to decide between the last three: run those.
 #
 # ## Is the model's size enough to know?
 #
@@ -345,7 +344,7 @@ show_published(["llama3", "qwen3"])
 # offload. Here it meets the planner: twelve models on five cluster sizes, with hardware and software of 2020
 # and of today. A cell says how much slower the rule's *best* layout is than the fastest.
 # %% [markdown] lang="ko" en="9d38c3ae"
-# 10% 안팎으로 맞고, Qwen3의 방식들은 측정한 순서 그대로입니다. 고르기에는 충분하고, 날짜를 약속하기에는 모자랍니다.
+# 수만 가지를 걸러 내기에는 충분합니다. 마지막 셋 가운데 하나를 고르기에는 모자라니, 그 셋은 직접 돌려 보세요.
 #
 # ## 모델 크기만 알면 될까?
 #
@@ -357,19 +356,19 @@ show_published(["llama3", "qwen3"])
 then, now = size_map("a100-40"), size_map("h100")
 show_size_map(then, now)
 # %% [markdown] lang="en"
-# The rule is right in the middle. To the right it fails even for small models: on thousands of GPUs a copy has
-# less than one sequence, so something else must divide. To the left it fails for want of memory. And above 100B
-# it is hardly ever right: with enough GPUs the states fit without ZeRO-3, and then offload only costs time. Ask
-# for size *and* cluster.
+# The rule is right in the middle. To the right it fails even for small models: on 2,048 GPUs a copy has one
+# sequence of the batch left, and its gradients travel as long as ever. To the left it fails for want of memory.
+# And above 100B it is hardly ever right: with enough GPUs the states fit without ZeRO-3, and then offload only
+# costs time. Ask for size *and* cluster.
 #
 # ## One GPT, every library
 #
 # The same GPT, text and steps by each library, in four ranks. "Lines" is what its user writes. All rows are from
 # a recorded run, whose machine stands below the table.
 # %% [markdown] lang="ko" en="7e1c9ad2"
-# 규칙은 가운데에서 맞습니다. 오른쪽에서는 작은 모델에서도 틀립니다. GPU가 수천 개면 복제본 하나에 시퀀스가 하나도
-# 돌아가지 않으니 다른 것도 나눠야 합니다. 왼쪽에서는 메모리가 모자라 틀립니다. 100B를 넘으면 거의 맞지 않습니다.
-# GPU가 넉넉하면 ZeRO-3 없이도 들어가고, 그때 오프로드는 시간만 듭니다. 크기*와* 클러스터를 함께 따지세요.
+# 규칙은 가운데에서 맞습니다. 오른쪽에서는 작은 모델에서도 틀립니다. GPU가 2,048개면 복제본 하나에 시퀀스가 하나씩만
+# 남는데 그래디언트를 보내는 시간은 그대로입니다. 왼쪽에서는 메모리가 모자라 틀립니다. 100B를 넘으면 거의 맞지
+# 않습니다. GPU가 넉넉하면 ZeRO-3 없이도 들어가고, 그때 오프로드는 시간만 듭니다. 크기와 클러스터를 *함께* 따지세요.
 #
 # ## GPT 하나, 모든 라이브러리
 #
@@ -419,7 +418,7 @@ library_map()
 predict("15.interval")
 # %%
 compare("15.interval", best_simulated(**FAILING))
-explore(goodput_picture, node_mtbf=[1000, 2500, 6300], checkpoint=[10, 60, 300], spares=[0, 1, 3])
+explore(goodput_picture, node_mtbf=[1000, 6300, 20000], checkpoint=[10, 60, 300], spares=[0, 3, 6])
 # %% [markdown] lang="en"
 # ## Exercises
 #
