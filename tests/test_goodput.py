@@ -171,6 +171,16 @@ def test_a_step_takes_as_long_as_its_slowest_rank(ranks):
     )
 
 
+def test_waiting_for_the_slowest_comes_out_of_what_is_useful():
+    """The same work takes as many times as long as the simulated step does."""
+    job = dict(node_mtbf=6335, checkpoint=1 / 60, restart=1 / 6)
+    even, uneven = (job_goodput(2048, **job, spread=spread) for spread in (0, 0.05))
+    stretch = slowest_step(2048, spread=0.05)
+    assert even["useful"] / uneven["useful"] == pytest.approx(stretch, abs=0.05 * 0.15)
+    assert sum(uneven.values()) == pytest.approx(1) == sum(even.values())
+    assert even["straggling"] == 0 < uneven["straggling"]
+
+
 def test_slowest_of_two_is_known_exactly():
     assert slowest_of(1) == pytest.approx(0, abs=1e-9)
     assert slowest_of(2) == pytest.approx(1 / math.sqrt(math.pi), abs=1e-6)
@@ -202,8 +212,8 @@ def test_the_explorable_answers_at_once_and_says_what_the_formulas_do():
         goodput_picture,
         node_mtbf=[1000, 2500, 6300],
         checkpoint=[10, 60, 300],
-        restart=[3, 10, 30],
-        spares=[0, 1, 3],
+        restart=[3, 10],
+        spares=[0, 1, 2, 4],
     )
     assert (time.process_time() - started) / len(sliders.pictures) < 0.1
     for lang in ("ko", "en"):
@@ -215,6 +225,12 @@ def test_the_explorable_answers_at_once_and_says_what_the_formulas_do():
         share = f"{100 * shares['useful']:.0f}%"
         assert f">{share}</text>" in picture.svg and share in picture.text.splitlines()[0]
         assert strings.t("goodput.explore.llama") in picture.svg
+
+
+def test_stragglers_have_their_part_of_the_picture():
+    strings.set_language("en")
+    assert "waiting for the slowest 0.0%" in goodput_picture(6335, 60).text
+    assert "slowest 0.0%" not in goodput_picture(6335, 60, spread=5).text.split("64:")[1]
 
 
 def test_a_checkpoint_longer_than_its_interval_draws_nothing():
