@@ -48,6 +48,7 @@ MARKERS = {
             "zero",
             "zero_checkpoint",
             "zero_steps",
+            "goodput_ranks",
             "mesh",
             "expert_parallel",
             "accumulation",

@@ -35,6 +35,7 @@ PARTS = {
     "checkpoint": SPANS["communication"],
     "restart": SPANS["optimizer"],
     "lost": SPANS["backward"],
+    "straggling": SPANS["forward"],
     "waiting": SPANS["waiting"],
 }
 
@@ -44,18 +45,20 @@ def goodput_picture(
     checkpoint: float,
     restart: float = 10.0,
     spares: float = 3.0,
+    spread: float = 0.0,
     interval: float | None = None,
 ) -> Picture:
     """What a run's time goes to by cluster size, for `explore`.
 
         explore(goodput_picture, node_mtbf=[1000, 2500, 6300], checkpoint=[10, 60, 300],
-                restart=[3, 10, 30], spares=[0, 1, 3])
+                restart=[3, 10], spares=[0, 1, 2, 4])
 
     Args:
         node_mtbf: hours between two failures of a node of 8 GPUs; Llama 3's was 6,335.
         checkpoint: seconds to write one.
         restart: minutes from a failure until training goes on.
         spares: spare nodes beside each hundred, rounded up; each failed node is away for a day.
+        spread: percent by which a node's steps differ from one another (standard deviation).
         interval: minutes of work between checkpoints; None is the best for each size.
 
     Raises:
@@ -72,6 +75,7 @@ def goodput_picture(
             restart=60 * restart,
             spares=math.ceil(spares * nodes / 100),
             repair=3600 * REPAIR,
+            spread=spread / 100,
         )
         rows[f"{gpus:,}"] = {t(f"goodput.part.{name}"): share for name, share in shares.items()}
     useful = t("goodput.part.useful")
@@ -121,15 +125,16 @@ def show_goodput(
                     "y": [100 * row["goodput_above"]],
                     "mode": "markers+text",
                     "text": [t("goodput.above", name=row["name"])],
-                    "textposition": "bottom center",
+                    "textposition": "top right",
                     "textfont": {"color": INK, "size": 12},
                     "marker": {"symbol": "triangle-up", "size": 13, "color": INK},
                     "showlegend": False,
                 }
             )
+    ticks = sorted({int(row["gpus"]) for rows in curves.values() for row in rows})
     title = t(
         "goodput.title",
-        gpus=f"{max(row['gpus'] for rows in curves.values() for row in rows):,}",
+        gpus=f"{ticks[-1]:,}",
         low=f"{min(ends.values()):.0f}%",
         high=f"{max(ends.values()):.0f}%",
         apart=digits(100 * worst),
@@ -140,8 +145,8 @@ def show_goodput(
         xaxis=axis_of(
             t("goodput.gpus"),
             type="log",
-            tickvals=[8 * 8**k for k in range(6)],
-            ticktext=[f"{8 * 8**k:,}" for k in range(6)],
+            tickvals=ticks,
+            ticktext=[f"{gpus:,}" for gpus in ticks],
         ),
         yaxis=axis_of(t("goodput.axis"), range=[0, 103]),
     )
@@ -191,7 +196,7 @@ def show_published_failures(published: Mapping[str, Any]) -> Table:
                 f"{row['gpus']:,}",
                 digits(row["hours_between"]),
                 f"{node_hours:,.0f}",
-                row["source"],
+                row["cited"],
             ]
         )
     return Table(

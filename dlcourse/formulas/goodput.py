@@ -209,13 +209,18 @@ def job_goodput(
     restart: float = 0.0,
     spares: int | None = None,
     repair: float = 0.0,
+    spread: float = 0.0,
 ) -> dict[str, float]:
-    """What the time of a job of so many nodes goes to: the shares, and "waiting" for a node.
+    """What the time of a job of so many nodes goes to: shares of 1.
+
+    Those of ``time_shares``, "waiting" for a node, and "straggling": while it trains, the others
+    wait for the slowest node of each step.
 
     Args:
         interval: of work between checkpoints; None is the best one.
         spares: nodes beside the job's; None is always enough.
         repair: until a failed node is back.
+        spread: of a node's steps; see ``step_stretch``.
 
     Raises:
         ValueError: no nodes, a time below 0, a checkpoint longer than its interval.
@@ -229,4 +234,6 @@ def job_goodput(
     if spares is not None:
         there = spares_availability(nodes, spares=spares, node_mtbf=node_mtbf, repair=repair)
     shares = time_shares(interval, checkpoint=checkpoint, mtbf=mtbf, restart=restart)
-    return {name: there * share for name, share in shares.items()} | {"waiting": 1 - there}
+    found = {name: there * share for name, share in shares.items()} | {"waiting": 1 - there}
+    useful = found["useful"] / step_stretch(nodes, spread=spread)
+    return found | {"useful": useful, "straggling": found["useful"] - useful}

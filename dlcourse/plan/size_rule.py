@@ -177,12 +177,14 @@ def size_map(
     models: Sequence[str] = tuple(SIZES),
     gpus: Sequence[int] = GPUS,
     software: str | None = None,
+    way: str | None = None,
 ) -> SizeMap:
     """The rule on every model and cluster of one GPU type.
 
     Args:
         gpu: a type of ``cluster.gpu_types()``.
         software: "today" or "2020"; None is that of the hardware.
+        way: one of ``BANDS`` for all models, instead of the rule's.
 
     Raises:
         ValueError: an unknown model, GPU type or software, or GPUs that are no whole nodes.
@@ -201,7 +203,8 @@ def size_map(
                 batch_tokens=SEQUENCES * SEQUENCE,
                 sequence=SEQUENCE,
                 **SOFTWARE[software],
-            )
+            ),
+            way=way,
         )
         for model in models
         for number in gpus
