@@ -20,6 +20,8 @@ from dlcourse.formulas.architectures import (
     total_parameters,
 )
 from dlcourse.models.tiny import ARCHITECTURES
+from dlcourse.peers.bakeoff import TOLERANCE as BAKEOFF
+from dlcourse.peers.bakeoff import recorded_bakeoff
 from dlcourse.ranks import Ranks
 from dlcourse.training.architecture_record import contracts, long_runs
 from dlcourse.training.architecture_record import load as load_runs
@@ -159,6 +161,33 @@ def test_a3_libraries_can_be_compared_strategy_by_strategy(results):
     assert cells["Horovod"] == {"data"}
     for toolbox in ("Megatron-Core", "DeepSpeed"):
         assert cells[toolbox] > {"data", "tensor", "pipeline"}, "more than what DDP is"
+    # All of them beside each other, in the recorded bake-off of lesson 15
+    ran = bakeoff_rows()
+    of_library: dict[str, set[str]] = {}
+    for row in ran.values():
+        of_library.setdefault(row["library"], set()).add(row["strategy"])
+    assert of_library["Horovod"] == {"data"}
+    assert of_library["DeepSpeed"] >= {"data", "zero", "pipeline"}
+    assert of_library["Megatron-Core"] >= {"tensor"} and of_library["torch"] >= {"data", "zero"}
+    assert recorded(claim)["rows"] == len(ran)
+    largest = max(row["gap"] for row in ran.values())
+    assert recorded(claim)["gap"] == pytest.approx(largest, rel=0.01) and largest < BAKEOFF
+    sent = [row["sent"] for row in ran.values() if row["strategy"] == "data"]
+    assert len(sent) == 5, "DDP, Accelerate, Horovod, DeepSpeed 0 and ours do one thing"
+    assert recorded(claim)["data_sent"] == pytest.approx(max(sent) / min(sent), abs=1e-3)
+    assert max(sent) < 1.05 * min(sent)
+    ddp, fsdp = ran["DDP"], ran["FSDP2"]
+    assert recorded(claim)["fsdp_sent"] == pytest.approx(fsdp["sent"] / ddp["sent"], abs=1e-3)
+    peaks = [sum(row["memory"].values()) for row in (fsdp, ddp)]
+    assert recorded(claim)["fsdp_memory"] == pytest.approx(peaks[0] / peaks[1], abs=1e-3)
+    assert fsdp["sent"] > 1.5 * ddp["sent"] and peaks[0] < 0.8 * peaks[1], "FSDP does another thing"
+
+
+def bakeoff_rows() -> dict[str, dict]:
+    """Those of the recorded bake-off that trained over several ranks, by name."""
+    rows = {row["name"]: row for row in recorded_bakeoff()["rows"]}
+    assert {row["state"] for row in rows.values()} == {"ran"}
+    return {name: row for name, row in rows.items() if row["strategy"] != "alone"}
 
 
 def test_a4_zero_tensor_and_pipeline_parallelism_are_in_torch(results):
@@ -178,7 +207,13 @@ def test_a4_zero_tensor_and_pipeline_parallelism_are_in_torch(results):
     assert results[0]["dense", "tensor"]["parameters"] < whole
     pipelining = import_module("torch.distributed.pipelining")
     assert all(hasattr(pipelining, name) for name in ("PipelineStage", "ScheduleGPipe"))
-    assert recorded(claim)["left_out"] == len(boxes_left_out(load_libraries()))
+    libraries = load_libraries()
+    left_out = boxes_left_out(libraries)
+    assert recorded(claim)["left_out"] == len(left_out)
+    # What the claim denies to torch has run, with the losses of one process
+    ran = {(row["library"], row["strategy"]) for row in bakeoff_rows().values()}
+    assert {("torch", strategy) for strategy in ("zero", "tensor", "pipeline")} <= ran
+    assert recorded(claim)["ran"] == len(ran & {*left_out})
 
 
 def test_the_library_map_has_a_source_for_every_library():
