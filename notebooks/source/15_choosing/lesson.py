@@ -343,7 +343,7 @@ show_published(["llama3", "qwen3"])
 # A rule of thumb says so: copies below 1B parameters, ZeRO-2 to 10B, 3D to 100B, above that 3D with ZeRO-3 and
 # offload. Here it meets the planner: twelve models on five cluster sizes, with hardware and software of 2020
 # and of today. A cell says how much slower the rule's *best* layout is than the fastest.
-# %% [markdown] lang="ko" en="9d38c3ae"
+# %% [markdown] lang="ko" en="e9bd548a"
 # 수만 가지를 걸러 내기에는 충분합니다. 마지막 셋 가운데 하나를 고르기에는 모자라니, 그 셋은 직접 돌려 보세요.
 #
 # ## 모델 크기만 알면 될까?
@@ -365,7 +365,7 @@ show_size_map(then, now)
 #
 # The same GPT, text and steps by each library, in four ranks. "Lines" is what its user writes. All rows are from
 # a recorded run, whose machine stands below the table.
-# %% [markdown] lang="ko" en="7e1c9ad2"
+# %% [markdown] lang="ko" en="91154674"
 # 규칙은 가운데에서 맞습니다. 오른쪽에서는 작은 모델에서도 틀립니다. GPU가 2,048개면 복제본 하나에 시퀀스가 하나씩만
 # 남는데 그래디언트를 보내는 시간은 그대로입니다. 왼쪽에서는 메모리가 모자라 틀립니다. 100B를 넘으면 거의 맞지
 # 않습니다. GPU가 넉넉하면 ZeRO-3 없이도 들어가고, 그때 오프로드는 시간만 듭니다. 크기와 클러스터를 *함께* 따지세요.
