@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlcourse.figures.held import Held, Together, held
+from dlcourse.figures.bakeoff import show_bakeoff
+from dlcourse.figures.held import Held, Said, Together, held
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.goodput import young_interval
 from dlcourse.formulas.mesh import mesh_bytes, stage_parameters
@@ -154,6 +155,16 @@ def show_equal(apart: Mapping[str, float]) -> Together:
         _held("equal", max(apart["loss"], apart["gradients"]), allowed=1e-5),
         _held("steps", apart["steps"], allowed=1e-4),
     )
+
+
+def show_recorded(record: Mapping[str, Any]) -> Together:
+    """The bake-off of another day: its table, then its machine and date.
+
+    Args:
+        record: of ``dlcourse.peers.bakeoff.recorded_bakeoff()``.
+    """
+    words = {name: str(record[name]) for name in ("machine", "date", "command")}
+    return Together(show_bakeoff(record["rows"], record), Said(t("choosing.recorded", **words)))
 
 
 def _range(first: int, count: int) -> str:

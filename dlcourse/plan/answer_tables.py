@@ -46,7 +46,7 @@ def show_rivals(answer: Answer, ways: Sequence[str] = _WAYS) -> Table:
             t(f"plan.family.{name}"),
             _lines(answer, found[name]),
             f"{answer.memory['total'][found[name]] / 1e9:,.1f}",
-            why_text(answer, found[name]),
+            _broken(why_text(answer, found[name])),
         ]
         for name in ways
         if name in found
@@ -85,7 +85,16 @@ def show_published(names: Sequence[str]) -> Together:
     )
 
 
+def _broken(text: str) -> str:
+    """A clause on two lines, so that four columns fit a page."""
+    for mark in (": ", ", ", " ("):
+        head, found, rest = text.partition(mark)
+        if found:
+            return f"{head}{mark.rstrip()}\n{rest}" if mark != " (" else f"{head}\n({rest}"
+    return text
+
+
 def _lines(answer: Answer, index: int) -> str:
-    """A layout on two lines: how ranks are divided, and the rest."""
-    sides, _, rest = layout_text(answer.layouts[index]).partition(", ")
-    return f"{sides}\n{rest}"
+    """A layout on up to three lines: how ranks are divided; stage and micro-batch; the rest."""
+    sides, stage, micro_batch, *rest = layout_text(answer.layouts[index]).split(", ")
+    return "\n".join([sides, f"{stage}, {micro_batch}", *rest])

@@ -85,7 +85,7 @@ from dlcourse.course.library_map import library_map
 from dlcourse.explorer.plan import plan_picture
 from dlcourse.figures.bakeoff import show_bakeoff, show_bakeoff_memory
 from dlcourse.figures.choosing import FAILING, side_ratio, show_equal, show_grid, show_step
-from dlcourse.figures.choosing import show_thousands
+from dlcourse.figures.choosing import show_recorded, show_thousands
 from dlcourse.figures.goodput import goodput_picture, show_goodput, show_published_failures
 from dlcourse.figures.size_rule import show_size_bands, show_size_map, show_tensor_of_mixtures
 # %% hidden=true
@@ -276,8 +276,8 @@ show_thousands(scaled.record, planned_there(scaled.record))
 #
 # ## 어떻게 나눌까?
 #
-# 일을 나누는 방식(layout)은 데이터 × 텐서 × 파이프라인, ZeRO 단계, 마이크로배치, 재계산, 오프로드를 모두 정한
-# 것입니다. 플래너는 나누어떨어지는 모든 방식의 메모리와 시간을 계산합니다. 메모리는 레슨 06-13의 공식으로, 시간은 이
+# 데이터 × 텐서 × 파이프라인, ZeRO 단계, 마이크로배치, 재계산, 오프로드를 모두 정한 것을 **배치**(layout)라고 합니다.
+# 한 스텝의 배치(batch)와는 다른 말입니다. 플래너는 나누어떨어지는 모든 방식의 메모리와 시간을 계산합니다. 메모리는 레슨 06-13의 공식으로, 시간은 이
 # GPU의 행렬곱 속도와 링크로 가는 바이트와 버블로 계산합니다. 그리고 둘을 고릅니다. 가장 빠른 것, 그리고 그보다
 # 5%까지만 느린 것 가운데 가장 *단순한* 것입니다.
 # %%
@@ -313,14 +313,19 @@ show_rivals(answer)
 # %%
 show_changes(answer)
 # %%
-explore(plan_picture, model=["llama-3-8b", "llama-3-70b", "llama-3-405b"], gpus=[8, 64, 512, 2048])
+explore(
+    plan_picture,
+    model=["llama-3-8b", "llama-3-70b", "llama-3-405b"],
+    gpus=[8, 64, 512, 2048],
+)
 # %% [markdown] lang="en"
 # And where nothing fits, the planner says by how much, and what would do:
 # %% [markdown] lang="ko" en="fefcb628"
 # 아무것도 들어가지 않으면 얼마나 모자라고 얼마면 되는지를 말합니다.
 # %%
+huge = published_model("llama-3-405b")
 try:
-    plan(Job(shape=published_model("llama-3-405b"), cluster=cluster_of("h100", gpus=16), batch_tokens=2**22))
+    plan(Job(shape=huge, cluster=cluster_of("h100", gpus=16), batch_tokens=4_194_304))
 except ValueError as refused:
     print(refused)
 # %% [markdown] lang="en"
@@ -355,6 +360,8 @@ show_published(["llama3", "qwen3"])
 # %%
 then, now = size_map("a100-40"), size_map("h100")
 show_size_map(then, now)
+# %%
+claim("B7")
 # %% [markdown] lang="en"
 # The rule is right in the middle. To the right it fails even for small models: on 2,048 GPUs a copy has one
 # sequence of the batch left, and its gradients travel as long as ever. To the left it fails for want of memory.
@@ -376,16 +383,16 @@ show_size_map(then, now)
 # 적는 코드입니다. 모든 행은 미리 기록한 실행이며, 기록한 컴퓨터는 표 아래에 있습니다.
 # %%
 record = recorded_bakeoff()
-show_bakeoff(record["rows"], record)
+show_recorded(record)
 # %% [markdown] lang="en"
-# All train the same. Bytes and memory follow the *strategy*, and hardly the library: compare within a strategy,
-# then choose by lines, by who maintains it, and by what else you will need.
+# All train the same, and bytes follow the *strategy*, hardly the library. So compare within a strategy, then
+# choose by lines, by buffers (peak memory), by who maintains it, and by what else you will need.
 #
 # That closes the map of lesson 00. Architecture (dense, MoE, sparse, hybrid) is one question, strategy another,
 # the library a third. The verdicts:
-# %% [markdown] lang="ko" en="793ceeb1"
-# 학습 결과는 모두 같습니다. 바이트와 메모리는 *전략*을 따르고 라이브러리에는 거의 매이지 않습니다. 전략이 같은 것끼리
-# 견준 다음 코드 줄 수, 누가 관리하는지, 앞으로 무엇이 더 필요한지를 보고 고르세요.
+# %% [markdown] lang="ko" en="d448eb15"
+# 학습 결과는 모두 같고, 보내는 바이트는 라이브러리가 아니라 *전략*을 따릅니다. 그러니 전략이 같은 것끼리 견준 다음
+# 코드 줄 수, 버퍼(최대 메모리), 누가 관리하는지, 앞으로 무엇이 더 필요한지를 보고 고르세요.
 #
 # 이것으로 레슨 00의 지도가 완성됩니다. 모델 구조(밀집, MoE, 희소, 혼합)가 한 물음이고, 전략이 또 한 물음이고,
 # 라이브러리가 세 번째 물음입니다. 판정은 다음과 같습니다.
@@ -393,7 +400,6 @@ show_bakeoff(record["rows"], record)
 claim("A2")
 claim("A3")
 claim("A4")
-claim("B7")
 # %%
 library_map()
 # %% [markdown] lang="en"
@@ -418,7 +424,12 @@ library_map()
 predict("15.interval")
 # %%
 compare("15.interval", best_simulated(**FAILING))
-explore(goodput_picture, node_mtbf=[1000, 6300, 20000], checkpoint=[10, 60, 300], spares=[0, 3, 6])
+explore(
+    goodput_picture,
+    node_mtbf=[1000, 6300, 20000],
+    checkpoint=[10, 60, 300],
+    spares=[0, 3, 6],
+)
 # %% [markdown] lang="en"
 # ## Exercises
 #
@@ -578,32 +589,48 @@ show_size_bands(then, now)
 # %%
 show_tensor_of_mixtures(tensor_of_mixtures())
 # %% [markdown] lang="en"
-# ### What each library holds
-# %% [markdown] lang="ko" en="4d5bb420"
-# ### 라이브러리마다 메모리에 두는 것
+# ### What each library holds, and a run of your own
+#
+# First the memory of the recorded run. Then two of its rows again, on this machine, in two ranks. All of them:
+# `dlcourse bench bakeoff`.
+# %% [markdown] lang="ko" en="75e7edf4"
+# ### 라이브러리마다 메모리에 두는 것, 그리고 직접 돌려 보기
+#
+# 먼저 기록한 실행의 메모리입니다. 그다음에는 그 가운데 두 행을 이 컴퓨터에서 랭크 두 개로 다시 돌립니다. 모두 돌리려면
+# `dlcourse bench bakeoff`를 실행하세요.
 # %%
 show_bakeoff_memory(record["rows"], record)
+# %%
+show_bakeoff(run_bakeoff(["DDP", "ours: data"], ranks=2, turns=2))
 # %% [markdown] lang="en"
 # ### Failures in bursts
 #
-# Formulas assume failures without memory (exponential). Real ones come in bursts: shape 0.7 below [3]. Lines are
-# the formula, points the simulation.
+# Formulas assume failures without memory. Real ones come in bursts [3], as in the simulation here (points; lines
+# are the formula): two published rates of failure, checkpoints of 60 seconds, restarts of 10 minutes.
 #
 # [3] [Schroeder and Gibson, 2010](https://doi.org/10.1109/TDSC.2009.4).
-# %% [markdown] lang="ko" en="11c0f5b1"
+# %% [markdown] lang="ko" en="5b9d6c7d"
 # ### 몰려서 오는 고장
 #
-# 공식은 고장이 서로 상관없이 온다고 봅니다(지수 분포). 실제 고장은 몰려서 옵니다. 아래의 모양 0.7이 그것입니다[3].
-# 선은 공식, 점은 시뮬레이션입니다.
+# 공식은 고장이 서로 상관없이 온다고 봅니다. 실제 고장은 몰려서 옵니다[3]. 그림의 점은 그런 고장을 시뮬레이션한 것이고
+# 선은 공식입니다. 공개된 고장률 두 가지, 60초 걸리는 체크포인트, 10분 걸리는 재시작입니다.
 #
 # [3] [Schroeder와 Gibson, 2010](https://doi.org/10.1109/TDSC.2009.4).
 # %% hidden=true
 from dlcourse.course.records import read_record
 
-failing = dict(node_mtbf=6335, checkpoint=1 / 60, restart=1 / 6)
-sizes = [8, 64, 512, 4096, 16384, 131072]
-curves = {f"shape {shape}": goodput_by_size(sizes, shape=shape, **failing) for shape in (1.0, 0.7)}
 published = read_record("goodput_published")
+hours = {row["name"]: row["hours_between"] * row["gpus"] // 8 for row in published["rows"]}
+curves = {
+    name: goodput_by_size(
+        [8, 64, 512, 4096, 16384, 65536],
+        node_mtbf=each,
+        checkpoint=1 / 60,
+        restart=1 / 6,
+        shape=0.7,
+    )
+    for name, each in hours.items()
+}
 show_goodput(curves, published)
 # %%
 show_published_failures(published)
