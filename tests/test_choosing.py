@@ -141,7 +141,10 @@ def composed() -> dict[str, float]:
     from dlcourse.training.mesh_parity import apart_from, largest
 
     mesh = make_mesh(pipeline=2)
-    model, alone = MeshParallel(GPT(OURS, seed=dist.get_rank()), mesh, num_micro_batches=2), GPT(OURS)
+    model, alone = (
+        MeshParallel(GPT(OURS, seed=dist.get_rank()), mesh, num_micro_batches=2),
+        GPT(OURS),
+    )
     batch = Corpus(limit=9999).batch(0, micro_batch=4, block=16)
     model.step(*batch)
     alone(*batch).backward()

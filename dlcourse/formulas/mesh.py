@@ -64,7 +64,8 @@ def mesh_bytes(
     in_layers = 4 * layers * wire_bytes("all_reduce", message, tensor)
     return {
         "tensor": micro_batches * in_layers,
-        "pipeline": micro_batches * neighbours * message + wire_bytes("all_reduce", _LOSS, pipeline),
+        "pipeline": micro_batches * neighbours * message
+        + wire_bytes("all_reduce", _LOSS, pipeline),
         "data": wire_bytes("all_reduce", 4 * numbers + _LOSS, data),
     }
 

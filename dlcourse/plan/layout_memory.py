@@ -43,9 +43,7 @@ def stage_memory(job: Job, layouts: Layouts, *, last: bool) -> dict[str, Array]:
     if last:
         held = _last_in_flight(job, layouts)
         return _rank_memory(job, layouts, layers=last_layers, in_flight=held, end=1)
-    return _rank_memory(
-        job, layouts, layers=first_layers, in_flight=in_flight(job, layouts), end=0
-    )
+    return _rank_memory(job, layouts, layers=first_layers, in_flight=in_flight(job, layouts), end=0)
 
 
 def in_flight(job: Job, layouts: Layouts) -> Array:

@@ -109,7 +109,9 @@ class Score:
         if self.host_over > 0:
             found.append(("host", {"over": f"{self.host_over / 1e9:,.1f}"}))
         if self.days > task.days:
-            found.append(("late", {"over": f"{self.days - task.days:,.1f}", "days": f"{task.days:g}"}))
+            found.append(
+                ("late", {"over": f"{self.days - task.days:,.1f}", "days": f"{task.days:g}"})
+            )
         if self.dollars > task.dollars:
             over = self.dollars - task.dollars
             found.append(("dear", {"over": f"{over:,.0f}", "dollars": f"{task.dollars:,.0f}"}))
