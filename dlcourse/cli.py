@@ -270,6 +270,7 @@ def _scale(args: argparse.Namespace) -> int:
     import json
 
     from dlcourse.plan import scale
+    from dlcourse.plan.scale_agreement import agreement
 
     strings.set_language(args.lang)
     names = [name for name in scale.LESSONS if args.lesson in (name, name[:2])]
@@ -283,7 +284,12 @@ def _scale(args: argparse.Namespace) -> int:
     )
     given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     scaled = scale.scale(names[0], model=args.model, world=args.world, **given)
-    print(json.dumps(scaled.record) if args.json else scaled)
+    agreed = agreement(scaled)
+    if args.json:
+        said = [dict(vars(line), apart=line.apart) for line in agreed.lines]
+        print(json.dumps(scaled.record | {"planner": said}))
+    else:
+        print(f"{scaled}\n\n{agreed}")
     return 0
 
 

@@ -90,7 +90,7 @@ def record_of(**changes: float) -> dict:
         "job": job,
         "comm": comm,
         "sides": {side: side for side in sent},
-        "memory": {"end": states, "peaks": peaks},
+        "memory": {"end": states, "peaks": peaks, "at_peak": peaks},
     }
 
 

@@ -25,12 +25,13 @@ from dlcourse.plan.hf_config import published_model, published_models, read_conf
 from dlcourse.plan.job import STATE_BYTES, Job
 from dlcourse.plan.kernels import matrix_seconds
 from dlcourse.plan.launch import files
-from dlcourse.plan.layout_memory import layer_activations, memory
+from dlcourse.plan.layout_memory import layer_activations, memory, rank_memory
 from dlcourse.plan.layout_space import all_layouts
 from dlcourse.plan.layout_time import hardware_flops, model_flops, step_seconds
 from dlcourse.plan.layouts import SCHEDULES, Layout, Layouts
 from dlcourse.plan.model_shape import active_numbers, gpt_shape, total_numbers
 from dlcourse.plan.planner import DoesNotFit, complexity, judge, plan
+from dlcourse.plan.regret import comparable, regret
 from dlcourse.plan.what_if import what_if
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -241,10 +242,10 @@ def test_activations_of_our_gpt_are_those_that_the_ledger_counted():
 def test_a_pipeline_holds_as_many_micro_batches_as_its_schedule():
     """GPipe all, 1F1B as many as stages, interleaved 1 + (p-1)/(pv) times as many."""
     job = job_of(gpus=8, batch_tokens=64 * 4096)
-    each = {
-        name: one(job, data=1, pipeline=8, chunks=v, schedule=name)["activations"]
-        for name, v in (("gpipe", 1), ("1f1b", 1), ("interleaved", 2))
-    }
+    kinds = (("gpipe", 1), ("1f1b", 1), ("interleaved", 2))
+    layouts = Layouts.of([Layout(pipeline=8, chunks=v, schedule=name) for name, v in kinds])
+    held = rank_memory(job, layouts, "first")["activations"]
+    each = dict(zip([name for name, _ in kinds], held, strict=True))
     layer = layer_activations(job, Layouts.of([Layout()]))[0][0]
     assert each["gpipe"] - each["1f1b"] == pytest.approx((64 - 8) * 4 * layer, rel=1e-9)
     more = 8 * 7 / 16 * 4 * layer
@@ -350,11 +351,45 @@ def test_fsdp_on_h100():
     assert all(row.memory <= row.answer.job.cluster.memory for row in rows)
 
 
+def test_rows_that_were_held_out():
+    """80 runs read after the planner was made: every one ran on 80 GB, and every one fits here.
+
+    760M on A100 with short sequences was at the limit of its memory, where the allocator gives back
+    and asks again: 35 and 45% faster here.
+    """
+    rows = published.mpt(ROWS)
+    assert len(rows) == 80
+    errors = np.abs([row.error for row in rows])
+    assert errors.mean() <= 0.09
+    assert np.quantile(errors, 0.9) <= 0.17
+    assert all(row.memory <= row.answer.job.cluster.memory for row in rows)
+
+
+def test_what_ran_fits():
+    """At least 90% of all published runs; 405B on 8,192 GPUs is 6% too large here."""
+    rows = [row for name in published.SETS for row in published.SETS[name](ROWS)]
+    fit = [row.memory <= row.answer.job.cluster.memory for row in rows]
+    assert len(fit) >= 128
+    assert np.mean(fit) >= 0.98
+
+
 def test_layouts_of_a_mixture_in_the_measured_order():
-    """Its three pipelines. FSDP, measured fastest, is predicted 26% too slow: not in order."""
-    pipelines = published.qwen3(ROWS)[:3]
-    assert [row.measured for row in pipelines] == sorted(row.measured for row in pipelines)
-    assert [row.predicted for row in pipelines] == sorted(row.predicted for row in pipelines)
+    """Qwen3-235B's four, FSDP first: its gathers hide behind what waits for the node's links."""
+    rows = sorted(published.qwen3(ROWS), key=lambda row: row.measured)
+    assert rows[0].name.startswith("FSDP")
+    assert [row.predicted for row in rows] == sorted(row.predicted for row in rows)
+    assert np.mean([abs(row.error) for row in rows]) <= 0.16
+
+
+def test_the_layout_that_the_planner_likes_best_is_nearly_the_fastest():
+    """Asked: within 15% of the best measured one on average."""
+    groups = comparable(ROWS)
+    assert len(groups) == 5
+    assert np.mean([regret(group) for group in groups]) <= 0.05
+    worst = sorted(groups[-1], key=lambda row: -row.predicted)[:2]
+    assert 0 <= regret(worst) < 0.25
+    with pytest.raises(ValueError, match="group is empty"):
+        regret([])
 
 
 def test_largest_runs():

@@ -12,9 +12,10 @@ The planner: every way to spread a job over a cluster, judged at once.
     layout_memory.py   bytes by category in the fullest rank
     layout_time.py     seconds of a step: computing, communication, bubble, optimizer, offload
     layer_time.py      of one layer, by its operators; kernels.py, communication.py: their parts
-    published.py       runs that others have measured, as jobs and layouts
+    layout_bytes.py    bytes of each collective that a rank sends in a step
+    published.py       runs that others have measured, as jobs and layouts; regret.py
     launch.py          files to start a layout with; report.py, command.py: ``dlcourse plan``
 
-One rank of thousands: scale.py, fake_group.py, fake_ledger.py. Orders of techniques:
-technique_order.py, technique_sets.py.
+One rank of thousands: scale.py, fake_group.py, fake_ledger.py; scale_agreement.py holds the planner
+against it. Orders of techniques: technique_order.py, technique_sets.py.
 """

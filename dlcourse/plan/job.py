@@ -36,6 +36,7 @@ SENT_BYTES = {
     "float32": (4, 4),
     "fsdp": (2, 4),
 }
+VALUE_BYTES = dict.fromkeys(STATE_BYTES, 2) | {"float32": 4}  # of an activation
 SUM_BYTES = {
     "bf16": 8,
     "bf16-float32-gradients": 8,
@@ -61,6 +62,9 @@ class Job:
             does; "plain" is an all-to-all, once for each expert.
         sequence_parallel: norms and residual stream are divided over the tensor ranks too.
         vocab_parallel: embedding and output layer are divided over the tensor ranks.
+        split_messages: what goes between pipeline stages is cut over the tensor ranks, and gathered
+            by them (Megatron's scatter and gather), and not kept; or each sends the whole and keeps
+            it until its backward, as this course does.
         overlap_tensor: tensor-parallel collectives run beside the products (user buffers).
         overlap_data: gradients are reduced beside the last backward, parameters gathered beside
             the first forward.
@@ -70,8 +74,9 @@ class Job:
         imbalance: tokens of the busiest expert rank over the mean: 1 is forced balance; natural
             routing costs 8 to 20%.
         loss: "float32" keeps 12 bytes a logit (logits, log-softmax and its gradient in float32;
-            see ``formulas/activations.py``) and moves 52, operator by operator; "fused" keeps 4,
-            logits and gradient in 16 bits, and moves 8.
+            see ``formulas/activations.py``), or 8 where the vocabulary is divided (softmax is its
+            gradient's memory), and moves 52, operator by operator; "fused" keeps 4, logits and
+            gradient in 16 bits, and moves 8.
 
     Raises:
         ValueError: sizes that are not positive, a batch that is no whole number of sequences, or
@@ -90,6 +95,7 @@ class Job:
     loss: str = "float32"
     sequence_parallel: bool = True
     vocab_parallel: bool = True
+    split_messages: bool = True
     overlap_tensor: bool = False
     overlap_data: bool = True
     overlap_backward: bool = True

@@ -22,8 +22,16 @@ import numpy as np
 
 from dlcourse.formulas.bubbles import idle_over_ideal
 from dlcourse.formulas.states import _DIVIDED_FROM, CATEGORIES
-from dlcourse.plan.job import LOSS_BYTES, SENT_BYTES, STATE_BYTES, Array, Job
-from dlcourse.plan.layouts import OFFLOAD, RECOMPUTE, SCHEDULES, Layouts, stage_layers, vocab_ranks
+from dlcourse.plan.job import LOSS_BYTES, SENT_BYTES, STATE_BYTES, VALUE_BYTES, Array, Job
+from dlcourse.plan.layouts import (
+    OFFLOAD,
+    RECOMPUTE,
+    SCHEDULES,
+    Layout,
+    Layouts,
+    stage_layers,
+    vocab_ranks,
+)
 from dlcourse.plan.model_shape import layer_numbers, outside_numbers
 
 MEMORY = (*CATEGORIES, "activations", "logits", "buffers", "other")
@@ -32,18 +40,23 @@ _FULL, _SELECTIVE = RECOMPUTE.index("full"), RECOMPUTE.index("selective")
 
 def memory(job: Job, layouts: Layouts) -> dict[str, Array]:
     """Bytes by category in the fullest rank, "total", and "host" (of a node, where offloaded)."""
-    at_first, at_last = (stage_memory(job, layouts, last=end) for end in (False, True))
+    at_first, at_last = (rank_memory(job, layouts, stage) for stage in ("first", "last"))
     fuller = at_last["total"] > at_first["total"]
     return {name: np.where(fuller, at_last[name], at_first[name]) for name in at_first}
 
 
-def stage_memory(job: Job, layouts: Layouts, *, last: bool) -> dict[str, Array]:
-    """The same in a rank of the pipeline's first stage, or of its last one."""
-    first_layers, _, last_layers = stage_layers(job, layouts)
-    if last:
+def rank_memory(job: Job, layouts: Layouts, stage: str) -> dict[str, Array]:
+    """The same of a rank of the "first" or the "last" stage, or of the second one ("middle")."""
+    first, middle, last = stage_layers(job, layouts)
+    if stage == "last":
         held = _last_in_flight(job, layouts)
-        return _rank_memory(job, layouts, layers=last_layers, in_flight=held, end=1)
-    return _rank_memory(job, layouts, layers=first_layers, in_flight=in_flight(job, layouts), end=0)
+        return _rank_memory(job, layouts, layers=last, in_flight=held, stage=stage)
+    held = in_flight(job, layouts)
+    if stage == "first":
+        return _rank_memory(job, layouts, layers=first, in_flight=held, stage=stage)
+    plain = layouts.schedule == SCHEDULES.index("1f1b")
+    held = np.where(plain, np.minimum(held, layouts.pipeline - 1), held)
+    return _rank_memory(job, layouts, layers=middle, in_flight=held, stage=stage)
 
 
 def in_flight(job: Job, layouts: Layouts) -> Array:
@@ -65,10 +78,10 @@ def _last_in_flight(job: Job, layouts: Layouts) -> Array:
     return np.where(name == SCHEDULES.index("gpipe"), m, held)
 
 
-def stage_numbers(job: Job, layouts: Layouts, layers: Array, end: int) -> tuple[Array, Array]:
+def stage_numbers(job: Job, layouts: Layouts, layers: Array, stage: str) -> tuple[Array, Array]:
     """Numbers that a rank holds without ZeRO: all but experts, and experts.
 
-    end: 0 for the first stage (embedding), 1 for the last (output layer); one stage has both.
+    stage: "first" (embedding), "last" (output layer) or "middle"; where there is one it has both.
     """
     shape = job.shape
     moe = np.minimum(layers, shape.moe_layers)
@@ -76,24 +89,66 @@ def stage_numbers(job: Job, layouts: Layouts, layers: Array, end: int) -> tuple[
     outside = outside_numbers(shape)
     matrix = outside["head"] or outside["embedding"]  # a tied one is in both ends of a pipeline
     both = outside["embedding"] + outside["head"]
-    ends = np.where(layouts.pipeline == 1, both, matrix if end else outside["embedding"])
-    ends = ends / vocab_ranks(job, layouts)
+    own = {"first": outside["embedding"], "middle": 0, "last": matrix}[stage]
+    ends = np.where(layouts.pipeline == 1, both, own) / vocab_ranks(job, layouts)
     sharded = (layers - moe) * each["dense"]["sharded"] + moe * each["moe"]["sharded"]
-    whole = ends + outside["replicated"] + (layers - moe) * each["dense"]["replicated"]
+    alone = {"first": outside["positions"], "middle": 0, "last": outside["norm"]}[stage]
+    whole = ends + np.where(layouts.pipeline == 1, outside["norm"] + outside["positions"], alone)
+    whole = whole + (layers - moe) * each["dense"]["replicated"]
     whole = whole + moe * each["moe"]["replicated"]
     return sharded / layouts.tensor + whole, moe * each["moe"]["experts"] / layouts.expert
 
 
-def _rank_memory(
-    job: Job, layouts: Layouts, *, layers: Array, in_flight: Array, end: int
-) -> dict[str, Array]:
-    numbers, experts = stage_numbers(job, layouts, layers, end)
+def unit_numbers(job: Job, layout: Layout, layers: int, stage: str) -> list[tuple[float, float]]:
+    """The same, unit by unit as ZeRO sends them: what is outside the layers, and each layer.
+
+    Of each all but experts, and experts. stage: "first", "middle" or "last". A stage of a pipeline
+    is one unit.
+    """
+    shape, outside = job.shape, outside_numbers(job.shape)
+    first, last = (layout.pipeline == 1 or stage == end for end in ("first", "last"))
+    head = outside["head"]
+    if last and not first:  # a tied matrix is in both ends
+        head = head or outside["embedding"]
+    ends = (first * outside["embedding"] + last * head) / (
+        layout.tensor if job.vocab_parallel else 1
+    )
+    ends += first * outside["positions"] + last * outside["norm"]
+    moe, units = int(min(layers, shape.moe_layers)), [(ends, 0.0)]
+    for kind, count in (("dense", layers - moe), ("moe", moe)):
+        each = layer_numbers(shape, moe=kind == "moe")
+        numbers = each["sharded"] / layout.tensor + each["replicated"]
+        units += [(numbers, each["experts"] / layout.expert)] * count
+    if layout.pipeline > 1:
+        units = [(sum(dense for dense, _ in units), sum(experts for _, experts in units))]
+    return units
+
+
+def shard_numbers(job: Job, layouts: Layouts, layers: Array, stage: str) -> Array:
+    """Numbers of one of ZeRO's shards in a rank: each unit is cut into equal parts, rounded up."""
     ranks, expert_ranks = layouts.data * layouts.context, layouts.expert_data()
+    numbers, experts = stage_numbers(job, layouts, layers, stage)
+    whole = np.ceil(numbers / ranks) + np.ceil(experts / expert_ranks)
+    moe, found = np.minimum(layers, job.shape.moe_layers), 0 * whole
+    rest = numbers
+    for kind, count in (("dense", layers - moe), ("moe", moe)):
+        own = layer_numbers(job.shape, moe=kind == "moe")
+        each = own["sharded"] / layouts.tensor + own["replicated"]
+        rest = rest - count * each
+        experts = np.ceil(own["experts"] / layouts.expert / expert_ranks)
+        found = found + count * (np.ceil(each / ranks) + experts)
+    return np.where(layouts.pipeline > 1, whole, found + np.ceil(rest / ranks))
+
+
+def _rank_memory(
+    job: Job, layouts: Layouts, *, layers: Array, in_flight: Array, stage: str
+) -> dict[str, Array]:
+    numbers, experts = stage_numbers(job, layouts, layers, stage)
+    shard = shard_numbers(job, layouts, layers, stage)
     found: dict[str, Array] = {}
     for name, size in zip(CATEGORIES, STATE_BYTES[job.states], strict=True):
         divided = layouts.stage >= _DIVIDED_FROM[name]
-        own = np.where(divided, numbers / ranks + experts / expert_ranks, numbers + experts)
-        found[name] = size * own
+        found[name] = size * np.where(divided, shard, numbers + experts)
     away = layouts.offload == OFFLOAD.index("optimizer")
     host = np.where(away, found["optimizer_state"] + 4 * own_share(layouts, numbers, experts), 0.0)
     found["optimizer_state"] = np.where(away, 0.0, found["optimizer_state"])
@@ -103,12 +158,20 @@ def _rank_memory(
     full = layouts.recompute == _FULL
     stored = layers * in_flight * held + np.where(full, whole, 0.0)
     stream = layouts.tensor if job.sequence_parallel else np.ones_like(layouts.tensor)
-    stored = stored + tokens * 4 * job.shape.hidden / stream  # the last norm, or the embedding
-    found["activations"] = stored + _at_work(job, layouts, tokens)
-    has_head = np.logical_or(layouts.pipeline == 1, bool(end))
-    logits = tokens * job.shape.vocab / vocab_ranks(job, layouts) * LOSS_BYTES[job.loss][0]
-    found["logits"] = np.where(has_head, logits, 0.0)
-    found["buffers"] = _buffers(job, layouts, end)
+    ends = tokens * 4 * job.shape.hidden / stream  # the last norm, or the embedding
+    stored = stored + wide_values(job) * ends
+    if not job.split_messages:  # what was sent to the next stage stays until its backward
+        sent = in_flight * tokens * 2 * job.shape.hidden
+        gone = np.logical_or(layouts.pipeline == 1, stage == "last")
+        stored = stored + wide_values(job) * np.where(gone, 0.0, sent)
+    # The loss works on logits before the first layer's backward begins, so not both are there
+    has_head = np.logical_or(layouts.pipeline == 1, stage == "last")
+    parts, each = vocab_ranks(job, layouts), LOSS_BYTES[job.loss][0]
+    logits = tokens * job.shape.vocab / parts * np.where(parts > 1, min(each, 8), each)
+    logits, work = np.where(has_head, logits, 0.0), _at_work(job, layouts, tokens)
+    found["activations"] = stored + np.where(work >= logits, work, 0.0)
+    found["logits"] = np.where(work >= logits, 0.0, logits)
+    found["buffers"] = _buffers(job, layouts)
     loose = found["activations"] + found["logits"] + found["buffers"]
     found["other"] = job.cluster.context_bytes + job.cluster.fragmentation * loose
     total: Array = np.sum([found[name] for name in MEMORY], axis=0)
@@ -144,7 +207,13 @@ def layer_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
     selective = tokens * (per_token + wide + product - dropped)
     inputs = tokens * 2 * h / stream
     held = np.where(layouts.recompute == _FULL, inputs, whole)
-    return np.where(layouts.recompute == _SELECTIVE, selective, held), whole
+    held, wider = np.where(layouts.recompute == _SELECTIVE, selective, held), wide_values(job)
+    return wider * held, wider * whole
+
+
+def wide_values(job: Job) -> float:
+    """How many times the 2 bytes that activations are counted in a value has."""
+    return VALUE_BYTES[job.states] / 2
 
 
 def mlp_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
@@ -158,7 +227,8 @@ def mlp_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
         stream = t if job.sequence_parallel else np.ones_like(t)
         rows = shape.top_k * job.imbalance / stream  # tokens of a rank, each for top_k experts
         wide = 2 * shape.ups * shape.shared_ffn / t + rows * 2 * shape.ups * shape.expert_ffn
-        wide = wide + rows * 4 * shape.hidden  # what arrived, and what goes back
+        # What arrived, and what goes back; operator by operator also what is weighed and summed
+        wide = wide + rows * (6 if job.kernels == "eager" else 4) * shape.hidden
         product = (2 + eager) * (shape.shared_ffn / t + rows * shape.expert_ffn)
     return wide, product
 
@@ -167,7 +237,8 @@ def _at_work(job: Job, layouts: Layouts, tokens: Array) -> Array:
     """Gradients of one layer's widest tensors, and the gathered input of a product."""
     wide, product = mlp_activations(job, layouts)
     gathered = np.where(layouts.tensor > 1, 2 * job.shape.hidden, 0) * job.sequence_parallel
-    return tokens * (wide + product / 2 + 2 * job.shape.hidden + gathered)
+    work = tokens * (wide + product / 2 + 2 * job.shape.hidden + gathered)
+    return wide_values(job) * work
 
 
 def layer_sizes(job: Job, layouts: Layouts) -> tuple[Array, Array]:
@@ -177,7 +248,7 @@ def layer_sizes(job: Job, layouts: Layouts) -> tuple[Array, Array]:
     return numbers, each["experts"] / layouts.expert
 
 
-def _buffers(job: Job, layouts: Layouts, end: int) -> Array:
+def _buffers(job: Job, layouts: Layouts) -> Array:
     """Stage 3: what is outside the layers and two of them gathered, two layers' gradients under
     way; stage 2: those alone. As ``dlcourse.formulas.memory.predict_peak`` has it."""
     value, sent = SENT_BYTES[job.states]

@@ -7,9 +7,10 @@
     offload        optimizer states in the host: gradients out, its update, parameters back
 
 Rules of overlap: gradients are reduced beside the last micro-batch's backward, and with ZeRO
-parameters are gathered beside the first forward; stage 3 gathers a layer beside the one before it;
-messages between stages run beside computing with chunks, and wait without. What is hidden still
-takes multiprocessors away (``overlap_cost``).
+parameters are gathered beside the first forward; stage 3 gathers a layer beside the one before it,
+and beside what that one waits for on the node's own links; messages between stages run beside
+computing with chunks, and wait without. What is hidden still takes multiprocessors away
+(``overlap_cost``).
 
 Sources: Narayanan et al., SC 2021 (schedules); Qi et al., "Zero Bubble Pipeline Parallelism", 2023;
 Rajbhandari et al., "ZeRO", SC 2020; bubbles as in ``dlcourse.formulas.bubbles``.
@@ -20,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlcourse.plan.cluster import Cluster
 from dlcourse.plan.communication import (
@@ -66,7 +68,7 @@ def step_seconds(job: Job, layouts: Layouts) -> dict[str, Array]:
         "communication": m * (waits + send) + data_wait,
         "bubble": bubble,
     }
-    numbers, experts = stage_numbers(job, layouts, first, 0)
+    numbers, experts = stage_numbers(job, layouts, first, "first")
     share = own_share(layouts, numbers, experts)
     away = layouts.offload == OFFLOAD.index("optimizer")
     gradient = STATE_BYTES[job.states][1]
@@ -94,7 +96,7 @@ def _distinct(job: Job, layouts: Layouts) -> dict[str, Array]:
     dense_share = 1 - shape.moe_layers / shape.layers
     total = {
         name: np.zeros(len(few))
-        for name in ("layer", "layer_wait", "hidden", "forward", "backward")
+        for name in ("layer", "layer_wait", "forward_wait", "hidden", "forward", "backward")
     }
     for moe, share in ((False, dense_share), (True, 1 - dense_share)):
         if share <= 0:
@@ -107,6 +109,7 @@ def _distinct(job: Job, layouts: Layouts) -> dict[str, Array]:
         total["backward"] += share * (each.backward + again)
         total["layer"] += share * (each.forward + each.backward + again)
         total["layer_wait"] += share * (each.wait_forward + each.wait_backward + wait_again)
+        total["forward_wait"] += share * each.wait_forward
         total["hidden"] += share * each.hidden
     head_forward, head_backward, embedding = ends_time(job, few)
     found = total | {"head": head_forward + head_backward, "embedding": embedding}
@@ -121,8 +124,9 @@ def _sends(job: Job, layouts: Layouts) -> Array:
     """
     tokens, t = layouts.micro_batch * job.sequence / layouts.context, layouts.tensor
     nbytes = tokens * 2 * job.shape.hidden
-    one = send_seconds(job.cluster, nbytes / t, t * layouts.context * layouts.data)
-    if not job.sequence_parallel:
+    part = nbytes / t if job.split_messages else nbytes
+    one = send_seconds(job.cluster, part, t * layouts.context * layouts.data)
+    if job.split_messages and not job.sequence_parallel:
         one = one + gather_seconds(job.cluster, nbytes, t, np.ones_like(t))
     beside = (layouts.schedule == SCHEDULES.index("interleaved")) & job.overlap_pipeline
     alone = layouts.pipeline == 1
@@ -136,7 +140,7 @@ def _data(
     m, cluster = layouts.micro_batches(job), job.cluster
     value, sent = SENT_BYTES[job.states]
     first, _, _ = stage_layers(job, layouts)
-    numbers, experts = stage_numbers(job, layouts, first, 0)
+    numbers, experts = stage_numbers(job, layouts, first, "first")
     size, stride = layouts.data * layouts.context, layouts.tensor
     expert_size, expert_stride = layouts.expert_data(), layouts.expert
 
@@ -169,9 +173,12 @@ def _data(
     layer_gather, gather_cost = np.where(third, layer_gather, 0), np.where(third, gather_cost, 0)
     wait_back = layer_reduce + layer_gather
     wait_ahead = layer_gather
-    if job.overlap_data:
-        wait_back = np.maximum(0.0, wait_back - parts["backward"])
-        wait_ahead = np.maximum(0.0, wait_ahead - parts["forward"])
+    if job.overlap_data:  # beside computing, and beside what goes over other links meanwhile
+        free = _inside_node(job, layouts)
+        beside = parts["backward"] + free * (parts["layer_wait"] - parts["forward_wait"])
+        wait_back = np.maximum(0.0, wait_back - beside)
+        beside = parts["forward"] + free * parts["forward_wait"]
+        wait_ahead = np.maximum(0.0, wait_ahead - beside)
     each = layers * (wait_back + wait_ahead) + layer_gather + layer_reduce  # first and last layer
     at_end = np.where(layouts.stage == 2, np.maximum(0.0, ahead - hide_ahead), 0.0)
     fine = layouts.stage >= 2
@@ -181,6 +188,14 @@ def _data(
     hidden = np.maximum(0.0, moved - exposed) * cost / np.maximum(moved, 1e-12)
     alone = size * layouts.tensor <= 1
     return np.where(alone, 0.0, exposed), np.where(alone, 0.0, hidden)
+
+
+def _inside_node(job: Job, layouts: Layouts) -> NDArray[np.bool_]:
+    """Where tensor, context and expert ranks stay in a node and data ranks do not: what a layer
+    waits for goes over the node's links, and leaves the network's cards to data parallelism."""
+    node, close = job.cluster.node, layouts.tensor * layouts.context
+    moe = layouts.expert if job.shape.moe_layers else np.ones_like(close)
+    return (np.maximum(close, moe) <= node) & (layouts.data * close > node)
 
 
 def _offload(job: Job, share: Array) -> Array:

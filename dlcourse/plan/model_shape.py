@@ -17,6 +17,7 @@ attention) and 2.2 (shared experts). Held against published totals in ``tests/te
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from dlcourse.formulas.sizes import GPTConfig
 
@@ -115,9 +116,11 @@ class ModelShape:
         return 2 if self.gated else 1
 
 
-def gpt_shape(config: GPTConfig, name: str = "gpt") -> ModelShape:
-    """Our own GPT, see ``dlcourse.models.gpt``."""
+def gpt_shape(config: GPTConfig, name: str = "gpt", **experts: Any) -> ModelShape:
+    """Our own GPT, see ``dlcourse.models.gpt``; or one of ``dlcourse.models.architectures``, with
+    ``experts``, ``top_k`` and so on in each layer."""
     return ModelShape(
+        **experts,
         name=name,
         layers=config.n_layer,
         hidden=config.n_embd,
@@ -165,7 +168,8 @@ def layer_numbers(shape: ModelShape, *, moe: bool) -> dict[str, int]:
         found["sharded"] += shape.mlp_bias * shape.ups * shape.ffn
         found["replicated"] += shape.mlp_bias * h
         return found
-    found["experts"] = shape.experts * (shape.ups + 1) * h * shape.expert_ffn
+    biases = shape.mlp_bias * (shape.ups * shape.expert_ffn + h)
+    found["experts"] = shape.experts * ((shape.ups + 1) * h * shape.expert_ffn + biases)
     found["sharded"] += (shape.ups + 1) * h * shape.shared_ffn
     found["replicated"] += h * shape.experts + shape.router_bias * shape.experts
     found["replicated"] += shape.shared_gate * h
@@ -173,12 +177,13 @@ def layer_numbers(shape: ModelShape, *, moe: bool) -> dict[str, int]:
 
 
 def outside_numbers(shape: ModelShape) -> dict[str, int]:
-    """Outside the layers: "embedding", "head" (0 where tied) and "replicated" (norm, positions)."""
+    """Outside the layers: "embedding", "head" (0 where tied), "norm" and "positions"."""
     matrix = shape.vocab * shape.hidden
     return {
         "embedding": matrix,
         "head": 0 if shape.tied else matrix,
-        "replicated": shape.hidden * (1 + shape.norm_bias + shape.positions),
+        "norm": shape.hidden * (1 + shape.norm_bias),
+        "positions": shape.hidden * shape.positions,
     }
 
 
@@ -195,7 +200,7 @@ def active_numbers(shape: ModelShape) -> int:
     if not shape.moe_layers:
         return total_numbers(shape)
     idle = shape.experts - shape.top_k
-    one = (shape.ups + 1) * shape.hidden * shape.expert_ffn
+    one = layer_numbers(shape, moe=True)["experts"] // shape.experts
     return total_numbers(shape) - shape.moe_layers * idle * one
 
 

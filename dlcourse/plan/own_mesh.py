@@ -1,8 +1,6 @@
 """The planner's prediction for the course's own GPT on a mesh, real ranks or thousands of fake ones.
 
-The planner knows models and software of others. What ours does differently is said here: all in
-float32, no sequence parallelism, embedding and output layer whole in their stages, and no GPU, whose
-context and fragments would take memory.
+What ours does differently from the planner's usual software is said in ``scale_agreement.planned``.
 """
 
 from __future__ import annotations
@@ -12,11 +10,10 @@ from typing import Any
 
 from dlcourse.figures.choosing import OURS, SIDES, batch_of_ours
 from dlcourse.formulas.sizes import MODELS, GPTConfig
-from dlcourse.plan.cluster import cluster_of
-from dlcourse.plan.job import Job
-from dlcourse.plan.layout_memory import CATEGORIES, stage_memory
-from dlcourse.plan.layouts import Layout, Layouts
-from dlcourse.plan.model_shape import gpt_shape
+from dlcourse.formulas.states import CATEGORIES
+from dlcourse.plan.layout_memory import rank_memory
+from dlcourse.plan.layouts import Layouts
+from dlcourse.plan.scale_agreement import planned
 
 
 def planned_memory(
@@ -31,26 +28,21 @@ def planned_memory(
 ) -> dict[str, float]:
     """Bytes that the planner expects in a rank of the first stage, by category.
 
-    "activations" are those of the highest moment. The planner counts them in 16 bits; float32 takes
-    twice as much.
+    "activations" are those of the highest moment.
 
     Raises:
         ValueError: sizes that do not divide.
     """
-    gpus = data * pipeline * tensor
-    job = Job(
-        shape=gpt_shape(config),
-        cluster=cluster_of("h100", gpus=gpus, node=gpus),
-        batch_tokens=data * micro_batch * micro_batches * block,
-        sequence=block,
-        states="float32",
-        sequence_parallel=False,
-        vocab_parallel=False,
+    job, layout, stage = planned(
+        {"model": "gpt", "world": data * pipeline * tensor, "rank": 0, "stage": 0}
+        | {"data": data, "pipeline": pipeline, "tensor": tensor, "expert": 1, "experts": 0}
+        | {"micro_batch": micro_batch, "micro_batches": micro_batches, "block": block},
+        config,
     )
-    layout = Layout(data=data, tensor=tensor, pipeline=pipeline, micro_batch=micro_batch)
-    held = stage_memory(job, Layouts.of([layout]), last=False)
+    held = rank_memory(job, Layouts.of([layout]), stage)
     states = {name: float(held[name][0]) for name in CATEGORIES}
-    return states | {"activations": 2 * float(held["activations"][0])}
+    activations = float((held["activations"] + held["logits"])[0])
+    return states | {"activations": activations}
 
 
 def planned_here(sides: Mapping[str, int]) -> dict[str, float]:

@@ -201,6 +201,28 @@ def llm_foundry(rows: Rows) -> list[Row]:
     return found
 
 
+def mpt(rows: Rows) -> list[Row]:
+    """More of the same table, on H100 and A100, models of 0.76e9 parameters and more: held out."""
+    data, found = rows["mpt"], []
+    for name, gpu, s, gpus, b, accumulate, again, rate in data["rows"]:
+        layers, h, heads = data["models"][name]
+        job = Job(
+            shape=gpt(name, layers, h, heads, data["vocab"], dropout=False, positions=s),
+            cluster=cluster_of(gpu, gpus=gpus),
+            batch_tokens=gpus * b * accumulate * s,
+            sequence=s,
+            states="fsdp",
+            attention="flash1",
+            kernels="eager",
+            loss="fused",
+        )
+        layout = Layout(data=gpus, micro_batch=b, stage=3, recompute="full" if again else "none")
+        tokens = b * accumulate * s
+        title = f"{name} {gpu}, {s} x {b}, {gpus} GPUs"
+        found.append(_row(title, rate, job, layout, lambda seconds, n=tokens: n / seconds))
+    return found
+
+
 def qwen3(rows: Rows) -> list[Row]:
     """Qwen3-235B on 256 H100, four layouts, forced balance: seconds of a step."""
     found = []
@@ -258,6 +280,7 @@ SETS = {
     "korthikanti": korthikanti,
     "megatron_core": megatron_core,
     "llm_foundry": llm_foundry,
+    "mpt": mpt,
     "qwen3": qwen3,
     "llama3": llama3,
 }

@@ -20,7 +20,7 @@ from dlcourse.plan.cluster import cluster_of
 from dlcourse.plan.cluster_size import MOST
 from dlcourse.plan.hf_config import published_model
 from dlcourse.plan.job import Job
-from dlcourse.plan.layout_memory import stage_memory
+from dlcourse.plan.layout_memory import rank_memory
 from dlcourse.plan.layouts import Layout, Layouts
 from dlcourse.plan.planner import judge, plan
 from dlcourse.plan.report import layout_text
@@ -127,7 +127,7 @@ def score(scenario: Scenario, gpus: int, layout: Layout) -> Score:
     job = scenario.job(gpus)
     answer = judge(job, layout)
     one = Layouts.of([layout])
-    ends = [float(stage_memory(job, one, last=end)["total"][0]) for end in (False, True)]
+    ends = [float(rank_memory(job, one, end)["total"][0]) for end in ("first", "last")]
     fuller = "last" if ends[1] > ends[0] else "first"
     days = answer.numbers(0, tokens=scenario.tokens)["days"] / scenario.useful
     return Score(
