@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told=lambda row: print(f"{row['name']}: {row['state']} {row.get('why', '')}", flush=True),
     )
     if args.record:
-        write_record(args.record, rows)
+        write_record(args.record, rows, turns=args.turns)
     failed = [row["name"] for row in rows if row["state"] == "failed"]
     apart = [row["name"] for row in rows if row.get("gap", 0) > TOLERANCE]
     if apart:
@@ -51,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def write_record(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_record(path: Path, rows: Sequence[Mapping[str, Any]], *, turns: int) -> None:
     """The rows, and where and with what they were measured."""
     ranks = rows[0]["ranks"]
     threads = machine.threads_per_rank(ranks)
     record = {
         "about": "The same GPT and batches by each library; rows as run_bakeoff returns them.",
-        "command": "dlcourse bench bakeoff --record data/bakeoff.json",
+        "command": f"dlcourse bench bakeoff --turns {turns} --record data/bakeoff.json",
         "machine": f"{machine.cores()} CPU cores, {platform.system()} {platform.machine()}, Gloo",
         "threads": threads,
         "versions": f"Python {platform.python_version()}, torch {version('torch')}",
