@@ -289,9 +289,9 @@ def test_steps_of_many_imagined_runs_are_those_of_the_formula():
     [
         (dict(steps=0), "steps=0"),
         (dict(interval=2.5), "interval=2.5"),
-        (dict(interval=41), "interval=41 is longer than the run, work=40"),
+        (dict(interval=25), "interval=25 is longer than the run, work=24"),
         (dict(mtbf_steps=-1), "mtbf=-1"),
-        (dict(mtbf_steps=1), "3.4% of the steps would count"),
+        (dict(mtbf_steps=1), "7.5% of the steps would count"),
     ],
 )
 def test_a_run_that_would_not_end_is_refused_before_it_starts(given, said):

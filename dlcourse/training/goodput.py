@@ -1,7 +1,7 @@
 """Goodput for real, small: ranks are killed while they train, and go on from a checkpoint.
 
     with Ranks(4) as ranks:
-        run = train_with_failures(ranks, steps=40, interval=5, mtbf_steps=12)
+        run = train_with_failures(ranks, steps=24, interval=4, mtbf_steps=8)
     run.useful, run.lost, run.failures, run.loss
 
 Failures are imposed: a rank, drawn at random, sends itself SIGKILL in the middle of a step whose
@@ -81,9 +81,9 @@ def foreseen(moments: Sequence[float], *, steps: int, interval: int) -> tuple[in
 def train_with_failures(
     ranks: Ranks,
     *,
-    steps: int = 40,
-    interval: int = 5,
-    mtbf_steps: float | None = 12,
+    steps: int = 24,
+    interval: int = 4,
+    mtbf_steps: float | None = 8,
     seed: int = 0,
 ) -> Survived:
     """Train a small GPT by ZeRO 1 to its last step, however often a rank is killed.
