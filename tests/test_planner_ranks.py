@@ -13,7 +13,6 @@ import cloudpickle
 import pytest
 
 from dlcourse import Ranks, cli
-from dlcourse.figures.choosing import highest
 from dlcourse.formulas.mesh import mesh_bytes
 from dlcourse.formulas.sizes import MODELS, GPTConfig
 from dlcourse.measure.sides import sent_by_side
@@ -127,7 +126,7 @@ def test_a_fake_rank_of_a_mesh_sends_what_the_formula_says():
         if stage == 0:
             planned, held = planned_memory(config, **sides, **batch), record["memory"]
             assert planned["parameters"] == held["end"]["parameters"]
-            assert planned["activations"] == pytest.approx(highest(held), rel=0.05)
+            assert planned["activations"] == pytest.approx(held["peaks"]["activations"], rel=0.05)
 
 
 def test_the_command_shows_the_planner_beside_the_rank(capsys):

@@ -113,16 +113,6 @@ def show_thousands(record: Mapping[str, Any], planned: Mapping[str, float]) -> T
     return _beside(sent, wanted, record["memory"], planned)
 
 
-def highest(memory: Mapping[str, Any]) -> int:
-    """Bytes of activations at the highest moment of forward and backward.
-
-    At the step's highest moment; or at their own, where the optimizer's is higher. While gradients
-    grow beside those of an earlier micro-batch, the ledger counts them as activations for a moment.
-    """
-    at_peak, own = memory["at_peak"]["activations"], memory["peaks"]["activations"]
-    return at_peak if at_peak > own / 2 else own
-
-
 def _sent(run: Run, groups: Mapping[str, str]) -> dict[str, float]:
     """Bytes that rank 0 sent, by the side of the mesh."""
     return sent_by_side((call for call in run.comm.calls if call["rank"] == 0), groups)
@@ -135,12 +125,16 @@ def _beside(
     planned: Mapping[str, float],
 ) -> Together:
     traffic = [
-        [t(f"choosing.side.{side}"), t(f"choosing.travels.{side}")]
-        + [human_bytes(sent[side]), human_bytes(wanted[side])]
+        [
+            t(f"choosing.side.{side}"),
+            t(f"choosing.travels.{side}"),
+            human_bytes(sent[side]),
+            human_bytes(wanted[side]),
+        ]
         for side in SIDES
     ]
     has = {name: memory["end"][name] for name in _STATES}
-    has["activations"] = highest(memory)
+    has["activations"] = memory["peaks"]["activations"]
     states = [
         [t(f"category.{name}"), human_bytes(size), human_bytes(planned[name])]
         for name, size in has.items()

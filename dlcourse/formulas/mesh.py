@@ -1,8 +1,8 @@
 """What one rank of a mesh holds and sends: data x pipeline x tensor, for our GPT.
 
-As ``dlcourse.parallel.mesh`` divides it. Matrices of the layers are cut over the tensor ranks, layers
-dealt to the stages, the result copied along data. Embedding and output layer stay whole, in the
-first and in the last stage.
+As ``dlcourse.parallel.mesh`` divides it. Matrices of the layers are cut over the tensor ranks,
+layers dealt to the stages, the result copied along data. Embedding and output layer stay whole, in
+the first and in the last stage.
 
 Source: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters Using
 Megatron-LM", SC 2021, sections 2.3 and 3: four all-reduces of B T C numbers a layer, one message of

@@ -69,8 +69,13 @@ def show_published(names: Sequence[str]) -> Together:
     data = read(course_folder() / "data" / "published_runs.json")
     found = {name: SETS[name](data) for name in names}
     rows = [
-        [t(f"plan.published.{name}"), row.name, f"{row.measured:.4g}", f"{row.predicted:.4g}"]
-        + [f"{100 * row.error:+.0f}%"]
+        [
+            t(f"plan.published.{name}"),
+            row.name,
+            f"{row.measured:.4g}",
+            f"{row.predicted:.4g}",
+            f"{100 * row.error:+.0f}%",
+        ]
         for name, of_set in found.items()
         for row in of_set
     ]

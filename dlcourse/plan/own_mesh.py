@@ -1,4 +1,4 @@
-"""The planner's prediction for the course's own GPT on a mesh, real ranks or thousands of fake ones.
+"""The planner's prediction for the course's own GPT on a mesh, of real ranks or of fake ones.
 
 What ours does differently from the planner's usual software is said in ``scale_agreement.planned``.
 """

@@ -290,22 +290,24 @@ job = Job(
 answer = plan(job)
 show_choice(answer)
 # %% [markdown] lang="en"
-# Fastest is 3D. But a pipeline means stages, a schedule, and a loss in one of them, for less than 5%. An
-# engineer would take the right column. And the others?
-# %% [markdown] lang="ko" en="22e832b9"
-# 가장 빠른 것은 3D입니다. 하지만 파이프라인을 쓰려면 스테이지와 스케줄이 필요하고 손실도 한 스테이지에만 있는데,
-# 얻는 것은 5%가 안 됩니다. 엔지니어라면 오른쪽 열을 고를 것입니다. 나머지는 왜 밀렸을까요?
+# The right column gives up less than 5% and has fewer parts that can break: take that one. And why did the
+# others lose? Look for 3D as well, "tensor + pipeline".
+# %% [markdown] lang="ko" en="621e04f7"
+# 오른쪽 열은 5%도 잃지 않으면서 고장 날 부품이 적습니다. 그것을 고르세요. 나머지는 왜 밀렸을까요? 3D, 곧 "텐서 +
+# 파이프라인"도 찾아보세요.
 # %%
 show_rivals(answer)
 # %% [markdown] lang="en"
 # Read the last column as this course in one table: copies do not fit, by far; ZeRO-2 leaves whole parameters;
-# ZeRO-3 fits, and computes again what it has no room to keep.
+# ZeRO-3 fits, and computes again what it has no room to keep. 3D is as good as the best here, but has stages and
+# a schedule to look after.
 #
 # Below, what a little more hardware would change. Then sliders: the best layout's fullest GPU, and which
 # tensor × pipeline sizes fit at all. From which model and cluster on does it take a pipeline?
-# %% [markdown] lang="ko" en="706c862b"
+# %% [markdown] lang="ko" en="6ea744e9"
 # 마지막 열은 이 과정을 표 하나로 줄인 것입니다. 복제본은 한참 모자라고, ZeRO-2에는 파라미터가 통째로 남습니다.
-# ZeRO-3은 들어가지만, 둘 자리가 없는 것을 다시 계산합니다.
+# ZeRO-3은 들어가지만, 둘 자리가 없는 것을 다시 계산합니다. 3D는 여기서 가장 좋은 것만큼 빠르지만 스테이지와
+# 스케줄까지 돌봐야 합니다.
 #
 # 아래 표는 장비가 조금 더 있으면 무엇이 달라지는지 보여 줍니다. 그다음은 슬라이더입니다. 가장 좋은 방식에서 가장
 # 꽉 찬 GPU와, 텐서 × 파이프라인 가운데 들어가기는 하는 크기가 보입니다. 어떤 모델과 클러스터부터 파이프라인이

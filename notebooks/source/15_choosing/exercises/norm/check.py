@@ -36,7 +36,7 @@ def check(grad_norm, rank, world_size):
         findings.append(expect(case, right, near[0] if near and not right else "wrong", **values))
         findings.append(expect("same", len(set(gathered(round(got, 4)))) == 1, "differs"))
         sent = seen.sent()
-        changed = any((a - b).abs().max() > 0 for a, b in zip(before, cut + whole))
+        changed = any((a - b).abs().max() > 0 for a, b in zip(before, cut + whole, strict=True))
         findings.append(expect("same", not changed, "changed"))
         findings.append(expect("bytes", sent <= 40, "numbers", got=f"{sent:.0f}"))
     return findings
