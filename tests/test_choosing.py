@@ -69,7 +69,7 @@ def test_the_texts_say_what_the_planner_says(answer):
 
 def test_the_answer_is_shown(answer):
     choice, rivals = repr(show_choice(answer)), repr(show_rivals(answer))
-    assert f"{len(answer.layouts):,}" in choice and "pipeline bubble" in choice
+    assert f"{len(answer.layouts):,}" in choice and "exposed communication" in choice
     assert "GB too many" in rivals and "slower" in rivals
     assert "more node" in repr(show_changes(answer))
     published = repr(show_published(["llama3", "qwen3"]))
