@@ -69,7 +69,7 @@ def show_bakeoff_memory(rows: Sequence[Row], recorded: Record | None = None) -> 
     bars = {}
     for label, row in named:
         alone = row["strategy"] == "alone"
-        bar = label if alone else f"{_strategy(row)}: {label}"
+        bar = label if alone else f"{_strategy(row)}, {label}"
         bars[bar.replace("\n", " ")] = row["memory"]
     totals = {label: sum(memory.values()) for label, memory in bars.items()}
     least, most = min(totals, key=totals.__getitem__), max(totals, key=totals.__getitem__)
