@@ -83,21 +83,20 @@ steps = 5
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
 from dlcourse.course.library_map import library_map
 from dlcourse.explorer.plan import plan_picture
-from dlcourse.figures.bakeoff import show_bakeoff, show_bakeoff_memory
+from dlcourse.figures.bakeoff import show_bakeoff_memory
 from dlcourse.figures.choosing import FAILING, side_ratio, show_equal, show_grid, show_step
 from dlcourse.figures.choosing import show_recorded, show_thousands
 from dlcourse.figures.goodput import goodput_picture, show_goodput, show_published_failures
 from dlcourse.figures.size_rule import show_size_bands, show_size_map, show_tensor_of_mixtures
 # %% hidden=true
-from dlcourse.peers.bakeoff import recorded_bakeoff, run_bakeoff
+from dlcourse.peers.bakeoff import recorded_bakeoff
 from dlcourse.plan.answer_tables import show_changes, show_choice, show_published, show_rivals
 from dlcourse.plan.cluster import cluster_of
 from dlcourse.plan.failures import best_simulated, goodput_by_size
 from dlcourse.plan.hf_config import published_model
 from dlcourse.plan.job import Job
-from dlcourse.plan.layouts import Layout
 from dlcourse.plan.own_mesh import planned_here, planned_there
-from dlcourse.plan.planner import judge, plan
+from dlcourse.plan.planner import plan
 from dlcourse.plan.scale import scale
 from dlcourse.plan.scenario import Scenario, show_plan
 from dlcourse.plan.size_rule import size_map, tensor_of_mixtures
@@ -522,6 +521,7 @@ def submit(task):
     return task.most, answer.layouts[answer.fastest]
 
 
+# %%
 show_plan(practice, submit(practice))
 # %%
 check("15.capstone")
@@ -591,19 +591,15 @@ show_size_bands(then, now)
 # %%
 show_tensor_of_mixtures(tensor_of_mixtures())
 # %% [markdown] lang="en"
-# ### What each library holds, and a run of your own
+# ### What each library holds
 #
-# First the memory of the recorded run. Then two of its rows again, on this machine, in two ranks. All of them:
-# `dlcourse bench bakeoff`.
-# %% [markdown] lang="ko" en="75e7edf4"
-# ### 라이브러리마다 메모리에 두는 것, 그리고 직접 돌려 보기
+# The memory of the recorded run. To run all of it on this machine takes minutes: `dlcourse bench bakeoff`.
+# %% [markdown] lang="ko" en="1def029f"
+# ### 라이브러리마다 메모리에 두는 것
 #
-# 먼저 기록한 실행의 메모리입니다. 그다음에는 그 가운데 두 행을 이 컴퓨터에서 랭크 두 개로 다시 돌립니다. 모두 돌리려면
-# `dlcourse bench bakeoff`를 실행하세요.
+# 기록한 실행의 메모리입니다. 이 컴퓨터에서 직접 돌리려면 몇 분 걸립니다: `dlcourse bench bakeoff`.
 # %%
 show_bakeoff_memory(record["rows"], record)
-# %%
-show_bakeoff(run_bakeoff(["DDP", "ours: data"], ranks=2, turns=2))
 # %% [markdown] lang="en"
 # ### Failures in bursts
 #
