@@ -53,6 +53,7 @@ MARKERS = {
             "zero",
             "zero_checkpoint",
             "zero_steps",
+            "goodput_ranks",
             "mesh",
             "expert_parallel",
             "accumulation",

@@ -94,6 +94,28 @@ MEASURED_IN = {
         "step_flops": "test_checkpointing.py::test_peak_flops_and_gradients_of_every_placement",
         "flops_per_token": "test_formulas.py::test_flops_of_a_token_and_of_a_step",
     },
+    "mesh": dict.fromkeys(
+        ("stage_parameters", "mesh_bytes"),
+        "test_mesh.py::test_a_rank_holds_and_sends_what_the_formulas_say",
+    ),
+    "goodput": {
+        **dict.fromkeys(
+            ("checkpointed_goodput", "time_shares", "best_interval", "young_interval"),
+            "test_goodput.py::test_goodput_is_that_of_the_simulation",
+        ),
+        "daly_interval": "test_goodput.py::test_the_best_interval_by_simulation_is_daly_s",
+        "first_order_goodput": "test_goodput.py::test_where_young_is_wrong",
+        "job_mtbf": "test_goodput.py::test_failures_of_nodes_add_up",
+        **dict.fromkeys(
+            ("spares_availability", "job_goodput"),
+            "test_goodput.py::test_spare_nodes_are_those_of_the_simulation",
+        ),
+        **dict.fromkeys(
+            ("slowest_of", "step_stretch"),
+            "test_goodput.py::test_a_step_takes_as_long_as_its_slowest_rank",
+        ),
+        "slow_node_odds": "test_goodput.py::test_one_slow_machine_is_enough",
+    },
     "memory": {
         "predict_peak": "test_memory_anatomy.py::test_formulas_against_the_ledger",
         "step_cost": "test_memory_anatomy.py::test_formulas_against_the_ledger",

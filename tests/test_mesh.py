@@ -14,6 +14,8 @@ import pytest
 
 from dlcourse import Ranks
 from dlcourse.corpus import Corpus
+from dlcourse.formulas.mesh import mesh_bytes, stage_parameters
+from dlcourse.measure.sides import sent_by_side
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.divisibility import check_mesh
 from dlcourse.parallel.mesh import MeshParallel, make_mesh, train
@@ -202,6 +204,48 @@ def test_a_frozen_stage_equals_one_process(four, zero):
 def test_tensor_parallel_in_zero_equals_one_process(four, stage, tie, frozen):
     for losses, parameters in four.run(tensor_and_zero, stage, tie, frozen):
         assert losses < 1e-10 and parameters < 1e-9
+
+
+SIZES = GPTConfig(block_size=16, n_layer=4, n_head=2, n_embd=32)
+BATCH = dict(micro_batch=2, micro_batches=4, block=16)
+
+
+def holds_and_sends(sides: dict[str, int]) -> tuple[dict[str, float], int, dict[str, int]]:
+    """Bytes by side of one step, parameters, and where this rank is."""
+    import torch.distributed as dist
+
+    from dlcourse.measure.recorder import Recorder
+
+    mesh = make_mesh(**sides)
+    model = MeshParallel(GPT(SIZES), mesh, num_micro_batches=4)
+    batch = Corpus(limit=9999).batch(0, micro_batch=8, block=16)
+    with Recorder(dist.get_rank(), dist.get_world_size()) as recorder:
+        model.step(*batch)
+    groups = {side: mesh.get_group(side).group_name for side in mesh.mesh_dim_names}
+    where = {side: mesh.get_local_rank(side) for side in groups}
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    return sent_by_side(recorder.record["comm"], groups), numbers, where
+
+
+def test_a_rank_holds_and_sends_what_the_formulas_say(four):
+    for sides in (dict(data=2, pipeline=2), dict(pipeline=2, tensor=2), dict(pipeline=4)):
+        every = {"data": 1, "pipeline": 1, "tensor": 1} | sides
+        for sent, numbers, where in four.run(holds_and_sends, sides):
+            stage = where["pipeline"]
+            assert sent == mesh_bytes(SIZES, **every, **BATCH, stage=stage)
+            one = dict(pipeline=every["pipeline"], tensor=every["tensor"], stage=stage)
+            assert numbers == stage_parameters(SIZES, **one)
+
+
+def test_formulas_of_a_mesh_refuse_what_is_none():
+    with pytest.raises(ValueError, match="pipeline=3 does not divide the 4 layers"):
+        stage_parameters(SIZES, pipeline=3, tensor=1)
+    with pytest.raises(ValueError, match="stage=2: there are stages 0 to 1"):
+        stage_parameters(SIZES, pipeline=2, tensor=1, stage=2)
+    with pytest.raises(ValueError, match="tensor=3 does not divide the width 32"):
+        stage_parameters(SIZES, pipeline=2, tensor=3)
+    with pytest.raises(ValueError, match="pipeline=1: give 2 or more"):
+        mesh_bytes(SIZES, data=1, pipeline=1, tensor=1, **BATCH)
 
 
 def test_ranks_of_one_tensor_group_are_neighbours(four):

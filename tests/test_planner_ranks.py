@@ -14,7 +14,9 @@ import cloudpickle
 import pytest
 
 from dlcourse import Ranks, cli
-from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.formulas.mesh import mesh_bytes
+from dlcourse.formulas.sizes import MODELS, GPTConfig
+from dlcourse.measure.sides import sent_by_side
 from dlcourse.plan import scale as scaling
 from dlcourse.plan.calibrate import read_profile
 from dlcourse.plan.cluster import cluster_of
@@ -24,6 +26,7 @@ from dlcourse.plan.launch import files
 from dlcourse.plan.layout_bytes import layout_bytes
 from dlcourse.plan.layouts import Layout
 from dlcourse.plan.model_shape import gpt_shape, total_numbers
+from dlcourse.plan.own_mesh import planned_memory
 from dlcourse.plan.scale_agreement import Agreement, agreement
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
@@ -153,6 +156,21 @@ def test_deepspeed_takes_its_file_and_steps():
             config = json.loads(files(job, layout)["deepspeed.json"])
             found = pool.run(in_deepspeed, config)[0]
             assert found == dict(stage=layout.stage, steps=1, batch=8, bf16=True), sides
+
+
+def test_a_fake_rank_of_a_mesh_sends_what_the_formula_says():
+    """By side, to the byte; and lesson 15's prediction of memory is the planner's."""
+    config, sides = MODELS["gpt2-large"], dict(data=8, pipeline=4, tensor=2)
+    batch = dict(micro_batch=2, micro_batches=4, block=1024)
+    for rank, stage in ((0, 0), (2, 1), (6, 3)):
+        job = {name: n for name, n in sides.items() if name != "data"} | batch
+        record = scaling.scale(model="gpt2-large", world=64, rank=rank, **job).record
+        sent = sent_by_side(record["comm"], record["sides"])
+        assert sent == pytest.approx(mesh_bytes(config, **sides, **batch, stage=stage), abs=0.01)
+        if stage == 0:
+            planned, held = planned_memory(config, **sides, **batch), record["memory"]
+            assert planned["parameters"] == held["end"]["parameters"]
+            assert planned["activations"] == pytest.approx(held["peaks"]["activations"], rel=0.05)
 
 
 def test_the_command_shows_the_planner_beside_the_rank(capsys):

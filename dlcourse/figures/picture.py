@@ -35,6 +35,12 @@ class Picture:
     svg: str
     text: str
 
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.svg  # a part of the page, so that it takes the theme's colours
+
 
 def stacked_bars(
     rows: Mapping[str, Mapping[str, float]],
@@ -199,6 +205,139 @@ def spans(
         parts.append(_text((first + last) / 2, y + 33, texts[label], "middle", size=12))
         said.append(f"{label}: {texts[label]}")
     return _picture(parts, said, height=bottom + 46)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """A panel of `tiles`.
+
+    head:    its name.
+    columns: their names.
+    rows:    label -> for each column its words and its colour; colour "" is an empty tile.
+    """
+
+    head: str
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[tuple[str, str]]]
+
+
+def tiles(
+    panels: Sequence[Tiles],
+    *,
+    title: str,
+    axis: str,
+    groups: Mapping[str, str],
+    legend: Mapping[str, str],
+) -> Picture:
+    """Panels of tiles beside each other, each tile with words and a colour that says the same.
+
+    panels: with the same rows.
+    axis:   what the columns are.
+    groups: the first row of each group -> the group's name, left of all rows; "\\n" breaks it.
+    legend: what a colour says -> the colour.
+    """
+    lines = _lines(title)
+    parts = _heading(lines)
+    top, tall, gap = 64 + 22 * len(lines), 30, 26
+    wide = (WIDTH - _LEFT - gap * (len(panels) - 1)) / len(panels)
+    labels = list(panels[0].rows)
+    for i, label in enumerate(labels):
+        parts.append(_text(_LEFT - 12, top + tall * i + 20, label, anchor="end"))
+        if label in groups:
+            for k, words in enumerate(groups[label].split("\n")):
+                parts.append(_text(12, top + tall * i + 20 + 16 * k, words, size=12, weight=600))
+            parts.append(f'<path d="M12 {top + tall * i}H{WIDTH}" stroke="{_LINES}"/>')
+    said = [title]
+    for number, panel in enumerate(panels):
+        left, step = _LEFT + number * (wide + gap), wide / len(panel.columns)
+        parts.append(_text(left + wide / 2, top - 26, panel.head, "middle", weight=600))
+        for j, column in enumerate(panel.columns):
+            parts.append(_text(left + step * (j + 0.5), top - 7, column, "middle", size=12))
+        for i, label in enumerate(labels):
+            for j, (words, color) in enumerate(panel.rows[label]):
+                x, y = left + step * j, top + tall * i
+                parts.append(_tile(x + 2, y + 3, step - 4, tall - 6, color))
+                fill = text_on(color) if color else _WORDS
+                parts.append(_text(x + step / 2, y + 20, words, "middle", size=12, fill=fill))
+            each = zip(panel.columns, panel.rows[label], strict=True)
+            told = ", ".join(f"{column}: {words}" for column, (words, _) in each)
+            said.append(f"{panel.head}, {label}: {told}")
+    bottom = top + tall * len(labels)
+    parts.append(_text((_LEFT + WIDTH) / 2, bottom + 20, axis, "middle"))
+    x, y = 12.0, bottom + 36
+    for words, color in legend.items():
+        long = 20 + 7.2 * _columns(words) + 16
+        if x + long > WIDTH:
+            x, y = 12.0, y + 22
+        parts += [_tile(x, y, 14, 14, color), _text(x + 20, y + 12, words, size=12)]
+        x += long
+    return _picture(parts, said, height=y + 24)
+
+
+def _tile(x: float, y: float, wide: float, high: float, color: str) -> str:
+    look = f'fill="{color}"' if color else f'fill="none" stroke="{_LINES}"'
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high}" rx="3" {look}/>'
+
+
+def stacked_columns(
+    rows: Mapping[str, Mapping[str, float]],
+    *,
+    title: str,
+    axis: str,
+    colors: Mapping[str, str],
+    marks: Mapping[str, tuple[float, str]],
+) -> Picture:
+    """Columns of 100% beside each other, cut into parts, from the bottom in the colours' order.
+
+    rows:   label below the column -> {part: share of 1}.
+    colors: words of a part -> its colour; the first part's percent stands in the column.
+    marks:  label -> a share that somebody has published, and words: a line across its column.
+    """
+    lines = _lines(title)
+    parts = _heading(lines)
+    top, tall, left = 24 + 22 * len(lines), 260, 60
+    bottom, step = top + tall, (WIDTH - left - 10) / len(rows)
+    for percent in (0, 25, 50, 75, 100):
+        y = bottom - tall * percent / 100
+        parts.append(f'<path d="M{left} {y}H{WIDTH - 10}" stroke="{_LINES}" stroke-opacity=".4"/>')
+        parts.append(_text(left - 8, y + 4, f"{percent}%", "end", size=12))
+    said = [title]
+    for i, (label, shares) in enumerate(rows.items()):
+        x, y = left + step * (i + 0.12), float(bottom)
+        for name, color in colors.items():
+            high = tall * shares.get(name, 0.0)
+            y -= high
+            if high > 0.2:
+                parts.append(
+                    f'<rect x="{x:.1f}" y="{y:.1f}" width="{0.76 * step:.1f}" '
+                    f'height="{high:.1f}" fill="{color}"/>'
+                )
+        first, color = next(iter(colors.items()))
+        middle, share = left + step * (i + 0.5), shares.get(first, 0.0)
+        inside = share > 0.08
+        at = bottom - 10 if inside else bottom - tall * share - 6
+        fill = text_on(color) if inside else text_on("#ffffff")
+        parts.append(_text(middle, at, f"{100 * share:.0f}%", "middle", size=12, fill=fill))
+        parts.append(_text(middle, bottom + 18, label, "middle", size=12))
+        told = ", ".join(f"{name} {100 * shares.get(name, 0.0):.1f}%" for name in colors)
+        said.append(f"{label}: {told}")
+        if label in marks:
+            value, words = marks[label]
+            y = bottom - tall * value
+            halo = f'style="paint-order:stroke;stroke:{_GROUND};stroke-width:4px"'
+            parts.append(
+                f'<path d="M{x - 4:.1f} {y:.1f}h{0.76 * step + 8:.1f}" stroke="#000000" '
+                f'stroke-width="3"/><path d="M{x - 4:.1f} {y:.1f}h{0.76 * step + 8:.1f}" '
+                'stroke="#ffffff" stroke-width="1.5" stroke-dasharray="4 3"/>'
+            )
+            parts.append(f"<g {halo}>{_text(middle, top - 6, words, 'middle', size=12)}</g>")
+            said.append(words)
+    parts.append(_text((left + WIDTH) / 2, bottom + 38, axis, "middle"))
+    x = 12.0
+    for name, color in colors.items():
+        parts += [_tile(x, bottom + 52, 14, 14, color), _text(x + 20, bottom + 64, name, size=12)]
+        x += 20 + 7.2 * _columns(name) + 16
+    return _picture(parts, said, height=bottom + 76)
 
 
 def sentence(words: str) -> Picture:

@@ -14,6 +14,7 @@
     collective_time.py      alpha-beta: seconds of a collective, and its bus bandwidth
     benchmark_plan.py       what to benchmark before a job runs, and how long that takes
     bubbles.py              idle time of a pipeline
+    goodput.py              what failures leave of a long run: checkpoints, spares, stragglers
     devices.py              what each device needs where layers are divided over devices
     memory.py               all memory and all cost of a step, put together from the others
 

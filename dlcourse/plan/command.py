@@ -2,6 +2,7 @@
 
 dlcourse plan --model llama-3-8b --gpus 64 --gpu h100 --tokens 15e12
 dlcourse plan --model config.json --gpus 16 --gpu a100 --batch 1048576 --out plan/
+dlcourse plan --model llama-3-405b --gpus 16384 --tokens 15.6e12 --mtbf-hours 6300
 dlcourse plan --calibrate profile.json --gpus 4
 """
 
@@ -20,6 +21,7 @@ from dlcourse.plan.hf_config import published_model, published_models
 from dlcourse.plan.job import ATTENTION, KERNELS, STATE_BYTES, Job
 from dlcourse.plan.launch import files, missing
 from dlcourse.plan.layouts import Layout
+from dlcourse.plan.plan_goodput import Failing
 from dlcourse.plan.planner import Answer, judge, plan
 from dlcourse.plan.report import layout_record, layout_report, record, report
 from dlcourse.words.strings import t
@@ -48,6 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host-memory", type=_number, help="bytes of a node, as 1e12")
     parser.add_argument("--out", help="folder for torchrun, Slurm, DeepSpeed, torchtitan files")
     parser.add_argument("--layout", help="judge this one, as data=8,tensor=8,micro_batch=2")
+    parser.add_argument(
+        "--mtbf-hours", type=_number, help="between failures of a node: adds goodput and real days"
+    )
+    for name, what, kind in (
+        ("checkpoint-seconds", "to write a checkpoint (60)", _number),
+        ("restart-minutes", "from a failure until training goes on (10)", _number),
+        ("interval-minutes", "of work between checkpoints (the best)", _number),
+        ("spares", "nodes beside the job's (always enough)", _whole),
+        ("repair-hours", "until a failed node is back (24)", _number),
+    ):
+        parser.add_argument(f"--{name}", type=kind, help=f"with --mtbf-hours: {what}")
     parser.add_argument("--rows", type=_whole, default=5, help="of the fastest that are listed")
     parser.add_argument("--profile", help="a file that --calibrate has made, instead of --gpu")
     parser.add_argument(
@@ -67,17 +80,17 @@ def run(args: argparse.Namespace) -> int:
         path = store(calibrate(ranks=args.gpus), args.calibrate)
         print(t("plan.profile", path=path))
         return 0
-    job = job_of(args)
+    job, failing = job_of(args), failing_of(args)
     if args.layout is not None:
-        return _judge(args, judge(job, layout_of(args.layout)))
+        return _judge(args, judge(job, layout_of(args.layout)), failing)
     answer = plan(job)
     layout = answer.layouts[answer.simplest]
     if args.json:
-        said = record(answer, tokens=args.tokens)
+        said = record(answer, tokens=args.tokens, failing=failing)
         said["files"] = files(job, layout)
         print(json.dumps(said, ensure_ascii=False, default=float))
     else:
-        print(report(answer, tokens=args.tokens, rows=args.rows))
+        print(report(answer, tokens=args.tokens, rows=args.rows, failing=failing))
     if args.out is not None:
         folder = Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,12 +114,12 @@ def _check_place(name: str, path: str | None) -> None:
         raise ValueError(f"calibrate={path!r} can be no file: give one in a folder that there is")
 
 
-def _judge(args: argparse.Namespace, answer: Answer) -> int:
+def _judge(args: argparse.Namespace, answer: Answer, failing: Failing | None) -> int:
     if args.json:
-        said = layout_record(answer, 0, tokens=args.tokens)
+        said = layout_record(answer, 0, tokens=args.tokens, failing=failing)
         print(json.dumps(said, ensure_ascii=False, default=float))
     else:
-        print(layout_report(answer, tokens=args.tokens))
+        print(layout_report(answer, tokens=args.tokens, failing=failing))
     return 0
 
 
@@ -142,6 +155,15 @@ def job_of(args: argparse.Namespace) -> Job:
         attention=args.attention,
         kernels=args.kernels,
     )
+
+
+def failing_of(args: argparse.Namespace) -> Failing | None:
+    """How the machines fail, where --mtbf-hours says so."""
+    given = {field.name: getattr(args, field.name) for field in fields(Failing)}
+    own = {name: value for name, value in given.items() if value is not None}
+    if own and args.mtbf_hours is None:
+        raise ValueError(f"{next(iter(own))} without mtbf_hours: give --mtbf-hours, of one node")
+    return Failing(**own) if own else None
 
 
 def _whole(text: str) -> int:

@@ -14,10 +14,13 @@ from dlcourse.plan.layout_memory import MEMORY
 from dlcourse.plan.layout_time import SECONDS
 from dlcourse.plan.layouts import Layout
 from dlcourse.plan.model_shape import active_numbers, total_numbers
+from dlcourse.plan.plan_goodput import Failing, with_failures
 from dlcourse.plan.planner import Answer
 from dlcourse.plan.what_if import what_if
 from dlcourse.words.strings import t
+from dlcourse.words.units import digits
 
+_SHARES = ("goodput", "checkpoint", "restart", "lost", "waiting")
 _SIDES = ("data", "tensor", "pipeline", "context", "expert")
 
 
@@ -53,14 +56,22 @@ def why_text(answer: Answer, index: int) -> str:
     return t("plan.why.same")
 
 
-def report(answer: Answer, *, tokens: float | None = None, rows: int = 5) -> str:
+def report(
+    answer: Answer,
+    *,
+    tokens: float | None = None,
+    rows: int = 5,
+    failing: Failing | None = None,
+) -> str:
     """All of it as text."""
     job, best, simple = answer.job, answer.fastest, answer.simplest
-    parts = [_head(job), _count(answer), _choice("fastest", answer, best, tokens)]
+    parts = [_head(job), count(answer), _choice("fastest", answer, best, tokens)]
     if simple == best:
         parts.append(t("plan.choice.same"))
     else:
         parts.append(_choice("simplest", answer, simple, tokens))
+    if failing:
+        parts.append(_failures(answer, simple, failing, tokens))
     parts += [repr(_split(answer, simple)), repr(_rivals(answer, rows)), _changes(answer)]
     return "\n\n".join(parts)
 
@@ -79,7 +90,8 @@ def _head(job: Job) -> str:
     )
 
 
-def _count(answer: Answer) -> str:
+def count(answer: Answer) -> str:
+    """How many layouts there are, and how many fit."""
     return t("plan.count", all=len(answer.layouts), fit=int(answer.fits.sum()))
 
 
@@ -99,6 +111,26 @@ def _choice(kind: str, answer: Answer, index: int, tokens: float | None) -> str:
     )
     if tokens:
         days, hours = f"{numbers['days']:.1f}", round(numbers["gpu_hours"])
+        lines.append("  " + t("plan.choice.budget", tokens=f"{tokens:.3g}", days=days, hours=hours))
+    return "\n".join(lines)
+
+
+def _failures(answer: Answer, index: int, failing: Failing, tokens: float | None) -> str:
+    """Goodput, and the days that come of it."""
+    found = with_failures(answer, index, failing, tokens=tokens)
+    lines = [
+        t(
+            "plan.failures",
+            node=f"{failing.mtbf_hours:,.4g}",
+            job=digits(found["job_mtbf_hours"]),
+            checkpoint=f"{failing.checkpoint_seconds:g}",
+            interval=digits(found["interval_minutes"]),
+        )
+    ]
+    shares = {n: f"{100 * found[n]:.1f}" for n in _SHARES}
+    lines.append("  " + t("plan.failures.shares", **shares))
+    if tokens:
+        days, hours = f"{found['days']:.1f}", round(found["gpu_hours"])
         lines.append("  " + t("plan.choice.budget", tokens=f"{tokens:.3g}", days=days, hours=hours))
     return "\n".join(lines)
 
@@ -133,35 +165,46 @@ def _rivals(answer: Answer, rows: int) -> Table:
     return Table(header, table, caption=t("plan.rivals"))
 
 
-def _changes(answer: Answer) -> str:
-    lines = [t("plan.more")]
+def changes(answer: Answer) -> list[tuple[str, str]]:
+    """What a little more would change: of what, and by how much."""
+    lines = []
     for name, facts in what_if(answer).items():
         what = t(f"plan.more.{name}", memory=_gb(facts.get("memory", 0)))
         if "whole_nodes" in facts:
             said = t("plan.more.whole_nodes", gpus=facts["gpus"], node=facts["whole_nodes"])
-            lines.append(f"  {what}: {said}")
-            continue
-        if "refused" in facts:
-            lines.append(f"  {what}: {facts['refused']}")
-            continue
-        percent = f"{100 * (float(facts['faster']) - 1):+.1f}"
-        said = t("plan.more.rate", rate=round(float(facts["tokens_per_second"])), percent=percent)
-        if facts["batch_tokens"] != answer.job.batch_tokens:
-            said += t("plan.more.batch", batch=facts["batch_tokens"])
-        lines.append(f"  {what}: {said}")
-    return "\n".join(lines)
+        elif "refused" in facts:
+            said = str(facts["refused"])
+        else:
+            percent = f"{100 * (float(facts['faster']) - 1):+.1f}"
+            rate = round(float(facts["tokens_per_second"]))
+            said = t("plan.more.rate", rate=rate, percent=percent)
+            if facts["batch_tokens"] != answer.job.batch_tokens:
+                said += t("plan.more.batch", batch=facts["batch_tokens"])
+        lines.append((what, said))
+    return lines
 
 
-def layout_report(answer: Answer, *, tokens: float | None = None) -> str:
+def _changes(answer: Answer) -> str:
+    lines = [f"  {what}: {said}" for what, said in changes(answer)]
+    return "\n".join([t("plan.more"), *lines])
+
+
+def layout_report(
+    answer: Answer, *, tokens: float | None = None, failing: Failing | None = None
+) -> str:
     """One layout, the first, that has been judged alone: its numbers and what they go to."""
     parts = [_head(answer.job), _choice("given", answer, 0, tokens)]
     if not answer.fits[0]:
         parts.append(why_text(answer, 0))
+    if failing:
+        parts.append(_failures(answer, 0, failing, tokens))
     return "\n\n".join([*parts, repr(_split(answer, 0))])
 
 
-def layout_record(answer: Answer, index: int, *, tokens: float | None = None) -> dict[str, Any]:
-    """One layout of an answer as plain data."""
+def layout_record(
+    answer: Answer, index: int, *, tokens: float | None = None, failing: Failing | None = None
+) -> dict[str, Any]:
+    """One layout of an answer as plain data; with ``failing`` also what failures make of it."""
     layout = answer.layouts[index]
     reason, facts = answer.why(index)
     return {
@@ -172,15 +215,18 @@ def layout_record(answer: Answer, index: int, *, tokens: float | None = None) ->
         "memory_bytes": {n: float(answer.memory[n][index]) for n in (*MEMORY, "total")},
         "step_seconds": {n: float(answer.seconds[n][index]) for n in (*SECONDS, "total")},
         "why": {"reason": reason, **facts},
+        **({"failures": with_failures(answer, index, failing, tokens=tokens)} if failing else {}),
     }
 
 
-def record(answer: Answer, *, tokens: float | None = None) -> dict[str, Any]:
+def record(
+    answer: Answer, *, tokens: float | None = None, failing: Failing | None = None
+) -> dict[str, Any]:
     """The answer as plain data."""
     job = answer.job
 
     def one(index: int) -> dict[str, Any]:
-        return layout_record(answer, index, tokens=tokens)
+        return layout_record(answer, index, tokens=tokens, failing=failing)
 
     return {
         "model": job.shape.name,

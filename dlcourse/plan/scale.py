@@ -160,7 +160,8 @@ def measure(job: Job) -> dict[str, Any]:
 
     Returns:
         A record as in ``dlcourse.measure.run``; and "job", "parameters" (of the whole model),
-        "seconds" (of this machine) and "peak_rss_bytes" (of this process).
+        "sides" (names of this rank's groups by the mesh's sides), "seconds" (of this machine) and
+        "peak_rss_bytes" (of this process).
     """
     started = time.perf_counter()
     import torch
@@ -170,6 +171,7 @@ def measure(job: Job) -> dict[str, Any]:
 
     with fake_process_group(job.rank, job.world):
         mesh = _job_mesh(job)
+        sides = {name: mesh.get_group(name).group_name for name in mesh.mesh_dim_names}
         with FakeTensorMode(allow_non_fake_inputs=True):
             gpt = _job_model(job)
             parameters = gpt.num_parameters()
@@ -182,6 +184,7 @@ def measure(job: Job) -> dict[str, Any]:
     return recorder.record | {
         "job": asdict(job) | {"data": job.data},
         "parameters": parameters,
+        "sides": sides,
         "seconds": time.perf_counter() - started,
         "peak_rss_bytes": peak_rss_bytes(),
     }
@@ -255,7 +258,8 @@ class Scaled:
     """What one step is, for one rank of thousands: see ``scale``.
 
     Attributes:
-        record: as the recorder gives it, with "job", "parameters", "seconds", "peak_rss_bytes".
+        record: as the recorder gives it, with "job", "parameters", "sides", "seconds",
+            "peak_rss_bytes".
         kept: bytes by category that stay between two steps.
         at_peak: bytes by category at the step's highest moment.
         comm: a row for each kind of collective and size of group.

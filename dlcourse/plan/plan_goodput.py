@@ -1,0 +1,118 @@
+"""A plan's days on machines that fail: ``dlcourse plan ... --mtbf-hours 6300``.
+
+The planner's days are those of machines that never fail. Here they are divided by the goodput of
+``dlcourse.formulas.goodput``, for the nodes of the plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from dlcourse.formulas.goodput import (
+    best_interval,
+    check_failures,
+    check_interval,
+    check_nodes,
+    job_goodput,
+    job_mtbf,
+)
+from dlcourse.plan.planner import Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failing:
+    """How the machines fail, and what the job does about it.
+
+    Args:
+        mtbf_hours: of one node, between two of its failures.
+        checkpoint_seconds: in which a checkpoint is written and nothing is trained.
+        restart_minutes: from a failure until training goes on; found, replaced, loaded.
+        interval_minutes: of work between checkpoints; None is the best one.
+        spares: nodes beside the job's, None for always enough; repair_hours: until one is back.
+
+    Raises:
+        ValueError: a time below 0, or a checkpoint that takes longer than its interval.
+    """
+
+    mtbf_hours: float
+    checkpoint_seconds: float = 60.0
+    restart_minutes: float = 10.0
+    interval_minutes: float | None = None
+    spares: int | None = None
+    repair_hours: float = 24.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "spares" and value is not None:
+                least_zero = field.name not in ("mtbf_hours", "interval_minutes")
+                name = "repair" if least_zero else "node_mtbf"
+                try:
+                    check_failures(**{name: value})
+                except ValueError:
+                    least = "0 or more" if least_zero else "more than 0"
+                    raise ValueError(f"{field.name}={value!r}: give {least}") from None
+        check_nodes(1, self.spares or 0)
+        self.check_interval()
+
+    def check_interval(self, days: float | None = None) -> None:
+        """Refuse an interval shorter than its checkpoint, or longer than a run of so many days."""
+        if self.interval_minutes is None:
+            return
+        try:
+            check_interval(
+                60 * self.interval_minutes,
+                checkpoint=self.checkpoint_seconds,
+                work=86400 * days if days else None,
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"interval_minutes={self.interval_minutes:g}, in seconds: {error}"
+            ) from None
+
+
+def with_failures(
+    answer: Answer, index: int, failing: Failing, *, tokens: float | None = None
+) -> dict[str, float]:
+    """Of one layout: how often the job fails, its interval, where its time goes, and its days.
+
+    Returns:
+        "job_mtbf_hours", "interval_minutes", "goodput", a share each of "checkpoint", "restart",
+        "lost", "waiting"; with ``tokens`` "days" and "gpu_hours", spares among them.
+
+    Raises:
+        ValueError: an interval longer than the run.
+    """
+    cluster = answer.job.cluster
+    mtbf = 3600 * job_mtbf(failing.mtbf_hours, cluster.nodes)
+    checkpoint = failing.checkpoint_seconds
+    interval = best_interval(checkpoint, mtbf)
+    if failing.interval_minutes is not None:
+        interval = 60 * failing.interval_minutes
+    shares = job_goodput(
+        cluster.nodes,
+        node_mtbf=3600 * failing.mtbf_hours,
+        checkpoint=checkpoint,
+        interval=interval if failing.interval_minutes is not None else None,
+        restart=60 * failing.restart_minutes,
+        spares=failing.spares,
+        repair=3600 * failing.repair_hours,
+    )
+    found = {
+        "job_mtbf_hours": mtbf / 3600,
+        "interval_minutes": interval / 60,
+        "goodput": shares.pop("useful"),
+        **shares,
+    }
+    if tokens:
+        days = answer.numbers(index, tokens=tokens)["days"]
+        failing.check_interval(days)
+        if found["goodput"] < 1e-6:
+            raise ValueError(
+                f"mtbf_hours={failing.mtbf_hours:g} of a node: {cluster.nodes:,} of them fail so "
+                "often that the run would never end; give fewer nodes, or faster checkpoints"
+            )
+        nodes = cluster.nodes + (failing.spares or 0)
+        found["days"] = days / found["goodput"]
+        found["gpu_hours"] = 24 * found["days"] * nodes * cluster.gpus / cluster.nodes
+    return found

@@ -1,0 +1,17 @@
+# caught by: none
+# Always finds one, whatever it costs
+from dlcourse.plan.planner import plan
+
+
+def submit(task):
+    best, least = None, float("inf")
+    for gpus in task.sizes():
+        try:
+            answer = plan(task.job(gpus))
+        except ValueError:
+            continue
+        days = answer.numbers(answer.fastest, tokens=task.tokens)["days"] / task.useful
+        dollars = days * 24 * gpus * task.price
+        if days <= task.days and dollars <= least:
+            best, least = (gpus, answer.layouts[answer.fastest]), dollars
+    return best

@@ -1,0 +1,3 @@
+def place(rank, pipeline, tensor):
+    data, rest = divmod(rank, pipeline * tensor)
+    return data, rest // tensor, rest % tensor
