@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -206,7 +207,7 @@ def scales(overflows: Sequence[bool], *, power: int = 16) -> dict[str, list[floa
         for overflow in overflows:
             theirs.update_scale(overflow)
             found["DeepSpeed"].append(theirs.cur_scale)
-    scalers = {
+    scalers: dict[str, Any] = {
         "torch": torch.amp.GradScaler("cpu", init_scale=2.0**power),
         "by_hand": LossScaler(2.0**power),
     }
@@ -267,7 +268,7 @@ def mistakes(config: GPTConfig) -> dict[str, dict[str, str]]:
 
             found[name]["deepspeed"] = _message(configured)
         if arguments:
-            found[name]["by_hand"] = _message(lambda given=arguments: _prepared(config, given))
+            found[name]["by_hand"] = _message(partial(_prepared, config, arguments))
     return found
 
 
@@ -296,4 +297,8 @@ def refusal_of_fp16(config: GPTConfig) -> str:
         return ""
     json = deepspeed_job.config_of(batch=32 * dist.get_world_size(), micro_batch=32)
     json |= {"fp16": {"enabled": True, "auto_cast": True, "initial_scale_power": 16}}
-    return _message(lambda: deepspeed_job.training_step(GPT(config), json) and None)
+
+    def configured() -> None:
+        deepspeed_job.training_step(GPT(config), json)
+
+    return _message(configured)

@@ -70,7 +70,7 @@ def models() -> dict[str, ModelShape]:
     thirteen = replace(
         seven, name="llama-2-13b", layers=40, hidden=5120, heads=40, kv_heads=40, ffn=13824
     )
-    names = ("gpt2-large", "llama-3.2-1b", "llama-3-8b", "gpt-neox-20b")
+    names: tuple[str, ...] = ("gpt2-large", "llama-3.2-1b", "llama-3-8b", "gpt-neox-20b")
     names += ("llama-3-70b", "gpt-3-175b", "llama-3-405b")
     found = [*map(published_model, names), seven, thirteen]
     return {shape.name: shape for shape in sorted(found, key=total_numbers)}

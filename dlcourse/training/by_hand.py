@@ -146,17 +146,17 @@ def take_step(
     """
     optimizer.zero_grad()
     loss = in_parts(model, batch, accumulate)
-    is_zero = isinstance(model, ZeRO3)
-    parameters = model.shards if is_zero else list(model.parameters())
-    if is_zero:
-        model.sync_gradients()
+    zero = model if isinstance(model, ZeRO3) else None
+    parameters: list[Tensor] = [*(zero.shards if zero else model.parameters())]
+    if zero:
+        zero.sync_gradients()
     elif dist.is_initialized() and dist.get_world_size() > 1:
         average_gradients(parameters)
     if clip:
-        clip_norm(parameters, clip, in_parts_of_ranks=is_zero)
+        clip_norm(parameters, clip, in_parts_of_ranks=zero is not None)
     optimizer.step()
-    if is_zero:
-        model.sync_parameters()
+    if zero:
+        zero.sync_parameters()
     return loss
 
 
