@@ -137,6 +137,7 @@ BY_HAND = {"horovod"}
 def _imported(folder: str) -> dict[str, set[str]]:
     """Distributions that a folder's Python files import, by name, with the files that do."""
     homes = metadata.packages_distributions()
+    declared = {*_declared(), *_declared("test", "peers"), *BY_HAND}
     files = sorted((ROOT / folder).rglob("*.py"))
     own = {"dlcourse", *(path.stem for path in files)}
     found: dict[str, set[str]] = {}
@@ -146,8 +147,9 @@ def _imported(folder: str) -> dict[str, set[str]]:
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
             for top in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - own:
-                for distribution in homes.get(top) or PEERS.get(top, [f"(not installed: {top})"]):
-                    name = canonicalize_name(distribution)
+                given = homes.get(top) or PEERS.get(top, [f"(not installed: {top})"])
+                names = {canonicalize_name(distribution) for distribution in given}
+                for name in names & declared or names:  # mlx comes in two parts, one of them named
                     found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
     return found
 

@@ -134,8 +134,7 @@ show_grid(ranks["place"], sides)
 # %% hidden=true
 # %%ranks --fast
 from dlcourse.corpus import Corpus
-from dlcourse.figures.choosing import BATCH, OURS
-from dlcourse.models.gpt import GPT
+from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.data import BucketedDataParallel
 from dlcourse.parallel.pipeline import PipelineParallel
 from dlcourse.parallel.pipeline_schedules import one_f_one_b
@@ -143,6 +142,7 @@ from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.tensor import parallel_blocks
 from dlcourse.training.mesh_parity import apart_from, largest
 
+OURS, BATCH = GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=64), 8
 corpus = Corpus()
 groups = {side: mesh.get_group(side).group_name for side in sides}
 # %%
@@ -242,21 +242,25 @@ make_mesh(data=3, pipeline=2, tensor=2)
 # ## A thousand ranks
 #
 # The same classes take a step as rank 0 of 1,024, on tensors that have shapes and no numbers: 6.9 billion
-# parameters, 16 copies × 8 stages × 8 tensor ranks, in float32. Nothing is sent, all is counted.
+# parameters, 16 copies × 8 stages × 8 tensor ranks, in float32. Nothing is sent, all is counted. (The eight
+# real ranks end here, which frees their memory; four new ones wait at the exercises.)
 #
 # **Predict**: how many bytes of parameters does rank 0 keep? All of them together are 27.5 GB.
-# %% [markdown] lang="ko" en="a2ef1cbe"
+# %% [markdown] lang="ko" en="6d1e6192"
 # 모든 랭크가 아무것도 보내기 전에 거부합니다. 헤드, 층, 배치도 마찬가지입니다. 각 방향은 무언가를 나누어떨어지게
 # 해야 하고, 플래너는 바로 이 약수들을 하나하나 따져 봅니다.
 #
 # ## 랭크 천 개
 #
 # 같은 클래스가 랭크 1,024개 가운데 랭크 0이 되어 한 스텝을 갑니다. 텐서는 모양만 있고 수는 없습니다. 파라미터
-# 69억 개, 복제본 16개 × 스테이지 8개 × 텐서 랭크 8개, float32입니다. 보내는 것은 없고 모두 세기만 합니다.
+# 69억 개, 복제본 16개 × 스테이지 8개 × 텐서 랭크 8개, float32입니다. 보내는 것은 없고 모두 세기만 합니다. (실제 랭크
+# 여덟 개는 여기서 끝내 메모리를 비웁니다. 연습 문제에서 랭크 네 개를 새로 띄웁니다.)
 #
 # **예측해 보세요.** 랭크 0이 가진 파라미터는 몇 바이트일까요? 전체는 27.5 GB입니다.
 # %%
 predict("15.first")
+# %% hidden=true
+_ = ranks.stop()
 # %%
 scaled = scale("05_pipeline_parallel", model="7b", world=1024)
 compare("15.first", scaled.kept["parameters"])
@@ -480,6 +484,8 @@ check("15.gpus")
 # 행렬의 그래디언트이고, `whole`은 정규화 층처럼 텐서 랭크가 모두 똑같이 가진 것의 그래디언트입니다. 둘 다 데이터
 # 방향으로는 이미 평균을 냈습니다. 단일 프로세스에서 구한 것과 같은 수 하나를 모든 랭크에서 돌려주세요. 수 몇 개만
 # 보내야 합니다. 아래 코드는 흔한 실수입니다.
+# %% hidden=true
+ranks = Ranks(4, device="cpu")
 # %% exercise="15.norm"
 # %%ranks
 def grad_norm(cut, whole, mesh):
