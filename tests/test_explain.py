@@ -11,11 +11,12 @@ import sys
 import pytest
 
 from dlcourse import cli
-from dlcourse.explain import KINDS, explain, installed
+from dlcourse.explain import KINDS, explain
 from dlcourse.explain import explanation as explaining
 from dlcourse.explain.keys import keys_of, recorded
 from dlcourse.formulas.batch import derived_batch, fitting_worlds
 from dlcourse.formulas.learning_rate import range_test_lr, warmup_cosine_lr, warmup_lr
+from dlcourse.peers import deepspeed_installed as installed
 from dlcourse.words import strings
 
 needs_deepspeed = pytest.mark.skipif(
@@ -48,7 +49,7 @@ def found(explanation, kind):
 @needs_deepspeed
 def test_the_recorded_table_is_that_of_the_installed_deepspeed():
     said = installed.answer({"table": True})
-    assert said["version"] in recorded(), "run python -m dlcourse.explain.introspect"
+    assert said["version"] in recorded(), "run python -m dlcourse.peers.deepspeed_keys"
     assert said["table"] == recorded()[said["version"]]
 
 

@@ -9,7 +9,8 @@ import cloudpickle
 import pytest
 
 from dlcourse import Ranks
-from dlcourse.explain import explain, installed
+from dlcourse.explain import explain
+from dlcourse.peers import deepspeed_installed as installed
 
 pytestmark = pytest.mark.skipif(
     not installed.is_installed() and "CI" not in os.environ, reason="DeepSpeed is not installed"

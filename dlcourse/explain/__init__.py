@@ -7,13 +7,14 @@ explanation.code                  # the same training in this course's code, for
 
 source.py       a path, pasted text or a dict; line and column of what is malformed
 keys.py         the keys of a version: of the installed one, else keys.json
-introspect.py   makes that table by asking DeepSpeed itself
-installed.py    asks it in a process of its own, also what it does with a configuration
 walk.py         each key: what it does, or that it is unknown, deprecated, ignored
 implied.py      what follows: batch, clipping, memory, loss scale
 conflicts.py    what contradicts itself
 by_hand.py      the same in this course's code; learning_rate.py, its schedules
 explanation.py  what is shown; command.py: ``dlcourse explain``
+
+``peers/deepspeed_keys.py`` makes the table of keys by asking DeepSpeed itself, and
+``peers/deepspeed_installed.py`` asks it in a process of its own what it does with a configuration.
 """
 
 from dlcourse.explain.explanation import Explanation, explain

@@ -9,12 +9,12 @@ from dlcourse.explain.by_hand import by_hand
 from dlcourse.explain.conflicts import conflicts
 from dlcourse.explain.finding import KINDS, Finding
 from dlcourse.explain.implied import implied
-from dlcourse.explain.installed import Installed, look
 from dlcourse.explain.keys import Keys, keys_of
 from dlcourse.explain.page import Page
 from dlcourse.explain.settings import Settings
 from dlcourse.explain.source import read
 from dlcourse.explain.walk import walk
+from dlcourse.peers.deepspeed_installed import Installed, look
 from dlcourse.words.strings import t
 
 

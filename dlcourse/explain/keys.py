@@ -1,7 +1,7 @@
 """Which keys a version of DeepSpeed knows: from the one installed, else from the recorded table.
 
-``keys.json`` holds the tables of several versions, each made by ``introspect.py`` from that
-version itself. So a key that is gone is told from one that never was.
+``keys.json`` holds the tables of several versions, each made from that version itself by
+``peers/deepspeed_keys.py``. So a key that is gone is told from one that never was.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ show_blocks(found["none"], found["block"], found["checkpoint"])
 # %% [markdown] lang="ko" en="7db582d7"
 # 1바이트도 다르지 않습니다. 이 블록은 DeepSpeed의 `checkpoint` 함수가 *어떻게* 일할지만 정합니다. 함수는 누군가 불러야
 # 합니다. `configure(...)`를 한 번 부르고, 블록마다 `checkpoint(block, x)`로 감쌉니다. "맥" 쪽에서 손으로 감싼다던 바로 그
-# 한 줄입니다. `number_checkpoints`는 버퍼 크기일 뿐, 체크포인트를 놓지 않습니다.
+# 한 줄입니다. `number_checkpoints`는 버퍼 크기일 뿐, 활성화 체크포인트를 놓지 않습니다.
 #
 # ## ZeRO-3과 오프로드
 #

@@ -5,10 +5,10 @@ and successor. The rest is read by ``get`` and ``in`` here and there; so its con
 given a dictionary that notes what it is asked for (`Asked`). A key that nobody asks for does
 nothing: no typed list of keys is needed, and none can become old.
 
-    python -m dlcourse.explain.introspect             # records this version in keys.json
+    python -m dlcourse.peers.deepspeed_keys        # records this version in explain/keys.json
 
 Another version is recorded where its sources come first in PYTHONPATH.
-DeepSpeed brings torch with it, so ``installed.py`` calls this in a process of its own.
+DeepSpeed brings torch with it, so ``deepspeed_installed.py`` calls this in a process of its own.
 """
 
 from __future__ import annotations
@@ -431,4 +431,4 @@ def record(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(f"recorded: {record(Path(__file__).parent / 'keys.json')}")
+    print(f"recorded: {record(Path(__file__).parents[1] / 'explain' / 'keys.json')}")

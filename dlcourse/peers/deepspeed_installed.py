@@ -95,7 +95,7 @@ def _ask(question: dict[str, Any]) -> dict[str, Any]:
     root = str(Path(__file__).resolve().parents[2])
     code = (  # as the agent's Python: a json.py of the learner's folder must not be taken
         f"import sys; sys.path.append({root!r}); "
-        "from dlcourse.explain import installed; installed.main()"
+        "from dlcourse.peers import deepspeed_installed as it; it.main()"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
@@ -125,17 +125,17 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.utils import logger
 
-    from dlcourse.explain import introspect
+    from dlcourse.peers import deepspeed_keys
 
     heard = _Heard()
     before = logger.handlers[:], logger.level, logger.propagate
     logger.handlers[:] = [heard]
     logger.setLevel(logging.WARNING)
     logger.propagate = False
-    said: dict[str, Any] = {"version": introspect.version()}
+    said: dict[str, Any] = {"version": deepspeed_keys.version()}
     try:
         if question.get("table"):
-            said["table"] = introspect.table()
+            said["table"] = deepspeed_keys.table()
         heard.texts.clear()
         if "config" in question:
             said["error"] = ""
