@@ -62,7 +62,7 @@ device = "auto"
 # 물어봅시다.
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, expect_failure, explore, hint, lesson
-from dlcourse import predict, show, solution
+from dlcourse import predict, quiz, show, solution
 from dlcourse.course.records import read_record
 from dlcourse.figures.backends import BenchmarkFlow, figures_of_c6, figures_of_c7, labels_of
 from dlcourse.figures.backends import said_missing, show_available, show_column
@@ -566,6 +566,8 @@ check("02.window")
 # [NCCL device API](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/usage/deviceapi.html),
 # [torch.distributed](https://docs.pytorch.org/docs/stable/distributed.html),
 # [MPI 표준](https://www.mpi-forum.org/docs/), [mpi4py](https://mpi4py.readthedocs.io/).
+# %%
+quiz()
 # %% [markdown] lang="en"
 # ## Deeper
 #

@@ -54,7 +54,8 @@ steps = 150
 # **라우터**(router)는 작은 행렬 하나입니다. 전문가마다 점수를 매기고 점수가 높은 둘을 고릅니다(*top-2*). 두
 # 점수를 합이 1이 되게 맞춘 다음, 그것으로 두 출력을 가중해 더합니다. 전문가를 하나씩 도는 코드로 쓰면 이렇습니다.
 # %% hidden=true
-from dlcourse import Film, Ranks, check, claim, compare, explore, hint, lesson, predict, solution
+from dlcourse import Film, Ranks, check, claim, compare, explore, hint, lesson, predict, quiz
+from dlcourse import solution
 from dlcourse.figures.moe import busiest_share, costs, dropped_share, dropping, experts_by_kind
 from dlcourse.figures.moe import figures_of_a2, loss_and_cost, memory_of_experts, shares_asked_for
 from dlcourse.figures.moe import show_balance, show_capacity, show_choices, show_contracts
@@ -572,6 +573,8 @@ check("07.balance")
 # [Switch Transformers](https://arxiv.org/abs/2101.03961). [3]
 # [손실 없이 균형 맞추기](https://arxiv.org/abs/2408.15664). [4]
 # [DeepSeek-V3](https://arxiv.org/abs/2412.19437).
+# %%
+quiz()
 # %% [markdown] lang="en"
 # ## Deeper
 #

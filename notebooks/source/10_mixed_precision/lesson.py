@@ -55,7 +55,7 @@ steps = 4
 # 16비트를 나눠 써야 합니다. 몇 비트는 범위(지수)에, 나머지는 자릿수(가수)에 씁니다. 슬라이더를 움직여 float16과
 # bfloat16을 찾아보세요.
 # %% hidden=true
-from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
+from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz, solution
 from dlcourse.figures.mixed_precision import figures_of_d2, range_and_step, show_backward
 from dlcourse.figures.mixed_precision import show_eight_bits, show_kept, show_large, show_large_gb
 from dlcourse.figures.mixed_precision import show_lost, show_memory, show_same, show_scales
@@ -586,6 +586,8 @@ show_large_gb()
 # [2] [PyTorch, Autocast Op Reference](https://docs.pytorch.org/docs/stable/amp.html).
 # [3] [Micikevicius 외, FP8 Formats, 2022](https://arxiv.org/abs/2209.05433).
 # [4] [NVIDIA H100 데이터시트](https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306).
+# %%
+quiz()
 # %% [markdown] lang="en"
 # ## Deeper
 #

@@ -50,7 +50,7 @@ device = "auto"
 #   M -- "역전파: 층 2의 순전파를 다시 해서 ■■■■, 이어서 층 2의 역전파" --> F
 # ```
 # %% hidden=true
-from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
+from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz, solution
 from dlcourse.figures.checkpointing import figures_of_d3, memory_and_flops, show_chain
 from dlcourse.figures.checkpointing import show_equal, show_gpt, show_in_ranks, show_large
 from dlcourse.figures.checkpointing import show_layer, show_placements, show_random
@@ -573,6 +573,8 @@ show_scores()
 # 출처: [1] [Korthikanti 외, 2022](https://arxiv.org/abs/2205.05198).
 # [2] [Chen 외, 2016](https://arxiv.org/abs/1604.06174).
 # [torch.utils.checkpoint](https://docs.pytorch.org/docs/stable/checkpoint.html).
+# %%
+quiz()
 # %% [markdown] lang="en"
 # ## Deeper
 #
