@@ -41,7 +41,7 @@ device = "auto"
 # %%
 from statistics import median
 
-from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, solution
+from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, quiz, solution
 from dlcourse.formulas.collective_time import CostModel, fit
 from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.figures import charts
@@ -906,3 +906,5 @@ Table(
 # [Thakur, Rabenseifner, Gropp 2005](https://doi.org/10.1177/1094342005051521);
 # [nccl-tests](https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md);
 # [torch.distributed](https://docs.pytorch.org/docs/stable/distributed.html).
+# %%
+quiz()

@@ -49,7 +49,7 @@ steps = 5
 #   M --> S[모든 복제본이<br>같은 스텝]
 # ```
 # %%
-from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, show, solution
+from dlcourse import Ranks, check, claim, compare, hint, lesson, predict, quiz, show, solution
 from dlcourse.figures.charts import sweep_figure
 from dlcourse.figures.run import timeline_figure
 from dlcourse.formulas.traffic import wire_bytes
@@ -737,3 +737,5 @@ nested = node + all_reduce_seconds(14e9 / 8, 8, 50e9)
 # [3] [PyTorch DDP](https://docs.pytorch.org/docs/stable/notes/ddp.html)와 그 소스 코드.
 # [4] [NCCL 2.4](https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/).
 # [5] [Li 외, VLDB 2020](https://arxiv.org/abs/2006.15704).
+# %%
+quiz()

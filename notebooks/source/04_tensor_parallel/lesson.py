@@ -53,7 +53,8 @@ steps = 5
 #   S --> Y[y 전체]
 # ```
 # %%
-from dlcourse import Ranks, check, claim, compare, expect_failure, hint, lesson, predict, show, solution
+from dlcourse import Ranks, check, claim, compare, expect_failure, hint, lesson, predict
+from dlcourse import quiz, show, solution
 from dlcourse.figures.library_comparison import library_comparison_table
 from dlcourse.figures.charts import bars_figure
 from dlcourse.words.strings import t
@@ -775,3 +776,5 @@ times = {"NVLink": inside / 450e9, "card": inside / 50e9, "compute": 6 * 7e9 * 2
 # 방법: [Megatron-LM](https://arxiv.org/abs/1909.08053),
 # [시퀀스 병렬화](https://arxiv.org/abs/2205.05198),
 # [링 어텐션](https://arxiv.org/abs/2310.01889).
+# %%
+quiz()

@@ -48,7 +48,8 @@ steps = 4
 #   S2 --> S3["3단계<br>파라미터 ¼<br>그래디언트 ¼<br>옵티마이저 상태 ¼"]
 # ```
 # %%
-from dlcourse import Ranks, check, claim, compare, expect_failure, hint, lesson, predict, show, solution
+from dlcourse import Ranks, check, claim, compare, expect_failure, hint, lesson, predict
+from dlcourse import quiz, show, solution
 from dlcourse.figures.library_comparison import library_comparison_table
 from dlcourse.figures.charts import sweep_figure
 from dlcourse.figures.run import timeline_figure
@@ -837,3 +838,5 @@ one_of_many
 # 출처: [1] [Rajbhandari 외, SC 2020](https://arxiv.org/abs/1910.02054).
 # [2] [Zhao 외, PyTorch FSDP, VLDB 2023](https://arxiv.org/abs/2304.11277).
 # [3] [DeepSpeed 설정 문서](https://www.deepspeed.ai/docs/config-json/).
+# %%
+quiz()
