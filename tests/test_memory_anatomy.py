@@ -38,7 +38,8 @@ from dlcourse.plan.technique_order import Prices, cheapest, first_that_fits, par
 from dlcourse.plan.technique_sets import Plan, plans, technique_sets
 from dlcourse.training.memory_anatomy import Training
 
-pytestmark = pytest.mark.usefixtures("nothing_before")
+# The ledgers of all cases are made at once: 40 s of a quiet machine, minutes of a busy one
+pytestmark = [pytest.mark.usefixtures("nothing_before"), pytest.mark.timeout(900)]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
