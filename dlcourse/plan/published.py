@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlcourse.plan.cluster import cluster_of
+from dlcourse.plan.cluster import Cluster, cluster_of
 from dlcourse.plan.hf_config import published_model
 from dlcourse.plan.job import Job
 from dlcourse.plan.layout_space import divisors
@@ -181,46 +181,67 @@ def llm_foundry(rows: Rows) -> list[Row]:
     Its software: operators of eager PyTorch, attention in Triton, fused loss, gradients sent in
     float32.
     """
-    data, found = rows["llm_foundry"], []
+    data = rows["llm_foundry"]
     plain = dict.fromkeys(("norm_bias", "qkv_bias", "out_bias", "mlp_bias", "dropout"), False)
-    for name, layers, h, heads, s, gpus, b, accumulate, again, _, rate in data["rows"]:
-        job = Job(
-            shape=gpt(name, layers, h, heads, data["vocab"], **plain, positions=0),
-            cluster=cluster_of("h100", gpus=gpus),
-            batch_tokens=gpus * b * accumulate * s,
-            sequence=s,
-            states="fsdp",
-            attention="flash1",
-            kernels="eager",
-            loss="fused",
+    return [
+        _foundry_row(
+            gpt(name, layers, h, heads, data["vocab"], **plain, positions=0),
+            cluster_of("h100", gpus=gpus),
+            s,
+            b,
+            accumulate,
+            again,
+            rate,
+            title=f"{name}, {s} x {b}, {gpus} GPUs",
         )
-        layout = Layout(data=gpus, micro_batch=b, stage=3, recompute="full" if again else "none")
-        tokens = b * accumulate * s
-        title = f"{name}, {s} x {b}, {gpus} GPUs"
-        found.append(_row(title, rate, job, layout, lambda seconds, n=tokens: n / seconds))
-    return found
+        for name, layers, h, heads, s, gpus, b, accumulate, again, _, rate in data["rows"]
+    ]
 
 
 def mpt(rows: Rows) -> list[Row]:
     """More of the same table, on H100 and A100, models of 0.76e9 parameters and more: held out."""
-    data, found = rows["mpt"], []
-    for name, gpu, s, gpus, b, accumulate, again, rate in data["rows"]:
-        layers, h, heads = data["models"][name]
-        job = Job(
-            shape=gpt(name, layers, h, heads, data["vocab"], dropout=False, positions=s),
-            cluster=cluster_of(gpu, gpus=gpus),
-            batch_tokens=gpus * b * accumulate * s,
-            sequence=s,
-            states="fsdp",
-            attention="flash1",
-            kernels="eager",
-            loss="fused",
+    data = rows["mpt"]
+    return [
+        _foundry_row(
+            gpt(name, *data["models"][name], data["vocab"], dropout=False, positions=s),
+            cluster_of(gpu, gpus=gpus),
+            s,
+            b,
+            accumulate,
+            again,
+            rate,
+            title=f"{name} {gpu}, {s} x {b}, {gpus} GPUs",
         )
-        layout = Layout(data=gpus, micro_batch=b, stage=3, recompute="full" if again else "none")
-        tokens = b * accumulate * s
-        title = f"{name} {gpu}, {s} x {b}, {gpus} GPUs"
-        found.append(_row(title, rate, job, layout, lambda seconds, n=tokens: n / seconds))
-    return found
+        for name, gpu, s, gpus, b, accumulate, again, rate in data["rows"]
+    ]
+
+
+def _foundry_row(
+    shape: ModelShape,
+    cluster: Cluster,
+    sequence: int,
+    micro_batch: int,
+    accumulate: int,
+    recompute: bool,
+    rate: float,
+    *,
+    title: str,
+) -> Row:
+    """A row of llm-foundry's tables, in tokens a second of one GPU."""
+    gpus, tokens = cluster.gpus, micro_batch * accumulate * sequence
+    job = Job(
+        shape=shape,
+        cluster=cluster,
+        batch_tokens=gpus * tokens,
+        sequence=sequence,
+        states="fsdp",
+        attention="flash1",
+        kernels="eager",
+        loss="fused",
+    )
+    again = "full" if recompute else "none"
+    layout = Layout(data=gpus, micro_batch=micro_batch, stage=3, recompute=again)
+    return _row(title, rate, job, layout, lambda seconds: tokens / seconds)
 
 
 def qwen3(rows: Rows) -> list[Row]:
