@@ -203,7 +203,7 @@ def mpt(rows: Rows) -> list[Row]:
     data = rows["mpt"]
     return [
         _foundry_row(
-            gpt(name, *data["models"][name], data["vocab"], dropout=False, positions=s),
+            gpt(name, layers, h, heads, data["vocab"], dropout=False, positions=s),
             cluster_of(gpu, gpus=gpus),
             s,
             b,
@@ -213,6 +213,7 @@ def mpt(rows: Rows) -> list[Row]:
             title=f"{name} {gpu}, {s} x {b}, {gpus} GPUs",
         )
         for name, gpu, s, gpus, b, accumulate, again, rate in data["rows"]
+        for layers, h, heads in [data["models"][name]]
     ]
 
 
