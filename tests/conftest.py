@@ -159,7 +159,8 @@ def one_thread() -> Iterator[None]:
 
 # Files that read what failed ranks say, in English; test_failure_words.py reads the Korean.
 ENGLISH = {
-    *("test_collectives", "test_exercises", "test_kernel", "test_kept_ranks", "test_mpi"),
+    *("test_bakeoff", "test_collectives", "test_exercises", "test_kernel", "test_kept_ranks"),
+    "test_mpi",
     *("test_one_sided", "test_ranks", "test_verdicts"),
 }
 

@@ -175,6 +175,33 @@ def test_the_block_activation_checkpointing_alone_checkpoints_nothing(ranks):
     assert ("implies", "activation_checkpointing") in said
 
 
+def linears(config):
+    """Whether torch's own ``linear`` is in place: before, while DeepSpeed runs, and after."""
+    import torch
+    import torch.nn.functional as F
+
+    from dlcourse.models.gpt import GPT
+    from dlcourse.peers.deepspeed_engine import configured
+
+    model, own, seen = GPT(), F.linear, []
+    model.blocks[0].register_forward_hook(lambda *_: seen.append(F.linear is own))
+    seen.append(F.linear.__module__ != "deepspeed.runtime.zero.linear")
+    engine = configured(model, config)
+    seen.append(F.linear is own)
+    tokens = torch.zeros(engine.train_micro_batch_size_per_gpu(), 64, dtype=torch.long)
+    engine.backward(engine(tokens, tokens))
+    seen.append(F.linear is own)
+    engine.destroy()
+    return seen
+
+
+@pytest.mark.timeout(400)
+def test_zero_3_leaves_torchs_linear_to_others(ranks):
+    """DeepSpeed puts its own in place for the whole process; the learner's next cell had it."""
+    config = {**BATCH, "optimizer": ADAM, "zero_optimization": {"stage": 3}}
+    assert ranks.run(linears, config) == [[True, True, False, True]] * WORLD
+
+
 @pytest.mark.parametrize(
     "more",
     [

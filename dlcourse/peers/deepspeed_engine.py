@@ -13,8 +13,11 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.optim import AdamW
+
+_LINEAR = F.linear  # torch's
 
 
 def is_installed() -> bool:
@@ -46,7 +49,7 @@ def engine(model: nn.Module, config: dict[str, Any], *, lr: float) -> Any:
     optimizer = AdamW(model.parameters(), lr=lr)
     with _as_light_as_it_goes():
         made, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=common | config)
-    return made
+    return _with_its_own_linear(made)
 
 
 def configured(model: nn.Module, config: dict[str, Any]) -> Any:
@@ -61,6 +64,35 @@ def configured(model: nn.Module, config: dict[str, Any]) -> Any:
         made, *_ = deepspeed.initialize(
             model=model, model_parameters=parameters, config=deepcopy(config)
         )
+    return _with_its_own_linear(made)
+
+
+def _with_its_own_linear(made: Any) -> Any:
+    """Let DeepSpeed's ``linear`` be there while its engine runs, and torch's at all other times.
+
+    ZeRO-3 puts a ``torch.nn.functional.linear`` of its own in place for the whole process ("this
+    will persist unless manually reset"). Another model's autocast would find it there: DeepSpeed's
+    backward then multiplies float16 by float32, and fails.
+    """
+    its_own = F.linear
+    if its_own is not _LINEAR:
+        F.linear = _LINEAR
+
+        def enter(*_: Any) -> None:
+            F.linear = its_own
+
+        def leave(*_: Any) -> None:
+            F.linear = _LINEAR
+
+        made.register_forward_pre_hook(enter)
+        made.register_forward_hook(leave, always_call=True)
+        backward = made.backward
+
+        def backward_with_it(*arguments: Any, **options: Any) -> Any:
+            with patch.object(F, "linear", its_own):  # a checkpointed block runs forward again
+                return backward(*arguments, **options)
+
+        made.backward = backward_with_it
     return made
 
 
