@@ -104,12 +104,14 @@ def read_guesses() -> list[Guess]:
 
 
 def show_guesses() -> Any:
-    """The learner's guesses beside what was measured: a figure of the ratios, and a table.
+    """The learner's guesses beside what was measured: shows a figure of the ratios, gives a table.
 
     Before any guess, a sentence that says so.
     """
+    from IPython.display import display
+
     from dlcourse.figures.guesses import guesses_figure
-    from dlcourse.figures.held import Said, Together
+    from dlcourse.figures.held import Said
     from dlcourse.figures.tables import Table
 
     guesses = read_guesses()
@@ -120,7 +122,8 @@ def show_guesses() -> Any:
     if not _ratios(guesses):
         return table
     points = [(g.id, g.ratio, g.formula_ratio) for g in guesses if g.ratio is not None]
-    return Together(guesses_figure(points, title=summary(guesses)), table)
+    display(guesses_figure(points, title=summary(guesses)))
+    return table
 
 
 def guesses_rows(guesses: Sequence[Guess]) -> tuple[list[str], list[list[str]]]:

@@ -80,7 +80,8 @@ steps = 5
 # 랭크 여덟 개를 세 방향이 있는 격자, 곧 **메시**(mesh)로 놓습니다. 복제본 2개 × 스테이지 2개 × 행렬의 절반
 # 2개입니다. 이것이 **3D 병렬화**입니다. (이 레슨은 CPU에서 돌립니다. 랭크 여덟 개가 어느 컴퓨터에나 들어갑니다.)
 # %% hidden=true
-from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
+from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, show_guesses
+from dlcourse import solution
 from dlcourse.course.library_map import library_map
 from dlcourse.explorer.plan import plan_picture
 from dlcourse.figures.bakeoff import show_bakeoff_memory
@@ -346,14 +347,14 @@ except ValueError as refused:
 # %%
 show_published(["llama3", "qwen3"])
 # %% [markdown] lang="en"
-# Good enough to throw out thousands of layouts. Not good enough to decide between the last three: run those.
+# Good enough to throw out tens of thousands of layouts. Not good enough to decide between the last three: run those.
 #
 # ## Is the model's size enough to know?
 #
 # A rule of thumb says so: copies below 1B parameters, ZeRO-2 to 10B, 3D to 100B, above that 3D with ZeRO-3 and
 # offload. Here it meets the planner: twelve models on five cluster sizes, with hardware and software of 2020
 # and of today. A cell says how much slower the rule's *best* layout is than the fastest.
-# %% [markdown] lang="ko" en="e9bd548a"
+# %% [markdown] lang="ko" en="25ba9895"
 # 수만 가지를 걸러 내기에는 충분합니다. 마지막 셋 가운데 하나를 고르기에는 모자라니, 그 셋은 직접 돌려 보세요.
 #
 # ## 모델 크기만 알면 될까?
@@ -405,22 +406,21 @@ show_recorded(record)
 claim("A2")
 claim("A3")
 claim("A4")
-# %%
 library_map()
 # %% [markdown] lang="en"
 # ## When machines fail
 #
-# Llama 3 405B trained on 16,384 GPUs for 54 days, and was interrupted 466 times [2]: one failure every 3.1
-# hours. Each costs a restart and the work since the last checkpoint. Checkpoint often, and writing costs more
-# than failures do.
+# Llama 3 405B trained on 16,384 GPUs for 54 days, and was interrupted 466 times, 419 of them unexpectedly
+# [2]: one failure every 3.1 hours. Each costs a restart and the work since the last checkpoint. Checkpoint too
+# often, and writing costs more than failures do.
 #
 # **Predict**: a checkpoint takes 60 seconds, and something fails every 3.09 hours. How many minutes of work
 # between two checkpoints are best?
-# %% [markdown] lang="ko" en="420b5341"
+# %% [markdown] lang="ko" en="1a2c528b"
 # ## 컴퓨터가 고장 나면
 #
-# Llama 3 405B는 GPU 16,384개로 54일 동안 학습하면서 466번 중단되었습니다[2]. 3.1시간마다 한 번꼴입니다. 고장이 나면
-# 다시 시작해야 하고, 마지막 체크포인트 파일 뒤에 한 일을 잃습니다. 그렇다고 너무 자주 저장하면 고장보다 저장에 시간이 더
+# Llama 3 405B는 GPU 16,384개로 54일 동안 학습하면서 466번 중단되었고, 그중 419번은 예상하지 못한
+# 고장이었습니다[2]. 3.1시간마다 한 번꼴입니다. 고장이 나면 다시 시작해야 하고, 마지막 체크포인트 파일 뒤에 한 일을 잃습니다. 그렇다고 너무 자주 저장하면 고장보다 저장에 시간이 더
 # 듭니다.
 #
 # **예측해 보세요.** 체크포인트 파일을 쓰는 데 60초가 걸리고 3.09시간마다 고장이 납니다. 체크포인트 파일 사이에 몇 분 동안
@@ -543,7 +543,9 @@ check("15.capstone")
 # Sources: [1] [Narayanan et al., SC 2021](https://arxiv.org/abs/2104.04473).
 # [2] [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783), section 3.3.4.
 # [ZeRO](https://arxiv.org/abs/1910.02054), [Young, 1974](https://doi.org/10.1145/361147.361115).
-# %% [markdown] lang="ko" en="ff6d7e39"
+#
+# And you? Below, how far off your guesses were in the whole course.
+# %% [markdown] lang="ko" en="a6c933e5"
 # ## 다섯 줄 요약
 #
 # 1. 자르고, 나눠 주고, 복제합니다. 세 줄이면 3D 병렬화가 되고, 학습은 단일 프로세스와 같습니다.
@@ -555,6 +557,10 @@ check("15.capstone")
 # 출처: [1] [Narayanan et al., SC 2021](https://arxiv.org/abs/2104.04473).
 # [2] [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783), 3.3.4절.
 # [ZeRO](https://arxiv.org/abs/1910.02054), [Young, 1974](https://doi.org/10.1145/361147.361115).
+#
+# 여러분의 예측은 과정 전체에서 얼마나 빗나갔을까요?
+# %%
+show_guesses()
 # %% [markdown] lang="en"
 # ## Deeper
 #
