@@ -128,6 +128,6 @@ def test_the_fastest_of_all_turns_is_kept_by_algorithm_and_size():
 
 def test_an_unknown_record_is_named_with_those_there_are():
     with pytest.raises(
-        ValueError, match=r"'nothing' is not in .*there are .*backends, communication"
+        ValueError, match=r"'nothing' is not in .*there are .*backends, .*communication"
     ):
         read_record("nothing")
