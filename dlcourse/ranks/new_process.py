@@ -6,7 +6,11 @@ import os
 import sys
 from pathlib import Path
 
+from dlcourse.ranks.machines import LOOPBACK, interface_of
+
 FLIGHT_RECORDER_SIZE = 200  # entries: what each rank has called last
+# What another machine has for itself, whatever the notebook has.
+OWN = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "CUDA_VISIBLE_DEVICES", "TMPDIR", "HOSTNAME")
 
 
 def python_without_the_folder(function: str, call: str) -> list[str]:
@@ -26,14 +30,17 @@ def python_without_the_folder(function: str, call: str) -> list[str]:
     return [sys.executable, "-P", "-c", code]
 
 
-def environment() -> dict[str, str]:
-    """The notebook's variables, and settings that must be there before the agent imports torch."""
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
+def environment(address: str = LOOPBACK) -> dict[str, str]:
+    """The notebook's variables, and settings that must be there before the agent imports torch.
+
+    address: where ranks of this machine listen: on no other network.
+    """
+    interface = interface_of(address)
     return {
         **os.environ,
         "TORCH_FR_BUFFER_SIZE": str(FLIGHT_RECORDER_SIZE),
-        "GLOO_SOCKET_IFNAME": loopback,  # nothing listens on a network
-        "NCCL_SOCKET_IFNAME": loopback,
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": interface,
         "OMP_NUM_THREADS": "1",
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         "PYTHONUNBUFFERED": "1",
@@ -41,8 +48,14 @@ def environment() -> dict[str, str]:
     }
 
 
-def adopt(variables: dict[str, str]) -> None:
-    """Have the variables that the notebook has now; what is started next inherits them."""
+def adopt(variables: dict[str, str], *, elsewhere: bool = False) -> None:
+    """Have the variables that the notebook has now; what is started next inherits them.
+
+    elsewhere: this is another machine, which keeps what is its own.
+    """
+    if elsewhere:
+        kept = {n: v for n, v in os.environ.items() if n in OWN or n.startswith("SLURM")}
+        variables = {n: v for n, v in variables.items() if n not in OWN} | kept
     for name in set(os.environ) - set(variables):
         del os.environ[name]
     for name, value in variables.items():

@@ -18,6 +18,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ from typing import Any
 import zmq
 
 from dlcourse.ranks.agent.launcher import start_launcher, start_method
-from dlcourse.ranks.messaging import AGENT, STREAMS, MessageClient
+from dlcourse.ranks.messaging import STREAMS, MessageClient, agent_identity, new_directory
 from dlcourse.ranks.new_process import adopt
 from dlcourse.ranks.os_processes import adopt_orphans, exists, exit_status, sentinel
 
@@ -48,21 +49,32 @@ class PoolProcesses:
 
 
 class Agent:
-    """Starts, watches and ends pools; forwards what their ranks print."""
+    """Starts, watches and ends pools; forwards what their ranks print.
 
-    def __init__(self, address: str, notebook: int) -> None:
-        self.client = MessageClient(address, AGENT)
+    Args:
+        address: of the notebook's server.
+        notebook: its process; None on another machine, where the connection's end tells.
+        node: the number of this machine.
+    """
+
+    def __init__(self, address: str, notebook: int | None, node: int = 0) -> None:
+        self.node = node
+        self.client = MessageClient(address, agent_identity(node))
         self.pools: dict[int, PoolProcesses] = {}
         self.poller = zmq.Poller()
         self.poller.register(self.client.socket, zmq.POLLIN)
-        self.poller.register(0, zmq.POLLIN)
-        self.notebook = sentinel(notebook)
+        self.notebook: Any = None
+        if notebook is None:
+            self.notebook = self.client.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        else:
+            self.poller.register(0, zmq.POLLIN)
+            self.notebook = sentinel(notebook)
         if self.notebook is not None:
             self.poller.register(self.notebook, zmq.POLLIN)
 
     def serve(self) -> None:
         """Answer requests until the notebook is gone."""
-        self.client.send("agent", pid=os.getpid())
+        self.client.send("agent", pid=os.getpid(), host=socket.gethostname())
         while True:
             printed = False
             for source, _ in self.poller.poll(1000 if self.pools else None):
@@ -79,17 +91,21 @@ class Agent:
 
     def start(self, **request: Any) -> None:
         """Start a launcher for a pool, with a pipe for each output of each rank."""
-        number, directory = request["pool"], Path(request["directory"])
-        adopt(request["environment"])
+        number = request["pool"]
+        if self.node:
+            request["directory"] = str(new_directory())
+        directory = Path(request["directory"])
+        adopt(request["environment"], elsewhere=self.node > 0)
         request["start_method"], problem = start_method(request)
         if problem:
             self.client.send("refused", pool=number, reason=problem)
             return
         if request["start_method"] == "fork" and request.get("preload"):
             with suppress(Exception):  # ranks that need it will say what is wrong
-                _import([request["preload"]])
+                import_once([request["preload"]])
         pool = PoolProcesses(number, 0, directory)
-        for rank in range(request["size"]):
+        own = request["size"] // request["nodes"]
+        for rank in range(request["node"] * own, (request["node"] + 1) * own):
             for stream in STREAMS:
                 path = directory / f"{rank}.{stream}"
                 os.mkfifo(path, 0o600)
@@ -201,7 +217,7 @@ PRELOADED = (
 )
 
 
-def _import(names: Iterable[str]) -> None:
+def import_once(names: Iterable[str]) -> None:
     """Import what ranks need, once; its pages stay shared by all ranks that are forked."""
     gc.disable()  # imports leave no garbage; looking for it would cost a tenth of the time
     try:
@@ -224,7 +240,7 @@ def main(address: str, notebook: int) -> None:
     adopt_orphans()  # ranks whose launcher was ended are collected here
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))
-    _import(PRELOADED)
+    import_once(PRELOADED)
     if os.getppid() != notebook or (select.select([0], [], [], 0)[0] and not os.read(0, 1)):
         return  # the notebook is gone already
     agent = Agent(address, notebook)

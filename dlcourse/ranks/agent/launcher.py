@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -25,7 +26,7 @@ def start_method(request: dict[str, Any]) -> tuple[str, str | None]:
     """How to start the ranks, and what is wrong with the device asked for, if anything."""
     import torch
 
-    device, size = request["device"], request["size"]
+    device, size = request["device"], request["size"] // request["nodes"]
     gpus = torch.cuda.device_count()
     if device == "cuda" and gpus == 0:
         return "", "device='cuda': torch sees no GPU here. Use device='auto' or 'cpu'."
@@ -33,7 +34,10 @@ def start_method(request: dict[str, Any]) -> tuple[str, str | None]:
         return "", "device='mps': torch sees no Apple GPU here. Use device='auto' or 'cpu'."
     if device == "auto":
         request["device"] = "cuda" if gpus >= size else "cpu"
-    request["backend"] = "nccl" if request["device"] == "cuda" and gpus >= size else "gloo"
+    backend = "nccl" if request["device"] == "cuda" and gpus >= size else "gloo"
+    if request.setdefault("backend", backend) != backend:  # as the first machine has it
+        host = socket.gethostname()
+        return "", f"{host} has {gpus} GPUs for {size} ranks, other machines of this job have more."
     forking = sys.platform == "linux" and not torch.cuda.is_initialized()
     method = os.environ.get("DLCOURSE_START_METHOD") or ("fork" if forking else "spawn")
     return method, None
@@ -97,16 +101,19 @@ def launch(request: dict[str, Any]) -> None:
 
     signals: dict[str, Any] = {}
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM"
+    os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # as many ranks on each machine
     if "signals_to_handle" in {f.name for f in fields(LaunchConfig)}:  # torch 2.13, not 2.11
         signals["signals_to_handle"] = "SIGTERM"
     request["launcher"] = os.getpid()
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=request["size"],
-        run_id=f"dlcourse{os.getpid()}",
+        min_nodes=request["nodes"],
+        max_nodes=request["nodes"],
+        nproc_per_node=request["size"] // request["nodes"],
+        run_id=f"dlcourse{request['pool']}",
         rdzv_backend=rendezvous.register(),
-        local_addr="127.0.0.1",
+        rdzv_endpoint=request["meeting"],
+        rdzv_configs={"node": request["node"]},
+        local_addr=request["meeting"].rpartition(":")[0],
         max_restarts=0,
         monitor_interval=1.0,  # the agent notices a dead rank itself, in milliseconds
         start_method=request["start_method"],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
 from typing import Any
 
@@ -11,6 +14,8 @@ from dlcourse.ranks.display import fold
 from dlcourse.words.strings import t
 from dlcourse.words.units import rank_ranges
 
+MACHINE_LOST = -1  # the wait status of ranks whose machine gives no sign any more
+_machines: ContextVar[Sequence[str]] = ContextVar("machines", default=())  # of each rank
 _DTYPES = {
     "Float": ("float32", 4),
     "Double": ("float64", 8),
@@ -35,9 +40,27 @@ def report(states: list[RankState]) -> list[str]:
     return [f"  {named(ranks):<{width}}  {text}" for ranks, text in folded]
 
 
+@contextmanager
+def on_machines(names: Sequence[str]) -> Iterator[None]:
+    """Within it, ranks are named with their machines; names: one for each rank, or none."""
+    before = _machines.set(names)
+    try:
+        yield
+    finally:
+        _machines.reset(before)
+
+
 def named(ranks: list[int]) -> str:
-    """ "rank 2", or "ranks 0-3", in the language in use."""
-    return t("ranks.several" if len(ranks) > 1 else "ranks.one", ranks=rank_ranges(ranks))
+    """ "rank 2", or "ranks 0-3", in the language in use.
+
+    On several machines "ranks 0-1 (alpha), 2-3 (beta)".
+    """
+    names = _machines.get()
+    which = rank_ranges(ranks)
+    if names:
+        there = fold({rank: names[rank] for rank in ranks})
+        which = ", ".join(f"{rank_ranges(some)} ({name})" for some, name in there)
+    return t("ranks.several" if len(ranks) > 1 else "ranks.one", ranks=which)
 
 
 def _line(state: RankState) -> str:
@@ -118,6 +141,8 @@ def exit_reason(status: int | None, *, out_of_memory: bool = False) -> str:
     """A wait status in words."""
     if status is None:
         return t("ranks.exit.unknown")
+    if status == MACHINE_LOST:
+        return t("ranks.exit.machine_lost")
     if status & 0x7F:
         name = signal.Signals(status & 0x7F).name
         if name == "SIGKILL":

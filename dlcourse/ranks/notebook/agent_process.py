@@ -1,11 +1,14 @@
-"""The notebook's side of the agent: starts it once, keeps it for later pools, ends it."""
+"""The notebook's side of the agents: starts them once, keeps them for later pools, ends them.
+
+There is one on each machine of the run: one as a rule.
+"""
 
 from __future__ import annotations
 
 import atexit
 import itertools
 import os
-import shutil
+import secrets
 import subprocess
 import tempfile
 import threading
@@ -14,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from dlcourse.ranks.messaging import AGENT, MessageServer
+from dlcourse.ranks import machines
+from dlcourse.ranks.messaging import MessageServer, agent_identity, new_directory, remove
 from dlcourse.ranks.new_process import environment, python_without_the_folder
 from dlcourse.ranks.notebook import stop
 
@@ -22,7 +26,13 @@ START_LIMIT = 120.0  # seconds for the agent to import torch on a slow machine
 
 
 class AgentProcess:
-    """The agent of this notebook kernel, and the server that it and all ranks connect to."""
+    """The agents of this notebook kernel, and the server that they and all ranks connect to.
+
+    Attributes:
+        machines: on which they are.
+        lost: numbers of machines whose agent has gone.
+        address: of the server, for ranks on several machines.
+    """
 
     _current: AgentProcess | None = None
 
@@ -31,26 +41,64 @@ class AgentProcess:
         self._numbers = itertools.count(1)
         self._ready = threading.Event()
         self.owner = os.getpid()
-        self.server = MessageServer(self._on_message)
+        self.machines = machines.of_this_run()
+        self.hosts: dict[int, str] = {}  # of the agents that are ready
+        self.lost: set[int] = set()
+        self.server = MessageServer(self._on_message, self._on_lost)
         self.directory = new_directory()
-        address = self.server.bind(self.directory)
+        self.channel: Path | None = None
+        if self.machines.folder is None:
+            self.address = self.server.bind(self.directory)
+        else:
+            self.channel = self._open_channel(self.machines.folder)
+            self.address = str(self.channel)
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - has no name, so nothing is left of it
         function = "dlcourse.ranks.agent.agent:main"
         call = "main(sys.argv[1], int(sys.argv[2]))"
         self.process = subprocess.Popen(
-            [*python_without_the_folder(function, call), address, str(self.owner)],
+            [*python_without_the_folder(function, call), self.address, str(self.owner)],
             stdin=subprocess.PIPE,
             stdout=self.log,
             stderr=self.log,
-            env=environment(),
+            env=self.environment(),
             process_group=0,  # a Stop must not reach it before it is ready for one
         )
         _close_in_forks(self.process)
+        self.others: subprocess.Popen[bytes] | None = None
+        if self.machines.by_slurm:
+            follower = python_without_the_folder(
+                "dlcourse.ranks.agent.follower:main", "main(sys.argv[1])"
+            )
+            self.others = subprocess.Popen(
+                [*self.machines.srun(), *follower, self.address],
+                stdin=subprocess.DEVNULL,
+                stdout=self.log,
+                stderr=self.log,
+                env=self.environment(),
+                process_group=0,
+            )
+
+    def _open_channel(self, folder: Path) -> Path:
+        """Listen for agents of other machines; returns the file that tells them where."""
+        channel = self.server.bind_network(self.machines.address)
+        name = f"{secrets.token_hex(8)}.json" if self.machines.by_slurm else "channel.json"
+        channel.save(folder / name)
+        return folder / name
+
+    def environment(self) -> dict[str, str]:
+        """The variables with which an agent starts."""
+        return environment(self.machines.address)
 
     @classmethod
     def get(cls) -> AgentProcess:
         """The running agent of this process, started if there is none."""
         agent = cls._current
+        if agent is not None and agent.owner == os.getpid() and agent.lost:
+            gone = ", ".join(agent.name(node) for node in sorted(agent.lost))
+            raise RuntimeError(
+                f"machine lost: {gone}. This job's ranks cannot start again: end it and submit it "
+                "anew; lessons that are done are kept"
+            )
         if agent is None or agent.owner != os.getpid() or agent.process.poll() is not None:
             if agent is not None and agent.owner == os.getpid():
                 agent.close()
@@ -59,16 +107,22 @@ class AgentProcess:
         return agent
 
     def wait_until_ready(self) -> None:
-        """Wait until the agent has imported torch; RuntimeError with its log if it ends."""
+        """Wait until all agents have imported torch; RuntimeError with their log if one ends."""
         for _ in range(int(START_LIMIT / 0.05)):
             stop.check()
             if self._ready.wait(0.05):
                 remove(self.directory)
                 return
-            if self.process.poll() is not None:
+            if self.process.poll() is not None or (self.others and self.others.poll() is not None):
                 break
+        missing = sorted(set(range(len(self.machines.names))) - set(self.hosts))
         self.close()
-        raise RuntimeError(f"the process that starts ranks ended:\n{self.log_tail()}")
+        where = f" on {', '.join(map(self.name, missing))}" if len(self.machines.names) > 1 else ""
+        raise RuntimeError(f"the process that starts ranks{where} ended:\n{self.log_tail()}")
+
+    def name(self, node: int) -> str:
+        """The name of a machine, as it calls itself."""
+        return self.hosts.get(node) or self.machines.names[node]
 
     def add(self, receiver: Callable[[int | None, dict[str, Any]], None]) -> int:
         """Register who gets the messages of a new pool; returns the pool's number."""
@@ -79,8 +133,9 @@ class AgentProcess:
     def remove(self, number: int) -> None:
         self._receivers.pop(number, None)
 
-    def send(self, kind: str, **fields: object) -> None:
-        self.server.send(AGENT, {"kind": kind, **fields})
+    def send(self, kind: str, *, to: int = 0, **fields: object) -> None:
+        """Send a request to the agent of one machine."""
+        self.server.send(agent_identity(to), {"kind": kind, **fields})
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -105,7 +160,15 @@ class AgentProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.server.close()
+        self.server.close()  # other machines' agents end with the connection
+        if self.channel is not None:
+            self.channel.unlink(missing_ok=True)
+        if self.others is not None:
+            try:
+                self.others.wait(5)
+            except subprocess.TimeoutExpired:
+                self.others.terminate()
+                self.others.wait()
         self.log.close()
         remove(self.directory)
         if AgentProcess._current is self:
@@ -113,9 +176,11 @@ class AgentProcess:
 
     def _on_message(self, identity: bytes, message: dict[str, Any]) -> None:
         if message["kind"] == "agent":
-            self._ready.set()
+            self.hosts[int(identity.partition(b":")[2])] = message["host"]
+            if len(self.hosts) == len(self.machines.names):
+                self._ready.set()
             return
-        if identity == AGENT:
+        if identity.startswith(b"agent:"):
             number, rank = message["pool"], None
         else:
             pool, _, index = identity.partition(b":")
@@ -124,15 +189,12 @@ class AgentProcess:
         if receiver is not None:
             receiver(rank, message)
 
-
-def new_directory() -> Path:
-    """A directory that only we can enter, with a path short enough for a socket's name."""
-    base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="dlc", dir=base if len(base) < 60 else "/tmp"))
-
-
-def remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+    def _on_lost(self, identity: bytes) -> None:
+        """Another machine gives no sign any more, or its agent has ended."""
+        node = int(identity.partition(b":")[2])
+        self.lost.add(node)
+        for receiver in list(self._receivers.values()):
+            receiver(None, {"kind": "machine_lost", "node": node})
 
 
 def _close_in_forks(process: subprocess.Popen[bytes]) -> None:

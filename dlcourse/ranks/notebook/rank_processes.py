@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dlcourse import machine
-from dlcourse.ranks.messaging import rank_identity
-from dlcourse.ranks.new_process import environment
+from dlcourse.ranks.diagnosis.report import MACHINE_LOST
+from dlcourse.ranks.messaging import new_directory, rank_identity, remove
 from dlcourse.ranks.notebook import stop
-from dlcourse.ranks.notebook.agent_process import AgentProcess, new_directory, remove
+from dlcourse.ranks.notebook.agent_process import AgentProcess
 
 START_LIMIT = 180.0
 
@@ -39,6 +39,7 @@ class RankProcesses:
         self.size, self.device, self.timeout, self.preload = size, device, timeout, preload
         self.state = "stopped"
         self.backend_device = device
+        self.nodes = 1
         self.pids: dict[int, int] = {}
         self.dead: dict[int, int | None] = {}
         self.listener: Callable[[int | None, dict[str, Any]], None] | None = None
@@ -62,24 +63,28 @@ class RankProcesses:
         self.life = self.agent.add(self._arrived)
         self.state = "starting"
         directory = new_directory()
-        self._address = self.agent.server.bind(directory)
+        several = self.agent.channel is not None
+        self._address = self.agent.address if several else self.agent.server.bind(directory)
+        self.nodes = self.agent.machines.used_for(self.size)
         try:
             self.agent.wait_until_ready()
             self.oom_kills = machine.out_of_memory_kills()
-            self.agent.send(
-                "start",
+            self._request = dict(
                 pool=self.life,
                 size=self.size,
+                nodes=self.nodes,
                 device=self.device,
                 timeout=self.timeout,
                 preload=self.preload,
-                threads=machine.threads_per_rank(self.size),
-                environment=environment(),
+                threads=machine.threads_per_rank(self.size // self.nodes),
+                environment=self.agent.environment(),
                 folder=_folder(),
                 path=[entry for entry in sys.path if isinstance(entry, str)],
                 directory=str(directory),
                 address=self._address,
             )
+            meeting = f"{self.agent.machines.address}:0"
+            self.agent.send("start", node=0, meeting=meeting, **self._request)
             self._wait_for_ranks()
         except BaseException:
             self.end("stopped")
@@ -91,8 +96,23 @@ class RankProcesses:
     def _arrived(self, rank: int | None, message: dict[str, Any]) -> None:
         """Keep a message for whoever waits; a death is shown at once, also between cells."""
         self._events.put((rank, message))
+        if message["kind"] == "machine_lost":
+            for rank in self.on_machine(message["node"]):
+                self._arrived(rank, {"kind": "dead", "rank": rank, "status": MACHINE_LOST})
         if message["kind"] == "dead" and self.state == "ready":
             self.changed([message["rank"]])
+
+    def on_machine(self, node: int) -> list[int]:
+        """The ranks of one machine."""
+        own = self.size // self.nodes
+        return [r for r in range(self.size) if r // own == node]
+
+    def machine_names(self) -> list[str]:
+        """For each rank the name of its machine; empty where there is one machine only."""
+        if self.state == "stopped" or self.nodes == 1:
+            return []
+        own = self.size // self.nodes
+        return [self.agent.name(r // own) for r in range(self.size)]
 
     def _wait_for_ranks(self) -> None:
         limit = time.monotonic() + START_LIMIT
@@ -108,13 +128,22 @@ class RankProcesses:
             if kind == "ready" and rank is not None:
                 self.pids[rank] = message["pid"]
                 self.backend_device = message["device"].partition(":")[0]
+            elif kind == "up":  # rank 0: the ranks of the other machines may come
+                as_first = {k: message[k] for k in ("meeting", "device", "backend")}
+                for node in range(1, self.nodes):
+                    self.agent.send("start", to=node, node=node, **self._request | as_first)
             elif kind == "refused":
                 raise ValueError(message["reason"])
+            elif kind == "machine_lost":
+                lost = self.agent.name(message["node"])
+                raise RuntimeError(self._start_failure(f"machine {lost} was lost at the start"))
             elif kind == "failed":
                 raise RuntimeError(f"rank {rank} could not start:\n{message['text']}")
             elif kind == "launcher_ended":
                 raise RuntimeError(self._start_failure("the ranks ended while they started"))
-        self.agent.send("watch", pool=self.life, pids=self.pids)
+        for node in range(self.nodes):
+            pids = {rank: self.pids[rank] for rank in self.on_machine(node)}
+            self.agent.send("watch", to=node, pool=self.life, pids=pids)
         self.state = "ready"
 
     def _start_failure(self, what: str) -> str:
@@ -125,17 +154,19 @@ class RankProcesses:
         died, self.state = list(self.dead), state
         with stop.DelayedStop():  # a Stop waits until they are gone
             if self.agent.alive():
-                self.agent.send("end", pool=self.life)
-                limit = time.monotonic() + 3
-                while time.monotonic() < limit:
+                nodes = set(range(self.nodes)) - self.agent.lost
+                for node in nodes:
+                    self.agent.send("end", to=node, pool=self.life)
+                limit, ended = time.monotonic() + 3, 0
+                while time.monotonic() < limit and ended < len(nodes):
                     try:
-                        if self._events.get(timeout=0.1)[1]["kind"] == "ended":
-                            break
+                        ended += self._events.get(timeout=0.1)[1]["kind"] == "ended"
                     except queue.Empty:
                         if not self.agent.alive():
                             break
             self.agent.remove(self.life)
-            self.agent.server.unbind(self._address)
+            if self.agent.channel is None:
+                self.agent.server.unbind(self._address)
             self.pids, self.dead = {}, {}
             self.changed(died)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dlcourse.ranks.diagnosis.deadlock import find_deadlock
+from dlcourse.ranks.diagnosis.report import on_machines
 from dlcourse.ranks.diagnosis.state import RankState
 from dlcourse.ranks.notebook.output import Output
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
@@ -124,8 +125,9 @@ class RunningCell:
             self.wait_until(time.monotonic() + AFTER_CUT)
 
     def _note_deadlock(self, before: list[RankState], now: list[RankState]) -> None:
-        if find_deadlock(before, now) is not None:
-            self.headline = both(lambda: find_deadlock(before, now) or "")
+        with on_machines(self.processes.machine_names()):
+            if find_deadlock(before, now) is not None:
+                self.headline = both(lambda: find_deadlock(before, now) or "")
 
     def wait_until(self, limit: float) -> None:
         while self.pending() and not self.processes.dead and time.monotonic() < limit:

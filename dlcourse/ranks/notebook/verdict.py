@@ -6,7 +6,8 @@ from typing import Any
 
 from dlcourse import machine
 from dlcourse.ranks.diagnosis.mismatch import find_mismatch, uneven_progress
-from dlcourse.ranks.diagnosis.report import exit_reason, named, report, timed_out
+from dlcourse.ranks.diagnosis.report import MACHINE_LOST, exit_reason, named, on_machines
+from dlcourse.ranks.diagnosis.report import report, timed_out
 from dlcourse.ranks.diagnosis.state import RankState
 from dlcourse.ranks.display import fold
 from dlcourse.ranks.errors import RankError, RanksInterrupted
@@ -17,6 +18,11 @@ from dlcourse.words.strings import Both, both, language, t
 
 def judge(cell: RunningCell) -> None:
     """Raise what went wrong, after putting the pool in order; return if nothing did."""
+    with on_machines(cell.processes.machine_names()):
+        _judge(cell)
+
+
+def _judge(cell: RunningCell) -> None:
     processes = cell.processes
     errors = {r: d["error"] for r, d in cell.done.items() if "error" in d}
     if len(cell.done) == len(cell.chosen) and not errors and not cell.interrupted:
@@ -68,10 +74,11 @@ def between_cells(processes: RankProcesses) -> str:
     if not processes.dead:
         return t("ranks.watcher_ended_before")
     died = fold({rank: _exit_reason(processes, rank) for rank in sorted(processes.dead)})
-    words = "; ".join(
-        _ended(ranks, reason.replace("was ", "were ") if len(ranks) > 1 else reason)
-        for ranks, reason in died
-    )
+    with on_machines(processes.machine_names()):
+        words = "; ".join(
+            _ended(ranks, reason.replace("was ", "were ") if len(ranks) > 1 else reason)
+            for ranks, reason in died
+        )
     return t("ranks.between", words=words)
 
 
@@ -96,7 +103,8 @@ def message(cell: RunningCell, errors: dict[int, dict[str, Any]]) -> list[str]:
         own = {r: e for r, e in raised.items() if timed_out(e)} or raised
     if processes.dead:
         rank = min(processes.dead)
-        headline = _ended([rank], _exit_reason(processes, rank))
+        together = [r for r in processes.dead if processes.dead[r] == MACHINE_LOST]
+        headline = _ended(together or [rank], _exit_reason(processes, (together or [rank])[0]))
         if (mismatch := find_mismatch(cell.known_states())) is not None:
             headline = t("ranks.ended_after", ended=headline, mismatch=mismatch)
     elif cell.headline is not None and not own:

@@ -90,7 +90,8 @@ class Worker:
     def _device(self) -> torch.device:
         kind = self.request["device"]
         if kind == "cuda":
-            device = torch.device("cuda", self.rank % torch.cuda.device_count())
+            local = int(os.environ["LOCAL_RANK"])
+            device = torch.device("cuda", local % torch.cuda.device_count())
             torch.cuda.set_device(device)
             return device
         return torch.device(kind)
@@ -117,10 +118,21 @@ class Worker:
         self.collectives.world = dist.group.WORLD.group_name
         keep_descriptors()
 
+    def _meet(self) -> None:
+        """Wait for the ranks of the other machines, which are started when rank 0 is up."""
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        as_first = {name: self.request[name] for name in ("device", "backend")}
+        if self.rank == 0:
+            self.control.send("up", meeting=address, **as_first)
+        self.store.set(f"up{self.rank}", "")
+        self.store.wait([f"up{rank}" for rank in range(self.size)], timedelta(seconds=180))
+
     def serve(self) -> None:
         """Connect, then run what the notebook asks for until it says stop."""
         self.control.start()
         try:
+            if self.request["nodes"] > 1:
+                self._meet()
             self.join()
         except Exception:
             self.control.send("failed", text=traceback.format_exc())

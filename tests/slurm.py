@@ -1,0 +1,205 @@
+"""A real Slurm on this machine: two nodes in network namespaces of their own.
+
+Each node has its address, its host name and its loopback, so nothing can reach the other node by
+accident; files are shared, as on a cluster. Needs root, Linux, and Debian's slurmctld, slurmd,
+slurm-client and munge.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "ip", "unshare")
+NETWORK = "10.213.77"
+BRIDGE = "dlcbridge"
+
+
+def needed() -> None:
+    """Fail in CI where something is missing; skip elsewhere."""
+    missing = [p for p in PROGRAMS if not shutil.which(p)]
+    problem = f"needs {', '.join(missing)}" if missing else ""
+    if not problem and os.geteuid() != 0:
+        problem = "needs root, for network namespaces"
+    if problem:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(problem)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+class Network:
+    """Namespaces on one bridge: `alpha` has 10.213.77.2, the next one .3, this side .1."""
+
+    def __init__(self, nodes: tuple[str, ...]) -> None:
+        self.nodes = nodes
+        self.addresses = {node: f"{NETWORK}.{i}" for i, node in enumerate(nodes, start=2)}
+
+    def __enter__(self) -> Network:
+        self._remove()
+        _run("ip", "link", "add", BRIDGE, "type", "bridge")
+        _run("ip", "address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
+        _run("ip", "link", "set", BRIDGE, "up")
+        for node, address in self.addresses.items():
+            _run("ip", "netns", "add", f"dlc-{node}")
+            _run("ip", "link", "add", f"dlc{node}", "type", "veth", "peer", "name", f"d{node}0")
+            _run("ip", "link", "set", f"dlc{node}", "master", BRIDGE, "up")
+            _run("ip", "link", "set", f"d{node}0", "netns", f"dlc-{node}")
+            inside = ("ip", "netns", "exec", f"dlc-{node}", "ip")
+            _run(*inside, "link", "set", "lo", "up")
+            _run(*inside, "link", "set", f"d{node}0", "name", "fabric0")
+            _run(*inside, "address", "add", f"{address}/24", "dev", "fabric0")
+            _run(*inside, "link", "set", "fabric0", "up")
+        return self
+
+    def inside(self, node: str) -> list[str]:
+        """What is put in front of a command to run it on a node, under the node's name."""
+        shell = f'hostname {node} && exec "$@"'
+        return [
+            "ip", "netns", "exec", f"dlc-{node}", "unshare", "--uts", "sh", "-c", shell, "sh",
+        ]  # fmt: skip
+
+    def unplug(self, node: str) -> None:
+        """The node's cable is pulled: no message arrives, no connection is closed."""
+        _run("ip", "link", "set", f"dlc{node}", "down")
+
+    def plug(self, node: str) -> None:
+        _run("ip", "link", "set", f"dlc{node}", "up")
+
+    def _remove(self) -> None:
+        for node in self.nodes:
+            subprocess.run(["ip", "netns", "delete", f"dlc-{node}"], capture_output=True)
+            subprocess.run(["ip", "link", "delete", f"dlc{node}"], capture_output=True)
+        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+
+
+CONF = """
+ClusterName=dlcourse
+SlurmctldHost={host}({network}.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={place}/munge.socket
+CredType=cred/munge
+StateSaveLocation={place}/state
+SlurmdSpoolDir={place}/spool-%n
+SlurmctldPidFile={place}/slurmctld.pid
+SlurmdPidFile={place}/slurmd-%n.pid
+SlurmctldLogFile={place}/slurmctld.log
+SlurmdLogFile={place}/slurmd-%n.log
+SlurmctldPort=7817
+SlurmdPort=7818
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,defer_batch=0
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=30
+InactiveLimit=0
+KillWait=5
+JobRequeue=1
+SlurmdParameters=config_overrides
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+{nodes}
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+"""
+
+
+class Slurm:
+    """`with Slurm(place) as slurm: slurm.run("sinfo")`; place: an empty folder, with a short path."""
+
+    def __init__(self, place: Path, nodes: tuple[str, ...] = ("alpha", "beta")) -> None:
+        needed()
+        self.place, self.network = place, Network(nodes)
+        self.conf = place / "slurm.conf"
+        self.env = os.environ | {"SLURM_CONF": str(self.conf)}
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Slurm:
+        self.network.__enter__()
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        place = self.place
+        (place / "state").mkdir()
+        key = place / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o600)
+        lines = "\n".join(
+            f"NodeName={node} NodeAddr={address} CPUs=8 RealMemory=1000 State=UNKNOWN"
+            for node, address in self.network.addresses.items()
+        )
+        host = socket.gethostname()
+        self.conf.write_text(CONF.format(host=host, network=NETWORK, place=place, nodes=lines))
+        self._spawn(
+            "munged", "--foreground", "--force", f"--key-file={key}",
+            f"--socket={place}/munge.socket", f"--pid-file={place}/munged.pid",
+            f"--log-file={place}/munged.log", f"--seed-file={place}/munged.seed",
+        )  # fmt: skip
+        self._until(lambda: (place / "munge.socket").exists(), "munged")
+        # This machine may have no file system of control groups; nothing here limits anything.
+        (place / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+        self._spawn("slurmctld", "-D", "-c")
+        for node in self.network.nodes:
+            (place / f"spool-{node}").mkdir()
+            self._spawn(*self.network.inside(node), "slurmd", "-D", "-N", node)
+        idle = len(self.network.nodes)
+        self._until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").count("idle") >= idle, "nodes")
+
+    def _spawn(self, *command: str) -> None:
+        log = (self.place / f"{Path(command[0]).name}.out").open("ab")
+        self.processes.append(
+            subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
+        )
+
+    def _until(self, condition: object, what: str, seconds: float = 60) -> None:
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if condition():  # type: ignore[operator]
+                return
+            time.sleep(0.1)
+        raise TimeoutError(f"{what}: {self.logs()}")
+
+    def run(self, *command: str, check: bool = False, **more: str) -> str:
+        """What a command says that talks to this Slurm, from outside of its nodes."""
+        done = subprocess.run(
+            command, env=self.env | more, capture_output=True, text=True, timeout=300
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{command}: {done.stdout}{done.stderr}\n{self.logs()}")
+        return done.stdout + done.stderr
+
+    def logs(self) -> str:
+        found = [*self.place.glob("*.log"), *self.place.glob("*.out")]
+        return "\n".join(f"--- {f.name}\n{f.read_text(errors='replace')[-3000:]}" for f in found)
+
+    def __exit__(self, *_: object) -> None:
+        self.run("scancel", "--full", "--user=root", "--signal=KILL")
+        for process in reversed(self.processes):
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self.network.__exit__()
