@@ -82,7 +82,7 @@ $(VENV)/.quick: $(SETUP) | $(VENV)/bin/python
 	@touch $(VENV)/.lab $@
 
 $(VENV)/.test: $(SETUP) | $(VENV)/bin/python
-	$(INSTALL) test peers
+	$(INSTALL) test peers cluster
 	@touch $(VENV)/.lab $(VENV)/.quick $@
 
 clean:

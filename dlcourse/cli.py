@@ -87,7 +87,37 @@ def _parser(*, plan: bool = False) -> _Parser:
     run.add_argument("--steps", type=int, help="training steps, where a lesson has them")
     run.add_argument("--out", default="results", help="folder for the results")
     run.add_argument("--no-progress", action="store_true", help="no progress bar")
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out lessons that have passed in --out, and note the others in progress.jsonl",
+    )
     run.set_defaults(run=_run)
+
+    job = commands.add_parser(
+        "job", help="a machine's part in a run over several (for srun, torchrun, or by hand)"
+    )
+    job.add_argument("folder", help="shared by all machines, for this run alone")
+    job.add_argument("--nodes", type=int, help="number of machines (default: what srun tells)")
+    job.add_argument("--node", type=int, help="number of this one, from 0 (default: as told)")
+    job.add_argument("run_command", nargs=argparse.REMAINDER, help="-- run LESSON --ranks N …")
+    job.set_defaults(run=_job)
+
+    submitted = commands.add_parser("submit", help="run a lesson as a Slurm job over machines")
+    submitted.add_argument("lesson", nargs="?", help="number or name")
+    submitted.add_argument("--all", action="store_true", help="run every lesson")
+    submitted.add_argument("--lang", help=LANG_HELP)
+    submitted.add_argument("--nodes", type=int, default=2, help="machines (default: 2)")
+    submitted.add_argument("--ranks-per-node", type=int, default=4, help="default: 4")
+    submitted.add_argument("--gpus-per-node", type=int, default=0, help="default: 0")
+    submitted.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    submitted.add_argument("--steps", type=int, help="training steps, where a lesson has them")
+    submitted.add_argument("--partition", help="of Slurm (default: the cluster's)")
+    submitted.add_argument("--account", help="of Slurm (default: yours)")
+    submitted.add_argument("--minutes", type=int, default=60, help="time limit (default: 60)")
+    submitted.add_argument("--out", default="results", help="shared folder for the job's folder")
+    submitted.add_argument("--no-wait", action="store_true", help="do not wait for its end")
+    submitted.set_defaults(run=_submit)
 
     listed = commands.add_parser("lessons", help="list the lessons")
     listed.add_argument("--lang", help=LANG_HELP)
@@ -225,6 +255,11 @@ def _run(args: argparse.Namespace) -> int:
     out = run.check_out(Path(args.out), names, args.lang)
     failed = 0
     for name in names:
+        if args.resume:
+            if run.has_passed(name, args.lang, out):
+                run.note_progress(out, name, "passed before")
+                continue
+            run.note_progress(out, name, "started")
         if not catalog.is_installed(root) and not build.is_current(root, name, args.lang):
             path = catalog.notebook_path(root, args.lang, name).relative_to(root)
             said = f"{path} is not what its source builds now: dlcourse build {name[:2]}"
@@ -239,6 +274,8 @@ def _run(args: argparse.Namespace) -> int:
             root=root,
             progress=not args.no_progress,
         )
+        if args.resume:
+            run.note_progress(out, name, "passed" if result.passed else f"failed: {result.error}")
         if result.passed:
             print(f"{name} ({args.lang}): {result.wall_s:.1f} s, {result.notebook}")
         else:
@@ -246,6 +283,42 @@ def _run(args: argparse.Namespace) -> int:
             print(f"{name} ({args.lang}): {result.error}", file=sys.stderr)
             print(f"the notebook up to there: {result.notebook}", file=sys.stderr)
     return FAILED if failed else 0
+
+
+def _job(args: argparse.Namespace) -> int:
+    from dlcourse.course.job import Job
+
+    command = args.run_command[args.run_command[:1] == ["--"] :]
+    return Job(Path(args.folder), command, args.node, args.nodes).run()
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from dlcourse.course import run, submit
+
+    root = _course_root()
+    if args.all == bool(args.lesson):
+        raise ValueError("give one lesson, or --all")
+    name = "all" if args.all else catalog.find_lesson(args.lesson, root)
+    for option in ("nodes", "ranks_per_node", "minutes"):
+        if getattr(args, option) < 1:
+            raise ValueError(f"{option}={getattr(args, option)}: give a number from 1 on")
+    ranks = args.nodes * args.ranks_per_node
+    command = ["run", "--all" if args.all else name, "--lang", args.lang, "--ranks", str(ranks)]
+    command += ["--device", args.device]
+    command += [] if args.steps is None else ["--steps", str(args.steps)]
+    wanted = submit.Wanted(
+        args.nodes,
+        args.ranks_per_node,
+        args.gpus_per_node,
+        args.partition,
+        args.account,
+        args.minutes,
+    )
+    job, folder = submit.submit(command, wanted, run.check_out(Path(args.out)), name)
+    print(f"job {job}: {folder}", flush=True)
+    if args.no_wait:
+        return 0
+    return submit.follow(job, folder, lambda line: print(line, flush=True))
 
 
 def _lessons(args: argparse.Namespace) -> int:

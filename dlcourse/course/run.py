@@ -31,6 +31,7 @@ from dlcourse.course import catalog, metrics
 from dlcourse.course.serve import kernel_settings
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 CELL_TIMEOUT = 600  # seconds; a lesson's own limits are far shorter, this one is against hangs
 
 
@@ -101,11 +102,12 @@ def check_device(device: str) -> str:
 
 
 def check_ranks(ranks: int | None) -> int | None:
-    """Return ``ranks`` if this machine can hold them, else ``ValueError`` with what would fit."""
+    """Return ``ranks`` if the machines can hold them, else ``ValueError`` with what would fit."""
     from dlcourse.machine import fitting_ranks
+    from dlcourse.ranks.machines import of_this_run
 
     if ranks is not None:
-        fit = fitting_ranks()
+        fit = fitting_ranks() * of_this_run().used_for(ranks) if ranks > 0 else fitting_ranks()
         if ranks < 1:
             raise ValueError(f"ranks={ranks}: give a number from 1 to {fit}")
         if ranks > fit:
@@ -159,7 +161,7 @@ def run_lesson(
     Raises:
         ValueError: an unknown lesson, language or device, or no place for the results, before
             anything starts.
-        KeyboardInterrupt: interrupted; kernel and ranks have ended.
+        KeyboardInterrupt: interrupted; kernel and ranks have ended, and what was measured is kept.
     """
     import papermill
 
@@ -192,7 +194,7 @@ def run_lesson(
                     **_client(),
                 )
             except KeyboardInterrupt:
-                raise
+                error = "interrupted"
             except Exception as failure:  # a failed cell, a dead kernel, a time-out
                 error = _describe(failure)
             finally:
@@ -202,7 +204,24 @@ def run_lesson(
         used = {**declared, **parameters}
         report = _report(name, lang, used, wall, error, entries)
     results.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if error == "interrupted":
+        raise KeyboardInterrupt
     return LessonRun(name, lang, target, results, wall, error)
+
+
+def has_passed(name: str, lang: str, out: Path) -> bool:
+    """Whether an earlier run has left results of a lesson in ``out``, and they are good."""
+    try:
+        return json.loads(_left(out, name, lang)[1].read_text(encoding="utf-8"))["passed"] is True
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+
+
+def note_progress(out: Path, lesson: str, state: str) -> None:
+    """Add a line to ``out/progress.jsonl``, which tells how far a run of lessons is."""
+    with (out / "progress.jsonl").open("a", encoding="utf-8") as file:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        file.write(json.dumps({"time": now, "lesson": lesson, "state": state}) + "\n")
 
 
 def run_cells(notebook: Any, *, cwd: Path) -> None:
@@ -239,7 +258,9 @@ def machine() -> dict[str, Any]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise ``KeyboardInterrupt`` once; later ones cannot break the cleaning."""
+    """Ctrl-C, SIGTERM, and SIGUSR1 (of Slurm, before it takes machines away) raise
+    ``KeyboardInterrupt`` once; later ones cannot break the cleaning.
+    """
     told = False
 
     def interrupt(*_: Any) -> None:
@@ -249,7 +270,7 @@ def interruptible() -> Iterator[None]:
             raise KeyboardInterrupt
 
     try:
-        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, interrupt) for s in _INTERRUPTS}
     except ValueError:  # not in the main thread: whoever owns it handles signals
         yield
         return

@@ -67,18 +67,15 @@ def of_this_run() -> Machines:
     nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
     if nodes in ("", "1") or "SLURM_JOB_ID" not in os.environ:
         return Machines((socket.gethostname(),))
-    listed = _said("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
-    here = os.environ.get("SLURMD_NODENAME", "")
+    here, listed = os.environ.get("SLURMD_NODENAME", ""), _nodes_of_the_job()
     if here not in listed:
         raise ValueError(
             f"SLURM_JOB_NODELIST={','.join(listed)}: this process is on no node of its job, where "
             "the ranks would be. Start it there: `srun --pty --overlap --nodes=1 --ntasks=1 bash`"
         )
     others = [name for name in listed if name != here]
-    found = re.search(r"NodeAddr=(\S+)", _said("scontrol", "show", "node", others[0]))
     shared = Path(os.environ.get(SHARED) or Path.home() / ".dlcourse" / "channels")
-    address = own_address(found.group(1) if found else others[0])
-    return Machines((here, *others), address, shared, by_slurm=True)
+    return Machines((here, *others), own_address(_address_of(others[0])), shared, by_slurm=True)
 
 
 def _joined(folder: str) -> Machines:
@@ -87,8 +84,25 @@ def _joined(folder: str) -> Machines:
         raise ValueError(f"{NODES}={count!r}: with {JOIN} it must be the number of machines")
     if not Path(folder).is_dir():
         raise ValueError(f"{JOIN}={folder!r}: must be a folder that all machines share")
-    names = (socket.gethostname(), *(f"machine {n}" for n in range(1, int(count))))
-    return Machines(names, own_address(os.environ.get("MASTER_ADDR")), Path(folder))
+    here = socket.gethostname()
+    if count == "1":
+        return Machines((here,))
+    other = os.environ.get("MASTER_ADDR")  # of torchrun
+    if "SLURM_JOB_NODELIST" in os.environ:
+        own = os.environ.get("SLURMD_NODENAME", here)
+        other = _address_of(next(name for name in _nodes_of_the_job() if name != own))
+    names = (here, *(f"machine {n}" for n in range(1, int(count))))
+    return Machines(names, own_address(other), Path(folder))
+
+
+def _nodes_of_the_job() -> list[str]:
+    return _said("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).split()
+
+
+def _address_of(node: str) -> str:
+    """Where Slurm reaches a node."""
+    found = re.search(r"NodeAddr=(\S+)", _said("scontrol", "show", "node", node))
+    return found.group(1) if found else node
 
 
 def own_address(other: str | None = None) -> str:
@@ -105,9 +119,7 @@ def own_address(other: str | None = None) -> str:
         raise ValueError(f"{INTERFACE}: name the interface that leads to the other machines")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing
         probe.connect((other, 9))
-        address = probe.getsockname()[0]
-    # The first machine of a job may be named by itself; then the others are told its address.
-    return address
+        return probe.getsockname()[0]
 
 
 def interface_of(address: str) -> str:

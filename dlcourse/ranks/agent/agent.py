@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import select
 import shutil
 import signal
@@ -175,6 +176,7 @@ class Agent:
             return
         if data:
             self.client.send("output", pool=pool.number, rank=rank, stream=stream, data=data)
+            _keep(rank, data)
             return
         del pool.pipes[pipe]  # every process that could write to it has ended
         self._close(pipe)
@@ -206,6 +208,14 @@ class Agent:
             self.end(number)
 
 
+def _keep(rank: int, data: bytes) -> None:
+    """In a job, what each rank prints is also kept in a file, less the marks of cells' ends."""
+    if folder := os.environ.get("DLCOURSE_RANK_LOGS"):
+        with suppress(OSError), (Path(folder) / f"rank-{rank}.log").open("ab") as log:
+            log.write(MARK.sub(b"", data))
+
+
+MARK = re.compile(rb"\0[0-9a-f]{24}\n")
 PRELOADED = (
     "torch.distributed.launcher.api",
     # Every optimizer step and DDP import torch's compiler: 70 MB and seconds in each rank, if it

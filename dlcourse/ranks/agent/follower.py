@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dlcourse.ranks.agent.agent import PRELOADED, Agent, import_once
 from dlcourse.ranks.channel import Channel
-from dlcourse.ranks.machines import own_address
+from dlcourse.ranks.machines import interface_of, own_address
 from dlcourse.ranks.new_process import adopt, environment
 from dlcourse.ranks.os_processes import adopt_orphans
 
@@ -24,14 +24,17 @@ CHANNEL, ENDED = "channel.json", "ended"  # files of a folder that all machines 
 
 def main(channel: str) -> None:
     """Serve one notebook, whose channel's file is there already (the task of an `srun`)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ranks are interrupted by request only
     _prepare(Channel.load(Path(channel)))
     _serve(Path(channel), int(os.environ["SLURM_PROCID"]) + 1)
 
 
-def follow(folder: Path, node: int) -> None:
-    """Serve every notebook that opens its channel in a folder, until the job has ended there."""
+def follow(folder: Path, node: int, ended: Path) -> None:
+    """Serve every notebook that opens its channel in a folder, until the job's end is told by a
+    file.
+    """
     served: Channel | None = None
-    while not (folder / ENDED).exists():
+    while not ended.exists():
         channel = None
         with suppress(FileNotFoundError):
             channel = Channel.load(folder / CHANNEL)
@@ -47,8 +50,10 @@ def follow(folder: Path, node: int) -> None:
 def _prepare(channel: Channel) -> None:
     """What an agent needs before its first notebook: variables, signals, and torch imported."""
     host = channel.address.removeprefix("tcp://").rpartition(":")[0]
-    adopt(environment(own_address(host)))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ranks are interrupted by request only
+    adopt(environment(own_address(host)), elsewhere=True)
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface_of(
+        own_address(host)
+    )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     adopt_orphans()
     import_once(PRELOADED)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 from dlcourse.ranks.diagnosis.deadlock import find_deadlock
-from dlcourse.ranks.diagnosis.report import on_machines
 from dlcourse.ranks.diagnosis.state import RankState
 from dlcourse.ranks.notebook.output import Output
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
@@ -125,9 +124,8 @@ class RunningCell:
             self.wait_until(time.monotonic() + AFTER_CUT)
 
     def _note_deadlock(self, before: list[RankState], now: list[RankState]) -> None:
-        with on_machines(self.processes.machine_names()):
-            if find_deadlock(before, now) is not None:
-                self.headline = both(lambda: find_deadlock(before, now) or "")
+        if find_deadlock(before, now) is not None:
+            self.headline = both(lambda: find_deadlock(before, now) or "")
 
     def wait_until(self, limit: float) -> None:
         while self.pending() and not self.processes.dead and time.monotonic() < limit:

@@ -18,11 +18,6 @@ from dlcourse.words.strings import Both, both, language, t
 
 def judge(cell: RunningCell) -> None:
     """Raise what went wrong, after putting the pool in order; return if nothing did."""
-    with on_machines(cell.processes.machine_names()):
-        _judge(cell)
-
-
-def _judge(cell: RunningCell) -> None:
     processes = cell.processes
     errors = {r: d["error"] for r, d in cell.done.items() if "error" in d}
     if len(cell.done) == len(cell.chosen) and not errors and not cell.interrupted:
@@ -103,8 +98,10 @@ def message(cell: RunningCell, errors: dict[int, dict[str, Any]]) -> list[str]:
         own = {r: e for r, e in raised.items() if timed_out(e)} or raised
     if processes.dead:
         rank = min(processes.dead)
-        together = [r for r in processes.dead if processes.dead[r] == MACHINE_LOST]
-        headline = _ended(together or [rank], _exit_reason(processes, (together or [rank])[0]))
+        headline = _ended([rank], _exit_reason(processes, rank))
+        if together := [r for r in processes.dead if processes.dead[r] == MACHINE_LOST]:
+            with on_machines(processes.machine_names()):
+                headline = _ended(together, _exit_reason(processes, together[0]))
         if (mismatch := find_mismatch(cell.known_states())) is not None:
             headline = t("ranks.ended_after", ended=headline, mismatch=mismatch)
     elif cell.headline is not None and not own:
@@ -125,7 +122,9 @@ def message(cell: RunningCell, errors: dict[int, dict[str, Any]]) -> list[str]:
         headline = t("ranks.not_ended", ranks=named(cell.pending()))
     if cell.interrupted and headline != t("ranks.interrupted"):
         headline = f"{t('ranks.interrupted')}: {headline}"
-    lines = [headline, *report(cell.known_states())]
+    # The headline is the same wherever the ranks are; the lines below say on which machine.
+    with on_machines(processes.machine_names()):
+        lines = [headline, *report(cell.known_states())]
     if cell.headline is not None and not own and not cell.interrupted:
         lines.append(t("ranks.advice"))
     if own:

@@ -1,0 +1,90 @@
+"""One run over several machines that are there already: what each of them does.
+
+Every machine starts the same command, `dlcourse job FOLDER -- run 06_zero --ranks 8`, by Slurm's
+`srun`, by torchrun, or by hand. The first one runs the lesson; each other one is an agent that
+starts ranks for the lesson's kernel, which it finds by a file in a folder that all machines share.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlcourse.ranks import machines
+from dlcourse.ranks.agent import follower
+
+# (number of this machine, number of machines): as srun, torchrun and its own agents tell them.
+_TOLD = (("SLURM_PROCID", "SLURM_NTASKS"), ("RANK", "WORLD_SIZE"))
+
+
+class Job:
+    """A machine's part in a run over several.
+
+    Args:
+        folder: shared by all machines, used for this run alone.
+        command: of `dlcourse`, for the first machine.
+        node: number of this machine; by default what srun or torchrun tell.
+        nodes: number of machines; by default what srun or torchrun tell.
+
+    Raises:
+        ValueError: if nobody tells which machine this is, or the folder has had another run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        command: Sequence[str],
+        node: int | None = None,
+        nodes: int | None = None,
+    ) -> None:
+        for number, count in _TOLD:
+            if node is None and nodes is None and number in os.environ:
+                node, nodes = int(os.environ[number]), int(os.environ[count])
+        if node is None or nodes is None or not 0 <= node < nodes:
+            raise ValueError(
+                f"node={node}, nodes={nodes}: start it with srun or torchrun, one task on each "
+                "machine, or give both: `--nodes 2 --node 0` here, `--nodes 2 --node 1` there"
+            )
+        if not command or command[0] != "run":
+            raise ValueError(f"command={' '.join(command)!r}: give `run` and its arguments")
+        self.folder, self.command, self.node, self.nodes = folder, list(command), node, nodes
+        # A job that Slurm starts again has the folder of its first start.
+        again = os.environ.get("SLURM_RESTART_COUNT", "0")
+        self.ended = folder / f"{follower.ENDED}-{again}"
+        if self.ended.exists():
+            raise ValueError(f"folder={str(folder)!r}: a run has ended there; give a new one")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """Do this machine's part; returns the exit status of the command."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.node:
+            follower.follow(self.folder, self.node, self.ended)
+            return 0
+        (self.folder / follower.CHANNEL).unlink(missing_ok=True)
+        spread = {machines.JOIN: str(self.folder), machines.NODES: str(self.nodes)}
+        status = 1
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dlcourse.cli", *self.command], env=os.environ | spread
+            )
+            status = self.process.wait()
+        except KeyboardInterrupt:
+            self.interrupt()
+            raise
+        finally:
+            self.ended.write_text(str(status))
+        return status
+
+    def interrupt(self, seconds: float = 30.0) -> None:
+        """End the first machine's command; it keeps what it has got."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
