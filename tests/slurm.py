@@ -13,6 +13,8 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,7 +123,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=
 
 
 class Slurm:
-    """`with Slurm(place) as slurm: slurm.run("sinfo")`; place: an empty folder, with a short path."""
+    """`with Slurm(place) as slurm: slurm.run("sinfo")`; place: an empty folder."""
 
     def __init__(self, place: Path, nodes: tuple[str, ...] = ("alpha", "beta")) -> None:
         needed()
@@ -156,15 +158,15 @@ class Slurm:
             f"--socket={place}/munge.socket", f"--pid-file={place}/munged.pid",
             f"--log-file={place}/munged.log", f"--seed-file={place}/munged.seed",
         )  # fmt: skip
-        self._until(lambda: (place / "munge.socket").exists(), "munged")
+        self.until((place / "munge.socket").exists)
         # This machine may have no file system of control groups; nothing here limits anything.
         (place / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         self._spawn("slurmctld", "-D", "-c")
         for node in self.network.nodes:
             (place / f"spool-{node}").mkdir()
             self._spawn(*self.network.inside(node), "slurmd", "-D", "-N", node)
-        idle = len(self.network.nodes)
-        self._until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").count("idle") >= idle, "nodes")
+        nodes = len(self.network.nodes)
+        self.until(lambda: self.run("sinfo", "-h", "-N", "-o", "%T").count("idle") >= nodes)
 
     def _spawn(self, *command: str) -> None:
         log = (self.place / f"{Path(command[0]).name}.out").open("ab")
@@ -172,13 +174,24 @@ class Slurm:
             subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
         )
 
-    def _until(self, condition: object, what: str, seconds: float = 60) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 120) -> None:
+        """Wait for a condition; fails with what Slurm has logged."""
         limit = time.monotonic() + seconds
-        while time.monotonic() < limit:
-            if condition():  # type: ignore[operator]
-                return
+        while not condition():
+            assert time.monotonic() < limit, self.logs()
             time.sleep(0.1)
-        raise TimeoutError(f"{what}: {self.logs()}")
+
+    def submit(self, script: str, *options: str, **variables: str) -> tuple[str, Path]:
+        """Submit lines of a shell; returns the job's number and the file of what it says."""
+        batch = self.place / f"{uuid.uuid4().hex[:8]}.sh"
+        exports = "".join(f"export {name}='{value}'\n" for name, value in variables.items())
+        batch.write_text(f"#!/bin/bash\n{exports}{script}\n")
+        said = self.run("sbatch", "--parsable", f"--output={batch}.out", *options, str(batch))
+        return said.strip(), Path(f"{batch}.out")
+
+    def gone(self, job: str) -> bool:
+        """Whether the queue knows a job no more."""
+        return not self.run("squeue", "-h", "-j", job, "-t", "PD,R,CF,CG,S").startswith(" ")
 
     def run(self, *command: str, check: bool = False, **more: str) -> str:
         """What a command says that talks to this Slurm, from outside of its nodes."""

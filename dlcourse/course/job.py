@@ -11,7 +11,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dlcourse.ranks import machines
@@ -78,13 +80,22 @@ class Job:
             raise
         finally:
             self.ended.write_text(str(status))
+            (self.folder / follower.CHANNEL).unlink(missing_ok=True)  # it has keys in it
         return status
 
     def interrupt(self, seconds: float = 30.0) -> None:
-        """End the first machine's command; it keeps what it has got."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+        """End the first machine's command; it keeps what it has got.
+
+        May be called by a signal's handler while `run` waits: Popen's own wait would then wait for
+        the one that it interrupts.
+        """
+        if self.process is None or self.process.returncode is not None:
+            return
+        limit = time.monotonic() + seconds
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.process.pid, signal.SIGTERM)
+            while time.monotonic() < limit:
+                if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    return
+                time.sleep(0.1)
+            os.kill(self.process.pid, signal.SIGKILL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dlcourse.measure.categories import CATEGORIES
 from dlcourse.panel.summary import Summary
 from dlcourse.words.strings import t
@@ -14,8 +16,11 @@ _AWAY = ("dead", "lost")
 Waits = dict[int, tuple[str, float] | None]  # rank -> the collective it is in, seconds
 
 
-def message(summary: Summary, lang: str) -> dict:
-    """What the browser is to draw now; below 4 KB."""
+def message(summary: Summary, lang: str, machines: Sequence[str] = ()) -> dict:
+    """What the browser is to draw now; below 4 KB.
+
+    machines: for each rank the name of its machine, where there are several.
+    """
     ranks = [summary.known[number] for number in sorted(summary.known)]
     waits = {r["rank"]: summary.waited(r) for r in ranks}
     # A pool of hundreds still shows each rank that stands out.
@@ -35,7 +40,7 @@ def message(summary: Summary, lang: str) -> dict:
         "comm": _comm(ranks),
         "more": t("panel.more", lang, count=more) if more else "",
         "ranks": [
-            _row(r, summary.peak(r), waits[r["rank"]], lang)
+            _row(r, summary.peak(r), waits[r["rank"]], lang) | _place(r["rank"], machines)
             for r in sorted(shown, key=lambda r: r["rank"])
         ],
     }
@@ -112,6 +117,10 @@ def _comm(ranks: list[dict]) -> list[list]:
             most[op] = max(most.get(op, (0, 0)), (count, calls.get(op, 0)))
     rows = sorted(most.items(), key=lambda item: (-item[1][0], item[0]))
     return [[op, *pair] for op, pair in rows[:8]]
+
+
+def _place(rank: int, machines: Sequence[str]) -> dict[str, str]:
+    return {"at": machines[rank]} if machines else {}
 
 
 def _row(rank: dict, peak: int, waited: tuple[str, float] | None, lang: str) -> dict:

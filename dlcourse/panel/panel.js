@@ -151,6 +151,7 @@ function render({ model, el }, past) {
     name.scope = "row";
     make("i", "", name).style.background = rankColors[r % rankColors.length];
     name.append(words.rank.replace("{}", r));
+    const at = make("small", "dlc-at", name, { rank: r, field: "machine" });
     const state = make("td", "dlc-state", tr, { rank: r, field: "state" });
     const bar = make("div", "dlc-bar", make("td", "dlc-room", tr), { rank: r, field: "bar" });
     bar.setAttribute("role", "img");
@@ -166,7 +167,7 @@ function render({ model, el }, past) {
     canvas.setAttribute("aria-label", `${words.timeline}, ${words.rank.replace("{}", r)}`);
     const moved = make("td", "dlc-num", tr, { rank: r, field: "bytes" });
     const dot = make("span", "", dots);
-    lines.set(r, { tr, state, bar, pieces, peak, total, canvas, moved, dot });
+    lines.set(r, { tr, at, state, bar, pieces, peak, total, canvas, moved, dot });
     return lines.get(r);
   };
 
@@ -199,6 +200,7 @@ function render({ model, el }, past) {
     for (const rank of now.ranks) {
       const row = line(rank.r);
       row.tr.dataset.state = row.dot.dataset.state = rank.s;
+      write(row.at, rank.at ? ` ${rank.at}` : "");
       row.dot.textContent = MARKS[rank.s] ?? "";
       row.dot.style.color = states[rank.s];
       row.dot.title = `${words.rank.replace("{}", rank.r)}: ${rank.text}`;

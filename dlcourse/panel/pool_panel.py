@@ -13,6 +13,9 @@ from dlcourse.ranks.notebook.observer import observe_with
 class PoolPanel(Panel):
     """A panel that observes a pool (see `dlcourse.ranks.notebook.observer.Observer`)."""
 
+    def placed(self, machines: Sequence[str]) -> None:
+        self.machines = machines
+
     def at_rest(self, ranks: Mapping[int, str], *, afresh: bool) -> None:
         states = [{"rank": rank, "state": state} for rank, state in ranks.items()]
         self.update({"busy": False, "ranks": states} | ({"cell": 0} if afresh else {}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -55,6 +56,7 @@ class Panel:
         self.lang = lang or language()
         t("panel.title", self.lang, size=size)  # refuses an unknown language here, not later
         self.next_label: int | None = None  # the number beside the notebook's cell that runs next
+        self.machines: Sequence[str] = ()  # of each rank, where there are several
         self._widget: Any = None
         self._lock = threading.Lock()
         self._pending = False
@@ -75,9 +77,8 @@ class Panel:
 
         if self._widget is None:
             look = _LOOK | {"size": self.size}
-            self._widget = _widget_class()(
-                words=_words(self.lang, self.size), look=look, now=message(self._summary, self.lang)
-            )
+            now = message(self._summary, self.lang, self.machines)
+            self._widget = _widget_class()(words=_words(self.lang, self.size), look=look, now=now)
         display(self._widget)
 
     def update(self, state: dict) -> None:
@@ -129,7 +130,7 @@ class Panel:
             self._timer = None
         if self._pending and self._widget is not None:
             self._sent_at = time.monotonic()
-            self._widget.now = message(self._summary, self.lang)
+            self._widget.now = message(self._summary, self.lang, self.machines)
         self._pending = False
 
 

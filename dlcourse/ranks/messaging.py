@@ -196,6 +196,7 @@ class MessageServer:
                 self._on_message(identity, pickle.loads(payload))
         if self._monitor is not None:
             self._router.disable_monitor()
+            self._monitor.close()  # or the context waits for it
         if self._guard is not None:
             self._guard.stop()
         self._router.close()

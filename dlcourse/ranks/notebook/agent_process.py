@@ -21,6 +21,7 @@ from dlcourse.ranks import machines
 from dlcourse.ranks.messaging import MessageServer, agent_identity, new_directory, remove
 from dlcourse.ranks.new_process import environment, python_without_the_folder
 from dlcourse.ranks.notebook import stop
+from dlcourse.words.strings import t
 
 START_LIMIT = 120.0  # seconds for the agent to import torch on a slow machine
 
@@ -95,10 +96,7 @@ class AgentProcess:
         agent = cls._current
         if agent is not None and agent.owner == os.getpid() and agent.lost:
             gone = ", ".join(agent.name(node) for node in sorted(agent.lost))
-            raise RuntimeError(
-                f"machine lost: {gone}. This job's ranks cannot start again: end it and submit it "
-                "anew; lessons that are done are kept"
-            )
+            raise RuntimeError(f"{gone}: the machine gives no sign any more. {t('ranks.job_over')}")
         if agent is None or agent.owner != os.getpid() or agent.process.poll() is not None:
             if agent is not None and agent.owner == os.getpid():
                 agent.close()

@@ -21,6 +21,9 @@ class Observer(Protocol):
     def display(self) -> None:
         """Show the pool below the running cell; again where it was shown before."""
 
+    def placed(self, machines: Sequence[str]) -> None:
+        """The ranks are up. machines: of each rank; empty where there is only one."""
+
     def at_rest(self, ranks: Mapping[int, str], *, afresh: bool) -> None:
         """No cell runs. Called from any thread.
 
@@ -86,6 +89,8 @@ class Observation:
         """The ranks are up: what an earlier life of them has measured is over."""
         if self.observer is None:
             self.show()
+        if self.observer is not None:
+            self.observer.placed(self.processes.machine_names())
         self.at_rest(afresh=True)
 
     def at_rest(self, died: Iterable[int] = (), *, afresh: bool = False) -> None:

@@ -206,6 +206,8 @@ class Ranks:
     def __repr__(self) -> str:
         dead = self.processes.dead
         backend = f", {self.processes.backend_device}" if self.state != "stopped" else ""
+        if machines := dict.fromkeys(self.processes.machine_names()):
+            backend += f" on {' and '.join(machines)}"
         died = f", {label(sorted(dead))} dead" if dead else ""
         return f"Ranks({self.size}{backend}, {self.state}{died})"
 
@@ -243,6 +245,7 @@ class Ranks:
             print(between_cells(processes))
             processes.end("lost")
         if self.state == "lost":
+            AgentProcess.get()  # refuses where a machine of the job is gone
             print(t("ranks.started_afresh", ranks=named(list(range(self.size)))))
             with stop.DelayedStop():
                 try:

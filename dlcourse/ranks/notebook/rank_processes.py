@@ -69,7 +69,7 @@ class RankProcesses:
         try:
             self.agent.wait_until_ready()
             self.oom_kills = machine.out_of_memory_kills()
-            self._request = dict(
+            self._request: dict[str, Any] = dict(
                 pool=self.life,
                 size=self.size,
                 nodes=self.nodes,

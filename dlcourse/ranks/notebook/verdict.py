@@ -6,8 +6,14 @@ from typing import Any
 
 from dlcourse import machine
 from dlcourse.ranks.diagnosis.mismatch import find_mismatch, uneven_progress
-from dlcourse.ranks.diagnosis.report import MACHINE_LOST, exit_reason, named, on_machines
-from dlcourse.ranks.diagnosis.report import report, timed_out
+from dlcourse.ranks.diagnosis.report import (
+    MACHINE_LOST,
+    exit_reason,
+    named,
+    on_machines,
+    report,
+    timed_out,
+)
 from dlcourse.ranks.diagnosis.state import RankState
 from dlcourse.ranks.display import fold
 from dlcourse.ranks.errors import RankError, RanksInterrupted
@@ -32,7 +38,7 @@ def judge(cell: RunningCell) -> None:
         after = "ranks.kept_wrap"
     if lost:
         processes.end("lost")
-        after = "ranks.afresh"
+        after = "ranks.job_over" if processes.agent.lost else "ranks.afresh"
     text = both(lambda: _joined(said, after))
     if cell.interrupted:
         raise RanksInterrupted(text)
