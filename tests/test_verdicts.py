@@ -332,7 +332,7 @@ def test_a_connection_that_a_cut_has_closed_is_no_cause(interrupted):
         type="RuntimeError", message="gloo: Connection closed by peer", transport=True, cut=False,
         interrupted=False, traceback="", line=1, code="", collective=None,
     )  # fmt: skip
-    processes = SimpleNamespace(dead={}, size=2, timeout=30)
+    processes = SimpleNamespace(dead={}, size=2, timeout=30, machine_names=list)
     running = running_cell.RunningCell(processes, 1, [0, 1], None, tick=lambda cell: None)
     running.done = {0: {"error": lost}, 1: {"error": lost | {"cut": True}}}
     headline = both(lambda: "rank 1 never reached all_reduce #2")

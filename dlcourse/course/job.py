@@ -63,7 +63,7 @@ class Job:
 
     def run(self) -> int:
         """Do this machine's part; returns the exit status of the command."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.node:
             follower.follow(self.folder, self.node, self.ended)
             return 0
