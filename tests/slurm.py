@@ -20,8 +20,11 @@ from pathlib import Path
 import pytest
 
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "ip", "unshare")
-NETWORK = "10.213.77"
-BRIDGE = "dlcbridge"
+# Of this process: another run of the tests on the same machine has its own.
+OWN = os.getpid() % 1000
+NETWORK = f"10.{213 + OWN // 250}.{OWN % 250}"
+BRIDGE = f"dlcbridge{OWN}"
+PORT = 17000 + 2 * OWN
 
 
 def needed() -> None:
@@ -39,7 +42,7 @@ def _run(*command: str) -> None:
 
 
 class Network:
-    """Namespaces on one bridge: `alpha` has 10.213.77.2, the next one .3, this side .1."""
+    """Namespaces on one bridge: `alpha` has the address .2, the next one .3, this side .1."""
 
     def __init__(self, nodes: tuple[str, ...]) -> None:
         self.nodes = nodes
@@ -51,35 +54,48 @@ class Network:
         _run("ip", "address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
         _run("ip", "link", "set", BRIDGE, "up")
         for node, address in self.addresses.items():
-            _run("ip", "netns", "add", f"dlc-{node}")
-            _run("ip", "link", "add", f"dlc{node}", "type", "veth", "peer", "name", f"d{node}0")
-            _run("ip", "link", "set", f"dlc{node}", "master", BRIDGE, "up")
-            _run("ip", "link", "set", f"d{node}0", "netns", f"dlc-{node}")
-            inside = ("ip", "netns", "exec", f"dlc-{node}", "ip")
+            _run("ip", "netns", "add", self.namespace(node))
+            _run(
+                "ip",
+                "link",
+                "add",
+                f"dlc{OWN}{node}",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                f"d{OWN}{node}",
+            )
+            _run("ip", "link", "set", f"dlc{OWN}{node}", "master", BRIDGE, "up")
+            _run("ip", "link", "set", f"d{OWN}{node}", "netns", self.namespace(node))
+            inside = ("ip", "netns", "exec", self.namespace(node), "ip")
             _run(*inside, "link", "set", "lo", "up")
-            _run(*inside, "link", "set", f"d{node}0", "name", "fabric0")
+            _run(*inside, "link", "set", f"d{OWN}{node}", "name", "fabric0")
             _run(*inside, "address", "add", f"{address}/24", "dev", "fabric0")
             _run(*inside, "link", "set", "fabric0", "up")
         return self
+
+    def namespace(self, node: str) -> str:
+        return f"dlc{OWN}-{node}"
 
     def inside(self, node: str) -> list[str]:
         """What is put in front of a command to run it on a node, under the node's name."""
         shell = f'hostname {node} && exec "$@"'
         return [
-            "ip", "netns", "exec", f"dlc-{node}", "unshare", "--uts", "sh", "-c", shell, "sh",
+            "ip", "netns", "exec", self.namespace(node), "unshare", "--uts", "sh", "-c", shell, "sh",
         ]  # fmt: skip
 
     def unplug(self, node: str) -> None:
         """The node's cable is pulled: no message arrives, no connection is closed."""
-        _run("ip", "link", "set", f"dlc{node}", "down")
+        _run("ip", "link", "set", f"dlc{OWN}{node}", "down")
 
     def plug(self, node: str) -> None:
-        _run("ip", "link", "set", f"dlc{node}", "up")
+        _run("ip", "link", "set", f"dlc{OWN}{node}", "up")
 
     def _remove(self) -> None:
         for node in self.nodes:
-            subprocess.run(["ip", "netns", "delete", f"dlc-{node}"], capture_output=True)
-            subprocess.run(["ip", "link", "delete", f"dlc{node}"], capture_output=True)
+            subprocess.run(["ip", "netns", "delete", self.namespace(node)], capture_output=True)
+            subprocess.run(["ip", "link", "delete", f"dlc{OWN}{node}"], capture_output=True)
         subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True)
 
     def __exit__(self, *_: object) -> None:
@@ -100,8 +116,8 @@ SlurmctldPidFile={place}/slurmctld.pid
 SlurmdPidFile={place}/slurmd-%n.pid
 SlurmctldLogFile={place}/slurmctld.log
 SlurmdLogFile={place}/slurmd-%n.log
-SlurmctldPort=7817
-SlurmdPort=7818
+SlurmctldPort={port}
+SlurmdPort={other_port}
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -152,7 +168,16 @@ class Slurm:
             for node, address in self.network.addresses.items()
         )
         host = socket.gethostname()
-        self.conf.write_text(CONF.format(host=host, network=NETWORK, place=place, nodes=lines))
+        self.conf.write_text(
+            CONF.format(
+                host=host,
+                network=NETWORK,
+                place=place,
+                nodes=lines,
+                port=PORT,
+                other_port=PORT + 1,
+            )
+        )
         self._spawn(
             "munged", "--foreground", "--force", f"--key-file={key}",
             f"--socket={place}/munge.socket", f"--pid-file={place}/munged.pid",

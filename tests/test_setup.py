@@ -156,6 +156,7 @@ def _imported(folder: str) -> dict[str, set[str]]:
 
 def test_what_is_imported_is_declared():
     course = _imported("dlcourse")
+    assert course.pop("submitit") == {"dlcourse/course/submit.py"}, "only who submits needs it"
     peers = {p for p in course if p in _declared("peers") or p in BY_HAND}
     assert not {p: files for p, files in course.items() if p not in _declared() and p not in peers}
     outside = {f for p in peers for f in course[p] if not f.startswith("dlcourse/peers/")}
@@ -173,7 +174,7 @@ BUILD = {"setuptools"}  # makes the wheel of tests/test_wheel.py
 
 def test_what_is_declared_is_used():
     course, tests = _imported("dlcourse"), _imported("tests")
-    assert {*_declared(), *_declared("peers")} - {*course} <= PROGRAMS | FOR_CELLS
+    assert {*_declared(), *_declared("peers", "cluster")} - {*course} <= PROGRAMS | FOR_CELLS
     assert {*_declared("test")} - {*tests} <= PROGRAMS | BUILD
     text = {p: p.read_text() for p in (ROOT / "Makefile", ROOT / "pyproject.toml")}
     assert "jupyterlab" in (ROOT / "dlcourse/cli.py").read_text()
@@ -228,7 +229,7 @@ def test_only_make_test_brings_the_peers(tmp_path):
 
     assert installs("lab") == [""]
     assert installs("quick") == [" test"]
-    assert " test peers" in installs("test")
+    assert " test peers cluster" in installs("test")
 
 
 def test_make_on_windows_says_what_works(tmp_path):
