@@ -27,7 +27,7 @@ Path = Sequence[float]  # the slope before the first step, and after each
 
 
 def show_paths(alone: Sequence[Path], together: Sequence[Path]) -> go.Figure:
-    """The slope that each rank learns alone, and the one that all learn together, over the steps."""
+    """The slope that each rank learns alone, and the one that all learn together, step by step."""
     assert len({path[-1] for path in together}) == 1, "the ranks have drifted apart"
     series = {t("one_model.paths.alone", rank=rank): path for rank, path in enumerate(alone)}
     colors = {name: rank_color(rank) for rank, name in enumerate(series)}
