@@ -40,7 +40,7 @@ PLAN = {
     "12_sharding_offload": "D4 E4",
     "13_memory_anatomy": "D5 D6 D7 D8 D9",
     "14_deepspeed_vs_mps": "E1 E2 E3 E4 E5 E6 E7",
-    "15_choosing": "A2 A3 A4 B7",
+    "15_choosing": "A1 A2 A3 A4 B7",
 }
 IDS = [f"{letter}{i}" for letter, last in zip("ABCDE", (4, 7, 7, 9, 7), strict=True)
        for i in range(1, last + 1)]  # fmt: skip

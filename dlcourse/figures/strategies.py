@@ -1,4 +1,4 @@
-"""One job under several strategies, side by side: its losses, its optimizer state, claims A2-A4."""
+"""One job under several strategies, side by side: its losses, its optimizer state, claims A1-A4."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ def show_optimizer_state(of_ranks: Sequence[Results]) -> go.Figure:
         unit="bytes",
         colors=[CATEGORIES["optimizer_state"]] * len(most),
     )
+
+
+def figures_of_a1(results: Results) -> dict[str, float]:
+    """For claim A1: how many pairings ran, and how far the losses are from training alone."""
+    return {"pairs": len(results), "gap": largest_difference(results)}
 
 
 def figures_of_a2(sizes: Mapping[str, tuple[int, int]]) -> dict[str, float]:

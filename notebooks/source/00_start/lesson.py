@@ -11,8 +11,8 @@
 # In this lesson four ranks run on your machine, with or without a GPU. Two lines make them train one
 # model. You will see which, and what they cost.
 #
-# Time: reading 16 min + exercises 34 min.
-# %% [markdown] lang="ko" en="1b9219b0"
+# Time: reading 17 min + exercises 34 min.
+# %% [markdown] lang="ko" en="3c160ee4"
 # # 시작하기: 랭크란 무엇일까요?
 #
 # 지금까지 쓰던 학습 스크립트는 GPU 한 개를 씁니다. 이제 GPU가 여덟 개인 서버를 받았습니다. 같은
@@ -25,7 +25,7 @@
 # 이 컴퓨터에 GPU가 없어도 됩니다. 랭크 네 개를 띄우고, 모델 하나를 함께 학습하게 하는 두 줄을 넣고, 그 비용을
 # 잽니다.
 #
-# 시간: 읽기 16분 + 연습 34분.
+# 시간: 읽기 17분 + 연습 34분.
 # %% tags=["parameters"] hidden=true
 lang = "ko"
 num_ranks = 4
@@ -36,25 +36,25 @@ device = "auto"
 #   N["this notebook"] -- "cells" --> G
 #   subgraph G["process group"]
 #     direction LR
-#     R0["rank 0<br/>its own Python<br/>its own x"]
-#     R1["rank 1<br/>its own Python<br/>its own x"]
-#     R2["rank 2<br/>its own Python<br/>its own x"]
-#     R3["rank 3<br/>its own Python<br/>its own x"]
+#     R0["rank 0<br/>its own Python<br/>its own variables"]
+#     R1["rank 1<br/>its own Python<br/>its own variables"]
+#     R2["rank 2<br/>its own Python<br/>its own variables"]
+#     R3["rank 3<br/>its own Python<br/>its own variables"]
 #     R0 <--> R1 <--> R2 <--> R3
 #   end
 # ```
 # Four processes that know of each other: a *process group*. Memory is not shared. What one rank
 # wants from another must be sent. The notebook only hands out cells.
-# %% [markdown] lang="ko" en="5a87bf6f"
+# %% [markdown] lang="ko" en="8ce6eaa3"
 # ```mermaid
 # flowchart TB
 #   N["이 노트북"] -- "셀" --> G
 #   subgraph G["프로세스 그룹"]
 #     direction LR
-#     R0["랭크 0<br/>자기 파이썬<br/>자기 x"]
-#     R1["랭크 1<br/>자기 파이썬<br/>자기 x"]
-#     R2["랭크 2<br/>자기 파이썬<br/>자기 x"]
-#     R3["랭크 3<br/>자기 파이썬<br/>자기 x"]
+#     R0["랭크 0<br/>자기 파이썬<br/>자기 변수"]
+#     R1["랭크 1<br/>자기 파이썬<br/>자기 변수"]
+#     R2["랭크 2<br/>자기 파이썬<br/>자기 변수"]
+#     R3["랭크 3<br/>자기 파이썬<br/>자기 변수"]
 #     R0 <--> R1 <--> R2 <--> R3
 #   end
 # ```
@@ -156,20 +156,20 @@ total
 # ## Four strangers become one
 #
 # The smallest model there is: a line $y = w x$ with one parameter, $w$. Each rank has eight points
-# of its own, and they disagree. The points of rank 0 lie on $y = x$, those of rank 1 on $y = 2x$, and
-# so on. Below is a training loop as you know it, and two lines more.
-# %% [markdown] lang="ko" en="f780768a"
+# of its own, and they disagree. The points of rank 0 lie on $y = x$, those of rank 1 on $y = 3x$, then
+# come 5 and 7. Below is a training loop as you know it, and two lines more.
+# %% [markdown] lang="ko" en="f976c2e1"
 # 결과가 같으면 한 줄로 접어서 보여 줍니다. 집합 통신은 오늘 이만큼만 알면 됩니다.
 #
 # ## 모르던 넷이 하나가 되기까지
 #
 # 모델은 더 작을 수 없는 직선 $y = wx$이고 파라미터는 $w$ 하나입니다. 랭크마다 점을 여덟 개씩 가지고
-# 있는데 서로 맞지 않습니다. 랭크 0의 점은 $y = x$ 위에, 랭크 1의 점은 $y = 2x$ 위에 있고, 나머지도 그렇게
-# 이어집니다. 그 아래는 늘 보던 학습 코드에 두 줄을 더한 것입니다.
+# 있는데 서로 맞지 않습니다. 랭크 0의 점은 $y = x$ 위에, 랭크 1의 점은 $y = 3x$ 위에 있고, 다음 두 랭크는
+# 5와 7입니다. 그 아래는 늘 보던 학습 코드에 두 줄을 더한 것입니다.
 # %%
 # %%ranks
 x = torch.linspace(0, 1, 8, device=device)
-y = (rank + 1) * x
+y = (2 * rank + 1) * x
 # %%
 # %%ranks
 def train(x, y, together):
@@ -185,13 +185,13 @@ def train(x, y, together):
         path.append(w.item())
     return path
 # %% [markdown] lang="en"
-# Without the two lines rank 0 learns $w = 1$, rank 1 learns $w = 2$, up to $w = 4$. With them, every
+# Without the two lines rank 0 learns $w = 1$, rank 1 learns $w = 3$, up to $w = 7$. With them, every
 # rank takes the same step: along the *mean* of the four gradients.
 #
 # **Predict**: which $w$ do four ranks learn together? Type your number and press Enter. A wrong guess
 # costs nothing, and you need not type at all.
-# %% [markdown] lang="ko" en="f9b2b5bd"
-# 두 줄이 없으면 랭크 0은 $w = 1$, 랭크 1은 $w = 2$, 마지막 랭크는 $w = 4$를 배웁니다. 두 줄이 있으면 모든 랭크가 네
+# %% [markdown] lang="ko" en="a5b9d490"
+# 두 줄이 없으면 랭크 0은 $w = 1$, 랭크 1은 $w = 3$, 마지막 랭크는 $w = 7$을 배웁니다. 두 줄이 있으면 모든 랭크가 네
 # 그래디언트의 *평균*으로 $w$를 똑같이 갱신합니다.
 #
 # **예측해 보세요.** 랭크 네 개가 함께 배우는 $w$는 얼마일까요? 숫자를 적고 Enter를 누르세요. 틀려도 괜찮고, 적지
@@ -233,7 +233,7 @@ for _ in range(30):
 # %% hidden=true
 # %%ranks --fast
 all_x = x.repeat(world_size)
-all_y = torch.cat([(r + 1) * x for r in range(world_size)])
+all_y = torch.cat([(2 * r + 1) * x for r in range(world_size)])
 slopes = {
     "one": train(all_x, all_y, together=False)[-1],
     "ours": together[-1],
@@ -243,16 +243,18 @@ slopes = {
 show_one_model(ranks["slopes"])
 # %% [markdown] lang="en"
 # Three ways, one model. This is **data parallelism**: copy the model, share out the data, average the
-# gradients. Torch's class does what our two lines do, and does it faster (lesson 03).
+# gradients. Torch's class does what our two lines do, and begins to send while
+# backward still runs (lesson 03).
 #
 # ## What does it cost?
 #
 # A real gradient is larger than one number. Take $2^{20}$ numbers in float32: 4 MiB in each rank.
 #
 # **Predict**: how many bytes does each of four ranks *send* in one `all_reduce`?
-# %% [markdown] lang="ko" en="dd3d4cff"
+# %% [markdown] lang="ko" en="0a807a51"
 # 세 방법이 모두 같은 모델에 이릅니다. 이것이 **데이터 병렬화**(data parallelism)입니다. 모델을 복제하고, 데이터를
-# 나눠 맡고, 그래디언트의 평균을 냅니다. torch의 클래스는 위의 두 줄이 하는 일을 더 빠르게 합니다(레슨 03).
+# 나눠 맡고, 그래디언트의 평균을 냅니다. torch의 클래스는 위의 두 줄이 하는 일을 하되, 역전파가 끝나기 전에 보내기 시작합니다(레슨
+# 03).
 #
 # ## 비용은 얼마일까?
 #
@@ -296,15 +298,16 @@ compare("00.bytes", bytes_of_a_rank(run, ranks["sent"]))
 explore(work_and_bytes, ranks=[1, 2, 4, 8, 16, 32, 64])
 # %% [markdown] lang="en"
 # Work shrinks with every rank that joins. Bytes do not: they stay below twice the gradient, but they
-# never get fewer. So a step of many ranks is mostly sending, and most of this course is about that.
+# never get fewer. So the more ranks there are, the larger is the share of a step that goes into sending.
+# Much of this course is about that.
 #
 # ## When a rank fails
 #
 # Now something goes wrong, on purpose. The last batch has one sequence too few: the last rank gets an
 # empty part, and divides by its length. `--fails` says that this cell is meant to fail. Read the message.
-# %% [markdown] lang="ko" en="56ac67f3"
+# %% [markdown] lang="ko" en="df3c798a"
 # 계산은 랭크가 늘 때마다 줄어듭니다. 바이트는 그래디언트의 두 배를 넘지 않지만 줄어들지도 않습니다. 그래서 랭크가
-# 많아지면 스텝의 대부분이 통신이 됩니다. 이 과정의 많은 부분이 그 이야기입니다.
+# 많아질수록 한 스텝에서 통신이 차지하는 몫이 커집니다. 이 과정의 많은 부분이 그 이야기입니다.
 #
 # ## 랭크 하나가 실패하면
 #
@@ -336,11 +339,11 @@ mine
 #   J --> S["STRATEGY<br/>How is training spread?<br/>03-06, 08"]
 #   J --> A["ARCHITECTURE<br/>How is the model built?<br/>07"]
 #   J --> M["MEMORY<br/>How does it fit into a GPU?<br/>09-13"]
-#   C & S & A & M --> L["Which library, which layout?<br/>14, 15"]
+#   C & S & A & M --> L["Which library,<br/>which way to spread?<br/>14, 15"]
 # ```
 # Strategy and architecture are two questions, though people often mix them up. "Shall we take data
 # parallelism or a mixture of experts?" is like "by bus or in blue?".
-# %% [markdown] lang="ko" en="d89369c9"
+# %% [markdown] lang="ko" en="88ad21d0"
 # 실패한 랭크를 기다리는 랭크는 없었습니다. 만약 다른 랭크가 `all_reduce` 안에 있었다면 끝없이 기다렸을
 # 것입니다. 레슨 01에서 그 장면을 보고, 누가 오지 않았는지 찾는 법을 배웁니다.
 #
@@ -352,17 +355,17 @@ mine
 #   J --> S["전략<br/>학습을 어떻게 나눌까?<br/>03-06, 08"]
 #   J --> A["모델 구조<br/>모델을 어떻게 만들까?<br/>07"]
 #   J --> M["메모리<br/>GPU에 어떻게 담을까?<br/>09-13"]
-#   C & S & A & M --> L["어떤 라이브러리로, 어떻게 배치할까?<br/>14, 15"]
+#   C & S & A & M --> L["어떤 라이브러리와<br/>방식을 고를까?<br/>14, 15"]
 # ```
 # 전략과 모델 구조는 서로 다른 질문인데 자주 섞입니다. "데이터 병렬화를 쓸까요, 전문가 혼합을 쓸까요?"는 "버스로
 # 갈까요, 파란색으로 할까요?"와 같습니다.
 # %% [markdown] lang="en"
 # Sentences that people repeat about distributed training are *claims* in this course. Each has a number,
 # and a verdict from what was run. The first one is about this map. (Its libraries and the MoE come later;
-# lesson 07 trains every pairing.)
-# %% [markdown] lang="ko" en="e1d0c8ad"
+# lesson 15 trains the pairings again.)
+# %% [markdown] lang="ko" en="65f444cb"
 # 이 과정은 분산 학습에 대해 흔히 하는 말에 번호를 붙여 *주장*이라고 부르고, 직접 실행한 결과로 판정합니다. 첫 번째가
-# 이 지도에 대한 것입니다. (여기 나오는 라이브러리와 MoE는 나중에 배웁니다. 모든 조합은 레슨 07에서 학습합니다.)
+# 이 지도에 대한 것입니다. (여기 나오는 라이브러리와 MoE는 나중에 배웁니다. 레슨 15에서 모든 조합을 다시 학습합니다.)
 # %%
 claim("A1")
 # %% [markdown] lang="en"
@@ -504,7 +507,7 @@ import os
 # 1. A rank is a process with its own variables. Only its number tells it from the others.
 # 2. Ranks share nothing. They talk in collectives, which all of them must call.
 # 3. The same start and the mean of all gradients: four copies stay one model, that of one process.
-# 4. In an `all_reduce` of $S$ bytes each of $n$ ranks sends $2\frac{n-1}{n}S$, however many they are.
+# 4. In an `all_reduce` of $S$ bytes each of $n$ ranks sends $2\frac{n-1}{n}S$: never more than $2S$.
 # 5. Strategy (how training is spread) and architecture (how the model is built) are two questions.
 #
 # Next, lesson 01: the collectives, and what happens when one rank does not come.
@@ -512,16 +515,16 @@ import os
 # Sources: [1] [NVIDIA H100](https://www.nvidia.com/en-us/data-center/h100/), 900 GB/s both ways.
 # [2] [DGX H100 guide](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
 # [3] [The Llama 3 Herd of Models](https://arxiv.org/abs/2407.21783).
-# %% [markdown] lang="ko" en="f0931a8a"
+# %% [markdown] lang="ko" en="e5695970"
 # ## 다섯 줄 요약
 #
 # 1. 랭크는 자기 변수를 가진 프로세스입니다. 처음에 다른 것은 번호뿐입니다.
 # 2. 랭크는 아무것도 나눠 쓰지 않습니다. 모두가 함께 부르는 집합 통신으로 주고받습니다.
 # 3. 같은 값에서 출발해 그래디언트의 평균을 쓰면 복제본 넷이 모델 하나로 남고, 단일 프로세스와 같습니다.
-# 4. $S$바이트를 올리듀스하면 랭크 $n$개가 각각 $2\frac{n-1}{n}S$를 보냅니다.
+# 4. $S$바이트를 올리듀스하면 랭크 $n$개가 각각 $2\frac{n-1}{n}S$를 보냅니다. $2S$를 넘지 않습니다.
 # 5. 전략(어떻게 나눌까)과 모델 구조(어떻게 만들까)는 서로 다른 질문입니다.
 #
-# 다음은 레슨 01, 집합 통신입니다. 랭크 하나가 오지 않으면 어떻게 되는지도 봅니다.
+# 다음은 레슨 01, 집합 통신과 오지 않는 랭크입니다.
 #
 # 출처: [1] [NVIDIA H100](https://www.nvidia.com/en-us/data-center/h100/), 양방향 합계 900 GB/s.
 # [2] [DGX H100 안내서](https://docs.nvidia.com/dgx/dgxh100-user-guide/).

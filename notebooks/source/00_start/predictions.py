@@ -11,7 +11,7 @@ RANKS = 4  # as many as the questions name
 
 def common_slope() -> float:
     """The points of all ranks lie alike, so the best common line has the mean of the slopes."""
-    return sum(range(1, RANKS + 1)) / RANKS
+    return sum(2 * rank + 1 for rank in range(RANKS)) / RANKS
 
 
 def bytes_of_an_all_reduce() -> float:

@@ -89,7 +89,7 @@ from dlcourse.figures.choosing import FAILING, side_ratio, show_equal, show_grid
 from dlcourse.figures.choosing import show_recorded, show_thousands
 from dlcourse.figures.goodput import goodput_picture, show_goodput, show_published_failures
 from dlcourse.figures.size_rule import show_size_bands, show_size_map, show_tensor_of_mixtures
-from dlcourse.figures.strategies import figures_of_a2, figures_of_a3, figures_of_a4
+from dlcourse.figures.strategies import figures_of_a1, figures_of_a2, figures_of_a3, figures_of_a4
 from dlcourse.figures.strategies import show_first_losses, show_optimizer_state
 # %% hidden=true
 from dlcourse.peers.bakeoff import recorded_bakeoff
@@ -594,6 +594,8 @@ first_look = {
 }
 # %%
 show_first_losses(ranks["first_look"][0])
+# %%
+claim("A1", **figures_of_a1(ranks["first_look"][0]))
 # %% [markdown] lang="en"
 # One loss in each column: what is learned does not depend on how the work is spread. So architectures are
 # compared with architectures. But are these four alternatives? *Sparse* means that a token uses a part of the
@@ -608,10 +610,12 @@ claim("A2", **figures_of_a2(ranks["sizes"][0]))
 claim("A3", **figures_of_a3(ranks["first_look"][0]))
 # %% [markdown] lang="en"
 # Claim A4 says that ZeRO is DeepSpeed's alone. AdamW keeps 8 bytes for each parameter; here is what the fullest
-# rank keeps of them, with torch's tools only:
-# %% [markdown] lang="ko" en="53e06521"
+# rank keeps of them, with torch's tools only. (ZeRO-1 gives whole parameters to ranks, and two of these are
+# large; ZeRO-3 cuts each one into equal parts.)
+# %% [markdown] lang="ko" en="e3805323"
 # 주장 A4는 ZeRO가 DeepSpeed에만 있다고 합니다. AdamW는 파라미터마다 8바이트를 둡니다. torch의 도구만으로 나누었을 때
-# 상태를 가장 많이 든 랭크에 얼마가 있는지 봅니다.
+# 상태를 가장 많이 든 랭크에 얼마가 있는지 봅니다. (ZeRO-1은 파라미터를 통째로 랭크에 맡기는데 둘이 유난히 크고,
+# ZeRO-3은 파라미터마다 똑같이 자릅니다.)
 # %%
 show_optimizer_state(ranks["first_look"])
 # %%
