@@ -86,11 +86,11 @@ def work_and_bytes(ranks: int) -> Picture:
     """
     share, sent = BATCH / ranks, wire_bytes("all_reduce", GRADIENT, ranks)
     work, wire = t("one_model.explore.work"), t("one_model.explore.sent")
-    words = {"ranks": ranks, "share": digits(share), "sent": human_bytes(sent)}
-    title = t("one_model.explore.one" if ranks == 1 else "one_model.explore.title", **words)
+    words = {"ranks": f"{ranks}", "share": digits(share), "sent": human_bytes(sent)}
+    key = "one_model.explore.one" if ranks == 1 else "one_model.explore.title"
     return bars(
         {work: 100 / ranks, wire: 100 * sent / GRADIENT},
-        title=title,
+        title=t(key, None, **words),
         axis=t("one_model.explore.axis"),
         limit=200,
         texts={

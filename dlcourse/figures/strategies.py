@@ -55,7 +55,7 @@ def show_optimizer_state(of_ranks: Sequence[Results]) -> go.Figure:
         [t(f"strategy.name.{name}") for name in most],
         list(most.values()),
         axis=t("strategy.optimizer.axis"),
-        title=t("strategy.optimizer.title", **percent),
+        title=t("strategy.optimizer.title", zero1=percent["zero1"], zero3=percent["zero3"]),
         unit="bytes",
         colors=[CATEGORIES["optimizer_state"]] * len(most),
     )
