@@ -598,11 +598,11 @@ show_first_losses(ranks["first_look"][0])
 claim("A1", **figures_of_a1(ranks["first_look"][0]))
 # %% [markdown] lang="en"
 # One loss in each column: what is learned does not depend on how the work is spread. So architectures are
-# compared with architectures. But are these four alternatives? *Sparse* means that a token uses a part of the
-# model, which is what an MoE does; *hybrid* means two kinds of layers, and some may be MoE.
-# %% [markdown] lang="ko" en="613db96e"
+# compared with architectures. But are dense, MoE, sparse and hybrid alternatives? *Sparse* means that a
+# token uses a part of the model, which is what an MoE does; *hybrid* means two kinds of layers, and some may be MoE.
+# %% [markdown] lang="ko" en="0681a0e7"
 # 같은 열의 손실은 모두 같습니다. 무엇을 배우는지는 일을 어떻게 나누는지와 상관없습니다. 그러니 모델 구조는 모델 구조와
-# 비교합니다. 그런데 이 넷은 하나를 고르는 문제일까요? 희소는 토큰이 모델의 일부만 쓴다는 뜻이고 MoE가 바로 그렇습니다.
+# 비교합니다. 그런데 밀집, MoE, 희소, 혼합은 하나를 고르는 문제일까요? 희소는 토큰이 모델의 일부만 쓴다는 뜻이고 MoE가 바로 그렇습니다.
 # 혼합은 두 종류의 층을 섞는다는 뜻이고 그 안에 MoE 층이 들어가기도 합니다.
 # %%
 claim("A2", **figures_of_a2(ranks["sizes"][0]))
