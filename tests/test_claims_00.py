@@ -1,4 +1,4 @@
-"""Claims A1-A4: each verdict of lesson 00 is recomputed, in four real ranks."""
+"""Claims A1-A4, of lesson 00's map and of lesson 15: each verdict is recomputed, in four ranks."""
 
 from __future__ import annotations
 

@@ -154,7 +154,6 @@ MEASURED_IN = {
 
 # A lesson that teaches a formula writes it out: how many times it does, in its code
 TAUGHT = {
-    "00_start": 1,
     "01_collectives": 3,
     "03_data_parallel": 1,
     "04_tensor_parallel": 2,

@@ -100,6 +100,17 @@ def test_no_cell_of_a_lesson_holds_the_formula_that_its_room_knows():
             assert "predict(" in source and "formula=" not in source, name
 
 
+def test_the_example_in_an_empty_line_is_no_lessons_answer():
+    root = catalog.course_root()
+    for name in catalog.written_lessons(root):
+        asked = predictions.read_predictions(catalog.room(root, name) / "predictions.py")
+        for id, each in asked.items():
+            example = predictions.EXAMPLES.get(each.unit, predictions.EXAMPLE)
+            answer = each.formula()
+            if not isinstance(answer, str):
+                assert read_amount(example, each.unit) != pytest.approx(answer, rel=0.02), id
+
+
 class FrontEnd:
     """What `predict` shows where somebody is there: the widgets, without a browser."""
 

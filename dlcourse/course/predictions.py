@@ -26,6 +26,9 @@ from dlcourse.words.strings import language, t
 
 Number = int | float
 _SCALED = {"bytes": "B", "s": "s"}  # units that a number is rarely typed in: "28" is not 28 MiB
+# What the empty line shows: amounts that are no lesson's answer
+EXAMPLES = {"bytes": "3.2 MiB", "s": "12 ms", "%": "37%", "×": "2.7"}
+EXAMPLE = "2.7"  # of any other unit
 _predictions: dict[str, Prediction] = {}
 
 
@@ -213,7 +216,7 @@ def _ask(prediction: Prediction) -> None:
     from ipywidgets import HTML, Text, VBox
 
     id, unit = prediction.id, prediction.unit
-    example = {"bytes": "3.2 MiB", "s": "12 ms", "%": "25%", "×": "2"}.get(unit, "2.5")
+    example = EXAMPLES.get(unit, EXAMPLE)
     guess = prediction.guess
     line = Text(
         value=prediction.typed,

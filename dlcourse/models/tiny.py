@@ -1,6 +1,6 @@
 """The smallest language models of two architectures: dense, and mixture of experts (MoE).
 
-Lesson 00 trains both; lesson 07 builds such models in full. Each predicts the next byte from the
+Lesson 15 trains both; lesson 07 builds such models in full. Each predicts the next byte from the
 byte before it, so that a training step takes a millisecond.
 
 Shape suffixes: B sequences, T positions, N = B * T tokens, C width.

@@ -1,4 +1,4 @@
-"""Lesson 00: one training job under five strategies, all of them torch's own.
+"""Lesson 15: one training job under five strategies, all of them torch's own.
 
 A strategy decides how training is spread over the ranks. None of them asks how the model is
 built, so each takes a dense model and an MoE, and each must give one process's losses.

@@ -647,14 +647,14 @@ symmetric_memory.rendezvous(symmetric_memory.empty(4, device="cpu"), dist.group.
 # %% [markdown] lang="en"
 # ### Is DeepEP how a library "supports" expert parallelism?
 #
-# The table of lesson 00 gives expert parallelism to DeepEP. By what it does, DeepEP moves tokens. It
-# has no router, no experts, no optimizer. Megatron-Core and DeepSpeed have these, and may call DeepEP.
-# The claim once more, with its verdict:
-# %% [markdown] lang="ko" en="f8eae530"
+# Tables of who supports what often give expert parallelism to DeepEP. By what it does, DeepEP moves
+# tokens. It has no router, no experts, no optimizer. Megatron-Core and DeepSpeed have these, and may
+# call DeepEP. The claim, with its verdict (lesson 15 runs more of it):
+# %% [markdown] lang="ko" en="a964bd94"
 # ### DeepEP가 전문가 병렬화를 "지원"한다는 말
 #
-# 레슨 00의 표에서는 전문가 병렬화가 DeepEP의 몫입니다. 하는 일로 보면 DeepEP는 토큰을 옮깁니다. 라우터도, 전문가도,
-# 옵티마이저도 없습니다. 이것들은 Megatron-Core와 DeepSpeed에 있고, 거기서 DeepEP를 부를 수 있습니다. 그 주장과 판정을 다시
-# 보면 이렇습니다.
+# 무엇을 지원하는지 정리한 표에서는 전문가 병렬화를 흔히 DeepEP의 몫으로 둡니다. 하는 일로 보면 DeepEP는 토큰을
+# 옮깁니다. 라우터도, 전문가도, 옵티마이저도 없습니다. 이것들은 Megatron-Core와 DeepSpeed에 있고, 거기서 DeepEP를 부를 수
+# 있습니다. 주장과 판정은 이렇습니다. 레슨 15에서 더 많은 칸을 실행해 봅니다.
 # %%
 claim("A4")

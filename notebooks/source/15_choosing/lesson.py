@@ -89,6 +89,8 @@ from dlcourse.figures.choosing import FAILING, side_ratio, show_equal, show_grid
 from dlcourse.figures.choosing import show_recorded, show_thousands
 from dlcourse.figures.goodput import goodput_picture, show_goodput, show_published_failures
 from dlcourse.figures.size_rule import show_size_bands, show_size_map, show_tensor_of_mixtures
+from dlcourse.figures.strategies import figures_of_a1, figures_of_a2, figures_of_a3, figures_of_a4
+from dlcourse.figures.strategies import show_first_losses, show_optimizer_state
 # %% hidden=true
 from dlcourse.peers.bakeoff import recorded_bakeoff
 from dlcourse.plan.answer_tables import show_changes, show_choice, show_published, show_rivals
@@ -395,17 +397,15 @@ show_recorded(record)
 # choose by lines, by buffers (peak memory), by who maintains it, and by what else you will need.
 #
 # That closes the map of lesson 00. Architecture (dense, MoE, sparse, hybrid) is one question, strategy another,
-# the library a third. The verdicts:
-# %% [markdown] lang="ko" en="d448eb15"
+# the library a third. Claims about this map get their verdicts under Deeper. Who has what:
+# %% [markdown] lang="ko" en="52b5fbfc"
 # 학습 결과는 모두 같고, 보내는 바이트는 라이브러리가 아니라 *전략*을 따릅니다. 그러니 전략이 같은 것끼리 견준 다음
 # 코드 줄 수, 버퍼(최대 메모리), 누가 관리하는지, 앞으로 무엇이 더 필요한지를 보고 고르세요.
 #
 # 이것으로 레슨 00의 지도가 완성됩니다. 모델 구조(밀집, MoE, 희소, 혼합)가 한 물음이고, 전략이 또 한 물음이고,
-# 라이브러리가 세 번째 물음입니다. 판정은 다음과 같습니다.
+# 라이브러리가 세 번째 물음입니다. 이 지도에 대한 주장의 판정은 "더 깊이"에 있습니다. 어느 라이브러리에 무엇이 있는지는
+# 다음과 같습니다.
 # %%
-claim("A2")
-claim("A3")
-claim("A4")
 library_map()
 # %% [markdown] lang="en"
 # ## When machines fail
@@ -569,6 +569,57 @@ show_guesses()
 # ## 더 깊이
 #
 # 위의 셀을 먼저 실행하세요.
+# %% [markdown] lang="en"
+# ### Five strategies, two architectures, torch alone
+#
+# `TinyLM` has one layer in the middle: an MLP (dense), or four of which each token uses one (MoE). The function
+# folded below spreads either of them with torch's own tools. It nowhere asks how the model is built.
+# %% [markdown] lang="ko" en="2c5790b7"
+# ### 전략 다섯, 모델 구조 둘, torch만으로
+#
+# `TinyLM`은 가운데 층이 하나입니다. 밀집이면 MLP 하나, MoE면 토큰마다 하나를 골라 쓰는 MLP 넷입니다. 아래에 접어 둔
+# 함수는 둘 가운데 무엇이든 torch의 도구로 나눕니다. 모델을 어떻게 만들었는지는 어디에서도 묻지 않습니다.
+# %% hidden=true source="dlcourse.peers.first_look:spread"
+
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.models.tiny import ARCHITECTURES, TinyLM
+from dlcourse.peers.first_look import STRATEGIES, train
+
+sizes = {n: (m.num_parameters(), m.num_active_parameters()) for n in ARCHITECTURES for m in [TinyLM(n)]}
+first_look = {
+    (name, strategy): train(TinyLM(name), strategy, spread=spread, device=device)
+    for name in ARCHITECTURES
+    for strategy in STRATEGIES
+}
+# %%
+show_first_losses(ranks["first_look"][0])
+# %%
+claim("A1", **figures_of_a1(ranks["first_look"][0]))
+# %% [markdown] lang="en"
+# One loss in each column: what is learned does not depend on how the work is spread. So architectures are
+# compared with architectures. But are dense, MoE, sparse and hybrid alternatives? *Sparse* means that a
+# token uses a part of the model, which is what an MoE does; *hybrid* means two kinds of layers, and some may be MoE.
+# %% [markdown] lang="ko" en="0681a0e7"
+# 같은 열의 손실은 모두 같습니다. 무엇을 배우는지는 일을 어떻게 나누는지와 상관없습니다. 그러니 모델 구조는 모델 구조와
+# 비교합니다. 그런데 밀집, MoE, 희소, 혼합은 하나를 고르는 문제일까요? 희소는 토큰이 모델의 일부만 쓴다는 뜻이고 MoE가 바로 그렇습니다.
+# 혼합은 두 종류의 층을 섞는다는 뜻이고 그 안에 MoE 층이 들어가기도 합니다.
+# %%
+claim("A2", **figures_of_a2(ranks["sizes"][0]))
+# %%
+claim("A3", **figures_of_a3(ranks["first_look"][0]))
+# %% [markdown] lang="en"
+# Claim A4 says that ZeRO is DeepSpeed's alone. AdamW keeps 8 bytes for each parameter; here is what the fullest
+# rank keeps of them, with torch's tools only. (ZeRO-1 gives whole parameters to ranks, and two of these are
+# large; ZeRO-3 cuts each one into equal parts.)
+# %% [markdown] lang="ko" en="e3805323"
+# 주장 A4는 ZeRO가 DeepSpeed에만 있다고 합니다. AdamW는 파라미터마다 8바이트를 둡니다. torch의 도구만으로 나누었을 때
+# 상태를 가장 많이 든 랭크에 얼마가 있는지 봅니다. (ZeRO-1은 파라미터를 통째로 랭크에 맡기는데 둘이 유난히 크고,
+# ZeRO-3은 파라미터마다 똑같이 자릅니다.)
+# %%
+show_optimizer_state(ranks["first_look"])
+# %%
+claim("A4", **figures_of_a4(ranks["first_look"]))
 # %% [markdown] lang="en"
 # ### 16,384 ranks
 #
