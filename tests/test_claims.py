@@ -73,6 +73,7 @@ def test_every_verdict_has_its_lesson_its_figures_and_its_test():
 
 def good_verdict(claim):
     claim["verdict"] = "holds_when"
+    claim["when"] = {"ko": "하나일 때", "en": "with one"}
     claim["condition"] = {"ko": "조건이 있습니다", "en": "there is a condition"}
     claim["figures"] = [
         {
@@ -107,6 +108,8 @@ def test_a_full_verdict_fits_the_schema(claims):
         (lambda c: c["statement"].update(ko="Not so"), "A1: statement.ko: must be Korean text"),
         (lambda c: c["statement"].update(en="한국어"), "A1: statement.en: must be English text"),
         (lambda c: c["how"].update(en=" "), "A1: how.en: must be English text"),
+        (lambda c: c.pop("when"), "A1: must contain ['when'] properties"),
+        (lambda c: c.update(verdict="holds"), 'A1: only "holds_when" has a when'),
         (lambda c: c.pop("condition"), "A1: must contain ['condition'] properties"),
         (lambda c: c.update(verdict="not_tested_yet"), 'A1: "not_tested_yet" cannot have'),
         (lambda c: c.update(test="tests/x.py"), "A1: test: must be tests/file.py::test_name"),

@@ -39,13 +39,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. ``statement``, ``how`` and ``condition`` are texts by language."""
+    """One claim. ``statement``, ``how``, ``when`` and ``condition`` are texts by language."""
 
     id: str
     lessons: list[str]
     statement: dict[str, str]
     how: dict[str, str]
     verdict: str
+    when: dict[str, str] | None
     condition: dict[str, str] | None
     figures: tuple[Figure, ...]
     test: str | None
@@ -141,11 +142,18 @@ def has_test(node: str, root: Path) -> bool:
     return any(isinstance(n, ast.FunctionDef) and n.name == name for n in ast.walk(tree))
 
 
+def verdict_text(claim: Claim, lang: str) -> str:
+    """The verdict, and of one that holds under a condition its few words."""
+    if claim.when:
+        return t("claim.when", lang, when=claim.when[lang])
+    return t(f"claim.verdict.{claim.verdict}", lang)
+
+
 def claims_table(root: Path, lang: str) -> str:
     """All claims as text: id, verdict, statement, and what is true instead."""
     lines = []
     for claim in load_claims(root).values():
-        verdict = t(f"claim.verdict.{claim.verdict}", lang)
+        verdict = verdict_text(claim, lang)
         if claim.verdict == "not_tested_yet":
             verdict += f" ({t('claim.tested_in', lang, lesson=next_lesson(claim, root))})"
         lines.append(f"{claim.id}  {verdict}")
@@ -189,7 +197,7 @@ def quantity(value: float | str, unit: str = "") -> str:
 
 def _claim(name: str, data: dict[str, Any]) -> Claim:
     figures = tuple(Figure(**figure) for figure in data.get("figures", ()))
-    optional = {"condition": None, "test": None}
+    optional = {"when": None, "condition": None, "test": None}
     return Claim(**optional | data | {"id": name, "figures": figures})
 
 

@@ -14,6 +14,7 @@ from dlcourse.course.claims import (
     next_lesson,
     origin,
     quantity,
+    verdict_text,
 )
 from dlcourse.words.strings import t
 from dlcourse.words.text_table import markdown_table
@@ -55,14 +56,15 @@ def _overview(claims: list[Claim], root: Path, lang: str) -> str:
     head = ["", *(t(f"claim.{key}", lang) for key in ("statement", "verdict", "lesson"))]
     for claim in claims:
         number = f"[{claim.id}](#{claim.id})" if claim.verdict != "not_tested_yet" else claim.id
-        verdict, lessons = _verdict(claim.verdict, lang), _lessons(claim, root, lang)
+        verdict = f"{_MARKS[claim.verdict]} {verdict_text(claim, lang)}"
+        lessons = _lessons(claim, root, lang)
         rows.append([number, claim.statement[lang], verdict, lessons])
     return markdown_table(head, rows)
 
 
 def _section(claim: Claim, root: Path, lang: str) -> str:
     parts = [f"## {claim.id}", f"> {claim.statement[lang]}"]
-    parts.append(f"**{_verdict(claim.verdict, lang)}**")
+    parts.append(f"**{_MARKS[claim.verdict]} {verdict_text(claim, lang)}**")
     if claim.condition:
         parts.append(claim.condition[lang])
     rows = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlcourse.course import catalog, metrics
-from dlcourse.course.claims import Claim, find_claim, next_lesson, origin, quantity
+from dlcourse.course.claims import Claim, find_claim, next_lesson, origin, quantity, verdict_text
 from dlcourse.course.exercises import check, hint, solution
 from dlcourse.course.fill import find_source, split_reference
 from dlcourse.course.guesses import show_guesses
@@ -112,10 +112,10 @@ def record_metric(name: str, value: Any, unit: str = "") -> None:
 
 
 def _show_claim(found: Claim, measured: dict[str, Any]) -> None:
-    verdict = t(f"claim.verdict.{found.verdict}")
+    lang = language()
+    verdict = verdict_text(found, lang)
     if found.verdict == "not_tested_yet":
         verdict += f" ({t('claim.tested_in', lesson=next_lesson(found, catalog.course_root()))})"
-    lang = language()
     lines = [f"{found.id}: {found.statement[lang]}", f"{t('claim.verdict')}: {verdict}"]
     if found.condition:
         lines.append(found.condition[lang])
