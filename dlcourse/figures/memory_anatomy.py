@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlcourse.figures.colors import CATEGORIES, INK, PLAIN, RANKS
+from dlcourse.figures.colors import CATEGORIES, INK, PLAIN
 from dlcourse.figures.held import Held, Together, held
 from dlcourse.figures.plotly_parts import axis_of, figure_of, layout_of, line, rounded, thin_series
 from dlcourse.figures.tables import Table
@@ -142,9 +142,10 @@ def memory_vs_time_figure(
         [rounded(cost) for _, cost, _ in everything],
         [rounded(size / divisor) for _, _, size in everything],
         t("memory_anatomy.all_sets", lang),
-        PLAIN,
+        INK,
     )
     marks["mode"] = "markers"
+    marks["marker"]["symbol"] = "circle-open"
     marks["hovertext"] = [f"{name}: ×{cost:.2f}, {human_bytes(n)}" for name, cost, n in everything]
     marks["hoverinfo"] = "text"
     traces = [marks]
@@ -153,7 +154,7 @@ def memory_vs_time_figure(
             [rounded(cost) for _, cost, _ in points],
             [rounded(size / divisor) for _, _, size in points],
             name,
-            RANKS[order],
+            (PLAIN, INK)[order % 2],
             order=order,
             markers=True,
         )

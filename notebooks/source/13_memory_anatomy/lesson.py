@@ -9,8 +9,8 @@
 # You will take one training step apart, category by category and moment by moment, and hold the pie, the
 # table of remedies and the order against measurements. At the end a slider puts your model on a card.
 #
-# Time: reading 18 min + exercises 33 min.
-# %% [markdown] lang="ko" en="fda3b090"
+# Time: reading 16 min + exercises 33 min.
+# %% [markdown] lang="ko" en="acf69b13"
 # # 13 메모리 해부: 메모리는 어디에 쓰이고, 무엇부터 줄여야 할까?
 #
 # "CUDA out of memory." 처방은 이미 네 가지를 알고 있습니다. 혼합 정밀도(mixed precision,
@@ -21,7 +21,7 @@
 # 학습 스텝 하나를 범주별로, 순간별로 뜯어보고 원그래프와 처방표, 순서를 측정값에 맞춰 봅니다. 끝에서는 슬라이더로
 # 모델을 카드에 올려 봅니다.
 #
-# 시간: 읽기 18분 + 연습 33분.
+# 시간: 읽기 16분 + 연습 33분.
 # %% tags=["parameters"] hidden=true
 lang = "ko"
 num_ranks = 2
@@ -362,19 +362,19 @@ claim("D7", **figures_of_d7(everything))
 # ## GPT-2 Large, row by row
 #
 # A popular table: 12 GB at first, 6 GB with mixed precision, still 6 with accumulation, 4 with
-# checkpointing, 2 on each device with sharding. **Predict** the first row: AdamW, float32, 774 million
-# parameters, two sequences of 1,024 tokens.
-# %% [markdown] lang="ko" en="555036d9"
+# checkpointing, 2 on each device with sharding. **Predict** the first row, in GB (10⁹ bytes): AdamW, float32, 774
+# million parameters, two sequences of 1,024 tokens.
+# %% [markdown] lang="ko" en="450dbbfc"
 # ## GPT-2 Large, 한 줄씩
 #
 # 널리 알려진 표가 있습니다. 처음에는 12 GB, 혼합 정밀도로 6 GB, 누적을 더해도 6 GB, 체크포인팅으로 4 GB, 샤딩으로
-# 장치마다 2 GB라고 합니다. 첫 줄을 **예측해 보세요.** AdamW, float32, 파라미터 7억 7,400만 개, 토큰 1,024개짜리
-# 시퀀스 2개입니다.
+# 장치마다 2 GB라고 합니다. 첫 줄은 몇 GB(10⁹바이트)일지 **예측해 보세요.** AdamW, float32, 파라미터 7억 7,400만 개,
+# 토큰 1,024개짜리 시퀀스 2개입니다.
 # %%
 predict("13.gpt2")
 # %%
 ledger = large_ledger()
-compare("13.gpt2", 1e9 * ledger[0])
+compare("13.gpt2", round(ledger[0], 1))
 show_gpt2(ledger)
 # %% [markdown] lang="en"
 # "12 GB" is the states alone, 16 bytes a parameter, **without any activation**. And those 16 bytes stay 16

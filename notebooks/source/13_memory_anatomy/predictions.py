@@ -33,9 +33,9 @@ def state_with_masters() -> float:
     return round(sizes[0]["optimizer_state"] / sizes[1]["optimizer_state"], 2)
 
 
-def gpt2_large() -> int:
-    """Two sequences of 1,024 tokens, AdamW, float32."""
-    return sum(predict_peak(GPT2_LARGE, Recipe(), sequences=2, block=1024).values())
+def gpt2_large() -> float:
+    """GB of two sequences of 1,024 tokens, AdamW, float32."""
+    return round(sum(predict_peak(GPT2_LARGE, Recipe(), sequences=2, block=1024).values()) / 1e9, 1)
 
 
 PREDICTIONS = {
@@ -43,5 +43,5 @@ PREDICTIONS = {
     "13.activations": Asked(activations, reason="reason.activations", unit="bytes"),
     "13.tokens": Asked(tokens, reason="reason.tokens"),
     "13.masters": Asked(state_with_masters, reason="reason.masters", unit="×"),
-    "13.gpt2": Asked(gpt2_large, reason="reason.gpt2", unit="bytes"),
+    "13.gpt2": Asked(gpt2_large, reason="reason.gpt2", unit="GB"),
 }
