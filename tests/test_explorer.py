@@ -9,13 +9,14 @@ import pytest
 
 from dlcourse.explorer import Film, explore, sliders
 from dlcourse.explorer import film as films
+from dlcourse.explorer.memory_anatomy import IN_TURN, memory_on_card
 from dlcourse.explorer.plan import plan_picture
 from dlcourse.figures.accumulation import memory_of_a_step
 from dlcourse.figures.moe import experts_by_kind
 from dlcourse.figures.picture import stacked_bars
 from dlcourse.formulas.memory import predict_peak
 from dlcourse.formulas.recipe import Recipe
-from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.formulas.sizes import MODELS, GPTConfig
 from dlcourse.measure.frames import read_frames, write_frame
 from dlcourse.plan.cluster import cluster_of
 from dlcourse.plan.hf_config import published_model
@@ -50,6 +51,24 @@ def test_every_position_is_a_whole_picture_within_100_ms(lang):
         assert ("activations" in picture.text) == (lang == "en")
         seen.add(picture.svg)
     assert len(seen) == len(COUNTS)
+
+
+@pytest.mark.parametrize(("model", "sequences"), [("gpt2-large", 1), ("7b", 16)])
+def test_a_step_on_a_card_is_what_the_formula_says(model, sequences):
+    set_language("en")
+    batch = dict(sequences=sequences, block=1024, world_size=4)
+    for count in range(len(IN_TURN) + 1):
+        sizes = predict_peak(MODELS[model], Recipe.of(IN_TURN[:count]), **batch)
+        gigabytes = sum(sizes.values()) / 1e9
+        spent = []
+        for _ in range(3):
+            before = time.process_time()
+            picture = memory_on_card(model, 24, sequences, count)
+            spent.append(time.process_time() - before)
+        assert min(spent) < 0.1
+        title = words(picture.svg)[0]
+        assert f"{gigabytes:.1f} GB" in title
+        assert (f"{gigabytes - 24:.1f} GB more" in title) == (gigabytes > 24)
 
 
 def test_the_bars_are_what_the_formula_says():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from typing import Any
@@ -429,6 +430,25 @@ def test_series_is_short_and_keeps_the_peak(recorder: Recorder) -> None:
     times = [point[0] for point in memory["series"]]
     assert times == sorted(times)
     assert max(sum(point[1:]) for point in memory["series"]) >= 0.9 * memory["peak_bytes"]
+
+
+def test_what_was_freed_leaves_the_series_while_only_changes_in_place_follow(
+    recorder: Recorder,
+) -> None:
+    small = torch.ones(10)
+    recorder.start()
+    large = torch.ones(10_000)
+    time.sleep(0.003)
+    torch.ones(10)  # closes the window that holds the large one
+    del large
+    for _ in range(10):  # as averaging gradients over ranks does: nothing new comes to be
+        time.sleep(0.003)
+        small.mul_(0.5)
+    recorder.stop()
+    *points, last = recorder.record["memory"]["series"]
+    late = [point for point in points if point[0] > last[0] - 15_000_000]
+    assert late
+    assert all(sum(point[1:]) <= sum(last[1:]) + 80 for point in late)
 
 
 def test_a_long_series_is_thinned_to_the_highest_moments() -> None:

@@ -49,6 +49,7 @@ def stacked_bars(
     axis: str,
     limit: float,
     totals: Mapping[str, str],
+    mark: tuple[float, str] | None = None,
 ) -> Picture:
     """Horizontal bars, one a row, cut into the course's categories.
 
@@ -57,6 +58,7 @@ def stacked_bars(
     axis:   the axis' name with its unit.
     limit:  where the axis ends, the same at all positions, so that the bars can be compared.
     totals: label -> what stands behind the bar.
+    mark:   a length that a dashed line marks, and its name.
 
     Raises:
         ValueError: a category is unknown, or a bar is longer than the limit.
@@ -88,6 +90,12 @@ def stacked_bars(
         parts.append(_text(x + 8, y + 20, totals[label]))
         shares = ", ".join(f"{t(f'category.{n}')} {v:.1f}" for n, v in sizes.items() if v)
         said.append(f"{label}: {totals[label]} ({axis}: {shares})")
+    if mark is not None:
+        x = _LEFT + mark[0] * scale
+        dashed = f'stroke="{_WORDS}" stroke-width="2" stroke-dasharray="5 4"'
+        parts.append(f'<path d="M{x:.1f} {top}V{bottom + 4}" {dashed}/>')
+        parts.append(_text(x, bottom + 44, mark[1], "middle", size=12))
+        said.append(mark[1])
     x = 12.0
     seen = [name for name in CATEGORIES if any(sizes.get(name) for sizes in rows.values())]
     for name in seen:

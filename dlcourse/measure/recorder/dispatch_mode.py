@@ -132,6 +132,9 @@ class Watch(modes.TorchDispatchMode):
             if args and (args[0].__class__ is Parameter or (types and _is_parameter(args[0]))):
                 self._owners.see_parameter(args[0])
             result = op(*args, **kwargs) if kwargs else op(*args)
+            if now > self._series.window_end:  # what was freed may not wait for a new storage
+                self._storages.bury()
+                self._series.close_window(now)
         else:
             result = self._unusual(kind, func, args, kwargs or {})
         self.busy = False
