@@ -44,7 +44,9 @@ def cut_and_sent(first: Cut, second: Cut, ranks: int) -> Picture:
     held = 2 * 4 * WIDTH * HIDDEN // ranks
     words = {"first": str(first), "second": str(second), "ranks": ranks}
     key = "title" if ranks > 1 else "alone"
-    title = t(f"tensor_parallel.cut.{key}", **words, sent=human_bytes(total), held=human_bytes(held))
+    title = t(
+        f"tensor_parallel.cut.{key}", **words, sent=human_bytes(total), held=human_bytes(held)
+    )
     lines = _lines(title)
     parts = _heading(lines)
     middle = 22 * len(lines) + 88  # of the matrices, in height
@@ -92,12 +94,9 @@ def cut_and_sent(first: Cut, second: Cut, ranks: int) -> Picture:
     bottom = middle + 96
     parts += _legend(bottom, ranks)
     both = [
-        sum(v for n, v in sent.items() if n.endswith("_backward") is back)
-        for back in (False, True)
+        sum(v for n, v in sent.items() if n.endswith("_backward") is back) for back in (False, True)
     ]
-    told = t(
-        "tensor_parallel.cut.sum", forward=human_bytes(both[0]), backward=human_bytes(both[1])
-    )
+    told = t("tensor_parallel.cut.sum", forward=human_bytes(both[0]), backward=human_bytes(both[1]))
     parts.append(text(12, bottom + 36, told))
     said.append(told)
     return _picture(parts, said, height=bottom + 48)
@@ -113,7 +112,8 @@ def _matrix(x: float, y: float, wide: int, high: int, look: str, ranks: int) -> 
         step = 14 / ranks
         pile = range(ranks - 1, -1, -1)
         return [
-            _box(x + step * r, y - step * r, wide - 14, high, rank_color(r), edge=True) for r in pile
+            _box(x + step * r, y - step * r, wide - 14, high, rank_color(r), edge=True)
+            for r in pile
         ]
     if look == "rows":
         return [
@@ -124,9 +124,7 @@ def _matrix(x: float, y: float, wide: int, high: int, look: str, ranks: int) -> 
 
 def _box(x: float, y: float, wide: float, high: float, fill: str, *, edge: bool = False) -> str:
     line = f' stroke="{_GROUND}" stroke-width=".6"' if edge else ""
-    return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" fill="{fill}"{line}/>'
-    )
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" fill="{fill}"{line}/>'
 
 
 def _crossing(x: float, middle: float, up: bool, op: str, sent: float) -> list[str]:

@@ -141,7 +141,11 @@ def show_libraries(
         found: by kind, what the ranks have measured.
         installed: whether megatron-core is here.
     """
-    assert [found[name][0]["calls"] for name in ("ours", "dtensor", "dtensor_plain")] == [16, 16, 24]
+    assert [found[name][0]["calls"] for name in ("ours", "dtensor", "dtensor_plain")] == [
+        16,
+        16,
+        24,
+    ]
     losses = {f"{ranks[0]['loss']:.4f}" for ranks in found.values()}
     assert len(losses) == 1, f"the losses differ: {losses}"
     told = _read("notebooks/source/04_tensor_parallel/megatron_core.json")
@@ -226,7 +230,10 @@ def show_work(work: Sequence[Sequence[int]]) -> go.Figure:
     plain, balanced = work
     return bars_figure(
         [t("figure.rank", rank=rank) for rank in range(len(plain))],
-        {t("tensor_parallel.context.plain"): plain, t("tensor_parallel.context.balanced"): balanced},
+        {
+            t("tensor_parallel.context.plain"): plain,
+            t("tensor_parallel.context.balanced"): balanced,
+        },
         axis=t("tensor_parallel.context.axis"),
         title=t("tensor_parallel.context.title", ratio=f"{plain[-1] / plain[0]:g}"),
         colors=_SPLITS,

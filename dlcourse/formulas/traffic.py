@@ -56,7 +56,6 @@ def share_of_others(world_size: Any) -> Any:
     return (world_size - 1) / world_size
 
 
-
 def pair_crossings(
     first: str, second: str, *, tokens: int, width: int, hidden: int, itemsize: int = 4
 ) -> dict[str, tuple[str, int]]:
