@@ -124,7 +124,8 @@ def _matrix(x: float, y: float, wide: int, high: int, look: str, ranks: int) -> 
 
 def _box(x: float, y: float, wide: float, high: float, fill: str, *, edge: bool = False) -> str:
     line = f' stroke="{_GROUND}" stroke-width=".6"' if edge else ""
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}" fill="{fill}"{line}/>'
+    place = f'x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{high:.1f}"'
+    return f'<rect {place} fill="{fill}"{line}/>'
 
 
 def _crossing(x: float, middle: float, up: bool, op: str, sent: float) -> list[str]:

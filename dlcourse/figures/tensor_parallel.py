@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.corpus import course_folder
-from dlcourse.figures.charts import bars_figure
 from dlcourse.figures.held import Held, Said, Together, held
 from dlcourse.figures.library_comparison import library_comparison_table
 from dlcourse.figures.matrix_cut import HIDDEN, TOKENS, WIDTH
+from dlcourse.figures.run import timeline_figure
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.sizes import MODELS, GPTConfig
 from dlcourse.formulas.traffic import block_bytes, pair_crossings, wire_bytes
@@ -116,6 +116,13 @@ def calls_a_step(run: Run) -> float:
     assert found["bytes"] == found["calls"] * stream, f"{found} is not of {stream} bytes each"
     calls: float = found["calls"] / STEPS
     return calls
+
+
+def show_timeline(run: Run) -> go.Figure:
+    """The last step of a run: where it computes, and where it waits for a sum."""
+    hidden = f"{run.timeline.hidden_fraction:.0%}"
+    figure = timeline_figure(run.timeline.data(), steps=STEPS - 1)
+    return figure.update_layout(title_text=t("tensor_parallel.timeline", hidden=hidden))
 
 
 def show_apart(found: Sequence[Mapping[str, Sequence[float]]]) -> Table:
@@ -225,22 +232,17 @@ def sequence_over_tensor(tensor: Run, sequence: Run) -> float:
     return ways_ratio(sequence, tensor)
 
 
-def show_work(work: Sequence[Sequence[int]]) -> go.Figure:
+def show_work(work: Sequence[Sequence[int]]) -> Table:
     """Blocks of attention that each rank computes, with the plain and the zig-zag split."""
     plain, balanced = work
-    return bars_figure(
-        [t("figure.rank", rank=rank) for rank in range(len(plain))],
-        {
-            t("tensor_parallel.context.plain"): plain,
-            t("tensor_parallel.context.balanced"): balanced,
-        },
-        axis=t("tensor_parallel.context.axis"),
-        title=t("tensor_parallel.context.title", ratio=f"{plain[-1] / plain[0]:g}"),
-        colors=_SPLITS,
-    )
-
-
-_SPLITS = ("#98a8c0", "#009870")  # grey and green: no rank's
+    assert len(set(balanced)) == 1 < len(set(plain)), f"{plain} and {balanced} blocks"
+    rows = [
+        [t("figure.rank", rank=rank), *blocks]
+        for rank, blocks in enumerate(zip(plain, balanced, strict=True))
+    ]
+    heads = [t(f"tensor_parallel.context.{key}") for key in ("rank", "plain", "balanced")]
+    caption = t("tensor_parallel.context.title", ratio=f"{plain[-1] / plain[0]:g}")
+    return Table(heads, rows, caption=caption)
 
 
 def show_ring(apart: Sequence[float]) -> Held:

@@ -11,8 +11,8 @@
 # You need [lesson 01](01_collectives.ipynb) (all-reduce, all-gather) and the GPT of
 # [lesson 03](03_data_parallel.ipynb).
 #
-# Time: reading 20 min + exercises 41 min.
-# %% [markdown] lang="ko" en="a2fe6b97"
+# Time: reading 19 min + exercises 41 min.
+# %% [markdown] lang="ko" en="2243b825"
 # # 04 텐서 병렬화(tensor parallelism): 층 하나를 여러 GPU에
 #
 # 파라미터 700억 개는 16비트로 140GB인데 GPU 메모리는 80GB입니다. 데이터 병렬화로는 풀리지 않습니다. 랭크마다
@@ -24,7 +24,7 @@
 # [레슨 01](01_collectives.ipynb)의 올리듀스(all-reduce)와 올게더(all-gather),
 # [레슨 03](03_data_parallel.ipynb)의 GPT를 알면 됩니다.
 #
-# 시간: 읽기 20분 + 연습 41분.
+# 시간: 읽기 19분 + 연습 41분.
 # %% tags=["parameters"] hidden=true
 lang = "ko"
 num_ranks = 4
@@ -68,7 +68,7 @@ from dlcourse.figures.matrix_cut import CUTS, cut_and_sent
 from dlcourse.figures.tensor_parallel import calls_a_step, figures_of_b2, most_sent
 from dlcourse.figures.tensor_parallel import sequence_over_tensor, show_apart, show_cluster, show_gelu
 from dlcourse.figures.tensor_parallel import show_gradients, show_libraries, show_one_of_many
-from dlcourse.figures.tensor_parallel import show_parts, show_peaks, show_ring
+from dlcourse.figures.tensor_parallel import show_parts, show_peaks, show_ring, show_timeline
 from dlcourse.figures.tensor_parallel import show_vocabulary, show_ways, show_work
 from dlcourse.figures.tensor_parallel import ways_ratio
 from dlcourse.parallel.divisibility import check_tensor_parallel
@@ -313,7 +313,7 @@ model = parallel_blocks(GPT().to(device))
 losses = train(model, corpus, steps=steps, batch_size=2)
 # %%
 compare("04.calls", calls_a_step(blocks))
-blocks.comm.figure()
+show_timeline(blocks)
 # %% [markdown] lang="en"
 # Each carries the whole residual stream, which flows from block to block: 2 sequences × 128 tokens ×
 # width 128 × 4 bytes = 128 KiB. Unlike in lesson 03, nothing can hide here: the next layer cannot start
@@ -726,7 +726,7 @@ show_ring(ranks["ring_off"])
 # %%
 show_work(ranks["work"][0])
 # %% [markdown] lang="en"
-# The bars count blocks of $\frac{T}{2p}$ queries times as many keys (this code computes diagonal ones
+# The table counts blocks of $\frac{T}{2p}$ queries times as many keys (this code computes diagonal ones
 # whole, then masks half) and show a trap: with causal attention the first positions have little to
 # read, and all ranks wait for the last. The zig-zag split gives each rank one early and one late chunk:
 # equal work.
@@ -735,8 +735,8 @@ show_work(ranks["work"][0])
 #
 # This lesson's classes as one of 1,024 ranks (128 copies of 8) of a 7B model, on tensors without
 # numbers: bytes are exact, times mean nothing. Here numbers take 4 bytes.
-# %% [markdown] lang="ko" en="f7171d37"
-# 막대는 쿼리와 키가 $\frac{T}{2p}$개씩인 칸을 센 것입니다(이 코드는 대각선의 칸도 다 계산한 뒤 절반을 가립니다).
+# %% [markdown] lang="ko" en="3fb35603"
+# 표는 쿼리와 키가 $\frac{T}{2p}$개씩인 칸을 센 것입니다(이 코드는 대각선의 칸도 다 계산한 뒤 절반을 가립니다).
 # 여기에 함정이 있습니다. 인과적(causal) 어텐션에서 앞쪽 위치는 읽을 것이 적어서, 모두 마지막 랭크를 기다립니다.
 # 지그재그로 나누면 랭크마다 앞 조각 하나와 뒤 조각 하나를 맡아 일이 같아집니다.
 #
