@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
 
 from dlcourse.figures.colors import CATEGORIES, PLAIN, rank_color
 from dlcourse.figures.picture import _GROUND, _WORDS, Picture, _heading, _lines, _picture
@@ -42,7 +43,7 @@ def cut_and_sent(first: Cut, second: Cut, ranks: int) -> Picture:
     ops = pair_crossings(first.value, second.value, tokens=TOKENS, width=WIDTH, hidden=HIDDEN)
     total = sum(sent.values())
     held = 2 * 4 * WIDTH * HIDDEN // ranks
-    words = {"first": str(first), "second": str(second), "ranks": ranks}
+    words: dict[str, Any] = {"first": str(first), "second": str(second), "ranks": ranks}
     key = "title" if ranks > 1 else "alone"
     title = t(
         f"tensor_parallel.cut.{key}", **words, sent=human_bytes(total), held=human_bytes(held)

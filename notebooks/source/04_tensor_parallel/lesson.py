@@ -66,11 +66,11 @@ from dlcourse import Ranks, check, claim, compare, expect_failure, explore, hint
 from dlcourse import predict, quiz, solution
 from dlcourse.figures.matrix_cut import CUTS, cut_and_sent
 from dlcourse.figures.tensor_parallel import calls_a_step, figures_of_b2, most_sent
-from dlcourse.figures.tensor_parallel import sequence_over_tensor, show_apart, show_cluster, show_gelu
-from dlcourse.figures.tensor_parallel import show_gradients, show_libraries, show_one_of_many
+from dlcourse.figures.tensor_parallel import sequence_over_tensor, show_apart, show_cluster
+from dlcourse.figures.tensor_parallel import show_gelu, show_gradients, show_libraries
 from dlcourse.figures.tensor_parallel import show_parts, show_peaks, show_ring, show_timeline
-from dlcourse.figures.tensor_parallel import show_vocabulary, show_ways, show_work
-from dlcourse.figures.tensor_parallel import ways_ratio
+from dlcourse.figures.tensor_parallel import show_one_of_many, show_vocabulary, show_ways
+from dlcourse.figures.tensor_parallel import show_work, ways_ratio
 from dlcourse.parallel.divisibility import check_tensor_parallel
 
 lesson(lang=lang, name="04_tensor_parallel")
