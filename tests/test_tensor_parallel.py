@@ -25,8 +25,9 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from dlcourse import Ranks
 from dlcourse.corpus import Corpus
+from dlcourse.formulas.traffic import block_bytes, pair_crossings, wire_bytes
 from dlcourse.measure.recorder import Recorder
-from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.models.gpt import GPT, MLP, GPTConfig
 from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.data import NaiveDataParallel
 from dlcourse.parallel.divisibility import check_tensor_parallel, equal_part, padded_size
@@ -397,6 +398,60 @@ STREAM = 4 * 2 * 128 * 128  # bytes of the stream: 2 sequences, 128 positions, w
 TOKENS = 2 * 128
 
 
+class PartOf(torch.autograd.Function):
+    """This rank's part of what all ranks have whole; backward joins the parts' gradients."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.chunk(dist.get_world_size(), dim=-1)[dist.get_rank()].contiguous()
+
+    @staticmethod
+    def backward(ctx, grad):
+        parts = [torch.empty_like(grad) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, grad.contiguous())
+        return torch.cat(parts, dim=-1)
+
+
+def two_matrices(first, second):
+    """(op, bytes) that x -> up -> GELU -> down sends each way, and how far it is off."""
+    torch.manual_seed(0)
+    mlp, x = MLP(GPTConfig(n_embd=32)), torch.randn(6, 32, requires_grad=True)
+    joined = (first, second) == ("columns", "rows")
+
+    def cut(linear, how, *, whole_in, whole_out):
+        if how == "columns":
+            return ColumnParallelLinear(linear, gather_output=whole_out)
+        layer = RowParallelLinear(linear)
+        return lambda x: layer(PartOf.apply(x) if whole_in else x)
+
+    up = cut(mlp.up, first, whole_in=True, whole_out=not joined)
+    down = cut(mlp.down, second, whole_in=not joined, whole_out=True)
+    wanted = mlp(x)
+    (wanted_grad,) = torch.autograd.grad(wanted.square().sum(), x)
+    sent = []
+    recorder = Recorder(dist.get_rank(), dist.get_world_size())
+    recorder.start()
+    y = down(F.gelu(up(x)))
+    sent.append(recorder.stop()["comm"])
+    recorder = Recorder(dist.get_rank(), dist.get_world_size())
+    recorder.start()
+    y.square().sum().backward()
+    sent.append(recorder.stop()["comm"])
+    off = apart((y, x.grad), (wanted, wanted_grad))
+    return [[(e["op"], e["bytes"]) for e in events] for events in sent], off
+
+
+@pytest.mark.parametrize("first", ["columns", "rows"])
+@pytest.mark.parametrize("second", ["columns", "rows"])
+def test_two_cut_matrices_send_what_the_formula_says(run, first, second):
+    sizes = pair_crossings(first, second, tokens=6, width=32, hidden=128)
+    forward = [sizes[name] for name in ("middle", "end") if sizes[name][0]]
+    backward = [sizes[name] for name in ("middle_backward", "start_backward") if sizes[name][0]]
+    for sent, off in run(two_matrices, first, second):
+        assert sent == [forward, backward]
+        assert off < 1e-4
+
+
 @pytest.fixture(scope="module")
 def steps_of(run):
     kinds = {name: run(messages_of_a_step, name) for name in ("tensor", "sequence", "blocks")}
@@ -410,6 +465,12 @@ def test_sixteen_all_reduces_for_four_layers(steps_of):
         assert sent == [("all_reduce", STREAM)] * 16
     for sent, _, _ in steps_of["dtensor-plain"]:
         assert sent == [("all_reduce", STREAM)] * 24
+
+
+def test_blocks_send_what_the_formula_says(steps_of):
+    want = block_bytes(layers=4, tokens=TOKENS, width=128, world_size=4)
+    for sent, _, _ in steps_of["blocks"]:
+        assert sum(wire_bytes(op, size, 4) for op, size in sent) == want
 
 
 def test_vocabulary_and_loss_cost_two_all_reduces_and_three_numbers_a_token(steps_of):

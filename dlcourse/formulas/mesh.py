@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dlcourse.formulas.activations import stream_bytes
 from dlcourse.formulas.sizes import GPTConfig
-from dlcourse.formulas.traffic import wire_bytes
+from dlcourse.formulas.traffic import block_bytes, wire_bytes
 
 _LOSS = 4  # bytes of it; it is added up along pipeline and data
 
@@ -61,7 +61,9 @@ def mesh_bytes(
     message = stream_bytes(config, micro_batch=micro_batch, block=block)
     neighbours = (stage > 0) + (stage < pipeline - 1)
     numbers = stage_parameters(config, pipeline=pipeline, tensor=tensor, stage=stage)
-    in_layers = 4 * layers * wire_bytes("all_reduce", message, tensor)
+    in_layers = block_bytes(
+        layers=layers, tokens=micro_batch * block, width=config.n_embd, world_size=tensor
+    )
     return {
         "tensor": micro_batches * in_layers,
         "pipeline": micro_batches * neighbours * message

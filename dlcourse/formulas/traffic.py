@@ -56,6 +56,49 @@ def share_of_others(world_size: Any) -> Any:
     return (world_size - 1) / world_size
 
 
+def pair_crossings(
+    first: str, second: str, *, tokens: int, width: int, hidden: int, itemsize: int = 4
+) -> dict[str, tuple[str, int]]:
+    """What two matrices in a row send if each is cut: x (width) -> hidden -> y (width).
+
+    x and y are whole in every rank. Leaving a matrix cut by "columns" each rank has a part of the
+    output, by "rows" a summand of it; backward has a summand of the input's gradient before
+    columns, and a part of it before rows. Columns, then rows need nothing in the middle.
+
+    Args:
+        first, second: "columns" or "rows".
+        tokens: rows of x.
+        itemsize: bytes of a number.
+
+    Returns:
+        "middle" and "end" of forward, "middle_backward" and "start_backward": the collective
+        and the bytes of its whole buffer, as ``wire_bytes`` takes them; ("", 0) for none.
+
+    Source: Shoeybi et al., "Megatron-LM", 2019, section 3.
+    """
+    after = {"columns": "all_gather", "rows": "all_reduce"}
+    before = {"columns": "all_reduce", "rows": "all_gather"}
+    x, middle = itemsize * tokens * width, itemsize * tokens * hidden
+    nothing = (first, second) == ("columns", "rows")
+    return {
+        "middle": ("", 0) if nothing else (after[first], middle),
+        "end": (after[second], x),
+        "middle_backward": ("", 0) if nothing else (before[second], middle),
+        "start_backward": (before[first], x),
+    }
+
+
+def block_bytes(
+    *, layers: int, tokens: int, width: int, world_size: int, itemsize: int = 4
+) -> float:
+    """Bytes that one rank sends in a step for a GPT's blocks under tensor parallelism.
+
+    Four all-reduces a layer, of tokens x width numbers: leaving attention and the MLP in forward,
+    entering each in backward.
+    """
+    return 4 * layers * wire_bytes("all_reduce", itemsize * tokens * width, world_size)
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """How one algorithm does one collective.

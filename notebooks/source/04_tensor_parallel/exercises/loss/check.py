@@ -3,16 +3,19 @@
 from dlcourse.course.exercises import (
     as_number,
     describe,
+    entered,
     expect,
     expect_close,
+    expect_own,
     expect_sent,
     measured,
     not_number,
 )
 
 NAMES = ("vocab_loss",)
-CASES = ("value", "large", "padded", "gradient", "bytes")
+CASES = ("value", "large", "padded", "gradient", "bytes", "own")
 TIME_LIMIT = 30.0
+LIBRARY = "dlcourse.parallel.tensor_vocabulary"
 
 
 def check(vocab_loss, rank, world_size):
@@ -34,8 +37,9 @@ def check(vocab_loss, rank, world_size):
         room = (0, padded - vocab_size)
         mine = F.pad(logits.detach(), room).chunk(world_size, dim=1)[rank].clone()
         wanted = F.pad(logits.grad, room).chunk(world_size, dim=1)[rank]
-        with measured() as seen:
+        with measured() as seen, entered(LIBRARY) as library:
             got = vocab_loss(mine, targets, vocab_size)
+        findings.append(expect_own("own", library))
         if not (isinstance(got, tuple) and len(got) == 2):
             findings.append(expect(case, False, "not_two", got=describe(got)))
             continue
