@@ -166,7 +166,7 @@ def show_scaling(
 def show_no_sync(sent: Mapping[str, float], drift: Mapping[str, float]) -> Table:
     """What DDP sent, and how far ranks were apart, with more or less inside no_sync()."""
     assert [*sent.values()] == [1, 2, 0], f"sent: {sent}"
-    rows = [[t(f"data_parallel.no_sync.{n}"), f"{sent[n]:g} ×", drift[n]] for n in sent]
+    rows = [[t(f"data_parallel.no_sync.{n}"), f"{sent[n]:g} ×", drift[n]] for n in _NO_SYNC]
     return Table([t(f"data_parallel.no_sync{key}") for key in ("", ".sent", ".drift")], rows)
 
 
@@ -208,6 +208,7 @@ _KINDS = {
     "optimizer": "optimizer_state",
     "communication": "communication",
 }
+_NO_SYNC = ("both", "backward_only", "last_forward")
 _PEER = ("loss", "time", "bytes", "peak", "parameters", "buckets", "optimizer_state", "activations")
 
 
