@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LR = 1e-3  # of the lesson's training
 SIZES = (1, 2, 4, 8)  # layers in a bucket that are timed
-_LIMIT = 400  # ms: where the slider's axis ends
+_LIMIT = 800  # ms: where the slider's axis ends
 
 Parts = tuple[float, float, float]  # seconds from the start to the end of forward, backward, step
 
