@@ -175,6 +175,44 @@ def bars(
     return _picture(parts, said, height=bottom + 46)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A piece of a row of `lanes`: from where to where, its category, and words where they fit."""
+
+    start: float
+    end: float
+    category: str
+    words: str = ""
+
+
+def lanes(rows: Mapping[str, Sequence[Bar]], *, title: str, axis: str, limit: float) -> Picture:
+    """What happens when: one row for each thing that is busy, all on one axis of time.
+
+    rows:  label -> its bars.
+    limit: where the axis ends, the same at all positions of a slider.
+    """
+    scale = (WIDTH - _LEFT - 20) / limit
+    lines = _lines(title)
+    top = 14 + 22 * len(lines)
+    bottom = top + 38 * len(rows)
+    parts = _heading(lines) + _axis(limit, scale, axis, top, bottom)
+    said = [title]
+    for i, (label, row) in enumerate(rows.items()):
+        y = top + 6 + 38 * i
+        parts.append(_text(_LEFT - 10, y + 18, label, anchor="end"))
+        for bar in row:
+            x, wide = _LEFT + bar.start * scale, (min(bar.end, limit) - bar.start) * scale
+            color = CATEGORIES[bar.category]
+            parts.append(f'<rect x="{x:.1f}" y="{y}" width="{max(wide, 0.5):.1f}" height="27" ')
+            parts[-1] += f'fill="{color}" stroke="{_GROUND}" stroke-width="{wide > 3:d}"/>'
+            if bar.words and wide > 7.5 * _columns(bar.words):
+                fill = text_on(color)
+                parts.append(_text(x + wide / 2, y + 18, bar.words, "middle", size=12, fill=fill))
+        told = ", ".join(f"{b.words} {b.start:.0f}-{b.end:.0f}".strip() for b in row[:12])
+        said.append(f"{label}: {told}")
+    return _picture(parts, said, height=bottom + 46)
+
+
 def spans(
     rows: Mapping[str, tuple[float, float]],
     *,
