@@ -72,7 +72,8 @@ def show_steps(runs: Mapping[str, Run]) -> Together:
         lane = run.timeline.ranks[0]
         begin, end = lane["steps"][-1]
         last = max(last, 1000 * (end - begin))
-        own, other = [], []
+        own: list[Bar] = []
+        other: list[Bar] = []
         for start, stop, kind, _ in lane["spans"]:
             if kind not in _KINDS or not begin <= start < end:
                 continue
