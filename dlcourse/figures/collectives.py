@@ -143,9 +143,7 @@ def show_here(rows: Rows) -> go.Figure:
         name: [seconds / ring for seconds, ring in zip(own, took["ring"], strict=True)]
         for name, own in took.items()
     }
-    words = {
-        name: _until(sizes, relative[name], several=len(sizes)) for name in ("naive", "tree")
-    }
+    words = {name: _until(sizes, relative[name], several=len(sizes)) for name in ("naive", "tree")}
     return sweep_figure(
         sizes,
         relative,
