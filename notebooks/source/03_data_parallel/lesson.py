@@ -303,12 +303,12 @@ parts = {**timed(after), "Overlapped": sizes[2]}
 # %%
 show_imposed(ranks["parts"][0])
 # %% [markdown] lang="en"
-# `Naive` pays eight latencies, and hides nothing. `Hooked` hides half of the messages' time. `Bucketed`
+# `Naive` pays eight latencies, and hides nothing. `Hooked` hides over half of the messages' time. `Bucketed`
 # pays one latency, after backward. `Overlapped`, with two layers a bucket, does both.
 #
 # **Predict** the best number of layers in a bucket: 1, 2, 4 or 8?
-# %% [markdown] lang="ko" en="87f791e8"
-# `Naive`는 지연 시간을 여덟 번 치르고 아무것도 숨기지 못합니다. `Hooked`는 통신 시간의 절반쯤을 숨깁니다.
+# %% [markdown] lang="ko" en="53f5d0b3"
+# `Naive`는 지연 시간을 여덟 번 치르고 아무것도 숨기지 못합니다. `Hooked`는 통신 시간의 절반 넘게 숨깁니다.
 # `Bucketed`는 지연 시간을 한 번만 치르지만 역전파가 끝난 뒤입니다. `Overlapped`는 버킷마다 층 두 개를 담아 둘 다 합니다.
 #
 # 가장 빠른 버킷은 층 몇 개일까요? 1, 2, 4, 8 가운데 **예측해 보세요.**
