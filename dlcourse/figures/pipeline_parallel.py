@@ -62,7 +62,8 @@ def pipeline_picture(
         for rank, row in enumerate(gantt.spans)
     }
     texts = [t("pipeline_parallel.explore.held", held=f"{value:g}") for value in held_by]
-    kinds = {kind: color for kind, color in KINDS.items() if f" {kind}" in f" {made.text()}"}
+    used = {action.kind for row in made.ranks for action in row}
+    kinds = {kind: color for kind, color in KINDS.items() if kind in used}
     legend = {t(f"pipeline_parallel.kind.{kind}"): color for kind, color in kinds.items()}
     return gantt_lanes(
         lanes,
