@@ -810,3 +810,27 @@ def test_one_rank_of_64_takes_a_step_without_memory():
         check=False,
     )
     assert done.stdout.strip() == "layers ['3']", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("micro_batches", [8, 16])
+def test_the_sliders_picture_says_what_the_formulas_say(ranks, micro_batches):
+    from dlcourse.figures.pipeline_parallel import pipeline_picture
+    from dlcourse.formulas.bubbles import idle_over_total
+    from dlcourse.words.strings import set_language
+
+    set_language("en")
+    for schedule, num_chunks in (("gpipe", 1), ("1f1b", 1), ("interleaved", 4)):
+        picture = pipeline_picture(schedule, ranks, micro_batches, 4, 3)
+        promised = idle_over_total(ranks, micro_batches, num_chunks=num_chunks)
+        assert f"Idle for {promised:.1%} of the time" in picture.text
+    held = [line.split()[-1] for line in pipeline_picture("1f1b", ranks, 8, 2, 2).text.split("\n")]
+    assert held[1:] == [str(ranks - rank) for rank in range(ranks)]
+
+
+def test_a_pattern_writes_actions_as_schedules_do_without_their_numbers():
+    from dlcourse.parallel.pipeline_schedules import Action, numbered
+
+    actions = numbered(["F", "F.1", "F", "B.1", "W", "BW"])
+    assert " ".join(map(str, actions)) == "F0 F0.1 F1 B0.1 W0.1 BW0"
+    assert all(Action.parse(str(action)) == action for action in actions)

@@ -386,6 +386,61 @@ def stacked_columns(
     return _picture(parts, said, height=bottom + 76)
 
 
+def gantt_lanes(
+    lanes: Mapping[str, Sequence[tuple[float, float, str, str, bool]]],
+    *,
+    title: str,
+    axis: str,
+    colors: Mapping[str, str],
+    texts: Sequence[str],
+    legend: Mapping[str, str],
+) -> Picture:
+    """Who does what when: a lane a row, its bars with numbers where there is room for them.
+
+    lanes:  label -> (start, end, kind, number, thin) of each bar.
+    colors: kind -> colour.
+    texts:  what stands behind each lane.
+    legend: words of a kind -> its colour.
+    """
+    lines = _lines(title)
+    parts = _heading(lines)
+    top, tall, left = 16 + 22 * len(lines), 34, 84
+    last = max(end for bars_ in lanes.values() for _, end, *_ in bars_)
+    scale = (WIDTH - left - 130) / last
+    bottom = top + tall * len(lanes)
+    paths: dict[str, list[str]] = {}
+    words: dict[str, list[str]] = {}
+    said = [title]
+    for row, ((label, spans_), behind) in enumerate(zip(lanes.items(), texts, strict=True)):
+        y = top + tall * row
+        parts.append(_text(left - 10, y + 19, label, anchor="end"))
+        parts.append(_text(left + last * scale + 8, y + 19, behind, size=12))
+        said.append(f"{label}: {behind}")
+        for start, end, kind, number, thin in spans_:
+            x, wide, gap = left + start * scale, (end - start) * scale, 7 if thin else 2
+            high = 28 - 2 * gap
+            box = f"M{x:.1f} {y + gap}h{wide - 0.6:.1f}v{high}h{0.6 - wide:.1f}z"
+            paths.setdefault(kind, []).append(box)
+            if wide > 5 + 6 * len(number):
+                at = f'<text x="{x + wide / 2:.1f}" y="{y + 18}">{escape(number)}</text>'
+                words.setdefault(kind, []).append(at)
+    for kind, boxes in paths.items():
+        parts.append(f'<path d="{"".join(boxes)}" fill="{colors[kind]}"/>')
+        inside = "".join(words.get(kind, []))
+        look = f'text-anchor="middle" font-size="11" style="fill:{text_on(colors[kind])}"'
+        parts.append(f"<g {look}>{inside}</g>")
+    parts.append(f'<path d="M{left} {bottom}H{left + last * scale:.1f}" stroke="{_LINES}"/>')
+    step = next(n for n in (2, 5, 10, 20, 50, 100) if last / n <= 12)
+    for tick in range(0, int(last) + 1, step):
+        parts.append(_text(left + tick * scale, bottom + 16, str(tick), "middle", size=12))
+    parts.append(_text(left + last * scale / 2, bottom + 34, axis, "middle"))
+    x = 12.0
+    for name, color in legend.items():
+        parts += [_tile(x, bottom + 48, 14, 14, color), _text(x + 20, bottom + 60, name, size=12)]
+        x += 20 + 7.2 * _columns(name) + 16
+    return _picture(parts, said, height=bottom + 72)
+
+
 def sentence(words: str) -> Picture:
     """One line of words, where there is nothing to draw yet."""
     return _picture([_text(12, 22, words)], [words], height=34)

@@ -109,22 +109,23 @@ class Schedule:
 
 
 def numbered(pattern: Sequence[str]) -> tuple[Action, ...]:
-    """Give actions their micro-batches: ``["F0", "F0", "B0", "W"]`` → F0, F1, B0, W0.
+    """Give actions their micro-batches: ``["F", "F", "B", "W"]`` → F0, F1, B0, W0.
 
-    A word is a kind and a chunk. All schedules here take the micro-batches of a chunk in order, so
-    it is enough to count. A bare "W" is for the oldest B that has none yet.
+    A word is an action without its number: ``F`` in chunk 0, ``F.1`` in chunk 1. All schedules here
+    take the micro-batches of a chunk in order, so it is enough to count. A "W" is for the oldest B
+    that has none yet.
     """
-    counts: dict[str, int] = {}
+    counts: dict[tuple[bool, int], int] = {}
     waiting: deque[Action] = deque()
     actions = []
     for word in pattern:
         if word == "W":
             actions.append(waiting.popleft()._replace(kind="W"))
             continue
-        kind, chunk = word[:-1], int(word[-1])
-        key = "F" if kind == "F" else "B"
-        number = counts[key + word[-1]] = counts.get(key + word[-1], -1) + 1
-        actions.append(Action(kind, number, chunk))
+        kind, _, chunk = word.partition(".")
+        key = (kind == "F", int(chunk or 0))
+        number = counts[key] = counts.get(key, -1) + 1
+        actions.append(Action(kind, number, key[1]))
         if kind == "B":
             waiting.append(actions[-1])
     return tuple(actions)
@@ -150,7 +151,7 @@ def gpipe(num_ranks: int, num_micro_batches: int) -> Schedule:
     """
     w, m = num_ranks, num_micro_batches
     check_micro_batches(1, m, "gpipe", w)
-    return Schedule("gpipe", tuple(numbered(["F0"] * m + ["BW0"] * m) for _ in range(w)), m)
+    return Schedule("gpipe", tuple(numbered(["F"] * m + ["BW"] * m) for _ in range(w)), m)
 
 
 def one_f_one_b(num_ranks: int, num_micro_batches: int) -> Schedule:
@@ -164,8 +165,8 @@ def one_f_one_b(num_ranks: int, num_micro_batches: int) -> Schedule:
     ranks = []
     for rank in range(w):
         warm_up = w - 1 - rank
-        steady = ["F0", "BW0"] * (m - warm_up)
-        ranks.append(numbered(["F0"] * warm_up + steady + ["BW0"] * warm_up))
+        steady = ["F", "BW"] * (m - warm_up)
+        ranks.append(numbered(["F"] * warm_up + steady + ["BW"] * warm_up))
     return Schedule("1f1b", tuple(ranks), m)
 
 
@@ -187,8 +188,8 @@ def interleaved(num_ranks: int, num_micro_batches: int, num_chunks: int = 2) -> 
             f"num_micro_batches={m}: micro-batches travel in groups of one for each rank"
         )
     order = [chunk for _ in range(m // w) for chunk in range(v) for _ in range(w)]
-    forwards = [f"F{chunk}" for chunk in order]
-    backwards = [f"BW{v - 1 - chunk}" for chunk in order]
+    forwards = [f"F.{chunk}" for chunk in order]
+    backwards = [f"BW.{v - 1 - chunk}" for chunk in order]
     ranks = []
     for rank in range(w):
         # Until the first gradient is back: the way to the last stage and back, in this rank's time
@@ -219,11 +220,11 @@ def zb_h1(num_ranks: int, num_micro_batches: int) -> Schedule:
         warm_up, pattern = w - 1 - rank, []
         for i in range(m):  # the i-th backward
             if i + warm_up < m:
-                pattern.append("F0")
-            pattern.append("B0")
+                pattern.append("F")
+            pattern.append("B")
             if i >= rank:
                 pattern.append("W")
-        ranks.append(numbered(["F0"] * warm_up + pattern + ["W"] * rank))
+        ranks.append(numbered(["F"] * warm_up + pattern + ["W"] * rank))
     return Schedule("zb_h1", tuple(ranks), m)
 
 
@@ -252,12 +253,12 @@ def zb_v(num_ranks: int, num_micro_batches: int) -> Schedule:
     for rank in range(w):
         behind = w - 1 - rank  # ranks further down the V
         # The first micro-batch goes down the V and up again: 2 * behind stages until it is back
-        fill = ["F0"] * (2 * behind + 1) + ["F1", "F0"] * rank
-        turn = ["F1", "B1", "W"] * (behind + 1)
+        fill = ["F"] * (2 * behind + 1) + ["F.1", "F"] * rank
+        turn = ["F.1", "B.1", "W"] * (behind + 1)
         num_forwards = 2 * behind + 1 + rank  # of chunk 0, in fill
-        steady = ["F0", "B0", "W", "F1", "B1", "W"] * (m - num_forwards)
-        rest = ["B0", "W", "F1", "B1", "W"] * behind
-        drain = ["B0", "B1"] * rank + ["B0", "W"] * (behind + 1)
+        steady = ["F", "B", "W", "F.1", "B.1", "W"] * (m - num_forwards)
+        rest = ["B", "W", "F.1", "B.1", "W"] * behind
+        drain = ["B", "B.1"] * rank + ["B", "W"] * (behind + 1)
         late = ["W"] * (2 * rank)  # those that gave way to a B in drain
         ranks.append(numbered(fill + turn + steady + rest + drain + late))
     return Schedule("zb_v", tuple(ranks), m, 2, "v")
@@ -288,15 +289,15 @@ def dual_pipe_v(num_ranks: int, num_micro_batches: int) -> Schedule:
     ranks = []
     for rank in range(w):
         behind, so_far = w - 1 - rank, rank + 1  # ranks further down the V, and up to this one
-        fill = ["F0"] * (2 * behind) + ["F0", "F1"] * so_far
-        turn = ["B1", "W", "F1"] * behind
-        steady = ["F0", "BW1", "F1", "BW0"] * (m - 2 * w + so_far)
-        rest = ["BW1", "F1", "BW0"] * behind
+        fill = ["F"] * (2 * behind) + ["F", "F.1"] * so_far
+        turn = ["B.1", "W", "F.1"] * behind
+        steady = ["F", "BW.1", "F.1", "BW"] * (m - 2 * w + so_far)
+        rest = ["BW.1", "F.1", "BW"] * behind
         # So_far backwards of each chunk are left: the first half whole, the second without its W
         last = ["1", "0"] * so_far
-        whole = [f"BW{chunk}" for chunk in last[:so_far]]
-        without = [f"B{chunk}" for chunk in last[so_far:]]
-        drain = without + ["W", "B0"] * behind
+        whole = [f"BW.{chunk}" for chunk in last[:so_far]]
+        without = [f"B.{chunk}" for chunk in last[so_far:]]
+        drain = without + ["W", "B"] * behind
         late = ["W"] * len(without)  # each W in drain made room for another B
         ranks.append(numbered(fill + turn + steady + rest + whole + drain + late))
     return Schedule("dual_pipe_v", tuple(ranks), m, 2, "v")

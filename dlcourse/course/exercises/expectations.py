@@ -85,13 +85,15 @@ def entered(*modules: str) -> Iterator[set[str]]:
     """Which of these modules have code that runs in this thread while the block runs.
 
     For an exercise whose answer is to be the learner's own: ``entered("torch.utils.checkpoint")``.
-    Modules inside a named one count as that one.
+    Modules inside a named one count as that one. ``"module:function"`` is that function alone,
+    where the module also has what an answer may use.
     """
     found: set[str] = set()
 
     def note(frame: types.FrameType, event: str, arg: object) -> None:
         name = frame.f_globals.get("__name__", "")
-        found.update(m for m in modules if name == m or name.startswith(f"{m}."))
+        function = f"{name}:{frame.f_code.co_name}"
+        found.update(m for m in modules if m in (name, function) or name.startswith(f"{m}."))
 
     before = sys.getprofile()
     sys.setprofile(note)
