@@ -35,6 +35,7 @@ SIZES = {
 GPUS, GRADIENTS, CARD, CARDS = 64, 15e9, 50e9, 8  # of the first question; cards of a node
 PUBLISHED = {16: 163.4e-6, 32: 319.4e-6, 64: 631.3e-6}  # GPUs -> seconds of 8 bytes
 _COMPARED = ("ring", "tree", "direct")
+_PIECES = ("one_to_all", "halves", "transpose")  # what `show_pieces` has a title for
 _LONGEST = 10.0  # times the fastest: longer bars are cut there
 
 Took = Mapping[int, Mapping[str, float]]  # bytes -> algorithm -> seconds
@@ -62,6 +63,8 @@ def ring_tree_direct(tensor: str, ranks: int) -> Picture:
 
 def show_pieces(title: str, before: Sequence[Any], **after: Sequence[Any]) -> go.Figure:
     """Who has which numbers, before and after each collective; `again` is one more of it."""
+    if title not in _PIECES:
+        raise ValueError(f"title is {title!r}: give one of {', '.join(_PIECES)}")
     stages = {t("collectives.before"): before}
     for op, numbers in after.items():
         key = "collectives.after_again" if op == "again" else "collectives.after"
