@@ -360,14 +360,15 @@ compare("01.large", ratio(took, 128_000, "tree", "ring"))
 show_imposed(took, num_ranks)
 # %% [markdown] lang="en"
 # There is the ring's case: at 128 kB it takes about half of the tree's time, and a third of the
-# naive one's. On the left rounds decide, and the tree wins.
+# naive one's. On the left rounds decide, and the tree beats the
+# ring.
 #
 # One set of points lies *below* its line: naive, at small sizes. The model lets its $2(p-1)$ messages wait
 # for one another, but their latencies overlap: all arrive at rank 0 after one α, and the sums leave
 # together. So naive is two hops there, and only its bytes are bad.
 #
 # Now without imposed times, on this machine as it is:
-# %% [markdown] lang="ko" en="ba35facf"
+# %% [markdown] lang="ko" en="5f9eea0b"
 # 링이 이기는 자리가 보입니다. 128 kB에서 링은 트리의 절반쯤, naive의 3분의 1쯤 되는 시간에 끝납니다. 왼쪽에서는 라운드 수가
 # 시간을 정하고 트리가 링을 이깁니다.
 #
