@@ -55,7 +55,7 @@ def ring_tree_direct(tensor: str, ranks: int) -> Picture:
     key = "ring" if took["ring"] < took["tree"] else "tree"
     other = "tree" if key == "ring" else "ring"
     times = digits(took[other] / took[key])
-    words = {"size": tensor, "ranks": ranks, "times": times}
+    words: dict[str, Any] = {"size": tensor, "ranks": ranks, "times": times}
     title = t(f"collectives.explore.{key}", **words)
     axis = t("collectives.explore.axis")
     return bars(rows, title=title, axis=axis, limit=_LONGEST, texts=texts)
@@ -297,7 +297,7 @@ def _until(sizes: Sequence[int], relative: Sequence[float], *, several: int) -> 
     ahead = [n for n, times in zip(sizes, relative, strict=True) if times < 1]
     if len(ahead) == several:
         return t("collectives.here.everywhere")
-    words = {"ahead": len(ahead), "sizes": several}
+    words: dict[str, Any] = {"ahead": len(ahead), "sizes": several}
     until = all(n in ahead for n in sizes[: len(ahead)]) and ahead
     if until:
         return t("collectives.here.until", size=human_bytes(ahead[-1]))

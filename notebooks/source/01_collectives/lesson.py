@@ -631,8 +631,8 @@ show_published()
 # Why the same collective is fast in one library and slow in another: [lesson 02](02_backends.ipynb).
 #
 # Sources: [1] [Patarasu and Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002).
-# [2] [DGX H100](https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html).
-# %% [markdown] lang="ko" en="b5b49e4e"
+# [2] [DGX H100](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
+# %% [markdown] lang="ko" en="b81488e0"
 # α를 5 µs쯤으로 두면 세 기록이 모두 설명됩니다. 링이기 때문입니다. (NCCL 2.4부터는
 # [트리](https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/)도 있고, 무엇을 쓸지
 # [스스로 고릅니다](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-algo).)
@@ -647,7 +647,7 @@ show_published()
 # 같은 집합 통신이 라이브러리마다 왜 다르게 빠른지는 [레슨 02](02_backends.ipynb)에서 봅니다.
 #
 # 출처: [1] [Patarasu와 Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002).
-# [2] [DGX H100](https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html).
+# [2] [DGX H100](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
 # %%
 quiz()
 # %% [markdown] lang="en"
