@@ -29,7 +29,7 @@ def test_the_slider_names_the_winner_of_ring_and_tree_and_the_models_seconds(siz
         NETWORK.predict(f"{name}_all_reduce", SIZES[size], ranks)
         for name in ("ring", "tree", "direct")
     )
-    assert f"the {'ring' if ring < tree else 'tree'} wins" in said
+    assert f"the {'ring' if ring < tree else 'tree'} beats the " in said
     for seconds in (ring, tree, direct):
         assert human_seconds(seconds) in said
     assert f"{2 * (ranks - 1)} rounds" in said

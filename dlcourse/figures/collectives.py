@@ -35,6 +35,7 @@ SIZES = {
 GPUS, GRADIENTS, CARD, CARDS = 64, 15e9, 50e9, 8  # of the first question; cards of a node
 PUBLISHED = {16: 163.4e-6, 32: 319.4e-6, 64: 631.3e-6}  # GPUs -> seconds of 8 bytes
 _COMPARED = ("ring", "tree", "direct")
+_PIECES = ("one_to_all", "halves", "transpose")  # what `show_pieces` has a title for
 _LONGEST = 10.0  # times the fastest: longer bars are cut there
 
 Took = Mapping[int, Mapping[str, float]]  # bytes -> algorithm -> seconds
@@ -54,7 +55,7 @@ def ring_tree_direct(tensor: str, ranks: int) -> Picture:
     key = "ring" if took["ring"] < took["tree"] else "tree"
     other = "tree" if key == "ring" else "ring"
     times = digits(took[other] / took[key])
-    words = {"size": tensor, "ranks": ranks, "times": times}
+    words: dict[str, Any] = {"size": tensor, "ranks": ranks, "times": times}
     title = t(f"collectives.explore.{key}", **words)
     axis = t("collectives.explore.axis")
     return bars(rows, title=title, axis=axis, limit=_LONGEST, texts=texts)
@@ -62,6 +63,8 @@ def ring_tree_direct(tensor: str, ranks: int) -> Picture:
 
 def show_pieces(title: str, before: Sequence[Any], **after: Sequence[Any]) -> go.Figure:
     """Who has which numbers, before and after each collective; `again` is one more of it."""
+    if title not in _PIECES:
+        raise ValueError(f"title is {title!r}: give one of {', '.join(_PIECES)}")
     stages = {t("collectives.before"): before}
     for op, numbers in after.items():
         key = "collectives.after_again" if op == "again" else "collectives.after"
@@ -294,7 +297,7 @@ def _until(sizes: Sequence[int], relative: Sequence[float], *, several: int) -> 
     ahead = [n for n, times in zip(sizes, relative, strict=True) if times < 1]
     if len(ahead) == several:
         return t("collectives.here.everywhere")
-    words = {"ahead": len(ahead), "sizes": several}
+    words: dict[str, Any] = {"ahead": len(ahead), "sizes": several}
     until = all(n in ahead for n in sizes[: len(ahead)]) and ahead
     if until:
         return t("collectives.here.until", size=human_bytes(ahead[-1]))

@@ -359,16 +359,17 @@ compare("01.small", ratio(took, 400, "ring", "tree"))
 compare("01.large", ratio(took, 128_000, "tree", "ring"))
 show_imposed(took, num_ranks)
 # %% [markdown] lang="en"
-# There is the ring's case: at 128 kB it takes less than half of the tree's time, and a third of the
-# naive one's. On the left rounds decide, and the tree wins.
+# There is the ring's case: at 128 kB it takes about half of the tree's time, and a third of the
+# naive one's. On the left rounds decide, and the tree beats the
+# ring.
 #
 # One set of points lies *below* its line: naive, at small sizes. The model lets its $2(p-1)$ messages wait
 # for one another, but their latencies overlap: all arrive at rank 0 after one α, and the sums leave
 # together. So naive is two hops there, and only its bytes are bad.
 #
 # Now without imposed times, on this machine as it is:
-# %% [markdown] lang="ko" en="0ce1dc5a"
-# 링이 이기는 자리가 보입니다. 128 kB에서 링의 시간은 트리의 절반도, naive의 3분의 1도 되지 않습니다. 왼쪽에서는 라운드 수가
+# %% [markdown] lang="ko" en="5f9eea0b"
+# 링이 이기는 자리가 보입니다. 128 kB에서 링은 트리의 절반쯤, naive의 3분의 1쯤 되는 시간에 끝납니다. 왼쪽에서는 라운드 수가
 # 시간을 정하고 트리가 링을 이깁니다.
 #
 # 작은 크기의 naive는 점이 선보다 *아래*에 있습니다. 모델은 메시지 $2(p-1)$개가 차례로 기다린다고 보지만, 실제로는 지연
@@ -384,15 +385,16 @@ rows = measure(names, sizes, repeats=4, device=device)
 # %%
 show_here(ranks["rows"][0])
 # %% [markdown] lang="en"
-# Here the ring's case is not to be seen, and that is honest: the model's assumption, *a wire for
+# The title says where the ring loses here. Its case is hardly to be seen, and the points jump while
+# other programs run: the model's assumption, *a wire for
 # each rank*, does not hold. All messages queue for the same few cores, and in total each way sends
 # the same $2(p-1)S$ bytes. What counts is how many messages there are and how often a rank has to be
 # woken. The ring has the most: 24 messages with four ranks, where tree and naive have 6.
 #
 # So on one machine do not choose an algorithm for a cluster. Count bytes and rounds: they are the
 # same everywhere.
-# %% [markdown] lang="ko" en="31cd42d0"
-# 여기서는 링이 이기는 자리가 보이지 않습니다. 당연한 결과입니다. *랭크마다 링크가 따로 있다*는 모델의 가정이 맞지 않기
+# %% [markdown] lang="ko" en="140d7187"
+# 링이 어디에서 지는지 제목에 있습니다. 링의 장점은 거의 보이지 않고, 다른 프로그램이 돌면 점이 들쭉날쭉합니다. *랭크마다 링크가 따로 있다*는 모델의 가정이 맞지 않기
 # 때문입니다. 모든 메시지가 같은 코어 몇 개 앞에 줄을 서고, 보내는 양을 모두 더하면 어느 방법이든 $2(p-1)S$로 같습니다.
 # 남는 것은 메시지 수와 랭크를 깨우는 횟수인데, 링이 가장 많습니다. 랭크 네 개에서 링은 메시지가 24개, 트리와 naive는
 # 6개입니다.
@@ -629,8 +631,8 @@ show_published()
 # Why the same collective is fast in one library and slow in another: [lesson 02](02_backends.ipynb).
 #
 # Sources: [1] [Patarasu and Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002).
-# [2] [DGX H100](https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html).
-# %% [markdown] lang="ko" en="b5b49e4e"
+# [2] [DGX H100](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
+# %% [markdown] lang="ko" en="b81488e0"
 # α를 5 µs쯤으로 두면 세 기록이 모두 설명됩니다. 링이기 때문입니다. (NCCL 2.4부터는
 # [트리](https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/)도 있고, 무엇을 쓸지
 # [스스로 고릅니다](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-algo).)
@@ -645,7 +647,7 @@ show_published()
 # 같은 집합 통신이 라이브러리마다 왜 다르게 빠른지는 [레슨 02](02_backends.ipynb)에서 봅니다.
 #
 # 출처: [1] [Patarasu와 Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002).
-# [2] [DGX H100](https://docs.nvidia.com/dgx/dgxh100-user-guide/introduction-to-dgxh100.html).
+# [2] [DGX H100](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
 # %%
 quiz()
 # %% [markdown] lang="en"
