@@ -60,7 +60,8 @@ steps = 5
 # 정한 뒤에야 압니다. 그래서 토큰보다 *개수*를 먼저 보냅니다. (이 레슨은 GPU가 있어도 CPU에서 돌립니다. 뒤에서
 # 프로세스끼리 공유하는 메모리를 쓰기 때문입니다.)
 # %% hidden=true
-from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, solution
+from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz
+from dlcourse import solution
 from dlcourse.course.records import read_record
 from dlcourse.figures.expert_parallel import figures_of_c4, num_all_to_all, one_sided_ratio
 from dlcourse.figures.expert_parallel import sent_to_others, show_calls, show_drift, show_equal
@@ -768,6 +769,8 @@ check("08.gradients")
 # [2] [Megatron Bridge, performance recipes](https://github.com/NVIDIA-NeMo/Megatron-Bridge).
 # [DeepEP](https://github.com/deepseek-ai/DeepEP), [GShard](https://arxiv.org/abs/2006.16668),
 # [DeepSpeed-MoE](https://arxiv.org/abs/2201.05596).
+# %%
+quiz()
 # %% [markdown] lang="en"
 # ## Deeper
 #

@@ -54,7 +54,7 @@ device = "auto"
 # 합니다.
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, expect_failure, explore, hint, lesson
-from dlcourse import predict, solution
+from dlcourse import predict, quiz, solution
 from dlcourse.corpus import Corpus
 from dlcourse.explain import explain
 from dlcourse.figures.deepspeed_vs_mps import figures_of_e1, figures_of_e2, figures_of_e3
@@ -533,6 +533,8 @@ check("14.by_hand")
 # [99272](https://github.com/pytorch/pytorch/pull/99272),
 # [139390](https://github.com/pytorch/pytorch/pull/139390),
 # [MLX 분산 문서](https://ml-explore.github.io/mlx/build/html/usage/distributed.html).
+# %%
+quiz()
 # %% [markdown] lang="en"
 # ## Deeper
 #

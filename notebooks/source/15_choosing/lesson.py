@@ -80,8 +80,8 @@ steps = 5
 # 랭크 여덟 개를 세 방향이 있는 격자, 곧 **메시**(mesh)로 놓습니다. 복제본 2개 × 스테이지 2개 × 행렬의 절반
 # 2개입니다. 이것이 **3D 병렬화**입니다. (이 레슨은 CPU에서 돌립니다. 랭크 여덟 개가 어느 컴퓨터에나 들어갑니다.)
 # %% hidden=true
-from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, show_guesses
-from dlcourse import solution
+from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz
+from dlcourse import show_guesses, solution
 from dlcourse.course.library_map import library_map
 from dlcourse.explorer.plan import plan_picture
 from dlcourse.figures.bakeoff import show_bakeoff_memory
@@ -561,6 +561,8 @@ check("15.capstone")
 # 여러분의 예측은 과정 전체에서 얼마나 빗나갔을까요?
 # %%
 show_guesses()
+# %%
+quiz()
 # %% [markdown] lang="en"
 # ## Deeper
 #
