@@ -818,7 +818,7 @@ one_of_many
 # ## In five lines
 #
 # 1. Equal copies are waste: cut one flat row, let each rank update its part.
-# 2. Stage 1 divides optimizer state, stage 2 also gradients; neither sends a byte more.
+# 2. Stage 1 divides optimizer state, stage 2 also gradients; without accumulation neither sends a byte more.
 # 3. Stage 3 also divides parameters, for half as many bytes again; every forward is a collective.
 # 4. 4 and 8 times are limits, of 16-bit training, over infinitely many ranks; N times is exact.
 # 5. Activations and buffers stay: measure the peak, not the formula.
@@ -826,11 +826,11 @@ one_of_many
 # Sources: [1] [Rajbhandari et al., SC 2020](https://arxiv.org/abs/1910.02054).
 # [2] [Zhao et al., PyTorch FSDP, VLDB 2023](https://arxiv.org/abs/2304.11277).
 # [3] [DeepSpeed's configuration](https://www.deepspeed.ai/docs/config-json/).
-# %% [markdown] lang="ko" en="14513814"
+# %% [markdown] lang="ko" en="091240e7"
 # ## 다섯 줄 요약
 #
 # 1. 똑같은 복제본은 낭비입니다. 한 줄로 펴서 자르고, 랭크마다 자기 몫만 갱신합니다.
-# 2. 1단계는 옵티마이저 상태를, 2단계는 그래디언트까지 나눕니다. 둘 다 한 바이트도 더 보내지 않습니다.
+# 2. 1단계는 옵티마이저 상태를, 2단계는 그래디언트까지 나눕니다. 누적하지 않으면 둘 다 한 바이트도 더 보내지 않습니다.
 # 3. 3단계는 파라미터까지 나누는 대신 절반을 더 보냅니다. 모든 순전파가 집합 통신이 됩니다.
 # 4. 4분의 1과 8분의 1은 16비트 학습에서 랭크가 한없이 많을 때의 극한입니다. N분의 1은 정확합니다.
 # 5. 활성화값과 버퍼는 그대로입니다. 공식이 아니라 최대 메모리를 재세요.
