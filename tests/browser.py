@@ -253,6 +253,16 @@ async () => {
   for (const widget of [...jupyterapp.shell.widgets("main")]) widget.dispose();
 }
 """
+# Returns nothing: the widget that is opened cannot be sent to the test.
+OPEN = "async path => { await jupyterapp.commands.execute('docmanager:open', { path }); }"
+ACTIVATE = """
+index => {
+  const notebook = jupyterapp.shell.currentWidget.content;
+  notebook.activeCellIndex = index;
+  notebook.mode = "command";
+  notebook.node.focus();
+}
+"""
 CURRENT = "path => jupyterapp.shell.currentWidget?.context?.path === path"
 IDLE = """
 () => {
@@ -280,7 +290,7 @@ class Notebook:
             page.evaluate(CLOSE_ALL)
         self.watch = Watch(page, lab)
         if page.url.startswith(lab.url):
-            page.evaluate("path => jupyterapp.commands.execute('docmanager:open', { path })", path)
+            page.evaluate(OPEN, path)
             page.wait_for_function(CURRENT, arg=path)
         else:
             page.goto(f"{lab.url}/lab/tree/{path}?reset")
@@ -308,8 +318,11 @@ class Notebook:
         return self.page.locator(".jp-Notebook .jp-Cell").nth(index)
 
     def select(self, index: int) -> None:
-        """Click into a cell."""
-        self.cell(index).locator(".cm-content").click()
+        """Click into a cell; one whose input is hidden has nothing to click into."""
+        if self.cells()[index]["metadata"].get("jupyter", {}).get("source_hidden"):
+            self.page.evaluate(ACTIVATE, index)
+        else:
+            self.cell(index).locator(".cm-content").click()
 
     def start(self, index: int) -> None:
         """Run a cell by its keys and do not wait for its end."""
