@@ -28,6 +28,12 @@ FORMULAS = sorted((ROOT / "dlcourse" / "formulas").glob("*.py"))
 
 # Where each formula is compared with the ledger, the wire, the simulation or a published table
 MEASURED_IN = {
+    "overlap": {
+        "best_bucket": "test_overlap.py::test_the_best_bucket_is_neither_the_smallest_nor_all",
+        "buckets": "test_overlap.py::test_a_bucket_waits_for_the_one_before_it",
+        "hidden_share": "test_overlap.py::test_one_bucket_hides_nothing",
+        "overlapped_seconds": "test_overlap.py::test_one_bucket_hides_nothing",
+    },
     "benchmark_plan": {"sweep_seconds": "test_backends.py::test_a_sweep_by_hand"},
     "activations": {
         "layer_terms": "test_checkpointing.py::test_layer_bytes_are_what_autograd_saves",
@@ -158,9 +164,7 @@ MEASURED_IN = {
 
 # A lesson that teaches a formula writes it out: how many times it does, in its code
 TAUGHT = {
-    "01_collectives": 3,
     "03_data_parallel": 1,
-    "05_pipeline_parallel": 1,
 }
 
 

@@ -9,7 +9,7 @@ from dlcourse.figures.charts import sweep_figure
 from dlcourse.figures.held import Held, Together, held
 from dlcourse.figures.picture import Bar, Picture, lanes
 from dlcourse.figures.tables import Table
-from dlcourse.formulas.overlap import Job, buckets, hidden_share, step_seconds
+from dlcourse.formulas.overlap import Job, buckets, hidden_share, overlapped_seconds
 from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_bytes
@@ -48,7 +48,7 @@ def overlap_of_buckets(layers_in_a_bucket: int, latency_ms: float) -> Picture:
     ]
     title = t(
         "data_parallel.explore.title",
-        step=round(1000 * step_seconds(job, layers_in_a_bucket, 4)),
+        step=round(1000 * overlapped_seconds(job, layers_in_a_bucket, 4)),
         hidden=f"{hidden_share(job, layers_in_a_bucket, 4):.0%}",
         exposed=round(spans[-1][1] - end),
     )
@@ -127,7 +127,7 @@ def show_imposed(parts: Mapping[str, Parts]) -> Together:
 def show_buckets(seconds: Mapping[int, float], world_size: int) -> go.Figure:
     """Step time over the layers in a bucket, with imposed times, beside the formula."""
     best = min(seconds, key=lambda size: seconds[size])
-    formula = [1000 * step_seconds(Job(), size, world_size) for size in seconds]
+    formula = [1000 * overlapped_seconds(Job(), size, world_size) for size in seconds]
     return sweep_figure(
         [*seconds],
         {

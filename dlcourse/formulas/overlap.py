@@ -63,7 +63,7 @@ def hidden_share(job: Job, layers_in_a_bucket: int, world_size: int) -> float:
     return hidden / sum(end - start for start, end in spans)
 
 
-def step_seconds(
+def overlapped_seconds(
     job: Job, layers_in_a_bucket: int, world_size: int, *, behind: bool = True
 ) -> float:
     """Seconds of a step: messages behind backward, or (behind=False) all of them after it."""
@@ -76,4 +76,4 @@ def step_seconds(
 def best_bucket(job: Job, world_size: int) -> int:
     """Layers in a bucket with the shortest step, of 1, 2, 4, ... and all."""
     sizes = [2**k for k in range(job.layers.bit_length()) if 2**k <= job.layers]
-    return min(sizes, key=lambda size: step_seconds(job, size, world_size))
+    return min(sizes, key=lambda size: overlapped_seconds(job, size, world_size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlcourse.course.predictions import Asked
-from dlcourse.formulas.overlap import Job, best_bucket, step_seconds
+from dlcourse.formulas.overlap import Job, best_bucket, overlapped_seconds
 from dlcourse.formulas.parameters import num_parameters
 from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.formulas.traffic import wire_bytes
@@ -22,7 +22,7 @@ def best_layers_in_a_bucket() -> int:
 def times_as_fast_with_a_quarter_each() -> float:
     """One rank with the whole batch over four ranks with a quarter of it each."""
     job = Job()
-    return job.alone() / step_seconds(job.shared(1 / 4), best_bucket(job, 4), 4)
+    return job.alone() / overlapped_seconds(job.shared(1 / 4), best_bucket(job, 4), 4)
 
 
 PREDICTIONS = {
