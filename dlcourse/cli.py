@@ -30,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":
         print(f"dlcourse: {WINDOWS}", file=sys.stderr)
         return FAILED
-    given = sys.argv[1:] if argv is None else argv
-    args, extra = _parser(plan=[*given][:1] == ["plan"]).parse_known_args(argv)
+    args, extra = parsed(sys.argv[1:] if argv is None else argv)
     if extra and args.command != "lab":
         print(f"dlcourse {args.command}: unknown argument {extra[0]!r}", file=sys.stderr)
         return USAGE_ERROR
@@ -57,6 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print(f"dlcourse {args.command}: interrupted; nothing is left running", file=sys.stderr)
         return INTERRUPTED
+
+
+def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments, and those that are unknown; what follows "--" is the command of a job."""
+    given = list(argv)
+    cut = given.index("--") if given[:1] == ["job"] and "--" in given else len(given)
+    args, extra = _parser(plan=given[:1] == ["plan"]).parse_known_args(given[:cut])
+    args.run_command = given[cut + 1 :]
+    return args, extra
 
 
 def _parser(*, plan: bool = False) -> _Parser:
@@ -95,12 +103,13 @@ def _parser(*, plan: bool = False) -> _Parser:
     run.set_defaults(run=_run)
 
     job = commands.add_parser(
-        "job", help="a machine's part in a run over several (for srun, torchrun, or by hand)"
+        "job",
+        help="a machine's part in a run over several (for srun, torchrun, or by hand)",
+        usage="dlcourse job FOLDER [--nodes N --node K] -- run LESSON --ranks N …",
     )
     job.add_argument("folder", help="shared by all machines, for this run alone")
     job.add_argument("--nodes", type=int, help="number of machines (default: what srun tells)")
     job.add_argument("--node", type=int, help="number of this one, from 0 (default: as told)")
-    job.add_argument("run_command", nargs=argparse.REMAINDER, help="-- run LESSON --ranks N …")
     job.set_defaults(run=_job)
 
     submitted = commands.add_parser("submit", help="run a lesson as a Slurm job over machines")
@@ -288,8 +297,7 @@ def _run(args: argparse.Namespace) -> int:
 def _job(args: argparse.Namespace) -> int:
     from dlcourse.course.job import Job
 
-    command = args.run_command[args.run_command[:1] == ["--"] :]
-    return Job(Path(args.folder), command, args.node, args.nodes).run()
+    return Job(Path(args.folder), args.run_command, args.node, args.nodes).run()
 
 
 def _submit(args: argparse.Namespace) -> int:

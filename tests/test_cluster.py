@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import pytest
 import zmq
 from slurm import Network, Slurm, needed
 
+from dlcourse.cli import parsed
 from dlcourse.course.job import Job
 from dlcourse.ranks import machines
 from dlcourse.ranks.channel import Channel
@@ -283,6 +285,19 @@ def test_a_machines_part_has_a_number_and_a_folder_of_its_own(tmp_path: Path):
     (tmp_path / "ended-0").touch()
     with pytest.raises(ValueError, match="a run has ended there; give a new one"):
         Job(tmp_path, ["run", "00"], 1, 2)
+
+
+def test_the_commands_of_the_guide_are_understood():
+    """Each `dlcourse job … -- run …` in cluster/README.md, torchrun's own options before it."""
+    for page in ("README.md", "README.ko.md"):
+        text = " ".join((REPOSITORY / "cluster" / page).read_text().replace("\\\n", " ").split())
+        found = re.findall(r"dlcourse(?:\.cli)? (job \S+ [^`]*?-- run [^`]*?--ranks 8)", text)
+        assert len(found) == 2, page
+        for line in found:
+            args, unknown = parsed(line.split())
+            run, more = parsed(args.run_command)
+            assert (unknown, more) == ([], []) and run.command == "run" and run.ranks == 8, line
+            assert "--nodes" not in line or (args.nodes, args.node) == (2, 0), line
 
 
 # ------------------------------------------------------------------------------- who may speak

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dlcourse.cli import _parser
+from dlcourse.cli import parsed
 
 CLUSTER = Path(__file__).resolve().parents[1] / "cluster"
 
@@ -62,8 +62,9 @@ def test_their_command_is_one_of_ours(name):
     given = documents(name)[-1]["spec"]
     container = given.get("trainer") or given["template"]["spec"]["containers"][0]
     words = container["command"] + container["args"]
-    arguments = _parser().parse_args(words[words.index("dlcourse.cli") + 1 :])
+    arguments, unknown = parsed(words[words.index("dlcourse.cli") + 1 :])
+    assert not unknown
     assert arguments.command == "job" and arguments.folder.startswith("/shared/")
-    ours = arguments.run_command[arguments.run_command[:1] == ["--"] :]
-    run = _parser().parse_args(ours)
+    run, unknown = parsed(arguments.run_command)
+    assert not unknown
     assert (run.command, run.lesson, run.ranks, run.out) == ("run", "06_zero", 8, "/shared/results")
