@@ -51,7 +51,7 @@ def lesson(place, request):
 
 def test_a_fresh_kernel_says_which_cells_to_run(lesson):
     first = FIRST[lesson.lang]
-    for cell in ("%%ranks\nrank", "human_bytes(3)", "ranks[0]", "compare('a', 1)"):
+    for cell in ("%%ranks\nrank", "show_cards(3)", "ranks[0]", "compare('a', 1)"):
         text = lesson.run(cell)
         assert first in text and "not found" not in text, text
     # What an exercise needs is there; it says what is missing in the lesson's language.
