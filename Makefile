@@ -36,7 +36,7 @@ quick: $(VENV)/.quick lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not ($(SLOW))'
 
 # For 2 cores: much of a test is waiting.
-WORKERS = 4
+WORKERS = 3
 SLOW = notebooks or browser or exercises or engine or parity or cluster
 
 # Slower than `make test`, and a failure is no reason to give no figure: `make test` decides.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARK = "DLCOURSE_TEST_LAB"  # in the environment of every process of one Lab, whoever its parent is
-PATIENCE = 300_000  # ms; a condition is waited for, so a quiet machine never takes this long
+PATIENCE = 600_000  # ms; a condition is waited for, so a quiet machine never takes this long
 VIEWPORT = {"width": 1200, "height": 1000}
 FLAGS = (
     "--no-sandbox",
@@ -270,6 +270,14 @@ IDLE = """
   return kernel?.connectionStatus === "connected" && kernel.status === "idle";
 }
 """
+STATE = """
+() => {
+  const widget = window.jupyterapp?.shell.currentWidget;
+  const kernel = widget?.sessionContext?.session?.kernel;
+  const dialogs = [...document.querySelectorAll(".jp-Dialog")].map(d => d.innerText);
+  return [widget?.context?.path, kernel?.connectionStatus, kernel?.status, dialogs];
+}
+"""
 ENDED = """
 cells => {
   const all = jupyterapp.shell.currentWidget.content.model.cells;
@@ -297,8 +305,18 @@ class Notebook:
         self.idle()
 
     def idle(self) -> None:
-        """Wait until the kernel is connected and has nothing to do."""
-        self.page.wait_for_function(IDLE)
+        """Wait until the kernel is connected and has nothing to do.
+
+        Raises:
+            AssertionError: with what Lab says of the kernel, its questions and the server's log.
+        """
+        from playwright.sync_api import TimeoutError as TooLong
+
+        try:
+            self.page.wait_for_function(IDLE)
+        except TooLong:
+            state = self.page.evaluate(STATE)
+            raise AssertionError(f"not idle: {state}\n{self.lab.said()[-3000:]}") from None
 
     def cells(self) -> list[dict[str, Any]]:
         """All cells, as in the file."""

@@ -21,7 +21,7 @@ from dlcourse.course.questions import read_quiz
 from dlcourse.words.strings import t
 
 # A busy machine may need this long for one test; a quiet one needs 4 minutes for all of them.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 expect.set_options(timeout=browser.PATIENCE)
 
 HANGUL = re.compile("[가-힣]")

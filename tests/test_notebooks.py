@@ -26,18 +26,18 @@ def nbval(notebook: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax"),
-            "--nbval-cell-timeout=120",
+            "--nbval-cell-timeout=400",
             f"--nbval-sanitize-with={TESTS / 'nbval_sanitize.cfg'}",
             str(notebook),
         ],
         capture_output=True,
         text=True,
         env={**os.environ, "DLCOURSE_PANEL": "off"},
-        timeout=600,
+        timeout=1500,
     )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1600)
 @pytest.mark.parametrize(
     ("lang", "name"), [*(("ko", name) for name in LESSONS), *(("en", n) for n in LESSONS[:1])]
 )

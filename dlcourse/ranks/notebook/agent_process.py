@@ -23,7 +23,7 @@ from dlcourse.ranks.new_process import environment, python_without_the_folder
 from dlcourse.ranks.notebook import stop
 from dlcourse.words.strings import t
 
-START_LIMIT = 120.0  # seconds for the agent to import torch on a slow machine
+START_LIMIT = 300.0  # seconds for the agent to import torch, also from a slow disk
 
 
 class AgentProcess:
@@ -112,11 +112,14 @@ class AgentProcess:
                 remove(self.directory)
                 return
             if self.process.poll() is not None or (self.others and self.others.poll() is not None):
+                what = "ended"
                 break
+        else:
+            what = f"was not ready within {START_LIMIT:.0f} s"
         missing = sorted(set(range(len(self.machines.names))) - set(self.hosts))
         self.close()
         where = f" on {', '.join(map(self.name, missing))}" if len(self.machines.names) > 1 else ""
-        raise RuntimeError(f"the process that starts ranks{where} ended:\n{self.log_tail()}")
+        raise RuntimeError(f"the process that starts ranks{where} {what}:\n{self.log_tail()}")
 
     def name(self, node: int) -> str:
         """The name of a machine, as it calls itself."""
