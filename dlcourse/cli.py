@@ -128,6 +128,14 @@ def _parser(*, plan: bool = False) -> _Parser:
     submitted.add_argument("--no-wait", action="store_true", help="do not wait for its end")
     submitted.set_defaults(run=_submit)
 
+    graded = commands.add_parser("grade", help="a table of what submitted notebooks have passed")
+    graded.add_argument("folder", metavar="DIR", help="the submissions, each a file")
+    graded.add_argument("--out", default="grades.csv", help="default: grades.csv")
+    graded.add_argument("--minutes", type=float, default=15, help="for a submission (default: 15)")
+    graded.add_argument("--memory", type=float, default=4, help="GiB for one (default: 4)")
+    graded.add_argument("--trust", action="store_true", help="run them without bubblewrap")
+    graded.set_defaults(run=_grade)
+
     listed = commands.add_parser("lessons", help="list the lessons")
     listed.add_argument("--lang", help=LANG_HELP)
     listed.set_defaults(run=_lessons)
@@ -144,6 +152,11 @@ def _parser(*, plan: bool = False) -> _Parser:
     guesses.add_argument("--lang", help=LANG_HELP)
     guesses.add_argument("--json", action="store_true", help="print the record")
     guesses.set_defaults(run=_guesses)
+
+    progress = commands.add_parser("progress", help="which exercises you have passed")
+    progress.add_argument("--lang", help=LANG_HELP)
+    progress.add_argument("--json", action="store_true", help="print it with your predictions")
+    progress.set_defaults(run=_progress)
 
     bench = commands.add_parser("bench", help="measure the course's own speed and size")
     bench.add_argument(
@@ -329,6 +342,20 @@ def _submit(args: argparse.Namespace) -> int:
     return submit.follow(job, folder, lambda line: print(line, flush=True))
 
 
+def _grade(args: argparse.Namespace) -> int:
+    from dlcourse.course.grading import grades
+    from dlcourse.course.grading.sandbox import Limits
+
+    for option in ("minutes", "memory"):
+        if not getattr(args, option) > 0:
+            raise ValueError(f"{option}={getattr(args, option)}: give a number above 0")
+    limits = Limits(60 * args.minutes, int(args.memory * 2**30))
+    out = Path(args.out)
+    rows = grades.grade(Path(args.folder), out, limits, trust=args.trust, tell=grades.print_row)
+    print(f"{out}: {len(rows)} submissions")
+    return 0
+
+
 def _lessons(args: argparse.Namespace) -> int:
     root = _course_root()
     written = catalog.written_lessons(root)
@@ -352,6 +379,30 @@ def _claims(args: argparse.Namespace) -> int:
     from dlcourse.course.claims import claims_table
 
     print(claims_table(_course_root(), args.lang))
+    return 0
+
+
+def _progress(args: argparse.Namespace) -> int:
+    import json
+
+    from dlcourse.course import guesses, progress
+    from dlcourse.course.exercises.registry import exercise_ids
+    from dlcourse.words.text_table import text_table
+
+    passed = progress.read_passed()
+    if args.json:
+        kept = guesses.guesses_record(guesses.read_guesses())
+        record = {"passed": passed, "guesses": kept}
+        print(json.dumps(record, ensure_ascii=False, indent=1))
+        return 0
+    root = _course_root()
+    titles = {
+        name[:2]: catalog.title(root, name, args.lang) for name in catalog.written_lessons(root)
+    }
+    head = [strings.t(f"progress.{word}", args.lang) for word in ("lesson", "passed")]
+    counted = progress.progress_rows(passed, exercise_ids())
+    rows = [[f"{n} {titles.get(n, '')}", f"{good}/{total}"] for n, (good, total) in counted.items()]
+    print(text_table(head, rows))
     return 0
 
 

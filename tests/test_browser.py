@@ -17,6 +17,7 @@ from playwright.sync_api import expect
 from test_panel import SHOW
 
 from dlcourse.course.catalog import LESSONS, written_lessons
+from dlcourse.course.exercises import lesson_exercises
 from dlcourse.course.questions import read_quiz
 from dlcourse.words.strings import t
 
@@ -92,13 +93,17 @@ def open_notebook(chromium, lab) -> Iterator[Callable[[str], Notebook]]:
 @pytest.mark.parametrize("lang", ["ko", "en"])
 def test_lab_opens_on_the_list_of_lessons(lang, chromium, lab, tmp_path):
     with nullcontext(lab) if lang == lab.lang else Lab(tmp_path, lang) as lab:
+        passed = [f'{{"id": "{e.id}", "when": 0}}\n' for e in lesson_exercises("00")]
+        (lab.place / "learner").mkdir(exist_ok=True)
+        (lab.place / "learner" / "passed.jsonl").write_text("".join(passed))
         page = browser.new_page(chromium)
         watch = Watch(page, lab)
         page.goto(lab.url)
         rows = page.locator(".jp-MarkdownViewer tbody tr")
         rows.last.wait_for()
         listed = [row.split("\t") for row in rows.all_inner_texts()]
-        assert [number for number, *_ in listed] == [name[:2] for name in LESSONS]
+        numbers = [name[:2] for name in LESSONS]
+        assert [number for number, *_ in listed] == [f"{numbers[0]} ✓", *numbers[1:]]
         questions = "".join(question for *_, question in listed)
         assert bool(HANGUL.search(questions)) == (lang == "ko"), questions
 

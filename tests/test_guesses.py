@@ -12,7 +12,7 @@ import pytest
 from dlcourse import show_guesses
 from dlcourse.cli import main
 from dlcourse.course import catalog, guesses, predictions
-from dlcourse.course.guesses import keep_guess, keep_measured, path_of_guesses, read_guesses
+from dlcourse.course.guesses import keep_guess, keep_measured, path_of, read_guesses
 from dlcourse.course.predictions import compare, predict
 from dlcourse.figures.held import Said
 from dlcourse.figures.tables import Table
@@ -148,7 +148,7 @@ BROKEN = [
 
 def test_a_broken_line_costs_that_line(somebody):
     keep_guess("09.means", 4, 3, "")
-    with path_of_guesses().open("ab") as file:
+    with path_of().open("ab") as file:
         file.write(b"".join(BROKEN))
     assert [kept.id for kept in read_guesses()] == ["09.means"]
     predict("09.no_sync", 2)
@@ -164,12 +164,12 @@ def test_a_file_that_cannot_be_written_is_said_and_stops_nothing(learner, somebo
     assert "this file cannot be written" in answer.value and "Noted" in answer.value
     assert compare("09.peak", 33e6).ratio == 0.5
     predict("09.no_sync", 2)
-    assert str(path_of_guesses()) in capsys.readouterr().out
+    assert str(path_of()) in capsys.readouterr().out
     assert isinstance(show_guesses(), Said)
 
 
 def test_a_file_that_is_a_folder_stops_nothing(somebody):
-    path_of_guesses().mkdir(parents=True)
+    path_of().mkdir(parents=True)
     predict("09.no_sync", 2)
     assert compare("09.no_sync", 4).ratio == 2 and read_guesses() == []
 
@@ -190,8 +190,8 @@ def test_the_file_is_where_a_system_keeps_a_persons_data(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.setattr(guesses.sys, "platform", "linux")
-    assert path_of_guesses() == tmp_path / ".local/share/dlcourse/guesses.jsonl"
+    assert path_of() == tmp_path / ".local/share/dlcourse/guesses.jsonl"
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    assert path_of_guesses() == tmp_path / "data/dlcourse/guesses.jsonl"
+    assert path_of() == tmp_path / "data/dlcourse/guesses.jsonl"
     monkeypatch.setattr(guesses.sys, "platform", "darwin")
-    assert path_of_guesses().is_relative_to(tmp_path / "Library")
+    assert path_of().is_relative_to(tmp_path / "Library")

@@ -57,39 +57,57 @@ class Guess:
         return _ratio(self.formula, self.measured)
 
 
-def path_of_guesses() -> Path:
-    """The file; it need not exist.
+def path_of(file: str = FILE) -> Path:
+    """A file of the learner's; it need not exist.
 
     In the folder of ``DLCOURSE_LEARNER``, else where the system keeps a person's data.
     """
     if chosen := os.environ.get(FOLDER):
-        return Path(chosen) / FILE
+        return Path(chosen) / file
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "dlcourse" / FILE
+        return Path.home() / "Library" / "Application Support" / "dlcourse" / file
     data = os.environ.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "dlcourse" / FILE
+    return (Path(data) if data else Path.home() / ".local" / "share") / "dlcourse" / file
+
+
+def lines(file: str) -> list[str]:
+    """A file's lines; none where there is no file yet, none that may be read, or no home folder."""
+    try:
+        return path_of(file).read_bytes().decode("utf-8", "replace").splitlines()
+    except (OSError, RuntimeError):
+        return []
+
+
+def append(file: str, **entry: Any) -> bool:
+    """Append a line to a file of the learner's; False where it cannot be written."""
+    try:
+        path = path_of(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as opened:  # one write at the end: nobody else's comes between
+            cut_off = opened.tell() > 0 and path.read_bytes()[-1:] != b"\n"
+            line = json.dumps(entry, ensure_ascii=False) + "\n"
+            opened.write(("\n" if cut_off else "").encode() + line.encode("utf-8"))
+    except (OSError, RuntimeError):
+        return False
+    return True
 
 
 def keep_guess(id: str, guess: Number | str, formula: Number | str | None, unit: str) -> bool:
     """Write a guess down; False where the file cannot be written."""
-    return _append(id=id, guess=guess, formula=formula, unit=unit, when=round(time.time()))
+    return append(FILE, id=id, guess=guess, formula=formula, unit=unit, when=round(time.time()))
 
 
 def keep_measured(id: str, measured: Number | str) -> bool:
     """Write down what was measured for a guess; False where the file cannot be written."""
     if any(kept.id == id and kept.measured is None for kept in read_guesses()):
-        return _append(id=id, measured=measured)
+        return append(FILE, id=id, measured=measured)
     return True
 
 
 def read_guesses() -> list[Guess]:
     """All guesses that can be read, one for each prediction, in the lessons' order."""
-    try:
-        lines = path_of_guesses().read_bytes().decode("utf-8", "replace").splitlines()
-    except (OSError, RuntimeError):  # none yet, none that may be read, or no home folder
-        return []
     kept: dict[str, Guess] = {}
-    for line in lines:
+    for line in lines(FILE):
         entry = _entry(line)
         if entry is None:
             continue
@@ -182,19 +200,6 @@ def _name(id: str) -> str:
         if id.startswith(f"{name[:2]}."):
             return f"{id} ({catalog.title(root, name, language())})"
     return id
-
-
-def _append(**entry: Any) -> bool:
-    try:
-        path = path_of_guesses()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:  # one write at the end: nobody else's comes between
-            cut_off = file.tell() > 0 and path.read_bytes()[-1:] != b"\n"
-            line = json.dumps(entry, ensure_ascii=False) + "\n"
-            file.write(("\n" if cut_off else "").encode() + line.encode("utf-8"))
-    except (OSError, RuntimeError):
-        return False
-    return True
 
 
 def _entry(line: str) -> dict[str, Any] | None:

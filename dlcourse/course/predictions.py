@@ -257,7 +257,7 @@ def _keep(prediction: Prediction) -> str:
     assert guess is not None
     if guesses.keep_guess(prediction.id, guess, prediction.formula, prediction.unit):
         return ""
-    return t("guesses.not_kept", path=guesses.path_of_guesses())
+    return t("guesses.not_kept", path=guesses.path_of())
 
 
 def _noted(guess: Number | str, unit: str) -> str:

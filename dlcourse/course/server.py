@@ -1,4 +1,4 @@
-"""What the course adds to Jupyter's server: trust in its own notebooks, and kernels that know it.
+"""What the course adds to Jupyter's server: trust in its notebooks, kernels that know it, ticks.
 
 The settings in `lab/` make the server load this module, so it holds for `dlcourse lab` and for
 Binder alike. Nothing here may keep the server from starting.
@@ -15,6 +15,8 @@ from typing import Any
 import nbformat
 
 from dlcourse.course import catalog
+from dlcourse.course.exercises.registry import exercise_ids
+from dlcourse.course.progress import show_on_start_page
 
 EXTENSION = "dlcourse.course.kernel"
 _TABLE = {"table", "thead", "tbody", "tr", "th", "td", "caption"}
@@ -32,6 +34,10 @@ def _load_jupyter_server_extension(server: Any) -> None:
         server.kernel_spec_manager.kernel_dirs.insert(0, str(kernels))
     except Exception as error:
         server.log.warning(f"dlcourse: kernels start without the course's extension: {error}")
+    try:
+        show_on_start_page(server.contents_manager, exercise_ids)
+    except Exception as error:
+        server.log.warning(f"dlcourse: the start page shows no progress: {error}")
     try:
         sign_notebooks(catalog.course_root(), server.contents_manager.notary)
     except Exception as error:

@@ -17,7 +17,9 @@ from dlcourse.course.exercises.exercise import Exercise
 from dlcourse.course.exercises.judge import AnswerError, judge
 from dlcourse.course.exercises.packing import pack
 from dlcourse.course.exercises.registry import find_exercise
+from dlcourse.course.progress import keep_passed
 from dlcourse.course.showing import Shown, say, show_code
+from dlcourse.panel.widget import front_end_present
 from dlcourse.words.strings import language, t
 from dlcourse.words.units import rank_ranges
 
@@ -52,17 +54,16 @@ def check(id: str, *, pool: Any = None) -> CheckResult:
         KeyboardInterrupt: the learner pressed stop.
     """
     exercise = find_exercise(id)
-    packed = _fetch(exercise, pool)
-    if "problem" in packed:
-        result = _not_run(exercise, _problem_text(exercise, packed))
-    else:
-        result = _judge(exercise, packed)
+    packed = fetched(exercise, pool)
+    result = judged(exercise, packed)
     for module in packed.get("changed", ()):
         place = t(f"check.place.{exercise.where}")
         text = result.text + "\n" + t("check.changed", module=module, place=place)
         result = replace(result, text=text)
     print(result.text)
     metrics.append("check", id=id, passed=result.passed, cases=result.cases)
+    if result.passed and front_end_present():
+        keep_passed(id)
     return result
 
 
@@ -93,8 +94,8 @@ def kernel_names() -> dict[str, Any]:
     return vars(sys.modules["__main__"])
 
 
-def _fetch(exercise: Exercise, pool: Any) -> dict[str, Any]:
-    """The learner's definitions, pickled by value."""
+def fetched(exercise: Exercise, pool: Any = None) -> dict[str, Any]:
+    """The learner's definitions, pickled by value; or the "problem" that there was."""
     if exercise.where == "kernel":
         return pack(exercise.names, kernel_names())
     from dlcourse.ranks import RankError, default_pool
@@ -105,6 +106,13 @@ def _fetch(exercise: Exercise, pool: Any) -> dict[str, Any]:
         return {"problem": "no_ranks"}
     except RankError as error:  # an object that a function refers to fails when it is looked at
         return {"problem": "raised", "error": _for_learner(str(error))}
+
+
+def judged(exercise: Exercise, packed: dict[str, Any]) -> CheckResult:
+    """How the check of what was packed goes; the learner's code runs in fresh ranks alone."""
+    if "problem" in packed:
+        return _not_run(exercise, _problem_text(exercise, packed))
+    return _judge(exercise, packed)
 
 
 def _judge(exercise: Exercise, packed: dict[str, Any]) -> CheckResult:

@@ -35,6 +35,11 @@ def all_exercises() -> list[Exercise]:
     return [_exercise(folder) for folder in _folders()]
 
 
+def exercise_ids() -> list[str]:
+    """The ids of all exercises of all lessons, in order; none of them is read."""
+    return [_id(folder) for folder in _folders()]
+
+
 def common_module(lesson: str) -> ModuleType:
     """``common.py`` of a lesson, given by its two digits."""
     return lesson_module(next(f.parent for f in _folders() if _id(f)[:2] == lesson), "common")
