@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "README.ko.md", "ARCHITECTURE.md")),
     *(ROOT / name for name in ("CONTRIBUTING.md", "CONTRIBUTING.ko.md")),
+    *(ROOT / "hub" / name for name in ("README.md", "README.ko.md")),
     ROOT / "notebooks" / "source" / "README.md",
 ]
 PATH = re.compile(r"`([\w./]+(?:/|\.(?:py|toml|md)))`|\]\(([\w./]+)\)")
@@ -23,7 +24,7 @@ def lost_files(text: str) -> list[str]:
     """Paths in a page with which no path of the project ends."""
     found = [
         path
-        for top in ("cluster", "data", "dlcourse", "tests", "notebooks")
+        for top in ("cluster", "data", "dlcourse", "hub", "tests", "notebooks")
         for path in (ROOT / top).rglob("*")
     ]
     ends = "\n".join(f"/{path.relative_to(ROOT)}" for path in [*found, *ROOT.glob("*")]) + "\n"

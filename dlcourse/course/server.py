@@ -15,8 +15,6 @@ from typing import Any
 import nbformat
 
 from dlcourse.course import catalog
-from dlcourse.course.exercises.registry import exercise_ids
-from dlcourse.course.progress import show_on_start_page
 
 EXTENSION = "dlcourse.course.kernel"
 _TABLE = {"table", "thead", "tbody", "tr", "th", "td", "caption"}
@@ -34,14 +32,22 @@ def _load_jupyter_server_extension(server: Any) -> None:
         server.kernel_spec_manager.kernel_dirs.insert(0, str(kernels))
     except Exception as error:
         server.log.warning(f"dlcourse: kernels start without the course's extension: {error}")
-    try:
-        show_on_start_page(server.contents_manager, exercise_ids)
-    except Exception as error:
-        server.log.warning(f"dlcourse: the start page shows no progress: {error}")
+    # When all extensions are loaded: Jupytext's puts another contents manager in place of this one
+    server.io_loop.add_callback(_tick, server)
     try:
         sign_notebooks(catalog.course_root(), server.contents_manager.notary)
     except Exception as error:
         server.log.warning(f"dlcourse: notebooks are not signed: {error}")
+
+
+def _tick(server: Any) -> None:
+    try:
+        from dlcourse.course.exercises.registry import exercise_ids
+        from dlcourse.course.progress import show_on_start_page
+
+        show_on_start_page(server.contents_manager, exercise_ids)
+    except Exception as error:
+        server.log.warning(f"dlcourse: the start page shows no progress: {error}")
 
 
 def write_kernel_spec(folder: Path) -> Path:

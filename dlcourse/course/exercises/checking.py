@@ -19,7 +19,7 @@ from dlcourse.course.exercises.packing import pack
 from dlcourse.course.exercises.registry import find_exercise
 from dlcourse.course.progress import keep_passed
 from dlcourse.course.showing import Shown, say, show_code
-from dlcourse.panel.widget import front_end_present
+from dlcourse.ranks.notebook.front_end import front_end_present
 from dlcourse.words.strings import language, t
 from dlcourse.words.units import rank_ranges
 
