@@ -186,8 +186,8 @@ def told(pool: Ranks, source: str, monkeypatch) -> str:
         ("def mean(x):\n    return x.flatten()[:0]", "✗ the shape: the shape has changed"),
         ("def mean(x):\n    raise NotImplementedError", "not filled in yet"),
         ("def mean(x):\n    return 1 / 0", "ZeroDivisionError: division by zero"),
-        ("def mean(x):\n    raise KeyboardInterrupt", "ranks 0-1 raised RuntimeError: Keyboard"),
-        ("def mean(x):\n    raise SystemExit(3)", "ranks 0-1 raised SystemExit: 3"),
+        ("def mean(x):\n    raise KeyboardInterrupt", "raised RuntimeError: Keyboard"),
+        ("def mean(x):\n    raise SystemExit(3)", "raised SystemExit: 3"),
         ("def mean():\n    return 1", "keep the parameters"),
         (
             "class Odd:\n    def __reduce__(self):\n        raise SystemExit(3)\n"

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -183,15 +183,17 @@ def run_lesson(
         variables = {**_headless(lang), metrics.VARIABLE: str(collected)}
         with _environment(variables), interruptible():
             try:
-                papermill.execute_notebook(
-                    _literal(source),
-                    _literal(target),
-                    parameters=parameters,
-                    kernel_name="python3",
-                    cwd=str(source.parent),
-                    progress_bar={"desc": f"{name}.{lang}"} if progress else False,
-                    execution_timeout=CELL_TIMEOUT,
-                    **_client(),
+                with_a_kernel(
+                    lambda: papermill.execute_notebook(
+                        _literal(source),
+                        _literal(target),
+                        parameters=parameters,
+                        kernel_name="python3",
+                        cwd=str(source.parent),
+                        progress_bar={"desc": f"{name}.{lang}"} if progress else False,
+                        execution_timeout=CELL_TIMEOUT,
+                        **_client(),
+                    )
                 )
             except KeyboardInterrupt:
                 error = "interrupted"
@@ -231,13 +233,30 @@ def run_cells(notebook: Any, *, cwd: Path) -> None:
     lang = declared_parameters(notebook).get("lang", "ko")
     with _environment(_headless(lang)), interruptible():
         cwd.mkdir(parents=True, exist_ok=True)
-        NotebookClient(
-            notebook,
-            timeout=CELL_TIMEOUT,
-            kernel_name="python3",
-            resources={"metadata": {"path": str(cwd)}},
-            **_client(),
-        ).execute()
+        with_a_kernel(
+            lambda: NotebookClient(
+                notebook,
+                timeout=CELL_TIMEOUT,
+                kernel_name="python3",
+                resources={"metadata": {"path": str(cwd)}},
+                **_client(),
+            ).execute()
+        )
+
+
+def with_a_kernel(execute: Callable[[], object]) -> None:
+    """Execute a notebook; again, twice at most, where its kernel ended before the first cell.
+
+    Jupyter chooses a kernel's ports before the kernel binds them, and on a busy machine another
+    program may have taken one meanwhile.
+    """
+    for left in (2, 1, 0):
+        try:
+            execute()
+            return
+        except RuntimeError as error:
+            if not left or "before replying to kernel_info" not in str(error):
+                raise
 
 
 def machine() -> dict[str, Any]:
