@@ -42,7 +42,7 @@ UNKNOWN = 10.0  # of a new file
 MARKERS = {
     "notebooks": ("notebooks", "course_run", "wheel"),
     "browser": ("browser",),
-    "exercises": ("exercises",),
+    "exercises": ("exercises", "grading"),
     "engine": (
         *("ranks", "coverage", "mpi", "recorder", "collectives", "one_sided", "kernel"),
         *("course_kernel", "ledger", "failure_words", "imposed_time"),
