@@ -34,8 +34,9 @@ STEPS = 3  # of the run whose timeline is drawn
 LR = 1e-3  # of AdamW in `train`
 
 CARD_GB = 80
-MODELS = {"1.5B": 1.5, "7.5B": 7.5, "70B": 70.0}  # billions of parameters
-PRECISIONS = {"bf16 + fp32": "master", "fp32": "float32"}
+_BILLIONS = {"1.5B": 1.5, "7.5B": 7.5, "70B": 70.0}  # of parameters
+_WAYS = {"bf16 + fp32": "master", "fp32": "float32"}
+MODELS, PRECISIONS = tuple(_BILLIONS), tuple(_WAYS)
 
 Memory = Mapping[str, int]  # bytes by category
 Counted = Mapping[str, Sequence[float]]  # bytes sent up to the gradients, and in the whole step
@@ -59,7 +60,7 @@ def fits_on_a_card(model: str, ranks: int, precision: str) -> Picture:
         model: one of ``MODELS``.
         precision: one of ``PRECISIONS``.
     """
-    billions, way = MODELS[model], PRECISIONS[precision]
+    billions, way = _BILLIONS[model], _WAYS[precision]
     rows = {}
     for stage in STAGES:
         sizes = state_bytes(billions, precision=way, world_size=ranks, stage=stage)
@@ -231,8 +232,8 @@ def show_published() -> Together:
     again = {True: t("zero.published.yes"), False: t("zero.published.no")}
     rows = []
     for run in chosen:
-        row = [run["model"], run["gpus"], run["micro_batch"], again[run["recompute"]]]
-        rows.append([*row, f"{run['mfu']:.1f}%", f"{run['tokens_per_second']:,}"])
+        row = [run["model"].upper(), run["gpus"], run["micro_batch"], again[run["recompute"]]]
+        rows.append([*row, f"{run['mfu']:.1f}%", run["tokens_per_second"]])
     keys = ("model", "gpus", "micro_batch", "recompute", "mfu", "tokens")
     said = Said(t("zero.published.said", few=small[0]["gpus"], many=small[-1]["gpus"]))
     return Together(Table([t(f"zero.published.{key}") for key in keys], rows), said)
