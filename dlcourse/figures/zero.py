@@ -103,7 +103,8 @@ def show_own(apart: Sequence[float]) -> Held:
 
 def show_stages(*runs: Run) -> go.Figure:
     """What a rank keeps at stages 0 to 3: by formula, and counted."""
-    world_size, rows, each = len(runs[0].memory.ranks), {}, []
+    world_size, each = len(runs[0].memory.ranks), []
+    rows: dict[str, Mapping[str, float]] = {}
     for stage, run in enumerate(runs):
         formula, found = states_of(stage, world_size), kept(run)
         _held("kept", 100 * (sum(found.values()) / sum(formula.values()) - 1), allowed=0.1)
