@@ -779,11 +779,13 @@ show_mesh(ranks["mesh_apart"], ranks["held_by"])
 # ### One rank of 1,024
 #
 # The classes of this lesson as one of 1,024 ranks: stage 3 over 128 copies of an 8-way tensor parallel 7B
-# model, on tensors that have shapes and no numbers. Bytes are exact, times mean nothing.
-# %% [markdown] lang="ko" en="e38f519e"
+# model, on tensors that have shapes and no numbers. Bytes are exact, times mean nothing. It is a first step:
+# at its highest moment, before the optimizer's step, AdamW has no state yet.
+# %% [markdown] lang="ko" en="866c66ca"
 # ### 랭크 1,024개 가운데 하나
 #
 # 이 레슨의 클래스를 그대로 써서 랭크 1,024개 가운데 하나가 되어 봅니다. 텐서 병렬화 8로 자른 7B 모델을 복제본
-# 128개에 3단계로 나누고, 모양만 있고 숫자는 없는 텐서로 돌립니다. 바이트는 정확하고 시간은 뜻이 없습니다.
+# 128개에 3단계로 나누고, 모양만 있고 숫자는 없는 텐서로 돌립니다. 바이트는 정확하고 시간은 뜻이 없습니다. 첫
+# 스텝이므로, 옵티마이저 스텝보다 먼저 오는 가장 높은 순간에는 아직 AdamW의 상태가 없습니다.
 # %%
 show_one_of_many(scale("06_zero", model="7b", world=1024))
