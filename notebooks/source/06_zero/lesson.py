@@ -611,9 +611,9 @@ check("06.peak")
 # matrix products if a block computes long enough. Between nodes the network is slower, so people also
 # shard inside a node and copy between nodes (HSDP). No GPU run of this lesson is recorded.
 #
-# Published: FSDP, that is stage 3, on H100 GPUs with 80 GB [2]. MFU is the share of the GPU's FLOPs that the
-# model needs.
-# %% [markdown] lang="ko" en="e16175e3"
+# Published: FSDP, that is stage 3, on H100 GPUs with 80 GB [2]. MFU is the share of a GPU's peak FLOPs that
+# goes into what the model needs.
+# %% [markdown] lang="ko" en="1ebd52af"
 # ## GPU 클러스터에서는
 #
 # NCCL의 리듀스스캐터는 진짜 리듀스스캐터입니다. 올게더는 별도의 스트림에서 실행되므로, 블록의 계산이 충분히 길면 행렬
