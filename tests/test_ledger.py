@@ -326,6 +326,28 @@ def test_gradients_set_by_hand_in_a_backward_are_no_activations(recorder: Record
     assert before["activations"] < shard.nbytes
 
 
+def test_a_buffer_that_backward_fills_and_then_sends_is_no_activation_at_the_peak(
+    recorder: Recorder,
+) -> None:
+    """As ZeRO 2 and FSDP2 do: gradients are copied into one, and the total falls before it goes."""
+    layer, kept = nn.Linear(64, 64, bias=False), []
+
+    def send(weight: Tensor) -> None:
+        kept.append(torch.zeros(10 * weight.numel()))
+        weight.grad = None  # here the total is at its highest
+        torch.ones(1)
+        recorder.ledger.storages.communicate(kept)
+
+    layer.weight.register_post_accumulate_grad_hook(send)
+    with recorder:
+        layer(torch.ones(1, 64)).sum().backward()
+    at_peak = recorder.record["memory"]["at_peak"]
+    assert at_peak["communication"] == kept[0].nbytes
+    assert at_peak["gradients"] == layer.weight.nbytes
+    assert at_peak["activations"] < layer.weight.nbytes
+    assert sum(at_peak.values()) == recorder.record["memory"]["peak_bytes"]
+
+
 def test_activations_under_checkpointing_and_without_gradients(recorder: Recorder) -> None:
     model, _, x = gpt(batch=16)
     with recorder:

@@ -33,7 +33,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
         if hasattr(layer, "shards") or hasattr(layer, "schedule"):
             raise ValueError(
                 f"{type(layer).__name__} holds a part of the model's gradients: add up the squares "
-                "over its ranks yourself, as exercise 06.clip does"
+                "over its ranks yourself, as clip_grad_norm_() of ZeRO1 does"
             )
     cut = cut_parameters(model)
     if not cut:

@@ -33,10 +33,13 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlcourse.measure.run import Run
 from dlcourse.words.units import digits, human_bytes, human_seconds
+
+if TYPE_CHECKING:
+    from dlcourse.measure.ledger import Ledger
 
 Finding = dict[str, Any]  # {"case": str, "ok": bool, "key": str, "values": {str: str | number}}
 
@@ -46,6 +49,7 @@ class Measured:
     """One rank's record of a ``with measured()`` block; filled when the block ends."""
 
     record: dict[str, Any] = field(default_factory=dict)
+    ledger: Ledger | None = None  # while the block runs
 
     @property
     def comm(self) -> list[dict[str, Any]]:
@@ -63,6 +67,12 @@ class Measured:
         """Largest number of bytes of live storages at one moment."""
         return self.record.get("memory", {}).get("peak_bytes", 0)
 
+    def live(self) -> int:
+        """Bytes of live storages at this moment of the block."""
+        assert self.ledger is not None, "only while the block runs"
+        self.ledger.storages.bury()
+        return self.ledger.series.total
+
 
 @contextmanager
 def measured() -> Iterator[Measured]:
@@ -74,10 +84,11 @@ def measured() -> Iterator[Measured]:
     recorder = Recorder(dist.get_rank(), dist.get_world_size())
     result = Measured()
     recorder.start()
+    result.ledger = recorder.ledger
     try:
         yield result
     finally:
-        result.record = recorder.stop()
+        result.record, result.ledger = recorder.stop(), None
 
 
 @contextmanager

@@ -20,19 +20,21 @@ class Series:
         totals: live bytes, one number a category, in the order of `CATEGORIES`.
         total: their sum.
         peak: largest total since `reset`; `at_peak` its categories; `peaks` each one's own.
+        births: storages that have come to be, ever.
         window_end: ns at which the next point of the series is due.
     """
 
     def __init__(self) -> None:
         self.totals = [0] * len(CATEGORIES)
         self.total = 0
+        self.births = 0
         self._window_high = 0
         self.reset(0)
 
     def reset(self, now_ns: int) -> None:
         """Start a new cell: peaks and series begin at what is live now."""
-        self.peak = self._high = self.total
-        self.at_peak = list(self.totals)
+        self._high = self.total
+        self.note_peak()
         self.peaks = list(self.totals)
         self._points: list[list[int]] = [[now_ns, *self.totals]]
         self._window_ns = 1_000_000
@@ -43,6 +45,7 @@ class Series:
     def add(self, category: int, nbytes: int) -> None:
         """A storage has come to be."""
         totals = self.totals
+        self.births += 1
         totals[category] += nbytes
         self.total += nbytes
         # "other" is where storages wait until their owner is known: see `note_other`.
@@ -78,6 +81,16 @@ class Series:
         """The total is the largest so far."""
         self.peak = self.total
         self.at_peak = list(self.totals)
+        self._births_at_peak = self.births
+
+    def correct_peak(self, old: int, new: int, nbytes: int, birth: int) -> None:
+        """A living storage turns out to be of another category than it was counted in at the peak.
+
+        birth: what `births` was when it came to be; the peak may have been before.
+        """
+        if birth <= self._births_at_peak:
+            self.at_peak[old] -= nbytes
+            self.at_peak[new] += nbytes
 
     def note_other(self) -> None:
         """All owners are known that will be: what is "other" now is really that."""
@@ -86,8 +99,8 @@ class Series:
     def note_transient(self, extra: int) -> None:
         """For a moment `extra` bytes of "other" were live too, unseen."""
         if self.total + extra > self.peak:
-            self.peak = self.total + extra
-            self.at_peak = list(self.totals)
+            self.note_peak()
+            self.peak += extra
             self.at_peak[OTHER] += extra
             self.peaks[OTHER] = max(self.peaks[OTHER], self.totals[OTHER] + extra)
 

@@ -29,7 +29,8 @@ _OWNED = OPTIMIZER_STATE  # categories up to here have an owner that can be aske
 class Entry(weakref.ref):
     """A live storage. Equality is that of weak references; look-ups go by `key`."""
 
-    __slots__ = ("category", "kept", "key", "nbytes")
+    __slots__ = ("birth", "category", "kept", "key", "nbytes")
+    birth: int  # how many storages had come to be with it
     key: int  # address of the storage's C++ object, unique while it lives
     nbytes: int
     category: int
@@ -99,6 +100,7 @@ class Storages:
             self.owned[category][key] = entry
             entry.kept = OTHER
         self._series.add(category, n)
+        entry.birth = self._series.births
 
     def bury(self) -> None:
         """Take the entries of freed storages off the books."""
@@ -169,6 +171,9 @@ class Storages:
                 elif entry.category <= _OWNED:
                     entry.kept = COMMUNICATION
                 elif entry.kept == OTHER:
+                    if entry.category == ACTIVATIONS:
+                        sizes = entry.nbytes, entry.birth
+                        self._series.correct_peak(ACTIVATIONS, COMMUNICATION, *sizes)
                     self._move(entry, COMMUNICATION)
                     entry.kept = COMMUNICATION
 

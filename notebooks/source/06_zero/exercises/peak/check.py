@@ -3,17 +3,18 @@
 from dlcourse.course.exercises import expect, measured
 
 NAMES = ("linear",)
-CASES = ("loss", "gradient", "peak")
+CASES = ("loss", "gradient", "between", "peak")
 TIME_LIMIT = 30.0
 
 LAYERS, WIDTH, ROWS = 12, 128, 4
-
-
-LAYERS_AT_ONCE = 6  # one is enough; Gloo's threads let go of a buffer a little later
+LAYERS_KEPT = 1.2  # activations take 0.4; each gathered weight takes 1
+LAYERS_AT_ONCE = 6  # backward has a weight and two copies of its gradient at work
+PATIENCE = 2.0  # seconds: Gloo's threads let go of a buffer a little later
 
 
 def check(linear, rank, world_size):
     import gc
+    import time
 
     import torch
 
@@ -35,10 +36,15 @@ def check(linear, rank, world_size):
     del alone, losses, weights, x
     gc.collect()
     with measured() as seen:
+        before, patient_until = seen.live(), time.monotonic() + PATIENCE
         x = inputs[rank].clone()
         for shard in shards:
             x = torch.tanh(linear(x, shard))
         loss = x.square().mean()
+        while (kept := (seen.live() - before) / layer) > LAYERS_KEPT:
+            if time.monotonic() > patient_until:
+                break
+            time.sleep(0.01)
         loss.backward()
     findings = [
         expect(
@@ -72,6 +78,9 @@ def check(linear, rank, world_size):
             break
     else:
         findings.append(expect("gradient", True))
+    findings.append(
+        expect("between", kept <= LAYERS_KEPT, "kept", got=f"{kept:.1f}", layers=LAYERS)
+    )
     held = sum(s.nbytes for s in shards)
     above = (seen.peak() - 3 * held) / layer  # shards, their gradients, and the wanted ones
     findings.append(

@@ -1,4 +1,4 @@
-# caught by: peak
+# caught by: between, peak
 # Saves the whole weight instead of the shard
 
 

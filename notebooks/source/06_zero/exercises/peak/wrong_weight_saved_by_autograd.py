@@ -1,4 +1,4 @@
-# caught by: peak
+# caught by: between, peak
 # autograd saves every gathered weight
 
 
