@@ -149,3 +149,15 @@ def test_every_position_says_what_the_formula_says(lang):
                 assert f"{step.seconds:.1f}" in title
                 assert f"{step.busy('device') / step.seconds:.0%}" in title
                 assert len(picture.text.split("\n")) == 1 + len(LANES)
+
+
+def test_what_the_lesson_says_of_the_link():
+    def seconds(way, gigabytes, *, overlap):
+        job = replace(EXAMPLE, bandwidth=1e9 * gigabytes)
+        return offloaded_step(job, way, overlap=overlap).seconds
+
+    for way in ("optimizer", "parameters"):
+        assert seconds(way, 16, overlap=True) < 1.06 * seconds(way, 450, overlap=True)
+        assert seconds(way, 16, overlap=False) > 1.3 * seconds(way, 450, overlap=False)
+        assert seconds(way, 4, overlap=True) > 1.4 * seconds(way, 16, overlap=True)
+    assert seconds("layers", 4, overlap=True) < 1.01 * seconds("layers", 450, overlap=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from dlcourse.figures.gantt import Span, gantt_figure
+from dlcourse.figures.gantt import gantt_figure
 from dlcourse.figures.held import Held, Together, held
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.figures.picture import Bar, Picture, lanes
@@ -18,7 +18,7 @@ from dlcourse.formulas.offload import LANES, OffloadJob, moved_bytes, offloaded_
 from dlcourse.formulas.parameters import num_parameters
 from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.formulas.states import offloaded_state_bytes
-from dlcourse.parallel.pipeline_schedules import one_f_one_b
+from dlcourse.parallel.pipeline_schedules import Action, one_f_one_b
 from dlcourse.parallel.pipeline_simulation import Gantt, simulate
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_bytes, human_seconds
@@ -51,6 +51,7 @@ EXAMPLE = OffloadJob(
 )
 SECONDS = 14  # where the example's axis ends
 
+Spans = list[list[tuple[float, float, Action]]]  # of each device, in seconds
 Sizes = Mapping[str, int]  # category -> bytes
 Moments = Sequence[float]  # a step's start, end of forward, end of backward, end; in seconds
 _CATEGORY = {"forward": "activations", "backward": "gradients"}
@@ -100,9 +101,7 @@ def show_same(same: Sequence[bool], want: float, got: float) -> Together:
     return Together(Table(heads, rows), _held("bits", sum(not s for s in same), allowed=0))
 
 
-def show_relay(
-    alone: float, three: Sequence[Sequence[Span]], slow: Sequence[Sequence[Span]]
-) -> go.Figure:
+def show_relay(alone: float, three: Spans, slow: Spans) -> go.Figure:
     """Devices in a row with imposed times: equal, one of them slow, and with micro-batches.
 
     alone: seconds of a step on one device that does it all.
@@ -140,7 +139,11 @@ def show_full(full: Mapping[str, Sizes], devices: int) -> go.Figure:
     _held("peak", _percent(there, at_peak(middle)), allowed=5, unit="%")
     rows = {_device(i, sizes): at_peak(need) for i, need in enumerate(needs)}
     totals = [sum(row.values()) / 2**30 for row in rows.values()]
-    words = {"each": middle["parameters"] / 2**30, "low": min(totals), "high": max(totals)}
+    words: dict[str, Any] = {
+        "each": middle["parameters"] / 2**30,
+        "low": min(totals),
+        "high": max(totals),
+    }
     return memory_by_category_figure(rows, title=t("sharding_offload.full", **words))
 
 

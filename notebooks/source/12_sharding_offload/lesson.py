@@ -385,25 +385,26 @@ show_overlap(device_times, host_times)
 #
 # So bandwidth decides, and *what* crosses. Three ways to train 6.4 billion parameters in 16 bits, by formula
 # and for an example's speeds (8,192 tokens, device 100 TFLOP/s, host 10): on the host is the optimizer
-# state, the parameters as well, or a quarter of the layers. PCIe 3.0, 4.0 and 5.0 with 16 lanes give about
+# state, the parameters as well (fetched twice a step), or a quarter of the layers. PCIe 3.0, 4.0 and 5.0 with 16 lanes give about
 # 16, 32 and 64 GB/s each way. When does the link stop mattering?
-# %% [markdown] lang="ko" en="a1e14391"
+# %% [markdown] lang="ko" en="0ae69204"
 # 아래에서는 앞쪽 블록이 아직 역전파하는 동안 호스트가 뒤쪽 블록을 갱신해서, 꼬리만 눈에 보입니다. 블록의 이동이 그 역전파보다
 # 오래 걸리지 않아서 숨었고, 링크가 더 느리면 드러납니다.
 #
 # 그러니 대역폭과 *무엇이* 오가느냐가 결정합니다. 파라미터 64억 개를 16비트로, 작은 장치에서 학습하는 세 방법을 공식으로
-# 그립니다(예로 든 속도: 토큰 8,192개, 장치 100, 호스트 10 TFLOP/s). 호스트에 두는 것은 옵티마이저 상태, 파라미터까지, 또는
-# 층의 4분의 1입니다. 16레인 PCIe 3.0, 4.0, 5.0은 한 방향에 16, 32, 64 GB/s쯤입니다. 링크는 언제부터 상관없어질까요?
+# 그립니다(예로 든 속도: 토큰 8,192개, 장치 100, 호스트 10 TFLOP/s). 호스트에 두는 것은 옵티마이저 상태, 파라미터까지(한 스텝에
+# 두 번 가져옵니다), 또는 층의 4분의 1입니다. 16레인 PCIe 3.0, 4.0, 5.0은 한 방향에 16, 32, 64 GB/s쯤입니다. 링크는 언제부터 상관없어질까요?
 # %%
 ways = ["optimizer", "parameters", "layers"]
 explore(step_over_link, on_host=ways, link_gb=[4, 8, 16, 32, 64, 450], overlap=["no", "yes"])
 # %% [markdown] lang="en"
-# Layers on the host move next to nothing, whatever the link, and are by far the slowest: a host *computes*
-# slowly. Offload leaves the computing where it is fast. And memory? Parameters on the host
-# are fetched twice a step, for forward and for backward:
-# %% [markdown] lang="ko" en="e0530946"
-# 층을 호스트에 두면 오가는 것은 거의 없지만, 링크가 아무리 빨라도 가장 느립니다. 호스트는 *계산*이 느리기 때문입니다. 오프로드는 계산을
-# 빠른 곳에 남깁니다. 메모리는 어떨까요? 파라미터까지 호스트에 두면 한 스텝에 두 번, 순전파와 역전파에서 가져옵니다.
+# Layers on the host move next to nothing, and a faster link does not help them: a host *computes* slowly.
+# Offload leaves the computing where it is fast; with overlap the link hardly matters from 16 GB/s on, and
+# without it always. And memory? Here are both, and no offload:
+# %% [markdown] lang="ko" en="e23d00f1"
+# 층을 호스트에 두면 오가는 것은 거의 없지만, 링크가 빨라져도 나아지지 않습니다. 호스트는 *계산*이 느리기 때문입니다. 오프로드는
+# 계산을 빠른 곳에 남깁니다. 중첩하면 16 GB/s부터는 링크가 거의 상관없고, 중첩하지 않으면 늘 상관있습니다. 메모리는 어떨까요?
+# 두 오프로드와 오프로드하지 않은 것입니다.
 # %% hidden=true
 # %%ranks --fast
 def steps_of(model, optimizer, steps):
