@@ -271,7 +271,7 @@ def show_libraries(
     for name, (loss, sizes) in zip(names, (plain, ours, *peers), strict=True):
         assert abs(loss - plain[0]) < 1e-4, f"{name}: {loss}, and not {plain[0]}"
         rows.append([name, f"{loss:.6f}", human_bytes(sum(sizes.values()))])
-    heads = [t(f"sharding_offload.{key}") for key in ("library", "loss", "measured")]
+    heads = [t(f"sharding_offload.{key}") for key in ("library", "loss", "peak")]
     return Table(heads, rows)
 
 

@@ -132,6 +132,7 @@ def batch(step):
 
 
 def take_step(stage, optimizer, step):
+    gc.collect()
     optimizer.zero_grad()
     tokens, targets = batch(step)
     x = torch.empty(2, 32, 24, device=device) if rank else tokens
@@ -143,7 +144,6 @@ def take_step(stage, optimizer, step):
 stage = Stage(GPT(config).to(device), layers)
 optimizer = torch.optim.AdamW(stage.parameters(), lr=1e-3)
 losses = [take_step(stage, optimizer, 0)]
-gc.collect()
 # %%
 # %%ranks --as naive
 losses.append(take_step(stage, optimizer, 1))
