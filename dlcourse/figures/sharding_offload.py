@@ -137,8 +137,13 @@ def show_full(full: Mapping[str, Sizes], devices: int) -> go.Figure:
     _held("peak", off, allowed=5, unit="%")
     there = sum(full["at_peak"].values()) + middle["optimizer_state"]
     _held("peak", _percent(there, at_peak(middle)), allowed=5, unit="%")
-    rows = {_device(i, sizes): at_peak(need) for i, need in enumerate(needs)}
+    rows = {
+        t("sharding_offload.full.planned", device=i, layers=sizes[i]): at_peak(need)
+        for i, need in enumerate(needs)
+    }
     totals = [sum(row.values()) / 2**30 for row in rows.values()]
+    state = {"optimizer_state": middle["optimizer_state"]}
+    rows[t("sharding_offload.full.measured", device=1)] = {**full["at_peak"], **state}
     words: dict[str, Any] = {
         "each": middle["parameters"] / 2**30,
         "low": min(totals),

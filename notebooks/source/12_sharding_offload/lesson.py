@@ -243,15 +243,15 @@ show_relay(ranks["seconds"][0], equal, uneven)
 # is in the last panel: micro-batches.
 #
 # Now the claim's own size: 6 GB in float32, one sequence of 1,024 tokens. Device 1 runs forward and
-# backward on tensors with shapes and no numbers, so bytes are exact.
-# %% [markdown] lang="ko" en="a28b14f0"
+# backward on tensors with shapes and no numbers, so its bytes are exact. The other bars are predicted.
+# %% [markdown] lang="ko" en="c88b5636"
 # 막대는 겹치지 않으며, 겹칠 수도 없습니다. [레슨 05](05_pipeline_parallel.ipynb)의 파이프라인에서 마이크로배치가
 # 하나인 경우로, 장치 $p$개의 유휴 비율 $(p-1)/(m+p-1)$에 $m = 1$을 넣은 것입니다. 이렇게 나누어 얻는 것은
 # *메모리*이지 속도가 아닙니다. CPU처럼 느린 장치가 끼면 모두 그 장치를 기다립니다. 도움이 되는 것은 마지막 그림의
 # 마이크로배치입니다.
 #
 # 이제 주장에 나온 크기 그대로, float32로 6 GB, 토큰 1,024개짜리 시퀀스 하나입니다. 장치 1이 모양만 있고 숫자는 없는 텐서로
-# 순전파와 역전파를 하므로 바이트는 정확합니다.
+# 순전파와 역전파를 하므로 그 바이트는 정확합니다. 나머지 막대는 예측입니다.
 # %% hidden=true
 # %%ranks --fast
 from torch._subclasses.fake_tensor import FakeTensorMode
