@@ -199,7 +199,7 @@ def test_a_hundred_layers_need_what_was_predicted(three):
         assert sent == [message] * (2 if rank == 1 else 1)
         highest = sum(at_peak(need).values())
         assert record["memory"]["peak_bytes"] == pytest.approx(highest, rel=0.05)
-        assert highest < 0.9 * sum(need.values())  # gradients and activations never meet
+        assert highest == sum(need.values()) - need["gradients"]  # these and activations never meet
 
 
 def test_a_device_with_too_little_memory_says_what_to_change():
