@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dlcourse.course.claims import find_claim
-from dlcourse.formulas.devices import check_devices, device_needs, layer_ranges
+from dlcourse.formulas.devices import at_peak, check_devices, device_needs, layer_ranges
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.pipeline_schedules import gpipe
@@ -56,6 +56,9 @@ def test_d4():
     assert peaks["parameters"] / 1e9 == pytest.approx(found["weights"], abs=0.001)
     assert peaks["activations"] == pytest.approx(needs[1]["activations"], rel=0.05)
     assert peaks["activations"] / 1e9 == pytest.approx(found["activations"], rel=0.05)
+    highest = peaks["parameters"] + needs[1]["optimizer_state"] + peaks["activations"]
+    assert highest / 1e9 == pytest.approx(found["peak"], rel=0.02)
+    assert highest == pytest.approx(sum(at_peak(needs[1]).values()), rel=0.02)
     states = [sum(need[name] for name in STATES) for need in needs]
     assert states[1] / 1e9 == pytest.approx(found["states"], abs=0.001)
     assert all(3.9 * 2e9 < count < 4.2 * 2e9 for count in states)  # four times what is claimed

@@ -90,7 +90,14 @@ MEASURED_IN = {
     },
     "devices": {
         "layer_ranges": "test_sharding_offload.py::test_layers_are_cut_as_the_sizes_say",
-        "device_needs": "test_sharding_offload.py::test_a_hundred_layers_need_what_was_predicted",
+        **dict.fromkeys(
+            ("device_needs", "at_peak"),
+            "test_sharding_offload.py::test_a_hundred_layers_need_what_was_predicted",
+        ),
+    },
+    "offload": {
+        "moved_bytes": "test_offload_steps.py::test_offload_moves_what_was_predicted",
+        "offloaded_step": "test_offload_steps.py::test_a_step_takes_what_was_predicted",
     },
     "flops": {
         "attention_flops": "test_formulas.py::test_flops_of_a_token_and_of_a_step",

@@ -53,7 +53,8 @@ def device_needs(
     """Bytes that each device needs for training in float32 with AdamW.
 
     Parameters, gradients and state are exact. "activations" is the peak of what autograd keeps and
-    of messages, within 5% of what the ledger says.
+    of messages, within 5% of what the ledger says. It is not there at the same moment as the
+    gradients: see ``at_peak``.
 
     Args:
         sizes: layers of each device.
@@ -77,6 +78,16 @@ def device_needs(
     return needs
 
 
+def at_peak(need: Mapping[str, float]) -> Needs:
+    """What is there at a device's highest moment: not all that it needs, for not all of it meets.
+
+    Parameters and state stay. Activations are all there when backward begins, and gradients when it
+    ends; between the two, one goes as the other comes. So the larger one counts, within 5%.
+    """
+    larger = max(("activations", "gradients"), key=lambda name: need[name])
+    return {name: need[name] for name in ("parameters", "optimizer_state", larger)}
+
+
 def check_limits(needs: Sequence[Mapping[str, float]], limits: Sequence[int]) -> None:
     """Refuse a placement that does not fit, before anything is built.
 
@@ -86,7 +97,7 @@ def check_limits(needs: Sequence[Mapping[str, float]], limits: Sequence[int]) ->
     Raises:
         ValueError: the first device with too little memory, what it lacks and what to change.
     """
-    for device, (need, limit) in enumerate(zip(needs, limits, strict=True)):
+    for device, (need, limit) in enumerate(zip(map(at_peak, needs), limits, strict=True)):
         if sum(need.values()) > limit:
             largest, size = max(need.items(), key=lambda item: item[1])
             raise ValueError(

@@ -260,19 +260,31 @@ _groups: dict[str, Any] = {}
 
 
 def expect_sent(
-    case: str, seen: Measured, *, minimum: float, at_most: float = 1.05, key: str = "bytes"
+    case: str,
+    seen: Measured,
+    *,
+    minimum: float,
+    at_most: float = 1.05,
+    at_least: float = 0.0,
+    key: str = "bytes",
 ) -> Finding:
-    """The rank's collectives send at most ``at_most`` times ``minimum`` bytes."""
+    """The rank's collectives send at most ``at_most`` times ``minimum`` bytes.
+
+    With ``at_least`` they also send that many times the minimum: else an answer that sends nothing
+    has sent no byte too many. Leave it out where a right answer may send fewer, numbers of a
+    smaller type, say.
+    """
     sent = seen.sent()
     ratio = sent / minimum if minimum else float("inf") if sent else 1.0
+    few = ratio < at_least
     return expect(
         case,
-        ratio <= at_most,
-        key,
+        at_least <= ratio <= at_most,
+        "too_few_bytes" if few else key,
         got=human_bytes(sent),
         minimum=human_bytes(minimum),
         ratio=ratio,
-        allowed=at_most,
+        allowed=at_least if few else at_most,
     )
 
 

@@ -24,8 +24,9 @@ def check(transpose: Any, rank: int, world_size: int) -> list[Finding]:
     got_small = transpose(small[rank : rank + 1].clone())
     want = matrix.T[rank * own : (rank + 1) * own].contiguous()
     inside_out = torch.cat([block.T for block in want.split(own, dim=1)], dim=1)
+    least = (world_size - 1) / world_size * rows.nbytes
     return [
         expect_values("values", got, want, "blocks", inside_out),
         expect_equal("small", got_small, small.T[rank : rank + 1].contiguous()),
-        expect_sent("bytes", seen, minimum=(world_size - 1) / world_size * rows.nbytes),
+        expect_sent("bytes", seen, minimum=least, at_least=0.95),
     ]

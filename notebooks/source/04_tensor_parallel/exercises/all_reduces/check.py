@@ -48,5 +48,5 @@ def check(cut, rank, world_size):
     findings.append(expect("calls", calls == fewest, "calls_16", got=calls, want=fewest))
     stream = 4 * 2 * 16 * config.n_embd
     share = 2 * (world_size - 1) / world_size
-    findings.append(expect_sent("bytes", seen, minimum=share * fewest * stream))
+    findings.append(expect_sent("bytes", seen, minimum=share * fewest * stream, at_least=0.95))
     return findings

@@ -28,5 +28,5 @@ def check(row_parallel, rank, world_size):
         findings.append(found)
         share = 2 * (world_size - 1) / world_size
         findings.append(expect_calls("calls", seen, "all_reduce", 1))
-        findings.append(expect_sent("bytes", seen, minimum=share * want.nbytes))
+        findings.append(expect_sent("bytes", seen, minimum=share * want.nbytes, at_least=0.95))
     return findings

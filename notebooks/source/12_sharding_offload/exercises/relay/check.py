@@ -1,4 +1,4 @@
-"""Forward and backward from rank to rank."""
+"""Forward and backward from rank to rank, and around to the rank that has the targets."""
 
 from dlcourse.course.exercises import as_number, describe, expect, expect_sent, measured
 
@@ -24,7 +24,7 @@ def check(relay, rank, world_size):
         y = layer(y)
     want = y.square().mean()
     want.backward()
-    want = want.item() if rank == world_size - 1 else 0.0
+    want = want.item() if rank == 0 else 0.0
     got = as_number(loss)
     right = got is not None and abs(got - want) < 1e-6
     grads = [p.grad for p in own.parameters()]
@@ -33,7 +33,6 @@ def check(relay, rank, world_size):
         torch.allclose(grad, p.grad, atol=1e-6)
         for grad, p in zip(grads, layers[rank].parameters(), strict=True)
     )
-    least = x.nbytes * ((rank < world_size - 1) + (rank > 0))
     return [
         expect(
             "loss",
@@ -43,5 +42,5 @@ def check(relay, rank, world_size):
             want=f"{want:.4f}",
         ),
         expect("gradients", close, "missing" if missing else "differs"),
-        expect_sent("bytes", seen, minimum=least),
+        expect_sent("bytes", seen, minimum=2 * x.nbytes, at_least=0.95),
     ]

@@ -1,14 +1,13 @@
-# caught by: gradients
-# Forward only: the ranks before the last learn nothing
+# caught by: gradients, bytes
+# Forward only: the ranks learn nothing
 
 
 def relay(layer, x):
     if rank > 0:
         dist.recv(x, rank - 1)
     y = layer(x)
-    if rank < world_size - 1:
-        dist.send(y.detach(), rank + 1)
+    dist.send(y.detach(), (rank + 1) % world_size)
+    if rank > 0:
         return 0.0
-    loss = y.square().mean()
-    loss.backward()
-    return loss
+    dist.recv(y.detach(), world_size - 1)
+    return y.square().mean()

@@ -3,21 +3,24 @@
 
 
 def relay(layer, x):
-    last = rank == world_size - 1
+    last, after = world_size - 1, (rank + 1) % world_size
     if rank > 0:
         x = torch.empty_like(x)
         dist.recv(x, rank - 1)
         x.requires_grad_()
     y = layer(x)
+    dist.send(y.detach(), after)
     loss = 0.0
-    if last:
-        loss = y.square().mean()
+    if rank == 0:
+        result = torch.empty_like(y)
+        dist.recv(result, last)
+        result.requires_grad_()
+        loss = result.square().mean()
         loss.backward()
-    else:
-        dist.send(y.detach(), rank + 1)
-        grad = torch.empty_like(y)
-        dist.recv(grad, rank + 1)
-        y.square().mean().backward()
+        dist.send(result.grad, last)
+    grad = torch.empty_like(y)
+    dist.recv(grad, after)
+    y.square().mean().backward()
     if rank > 0:
         dist.send(x.grad, rank - 1)
     return loss

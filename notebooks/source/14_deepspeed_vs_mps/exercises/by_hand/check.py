@@ -44,7 +44,7 @@ def check(train_step, rank, world_size):
         expect("replicas", True),
         expect("same", key == "right", key, off=f"{apart:.2g}"),
         expect("loss", off < 1e-4, "loss_off", off=f"{off:.2g}"),
-        expect_sent("bytes", seen, minimum=minimum, key="often"),
+        expect_sent("bytes", seen, minimum=minimum, at_least=0.95, key="often"),
         _memory(seen, batches[-1][rank]),
     ]
 

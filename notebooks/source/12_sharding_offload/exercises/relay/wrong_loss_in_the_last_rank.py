@@ -1,5 +1,5 @@
-# caught by: loss
-# The loss of the last rank is returned detached from its backward: no loss elsewhere
+# caught by: loss, bytes
+# As in the lesson: the loss where the layers end
 
 
 def relay(layer, x):
@@ -9,7 +9,7 @@ def relay(layer, x):
         dist.recv(x, rank - 1)
         x.requires_grad_()
     y = layer(x)
-    loss = y.square().mean()
+    loss = 0.0
     if last:
         loss = y.square().mean()
         loss.backward()
