@@ -114,6 +114,14 @@ def test_headless_the_picture_stands_still_and_no_widget_is_made(monkeypatch):
     assert VIEW in explorer._repr_mimebundle_()
 
 
+def test_a_value_that_has_words_is_said_in_them():
+    """Numbers, and names that are the same everywhere, stay as they are."""
+    assert sliders._shown("ranks", 8) == "8" and sliders._shown("model", "7B") == "7B"
+    for lang, said in (("ko", "있음"), ("en", "yes")):
+        set_language(lang)
+        assert sliders._shown("overlap", "yes") == said
+
+
 def test_several_sliders_and_what_is_refused():
     set_language("en")
     drawn = []

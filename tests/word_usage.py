@@ -24,6 +24,7 @@ class Usage:
     patterns: set[str] = field(default_factory=set)  # with a group for each gap
     by_name: bool = False  # some t(name) whose texts are not known: any key that the file holds
     texts: set[str] = field(default_factory=set)
+    values: set[str] = field(default_factory=set)  # of sliders, which may have words
     imports: set[str] = field(default_factory=set)
 
     def complete(self, area: str) -> None:
@@ -34,7 +35,7 @@ class Usage:
     def keys(self, known: set[str], fill: set[str]) -> set[str]:
         """The keys among ``known`` that this file asks for; ``fill`` may stand in gaps."""
         return (
-            self.literals & known
+            (self.literals | self.values) & known
             | {key for p in self.patterns for key in matches(p, known, fill)}
             | (self.texts & known if self.by_name else set())
         )
@@ -130,6 +131,12 @@ class _Reader(ast.NodeVisitor):
             self._ask(node.args[0])
         if ast.unparse(node.func) == "explore":  # each slider has its name's words
             self.found.literals |= {f"explore.{each.arg}" for each in node.keywords if each.arg}
+            self.found.values |= {
+                f"explore.{each.arg}.{value.value}"
+                for each in node.keywords
+                for value in getattr(each.value, "elts", ())
+                if isinstance(value, ast.Constant)
+            }
 
     def _ask(self, key: ast.expr) -> None:
         texts = self._texts(key)

@@ -16,7 +16,7 @@ from typing import Any
 
 from dlcourse.figures.picture import Picture
 from dlcourse.panel.widget import front_end_present
-from dlcourse.words.strings import t
+from dlcourse.words.strings import has_words, t
 
 MAX_POSITIONS = 100  # of all sliders together; a picture has a few KB
 
@@ -51,7 +51,7 @@ class Explorer:
         if not front_end_present():
             return still
         sliders = [
-            {"label": t(f"explore.{name}"), "values": [str(value) for value in values]}
+            {"label": t(f"explore.{name}"), "values": [_shown(name, value) for value in values]}
             for name, values in zip(self.names, self.values, strict=True)
         ]
         view = widget_class()(
@@ -60,6 +60,12 @@ class Explorer:
             positions=self.start,
         )
         return {**view._repr_mimebundle_()[0], **still}
+
+
+def _shown(name: str, value: Any) -> str:
+    """A value as the slider says it: words of the area "explore" where it has some, else itself."""
+    known = has_words(f"explore.{name}.{value}")
+    return t(f"explore.{name}.{value}") if known else str(value)
 
 
 def explore(draw: Callable[..., Picture], **sliders: Sequence[Any]) -> Explorer:

@@ -113,6 +113,12 @@ def t(key: str, lang: str | None = None, **fmt: object) -> str:
         ) from None
 
 
+def has_words(key: str) -> bool:
+    """Whether there are words for a key of the course's areas, not of a lesson's own."""
+    area, _, name = key.partition(".")
+    return name in read_words(_FOLDER / f"{area}.toml")
+
+
 def area_of(path: Path) -> str:
     """What the keys of this file begin with."""
     return path.parent.name.partition("_")[2] if path.stem == "words" else path.stem

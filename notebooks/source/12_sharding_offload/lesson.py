@@ -395,8 +395,12 @@ show_overlap(device_times, host_times)
 # 그립니다(예로 든 속도: 토큰 8,192개, 장치 100, 호스트 10 TFLOP/s). 호스트에 두는 것은 옵티마이저 상태, 파라미터까지(한 스텝에
 # 두 번 가져옵니다), 또는 층의 4분의 1입니다. 16레인 PCIe 3.0, 4.0, 5.0은 한 방향에 16, 32, 64 GB/s쯤입니다. 링크는 언제부터 상관없어질까요?
 # %%
-ways = ["optimizer", "parameters", "layers"]
-explore(step_over_link, on_host=ways, link_gb=[4, 8, 16, 32, 64, 450], overlap=["no", "yes"])
+explore(
+    step_over_link,
+    on_host=["optimizer", "parameters", "layers"],
+    link_gb=[4, 8, 16, 32, 64, 450],
+    overlap=["no", "yes"],
+)
 # %% [markdown] lang="en"
 # Layers on the host move next to nothing, and a faster link does not help them: a host *computes* slowly.
 # Offload leaves the computing where it is fast; with overlap the link hardly matters from 16 GB/s on, and
