@@ -81,7 +81,7 @@ def runs(pid: int) -> bool:
         return False
 
 
-def gone(pids: list[int], seconds: float = 3.0) -> bool:
+def gone(pids: list[int], seconds: float = 30.0) -> bool:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         if not any(map(runs, pids)):

@@ -17,7 +17,7 @@ import nbformat
 from dlcourse.course import catalog
 
 EXTENSION = "dlcourse.course.kernel"
-_TABLE = {"table", "thead", "tbody", "tr", "th", "td", "caption"}
+_TABLE = {"table", "thead", "tbody", "tr", "th", "td", "caption", "p"}  # and a sentence below it
 _LOOKS = {"class", "style", "scope"}
 
 
