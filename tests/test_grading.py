@@ -20,7 +20,7 @@ import pytest
 
 from dlcourse.course import catalog
 from dlcourse.course.exercises import find_exercise
-from dlcourse.course.grading import sandbox
+from dlcourse.course.grading import grades, sandbox
 from dlcourse.course.grading.grades import Row, grade, write
 from dlcourse.course.grading.sandbox import Limits
 
@@ -160,6 +160,19 @@ def test_a_submission_sees_neither_solutions_nor_teacher_nor_network(tmp_path):
         hand_in(folder, "looks", look + give, SET_UP, "%%ranks\n" + look + give, answer())
         row = graded(folder)["looks"]
     assert (row.status, row.passed) == ("graded", 1), row
+
+
+def test_trusted_submissions_run_without_bubblewrap_and_end_nobody_else(tmp_path, monkeypatch):
+    """As the same user, who may be root: no other process of theirs is ended with the kernel's."""
+    monkeypatch.setattr(grades, "available", lambda: False)
+    folder = tmp_path / "handed_in"
+    folder.mkdir()
+    hand_in(folder, "honest", SET_UP, answer())
+    with subprocess.Popen(["sleep", "600"]) as other:
+        rows = grade(folder, tmp_path / "g.csv", LIMITS, trust=True, tell=lambda row: None)
+        assert other.poll() is None
+        other.kill()
+    assert (rows[0].status, rows[0].passed) == ("graded", 1), rows
 
 
 def test_every_file_is_a_row(tmp_path, monkeypatch):

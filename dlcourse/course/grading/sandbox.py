@@ -69,7 +69,7 @@ def run(module: str, given: bytes, limits: Limits, *, shut_in: bool) -> Ended:
     """
     inside = [sys.executable, "-m", module]
     result, write = os.pipe()
-    inside += [str(write), str(limits.processes)]
+    inside += [str(write), str(limits.processes if shut_in else 0)]
     with tempfile.TemporaryDirectory() as place, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [*_bubblewrap(Path(place)), *inside] if shut_in else inside,

@@ -2,6 +2,8 @@
 
     python -m dlcourse.course.grading.submission RESULT_FD PROCESSES < notebook
 
+PROCESSES 0: it is not shut in, so it keeps its user, and others' processes are not its to end.
+
 Writes JSON lines: first ``{"lesson": …}``, then one for each exercise, at last
 ``{"status": …, "note": …}``. Each is written when it is known, so that a limit leaves the others.
 """
@@ -41,9 +43,10 @@ def main(result: int, processes: int) -> None:
         def say(**values: Any) -> None:
             said.write(json.dumps(values, ensure_ascii=False) + "\n")
 
-        _become_ordinary(processes)
+        if processes:
+            _become_ordinary(processes)
         try:
-            _judge(given, say)
+            _judge(given, say, alone=processes > 0)
         except Exception as error:  # whatever it is, it is this submission's row
             say(status="failed", note=f"{type(error).__name__}: {str(error)[:300]}")
 
@@ -55,13 +58,13 @@ def _become_ordinary(processes: int) -> None:
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if os.getpid() < 100:  # in a namespace of its own: elsewhere the user's other programs count
-        resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
+    resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)  # nor write into its result
 
 
-def _judge(given: bytes, say: Any) -> None:
+def _judge(given: bytes, say: Any, *, alone: bool) -> None:
+    """alone: in a namespace of its own, where all processes are the submission's."""
     import nbformat
 
     try:
@@ -83,7 +86,7 @@ def _judge(given: bytes, say: Any) -> None:
         ended = kernel.run_all([cell.source for cell in cells])
         found = {exercise.id: kernel.defined(exercise.id) for exercise in exercises}
     finally:
-        kernel.end()
+        kernel.end(alone=alone)
     for exercise in exercises:
         passed, good = False, 0
         # What a kernel sends may be anything at all, and then it is no answer
@@ -171,7 +174,7 @@ class Kernel:
             return None
         return read
 
-    def end(self) -> None:
+    def end(self, *, alone: bool) -> None:
         """End the kernel, and whatever it has started, also what has lost its parent since."""
         import psutil
 
@@ -182,7 +185,7 @@ class Kernel:
         for process in family:
             with suppress(psutil.Error):
                 process.kill()
-        if os.getpid() < 100:
+        if alone:
             with suppress(ProcessLookupError):
                 os.kill(-1, 9)  # all in this namespace but this process and its first
 
