@@ -408,7 +408,7 @@ explore(
 # %% [markdown] lang="ko" en="e23d00f1"
 # 층을 호스트에 두면 오가는 것은 거의 없지만, 링크가 빨라져도 나아지지 않습니다. 호스트는 *계산*이 느리기 때문입니다. 오프로드는
 # 계산을 빠른 곳에 남깁니다. 중첩하면 16 GB/s부터는 링크가 거의 상관없고, 중첩하지 않으면 늘 상관있습니다. 메모리는 어떨까요?
-# 두 오프로드와 오프로드하지 않은 것입니다.
+# 두 가지 오프로드를 오프로드하지 않은 경우와 비교해 봅시다.
 # %% hidden=true
 # %%ranks --fast
 def steps_of(model, optimizer, steps):
@@ -473,8 +473,8 @@ show_memory(on_device, on_host, losses)
 # `offload_optimizer` and `offload_param`). The same model, the same batch in each rank, one step; the
 # loss of the second batch tells whether it was the same step.
 # %% [markdown] lang="ko" en="af826514"
-# 모든 방법의 손실이 비트까지 같습니다. 장치에서 사라진 것은 호스트에 있습니다. 파라미터마다 12바이트에, 오가는 값
-# 4바이트 이상입니다. 오프로드는 메모리를 줄이지 않고 옮길 뿐입니다.
+# 모든 방법의 손실이 비트까지 같습니다. 장치에서 사라진 것은 호스트에 있습니다. 호스트는 파라미터마다 12바이트를
+# 들고 있고, 오가는 값을 둘 자리가 4바이트 이상 더 필요합니다. 오프로드는 메모리를 줄이지 않고 옮길 뿐입니다.
 #
 # 실제 라이브러리를 봅시다. FSDP2는 랭크끼리 샤딩하면서 오프로드도 합니다(`CPUOffloadPolicy`. DeepSpeed에서는
 # `offload_optimizer`와 `offload_param`). 같은 모델, 모든 랭크에 같은 배치로 한 스텝을 돌립니다. 두 번째 배치의 손실을
