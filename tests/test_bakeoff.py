@@ -139,7 +139,7 @@ def test_what_one_breaks_the_others_do_not_feel():
         show_bakeoff(rows)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_what_hangs_is_ended():
     sleeper = Contestant("hangs", "data", hangs, library="")
     hung = run_bakeoff([sleeper], ranks=NUM_RANKS, turns=1, limit=2)[-1]
@@ -221,7 +221,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(given, said):
         run_bakeoff(**given)
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_the_command_measures_shows_and_records(tmp_path, capsys):
     path = tmp_path / "bakeoff.json"
     options = ["--only", "ours: data", "--ranks", "2", "--turns", "1", "--record", str(path)]

@@ -319,7 +319,7 @@ def client(channel: Channel, tmp_path: Path) -> MessageClient:
 
 
 def heard_soon(heard: list) -> bool:
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while not heard and time.monotonic() < limit:
         time.sleep(0.01)
     return bool(heard)
@@ -428,7 +428,7 @@ def test_malformed_frames_change_nothing(listening, tmp_path: Path):
     client(channel, tmp_path).send("hello")
     assert heard_soon(heard)
     assert [message["kind"] for _, message in heard] == ["hello"]
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while len(psutil.Process().net_connections()) > before + 10 and time.monotonic() < limit:
         time.sleep(0.1)
     assert len(psutil.Process().net_connections()) <= before + 10
@@ -454,13 +454,13 @@ def test_a_run_that_is_interrupted_keeps_what_it_has(tmp_path: Path):
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
     )
-    notebook, limit = tmp_path / "00_start.en.ipynb", time.monotonic() + 120
+    notebook, limit = tmp_path / "00_start.en.ipynb", time.monotonic() + 400
     while time.monotonic() < limit:
         if notebook.exists() and "ranks 0-" in notebook.read_text():
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == 130
+    assert process.wait(120) == 130
     report = json.loads((tmp_path / "00_start.en.json").read_text())
     assert report["error"] == "interrupted" and not report["passed"]
     assert any(cell.get("execution_count") for cell in nbformat.read(notebook, 4).cells)

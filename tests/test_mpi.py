@@ -157,7 +157,7 @@ def test_no_rank_outlives_the_notebook(number, tmp_path):
         family = psutil.Process(notebook.pid).children(recursive=True)
         assert started and len(family) >= 3  # mpiexec and two ranks
         notebook.send_signal(number)
-        _, alive = psutil.wait_procs(family, timeout=20)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive
         assert _until(lambda: not list(tmp_path.iterdir()))  # no files either
     finally:

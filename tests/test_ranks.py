@@ -575,7 +575,7 @@ def test_freed_memory_goes_back_to_the_system(ranks):
     # Small pieces between the freed ones keep glibc from giving the rest back by itself.
     ranks.cell("pieces = [bytes(2000) for _ in range(100_000)]; pieces = pieces[::50]", ranks=[0])
     ranks.cell("import time; time.sleep(0.3)", ranks=[0])
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while held() - before > 50e6 and time.monotonic() < until:
         time.sleep(0.05)
     assert held() - before < 50e6
@@ -821,7 +821,7 @@ def test_an_observer_is_told_what_the_ranks_do(monkeypatch):
         fails(pool, "1 / 0")
         assert told.named("cell_ended")[1][2] == "failed"
         os.kill(pool.pids[1], signal.SIGKILL)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while ({0: "idle", 1: "dead"}, False) not in told.named("at_rest"):
             assert time.monotonic() < until, told.named("at_rest")
             time.sleep(0.05)
@@ -957,7 +957,7 @@ def test_restarts_keep_no_descriptor(ranks):
         ranks.restart()
         Ranks(1, default=False).stop()
     # Threads of their own open and close sockets, and the agent takes up to one for each rank.
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while (more := _more(pids, before)) > 5 and time.monotonic() < until:
         time.sleep(0.1)
     assert more <= 5
@@ -1000,7 +1000,7 @@ def test_a_pool_that_does_not_come_up_leaves_the_one_before(ranks, monkeypatch):
     works(ranks)
     assert ranks["kept"] == [0, 1, 2, 3]
     family = psutil.Process(ranks.agent.process.pid).children(recursive=True)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while len(family) != 5 and time.monotonic() < until:  # a launcher and its four ranks
         time.sleep(0.1)
         family = psutil.Process(ranks.agent.process.pid).children(recursive=True)
@@ -1093,8 +1093,8 @@ def test_nothing_is_left_when_the_notebook_ends(then, sent, tmp_path):
     time.sleep(0.3)
     if sent:
         process.send_signal(sent)
-    process.wait(20)
-    limit = time.monotonic() + 20  # a rank that computes looks for its parent once a second
+    process.wait(60)
+    limit = time.monotonic() + 60  # a rank that computes looks for its parent once a second
     while time.monotonic() < limit and any(_alive(p) for p in family):
         time.sleep(0.05)
     assert not [p for p in family if _alive(p)]
@@ -1123,8 +1123,8 @@ def test_a_fork_of_the_notebook_keeps_no_rank_alive():
     try:
         assert len(family) == 3
         process.kill()
-        process.wait(20)
-        limit = time.monotonic() + 20
+        process.wait(60)
+        limit = time.monotonic() + 60
         while time.monotonic() < limit and any(_alive(p) for p in family):
             time.sleep(0.05)
         assert not [p for p in family if _alive(p)]
