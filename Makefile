@@ -4,6 +4,7 @@
 # make lab TORCH_INDEX=URL    with torch from that index of packages, whatever GPU is here
 # make quick                  what a contributor runs between two changes: under two minutes
 # make test                   everything that decides whether the course is right
+# make site                   the lessons as pages to read, in both languages: build/site
 # make coverage               which lines no test runs, also in ranks; TESTS=... for some tests only
 
 # Ranks are processes of a POSIX system. Windows itself always sets this variable, WSL2 does not.
@@ -20,7 +21,7 @@ BIN = $(VENV)/bin
 .DELETE_ON_ERROR:
 # Two pips at once would break the one environment.
 .NOTPARALLEL:
-.PHONY: lab quick test coverage lint build clean
+.PHONY: lab quick test coverage lint build site clean
 
 lab: $(VENV)/.lab
 	$(BIN)/dlcourse lab $(if $(COURSE_LANG),--lang $(COURSE_LANG)) $(ARGS)
@@ -54,6 +55,10 @@ lint: $(VENV)/.quick
 build: $(VENV)/.lab
 	$(BIN)/dlcourse build
 
+# From the runs that docs/executed/ keeps; ARGS='--execute 03' makes a lesson's again.
+site: $(VENV)/.site
+	$(BIN)/python docs/make_site.py $(ARGS)
+
 ANOTHER = name another Python, as in make PYTHON=python3.12
 
 # One sentence for each way in which a Python cannot make the environment.
@@ -82,8 +87,12 @@ $(VENV)/.quick: $(SETUP) | $(VENV)/bin/python
 	@touch $(VENV)/.lab $@
 
 $(VENV)/.test: $(SETUP) | $(VENV)/bin/python
-	$(INSTALL) test peers cluster
-	@touch $(VENV)/.lab $(VENV)/.quick $@
+	$(INSTALL) test peers cluster site
+	@touch $(VENV)/.lab $(VENV)/.quick $(VENV)/.site $@
+
+$(VENV)/.site: $(SETUP) | $(VENV)/bin/python
+	$(INSTALL) site
+	@touch $(VENV)/.lab $@
 
 clean:
 	rm -rf $(VENV) results

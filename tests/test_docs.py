@@ -24,7 +24,7 @@ def lost_files(text: str) -> list[str]:
     """Paths in a page with which no path of the project ends."""
     found = [
         path
-        for top in ("cluster", "data", "dlcourse", "hub", "tests", "notebooks")
+        for top in ("cluster", "data", "dlcourse", "docs", "hub", "tests", "notebooks")
         for path in (ROOT / top).rglob("*")
     ]
     ends = "\n".join(f"/{path.relative_to(ROOT)}" for path in [*found, *ROOT.glob("*")]) + "\n"
