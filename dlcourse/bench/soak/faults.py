@@ -1,0 +1,272 @@
+"""Kills and interrupts at random moments of a lesson's run, or of a few small cells, in a real
+kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+from jupyter_client.manager import KernelManager
+
+from dlcourse.bench.soak.cells import CHECK, notebook_cells
+from dlcourse.bench.soak.trial import (
+    NAMED,
+    SUCCESS,
+    UNNAMED,
+    Ending,
+    TooLate,
+    Trial,
+    named,
+    role,
+)
+from dlcourse.course import catalog
+
+CELL_LIMIT = 600.0  # seconds for a cell that nothing was done to
+DELAY = 2.0  # seconds: the fault comes up to so long after a cell has begun
+
+
+@dataclass
+class Failure:
+    """A cell's error, as the kernel tells it."""
+
+    error: str
+    said: str
+
+
+class KernelGone(Exception):
+    """The kernel's process has ended."""
+
+
+class Notebook:
+    """A kernel in which cells are run one after the other."""
+
+    def __init__(self, trial: Trial, cwd: Path) -> None:
+        for left in (2, 1, 0):  # another program may take one of its ports before it does
+            self.manager = KernelManager(kernel_name="python3")
+            self.manager.start_kernel(env=trial.environment(), cwd=str(cwd))
+            self.client = self.manager.blocking_client()
+            self.client.start_channels()
+            try:
+                self.client.wait_for_ready(timeout=120)
+                break
+            except RuntimeError:
+                self.close()
+                if not left:
+                    raise
+
+    @property
+    def pid(self) -> int:
+        return int(self.manager.provisioner.pid)  # type: ignore[union-attr]
+
+    def run(self, source: str, late: Callable[[], bool]) -> Failure | None:
+        """Run a cell; its error, or None.
+
+        Raises:
+            TooLate: `late` says so before the cell has ended.
+            KernelGone: it has ended.
+        """
+        from queue import Empty
+
+        wanted = self.client.execute(source)
+        while True:
+            try:
+                reply: Any = self.client.get_shell_msg(timeout=0.2)
+            except Empty:
+                if not self.manager.is_alive():
+                    raise KernelGone from None
+                if late():
+                    raise TooLate from None
+                continue
+            if reply["parent_header"].get("msg_id") == wanted:
+                break
+        content = reply["content"]
+        if content["status"] == "ok":
+            return None
+        return Failure(content.get("ename", content["status"]), content.get("evalue", ""))
+
+    def close(self) -> None:
+        """End it as Jupyter does."""
+        self.client.stop_channels()
+        with suppress(Exception):
+            self.manager.shutdown_kernel(now=not self.manager.is_alive())
+        self.manager.cleanup_resources()
+
+
+class Fault:
+    """Something that is done once, some time after `arm`, in a thread of its own.
+
+    Attributes:
+        when: it was done, on the monotonic clock; None before.
+        what: in words.
+    """
+
+    def __init__(self, do: Callable[[], str], delay: float) -> None:
+        self._do, self._delay = do, delay
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.when: float | None = None
+        self.what = "nothing was there to hit"
+
+    def arm(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._over.wait(self._delay)
+        while not self._over.is_set():
+            if what := self._do():
+                self.what, self.when = what, time.monotonic()
+                return
+            self._over.wait(0.01)
+
+    def finish(self, seconds: float) -> None:
+        """Wait for it, but no longer than this."""
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+            self._over.set()
+            self._thread.join()
+
+
+def cells_of(trial: Trial) -> tuple[str, list[str], Path]:
+    """What is run: a name, its code cells, the folder."""
+    if not trial.lessons:
+        size = trial.chance.choice((2, 4))
+        return f"cells in {size} ranks", notebook_cells(size), trial.place
+    root = catalog.course_root()
+    written = catalog.written_lessons(root)
+    lesson = written[trial.number % len(written)]
+    path = catalog.notebook_path(root, "en", lesson)
+    notebook = nbformat.read(path, as_version=4)
+    sources = [c.source for c in notebook.cells if c.cell_type == "code" and c.source.strip()]
+    return lesson, sources, path.parent
+
+
+def kill(trial: Trial) -> Ending:
+    """A rank, the launcher, the agent or a program of a peer is killed."""
+
+    def do() -> str:
+        found = [p for p in trial.processes() if p.pid != notebook.pid]
+        if not found:
+            return ""
+        hit = trial.chance.choice(sorted(found, key=lambda p: p.pid))
+        what = role(hit)
+        try:
+            hit.kill()
+        except psutil.NoSuchProcess:
+            return ""
+        return f"{what} killed"
+
+    name, cells, cwd = cells_of(trial)
+    notebook = Notebook(trial, cwd)
+    return _disturbed(trial, notebook, name, cells, do)
+
+
+def interrupt(trial: Trial) -> Ending:
+    """Jupyter's ■."""
+
+    def do() -> str:
+        notebook.manager.interrupt_kernel()
+        return "interrupted"
+
+    name, cells, cwd = cells_of(trial)
+    notebook = Notebook(trial, cwd)
+    return _disturbed(trial, notebook, name, cells, do, stopped=("KeyboardInterrupt",))
+
+
+def _disturbed(
+    trial: Trial,
+    notebook: Notebook,
+    name: str,
+    cells: list[str],
+    do: Callable[[], str],
+    stopped: tuple[str, ...] = (),
+) -> Ending:
+    """Run cells to the first error, with a fault at a random moment; then the next cell.
+
+    stopped: errors that mean that the fault did what it is for.
+    """
+    at = trial.chance.randrange(len(cells))
+    fault = Fault(do, trial.chance.uniform(0, DELAY))
+    failure, began = None, time.monotonic()
+
+    def late() -> bool:
+        now = time.monotonic()
+        if fault.when is None:
+            return now > began + CELL_LIMIT
+        # What a lesson's own cell takes is not known: a minute more is its.
+        return now > max(fault.when, began) + trial.limit + 60
+
+    try:
+        for number, source in enumerate(cells):
+            if number == at:
+                fault.arm()
+            began = time.monotonic()
+            failure = notebook.run(source, late)
+            if failure is not None:
+                break
+            if fault.when is not None and stopped:
+                break  # the cell came to its end before the interrupt did; there is no more
+        ended = time.monotonic()
+        hit = fault.when is not None or number >= at
+        fault.finish(DELAY + 1)
+        words = f"{name}, {fault.what} at cell {number + 1} of {len(cells)}"
+        if failure is None:
+            kind, seconds = SUCCESS, 0.0
+        else:
+            said = failure.said.partition("\n")[0]
+            good = failure.error in stopped or named(failure.error, failure.said)
+            kind = NAMED if good and hit else UNNAMED
+            words += f": {failure.error}: {said}"
+            seconds = ended - max(began, fault.when or 0.0)
+        began = time.monotonic()
+        fault.when = began
+        again = notebook.run(CHECK, lambda: time.monotonic() > began + trial.limit)
+        if again is not None:
+            kind = UNNAMED
+            words = f"the next cell fails: {again.error}: {again.said[:150]}; before it: {words}"
+        return Ending(kind, words, seconds)
+    except TooLate:
+        raise TooLate(f"{name}, {fault.what}") from None
+    except KernelGone:
+        return Ending(UNNAMED, f"{name}, {fault.what}: the kernel has ended")
+    finally:
+        fault.finish(0)
+        notebook.close()
+
+
+def kill_kernel(trial: Trial) -> Ending:
+    """The kernel is killed; all that it has started must end by itself."""
+
+    def do() -> str:
+        os.kill(notebook.pid, signal.SIGKILL)
+        return "kernel killed"
+
+    name, cells, cwd = cells_of(trial)
+    notebook = Notebook(trial, cwd)
+    fault = Fault(do, trial.chance.uniform(0, DELAY))
+    at = trial.chance.randrange(len(cells))
+    try:
+        with suppress(KernelGone):
+            for number, source in enumerate(cells):
+                if number == at:
+                    fault.arm()
+                end = time.monotonic() + CELL_LIMIT
+                failure = notebook.run(source, lambda end=end: time.monotonic() > end)
+                if failure is not None:
+                    return Ending(UNNAMED, f"{name}: {failure.error}: {failure.said[:200]}")
+        fault.finish(DELAY + 1)
+        trial.until(lambda: not trial.processes(), trial.limit)
+        took = time.monotonic() - (fault.when or time.monotonic())
+        return Ending(SUCCESS, f"{name}, kernel killed at cell {number + 1}, nothing left", took)
+    finally:
+        fault.finish(0)
+        notebook.close()
