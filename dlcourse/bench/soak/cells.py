@@ -52,7 +52,8 @@ got = torch.empty(world_size, 8)
 all_to_all(got, torch.full((world_size, 8), float(rank)), [1] * world_size, [1] * world_size)
 assert got[:, 0].tolist() == list(range(world_size))
 """,
-    "import time\ntime.sleep(0.2 * rank)\ndist.barrier()",
+    "import time\ntime.sleep(0.3 * rank)\ndist.barrier()",
+    "for _ in range(300):\n    dist.all_reduce(torch.ones(10_000))",
 )
 MAKE = "from dlcourse import Ranks\nranks = Ranks({size})"
 # Whatever happened before: the next cell works, in the ranks that are there or in new ones.

@@ -17,6 +17,7 @@ from typing import Any
 import nbformat
 import psutil
 from jupyter_client.manager import KernelManager
+from traitlets.config import Config
 
 from dlcourse.bench.soak.cells import CHECK, notebook_cells
 from dlcourse.bench.soak.trial import (
@@ -30,9 +31,11 @@ from dlcourse.bench.soak.trial import (
     role,
 )
 from dlcourse.course import catalog
+from dlcourse.course.serve import kernel_settings
 
 CELL_LIMIT = 600.0  # seconds for a cell that nothing was done to
-DELAY = 2.0  # seconds: the fault comes up to so long after a cell has begun
+# Seconds: the fault comes up to so long after a cell has begun, of a lesson and of the small ones.
+DELAY = {True: 2.0, False: 0.4}
 
 
 @dataclass
@@ -52,8 +55,10 @@ class Notebook:
 
     def __init__(self, trial: Trial, cwd: Path) -> None:
         for left in (2, 1, 0):  # another program may take one of its ports before it does
-            self.manager = KernelManager(kernel_name="python3")
-            self.manager.start_kernel(env=trial.environment(), cwd=str(cwd))
+            config = Config({"KernelManager": kernel_settings()})  # as Lab starts it
+            self.manager = KernelManager(kernel_name="python3", config=config)
+            quiet = ["--IPKernelApp.log_level=CRITICAL"]
+            self.manager.start_kernel(env=trial.environment(), cwd=str(cwd), extra_arguments=quiet)
             self.client = self.manager.blocking_client()
             self.client.start_channels()
             try:
@@ -136,6 +141,12 @@ class Fault:
             self._thread.join()
 
 
+def after(seconds: float) -> Callable[[], bool]:
+    """What is true from so many seconds on."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
+
+
 def cells_of(trial: Trial) -> tuple[str, list[str], Path]:
     """What is run: a name, its code cells, the folder."""
     if not trial.lessons:
@@ -195,7 +206,7 @@ def _disturbed(
     stopped: errors that mean that the fault did what it is for.
     """
     at = trial.chance.randrange(len(cells))
-    fault = Fault(do, trial.chance.uniform(0, DELAY))
+    fault = Fault(do, trial.chance.uniform(0, DELAY[trial.lessons]))
     failure, began = None, time.monotonic()
 
     def late() -> bool:
@@ -217,19 +228,19 @@ def _disturbed(
                 break  # the cell came to its end before the interrupt did; there is no more
         ended = time.monotonic()
         hit = fault.when is not None or number >= at
-        fault.finish(DELAY + 1)
+        fault.finish(DELAY[trial.lessons] + 1)
         words = f"{name}, {fault.what} at cell {number + 1} of {len(cells)}"
-        if failure is None:
-            kind, seconds = SUCCESS, 0.0
-        else:
-            said = failure.said.partition("\n")[0]
+        kind, seconds = SUCCESS, 0.0
+        if failure is None:  # it came between cells; then it is the next one's
+            began = time.monotonic()
+            failure, ended = notebook.run(CHECK, after(trial.limit)), time.monotonic()
+        if failure is not None:
             good = failure.error in stopped or named(failure.error, failure.said)
             kind = NAMED if good and hit else UNNAMED
+            said = failure.said.partition("\n")[0] if good else failure.said
             words += f": {failure.error}: {said}"
             seconds = ended - max(began, fault.when or 0.0)
-        began = time.monotonic()
-        fault.when = began
-        again = notebook.run(CHECK, lambda: time.monotonic() > began + trial.limit)
+        again = notebook.run(CHECK, after(trial.limit))
         if again is not None:
             kind = UNNAMED
             words = f"the next cell fails: {again.error}: {again.said[:150]}; before it: {words}"
@@ -252,18 +263,17 @@ def kill_kernel(trial: Trial) -> Ending:
 
     name, cells, cwd = cells_of(trial)
     notebook = Notebook(trial, cwd)
-    fault = Fault(do, trial.chance.uniform(0, DELAY))
+    fault = Fault(do, trial.chance.uniform(0, DELAY[trial.lessons]))
     at = trial.chance.randrange(len(cells))
     try:
         with suppress(KernelGone):
             for number, source in enumerate(cells):
                 if number == at:
                     fault.arm()
-                end = time.monotonic() + CELL_LIMIT
-                failure = notebook.run(source, lambda end=end: time.monotonic() > end)
+                failure = notebook.run(source, after(CELL_LIMIT))
                 if failure is not None:
                     return Ending(UNNAMED, f"{name}: {failure.error}: {failure.said[:200]}")
-        fault.finish(DELAY + 1)
+        fault.finish(DELAY[trial.lessons] + 1)
         trial.until(lambda: not trial.processes(), trial.limit)
         took = time.monotonic() - (fault.when or time.monotonic())
         return Ending(SUCCESS, f"{name}, kernel killed at cell {number + 1}, nothing left", took)

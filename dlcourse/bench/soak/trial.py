@@ -85,6 +85,7 @@ class Trial:
             MARK: self.mark,
             "TMPDIR": str(self.place / "tmp"),
             "PYTHONPATH": path,
+            "TORCHINDUCTOR_CACHE_DIR": str(self.place / "inductor"),  # torch's, one for all
             "IPYTHONDIR": str(self.place / "ipython"),
             "DLCOURSE_LEARNER": str(self.place / "learner"),
             "DLCOURSE_PANEL": "off",
