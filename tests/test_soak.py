@@ -66,7 +66,7 @@ def test_what_is_left_is_found_and_taken_away(monkeypatch):
         return Ending(SUCCESS)
 
     line = run_trial(one(leaves), 0, 1, False)
-    assert line["ending"] == SUCCESS and not soak.fine(line)
+    assert line["ending"] == SUCCESS and not trials.fine(line)
     assert len(line["left_running"]) == 1 and "python" in line["left_running"][0]
     assert line["left_files"] == ["forgotten"]
     assert not psutil.pid_exists(started[0]) or (
@@ -83,7 +83,7 @@ def test_what_takes_too_long_is_late():
     line = run_trial(one(waits, limit=0.2), 0, 1, False)
     assert line["ending"] == trials.LATE and line["left_running"] == []
     slow = run_trial(one(lambda trial: Ending(NAMED, seconds=2), limit=1), 0, 1, False)
-    assert slow["ending"] == trials.LATE and not soak.fine(slow)
+    assert slow["ending"] == trials.LATE and not trials.fine(slow)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,18 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch, capsys
     assert figures(record, soak.SCENARIOS)["one"]["run"] == 4
     assert soak.main([*options, "--minutes", "0", "--lessons"]) == 0  # another record
     assert done == [0, 1, 1, 2, 3]
+
+
+def test_what_failed_can_be_done_again(tmp_path: Path, monkeypatch):
+    kinds = ["unnamed error", SUCCESS, SUCCESS]
+    monkeypatch.setattr(soak, "SCENARIOS", (one(lambda trial: Ending(kinds.pop(0))),))
+    options = ["--share", "1", "--out", str(tmp_path)]
+    assert soak.main(options) == 1
+    assert soak.main(options) == 1 and len(kinds) == 1
+    assert soak.main([*options, "--again"]) == 0 and not kinds
+    assert [line["trial"] for line in lines(tmp_path)] == [0, 1, 0]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["scenarios"]["one"]["endings"] == {SUCCESS: 2}
 
 
 def test_an_interrupt_ends_all_that_a_trial_has_started(tmp_path: Path):

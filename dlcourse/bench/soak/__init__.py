@@ -25,7 +25,7 @@ from pathlib import Path
 from dlcourse.bench.soak import faults, long_runs, nodes
 from dlcourse.bench.soak import surroundings as around
 from dlcourse.bench.soak.report import Record, table, write
-from dlcourse.bench.soak.trial import GOOD, Scenario, run_trial
+from dlcourse.bench.soak.trial import Scenario, fine, run_trial
 from dlcourse.course.run import interruptible
 
 SCENARIOS = (
@@ -57,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lessons", action="store_true", help="whole lessons, not small cells")
     parser.add_argument("--only", action="append", metavar="SCENARIO", help="may be repeated")
     parser.add_argument("--minutes", type=float, help="begin no trial after so long")
+    parser.add_argument(
+        "--again", action="store_true", help="also those that did not end as they should"
+    )
     parser.add_argument("--out", default="results/soak", help="folder of the record")
     parser.add_argument("--record", metavar="FILE", help="where the figures go as well")
     args = parser.parse_args(argv)
@@ -75,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for scenario in chosen
         if scenario.name not in record.skipped
         for number, size in trials(scenario, args.share)
-        if not record.has(scenario.name, number, size)
+        if not record.has(scenario.name, number, size, as_it_should=args.again)
     ]
     status = _run(todo, record, args.minutes)
     print(table(record, SCENARIOS))
@@ -83,11 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.record:
         write(record, SCENARIOS, Path(args.record))
     return status or int(any(not fine(line) for line in record.lines))
-
-
-def fine(line: dict) -> bool:
-    """Whether a trial ended as it should, and left nothing."""
-    return line["ending"] in GOOD and not line["left_running"] and not line["left_files"]
 
 
 def _run(todo: list[tuple[Scenario, int, int]], record: Record, minutes: float | None) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import nbformat
@@ -80,8 +81,6 @@ class Notebook:
             TooLate: `late` says so before the cell has ended.
             KernelGone: it has ended.
         """
-        from queue import Empty
-
         wanted = self.client.execute(source)
         while True:
             try:
@@ -92,9 +91,14 @@ class Notebook:
                 if late():
                     raise TooLate from None
                 continue
-            if reply["parent_header"].get("msg_id") == wanted:
+            content = reply["content"]
+            if reply["parent_header"].get("msg_id") != wanted:
+                continue
+            if content["status"] != "aborted":
                 break
-        content = reply["content"]
+            # A kernel drops the cells that it has got when one fails; nobody would send one then.
+            time.sleep(0.05)
+            wanted = self.client.execute(source)
         if content["status"] == "ok":
             return None
         return Failure(content.get("ename", content["status"]), content.get("evalue", ""))
@@ -274,7 +278,11 @@ def kill_kernel(trial: Trial) -> Ending:
                 if failure is not None:
                     return Ending(UNNAMED, f"{name}: {failure.error}: {failure.said[:200]}")
         fault.finish(DELAY[trial.lessons] + 1)
-        trial.until(lambda: not trial.processes(), trial.limit)
+        try:
+            trial.until(lambda: not trial.processes(), trial.limit)
+        except TooLate:
+            left = ", ".join(map(role, trial.processes()))
+            raise TooLate(f"{name}, at cell {number + 1}: still runs {left}") from None
         took = time.monotonic() - (fault.when or time.monotonic())
         return Ending(SUCCESS, f"{name}, kernel killed at cell {number + 1}, nothing left", took)
     finally:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlcourse.bench.soak.trial import GOOD, Scenario
+from dlcourse.bench.soak.trial import Scenario, fine
 from dlcourse.course.run import machine
 
 
@@ -21,7 +21,6 @@ class Record:
         lessons: of which kind: whole lessons, or small cells.
 
     Attributes:
-        lines: of this kind.
         skipped: scenario -> what it needs and this machine lacks.
     """
 
@@ -29,26 +28,39 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.lessons = folder / "trials.jsonl", lessons
         self.skipped: dict[str, str] = {}
-        self.lines: list[dict[str, Any]] = []
+        self._lines: dict[tuple[str, int, int], dict[str, Any]] = {}
         if self.path.exists():
-            for text in self.path.read_text(encoding="utf-8").splitlines():
+            text = self.path.read_text(encoding="utf-8")
+            if text and not text.endswith("\n"):
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write("\n")
+            for row in text.splitlines():
                 try:
-                    line = json.loads(text)
+                    line = json.loads(row)
                 except ValueError:  # the last line of a soak that was killed
                     continue
                 if line["lessons"] == lessons:
-                    self.lines.append(line)
+                    self._keep(line)
 
-    def has(self, scenario: str, number: int, size: int) -> bool:
-        wanted = (scenario, number, size)
-        return any((x["scenario"], x["trial"], x["size"]) == wanted for x in self.lines)
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Of each trial of this kind the last line, should it have been done again."""
+        return list(self._lines.values())
+
+    def has(self, scenario: str, number: int, size: int, *, as_it_should: bool = False) -> bool:
+        """Whether a trial has been done; and, if asked, ended as it should."""
+        line = self._lines.get((scenario, number, size))
+        return line is not None and (fine(line) or not as_it_should)
 
     def add(self, line: dict[str, Any]) -> None:
         now = datetime.datetime.now(datetime.UTC)
         line = {"date": now.isoformat(timespec="seconds"), **line}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.lines.append(line)
+        self._keep(line)
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        self._lines[line["scenario"], line["trial"], line["size"]] = line
 
 
 def figures(record: Record, scenarios: Sequence[Scenario]) -> dict[str, Any]:
@@ -96,7 +108,7 @@ def write(record: Record, scenarios: Sequence[Scenario], path: Path) -> None:
                 for key in ("scenario", "trial", "ending", "said", "left_running", "left_files")
             }
             for line in record.lines
-            if line["ending"] not in GOOD or line["left_running"] or line["left_files"]
+            if not fine(line)
         ],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -166,6 +166,11 @@ class Scenario:
     needs: Callable[[], str] = lambda: ""
 
 
+def fine(line: dict[str, Any]) -> bool:
+    """Whether a trial, by its line of the record, ended as it should and left nothing."""
+    return line["ending"] in GOOD and not line["left_running"] and not line["left_files"]
+
+
 def marked(mark: str) -> list[psutil.Process]:
     """The processes that have this mark among their variables; those that have ended are none."""
     found = []
@@ -241,7 +246,7 @@ def run_trial(scenario: Scenario, number: int, size: int, lessons: bool) -> dict
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         left = trial.left_running()
-        files = sorted(str(f.relative_to(place / "tmp")) for f in (place / "tmp").rglob("*"))
+        files = sorted(f.name for f in (place / "tmp").iterdir())
         files += unused(in_shared_memory() - shared)
     finally:
         for process in trial.processes():

@@ -239,6 +239,12 @@ def import_once(names: Iterable[str]) -> None:
         gc.freeze()  # the collector of a rank then leaves the shared pages untouched
 
 
+def _terminate(*_: object) -> None:
+    """End; once, for ipykernel sends several of these, and another would break off the clearing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
+
+
 def main(address: str, notebook: int) -> None:
     """Serve the notebook's server at an address until the notebook, a process, has ended."""
     # Jupyter's interrupt reaches the whole process group: ranks are interrupted by request only,
@@ -246,7 +252,7 @@ def main(address: str, notebook: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):
         os.setpgid(0, os.getpgid(notebook))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _terminate)
     adopt_orphans()  # ranks whose launcher was ended are collected here
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))
@@ -255,6 +261,8 @@ def main(address: str, notebook: int) -> None:
         return  # the notebook is gone already
     agent = Agent(address, notebook)
     try:
-        agent.serve()
+        with suppress(SystemExit):
+            agent.serve()
     finally:
         agent.close()
+    os._exit(0)  # taking torch apart would cost half a second, in which a kernel cannot end

@@ -65,6 +65,9 @@ class AgentProcess:
             process_group=0,  # a Stop must not reach it before it is ready for one
         )
         _close_in_forks(self.process)
+        # Collected at once when it ends: ipykernel, told to shut down, ends the children first, and
+        # takes one that is not collected for one that lives. Jupyter then kills the kernel.
+        threading.Thread(target=self.process.wait, name="ranks-agent", daemon=True).start()
         self.others: subprocess.Popen[bytes] | None = None
         if self.machines.by_slurm:
             follower = python_without_the_folder(
