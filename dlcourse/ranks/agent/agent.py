@@ -62,6 +62,7 @@ class Agent:
         self.node = node
         self.client = MessageClient(address, agent_identity(node))
         self.pools: dict[int, PoolProcesses] = {}
+        self.temporary = new_directory()  # of all ranks: they are killed, and cannot clear up
         self.poller = zmq.Poller()
         self.poller.register(self.client.socket, zmq.POLLIN)
         self.notebook: Any = None
@@ -75,7 +76,8 @@ class Agent:
 
     def serve(self) -> None:
         """Answer requests until the notebook is gone."""
-        self.client.send("agent", pid=os.getpid(), host=socket.gethostname())
+        known = {"host": socket.gethostname(), "temporary": str(self.temporary)}
+        self.client.send("agent", pid=os.getpid(), **known)
         while True:
             printed = False
             for source, _ in self.poller.poll(1000 if self.pools else None):
@@ -97,6 +99,7 @@ class Agent:
             request["directory"] = str(new_directory())
         directory = Path(request["directory"])
         adopt(request["environment"], elsewhere=self.node > 0)
+        os.environ["TMPDIR"] = str(self.temporary)
         request["start_method"], problem = start_method(request)
         if problem:
             self.client.send("refused", pool=number, reason=problem)
@@ -206,6 +209,7 @@ class Agent:
         """End everything."""
         for number in list(self.pools):
             self.end(number)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def _keep(rank: int, data: bytes) -> None:
