@@ -101,6 +101,8 @@ def write(record: Record, scenarios: Sequence[Scenario], path: Path) -> None:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {key: here[key] for key in kept},
         "lessons": record.lessons,
+        "trials": len(record.lines),
+        "as_it_should": sum(map(fine, record.lines)),
         "scenarios": figures(record, scenarios),
         "not_as_it_should": [
             {
