@@ -82,7 +82,7 @@ $(VENV)/.quick: $(SETUP) | $(VENV)/bin/python
 	@touch $(VENV)/.lab $@
 
 $(VENV)/.test: $(SETUP) | $(VENV)/bin/python
-	$(INSTALL) test peers cluster
+	$(INSTALL) test peers cluster hub
 	@touch $(VENV)/.lab $(VENV)/.quick $@
 
 clean:

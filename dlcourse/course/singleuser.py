@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlcourse.course import catalog, learner_copy, serve
+from dlcourse.course import catalog, learner_copy, merge_notebook, serve
 from dlcourse.words import strings
 
 COPY = "DLCOURSE_COPY"
@@ -37,9 +37,12 @@ def prepare(home: Path) -> dict[str, str]:
     lang = strings.language()
     if os.environ.get(COPY) != "0":
         learner_copy.copy_lessons(catalog.course_root(), home)
+    attributes = runtime / "gitattributes"
+    attributes.write_text(merge_notebook.ATTRIBUTES)
     page = f"/lab/tree/notebooks/{lang}/{catalog.INDEX}.md"
     return {
         **serve.lab_environment(lang),
+        **merge_notebook.settings(attributes),  # for nbgitpuller, which calls git
         "JUPYTER_RUNTIME_DIR": str(runtime),
         "JUPYTERHUB_DEFAULT_URL": os.environ.get("JUPYTERHUB_DEFAULT_URL") or page,
     }
