@@ -1,8 +1,8 @@
 """A merge driver of git for notebooks: what a learner has written is never lost, nor torn.
 
-git merges notebooks line by line, and nbgitpuller tells it to prefer the learner's lines. Outputs of
-both sides can then become a file that is no notebook. So here: git's merge, if it is a notebook in
-which every cell that the learner has changed is as the learner has it; else the learner's file.
+git merges notebooks line by line, and nbgitpuller tells it to prefer the learner's lines. Outputs
+of both sides can then become a file that is no notebook. So here: git's merge, if it is a notebook
+in which every cell that the learner has changed is as the learner has it; else the learner's file.
 
     git config merge.dlcourse.driver 'python -P -m dlcourse.course.merge_notebook %O %A %B'
 

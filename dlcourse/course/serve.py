@@ -79,15 +79,15 @@ def lab_environment(lang: str) -> dict[str, str]:
         own menu keeps it.
     """
     ours = Path(__file__).parent / "lab"
-    folders = [str(ours / lang)] if lang in _packs() else []
+    folders = [str(ours / lang)] if lang == "ko" and korean_interface() else []
     folders += [str(ours), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     return {"JUPYTER_CONFIG_PATH": os.pathsep.join(folder for folder in folders if folder)}
 
 
-def _packs() -> set[str]:
-    """Languages that Lab has an interface in and we have settings for."""
+def korean_interface() -> bool:
+    """Whether JupyterLab's Korean language pack is installed."""
     packs = metadata.entry_points(group="jupyterlab.languagepack")
-    return {"ko"} & {pack.name.partition("_")[0] for pack in packs}
+    return "ko_KR" in {pack.name for pack in packs}
 
 
 def kernel_settings() -> dict[str, str]:
