@@ -5,6 +5,7 @@
 # make quick                  what a contributor runs between two changes: under two minutes
 # make test                   everything that decides whether the course is right
 # make site                   the lessons as pages to read, in both languages: build/site
+# make soak                   hours of random faults; goes on where it was interrupted
 # make coverage               which lines no test runs, also in ranks; TESTS=... for some tests only
 
 # Ranks are processes of a POSIX system. Windows itself always sets this variable, WSL2 does not.
@@ -21,7 +22,7 @@ BIN = $(VENV)/bin
 .DELETE_ON_ERROR:
 # Two pips at once would break the one environment.
 .NOTPARALLEL:
-.PHONY: lab quick test coverage lint build site clean
+.PHONY: lab quick test soak coverage lint build site clean
 
 lab: $(VENV)/.lab
 	$(BIN)/dlcourse lab $(if $(COURSE_LANG),--lang $(COURSE_LANG)) $(ARGS)
@@ -39,6 +40,10 @@ quick: $(VENV)/.quick lint
 # For 2 cores: much of a test is waiting.
 WORKERS = 3
 SLOW = notebooks or browser or exercises or engine or parity or cluster
+
+# A tenth of a percent of it is in `make test`. ARGS='--minutes 30': begins no trial after so long.
+soak: $(VENV)/.test
+	$(BIN)/dlcourse bench soak --share 1 --lessons --record data/soak.json $(ARGS)
 
 # Slower than `make test`, and a failure is no reason to give no figure: `make test` decides.
 coverage: $(VENV)/.test

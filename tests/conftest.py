@@ -45,7 +45,7 @@ MARKERS = {
     "exercises": ("exercises", "grading", "hub"),
     "engine": (
         *("ranks", "coverage", "mpi", "recorder", "collectives", "one_sided", "kernel"),
-        *("course_kernel", "ledger", "failure_words", "imposed_time"),
+        *("course_kernel", "ledger", "failure_words", "imposed_time", "soak"),
     ),
     "parity": (
         *("data_parallel", "tensor_parallel", "context_parallel", "pipeline_parallel"),

@@ -19,11 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from dlcourse.bench.soak.nodes import NETWORK, OWN, Network
+
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "munged", "ip", "unshare")
-# Of this process: another run of the tests on the same machine has its own.
-OWN = os.getpid() % 1000
-NETWORK = f"10.{213 + OWN // 250}.{OWN % 250}"
-BRIDGE = f"dlcbridge{OWN}"
 PORT = 17000 + 2 * OWN
 
 
@@ -37,71 +35,6 @@ def needed() -> None:
         pytest.skip("this machine gives root no network namespaces (a container without the right)")
     if problem:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(problem)
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
-
-
-class Network:
-    """Namespaces on one bridge: `alpha` has the address .2, the next one .3, this side .1."""
-
-    def __init__(self, nodes: tuple[str, ...]) -> None:
-        self.nodes = nodes
-        self.addresses = {node: f"{NETWORK}.{i}" for i, node in enumerate(nodes, start=2)}
-
-    def __enter__(self) -> Network:
-        self._remove()
-        _run("ip", "link", "add", BRIDGE, "type", "bridge")
-        _run("ip", "address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
-        _run("ip", "link", "set", BRIDGE, "up")
-        for node, address in self.addresses.items():
-            _run("ip", "netns", "add", self.namespace(node))
-            _run(
-                "ip",
-                "link",
-                "add",
-                f"dlc{OWN}{node}",
-                "type",
-                "veth",
-                "peer",
-                "name",
-                f"d{OWN}{node}",
-            )
-            _run("ip", "link", "set", f"dlc{OWN}{node}", "master", BRIDGE, "up")
-            _run("ip", "link", "set", f"d{OWN}{node}", "netns", self.namespace(node))
-            inside = ("ip", "netns", "exec", self.namespace(node), "ip")
-            _run(*inside, "link", "set", "lo", "up")
-            _run(*inside, "link", "set", f"d{OWN}{node}", "name", "fabric0")
-            _run(*inside, "address", "add", f"{address}/24", "dev", "fabric0")
-            _run(*inside, "link", "set", "fabric0", "up")
-        return self
-
-    def namespace(self, node: str) -> str:
-        return f"dlc{OWN}-{node}"
-
-    def inside(self, node: str) -> list[str]:
-        """What is put in front of a command to run it on a node, under the node's name."""
-        shell, space = f'hostname {node} && exec "$@"', self.namespace(node)
-        return [
-            "ip", "netns", "exec", space, "unshare", "--uts", "sh", "-c", shell, "sh",
-        ]  # fmt: skip
-
-    def unplug(self, node: str) -> None:
-        """The node's cable is pulled: no message arrives, no connection is closed."""
-        _run("ip", "link", "set", f"dlc{OWN}{node}", "down")
-
-    def plug(self, node: str) -> None:
-        _run("ip", "link", "set", f"dlc{OWN}{node}", "up")
-
-    def _remove(self) -> None:
-        for node in self.nodes:
-            subprocess.run(["ip", "netns", "delete", self.namespace(node)], capture_output=True)
-            subprocess.run(["ip", "link", "delete", f"dlc{OWN}{node}"], capture_output=True)
-        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True)
-
-    def __exit__(self, *_: object) -> None:
-        self._remove()
 
 
 CONF = """

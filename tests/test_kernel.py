@@ -309,6 +309,21 @@ def test_restart_leaves_nothing(kernel):
     assert kernel.run("%%ranks\n1 + 1") == "ranks 0-1: 2\n"
 
 
+def test_a_kernel_with_ranks_ends_by_itself(tmp_path):
+    """Jupyter kills one that takes long, and then what it should do at its end is not done."""
+    kernel = Kernel()
+    done = tmp_path / "done"
+    kernel.run(SET_UP)
+    kernel.run(f"import atexit, pathlib; atexit.register(pathlib.Path({str(done)!r}).touch)")
+    pids = kernel.pids()
+    kernel.client.stop_channels()
+    # Half of it until a kernel is killed; ipykernel waits 29 s for children that seem to live.
+    kernel.manager.shutdown_wait_time = 40
+    kernel.manager.shutdown_kernel()
+    assert done.exists()
+    assert gone(pids)
+
+
 def test_killed_kernel_leaves_nothing(kernel):
     pids = kernel.pids()
     kernel.start("%%ranks\nwhile True: pass")

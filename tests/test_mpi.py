@@ -136,24 +136,35 @@ def _sleeps(comm):
     time.sleep(600)
 
 
+def _first_ends(comm):
+    if comm.rank:
+        comm.recv(source=0)
+
+
 PROGRAM = """
 import sys; sys.path.insert(0, {tests!r})
-from test_mpi import _sleeps
+from test_mpi import {function}
 from dlcourse.peers.mpi import run_mpi
-run_mpi(_sleeps, num_ranks=2, time_limit=500)
+run_mpi({function}, num_ranks=2, time_limit=500)
 """
 
 
 @needs_mpi
-@pytest.mark.parametrize("number", [9, 2], ids=["killed", "interrupted"])
-def test_no_rank_outlives_the_notebook(number, tmp_path):
-    program = PROGRAM.format(tests=os.path.dirname(__file__))
+@pytest.mark.parametrize(
+    ("number", "function", "sign"),
+    [(9, _sleeps, "*.pid"), (2, _sleeps, "*.pid"), (9, _first_ends, "0.result")],
+    ids=["killed", "interrupted", "rank 0 has ended"],
+)
+def test_no_rank_outlives_the_notebook(number, function, sign, tmp_path):
+    program = PROGRAM.format(tests=os.path.dirname(__file__), function=function.__name__)
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     notebook = subprocess.Popen(
         [sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL
     )
     try:
-        started = _until(lambda: len(list(tmp_path.glob("*/*.pid"))) == 2)
+        started = _until(
+            lambda: len(list(tmp_path.glob("*/*.pid"))) == 2 and any(tmp_path.glob(f"*/{sign}"))
+        )
         family = psutil.Process(notebook.pid).children(recursive=True)
         assert started and len(family) >= 3  # mpiexec and two ranks
         notebook.send_signal(number)

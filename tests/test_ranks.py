@@ -1141,6 +1141,28 @@ def _alive(pid: int) -> bool:
         return False
 
 
+def test_temporary_files_of_ranks_go_with_the_notebook_or_its_agent(tmp_path):
+    """Ranks are killed, at the end of a pool too: what they clear up at their end stays."""
+    program = """
+import os, signal
+from dlcourse import Ranks
+ranks = Ranks(2)
+ranks.cell("import tempfile; place = tempfile.TemporaryDirectory(); path = place.name")
+name = ranks["path"][0]
+ranks.restart()
+assert os.path.isdir(name)
+os.kill(ranks.agent.process.pid, signal.SIGKILL)
+ranks.agent.process.wait()
+ranks.cell("import tempfile; place = tempfile.TemporaryDirectory(); path = place.name")
+assert not os.path.exists(name)
+assert os.path.isdir(ranks["path"][0])
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    for spawn in ({}, {"DLCOURSE_START_METHOD": "spawn"}):
+        done = subprocess.run([sys.executable, "-c", program], env=environment | spawn)
+        assert done.returncode == 0 and not list(tmp_path.glob("dlc*"))
+
+
 def test_no_socket_is_left_to_join_once_the_ranks_are_connected(ranks):
     files = psutil.Process(ranks.pids[0]).open_files()
     assert not Path(ranks.agent.directory).exists()

@@ -177,6 +177,7 @@ def _rank(folder_name: str) -> None:
     from mpi4py import MPI  # starts MPI, and ends it when Python ends
 
     folder, comm = Path(folder_name), MPI.COMM_WORLD
+    together = comm.Dup()  # no call of the function's meets one of ours
     if comm.rank == 0:
         threading.Thread(target=_end_with_notebook, args=(folder,), daemon=True).start()
     try:
@@ -188,6 +189,9 @@ def _rank(folder_name: str) -> None:
             result = pickle.dumps(function(comm, *args))
             faulthandler.cancel_dump_traceback_later()
         (folder / f"{comm.rank}.result").write_bytes(result)
+        # MPI's own end waits for all ranks too, but no other thread runs then: nobody would see
+        # the notebook's end while rank 0 waits for one that never comes.
+        together.Barrier()
     except BaseException as error:
         _, *frames = traceback.extract_tb(error.__traceback__)
         where = f", line {frames[-1].lineno}: {frames[-1].line}" if frames else ""

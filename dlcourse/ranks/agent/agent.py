@@ -62,6 +62,7 @@ class Agent:
         self.node = node
         self.client = MessageClient(address, agent_identity(node))
         self.pools: dict[int, PoolProcesses] = {}
+        self.temporary = new_directory()  # of all ranks: they are killed, and cannot clear up
         self.poller = zmq.Poller()
         self.poller.register(self.client.socket, zmq.POLLIN)
         self.notebook: Any = None
@@ -75,7 +76,8 @@ class Agent:
 
     def serve(self) -> None:
         """Answer requests until the notebook is gone."""
-        self.client.send("agent", pid=os.getpid(), host=socket.gethostname())
+        known = {"host": socket.gethostname(), "temporary": str(self.temporary)}
+        self.client.send("agent", pid=os.getpid(), **known)
         while True:
             printed = False
             for source, _ in self.poller.poll(1000 if self.pools else None):
@@ -97,6 +99,7 @@ class Agent:
             request["directory"] = str(new_directory())
         directory = Path(request["directory"])
         adopt(request["environment"], elsewhere=self.node > 0)
+        os.environ["TMPDIR"] = str(self.temporary)
         request["start_method"], problem = start_method(request)
         if problem:
             self.client.send("refused", pool=number, reason=problem)
@@ -206,6 +209,7 @@ class Agent:
         """End everything."""
         for number in list(self.pools):
             self.end(number)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def _keep(rank: int, data: bytes) -> None:
@@ -239,6 +243,12 @@ def import_once(names: Iterable[str]) -> None:
         gc.freeze()  # the collector of a rank then leaves the shared pages untouched
 
 
+def _terminate(*_: object) -> None:
+    """End; once, for ipykernel sends several of these, and another would break off the clearing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
+
+
 def main(address: str, notebook: int) -> None:
     """Serve the notebook's server at an address until the notebook, a process, has ended."""
     # Jupyter's interrupt reaches the whole process group: ranks are interrupted by request only,
@@ -246,7 +256,7 @@ def main(address: str, notebook: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):
         os.setpgid(0, os.getpgid(notebook))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _terminate)
     adopt_orphans()  # ranks whose launcher was ended are collected here
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))
@@ -255,6 +265,8 @@ def main(address: str, notebook: int) -> None:
         return  # the notebook is gone already
     agent = Agent(address, notebook)
     try:
-        agent.serve()
+        with suppress(SystemExit):
+            agent.serve()
     finally:
         agent.close()
+    os._exit(0)  # taking torch apart would cost half a second, in which a kernel cannot end

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
@@ -80,6 +81,7 @@ def in_launcher(request: dict[str, Any], parent: int, pipes: list[int]) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)  # input() in a rank ends at once instead of waiting for ever
         os.environ["OMP_NUM_THREADS"] = str(request["threads"])
+        tempfile.tempdir = None  # the agent's; TMPDIR is the ranks'
         launch(request)
         status = 0
     except BaseException:

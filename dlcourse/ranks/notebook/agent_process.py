@@ -33,6 +33,7 @@ class AgentProcess:
         machines: on which they are.
         lost: numbers of machines whose agent has gone.
         address: of the server, for ranks on several machines.
+        temporary: folder of the ranks' temporary files here; it goes with the agent.
     """
 
     _current: AgentProcess | None = None
@@ -47,6 +48,7 @@ class AgentProcess:
         self.lost: set[int] = set()
         self.server = MessageServer(self._on_message, self._on_lost)
         self.directory = new_directory()
+        self.temporary: Path | None = None
         self.channel: Path | None = None
         if self.machines.folder is None:
             self.address = self.server.bind(self.directory)
@@ -65,6 +67,9 @@ class AgentProcess:
             process_group=0,  # a Stop must not reach it before it is ready for one
         )
         _close_in_forks(self.process)
+        # Collected at once when it ends: ipykernel, told to shut down, ends the children first, and
+        # takes one that is not collected for one that lives. Jupyter then kills the kernel.
+        threading.Thread(target=self.process.wait, name="ranks-agent", daemon=True).start()
         self.others: subprocess.Popen[bytes] | None = None
         if self.machines.by_slurm:
             follower = python_without_the_folder(
@@ -172,12 +177,17 @@ class AgentProcess:
                 self.others.wait()
         self.log.close()
         remove(self.directory)
+        if self.temporary is not None:
+            remove(self.temporary)  # an agent that was killed has not
         if AgentProcess._current is self:
             AgentProcess._current = None
 
     def _on_message(self, identity: bytes, message: dict[str, Any]) -> None:
         if message["kind"] == "agent":
-            self.hosts[int(identity.partition(b":")[2])] = message["host"]
+            node = int(identity.partition(b":")[2])
+            self.hosts[node] = message["host"]
+            if node == 0:
+                self.temporary = Path(message["temporary"])
             if len(self.hosts) == len(self.machines.names):
                 self._ready.set()
             return

@@ -6,18 +6,25 @@ import itertools
 import math
 import os
 import queue
+import shutil
+import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from dlcourse import machine
 from dlcourse.ranks.diagnosis.report import MACHINE_LOST
+from dlcourse.ranks.machines import LOOPBACK
 from dlcourse.ranks.messaging import new_directory, rank_identity, remove
 from dlcourse.ranks.notebook import stop
 from dlcourse.ranks.notebook.agent_process import AgentProcess
+from dlcourse.words.strings import t
 
 START_LIMIT = 180.0
+ROOM = 1 << 14  # bytes: a launcher makes some folders and files of a few bytes for its ranks
 
 
 class RankProcesses:
@@ -147,7 +154,10 @@ class RankProcesses:
         self.state = "ready"
 
     def _start_failure(self, what: str) -> str:
-        return f"{what}. The launcher's last words:\n{self.agent.log_tail()}"
+        cause = _no_loopback() if self.nodes == 1 else ""
+        cause = cause or _no_room()
+        cause = f" {cause}" if cause else ""
+        return f"{what}.{cause} The launcher's last words:\n{self.agent.log_tail()}"
 
     def end(self, state: str) -> None:
         """End the processes; quick, whatever they are doing."""
@@ -236,6 +246,25 @@ class RankProcesses:
         """Make the process group anew in living ranks, so that their variables are kept."""
         answers = self.ask("join", limit=15.0)
         return len(answers) == self.size and not any("error" in a for a in answers.values())
+
+
+def _no_loopback() -> str:
+    """What is to be said where nothing can listen on the address of this machine for itself."""
+    try:
+        socket.create_server((LOOPBACK, 0)).close()
+    except OSError as error:
+        return t("ranks.no_loopback", address=LOOPBACK, error=error.strerror or error)
+    return ""
+
+
+def _no_room() -> str:
+    """What is to be said where the disk of the temporary files is full: the log has no room there
+    either."""
+    folder = tempfile.gettempdir()
+    with suppress(OSError):
+        if shutil.disk_usage(folder).free < ROOM:
+            return t("ranks.no_room", folder=folder)
+    return ""
 
 
 def _folder() -> str | None:
