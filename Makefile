@@ -92,7 +92,7 @@ $(VENV)/.quick: $(SETUP) | $(VENV)/bin/python
 	@touch $(VENV)/.lab $@
 
 $(VENV)/.test: $(SETUP) | $(VENV)/bin/python
-	$(INSTALL) test peers cluster site
+	$(INSTALL) test peers cluster hub site
 	@touch $(VENV)/.lab $(VENV)/.quick $(VENV)/.site $@
 
 $(VENV)/.site: $(SETUP) | $(VENV)/bin/python

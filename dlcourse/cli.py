@@ -490,7 +490,7 @@ def _lab(args: argparse.Namespace) -> int:
     options = _unless_given(options, args.extra)
     command = [sys.executable, "-m", "jupyterlab", *options, *args.extra]
     sys.stdout.flush()
-    os.execve(sys.executable, command, {**os.environ, **lab_environment()})
+    os.execve(sys.executable, command, {**os.environ, **serve.lab_environment(args.lang)})
 
 
 def _own_copy(root: Path, lang: str) -> Path:
@@ -523,16 +523,6 @@ def _unless_given(options: list[str], given: Sequence[str]) -> list[str]:
         for option in options
         if names.isdisjoint({(name := option.partition("=")[0]), name.replace("ServerApp.", "")})
     ]
-
-
-def lab_environment() -> dict[str, str]:
-    """Adds a folder of settings, by which Lab shows Markdown files rendered, as pages.
-
-    A setting and not ``?factory=`` in the address: the server prints its address with the token
-    behind a second question mark then, and whoever copies it gets an error.
-    """
-    folders = [str(Path(__file__).parent / "course" / "lab"), os.environ.get("JUPYTER_CONFIG_PATH")]
-    return {"JUPYTER_CONFIG_PATH": os.pathsep.join(folder for folder in folders if folder)}
 
 
 def _course_root() -> Path:

@@ -58,6 +58,17 @@ def cores() -> int:
     return max(1, available or 1)
 
 
+def crowding() -> float:
+    """How many threads wanted each core of the machine in the last minute, and at least 1.
+
+    What takes a second on a quiet machine takes so many on this one.
+    """
+    try:
+        return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    except OSError:  # the system does not say
+        return 1.0
+
+
 def memory_bytes() -> int:
     """Memory we may use in bytes: the machine's, or the control group's limit if smaller."""
     total = psutil.virtual_memory().total

@@ -6,10 +6,8 @@ output whose cell has other code today is not shown: it would be another cell's.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import nbformat
 
 from dlcourse.course import build, catalog
 from dlcourse.course.run import run_lesson
-from dlcourse.machine import cores
 
 KEPT = Path(__file__).parent / "executed"
 
@@ -37,11 +34,23 @@ def execute(name: str, lang: str) -> Path:
         run = run_lesson(name, lang=lang, out=Path(folder), progress=False)
         if not run.passed:
             raise RuntimeError(f"{name} ({lang}) failed: {run.error}")
-        notebook = nbformat.read(run.notebook, as_version=4)
+        return keep(run.notebook)
+
+
+def keep(executed: Path) -> Path:
+    """Keep the outputs of a notebook that `dlcourse run --out` has left, `NN_name.ko.ipynb`.
+
+    Raises:
+        ValueError: a cell of it has failed; what was kept before stays.
+    """
+    name, lang = executed.name.split(".")[:2]
+    notebook = nbformat.read(executed, as_version=4)
+    report = json.loads(executed.with_suffix(".json").read_text(encoding="utf-8"))
+    if not report["passed"]:
+        raise ValueError(f"{executed} has a cell that failed: {report['error']}")
     kept = {
-        "machine": f"{cores()} CPU cores, {platform.system()} {platform.machine()}",
-        "date": datetime.date.today().isoformat(),
-        "seconds": round(run.wall_s),
+        "machine": _machine(report["machine"]),
+        "date": report["date"][:10],
         "cells": {
             cell.id: {"code": cell.source, "outputs": build.clean_outputs(cell.outputs, 1)}
             for cell in notebook.cells
@@ -55,6 +64,12 @@ def execute(name: str, lang: str) -> Path:
     unfinished.write_text(text + "\n", encoding="utf-8")
     os.replace(unfinished, path)
     return path
+
+
+def _machine(found: dict[str, Any]) -> str:
+    """In words that need no translation: cores, memory, GPUs."""
+    memory = f"{found['memory_bytes'] / 2**30:.0f} GiB"
+    return ", ".join([f"{found['cores']} CPU", memory, *map(str, found["gpus"])])
 
 
 def read(name: str, lang: str) -> dict[str, Any]:

@@ -28,12 +28,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=DOCS.parent / "build" / "site")
     parser.add_argument("--execute", nargs="*", metavar="NN", help="first run these (none: all)")
+    parser.add_argument("--keep", type=Path, help="first keep what `dlcourse run --out` left here")
     args = parser.parse_args()
     if args.execute is not None:
         wanted = [catalog.find_lesson(n, catalog.course_root()) for n in args.execute]
         for name in wanted or executions.lessons():
             for lang in LANGUAGES:
                 print(executions.execute(name, lang).relative_to(DOCS.parent), flush=True)
+    for path in sorted(args.keep.glob("*.*.ipynb")) if args.keep else ():
+        print(executions.keep(path).relative_to(DOCS.parent))
     for line in build(args.out):
         print(line)
     print(f"{args.out}: look at it by `python3 -m http.server -d {args.out}`")
@@ -45,7 +48,8 @@ def build(out: Path) -> list[str]:
 
     Raises:
         ValueError: a lesson has no kept run, or `out` holds something else than a site.
-        subprocess.CalledProcessError: Sphinx or Pagefind failed, and has said why.
+        subprocess.CalledProcessError: Sphinx failed, and has said why.
+        RuntimeError: Pagefind failed.
     """
     if out.exists() and any(out.iterdir()) and not (out / SHARED).is_dir():
         raise ValueError(f"--out {out} holds something else than a site; name an empty folder")
@@ -60,13 +64,13 @@ def build(out: Path) -> list[str]:
             subprocess.run([*sphinx, *options, str(source / lang), str(made / lang)], check=True)
         shutil.rmtree(made / "jupyter_execute", ignore_errors=True)  # what MyST-NB leaves beside
         _share(made / SHARED)
-        shutil.copy(DOCS / "static" / "first.html", made / "index.html")
+        shutil.copy(DOCS / "first.html", made / "index.html")
         pagefind = [sys.executable, "-m", "pagefind", "--site", str(made), "--quiet"]
-        subprocess.run(
-            [*pagefind, "--root-selector=article.bd-article", "--exclude-selectors=a.headerlink"],
-            check=True,
-            stdout=subprocess.DEVNULL,  # that Korean has no stemming: a word is found by its start
-        )
+        options = ["--root-selector=article.bd-article", "--exclude-selectors=a.headerlink"]
+        # It warns that Korean has no stemming. Words are found by their start: 통신을 by 통신.
+        done = subprocess.run([*pagefind, *options], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"Pagefind failed: {done.stderr}")
         shutil.rmtree(out, ignore_errors=True)
         made.rename(out)
     return stale

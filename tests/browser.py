@@ -78,13 +78,18 @@ class Lab:
     """JupyterLab as `dlcourse lab` starts it; `with Lab(place) as lab: ... lab.url`.
 
     place: an empty folder, of which Lab sees `course`, a copy of `notebooks/` and `data/`.
+    interface: the language of Lab's own words, as chosen in its menu; None leaves it to the course.
     """
 
-    def __init__(self, place: Path, lang: str = "ko") -> None:
+    def __init__(self, place: Path, lang: str = "ko", interface: str | None = "en") -> None:
         self.place, self.lang, self.course = place, lang, place / "course"
         for folder in ("notebooks", "data"):
             hidden = shutil.ignore_patterns(".*", "__pycache__")
             shutil.copytree(REPOSITORY / folder, self.course / folder, ignore=hidden)
+        if interface:
+            chosen = place / "settings" / "@jupyterlab" / "translation-extension"
+            chosen.mkdir(parents=True)
+            (chosen / "plugin.jupyterlab-settings").write_text(f'{{"locale": "{interface}"}}')
         self.mark = uuid.uuid4().hex
         # Not below `place`: names of sockets have to be short.
         self.temporary = Path(tempfile.mkdtemp(prefix="lab"))
@@ -98,12 +103,19 @@ class Lab:
         ]  # fmt: skip
         self.log = (place / "lab.log").open("w+")
         self.server = psutil.Popen(
-            [sys.executable, "-m", "dlcourse.cli", "lab", "--lang", lang, *options],
+            [*self.command(), *options],
             env=self._environment(),
             cwd=place,
             stdout=self.log,
             stderr=subprocess.STDOUT,
         )
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "dlcourse.cli", "lab", "--lang", self.lang]
+
+    def address(self, path: str) -> str:
+        """Where the page shows a notebook."""
+        return f"{self.url}/lab/tree/{path}?reset"
 
     def _environment(self) -> dict[str, str]:
         own = {
@@ -186,6 +198,16 @@ class Lab:
         if memory.is_dir():
             found += [str(path) for p in pids for path in memory.glob(f"*_{p}_*")]
         return found
+
+
+class Notebook7(Lab):
+    """`jupyter notebook`, in the course's folder and with nothing of ours set up."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "notebook", f"--ServerApp.root_dir={self.course}"]
+
+    def address(self, path: str) -> str:
+        return f"{self.url}/notebooks/{path}"
 
 
 def alive(process: psutil.Process) -> bool:
@@ -301,7 +323,7 @@ class Notebook:
             page.evaluate(OPEN, path)
             page.wait_for_function(CURRENT, arg=path)
         else:
-            page.goto(f"{lab.url}/lab/tree/{path}?reset")
+            page.goto(lab.address(path))
         self.idle()
 
     def idle(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from dlcourse.cli import lab_arguments, lab_environment, main
+from dlcourse.cli import lab_arguments, main
 from dlcourse.course import catalog, serve
 
 
@@ -159,7 +159,7 @@ def test_lab_opens_on_a_start_page_that_is_there(lang, monkeypatch):
     text = Path(options["ServerApp.root_dir"], page).read_text(encoding="utf-8")
     assert text.startswith("# ") and "?" not in page
     monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/mine")
-    ours, theirs = lab_environment()["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    *_, ours, theirs = serve.lab_environment(lang)["JUPYTER_CONFIG_PATH"].split(os.pathsep)
     overrides = json.loads(Path(ours, "labconfig/default_setting_overrides.json").read_text())
     assert "Markdown Preview" in str(overrides) and theirs == "/mine"
 

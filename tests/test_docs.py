@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -53,3 +54,23 @@ def test_every_command_that_a_page_names_is_there(capsys):
     assert "new-lesson" in commands and commands - known == set()
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert set(re.findall(r"`make (\w+)", text)) <= set(re.findall(r"^(\w+):", makefile, re.M))
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ko.md"])
+def test_what_a_teacher_should_buy_follows_from_the_record(page):
+    """The table is the record's, and the figures of one learner and of thirty are made of it."""
+    text = (ROOT / "hub" / page).read_text(encoding="utf-8")
+    rows = json.loads((ROOT / "data" / "classroom.json").read_text())["rows"]
+    for row in rows:
+        line = f"| {row['learners']} | {row['seconds']:.0f} | {row['cpu_s']:.0f} "
+        assert f"{line}| {row['memory'] / 1e9:.1f} |" in text
+        assert row["passed"] == row["same"] == row["learners"] and not row["left"]
+    several = [row for row in rows if row["learners"] > 1]
+    memory = max(row["memory"] / row["learners"] for row in several) / 1e9
+    seconds = max(row["cpu_s"] / row["learners"] for row in several)
+    said = " ".join(text.split())
+    assert re.search(rf"\b{memory:.1f} ?GB(?: and|와) .*?\b{seconds:.0f} ?(?:seconds|초)", said)
+    gigabytes, cores = map(int, re.search(r"\*\*(\d+) GB\D+(\d+)", said).groups())
+    assert 30 * memory + 2 < gigabytes
+    wait = re.search(r"(?:about|약) (\d+) ?(?:minutes|분)", said)
+    assert int(wait[1]) == round(30 * seconds / cores / 60)

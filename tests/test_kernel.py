@@ -184,14 +184,17 @@ def test_interrupt_of_a_stuck_collective(kernel):
     assert kernel.run("%%ranks\ndist.barrier(); kept") == "rank 0: 0\nrank 1: 1\n"
 
 
-def test_two_stops_of_an_impatient_person_are_one(kernel):
+def test_two_stops_of_an_impatient_person_are_one(kernel, tmp_path):
     kernel.run("%%ranks\nkept = rank + 5")
     pids = kernel.pids()
     for source in (
         "import time; time.sleep(1000)",
         "if rank == 0:\n    dist.barrier()\nwhile True: 1",
     ):
-        message = kernel.start("%%ranks\n" + source)
+        begun = tmp_path / f"{len(source)}"
+        message = kernel.start(f"%%ranks\nopen({str(begun)!r}, 'w').close()\n{source}")
+        while not begun.exists():
+            time.sleep(0.1)
         time.sleep(1.0)
         for _ in range(3):
             kernel.manager.interrupt_kernel()

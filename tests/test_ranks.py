@@ -25,11 +25,12 @@ from dlcourse import machine
 from dlcourse.ranks import RankError, Ranks, RanksInterrupted, expect_failure
 from dlcourse.ranks.agent.agent import Agent, PoolProcesses
 from dlcourse.ranks.display import Results, plain, shorten
-from dlcourse.ranks.notebook import observer
+from dlcourse.ranks.notebook import observer, running_cell
 from dlcourse.ranks.notebook import output as output_module
 from dlcourse.ranks.notebook.output import Output, Stream
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
 from dlcourse.ranks.source import check
+from dlcourse.ranks.worker.control import Control
 from dlcourse.ranks.worker.interrupt import Interrupt
 from dlcourse.ranks.worker.whereabouts import Whereabouts
 
@@ -1202,3 +1203,67 @@ def test_memory_that_a_cell_has_freed_goes_back_while_it_still_runs(ranks):
     for before, with_holes, after, _ in ranks.run(memory_with_holes, 30):
         assert with_holes - before > 150  # else there is nothing to give back
         assert after - before < 50
+
+
+# ------------------------------------------------------------- a classroom: many ranks, few cores
+
+
+def test_a_rank_that_waits_for_a_core_is_not_given_up(monkeypatch):
+    """One rank fails while another, stopped, gets no core for longer than a quiet machine waits."""
+    monkeypatch.setattr(machine, "crowding", lambda: 4.0)
+    away = 2 * running_cell.AFTER_FAILURE + running_cell.AFTER_CUT + 2
+    with Ranks(2) as pool:
+        pids = pool.run(os.getpid)
+        pool.cell("kept = 5")
+        timer = threading.Timer(away, os.kill, (pids[1], signal.SIGCONT))
+        timer.start()
+        try:
+            with pytest.raises(RankError):
+                pool.cell(
+                    "import os, signal\n"
+                    "if rank == 0:\n"
+                    "    raise ValueError('at once')\n"
+                    "os.kill(os.getpid(), signal.SIGSTOP)"
+                )
+        finally:
+            timer.cancel()
+            timer.join()
+            os.kill(pids[1], signal.SIGCONT)
+        assert pool.run(os.getpid) == pids
+        assert pool["kept"] == [5, 5]
+
+
+def test_a_quiet_machine_waits_no_longer_and_a_crowded_one_not_for_ever(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.0, 0.0))
+    assert running_cell.patience(5.0) == 5.0
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e6, 0.0, 0.0))
+    assert running_cell.patience(5.0) == 5.0 * running_cell.MOST
+
+
+def test_a_stack_is_told_where_python_names_no_line(monkeypatch):
+    """Between two lines a frame may have none: frame.f_lineno is None then."""
+    code = SimpleNamespace(co_filename="<ranks cell 1>", co_name="f")
+    outer = SimpleNamespace(f_code=code, f_lineno=3, f_back=None, f_locals={})
+    inner = SimpleNamespace(f_code=code, f_lineno=None, f_back=outer, f_locals={})
+    monkeypatch.setattr(sys, "_current_frames", lambda: {threading.get_ident(): inner})
+    flights = SimpleNamespace(last=dict, members=dict, complete=True, name=str)
+    waits = SimpleNamespace(now=None, posted={}, lost=lambda: None)
+    assert Whereabouts(flights, waits).now()["line"]["line"] == 3
+
+
+def test_a_question_that_fails_leaves_no_deaf_rank(capfd):
+    """Its second thread goes on: what comes next is answered."""
+    whereabouts = SimpleNamespace(now=lambda: 1 / 0)
+    control = Control(
+        "ipc:///nowhere",
+        b"0:0",
+        os.getppid(),
+        interrupt=Interrupt(),
+        connections=None,
+        whereabouts=whereabouts,
+        recorder=None,
+    )
+    for message in ({"kind": "where", "id": 1}, {"kind": "cell", "id": 2}):
+        control._take(message, SimpleNamespace(send=print))
+    assert control.inbox.get_nowait()["id"] == 2
+    assert "ZeroDivisionError" in capfd.readouterr().err

@@ -229,7 +229,7 @@ def test_only_make_test_brings_the_peers(tmp_path):
 
     assert installs("lab") == [""]
     assert installs("quick") == [" test"]
-    assert " test peers cluster site" in installs("test")
+    assert " test peers cluster hub site" in installs("test")
 
 
 def test_make_on_windows_says_what_works(tmp_path):

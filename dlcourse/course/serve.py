@@ -8,6 +8,8 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
 
 ADDRESS = "127.0.0.1"  # this machine only
 FIRST_PORT, PORTS_TRIED = 8888, 100
@@ -65,6 +67,27 @@ def tunnel(port: int, environment: Mapping[str, str] = os.environ) -> str:
     if len(parts) == 4:
         host, door = parts[2], "" if parts[3] == "22" else f"-p {parts[3]} "
     return f"ssh -N {door}-L {port}:{ADDRESS}:{port} {user}@{host}"
+
+
+def lab_environment(lang: str) -> dict[str, str]:
+    """Adds folders of settings: Lab shows Markdown files rendered, as pages, and speaks Korean.
+
+    A setting and not ``?factory=`` in the address: the server prints its address with the token
+    behind a second question mark then, and whoever copies it gets an error.
+
+    lang: Korean only if the language pack is installed; whoever has chosen a language in Lab's
+        own menu keeps it.
+    """
+    ours = Path(__file__).parent / "lab"
+    folders = [str(ours / lang)] if lang == "ko" and korean_interface() else []
+    folders += [str(ours), os.environ.get("JUPYTER_CONFIG_PATH", "")]
+    return {"JUPYTER_CONFIG_PATH": os.pathsep.join(folder for folder in folders if folder)}
+
+
+def korean_interface() -> bool:
+    """Whether JupyterLab's Korean language pack is installed."""
+    packs = metadata.entry_points(group="jupyterlab.languagepack")
+    return "ko_KR" in {pack.name for pack in packs}
 
 
 def kernel_settings() -> dict[str, str]:

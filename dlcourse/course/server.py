@@ -1,7 +1,7 @@
 """What the course adds to Jupyter's server: trust in its notebooks, kernels that know it, ticks.
 
-The settings in `lab/` make the server load this module, so it holds for `dlcourse lab` and for
-Binder alike. Nothing here may keep the server from starting.
+The settings in `lab/` make the server load this module, so it holds for `dlcourse lab`, for Binder
+and under a hub alike. Nothing here may keep the server from starting.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import nbformat
 
-from dlcourse.course import catalog
+from dlcourse.course import catalog, own_network
 
 EXTENSION = "dlcourse.course.kernel"
 _TABLE = {"table", "thead", "tbody", "tr", "th", "td", "caption", "p"}  # and a sentence below it
@@ -60,6 +60,9 @@ def write_kernel_spec(folder: Path) -> Path:
 
     spec = get_kernel_dict(extra_arguments=[f"--ext={EXTENSION}"])
     spec["argv"][0] = "python"  # Jupyter takes the Python that the server itself runs on
+    if own_network.wanted():
+        launcher = spec["argv"].index("ipykernel_launcher")  # behind "-m"
+        spec["argv"][launcher - 1 : launcher + 1] = ["-P", "-m", own_network.__name__]
     place = folder / "python3"
     shutil.copytree(RESOURCES, place, dirs_exist_ok=True)  # the pictures of the launcher
     (place / "kernel.json").write_text(json.dumps(spec, indent=1), encoding="utf-8")

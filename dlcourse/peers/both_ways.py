@@ -292,7 +292,10 @@ def _message(action: Callable[[], None]) -> str:
 
 
 def refusal_of_fp16(config: GPTConfig) -> str:
-    """What DeepSpeed says to its fp16 block on this device; "" where it takes it or is not here."""
+    """What DeepSpeed says to its fp16 block on this device; "" where it takes it or is not here.
+
+    It takes a CPU whose instructions compute in float16 (AVX512-FP16).
+    """
     if not deepspeed_engine.is_installed() or _device().type != "cpu":
         return ""
     json = deepspeed_job.config_of(batch=32 * dist.get_world_size(), micro_batch=32)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from dlcourse import machine
 from dlcourse.ranks.diagnosis.deadlock import find_deadlock
 from dlcourse.ranks.diagnosis.state import RankState
 from dlcourse.ranks.notebook.output import Output
@@ -22,6 +23,16 @@ AFTER_CUT = 5.0  # seconds in which a wait whose connections were cut ends, on a
 LOOK = 0.5  # seconds that a rank has to say where it stands
 CHECK = 1.0  # seconds between looks at ranks that do not end
 TICK = 0.1  # seconds between calls of `tick`
+MOST = 12.0  # times as long as the above on a crowded machine, before a rank is given up
+
+
+def patience(seconds: float) -> float:
+    """So many seconds, or more where ranks wait their turn for a core.
+
+    A rank that is given up loses its variables. In a classroom of twenty learners on two cores a
+    rank was without a core for longer than `AFTER_CUT`: data/classroom.json.
+    """
+    return seconds * min(MOST, machine.crowding())
 
 
 class RunningCell:
@@ -81,7 +92,7 @@ class RunningCell:
                 return
             if failed_at is None and any("error" in d for d in self.done.values()):
                 failed_at = now
-            if failed_at is not None and now > failed_at + AFTER_FAILURE:
+            if failed_at is not None and now > failed_at + patience(AFTER_FAILURE):
                 self.release()
                 return
             if now >= next_check and self.pending():
@@ -117,11 +128,12 @@ class RunningCell:
             self._note_deadlock(before, self.states())
         for rank in self.pending():
             self.processes.send(rank, "interrupt", id=self.number)
-        self.wait_until(time.monotonic() + (GRACE if self.interrupted else AFTER_FAILURE))
+        grace = patience(GRACE if self.interrupted else AFTER_FAILURE)
+        self.wait_until(time.monotonic() + grace)
         if self.pending():
             for rank in self.pending():
                 self.processes.send(rank, "cut", id=self.number)
-            self.wait_until(time.monotonic() + AFTER_CUT)
+            self.wait_until(time.monotonic() + patience(AFTER_CUT))
 
     def _note_deadlock(self, before: list[RankState], now: list[RankState]) -> None:
         if find_deadlock(before, now) is not None:

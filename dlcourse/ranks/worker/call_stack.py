@@ -20,13 +20,14 @@ _COMMUNICATION = {
 def stack_of(thread: int) -> tuple[list[tuple[str, int]], dict[str, Any] | None]:
     """Files and lines in which a thread stands, innermost first, and its collective.
 
+    A line is 0 where Python names none, for between two lines it runs code that belongs to neither.
     Reads no source and waits for nothing: who holds a frame holds its tensors, and while this
     thread waits the other one goes on, so that memory would be counted that nobody uses.
     """
     frame = sys._current_frames().get(thread)
     collective, stack = collective_of(frame), []
     while frame is not None:
-        stack.append((frame.f_code.co_filename, frame.f_lineno))
+        stack.append((frame.f_code.co_filename, frame.f_lineno or 0))
         frame = frame.f_back
     return stack, collective
 

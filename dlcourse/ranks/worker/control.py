@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from collections import deque
 from queue import SimpleQueue
 from typing import Any
@@ -78,7 +79,14 @@ class Control:
             while self._outbox:
                 client.send(**self._outbox.popleft())
             while message := client.receive():
-                self._handle(message, client)
+                self._take(message, client)
+
+    def _take(self, message: dict[str, Any], client: MessageClient) -> None:
+        """Handle a message; a fault in an answer must not end this thread and leave a deaf rank."""
+        try:
+            self._handle(message, client)
+        except Exception:
+            traceback.print_exc()
 
     def _handle(self, message: dict[str, Any], client: MessageClient) -> None:
         kind = message["kind"]

@@ -29,7 +29,7 @@ class Whereabouts:
     def now(self) -> dict[str, Any]:
         """Where the main thread stands: line of the cell, collective, what it started last."""
         stack, collective = stack_of(self._thread)
-        cell = next((at for at in stack if at[0].startswith("<ranks cell")), None)
+        cell = next((at for at in stack if at[0].startswith("<ranks cell") and at[1]), None)
         line = cell and {
             "line": cell[1],
             "code": linecache.getline(*cell).strip(),

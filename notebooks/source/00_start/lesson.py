@@ -79,7 +79,7 @@ ranks
 # number of ranks), `device`, `torch`, `nn`, and `dist`, which is `torch.distributed`.
 # %% [markdown] lang="ko" en="1e6fdb79"
 # 방금 나타난 상자가 **패널**입니다. 랭크마다 한 줄씩, 지금 무엇을 하는지, 텐서를 얼마나 들고 있는지, 다른
-# 랭크와 주고받는 데 몇 바이트를 넘겼는지 보여 줍니다. 셀이 실행되는 동안 지켜보세요.
+# 랭크에 몇 바이트를 보냈는지 보여 줍니다. 셀이 실행되는 동안 지켜보세요.
 #
 # 첫 줄에 `%%ranks`를 쓰면 그 셀은 모든 랭크에서 실행됩니다. `rank`, `world_size`(랭크 수), `device`,
 # `torch`, `nn`, `dist`(`torch.distributed`)는 랭크에 미리 준비되어 있습니다.
@@ -106,8 +106,8 @@ b
 #
 # `ranks["a"]` brings a name's value from every rank into the notebook.
 # %% [markdown] lang="ko" en="6a9e3294"
-# `%%ranks 1`은 1번 랭크에서만 실행됩니다. 앞 셀에서 만든 `a`를 그대로 쓸 수 있었습니다. 변수는 랭크 안에
-# 계속 남습니다. 그리고 `b`는 1번 랭크에만 있습니다.
+# `%%ranks 1`은 랭크 1에서만 실행됩니다. 앞 셀에서 만든 `a`를 그대로 쓸 수 있었습니다. 변수는 랭크 안에
+# 계속 남습니다. 그리고 `b`는 랭크 1에만 있습니다.
 #
 # `ranks["a"]`라고 쓰면 모든 랭크의 `a` 값을 노트북으로 가져옵니다.
 # %% tags=["nbval-check-output"]
@@ -156,16 +156,16 @@ total
 # ## Four strangers become one
 #
 # The smallest model there is: a line $y = w x$ with one parameter, $w$. Each rank has eight points
-# of its own, and they disagree. The points of rank 0 lie on $y = x$, those of rank 1 on $y = 3x$, then
-# come 5 and 7. Below is a training loop as you know it, and two lines more.
-# %% [markdown] lang="ko" en="f976c2e1"
+# of its own, and they disagree. The points of rank 0 lie on $y = x$, those of rank 1 on $y = 3x$; for ranks
+# 2 and 3 it is $5x$ and $7x$. Below is a training loop as you know it, with two lines more.
+# %% [markdown] lang="ko" en="65ce5a43"
 # 결과가 같으면 한 줄로 접어서 보여 줍니다. 집합 통신은 오늘 이만큼만 알면 됩니다.
 #
 # ## 모르던 넷이 하나가 되기까지
 #
 # 모델은 더 작을 수 없는 직선 $y = wx$이고 파라미터는 $w$ 하나입니다. 랭크마다 점을 여덟 개씩 가지고
-# 있는데 서로 맞지 않습니다. 랭크 0의 점은 $y = x$ 위에, 랭크 1의 점은 $y = 3x$ 위에 있고, 다음 두 랭크는
-# 5와 7입니다. 그 아래는 늘 보던 학습 코드에 두 줄을 더한 것입니다.
+# 있는데 서로 맞지 않습니다. 랭크 0의 점은 $y = x$ 위에, 랭크 1의 점은 $y = 3x$ 위에 있고, 랭크 2와 3은
+# $5x$와 $7x$입니다. 이어지는 두 셀은 점을 만들고, 늘 보던 학습 코드에 두 줄을 더합니다.
 # %%
 # %%ranks
 x = torch.linspace(0, 1, 8, device=device)
@@ -208,11 +208,11 @@ compare("00.slope", ranks["together"][0][-1])
 show_paths(ranks["alone"], ranks["together"])
 # %% [markdown] lang="en"
 # Four coloured lines part ways: four models. The grey-blue one is what all ranks walk along together.
-# They started at the same $w$ and took the same steps, so they still hold the same model.
+# All started at the same $w$ and took the same steps, so all still hold the same model.
 #
 # Is it the model that one process would have learned from all the points? And what does torch's own
 # class for this do, `DistributedDataParallel`?
-# %% [markdown] lang="ko" en="fc7d5633"
+# %% [markdown] lang="ko" en="4e0ebf87"
 # 색이 다른 네 선은 서로 멀어집니다. 모델이 네 개라는 뜻입니다. 회청색 선은 모든 랭크가 함께 간 길입니다. 같은
 # $w$에서 출발해 똑같이 갱신했으니 모두 같은 모델을 가지고 있습니다.
 #
@@ -361,11 +361,11 @@ mine
 # 갈까요, 파란색으로 할까요?"와 같습니다.
 # %% [markdown] lang="en"
 # Sentences that people repeat about distributed training are *claims* in this course. Each has a number,
-# and a verdict from what was run. The first one is about this map. (Its libraries and the MoE come later;
-# lesson 15 trains the pairings again.)
-# %% [markdown] lang="ko" en="65f444cb"
+# and a verdict from what was run. The first one is about this map. (Its libraries and MoE, the mixture of
+# experts, come later; lesson 15 trains all pairings again.)
+# %% [markdown] lang="ko" en="caae9a88"
 # 이 과정은 분산 학습에 대해 흔히 하는 말에 번호를 붙여 *주장*이라고 부르고, 직접 실행한 결과로 판정합니다. 첫 번째가
-# 이 지도에 대한 것입니다. (여기 나오는 라이브러리와 MoE는 나중에 배웁니다. 레슨 15에서 모든 조합을 다시 학습합니다.)
+# 이 지도에 대한 것입니다. (여기 나오는 라이브러리와 전문가 혼합(MoE)은 나중에 배웁니다. 레슨 15에서 모든 조합을 다시 학습합니다.)
 # %%
 claim("A1")
 # %% [markdown] lang="en"
@@ -543,8 +543,8 @@ quiz()
 # ### Do four ranks take four times the memory?
 #
 # Four Python processes, each with torch. `top` shows the resident size (RSS) of each. **Predict**: how
-# many times one process do the four take together?
-# %% [markdown] lang="ko" en="1fe6253c"
+# many times the memory of one do the four take together?
+# %% [markdown] lang="ko" en="67331922"
 # ### 랭크 네 개는 메모리도 네 배일까?
 #
 # torch를 띄운 파이썬 프로세스가 네 개입니다. `top`은 프로세스마다 상주 메모리(RSS)를 보여 줍니다. **예측해 보세요.**
@@ -578,8 +578,8 @@ show_memory(ranks["resident"], memory_together())
 # ### What a cell leaves behind
 #
 # `--as run` has kept what the cell with the gradient measured, as numbers and as figures. The counter in
-# this one is the whole machine's, so it may show more: what other programs send is in it.
-# %% [markdown] lang="ko" en="40cdc3c6"
+# this figure is the whole machine's, so it may show more: what other programs send is in it.
+# %% [markdown] lang="ko" en="a7e22b1b"
 # ### 셀이 남긴 기록
 #
 # `--as run`이라고 쓴 셀에서 잰 것은 `run`에 숫자와 그림으로 들어 있습니다. 이 그림의 카운터는 컴퓨터 전체를

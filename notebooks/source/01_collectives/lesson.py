@@ -163,9 +163,9 @@ def naive(total):
 #   a((0)) -- chunk 3 --> b((1)) -- chunk 0 --> c((2)) -- chunk 1 --> d((3)) -- chunk 2 --> a
 # ```
 #
-# The receiver adds in the first half and overwrites in the second. Folded below is the course's
-# module, for tensors of any size.
-# %% [markdown] lang="ko" en="58089467"
+# The receiver adds in the first half and overwrites in the second. The next cell is all of it; folded
+# below it is the course's module, which takes groups and MAX, too.
+# %% [markdown] lang="ko" en="e794f772"
 # 나머지 랭크는 한 번 보내고 기다립니다. 모두가 쉬지 않고 일하게 하려면 어떻게 해야 할까요? 텐서를 랭크 수만큼
 # **조각**(chunk)으로 자르고 **링**(ring)으로 늘어섭니다. 랭크는 오른쪽 이웃에게만 보내고, 같은 순간에 저마다 *다른*
 # 조각을 보냅니다.
@@ -175,8 +175,8 @@ def naive(total):
 #   a((0)) -- 조각 3 --> b((1)) -- 조각 0 --> c((2)) -- 조각 1 --> d((3)) -- 조각 2 --> a
 # ```
 #
-# 받는 쪽은 앞의 절반 동안은 더하고, 뒤의 절반 동안은 덮어씁니다. 그 아래에는 크기에 상관없이 쓸 수 있는 이 과정의 모듈을
-# 접어 두었습니다.
+# 받는 쪽은 앞의 절반 동안은 더하고, 뒤의 절반 동안은 덮어씁니다. 다음 셀이 그 전부이고, 그 아래에는 그룹과 MAX도 받는 이
+# 과정의 모듈을 접어 두었습니다.
 # %%
 # %%ranks
 def ring(tensor, after=lambda: None):
@@ -205,7 +205,7 @@ show_ring(ranks["seen_rounds"])
 # Follow one chunk: look for 1111. It starts as 10 on rank 1, picks up a colour on every rank, is
 # complete on rank 0 after the first half (a reduce-scatter!), and is then handed round (an
 # all-gather!). Now count the bytes of both ways, and of a third one: a **tree**. In each round of it
-# twice as many ranks have the data; played backwards, with additions, it collects it.
+# twice as many ranks have the data; the same rounds played backwards, with additions, collect the sum.
 #
 # ```mermaid
 # flowchart LR
@@ -213,11 +213,11 @@ show_ring(ranks["seen_rounds"])
 #   a -- round 2 --> c((2))
 #   b -- round 2 --> d((3))
 # ```
-# %% [markdown] lang="ko" en="3f34ca10"
+# %% [markdown] lang="ko" en="ce518d22"
 # 조각 하나를 따라가 봅시다. 1111을 찾아보세요. 랭크 1의 10에서 출발해 랭크를 지날 때마다 색이 하나씩 붙고, 절반이 지나면
 # 랭크 0에서 완성됩니다(리듀스스캐터!). 그다음에는 한 바퀴 돌며 퍼집니다(올게더!). 이제 두 방법의 바이트를 세고, 하나를 더
-# 봅시다. **트리**(tree)에서는 라운드마다 데이터를 가진 랭크가 두 배로 늘어납니다. 거꾸로 돌리며 더하면 데이터를 모을 수
-# 있습니다.
+# 봅시다. **트리**(tree)에서는 라운드마다 데이터를 가진 랭크가 두 배로 늘어납니다. 같은 라운드를 거꾸로 돌리며 더하면 합이
+# 모입니다.
 #
 # ```mermaid
 # flowchart LR
@@ -293,7 +293,7 @@ show_equal(ranks["errors"], ranks["tolerance"][0], ranks["sums"])
 #
 # Move both sliders. Where does the ring overtake the tree, and what do more ranks do?
 # %% [markdown] lang="ko" en="a7e93cb8"
-# 둘째 줄은 학습이 기대는 성질입니다. 그렇지 않으면 복제본이 서로 어긋나기 시작합니다. `direct`는 새로 나온 방법으로, 모든
+# 학습에는 둘째 줄이 꼭 필요합니다. 랭크마다 합이 조금이라도 다르면 복제본이 어긋나기 시작합니다. `direct`는 새로 나온 방법으로, 모든
 # 상대에게 그 몫을 한꺼번에 보냅니다. 두 라운드면 되고 바이트는 링과 같지만, 연결 $p-1$개를 동시에 씁니다.
 #
 # ## 라운드와 바이트
@@ -316,13 +316,13 @@ explore(
 # %% [markdown] lang="en"
 # Small tensors belong to the tree, large ones to the ring, and with more ranks the ring needs a
 # larger tensor. By the model `direct` always wins: it does not know that $p-1$ messages at once get
-# into each other's way in the switches. Among few ranks that is true, too.
+# into each other's way in the switches. Among few ranks `direct` does win.
 #
 # Do real messages do this? Here all ranks share a few cores, so **the times are imposed**: each rank
 # gets a card with a latency of 10 ms and 1 MB/s. Messages and sums stay real. **Predict** for four
 # ranks how many times the tree's time the ring takes at 400 bytes, and how many times the ring's time
 # the tree takes at 128 kB.
-# %% [markdown] lang="ko" en="b77d0a35"
+# %% [markdown] lang="ko" en="be16a286"
 # 작은 텐서는 트리, 큰 텐서는 링의 몫이고, 랭크가 늘수록 링은 더 큰 텐서라야 이깁니다. 모델에서는 `direct`가 늘 이깁니다.
 # 메시지 $p-1$개가 한꺼번에 몰리면 스위치에서 서로 막힌다는 것을 모델이 모르기 때문입니다. 랭크가 적으면 실제로도 이깁니다.
 #
@@ -359,17 +359,16 @@ compare("01.small", ratio(took, 400, "ring", "tree"))
 compare("01.large", ratio(took, 128_000, "tree", "ring"))
 show_imposed(took, num_ranks)
 # %% [markdown] lang="en"
-# There is the ring's case: at 128 kB it takes about half of the tree's time, and a third of the
-# naive one's. On the left rounds decide, and the tree beats the
-# ring.
+# On the right the ring wins: at 128 kB it takes about half of the tree's time, and a third of the
+# naive one's. On the left rounds decide, and the tree beats the ring.
 #
 # One set of points lies *below* its line: naive, at small sizes. The model lets its $2(p-1)$ messages wait
 # for one another, but their latencies overlap: all arrive at rank 0 after one α, and the sums leave
 # together. So naive is two hops there, and only its bytes are bad.
 #
 # Now without imposed times, on this machine as it is:
-# %% [markdown] lang="ko" en="5f9eea0b"
-# 링이 이기는 자리가 보입니다. 128 kB에서 링은 트리의 절반쯤, naive의 3분의 1쯤 되는 시간에 끝납니다. 왼쪽에서는 라운드 수가
+# %% [markdown] lang="ko" en="e8839141"
+# 오른쪽에서는 링이 이깁니다. 128 kB에서 링은 트리의 절반쯤, naive의 3분의 1쯤 되는 시간에 끝납니다. 왼쪽에서는 라운드 수가
 # 시간을 정하고 트리가 링을 이깁니다.
 #
 # 작은 크기의 naive는 점이 선보다 *아래*에 있습니다. 모델은 메시지 $2(p-1)$개가 차례로 기다린다고 보지만, 실제로는 지연
@@ -385,17 +384,17 @@ rows = measure(names, sizes, repeats=4, device=device)
 # %%
 show_here(ranks["rows"][0])
 # %% [markdown] lang="en"
-# The title says where the ring loses here. Its case is hardly to be seen, and the points jump while
-# other programs run: the model's assumption, *a wire for
-# each rank*, does not hold. All messages queue for the same few cores, and in total each way sends
+# The title says where the ring loses here. Its advantage is hardly to be seen, since the model's
+# assumption, *a wire for each rank*, does not hold. (While other programs run, the points jump.)
+# All messages queue for the same few cores, and in total each way sends
 # the same $2(p-1)S$ bytes. What counts is how many messages there are and how often a rank has to be
 # woken. The ring has the most: 24 messages with four ranks, where tree and naive have 6.
 #
 # So on one machine do not choose an algorithm for a cluster. Count bytes and rounds: they are the
 # same everywhere.
-# %% [markdown] lang="ko" en="140d7187"
-# 링이 어디에서 지는지 제목에 있습니다. 링의 장점은 거의 보이지 않고, 다른 프로그램이 돌면 점이 들쭉날쭉합니다. *랭크마다 링크가 따로 있다*는 모델의 가정이 맞지 않기
-# 때문입니다. 모든 메시지가 같은 코어 몇 개 앞에 줄을 서고, 보내는 양을 모두 더하면 어느 방법이든 $2(p-1)S$로 같습니다.
+# %% [markdown] lang="ko" en="67d0b1b1"
+# 링이 어디에서 지는지 제목에 있습니다. *랭크마다 링크가 따로 있다*는 모델의 가정이 맞지 않아서 링의 장점이 거의 보이지
+# 않습니다. (다른 프로그램이 돌면 점이 들쭉날쭉합니다.) 모든 메시지가 같은 코어 몇 개 앞에 줄을 서고, 보내는 양을 모두 더하면 어느 방법이든 $2(p-1)S$로 같습니다.
 # 남는 것은 메시지 수와 랭크를 깨우는 횟수인데, 링이 가장 많습니다. 랭크 네 개에서 링은 메시지가 24개, 트리와 naive는
 # 6개입니다.
 #
@@ -514,8 +513,8 @@ show_strategies(ranks["by_strategy"][0])
 #   Q -->|stages: pipeline| E[send, recv]
 # ```
 # %% [markdown] lang="ko" en="a7abc58b"
-# FSDP2는 바이트를 1.5배 씁니다. 올게더 두 번(순전파, 역전파)과 리듀스스캐터 한 번, 절반이 둘이 아니라 셋입니다.
-# '무엇이 중요한가'는 전략에 달려 있습니다.
+# FSDP2는 바이트를 1.5배 씁니다. 올게더 두 번(순전파, 역전파)과 리듀스스캐터 한 번이므로, 올리듀스의 절반이 둘이 아니라
+# 셋입니다. 어떤 집합 통신이 중요한지는 전략에 달려 있습니다.
 #
 # ```mermaid
 # flowchart TD
@@ -535,15 +534,15 @@ claim("C1", **figures_of_c1(ranks["by_strategy"][0]))
 # `hint("01.deadlock")` gives a nudge, `solution("01.deadlock")` the answer.
 #
 # **1. Mend a deadlock** (3 minutes). Each rank sends `x` to its right neighbour and returns what
-# comes from the left. It hangs. Run it, read the message, mend it.
-# %% [markdown] lang="ko" en="4d82b263"
+# comes from the left. It hangs. Run both cells, read the check's message, mend it.
+# %% [markdown] lang="ko" en="7006d236"
 # ## 연습 문제
 #
 # `check`는 여러분의 코드를 새 랭크에서 돌립니다. 숨은 경우도 있고, 바이트와 라운드 목표도 있습니다.
 # `hint("01.deadlock")`은 실마리를, `solution("01.deadlock")`은 답을 보여 줍니다.
 #
 # **1. 교착 상태(deadlock) 고치기** (3분). 랭크마다 `x`를 오른쪽 이웃에게 보내고, 왼쪽에서 온 것을 돌려줍니다.
-# 그런데 멈춥니다. 실행해서 메시지를 읽고 고쳐 보세요.
+# 그런데 멈춥니다. 두 셀을 실행해 채점 메시지를 읽고 고쳐 보세요.
 # %% exercise="01.deadlock"
 # %%ranks
 def pass_right(x):
@@ -617,7 +616,7 @@ show_cards()
 # %% tags=["nbval-check-output"]
 show_published()
 # %% [markdown] lang="en"
-# One α of about 5 µs explains all three: a ring. (NCCL since 2.4 also has
+# One α of about 5 µs explains all three, so it was a ring. (NCCL since 2.4 also has
 # [trees](https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/), and
 # chooses [by itself](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-algo).)
 #
@@ -632,8 +631,8 @@ show_published()
 #
 # Sources: [1] [Patarasu and Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002).
 # [2] [DGX H100](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
-# %% [markdown] lang="ko" en="b81488e0"
-# α를 5 µs쯤으로 두면 세 기록이 모두 설명됩니다. 링이기 때문입니다. (NCCL 2.4부터는
+# %% [markdown] lang="ko" en="a6486d82"
+# α를 5 µs쯤으로 두면 세 기록이 모두 설명됩니다. 링을 썼다는 뜻입니다. (NCCL 2.4부터는
 # [트리](https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/)도 있고, 무엇을 쓸지
 # [스스로 고릅니다](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-algo).)
 #

@@ -194,15 +194,15 @@ apart, drift = compare_with_one_process()
 # %%
 show_equal(ranks["apart"], ranks["drift"])
 # %% [markdown] lang="en"
-# So it is the same model, and all ranks hold it bit for bit.
+# So, but for rounding, it is the same model, and all ranks hold it bit for bit.
 #
 # ## When does communication hide?
 #
 # But is it *faster*? In `Naive`, communication starts only when backward is over. Yet backward runs from
 # the last layer to the first, so the *last* layer's gradient is ready long before. PyTorch calls a
 # **hook**, a function of ours, whenever a gradient is complete. So why wait?
-# %% [markdown] lang="ko" en="ba55e1b0"
-# 같은 모델이고, 랭크끼리는 비트까지 똑같습니다.
+# %% [markdown] lang="ko" en="18b81b0f"
+# 반올림 오차를 빼면 같은 모델이고, 랭크끼리는 비트까지 똑같습니다.
 #
 # ## 통신은 언제 숨을까?
 #
@@ -303,13 +303,15 @@ parts = {**timed(after), "Overlapped": sizes[2]}
 # %%
 show_imposed(ranks["parts"][0])
 # %% [markdown] lang="en"
-# `Naive` pays eight latencies, and hides nothing. `Hooked` hides over half of the messages' time. `Bucketed`
-# pays one latency, after backward. `Overlapped`, with two layers a bucket, does both.
+# An all-reduce of four ranks is six messages in a row: 12 ms of latency. `Naive` pays that eight times, and
+# hides nothing. `Hooked` hides over half of the messages' time. `Bucketed` pays it once, after
+# backward. `Overlapped`, with two layers a bucket, pays it four times and hides over half.
 #
 # **Predict** the best number of layers in a bucket: 1, 2, 4 or 8?
-# %% [markdown] lang="ko" en="53f5d0b3"
-# `Naive`는 지연 시간을 여덟 번 치르고 아무것도 숨기지 못합니다. `Hooked`는 통신 시간의 절반 넘게 숨깁니다.
-# `Bucketed`는 지연 시간을 한 번만 치르지만 역전파가 끝난 뒤입니다. `Overlapped`는 버킷마다 층 두 개를 담아 둘 다 합니다.
+# %% [markdown] lang="ko" en="3c116472"
+# 랭크 넷의 올리듀스는 이어지는 메시지 여섯 개, 곧 지연 시간 12 ms입니다. `Naive`는 이것을 여덟 번 치르고 아무것도 숨기지
+# 못합니다. `Hooked`는 통신 시간의 절반 넘게 숨깁니다. `Bucketed`는 한 번만 치르지만 역전파가 끝난 뒤입니다. 버킷마다 층 두
+# 개를 담은 `Overlapped`는 네 번 치르고 절반 넘게 숨깁니다.
 #
 # 가장 빠른 버킷은 층 몇 개일까요? 1, 2, 4, 8 가운데 **예측해 보세요.**
 # %%
@@ -320,10 +322,10 @@ compare("03.bucket", min(slowest, key=slowest.get))
 show_buckets(slowest, num_ranks)
 # %% [markdown] lang="en"
 # Left, latencies add up. Right, one bucket holds everything and is full only when backward is over, so
-# nothing is hidden. Why it is so, the sliders show (by formula): a bucket leaves when its last
+# nothing is hidden. The sliders show why, by formula: a bucket leaves when its last
 # gradient is there and the bucket before it is through. What happens to the best size when a
 # message costs 10 ms? And 0?
-# %% [markdown] lang="ko" en="5c82f92e"
+# %% [markdown] lang="ko" en="914e317c"
 # 왼쪽에서는 지연 시간이 쌓입니다. 오른쪽에서는 버킷 하나에 모두 담겨 역전파가 끝나야 차므로 아무것도 숨지 않습니다. 왜
 # 그런지는 슬라이더가 공식으로 보여 줍니다. 버킷은 마지막 그래디언트가 나오고 앞 버킷이 다 도착해야 떠납니다. 메시지에
 # 10 ms가 들면 가장 좋은 크기는 어떻게 될까요? 0 ms라면요?
@@ -355,17 +357,17 @@ compare("03.strong", alone / strong)
 show_scaling(alone, with_more, strong, slowest[2], num_ranks)
 # %% [markdown] lang="en"
 # The same batch divided by four gains almost nothing here: the bytes do not depend on the batch, and a
-# short backward hides little. With four times the batch, four ranks read it nearly three times as fast as
+# short backward hides little. With four times the batch, four ranks read it about three times as fast as
 # one. Data parallelism wants enough computing for each byte: large batches, and a fast network.
 #
 # ## Breaking it on purpose
 #
 # With gradient accumulation a step has several micro-batches, and only the last backward should
 # send. What if you forget to say so?
-# %% [markdown] lang="ko" en="a0245474"
+# %% [markdown] lang="ko" en="939424c2"
 # 같은 배치를 넷으로 나누면 얻는 것이 거의 없습니다. 바이트는 배치와 상관없고, 짧아진 역전파는 많이 숨기지 못합니다.
-# 네 배 큰 배치라면 랭크 넷이 하나보다 세 배 가까이 빨리 읽습니다. 데이터 병렬화에는 바이트에 견줘 계산이 넉넉해야 합니다.
-# 곧 큰 배치와 빠른 네트워크입니다.
+# 네 배 큰 배치라면 랭크 넷이 하나보다 세 배쯤 빨리 읽습니다. 데이터 병렬화가 이득을 보려면 바이트에 견줘 계산이
+# 넉넉해야 합니다. 곧 큰 배치와 빠른 네트워크입니다.
 #
 # ## 일부러 망가뜨리기
 #
@@ -383,8 +385,8 @@ forgetful()
 # %% [markdown] lang="en"
 # Ours refuses, and says what to do. DDP says nothing and sends twice. In both, the **forward** decides
 # whether the backward that follows sends. So `no_sync()` must be around the forward as well. Here are
-# two micro-batches in DDP, with more or less of them inside:
-# %% [markdown] lang="ko" en="a1cd59b5"
+# two micro-batches in DDP, with different parts of them inside:
+# %% [markdown] lang="ko" en="a77ef973"
 # 우리 클래스는 거부하고, 어떻게 하라고 알려 줍니다. DDP는 아무 말 없이 두 번 보냅니다. 둘 다 뒤따르는 역전파에서
 # 보낼지 말지를 **순전파**에서 정합니다. 그래서 `no_sync()`는 순전파까지 감싸야 합니다. DDP에서 마이크로배치 두
 # 개를 놓고, 무엇을 안에 넣느냐에 따라 어떻게 되는지 보겠습니다.
@@ -418,15 +420,15 @@ show_no_sync(sent, drifts)
 # %% [markdown] lang="en"
 # Row 2: the result is right, and twice the bytes are sent. Row 3: **nothing** is sent, every rank steps
 # by its own gradient, and the copies are no longer copies. In a real job you would see no error, only a
-# loss that ends a little too high. `replica_drift` finds it for two all-reduces: call it now and then.
+# loss that ends a little too high. `replica_drift` finds it, and costs two all-reduces: call it now and then.
 #
 # A second quiet trap: **unequal batches**. One rank has a single value, 4; another has 2, 2, 2. The mean of
 # the means is 3, the mean of all four is 2.5. Here rank $r$ gets $r + 1$ sequences; `loss_weight` counts
 # every token the same:
-# %% [markdown] lang="ko" en="19719ca0"
+# %% [markdown] lang="ko" en="eb912f99"
 # 둘째 줄은 결과는 맞지만 바이트를 두 배로 보냅니다. 셋째 줄은 **아무것도** 보내지 않습니다. 랭크마다 자기 그래디언트로
 # 나아가니 복제본은 더 이상 복제본이 아닙니다. 실제 작업이라면 오류 없이 손실만 조금 높게 끝날 것입니다.
-# `replica_drift`는 올리듀스 두 번으로 이를 찾아냅니다. 가끔 부르세요.
+# `replica_drift`는 이를 찾아내고 올리듀스 두 번이면 되니, 가끔 부르세요.
 #
 # 조용한 함정이 하나 더 있습니다. **크기가 다른 배치**입니다. 한 랭크에 4 하나, 다른 랭크에 2, 2, 2가 있으면 평균의 평균은
 # 3이지만 네 값의 평균은 2.5입니다. 여기서는 랭크 $r$에 시퀀스를 $r + 1$개 줍니다. `loss_weight`는 모든 토큰을 똑같이
@@ -495,14 +497,16 @@ show_peers({"OverlappedDataParallel": ours, "DDP": theirs}, losses, race)
 # %% [markdown] lang="en"
 # Same loss, same bytes, same memory: you have read what DDP does. By default it keeps gradients
 # *beside* its buckets, not as views (`gradient_as_bucket_view`); the peak comes at the end of the
-# forward, before there are any. Times on a laptop are noisy.
+# forward, before there are any. (Both columns also count what earlier cells left in the ranks: `Hooked`'s
+# model and gradients, and two flat gradients.) Times on a laptop are noisy.
 #
 # Every rank keeps *all* parameters and *all* optimizer state, the same numbers in each. That waste
 # is lesson 06. How much of the usual sentence about data parallelism holds?
-# %% [markdown] lang="ko" en="24a2f21c"
+# %% [markdown] lang="ko" en="1c097036"
 # 손실도, 바이트도, 메모리도 같습니다. DDP가 하는 일을 다 읽은 셈입니다. DDP의 기본값은 그래디언트를 뷰로
 # 두지 않고 버킷과 *따로* 둡니다(`gradient_as_bucket_view`). 다만 메모리는 그래디언트가 아직 없는 순전파
-# 끝에서 가장 많아 여기서는 차이가 없습니다. 시간은 들쭉날쭉합니다.
+# 끝에서 가장 많아 여기서는 차이가 없습니다. (두 열 모두 앞 셀이 랭크에 남긴 것, 곧 `Hooked`의 모델과 그래디언트, 이어 붙인
+# 그래디언트 두 개까지 셉니다.) 시간은 들쭉날쭉합니다.
 #
 # 랭크마다 *모든* 파라미터와 *모든* 옵티마이저 상태(optimizer state)를 똑같이 들고 있습니다. 이 낭비는 레슨
 # 06에서 다룹니다. 데이터 병렬화를 설명하는 흔한 문장은 얼마나 맞을까요?
@@ -620,9 +624,10 @@ check("03.find_the_bug")
 # | bucket | 2 of 8 layers | DDP: 25 MiB, the first 1 MiB [3] |
 #
 # NCCL makes a ring for each card, so each card carries an eighth of the bytes [4]. Published, not run
-# here: overlap made ResNet-50 38.0% and BERT 35.2% faster on 32 GPUs [5]; going from 8 to 256 GPUs kept
-# about 90% of the efficiency (weak scaling, ResNet-50) [6]. Derived, for 7 billion bf16 gradients:
-# %% [markdown] lang="ko" en="9d10e065"
+# here: in DDP on NCCL, overlap gave ResNet a speedup of 38.0% and BERT of 35.2% over sending after
+# backward [5]; going from 8 to 256 GPUs kept about 90% of the efficiency (weak scaling, ResNet-50) [6].
+# Derived, for 7 billion bf16 gradients:
+# %% [markdown] lang="ko" en="a1ca5417"
 # ## GPU 클러스터에서는
 #
 # | | 여기 | DGX H100 클러스터 |
@@ -630,11 +635,11 @@ check("03.find_the_bug")
 # | 백엔드 | Gloo, TCP | NCCL |
 # | 노드 안 | 루프백 | NVLink, 방향마다 450 GB/s [1] |
 # | 노드 사이 | – | GPU마다 카드 50 GB/s [2] |
-# | 버킷 | 2/8층 | DDP: 25 MiB [3] |
+# | 버킷 | 8층 중 2층 | DDP: 25 MiB, 처음은 1 MiB [3] |
 #
-# NCCL의 링은 카드마다 하나여서 카드 하나가 8분의 1을 나릅니다[4]. 발표된 값: 중첩(overlap)으로 GPU 32개에서
-# ResNet-50이 38.0%, BERT가 35.2% 빨라졌고[5], 256개에서도 ResNet-50의 효율이 90%쯤 남았습니다[6]. bf16
-# 그래디언트 70억 개를 계산하면:
+# NCCL의 링은 카드마다 하나여서 카드 하나가 8분의 1을 나릅니다[4]. 발표된 값으로는, NCCL을 쓴 DDP에서 중첩(overlap)하면
+# 역전파 뒤에 보낼 때보다 ResNet이 38.0%, BERT가 35.2% 빨랐고[5], GPU를 8개에서 256개로 늘려도 ResNet-50의 효율이 90%쯤
+# 남았습니다[6]. bf16 그래디언트 70억 개는 계산하면 이렇습니다.
 # %% tags=["nbval-check-output"]
 show_cluster()
 # %% [markdown] lang="en"
@@ -642,7 +647,7 @@ show_cluster()
 #
 # 1. Equal start, equal steps: broadcast once, then average every gradient.
 # 2. A rank sends $2\frac{p-1}{p}$ times the gradients, however many ranks there are.
-# 3. Buckets save latencies; hooks hide communication behind backward. Neither end of the sizes wins.
+# 3. Buckets save latencies; hooks hide communication behind backward. Too small and too large both lose.
 # 4. Ranks that drift raise no error: check, and mind `no_sync()` and unequal batches.
 # 5. Every rank still holds everything. Lesson 06 (ZeRO) starts from that waste.
 #
@@ -652,12 +657,12 @@ show_cluster()
 # [4] [NCCL 2.4](https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/).
 # [5] [Li et al., VLDB 2020](https://arxiv.org/abs/2006.15704).
 # [6] [Goyal et al., 2017](https://arxiv.org/abs/1706.02677).
-# %% [markdown] lang="ko" en="5b363f3e"
+# %% [markdown] lang="ko" en="661d13a0"
 # ## 다섯 줄 요약
 #
 # 1. 같은 모델에서 출발합니다. 한 번 브로드캐스트하고, 스텝마다 그래디언트를 평균 냅니다.
 # 2. 랭크가 몇 개든 하나가 보내는 양은 그래디언트의 $2\frac{p-1}{p}$배입니다.
-# 3. 버킷은 지연 시간을 줄이고, 훅은 통신을 역전파 뒤에 숨깁니다. 너무 작거나 크면 느립니다.
+# 3. 버킷은 지연 시간을 줄이고, 훅은 통신을 역전파와 겹칩니다. 버킷이 너무 작아도, 너무 커도 느립니다.
 # 4. 랭크가 어긋나도 오류는 없습니다. `no_sync()`와 크기가 다른 배치를 조심하세요.
 # 5. 랭크마다 여전히 모든 것을 들고 있습니다. 레슨 06(ZeRO)은 이 낭비에서 시작합니다.
 #
@@ -694,10 +699,12 @@ show("dlcourse.parallel.replicas:loss_weight")
 # %% [markdown] lang="en"
 # ### What the naive class sends
 #
-# Bytes of all five steps by collective, in theory and on the wire (`all_gather` collected the losses):
-# %% [markdown] lang="ko" en="d1f08cd5"
+# Bytes of all five steps by collective, in theory (`all_gather` collected the losses). The counter below
+# the title is the whole machine's, so what other programs send is in it:
+# %% [markdown] lang="ko" en="caacd273"
 # ### naive 클래스가 보내는 것
 #
-# 다섯 스텝 동안 집합 통신마다 보낸 바이트를 이론값과 실제로 잰 값으로 봅니다(`all_gather`는 손실을 모은 것입니다).
+# 다섯 스텝 동안 집합 통신마다 보낸 바이트의 이론값입니다(`all_gather`는 손실을 모은 것입니다). 제목 아래의 측정값은 컴퓨터
+# 전체를 센 것이라 다른 프로그램이 보낸 것도 들어갑니다.
 # %%
 naive.comm.figure()

@@ -174,16 +174,16 @@ both_ways.micro_batches(batch=64, micro_batch=48)
 #
 # ## Precision
 #
-# DeepSpeed's `fp16` needs `enabled`, and a device that computes in float16; it refuses CPUs. `auto_cast`
-# only casts the *inputs*: the parameters are float16 anyway. Its loss scale can be asked without a
-# GPU. It starts at 2^16. In torch each infinity halves it. **Predict**
+# DeepSpeed's `fp16` needs `enabled`, and a device that computes in float16; most CPUs it refuses.
+# `auto_cast` only casts the *inputs*: the parameters are float16 anyway. Its loss scale can be asked
+# without a GPU. It starts at 2^16. In torch each infinity halves it. **Predict**
 # DeepSpeed's scale after two steps with an infinity.
-# %% [markdown] lang="ko" en="50789c0d"
+# %% [markdown] lang="ko" en="9ea9541b"
 # 첫 스텝도 하기 전에 거부합니다. (잘 되던 JSON을 GPU 하나에서 여덟 개로 옮길 때 이렇게 됩니다. 64 // 16 // 8은 0입니다.)
 #
 # ## 정밀도
 #
-# DeepSpeed의 `fp16`에는 `enabled`가 필요하고, float16으로 계산하는 장치가 필요합니다. CPU는 거부합니다. `auto_cast`는
+# DeepSpeed의 `fp16`에는 `enabled`가 필요하고, float16으로 계산하는 장치가 필요합니다. CPU는 대부분 거부합니다. `auto_cast`는
 # *입력*만 바꿉니다. 파라미터는 어차피 float16입니다. 손실 스케일의 규칙은 GPU 없이도 물어볼 수 있습니다. 2^16에서
 # 시작합니다. torch에서는 무한대가 나올 때마다 절반이 됩니다. 무한대가 나온 스텝이 두 번 이어진 뒤 DeepSpeed의 스케일을
 # **예측해 보세요.**
