@@ -195,7 +195,7 @@ def test_readme_says_what_was_found(page, words):
     said["odd"] = sum(found[name]["run"] for name in ODD)
     said |= {key: report[key] for key in ("trials", "as_it_should")}
     said["cores"] = report["machine"]["cores"]
-    said["left_running"] = sum(row["left_running"] for row in found.values())
+    said["left_running"] = sum(row.get("left_running", 0) for row in found.values())
     text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
     assert words.format(**said) in text
 
@@ -206,8 +206,8 @@ def test_the_report_adds_up():
     assert report["trials"] - report["as_it_should"] == len(report["not_as_it_should"])
     for scenario in soak.SCENARIOS:
         row = report["scenarios"][scenario.name]
-        assert row["of"] == scenario.count and 0 < row["run"] <= scenario.count
-        assert sum(row["endings"].values()) == row["run"]
+        assert row["of"] == scenario.count and row["run"] <= scenario.count
+        assert sum(row.get("endings", {}).values()) == row["run"]
 
 
 def test_wrong_options_are_refused(tmp_path: Path):
