@@ -163,7 +163,7 @@ def ipv6(trial: Trial) -> Ending:
     if alone:
         first += " && ip address delete 127.0.0.1/8 dev lo"
     else:
-        first += " && ip link add outside0 type dummy && ip link set outside0 up"
+        first += " && ip link add outside0 type veth peer name outside1 && ip link set outside0 up"
         first += " && ip address add fd00::2/64 dev outside0"
     found = _ending(trial, inside(("--net",), first, cells.command("every_cell(4)")))
     if alone and "This machine has no 127.0.0.1" not in found.said:
