@@ -193,7 +193,8 @@ def role(process: psutil.Process) -> str:
         if "ipykernel_launcher" in line:
             return "kernel"
         if agent not in line:
-            return f"{process.name()} {line[:80]}"
+            words = " ".join(Path(word).name for word in process.cmdline())
+            return f"{process.name()} ({words[:60]})"
         above = 0
         for parent in process.parents():  # the agent's forks have its command line
             above += agent in " ".join(parent.cmdline())
