@@ -27,8 +27,7 @@ def test_notebook_7_shows_ranks_panel_and_slider_with_no_extension_of_ours(chrom
     with Notebook7(tmp_path) as server:
         page = browser.new_page(chromium)
         notebook = Notebook(page, server, "notebooks/ko/00_start.ipynb")
-        code = [cell["source"] for cell in notebook.cells()]
-        code = ["".join(source) for source in code]
+        code = ["".join(cell["source"]) for cell in notebook.cells()]
         kinds = [cell["cell_type"] for cell in notebook.cells()]
         slider = next(i for i, source in enumerate(code) if source.startswith("explore("))
         above = [i for i in range(slider + 1) if kinds[i] == "code"]
@@ -38,6 +37,10 @@ def test_notebook_7_shows_ranks_panel_and_slider_with_no_extension_of_ours(chrom
         assert not [o for o in outputs if o["output_type"] == "error"]
         assert any(code[i].startswith("%%ranks") for i in above)
         panel = page.locator(".dlc-panel")
+        expect(panel).to_be_visible()
+        fold = panel.locator("[data-field=fold]")
+        if fold.get_attribute("aria-expanded") == "false":  # docked, as its cell is out of sight
+            fold.click()
         expect(panel.locator("tr[data-rank]").first).to_be_visible()
         root = page.locator(".dlc-explore")
         before = root.locator("figure").inner_html()

@@ -166,7 +166,16 @@ def test_what_is_imported_is_declared():
 
 
 # Declared and not imported: each is started as a program, or by a program of the same name.
-PROGRAMS = {"mpich", "jupyterlab", "ruff", "mypy", "nbval", "pytest-timeout", "pytest-xdist"}
+PROGRAMS = {
+    "mpich",
+    "jupyterlab",
+    "notebook",
+    "ruff",
+    "mypy",
+    "nbval",
+    "pytest-timeout",
+    "pytest-xdist",
+}
 # anywidget stands on it, and lessons use what a cell may import.
 FOR_CELLS = {"ipywidgets"}
 BUILD = {"setuptools"}  # makes the wheel of tests/test_wheel.py
@@ -229,7 +238,7 @@ def test_only_make_test_brings_the_peers(tmp_path):
 
     assert installs("lab") == [""]
     assert installs("quick") == [" test"]
-    assert " test peers cluster" in installs("test")
+    assert " test peers cluster hub" in installs("test")
 
 
 def test_make_on_windows_says_what_works(tmp_path):
