@@ -166,7 +166,16 @@ def test_what_is_imported_is_declared():
 
 
 # Declared and not imported: each is started as a program, or by a program of the same name.
-PROGRAMS = {"mpich", "jupyterlab", "ruff", "mypy", "nbval", "pytest-timeout", "pytest-xdist"}
+PROGRAMS = {
+    "mpich",
+    "jupyterlab",
+    "notebook",
+    "ruff",
+    "mypy",
+    "nbval",
+    "pytest-timeout",
+    "pytest-xdist",
+}
 # anywidget stands on it, and lessons use what a cell may import.
 FOR_CELLS = {"ipywidgets"}
 BUILD = {"setuptools"}  # makes the wheel of tests/test_wheel.py
