@@ -167,6 +167,49 @@ def test_an_interrupt_ends_all_that_a_trial_has_started(tmp_path: Path):
     assert not (tmp_path / "trials.jsonl").exists()
 
 
+ENGLISH = (
+    "Run so far on {cores} cores ([data/soak.json](data/soak.json)): {kills} of 300 kills, "
+    "{interrupts} of 300 interrupts, {kernel_kills} of 100 kernel kills, {nodes_lost} of 50 lost "
+    "machines, {odd} of 78 runs on odd machines, {busy_cores} of 1,000 slow cells on busy cores, "
+    "{pools} of 1,000 pools in one kernel. {as_it_should} of {trials} trials ended in success or, "
+    "within the limit, in an error that names the cause, and left nothing; {left_running} "
+    "processes were left running."
+)
+KOREAN = (
+    "지금까지 코어 {cores}개에서 실행한 양은 다음과 같습니다([data/soak.json](data/soak.json)). "
+    "강제 종료 300번 중 {kills}번, 셀 중단 300번 중 {interrupts}번, "
+    "커널 강제 종료 100번 중 {kernel_kills}번, 컴퓨터 끊김 50번 중 {nodes_lost}번, "
+    "별난 환경 78번 중 {odd}번, 바쁜 코어에서 느린 셀 1,000개 중 {busy_cores}개, "
+    "한 커널에서 만든 풀 1,000개 중 {pools}개. 시험 {trials}번 중 {as_it_should}번이 "
+    "성공하거나 제한 시간 안에 원인을 밝히는 오류로 끝났고 아무것도 남기지 않았습니다. "
+    "끝나지 않고 남은 프로세스는 {left_running}개입니다."
+)
+ODD = ("disk full", "64 MB of /dev/shm", "clock jumps", "host name unknown", "IPv6 only")
+
+
+@pytest.mark.parametrize(("page", "words"), [("README.md", ENGLISH), ("README.ko.md", KOREAN)])
+def test_readme_says_what_was_found(page, words):
+    report = json.loads((ROOT / "data" / "soak.json").read_text())
+    found = report["scenarios"]
+    said = {name.replace(" ", "_"): f"{row['run']:,}" for name, row in found.items()}
+    said["odd"] = sum(found[name]["run"] for name in ODD)
+    said |= {key: report[key] for key in ("trials", "as_it_should")}
+    said["cores"] = report["machine"]["cores"]
+    said["left_running"] = sum(row.get("left_running", 0) for row in found.values())
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert words.format(**said) in text
+
+
+def test_the_report_adds_up():
+    report = json.loads((ROOT / "data" / "soak.json").read_text())
+    assert report["lessons"] is True
+    assert report["trials"] - report["as_it_should"] == len(report["not_as_it_should"])
+    for scenario in soak.SCENARIOS:
+        row = report["scenarios"][scenario.name]
+        assert row["of"] == scenario.count and row["run"] <= scenario.count
+        assert sum(row.get("endings", {}).values()) == row["run"]
+
+
 def test_wrong_options_are_refused(tmp_path: Path):
     for options, words in (
         (["--only", "kill"], "only='kill': choose from 'kills'"),

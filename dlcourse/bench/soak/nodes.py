@@ -104,9 +104,12 @@ def lose_a_node(trial: Trial) -> Ending:
         more = {JOIN: str(folder), NODES: "2", INTERFACE: "fabric0"}
         first = trial.start([*network.inside("gamma"), *script], more=more)
         job = ["job", str(folder), "--nodes", "2", "--node", "1", "--", "run", "00"]
+        # Each machine has its disk; nobody clears up that of one whose programs were all killed.
+        disk = trial.place / ("tmp" if pulled else "lost")
+        disk.mkdir(exist_ok=True)
         agent = trial.start(
             [*network.inside("delta"), sys.executable, "-m", "dlcourse.cli", *job],
-            more={INTERFACE: "fabric0", MARK: second},
+            more={INTERFACE: "fabric0", MARK: second, "TMPDIR": str(disk)},
         )
         try:
             trial.until(lambda: first.poll() is not None or (trial.place / "up").exists(), 180)

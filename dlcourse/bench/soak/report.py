@@ -69,8 +69,8 @@ def figures(record: Record, scenarios: Sequence[Scenario]) -> dict[str, Any]:
     for scenario in scenarios:
         lines = [x for x in record.lines if x["scenario"] == scenario.name]
         if not lines:
-            if why := record.skipped.get(scenario.name):
-                found[scenario.name] = {"of": scenario.count, "run": 0, "left_out": why}
+            why = record.skipped.get(scenario.name, "not yet begun")
+            found[scenario.name] = {"of": scenario.count, "run": 0, "left_out": why}
             continue
         done: Counter[str] = Counter()
         for line in lines:
@@ -101,6 +101,8 @@ def write(record: Record, scenarios: Sequence[Scenario], path: Path) -> None:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {key: here[key] for key in kept},
         "lessons": record.lessons,
+        "trials": len(record.lines),
+        "as_it_should": sum(map(fine, record.lines)),
         "scenarios": figures(record, scenarios),
         "not_as_it_should": [
             {

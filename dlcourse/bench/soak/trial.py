@@ -202,20 +202,32 @@ def role(process: psutil.Process) -> str:
         return "a process that has ended"
 
 
+SHARED = ("mpich_shm", "ucx_shm", "torch_")  # how names of what lessons have there begin
+
+
 def in_shared_memory() -> set[str]:
-    """Files of /dev/shm."""
+    """Files of /dev/shm that may be a trial's."""
     with suppress(OSError):
-        return set(os.listdir("/dev/shm"))
+        return {name for name in os.listdir("/dev/shm") if name.startswith(SHARED)}
     return set()
 
 
 def unused(names: set[str]) -> list[str]:
-    """Those files of /dev/shm that no process uses: others on this machine may have theirs."""
-    used = ""
-    for maps in Path("/proc").glob("[0-9]*/maps") if names else ():
-        with suppress(OSError):
-            used += maps.read_text(errors="replace")
-    return sorted(f"/dev/shm/{name}" for name in names if f"/dev/shm/{name}" not in used)
+    """Those files of /dev/shm that no process uses, and that nobody takes away.
+
+    Others on this machine may have theirs, and may just be about to remove them.
+    """
+    limit = time.monotonic() + ENDED_WITHIN
+    while names := names & in_shared_memory():
+        used = ""
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            with suppress(OSError):
+                used += maps.read_text(errors="replace")
+        names = {name for name in names if f"/dev/shm/{name}" not in used}
+        if time.monotonic() > limit:
+            break
+        time.sleep(0.5)
+    return sorted(f"/dev/shm/{name}" for name in names)
 
 
 def run_trial(scenario: Scenario, number: int, size: int, lessons: bool) -> dict[str, Any]:

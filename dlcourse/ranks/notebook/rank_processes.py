@@ -253,7 +253,7 @@ def _no_loopback() -> str:
     try:
         socket.create_server((LOOPBACK, 0)).close()
     except OSError as error:
-        return t("ranks.no_loopback", address=LOOPBACK, error=error.strerror or error)
+        return t("ranks.no_loopback", address=LOOPBACK, error=os.strerror(error.errno or 0))
     return ""
 
 
