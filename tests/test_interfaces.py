@@ -27,14 +27,13 @@ def test_notebook_7_shows_ranks_panel_and_slider_with_no_extension_of_ours(chrom
     with Notebook7(tmp_path) as server:
         page = browser.new_page(chromium)
         notebook = Notebook(page, server, "notebooks/ko/00_start.ipynb")
-        code = [cell["source"] for cell in notebook.cells()]
-        code = ["".join(source) for source in code]
+        code = ["".join(cell["source"]) for cell in notebook.cells()]
         kinds = [cell["cell_type"] for cell in notebook.cells()]
         slider = next(i for i, source in enumerate(code) if source.startswith("explore("))
         above = [i for i in range(slider + 1) if kinds[i] == "code"]
         for index in above:
             notebook.run(index)
-            if code[index].startswith("ranks = Ranks("):  # later it is off the screen, and taken out
+            if code[index].startswith("ranks = Ranks("):  # later off the screen, and taken out
                 row = page.locator(".dlc-panel tr[data-rank]").first
                 expect(row).to_be_visible()
         outputs = [o for i in above for o in notebook.cells()[i]["outputs"]]

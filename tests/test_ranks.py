@@ -1201,7 +1201,7 @@ def memory_with_holes(seconds):
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps what is freed below")
 def test_memory_that_a_cell_has_freed_goes_back_while_it_still_runs(ranks):
     for before, with_holes, after, _ in ranks.run(memory_with_holes, 30):
-        assert with_holes - before > 150  # else there is nothing to give back
+        assert with_holes - before > 100  # else there is nothing to give back
         assert after - before < 50
 
 

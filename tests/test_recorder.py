@@ -565,10 +565,21 @@ def leaves_a_mode_behind(model: nn.Module, x: Tensor) -> None:
 def interrupted(model: nn.Module, x: Tensor) -> None:
     import _thread
 
-    timer = threading.Timer(0.1, _thread.interrupt_main)
-    timer.start()
-    while True:
-        model(x).sum().backward()
+    over = threading.Event()
+
+    def press(delay: float = 0.1) -> None:
+        while not over.wait(delay):
+            _thread.interrupt_main()
+            delay = 5  # Python drops one that comes while it clears up an object
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    try:
+        while True:
+            model(x).sum().backward()
+    finally:
+        over.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("ledger", [True, False])

@@ -139,7 +139,7 @@ def _imported(folder: str) -> dict[str, set[str]]:
     homes = metadata.packages_distributions()
     declared = {*_declared(), *_declared("test", "peers"), *BY_HAND}
     files = sorted((ROOT / folder).rglob("*.py"))
-    own = {"dlcourse", *(path.stem for path in files)}
+    own = {"dlcourse", *(path.stem for path in [*files, *(ROOT / "docs").glob("*.py")])}
     found: dict[str, set[str]] = {}
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -163,10 +163,21 @@ def test_what_is_imported_is_declared():
     assert not outside, "only dlcourse/peers may want what is not always installed"
     known = {*_declared(), *_declared("test", "peers"), *BY_HAND}
     assert not {p: files for p, files in _imported("tests").items() if p not in known}
+    known |= {*_declared("site")}
+    assert not {p: files for p, files in _imported("docs").items() if p not in known}
 
 
 # Declared and not imported: each is started as a program, or by a program of the same name.
-PROGRAMS = {"mpich", "jupyterlab", "ruff", "mypy", "nbval", "pytest-timeout", "pytest-xdist"}
+PROGRAMS = {
+    "mpich",
+    "jupyterlab",
+    "notebook",
+    "ruff",
+    "mypy",
+    "nbval",
+    "pytest-timeout",
+    "pytest-xdist",
+}
 # anywidget stands on it, and lessons use what a cell may import.
 FOR_CELLS = {"ipywidgets"}
 BUILD = {"setuptools"}  # makes the wheel of tests/test_wheel.py

@@ -32,7 +32,6 @@ class DelayedStop:
         self._handler: Any = None
         if threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGINT)
-            handler = getattr(handler, "behind", handler)
             if callable(handler):  # neither ignored nor left to the system
                 self._outer, _innermost = _innermost, self
                 self._handler = handler
@@ -42,10 +41,8 @@ class DelayedStop:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         global _innermost
         if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
             _innermost = self._outer
-            if self._counted is not None and self._outer is not None:
-                self._outer._counted = self._counted
-            _listen_again(self._handler, None if self._outer else self._counted)
             if self._pressed and error is None:
                 self._handler(signal.SIGINT, None)
 
@@ -67,24 +64,6 @@ class DelayedStop:
         if self._pressed and not self._deaf:
             self._pressed = False
             raise KeyboardInterrupt
-
-
-def _listen_again(handler: Any, counted: float | None) -> None:
-    """Give Stop back to who had it, but not the rest of an impatient person's one press.
-
-    What the press has ended is being told about in that second. It would be lost.
-    """
-    if counted is None or time.monotonic() - counted >= AGAIN:
-        signal.signal(signal.SIGINT, handler)
-        return
-
-    def later(number: int, frame: Any) -> None:
-        if time.monotonic() - counted >= AGAIN:
-            signal.signal(signal.SIGINT, handler)
-            handler(number, frame)
-
-    later.behind = handler  # type: ignore[attr-defined]
-    signal.signal(signal.SIGINT, later)
 
 
 def check() -> None:
