@@ -183,7 +183,7 @@ KOREAN = (
     "커널 강제 종료 100번 중 {kernel_kills}번, 컴퓨터 끊김 50번 중 {nodes_lost}번, "
     "별난 환경 78번 중 {odd}번, 바쁜 코어에서 느린 셀 1,000개 중 {busy_cores}개, "
     "한 커널에서 만든 풀 1,000개 중 {pools}개. 시험 {trials}번 중 {as_it_should}번이 "
-    "성공하거나 제한 시간 안에 코스가 직접 설명하는 오류로 끝났고 아무것도 남기지 않았습니다. "
+    "성공하거나 제한 시간 안에 직접 설명하는 오류로 끝났고 아무것도 남기지 않았습니다. "
     "끝나지 않고 남은 프로세스는 {left_running}개입니다."
 )
 ODD = ("disk full", "64 MB of /dev/shm", "clock jumps", "host name unknown", "IPv6 only")
