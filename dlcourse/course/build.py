@@ -14,8 +14,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from dlcourse.course import catalog
 from dlcourse.course.claims_page import claims_pages
 from dlcourse.course.diagrams import with_colors
@@ -24,6 +22,7 @@ from dlcourse.course.form import check_form, is_deeper, is_hidden, table
 from dlcourse.course.room_check import check_room
 from dlcourse.course.rules import MAX_NOTEBOOK_BYTES, check_code, check_texts
 from dlcourse.course.source import Block, Lesson, Problem, read_lesson
+from dlcourse.light_nbformat import nbformat
 
 CHECKED = "nbval-check-output"
 METADATA = {

@@ -23,12 +23,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from traitlets.config import Config
 
 from dlcourse import __version__
 from dlcourse.course import catalog, metrics
 from dlcourse.course.serve import kernel_settings
+from dlcourse.light_nbformat import nbformat
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

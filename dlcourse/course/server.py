@@ -12,9 +12,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from dlcourse.course import catalog, own_network
+from dlcourse.light_nbformat import nbformat
 
 EXTENSION = "dlcourse.course.kernel"
 _TABLE = {"table", "thead", "tbody", "tr", "th", "td", "caption", "p"}  # and a sentence below it

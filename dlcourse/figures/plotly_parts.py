@@ -256,6 +256,8 @@ def _title_lines(title: str, columns: int = 96) -> list[str]:
 def figure_of(traces: Sequence[dict], layout: dict) -> go.Figure:
     import plotly.graph_objects as go
 
+    import dlcourse.light_nbformat  # noqa: F401  # before plotly does it, and takes longer
+
     return go.Figure({"data": list(traces), "layout": layout})
 
 
