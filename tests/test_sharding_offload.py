@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from dlcourse import RankError, Ranks
+from dlcourse import RankError, Ranks, expect_failure
 from dlcourse.collectives import p2p
 from dlcourse.corpus import Corpus
 from dlcourse.formulas.activations import activation_peak, stream_bytes
@@ -45,6 +46,7 @@ from dlcourse.training.sharding_offload.sharded_files import (
     save_file,
     save_shards,
 )
+from dlcourse.words import strings
 
 pytestmark = pytest.mark.usefixtures("nothing_before")
 
@@ -202,15 +204,24 @@ def test_a_hundred_layers_need_what_was_predicted(three):
         assert highest == sum(need.values()) - need["gradients"]  # these and activations never meet
 
 
-def test_a_device_with_too_little_memory_says_what_to_change():
+def test_a_device_with_too_little_memory_says_what_to_change(monkeypatch):
+    monkeypatch.setattr(strings, "_chosen", "ko")
     needs = device_needs(DEEP, [33, 33, 34], micro_batch=4, block=32)
     most = max(sum(at_peak(need).values()) for need in needs)
     check_limits(needs, [most] * 3)
-    with pytest.raises(ValueError, match=r"device 2 has .* for activations: give it fewer layers"):
+    with pytest.raises(ValueError) as said:  # in the language of the lesson, and in English
+        check_limits(needs, [most, most, most - 1])
+    over = said.value.args[0]
+    assert re.search(r"device 2 has .* for activations: give it fewer layers", over.english)
+    assert over.startswith("장치 2의 한도")
+    assert "활성화값" in over and "시퀀스를 줄이거나" in over
+    with expect_failure("give it fewer layers"):  # the lesson's cell is the same in both
         check_limits(needs, [most, most, most - 1])
     needs = device_needs(DEEP, [33, 33, 34], micro_batch=1, block=1)
-    with pytest.raises(ValueError, match=r"for optimizer_state: .* offload its optimizer"):
+    with pytest.raises(ValueError) as said:
         check_limits(needs, [1000] * 3)
+    over = said.value.args[0]
+    assert re.search(r"for optimizer state: .* offload its optimizer", over.english)
 
 
 # --- Offload ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Shape letters as in ``sizes.py``. Source: the formulas of ``parameters.py``, ``s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 
 from dlcourse.formulas.activations import (
@@ -18,6 +19,7 @@ from dlcourse.formulas.activations import (
 from dlcourse.formulas.parameters import LAYER_TENSORS, layer_parameters
 from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.formulas.states import STEP_COUNTER_BYTES, state_bytes
+from dlcourse.words.strings import both, t
 from dlcourse.words.units import human_bytes
 
 Needs = dict[str, float]  # category -> bytes
@@ -99,11 +101,18 @@ def check_limits(needs: Sequence[Mapping[str, float]], limits: Sequence[int]) ->
     """
     for device, (need, limit) in enumerate(zip(map(at_peak, needs), limits, strict=True)):
         if sum(need.values()) > limit:
-            largest, size = max(need.items(), key=lambda item: item[1])
-            raise ValueError(
-                f"device {device} has {human_bytes(limit)} and its layers need "
-                f"{human_bytes(sum(need.values()))}, {human_bytes(size)} of it for "
-                f"{largest}: give it fewer layers, "
-                + ("take fewer sequences" if largest == "activations" else "offload its optimizer")
-                + ", or raise its limit"
-            )
+            raise ValueError(both(partial(_does_not_fit, device, need, limit)))
+
+
+def _does_not_fit(device: int, need: Needs, limit: int) -> str:
+    largest, size = max(need.items(), key=lambda item: item[1])
+    change = "fewer" if largest == "activations" else "offload"
+    return t(
+        "sharding_offload.over",
+        device=device,
+        limit=human_bytes(limit),
+        need=human_bytes(sum(need.values())),
+        size=human_bytes(size),
+        category=t(f"category.{largest}"),
+        change=t(f"sharding_offload.over.{change}"),
+    )

@@ -96,7 +96,9 @@ def expect_failure(text: str = "") -> Iterator[_Expected]:
         yield caught
     except (RankError, ValueError) as error:
         caught.message = str(error)
-        if text not in caught.message and text not in getattr(error, "english", ""):
+        said = error.args[0] if error.args else ""  # of a ValueError; a RankError has it itself
+        english = getattr(error, "english", getattr(said, "english", ""))
+        if text not in caught.message and text not in english:
             raise AssertionError(
                 f"expected a failure that says {text!r}, but it said:\n{caught.message}"
             ) from error
