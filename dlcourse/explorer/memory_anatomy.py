@@ -5,7 +5,7 @@ explore(memory_on_card, model=["gpt2-large", "7b"], card_gb=[24, 80], sequences=
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from dlcourse.formulas.memory import predict_peak, step_cost
 from dlcourse.formulas.recipe import Recipe
 from dlcourse.formulas.sizes import GPT2_LARGE, MODELS
 from dlcourse.formulas.states import exact_state_bytes
-from dlcourse.plan.fake_ledger import Case, ledgers, measured_plans
+from dlcourse.plan.fake_ledger import Case
 from dlcourse.plan.technique_order import Prices, compare_order, pareto_front, path_of_order
 from dlcourse.plan.technique_sets import Plan, plans
 from dlcourse.words.strings import t
@@ -31,7 +31,6 @@ MACHINES = {
     "network": Prices(**_A100, bandwidth=25e9 / 8),
     "plain": Prices(**_A100 | {"flops16": 156e12}, bandwidth=300e9),
 }
-LAYERS = 2  # of the measured slice of GPT-2 Large
 TWO = {"sequences": 2, "block": 1024}
 ROWS = ("baseline", "mixed", "accumulate", "checkpoint", "zero3")  # of claim D8's table
 # What one device can be short of: tokens of a sequence, ms of a micro-batch's fixed price
@@ -41,21 +40,14 @@ _ENDS = (4, 8, 12, 16, 20, 24, 32, 40, 60, 80, 100, 120, 160, 200, 240, 320, 400
 _GB = 1e9
 
 
-def slice_prices(name: str) -> Prices:
-    """A machine's prices for two of 36 layers: a micro-batch's fixed price is theirs alone."""
-    prices = MACHINES[name]
-    return replace(prices, per_pass=LAYERS / GPT2_LARGE.n_layer * prices.per_pass)
-
-
 def every_set() -> list[Plan]:
-    """All sets of techniques on two layers as wide as GPT-2 Large's, 4 ranks, on fake tensors."""
-    config = replace(GPT2_LARGE, n_layer=LAYERS, vocab_size=8192)
-    return measured_plans(config, sequences=16, block=1024, world_size=4)
+    """All sets of techniques for GPT-2 Large over 4 ranks, by formula."""
+    return plans(GPT2_LARGE, sequences=16, block=1024, world_size=4)
 
 
 def show_search(everything: Sequence[Plan], machine: str = "fast") -> go.Figure:
     """Peak against time: all sets, the cheapest for each limit, and the recommended order."""
-    prices = slice_prices(machine)
+    prices = MACHINES[machine]
     base = prices.seconds(everything[0])
 
     def path(some: Sequence[Plan]) -> list[tuple[str, float, float]]:
@@ -78,11 +70,11 @@ def show_search(everything: Sequence[Plan], machine: str = "fast") -> go.Figure:
 def show_machines(everything: Sequence[Plan]) -> Table:
     """For each machine: how often the order is cheapest, and where it is worst."""
     rows = []
-    for name in MACHINES:
-        found = compare_order(everything, slice_prices(name))
+    for name, prices in MACHINES.items():
+        found = compare_order(everything, prices)
         bad = max((one for one in found if one.by_order.techniques), key=lambda one: one.extra)
         cells = [_label(bad.best), _label(bad.by_order), f"+{bad.extra:.0f}%"]
-        share = f"{_percent_right(everything, slice_prices(name)):.0f}%"
+        share = f"{_percent_right(everything, prices):.0f}%"
         rows.append([t(f"memory_anatomy.machine.{name}"), share, *cells])
     keys = ("machine", "right", "cheapest", "recommended_first", "extra")
     return Table([t(f"memory_anatomy.{key}") for key in keys], rows)
@@ -101,7 +93,7 @@ def show_alone() -> Table:
 
 def figures_of_d7(everything: Sequence[Plan]) -> dict[str, float]:
     """What this lesson found for claim D7, by the names of its figures."""
-    right = {name: _percent_right(everything, slice_prices(name)) for name in MACHINES}
+    right = {name: _percent_right(everything, prices) for name, prices in MACHINES.items()}
     return right | {name: _worst_alone(name).extra for name in ALONE}
 
 
@@ -124,21 +116,16 @@ def large_totals() -> list[float]:
     return [sum(sizes.values()) / _GB for sizes in found]
 
 
-def large_ledger(rows: Sequence[int] = (0, 4)) -> dict[int, float]:
-    """GB of some rows by the ledger, on tensors that have shapes and no numbers."""
-    cases = large_cases()
-    found = ledgers([cases[n] for n in rows])
-    return {n: one["memory"]["peak_bytes"] / _GB for n, one in zip(rows, found, strict=True)}
-
-
-def show_gpt2(ledger: Mapping[int, float]) -> Table:
+def show_gpt2(ledger: Sequence[float]) -> Table:
     """Claim D8's table beside formula and ledger.
+
+    ledger: GB of the first rows, measured.
 
     Raises:
         AssertionError: the ledger is 1% or more from the formula.
     """
     totals, costs = large_totals(), _large_flops()
-    for n, total in ledger.items():
+    for n, total in enumerate(ledger):
         assert abs(total / totals[n] - 1) < 0.01, f"row {n}: {total} GB, by formula {totals[n]}"
     claimed, speeds = (12, 6, 6, 4, 2), (100, 115, 110, 90, 80)
     rows = [
@@ -146,7 +133,7 @@ def show_gpt2(ledger: Mapping[int, float]) -> Table:
             t(f"memory_anatomy.row.{name}", ranks=4, parts=2),
             f"{claimed[n]} GB",
             f"{totals[n]:.1f} GB",
-            f"{ledger[n]:.1f} GB" if n in ledger else "",
+            f"{ledger[n]:.1f} GB" if n < len(ledger) else "",
             f"×{costs[n] / costs[0]:.2f}",
             f"{speeds[n]}%",
         ]

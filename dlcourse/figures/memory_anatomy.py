@@ -10,6 +10,7 @@ from dlcourse.figures.held import Held, Together, held
 from dlcourse.figures.plotly_parts import axis_of, figure_of, layout_of, line, rounded, thin_series
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.activations import activation_peak
+from dlcourse.formulas.memory import predict_peak
 from dlcourse.formulas.parameters import num_parameters
 from dlcourse.formulas.recipe import Recipe
 from dlcourse.formulas.sizes import GPT2_LARGE, GPTConfig
@@ -274,17 +275,28 @@ def figures_of_d6(plain: Memory, matrix: Mapping[str, Memory]) -> dict[str, floa
     }
 
 
-def show_same(off: Mapping[str, float], ours: float, theirs: float) -> Together:
-    """That every technique trains as one process does, and that torch counts as we do.
+def show_same(
+    off: Mapping[str, float],
+    ours: float,
+    theirs: float,
+    matrix: Mapping[str, Memory],
+    num_ranks: int,
+) -> Together:
+    """That every technique trains as one process does; that torch and the formula count as we do.
 
     off: technique -> distance of the parameters, times what the steps moved.
     ours, theirs: bytes at the peak, by the ledger and by torch's MemTracker.
+    matrix: technique -> what ``num_ranks`` ranks measured, to hold against the formula.
     """
+    batch = {"sequences": BATCH["micro_batch"], "block": BATCH["block"], "world_size": num_ranks}
+    by_formula = {n: predict_peak(CONFIG, Recipe.of([n]), **batch) for n in TABLE}
+    apart = [sum(by_formula[n].values()) / matrix[n]["peak_bytes"] - 1 for n in TABLE]
     rows = [[t(f"memory_anatomy.technique.{n}"), f"{x:.0e}"] for n, x in off.items()]
     return Together(
         Table([t("memory_anatomy.technique"), t("memory_anatomy.parity")], rows),
         _held("same", max(off.values()), allowed=1e-5),
         _held("tracker", 100 * (theirs / ours - 1), allowed=1, unit="%"),
+        _held("formula", 100 * max(map(abs, apart)), allowed=4, unit="%"),
     )
 
 

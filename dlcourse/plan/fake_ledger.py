@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,6 @@ from dlcourse.formulas.recipe import Recipe
 from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.plan.fake_group import fake_process_group, peak_rss_bytes
-from dlcourse.plan.technique_sets import Plan, technique_sets
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,12 @@ class Case:
             raise ValueError(f"world_size={self.world_size}: give the number of devices, from 1 on")
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure(case: Case, process_group: Any = None) -> dict[str, Any]:
     """Take one step, whose optimizer has its state already.
 
-    Needs a process without a process group.
+    Args:
+        process_group: without one, the process must have none. Where it has, as a rank does: a
+            group of this rank alone, for a case of one rank.
 
     Returns:
         "memory" as in a record; "flops"; "sent" bytes of this rank, in theory; "passes";
@@ -74,11 +76,9 @@ def measure(case: Case) -> dict[str, Any]:
     from dlcourse.models.gpt import GPT
     from dlcourse.training.memory_anatomy import Training
 
-    with (
-        fake_process_group(0, case.world_size),
-        FakeTensorMode(allow_non_fake_inputs=True),
-    ):
-        training = Training(GPT(case.config), case.recipe)
+    fake = fake_process_group(0, case.world_size) if process_group is None else nullcontext()
+    with fake, FakeTensorMode(allow_non_fake_inputs=True):
+        training = Training(GPT(case.config), case.recipe, process_group=process_group)
         _make_state(training.optimizer)
         tokens_BT = torch.zeros(case.sequences, case.block, dtype=torch.long)
         with Recorder(0, case.world_size) as recorder:
@@ -122,18 +122,6 @@ def ledgers(cases: Sequence[Case]) -> list[dict[str, Any]]:
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
             raise
-
-
-def measured_plans(config: GPTConfig, *, sequences: int, block: int, world_size: int) -> list[Plan]:
-    """As ``technique_sets.plans``, but each set of techniques measured."""
-    sets = [names for names in technique_sets() if sequences % Recipe.of(names).accumulate == 0]
-    batch = dict(sequences=sequences, block=block, world_size=world_size)
-    found = ledgers([Case(config, Recipe.of(names), **batch) for names in sets])
-    costs = ("flops", "sent", "passes")
-    return [
-        Plan(names, one["memory"]["at_peak"], {key: one[key] for key in costs})
-        for names, one in zip(sets, found, strict=True)
-    ]
 
 
 def _make_state(optimizer: Any) -> None:

@@ -2,7 +2,7 @@
 
     for plan in plans(config, sequences=8, block=1024, world_size=4): ...
 
-``fake_ledger.py`` measures the same sets, ``technique_order.py`` searches among them.
+``technique_order.py`` searches among them; ``fake_ledger.py`` counts what these formulas say.
 """
 
 from __future__ import annotations

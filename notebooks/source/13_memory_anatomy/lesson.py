@@ -48,9 +48,8 @@ device = "auto"
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz, solution
 from dlcourse.explorer.memory_anatomy import every_set, figures_of_d7, figures_of_d8
-from dlcourse.explorer.memory_anatomy import large_ledger, memory_on_card, relative_costs
-from dlcourse.explorer.memory_anatomy import show_alone, show_fitting, show_gpt2, show_machines
-from dlcourse.explorer.memory_anatomy import show_search
+from dlcourse.explorer.memory_anatomy import memory_on_card, relative_costs, show_alone
+from dlcourse.explorer.memory_anatomy import show_fitting, show_gpt2, show_machines, show_search
 from dlcourse.figures.memory_anatomy import bytes_a_parameter, figures_of_d5, figures_of_d6
 from dlcourse.figures.memory_anatomy import nearest_tokens, show_analogies, show_cases
 from dlcourse.figures.memory_anatomy import show_few_tokens, show_matrix, show_published
@@ -121,15 +120,22 @@ step.memory.over_time()
 gpt = adamw = None
 
 
-def measure(recipe, sequences=8, block=64):
+def take_step(training, number, sequences=8, block=64):
+    place = dict(rank=rank, world_size=world_size, micro_batch=sequences, block=block)
+    training.step(*(half.to(device) for half in Corpus().batch(number, **place)))
+
+
+def ledger_of(training, *batch):
+    with Recorder(rank, world_size) as recorder:
+        take_step(training, 1, *batch)
+    return recorder.record["memory"]
+
+
+def measure(recipe, *batch):
     gc.collect()
     training = Training(GPT(CONFIG).to(device), recipe)
-    place = dict(rank=rank, world_size=world_size, micro_batch=sequences, block=block)
-    first, second = ([x.to(device) for x in Corpus().batch(step, **place)] for step in range(2))
-    training.step(*first)
-    with Recorder(rank, world_size) as recorder:
-        training.step(*second)
-    return recorder.record["memory"], training.weights().cpu().numpy().copy()
+    take_step(training, 0, *batch)  # makes the optimizer's state
+    return ledger_of(training, *batch), training.weights().cpu().numpy().copy()
 
 
 adam, want = measure(Recipe())
@@ -152,14 +158,13 @@ show_states(adam)
 # 이제 하나씩 바꿔 봅니다.
 # %% hidden=true
 # %%ranks --fast
-ways = {
-    "master": (Recipe(precision="master"), 8),
-    "momentum": (Recipe(optimizer="momentum"), 8),
-    "sgd": (Recipe(optimizer="sgd"), 8),
-    "small": (Recipe(), 2),
-    "large": (Recipe(), 16),
-}
-anatomy = {"adam": adam} | {name: measure(*way)[0] for name, way in ways.items()}
+mixed = measure(Recipe.of(["mixed"]))
+anatomy = {"adam": adam, "master": mixed[0]}
+anatomy |= {name: measure(Recipe(optimizer=name))[0] for name in ("momentum", "sgd")}
+training = Training(GPT(CONFIG).to(device), Recipe())
+take_step(training, 0, 2)
+anatomy |= {"small": ledger_of(training, 2), "large": ledger_of(training, 16)}
+training = None
 # %%
 anatomy = ranks["anatomy"][0]
 show_cases(anatomy)
@@ -193,17 +198,19 @@ show_shares(anatomy)
 predict("13.tokens")
 # %% hidden=true
 # %%ranks --fast
-lengths = (8, 16, 32, 48)
-few = {n: measure(Recipe(accumulate=2), 2, n)[0]["at_peak"] for n in lengths}
+training = Training(GPT(CONFIG).to(device), Recipe(accumulate=2))
+take_step(training, 0, 2, 8)
+few = {n: ledger_of(training, 2, n)["at_peak"] for n in (8, 16, 32, 48)}
+training = None
 # %%
 few = ranks["few"][0]
 compare("13.tokens", nearest_tokens(few))
 show_few_tokens(few)
 # %% [markdown] lang="en"
-# Even at the nearest length the picture does not fit: AdamW's two moments are **twice** the parameters,
+# Even at the nearest length the pie does not fit: AdamW's two moments are **twice** the parameters,
 # never 35 ÷ 25 = 1.4 times, and no optimizer above has such a ratio. In GPT-2 Large the same share comes
 # at 613 tokens, less than one sequence.
-# %% [markdown] lang="ko" en="d8ea3907"
+# %% [markdown] lang="ko" en="01e343b4"
 # 가장 가까운 길이에서도 원그래프와는 맞지 않습니다. AdamW의 모멘트 둘은 파라미터의 **두 배**이지 35 ÷ 25 = 1.4배가
 # 아니고, 앞에서 본 옵티마이저 가운데 그런 비율은 없습니다. GPT-2 Large에서는 토큰 613개, 시퀀스 하나도 안 되는
 # 길이에서 15%가 됩니다.
@@ -235,7 +242,7 @@ alone = {
 }
 matrix, errors = {}, {}
 for name, recipe in alone.items():
-    matrix[name], got = measure(recipe)
+    matrix[name], got = mixed if name == "mixed" else measure(recipe)
     errors[name] = float(np.linalg.norm(got - want) / np.linalg.norm(want))
 # %%
 matrix = ranks["matrix"][0]
@@ -248,24 +255,26 @@ show_matrix(adam, matrix)
 # do not fall to a half.
 #
 # ZeRO-1 saves nothing at the peak here. Our buffer for all gradients is there at the loss, 4 bytes a
-# parameter, and with 2 ranks the state saves just as much. From three ranks on it saves more.
-# %% [markdown] lang="ko" en="7081584d"
+# parameter, and with 2 ranks the state saves just as much. From three ranks on it saves more. (Gradients
+# +4%: each is there twice while it is copied into the buffer.)
+# %% [markdown] lang="ko" en="01a45a62"
 # 열을 따라 내려가며 읽어 보세요. 누적은 그래디언트를 줄이지 않고 오히려 더 오래 *들고 있습니다*. 마스터 가중치는 상태를
 # 늘리고, autocast는 상태를 전혀 건드리지 않습니다. 둘 다 활성화값을 줄이는데 흔한 표에는 빠져 있습니다. ZeRO-3는 계산
 # 중인 층과 다음 층을 온전히 모아 두므로 층이 8개뿐이면 파라미터가 절반까지 줄지 않습니다.
 #
 # ZeRO-1은 여기서 최대 메모리를 줄이지 못합니다. 우리 구현은 그래디언트 전체의 버퍼를 손실 때도 파라미터당 4바이트씩
-# 들고 있는데, 랭크가 둘이면 상태가 줄어든 양이 꼭 그만큼이기 때문입니다. 랭크가 셋부터는 이득입니다.
+# 들고 있는데, 랭크가 둘이면 상태가 줄어든 양이 꼭 그만큼이기 때문입니다. 랭크가 셋부터는 이득입니다. (그래디언트가
+# 4% 는 것은 버퍼로 복사하는 동안 하나가 잠깐 두 벌이기 때문입니다.)
 # %%
 claim("D6", **figures_of_d6(adam, matrix))
 # %% [markdown] lang="en"
-# Is it still the same training, and does torch count the same bytes? One process takes the batches of all
-# ranks at once. With SGD, since AdamW would hide a factor in all gradients, a forgotten mean over ranks,
-# say. And torch's own `MemTracker` watches our loop:
-# %% [markdown] lang="ko" en="e7c6f4e8"
-# 여전히 같은 학습일까요? torch도 같은 바이트를 셀까요? 단일 프로세스에 모든 랭크의 배치를 한꺼번에 줍니다. 랭크 평균을
-# 빠뜨리는 것처럼 그래디언트 전체에 붙는 배수는 AdamW로는 드러나지 않으므로 SGD로 봅니다. 그리고 torch의
-# `MemTracker`로 우리 루프를 지켜봅니다.
+# Is it still the same training? One process takes the batches of all ranks at once, for comparison. The
+# optimizer is SGD: AdamW would hide a factor in all gradients, such as a forgotten mean over ranks. And
+# do torch's own `MemTracker` and the formula find the same peaks?
+# %% [markdown] lang="ko" en="a232fa68"
+# 여전히 같은 학습일까요? 단일 프로세스에 모든 랭크의 배치를 한꺼번에 주어 비교합니다. 랭크 평균을 빠뜨리면
+# 그래디언트 전체가 몇 배가 되는데 AdamW로는 드러나지 않으므로 SGD로 봅니다. torch의 `MemTracker`와 공식도 최대
+# 메모리를 똑같이 셀까요?
 # %% hidden=true
 # %%ranks --fast
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -299,15 +308,14 @@ begin = whole = None
 # %% hidden=true
 # %%ranks --fast
 training, tracker = Training(GPT(CONFIG).to(device), Recipe()), MemTracker()
+training.step(*first)
 tracker.track_external(training.model, training.optimizer)
 with tracker:
-    for _ in range(2):
-        tracker.reset_mod_stats()
-        training.step(*second)
+    training.step(*second)
 torchs = tracker.get_tracker_snapshot("peak")[device]["Total"]
 training = tracker = None
 # %%
-show_same(ranks["off"][0], adam["peak_bytes"], ranks["torchs"][0])
+show_same(ranks["off"][0], adam["peak_bytes"], ranks["torchs"][0], matrix, num_ranks)
 # %% [markdown] lang="en"
 # Techniques that contradict each other are refused before anything is built:
 # %% [markdown] lang="ko" en="d8c4302a"
@@ -320,17 +328,18 @@ Recipe(precision="master", optimizer="sgd")
 #
 # Recommended: mixed precision, accumulation, checkpointing, then sharding; stop as soon as it fits. That
 # is one path through all sets of techniques. A set has a peak and a price, the time of a step, and for a
-# memory limit the best set is the **cheapest that fits**. So try all sets: two layers as wide as GPT-2
-# Large's, 4 ranks, on tensors that have shapes and no numbers. Bytes, FLOPs and bytes sent are measured.
-# Time is not: it is computed from an A100's datasheet [1] and 2 ms a micro-batch, our assumption.
-# %% [markdown] lang="ko" en="93c3351b"
+# memory limit the best set is the **cheapest that fits**. So try all sets on GPT-2 Large: 774 million
+# parameters, 4 ranks, 16 sequences of 1,024 tokens in each. All is by formula. Peaks come from the one
+# just checked, and time from FLOPs, bytes sent, an A100's datasheet [1] and 2 ms a micro-batch, our
+# assumption.
+# %% [markdown] lang="ko" en="a982cd27"
 # ## 무엇부터?
 #
 # 권장 순서는 혼합 정밀도, 누적, 체크포인팅, 샤딩이고, 들어가는 순간 멈추라고 합니다. 이것은 기법의 여러 조합을 지나는
 # 길 하나일 뿐입니다. 조합마다 최대 메모리와 가격(스텝 시간)이 있고, 어떤 메모리 한도에서 가장 좋은 조합은 **들어가는
-# 것 중 가장 싼** 것입니다. 그러니 조합을 모두 시험합니다. GPT-2 Large와 폭이 같은 층 2개, 랭크 4개를 값 없이 모양만
-# 있는 텐서로 돌립니다. 바이트와 FLOPs, 보낸 양은 측정값입니다. 시간은 재지 않고 A100 데이터시트[1]의 값과
-# 마이크로배치당 2 ms(우리의 가정)로 계산합니다.
+# 것 중 가장 싼** 것입니다. 그러니 GPT-2 Large(파라미터 7억 7,400만 개)로 조합을 모두 시험합니다. 랭크 4개에 토큰
+# 1,024개짜리 시퀀스가 16개씩입니다. 모두 공식으로 계산합니다. 최대 메모리는 방금 확인한 공식의 값이고, 시간은
+# FLOPs와 보낸 양, A100 데이터시트[1], 마이크로배치당 2 ms(우리의 가정)에서 나옵니다.
 # %% hidden=true source="dlcourse.plan.technique_order:cheapest,first_that_fits"
 
 # %%
@@ -350,30 +359,39 @@ show_machines(everything)
 # Mixed precision first is right where 16 bits are faster: it saves time *and* memory. After that the order
 # puts ZeRO last, though ZeRO-1 sends what an all-reduce sends anyway and so costs no time: with several
 # ranks it comes **before** accumulation and checkpointing. ZeRO-3 sends half as much again, and on a slow
-# link it is last indeed. No order is right everywhere; put your own prices in (see Deeper).
-# %% [markdown] lang="ko" en="97c58989"
+# link it is last indeed. No order is right everywhere; put your own numbers in (see Deeper).
+# %% [markdown] lang="ko" en="efde3dbb"
 # 16비트가 더 빠른 곳이라면 혼합 정밀도가 먼저입니다. 시간과 메모리를 *모두* 아끼니까요. 그다음부터 권장 순서는 ZeRO를
 # 맨 뒤에 두지만, ZeRO-1은 올리듀스(all-reduce)가 어차피 보내는 만큼만 보내므로 시간이 더 들지 않습니다. 랭크가 여럿이면
 # 누적과 체크포인팅**보다 먼저** 옵니다. ZeRO-3는 절반을 더 보내므로 링크가 느리면 정말 맨 뒤입니다. 어디서나 맞는 순서는
-# 없습니다. 내 가격은 '더 깊이'에서 넣어 볼 수 있습니다.
+# 없습니다. 내 숫자는 '더 깊이'에서 넣어 볼 수 있습니다.
 # %%
 claim("D7", **figures_of_d7(everything))
 # %% [markdown] lang="en"
 # ## GPT-2 Large, row by row
 #
 # A popular table: 12 GB at first, 6 GB with mixed precision, still 6 with accumulation, 4 with
-# checkpointing, 2 on each device with sharding. **Predict** the first row, in GB (10⁹ bytes): AdamW, float32, 774
-# million parameters, two sequences of 1,024 tokens.
-# %% [markdown] lang="ko" en="450dbbfc"
+# checkpointing, 2 on each device with sharding. **Predict** the first row, in GB (10⁹ bytes): AdamW, float32,
+# two sequences of 1,024 tokens. (It is measured on tensors that have shapes and no numbers: the **ledger**,
+# our record of what is alive, counts the bytes of a model that would not fit here.)
+# %% [markdown] lang="ko" en="def15a67"
 # ## GPT-2 Large, 한 줄씩
 #
 # 널리 알려진 표가 있습니다. 처음에는 12 GB, 혼합 정밀도로 6 GB, 누적을 더해도 6 GB, 체크포인팅으로 4 GB, 샤딩으로
-# 장치마다 2 GB라고 합니다. 첫 줄은 몇 GB(10⁹바이트)일지 **예측해 보세요.** AdamW, float32, 파라미터 7억 7,400만 개,
-# 토큰 1,024개짜리 시퀀스 2개입니다.
+# 장치마다 2 GB라고 합니다. 첫 줄은 몇 GB(10⁹바이트)일지 **예측해 보세요.** AdamW, float32, 토큰 1,024개짜리 시퀀스
+# 2개입니다. (값 없이 모양만 있는 텐서로 잽니다. 살아 있는 텐서를 적는 **장부**(ledger)가 이 컴퓨터에 들어가지 않는
+# 모델의 바이트도 셉니다.)
 # %%
 predict("13.gpt2")
+# %% hidden=true
+# %%ranks --fast
+from dlcourse.explorer.memory_anatomy import large_cases
+from dlcourse.plan import fake_ledger
+
+own_group = [dist.new_group([other]) for other in range(world_size)][rank]
+counted = rank < 2 and fake_ledger.measure(large_cases()[rank], own_group)["memory"]["peak_bytes"]
 # %%
-ledger = large_ledger()
+ledger = [count / 1e9 for count in ranks["counted"][:2]]
 compare("13.gpt2", round(ledger[0], 1))
 show_gpt2(ledger)
 # %% [markdown] lang="en"
@@ -409,7 +427,7 @@ explore(
 # libraries, rounding of each tensor to 512 bytes, blocks that are free but in pieces [2], and buffers of
 # torch's `foreach` optimizers as large as the parameters [3].
 # %% [markdown] lang="ko" en="48a2f975"
-# 여유를 남겨 두세요. 이 그림은 텐서만 셉니다. GPU에는 장부(ledger)에 보이지 않는 것이 더해집니다. CUDA 컨텍스트,
+# 여유를 남겨 두세요. 이 그림은 텐서만 셉니다. GPU에는 장부에 보이지 않는 것이 더해집니다. CUDA 컨텍스트,
 # 라이브러리의 작업 공간, 텐서마다 512바이트 단위로 올림, 비었지만 조각난 블록[2], 그리고 파라미터만큼 큰 `foreach`
 # 옵티마이저의 버퍼[3]입니다.
 # %% [markdown] lang="en"
@@ -486,14 +504,14 @@ show_published()
 # 1. A step has two high moments: the loss, and the optimizer's step; the peak is the higher one.
 # 2. States are 16 bytes a parameter with AdamW, mixed precision or not; activations go with the tokens.
 # 3. No moment of a usual step looks like 25, 25, 35, 15.
-# 4. Accumulation never shrinks gradients; master weights make the state larger; ZeRO-1 costs no time.
+# 4. Accumulation never shrinks gradients; master weights make the state larger; ZeRO-1 takes no more time.
 # 5. Which technique comes next depends on prices: search, and leave room for what a GPU adds.
 #
 # Sources: [1] [NVIDIA A100 datasheet](https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf).
 # [2] [PyTorch: CUDA semantics, memory management](https://docs.pytorch.org/docs/stable/notes/cuda.html#memory-management).
 # [3] [torch.optim.AdamW, foreach](https://docs.pytorch.org/docs/stable/generated/torch.optim.AdamW.html).
 # [4] [Rajbhandari et al., 2019](https://arxiv.org/abs/1910.02054).
-# %% [markdown] lang="ko" en="15736949"
+# %% [markdown] lang="ko" en="879de514"
 # ## 다섯 줄 요약
 #
 # 1. 스텝에는 높은 순간이 두 번, 손실 때와 옵티마이저 스텝에 있고, 높은 쪽이 최대 메모리입니다.
@@ -515,9 +533,9 @@ quiz()
 #
 # ### One device
 #
-# On **one** device nothing can be sharded. Of the limits that float32 does not fit into, the one at which
-# the order is worst, for three jobs:
-# %% [markdown] lang="ko" en="afe65cc6"
+# On **one** device nothing can be sharded. For three jobs, the table shows the limit at which the order is
+# worst, of those that plain float32 does not fit into:
+# %% [markdown] lang="ko" en="87925d4d"
 # ## 더 깊이
 #
 # 다음 레슨에 꼭 필요하지는 않습니다. 위의 셀을 실행했다면 아래는 어느 것이나 바로 실행할 수 있습니다.
