@@ -15,8 +15,8 @@
 # %% [markdown] lang="ko" en="2243b825"
 # # 04 텐서 병렬화(tensor parallelism): 층 하나를 여러 GPU에
 #
-# 파라미터 700억 개는 16비트로 140GB인데 GPU 메모리는 80GB입니다. 데이터 병렬화로는 풀리지 않습니다. 랭크마다
-# 140GB를 통째로 가져야 하기 때문입니다. 배치를 줄여도 소용없습니다. *가중치*가 너무 큽니다.
+# 파라미터 700억 개는 16비트로 140 GB인데 GPU 메모리는 80 GB입니다. 데이터 병렬화로는 풀리지 않습니다. 랭크마다
+# 140 GB를 통째로 가져야 하기 때문입니다. 배치를 줄여도 소용없습니다. *가중치*가 너무 큽니다.
 #
 # 그러니 GPU마다 모든 행렬의 한 조각씩만 가져야 합니다. 그러면 누가 무엇을 계산할 수 있을까요? 층마다
 # 순전파와 역전파에서 무엇을 보내야 할까요?
@@ -300,11 +300,11 @@ show_gradients(ranks["gradients_off"])
 with expect_failure("n_head=4 cannot be cut into 3"):
     check_tensor_parallel(n_head=4, n_embd=128, size=3)
 # %% [markdown] lang="en"
-# **Predict.** Our GPT has 4 layers, each with attention and an MLP. How many all-reduces does one
-# step take, forward and backward?
-# %% [markdown] lang="ko" en="ca612f99"
-# **예측해 보세요.** 우리 GPT는 4층이고 층마다 어텐션과 MLP가 있습니다. 한 스텝에 올리듀스는 순전파와 역전파를
-# 합쳐 몇 번일까요?
+# **Predict.** Our GPT has 4 layers, each with attention and an MLP. All are cut like this. How many
+# all-reduces does one step take, forward and backward?
+# %% [markdown] lang="ko" en="c66f5d7a"
+# **예측해 보세요.** 우리 GPT는 4층이고 층마다 어텐션과 MLP가 있습니다. 모두 이렇게 자르면 한 스텝에 올리듀스는
+# 순전파와 역전파를 합쳐 몇 번일까요?
 # %%
 predict("04.calls")
 # %%
@@ -324,8 +324,9 @@ show_timeline(blocks)
 # Is it the same training as in one process? The numbers will not be bitwise equal: four summands
 # are added where one process adds once. So which difference is rounding, and which is a bug?
 #
-# Compare four trainings with one process, and guess first: which row is the broken one?
-# %% [markdown] lang="ko" en="1dc0c622"
+# Compare four trainings with one process. The last has forgotten the all-reduce of backward. Guess
+# first: does its first loss show it?
+# %% [markdown] lang="ko" en="2ab970e7"
 # 한 번에 잔차 스트림(residual stream, 블록에서 블록으로 흐르는 활성화값) 전체를 보냅니다. 시퀀스 2개 × 토큰 128개 ×
 # 폭 128 × 4바이트로 128 KiB입니다. 레슨 03과 달리 숨길 곳이 없습니다. 합이 와야 다음 층을 시작할 수 있습니다.
 #
@@ -334,7 +335,8 @@ show_timeline(blocks)
 # 단일 프로세스와 같은 학습일까요? 비트까지 같지는 않습니다. 혼자면 한 번에 더할 것을 부분합 네 개로 나누어 더하기
 # 때문입니다. 그렇다면 어떤 차이가 반올림이고, 어떤 차이가 버그일까요?
 #
-# 네 가지 학습을 단일 프로세스와 비교합니다. 먼저 맞혀 보세요. 고장 난 것은 어느 줄일까요?
+# 네 가지 학습을 단일 프로세스와 비교합니다. 마지막 것은 역전파의 올리듀스를 빠뜨렸습니다. 먼저 맞혀 보세요. 첫
+# 손실만 봐도 알 수 있을까요?
 # %% hidden=true
 # %%ranks --fast
 model = None
@@ -368,14 +370,14 @@ show_apart(ranks["trials"])
 # %% [markdown] lang="en"
 # Three tests for "normal". It vanishes in float64: only rounding does that. It is of the size that
 # reordering a batch makes in *one* process. And it is far below one step of the optimizer (`lr`): Adam
-# divides a gradient by its own size, so near zero rounding becomes a part of a step; 30% is allowed.
+# divides a gradient by its own size, so near zero rounding becomes a part of a step: we allow 30% of it.
 #
 # The last row is far beyond, and its **first loss is right**: forward needs no `CopyTo`. No error, no
 # warning. A check of the loss alone would have passed it.
-# %% [markdown] lang="ko" en="7e9ae5f4"
-# "정상"인지 가리는 기준은 셋입니다. float64에서 사라집니다. 반올림만 그렇습니다. *단일* 프로세스에서 배치 순서만
-# 바꿔도 이만한 차이는 생깁니다. 그리고 옵티마이저의 갱신량(`lr`)보다 훨씬 작습니다. Adam은 그래디언트를 자기
-# 크기로 나누므로 0 근처에서는 반올림이 갱신량의 일부가 됩니다. 30%까지 허용합니다.
+# %% [markdown] lang="ko" en="308fb449"
+# "정상"인지 가리는 기준은 셋입니다. 첫째, float64에서 사라집니다. 그렇게 사라지는 것은 반올림뿐입니다. 둘째, *단일*
+# 프로세스에서 배치 순서만 바꿔도 이만한 차이는 생깁니다. 셋째, 옵티마이저의 갱신량(`lr`)보다 훨씬 작습니다. Adam은
+# 그래디언트를 자기 크기로 나누므로 0 근처에서는 반올림이 갱신량의 일부가 됩니다. 갱신량의 30%까지 허용합니다.
 #
 # 마지막 줄은 기준을 크게 넘는데 **첫 손실은 맞습니다**. 순전파에는 `CopyTo`가 필요 없기 때문입니다. 오류도
 # 경고도 없습니다. 손실만 확인했다면 그냥 넘어갔을 것입니다.
@@ -420,14 +422,14 @@ found = ranks["libraries"]
 show_libraries({name: [of[name] for of in found] for name in found[0]}, ranks["installed"])
 # %% [markdown] lang="en"
 # Same loss. But 24 all-reduces in one row: q, k and v each summed the gradient of the same input. In
-# DTensor, `PrepareModuleInput` makes that input one replicated tensor first; here, one `copy_to` stands
-# before all three. It is your third exercise.
+# DTensor, `PrepareModuleInput` makes that input one replicated tensor first; in our code one `CopyTo`
+# (the function `copy_to`) stands before all three. It is your third exercise.
 #
 # Back to the example that opened this lesson, which is claim B2:
-# %% [markdown] lang="ko" en="a652322c"
+# %% [markdown] lang="ko" en="ca67275c"
 # 손실이 같습니다. 그런데 한 줄은 올리듀스가 24번입니다. q, k, v가 같은 입력의 그래디언트를 저마다 더했기
-# 때문입니다. DTensor에서는 `PrepareModuleInput`이 그 입력을 먼저 복제된 텐서 하나로 만들고, 여기서는 셋 앞에
-# `copy_to`를 하나 둡니다. 세 번째 연습 문제입니다.
+# 때문입니다. DTensor에서는 `PrepareModuleInput`이 그 입력을 먼저 복제된 텐서 하나로 만들고, 우리 코드는 셋 앞에
+# `CopyTo` 하나(함수 `copy_to`)를 둡니다. 세 번째 연습 문제입니다.
 #
 # 첫머리의 예, 곧 주장 B2로 돌아갑시다.
 # %%
@@ -510,24 +512,24 @@ check("04.loss")
 # ## On a GPU cluster
 #
 # Nothing hides, so tensor parallelism stays inside a node, where GPUs are linked by NVLink: 450 GB/s
-# each way [1], against 50 GB/s over a 400 Gb/s card [2]. First by formula, for 8 ranks and numbers of 2
+# each way [1], against 50 GB/s over a 400 Gb/s network card [2]. First by formula, for 8 ranks and numbers of 2
 # bytes (6 FLOP a parameter and token, at an assumed 400 TFLOP/s). Then published, on A100 GPUs: the
 # rows of Megatron's table that have tensor and data parallelism alone [3].
-# %% [markdown] lang="ko" en="d38acb67"
+# %% [markdown] lang="ko" en="b2481ac4"
 # ## GPU 클러스터에서는
 #
 # 숨길 수 없는 통신이라 텐서 병렬화는 GPU가 NVLink로 이어진 노드 안에 둡니다. NVLink는 방향마다 450 GB/s이고[1],
-# 400 Gb/s 카드는 50 GB/s입니다[2]. 먼저 랭크 8개와 2바이트 숫자로 계산해 봅니다(파라미터와 토큰마다 6 FLOP, 400
+# 400 Gb/s 네트워크 카드는 50 GB/s입니다[2]. 먼저 랭크 8개와 2바이트 숫자로 계산해 봅니다(파라미터와 토큰마다 6 FLOP, 400
 # TFLOP/s로 계산한다고 가정). 다음은 A100 GPU에서 발표된 값으로, Megatron의 표에서 텐서 병렬화와 데이터 병렬화만 쓴
 # 줄입니다[3].
 # %% tags=["nbval-check-output"]
 show_cluster()
 # %% [markdown] lang="en"
-# Over the card the all-reduces take longer than all that is computed. Inside a node each of 8 GPUs is
+# Over the network card the all-reduces take longer than all that is computed. Inside a node each of 8 GPUs is
 # almost as fast as alone (the models grow along). The table's other rows reach 1008B parameters, none
 # with more than 8 tensor-parallel ranks; Llama 3 405B has 8, too [4]. No GPU run of ours is recorded.
-# %% [markdown] lang="ko" en="ebf82a7f"
-# 카드로 보내면 올리듀스가 계산 전체보다 오래 걸립니다. 노드 안에서는 GPU 8개가 저마다 혼자일 때만큼 빠릅니다(모델도 함께
+# %% [markdown] lang="ko" en="db89516c"
+# 네트워크 카드로 보내면 올리듀스가 계산 전체보다 오래 걸립니다. 노드 안에서는 GPU 8개가 저마다 혼자일 때만큼 빠릅니다(모델도 함께
 # 커집니다). 표의 나머지 줄은 파라미터 1조 80억 개까지 있지만 텐서 병렬화 랭크는 모두 8개이고, Llama 3 405B도
 # 8개입니다[4]. 이 레슨의 GPU 실행 기록은 없습니다.
 # %% [markdown] lang="en"
@@ -578,8 +580,8 @@ quiz()
 # ### 어휘
 #
 # 작은 모델에서 가장 큰 행렬은 임베딩과 출력층이고, 토큰으로 나눕니다. 그런데 토큰 50,257개는 랭크 4개로
-# 나누어떨어지지 않습니다. 나머지를 그냥 버리면 어떻게 될까요? 여기서는 효과가 잘 보이도록 토큰이 11개뿐이고,
-# 모델은 정답을 확신합니다.
+# 나누어떨어지지 않습니다. 나머지를 그냥 버리면 어떻게 될까요? 효과가 잘 보이도록 어휘를 토큰 11개로 줄이고, 모델이
+# 정답을 거의 확신하는 로짓을 넣습니다.
 # %%
 # %%ranks --fast
 from dlcourse.parallel.tensor_vocabulary import _CrossEntropy, parallel_cross_entropy
@@ -661,8 +663,8 @@ show_peaks(alone, tensor, sequence)
 # all-reduce inside. What is left lies inside the matrices: this code keeps the gathered input for
 # backward. Megatron gathers it again.
 # %% [markdown] lang="ko" en="25af6833"
-# 바이트는 같고 활성화값은 줄었습니다. 리듀스스캐터는 이 과정의 것입니다. Gloo의 것은 속이 올리듀스입니다. 남은
-# 활성화값은 행렬 안쪽에 있습니다. 이 코드는 모은 입력을 역전파까지 두고, Megatron은 버렸다가 다시 모읍니다.
+# 바이트는 같고 활성화값은 줄었습니다. 리듀스스캐터는 이 과정의 구현입니다. Gloo의 리듀스스캐터는 속에서 올리듀스를
+# 합니다. 남은 활성화값은 행렬 안쪽에 있습니다. 이 코드는 모은 입력을 역전파까지 두고, Megatron은 버렸다가 다시 모읍니다.
 # %% [markdown] lang="en"
 # ### Long sequences: context parallelism
 #

@@ -153,15 +153,15 @@ compare("12.states", sum(kept[name] for name in ("parameters", "gradients", "opt
 show_needs(naive)
 # %% [markdown] lang="en"
 # These are the highest moments: forward is over, and activations are all there. Gradients are not; they
-# come as activations go, so the two never meet, and adding up their peaks would be wrong. The recipe's
+# come as activations go, so the two peaks never meet, and adding them up would be wrong. The recipe's
 # 2 GB are the first colour alone. And devices are not equal: embeddings are at one end, norm,
 # head and loss at the other.
 #
 # So ask *before* building whether it fits. Each device has a limit of its own; here is one that the
 # undivided model would break:
-# %% [markdown] lang="ko" en="77513e95"
-# 가장 높은 순간을 그린 것입니다. 순전파가 끝나 활성화값이 모두 있을 때입니다. 그래디언트는 활성화값이 사라지는 동안 생기므로 둘은
-# 만나지 않습니다. 그래서 각각의 최댓값을 더하면 틀립니다. 처음에 말한 2 GB는 첫 번째 색만 센 것입니다. 장치들도 같지 않습니다.
+# %% [markdown] lang="ko" en="15d4edaa"
+# 가장 높은 순간을 그린 것입니다. 순전파가 끝나 활성화값이 모두 있을 때입니다. 그래디언트는 활성화값이 사라지는 동안 생기므로 둘의
+# 최댓값은 만나지 않고, 더하면 틀립니다. 처음에 말한 2 GB는 첫 번째 색만 센 것입니다. 장치들도 같지 않습니다.
 # 한쪽 끝에는 임베딩이, 다른 끝에는 정규화, 출력층, 손실이 있습니다.
 #
 # 그러니 만들기 *전에* 들어가는지 물어보아야 합니다. 장치마다 자기 한도가 있습니다. 다음은 나누지 않은 모델로는 지킬 수
@@ -206,12 +206,12 @@ show_same(ranks["same"], ranks["want"][-1][-1], ranks["losses"][-1][-1])
 # ## One works at a time
 #
 # Nothing is copied, nothing averaged. The price is time. Before it computes, a device needs what the
-# one before has made. **Predict**: which percentage of the time do three devices wait, if all take the
+# one before has made. **Predict**: what percentage of the time do three devices wait, if all take the
 # same time?
 #
 # Three ranks on two cores cannot show that, so times are imposed: a device's layers take 50 ms
 # forward and 100 ms backward, a message 5 ms and 1 µs a byte. Messages and their order stay real.
-# %% [markdown] lang="ko" en="00430efb"
+# %% [markdown] lang="ko" en="f7df0ec2"
 # ## 한 번에 하나만 일한다
 #
 # 복사하는 것도 평균 내는 것도 없습니다. 비용은 시간입니다. 장치는 앞 장치의 결과가 있어야 계산할 수 있습니다. 모두
@@ -279,20 +279,20 @@ claim("D4", **figures_of_d4(full, 100 * Gantt(equal).idle_over_total))
 # %% [markdown] lang="en"
 # ## Out of the way: the optimizer's state
 #
-# Half of the states is Adam's, and it is touched once a step. **Offload** it: the state and a copy
-# of the parameters, the master copy, live in the host's memory. Gradients go out, the host takes Adam's
-# step, parameters come back.
+# So the recipe's layers run on GPUs of 4 GB, and do not train there. Half of the states is Adam's, touched
+# once a step. **Offload** it: it and a **master copy** of the parameters live in the host's memory.
+# Gradients go out, the host takes Adam's step, parameters come back.
 #
 # On a CPU, device and host have one memory, and copies would show nothing. So the last rank is
 # the host, with a ledger of its own, and messages stand for PCIe, the link between GPU and CPU. The
 # model: 8 layers of width 64, 433,280 parameters in float32.
 #
 # **Predict** the bytes that go out in a step. As many come back.
-# %% [markdown] lang="ko" en="f5f0ba56"
+# %% [markdown] lang="ko" en="69fdc5e2"
 # ## 비켜 두기: 옵티마이저 상태
 #
-# 상태의 절반은 Adam의 것이고, 한 스텝에 한 번만 건드립니다. 그러니 **오프로드**(offload)합니다. 옵티마이저 상태와
-# 마스터 가중치를 호스트 메모리에 둡니다. 그래디언트가 나가고, 호스트가 Adam 스텝을 실행하고, 파라미터가 돌아옵니다.
+# 4 GB짜리 GPU에서 그 층들은 돌기는 해도 학습은 못 합니다. 상태의 절반은 Adam의 것이고, 한 스텝에 한 번만 건드립니다.
+# 그러니 **오프로드**(offload)합니다. 옵티마이저 상태와 파라미터의 사본(마스터 가중치)을 호스트 메모리에 둡니다. 그래디언트가 나가고, 호스트가 Adam 스텝을 실행하고, 파라미터가 돌아옵니다.
 #
 # CPU에서는 장치와 호스트의 메모리가 하나라서 복사해도 보이는 것이 없습니다. 그래서 마지막 랭크가 자기 장부(ledger)를 가진
 # 호스트가 되고, 메시지가 GPU와 CPU를 잇는 PCIe를 대신합니다. 모델은 폭 64인 층 8개, float32 파라미터 433,280개입니다.
@@ -380,20 +380,21 @@ late, soon = (at[-1] - at[0] for at in device_times.values())
 compare("12.overlap", late / soon)
 show_overlap(device_times, host_times)
 # %% [markdown] lang="en"
-# Below, the host updates the last blocks while the first ones are still in backward; only the tail
-# stays in sight. A block's trip takes no longer than its backward; a slower link would show.
+# In the lower panel the host updates the last blocks while the first ones are still in backward; only the
+# tail stays in sight. A block's trip takes no longer than its backward; a slower link would show.
 #
-# So bandwidth decides, and *what* crosses. Three ways to train 6.4 billion parameters in 16 bits, by formula
-# and for an example's speeds (8,192 tokens, device 100 TFLOP/s, host 10): on the host is the optimizer
-# state, the parameters as well (fetched twice a step), or a quarter of the layers. PCIe 3.0, 4.0 and 5.0 with 16 lanes give about
-# 16, 32 and 64 GB/s each way. When does the link stop mattering?
-# %% [markdown] lang="ko" en="0ae69204"
-# 아래에서는 앞쪽 블록이 아직 역전파하는 동안 호스트가 뒤쪽 블록을 갱신해서, 꼬리만 눈에 보입니다. 블록의 이동이 그 역전파보다
+# So bandwidth decides, and *what* crosses. The slider has three ways to train 6.4 billion parameters in 16
+# bits, by formula (8,192 tokens, device 100 TFLOP/s, host 10). On the host are the optimizer state alone,
+# the parameters as well (fetched twice a step), or a quarter of the layers. PCIe 3.0, 4.0 and 5.0 with 16
+# lanes give about 16, 32 and 64 GB/s each way. When does the link stop mattering?
+# %% [markdown] lang="ko" en="7706e555"
+# 아래쪽 그림에서는 앞쪽 블록이 아직 역전파하는 동안 호스트가 뒤쪽 블록을 갱신해서, 꼬리만 눈에 보입니다. 블록의 이동이 그 역전파보다
 # 오래 걸리지 않아서 숨었고, 링크가 더 느리면 드러납니다.
 #
-# 그러니 대역폭과 *무엇이* 오가느냐가 결정합니다. 파라미터 64억 개를 16비트로, 작은 장치에서 학습하는 세 방법을 공식으로
-# 그립니다(예로 든 속도: 토큰 8,192개, 장치 100, 호스트 10 TFLOP/s). 호스트에 두는 것은 옵티마이저 상태, 파라미터까지(한 스텝에
-# 두 번 가져옵니다), 또는 층의 4분의 1입니다. 16레인 PCIe 3.0, 4.0, 5.0은 한 방향에 16, 32, 64 GB/s쯤입니다. 링크는 언제부터 상관없어질까요?
+# 그러니 대역폭과 *무엇이* 오가느냐가 결정합니다. 슬라이더는 파라미터 64억 개를 16비트로 학습하는 세 방법을 공식으로
+# 그립니다(토큰 8,192개, 장치 100 TFLOP/s, 호스트 10 TFLOP/s). 호스트에는 옵티마이저 상태만 두거나, 파라미터까지
+# 두거나(한 스텝에 두 번 가져옵니다), 층의 4분의 1을 둡니다. 16레인 PCIe 3.0, 4.0, 5.0은 한 방향에 16, 32, 64 GB/s쯤입니다.
+# 링크는 언제부터 상관없어질까요?
 # %%
 explore(
     step_over_link,
@@ -495,22 +496,23 @@ ours = losses["soon"][1], on_device["soon"]
 show_libraries((losses["plain"][1], on_device["plain"]), ours, ranks["peers"][0])
 # %% [markdown] lang="en"
 # The same loss up to rounding (FSDP2 averages gradients over ranks; $10^{-4}$ is allowed). FSDP2 divides
-# everything by the ranks. On a CPU its policy saves nothing on top, as both memories are one.
-# %% [markdown] lang="ko" en="e4121780"
-# 손실은 반올림만큼만 다릅니다(FSDP2는 그래디언트를 랭크끼리 평균 내므로 $10^{-4}$까지 허용합니다). FSDP2는 모든 것을 랭크 수로
-# 나눕니다. CPU에서는 정책을 켜도 더 아끼는 것이 없습니다. 메모리가 하나이기 때문입니다.
+# the states by the ranks, not the activations. On a CPU its policy saves nothing on top: both memories
+# are one.
+# %% [markdown] lang="ko" en="2ce4510f"
+# 손실은 반올림만큼만 다릅니다(FSDP2는 그래디언트를 랭크끼리 평균 내므로 $10^{-4}$까지 허용합니다). FSDP2는 상태를 랭크 수로
+# 나누고, 활성화값은 나누지 않습니다. CPU에서는 정책을 켜도 더 아끼는 것이 없습니다. 메모리가 하나이기 때문입니다.
 # %% [markdown] lang="en"
 # ## Exercises
 #
 # **1. `12.moved`** (3 minutes). Bytes out and back in a step, in 16 bits. The model has `parameters`
-# parameters, `blocks` of them in its blocks; the rest of it stays on the device. What is offloaded,
-# `what`, is "optimizer" or "parameters". Return both numbers.
-# %% [markdown] lang="ko" en="aacb510e"
+# parameters, `blocks` of them in its blocks. What is offloaded, `what`, is "optimizer" or "parameters";
+# parameters outside the blocks stay on the device, and are updated by the host, too. Return both numbers.
+# %% [markdown] lang="ko" en="507cd070"
 # ## 연습 문제
 #
 # **1. `12.moved`** (3분). 16비트일 때 한 스텝에 나가고 돌아오는 바이트를 둘 다 돌려주세요. 파라미터는 `parameters`개,
-# 그 가운데 `blocks`개가 블록에 있고 나머지는 장치에 남습니다. 무엇을 오프로드하는지가 `what`이며, "optimizer"나
-# "parameters"입니다.
+# 그 가운데 `blocks`개가 블록에 있습니다. 무엇을 오프로드하는지가 `what`이며, "optimizer"나 "parameters"입니다. 블록 밖의
+# 파라미터는 언제나 장치에 남고, 갱신은 호스트가 합니다.
 # %% exercise="12.moved"
 def moved(parameters, blocks, what):
     raise NotImplementedError
@@ -711,8 +713,8 @@ one_memory = [
 # %%
 show_unified(ranks["one_memory"][0])
 # %% [markdown] lang="en"
-# Nothing is saved: the master copy and the buffer come on top. (Between steps, when there
-# are no gradients in either.) Where memory is one, do not offload, as there is nowhere to go to.
+# Nothing is saved: the master copy and the buffer come on top. (Measured between steps, when neither has
+# gradients.) Where memory is one, do not offload: there is nowhere to go.
 #
 # ### Loading what fits nowhere
 #
@@ -720,7 +722,7 @@ show_unified(ranks["one_memory"][0])
 # The **meta device** builds shapes without numbers, and a **safetensors** file [3] tells in its header
 # where each tensor lies. So a rank reads its own layers, straight into place. **Predict** how many
 # times less memory that takes at its peak, with three ranks.
-# %% [markdown] lang="ko" en="6cbc9df3"
+# %% [markdown] lang="ko" en="18f3a5c0"
 # 아끼는 것이 없습니다. 마스터 가중치와 버퍼가 더해질 뿐입니다. (스텝 사이에 재었으므로 양쪽 다 그래디언트가
 # 없습니다.) 메모리가 하나라면 옮겨 갈 곳이 없으니 오프로드하지 마세요.
 #
