@@ -8,8 +8,8 @@
 # Yet the copies are equal, byte for byte. What does a rank really need, and when? What does it cost to
 # fetch the rest?
 #
-# You will write ZeRO's first stage in twenty lines, see each byte go in the ledger, and test the popular
-# "4, 8 and N times less".
+# Twenty lines make ZeRO's first stage. You will see the bytes go in the memory ledger, which counts each
+# tensor's, and test the popular "4, 8 and N times less".
 #
 # Time: reading 18 min + exercises 43 min.
 # %% [markdown] lang="ko" en="38361916"
@@ -133,9 +133,9 @@ class Row:
         for p, view in zip(self.parameters, views_like(self.all, self.parameters)):
             p.data = view
 # %% [markdown] lang="en"
-# The model's parameters are now views into the row, and so is this rank's shard, `mine`; the optimizer
-# is given nothing else. Lesson 03's all-reduce has two halves. Stage 1 puts the optimizer's step
-# *between* them:
+# The model's parameters are now views into the row (`views_like` makes them, in their old shapes), and so is
+# this rank's shard, `mine`; the optimizer is given nothing else. Lesson 03's all-reduce has two halves: a
+# reduce-scatter and an all-gather. Stage 1 puts the optimizer's step *between* them:
 #
 # ```mermaid
 # flowchart LR
@@ -143,8 +143,9 @@ class Row:
 #   P -- optimizer step --> N["my part of the<br>new parameters"] -- all-gather --> A["all new<br>parameters"]
 # ```
 # %% [markdown] lang="ko" en="62d9db13"
-# 이제 모델의 파라미터는 모두 그 줄의 뷰이고, 이 랭크의 샤드 `mine`도 뷰입니다. 옵티마이저에는 `mine`만 줍니다. 레슨
-# 03의 올리듀스는 두 반쪽으로 되어 있습니다. 1단계는 그 *사이에* 옵티마이저 스텝을 끼워 넣습니다.
+# 이제 모델의 파라미터는 모두 그 줄의 뷰이고(원래 모양대로 `views_like`가 만듭니다), 이 랭크의 샤드 `mine`도 뷰입니다.
+# 옵티마이저에는 `mine`만 줍니다. 레슨 03의 올리듀스는 두 반쪽, 곧 리듀스스캐터와 올게더로 되어 있습니다. 1단계는 그
+# *사이에* 옵티마이저 스텝을 끼워 넣습니다.
 #
 # ```mermaid
 # flowchart LR
@@ -185,10 +186,12 @@ gpt = alone = row = adamw = one = pairs = None
 show_own(ranks["own_apart"])
 # %% [markdown] lang="en"
 # The same training, with a quarter of the state in each rank. Folded below are the course's row and its
-# stage 1: messages for each block, and refusals of what would go wrong in silence. It is used like this:
+# stage 1, which sends block by block and refuses what would go wrong in silence. It is used like this
+# (`MasterAdamW` is AdamW with master copies):
 # %% [markdown] lang="ko" en="5a117588"
 # 랭크마다 상태의 4분의 1만 두고도 같은 학습입니다. 아래에 이 과정의 한 줄과 1단계 클래스를 접어 두었습니다. 블록마다
-# 메시지를 보내고, 조용히 틀릴 만한 일은 거부합니다. 쓰는 법은 이렇습니다.
+# 메시지를 보내고, 조용히 틀릴 만한 일은 거부합니다. 쓰는 법은 이렇습니다(`MasterAdamW`는 마스터 가중치를 두는
+# AdamW입니다).
 # %% hidden=true source="dlcourse.parallel.zero_flat_parameters:FlatParameters"
 
 # %% hidden=true source="dlcourse.parallel.zero:ZeRO1"
@@ -204,7 +207,7 @@ def mixed_step(wrapper):
     model.sync_parameters()  # all-gather
     return model, optimizer
 # %% [markdown] lang="en"
-# **Predict** what stage 1 leaves in each of 4 ranks, in mixed precision.
+# **Predict** how many bytes stage 1 leaves in each of 4 ranks, in mixed precision.
 # %% [markdown] lang="ko" en="f9d96030"
 # 혼합 정밀도에서 1단계를 쓰면 랭크 4개에 저마다 몇 바이트가 남을지 **예측해 보세요.**
 # %%
@@ -298,14 +301,14 @@ compare("06.sent1", sizes[1])
 compare("06.sent3", sizes[3])
 show_sent(ranks["sent"])
 # %% [markdown] lang="en"
-# Stages 1 and 2 send not one byte more than data parallelism; stage 3 sends half as much again, for the
+# Stages 1 and 2 send what data parallelism's all-reduce sends, 1.5; stage 3 half as much again, for the
 # second gathering. (The course has its own reduce-scatter: Gloo's is an all-reduce inside, and sends
 # twice as much.)
 #
 # Two popular sentences are about this. For the second, count when all-gathers start, in ours and in
 # FSDP2:
 # %% [markdown] lang="ko" en="fb2bf147"
-# 1, 2단계는 데이터 병렬화보다 한 바이트도 더 보내지 않습니다. 3단계는 한 번 더 모으느라 절반을 더 보냅니다. (이 과정의
+# 1, 2단계는 데이터 병렬화의 올리듀스만큼, 곧 1.5배를 보냅니다. 3단계는 한 번 더 모으느라 그 절반을 더 보냅니다. (이 과정의
 # 리듀스스캐터는 직접 만든 것입니다. Gloo의 리듀스스캐터는 속이 올리듀스라서 두 배를 보냅니다.)
 #
 # 여기에 대해 흔히 하는 말이 둘 있습니다. 두 번째는 우리 코드와 FSDP2에서 올게더가 언제 시작하는지 세어 확인합니다.
@@ -389,16 +392,16 @@ explore(fits_on_a_card, model=MODELS, ranks=[1, 2, 4, 8, 16, 64, 256, 1024], pre
 # %% [markdown] lang="en"
 # 4 and 8 are limits for $N \to \infty$, and only of mixed precision; in float32 the limits are 2 and 4. So
 # 70B never fits by stages 1 and 2, however many ranks there are. Only N is exact. (Mind the units: 120 GB
-# are $10^9$ bytes, 111.8 GiB.)
+# are $120 \cdot 10^9$ bytes, or 111.8 GiB.)
 #
-# All this counts model states. **Predict** the *peak*: 4 ranks, float32, 256 tokens in each. How many
+# All this counts **model states**: parameters, gradients, optimizer state. **Predict** the *peak*: 4 ranks, float32, 256 tokens in each. How many
 # times less does stage 3 need than data parallelism?
 # %% [markdown] lang="ko" en="1d739623"
 # 4와 8은 $N \to \infty$일 때의 극한이고, 그것도 혼합 정밀도에서만 그렇습니다. float32에서는 극한이 2와 4입니다. 그래서
-# 70B는 랭크가 아무리 많아도 1, 2단계로는 들어가지 않습니다. N만 정확합니다. (단위를 조심하세요. 120 GB는 $10^9$바이트
-# 단위이고 GiB로는 111.8입니다.)
+# 70B는 랭크가 아무리 많아도 1, 2단계로는 들어가지 않습니다. N만 정확합니다. (단위를 조심하세요. 120 GB는
+# $120 \cdot 10^9$바이트이고, GiB로는 111.8입니다.)
 #
-# 이것은 모델 상태만 센 것입니다. *최대 메모리*를 **예측해 보세요.** 랭크 4개, float32, 랭크마다 토큰 256개일 때
+# 이것은 **모델 상태**, 곧 파라미터와 그래디언트와 옵티마이저 상태만 센 것입니다. *최대 메모리*를 **예측해 보세요.** 랭크 4개, float32, 랭크마다 토큰 256개일 때
 # 3단계는 데이터 병렬화보다 몇 배 적게 쓸까요?
 # %%
 predict("06.peak")
@@ -423,8 +426,8 @@ show_peaks(ranks["peaks"][0])
 # %% [markdown] lang="en"
 # Most of what stage 3 leaves is **activations**. No stage divides them: that takes a smaller batch,
 # checkpointing ([lesson 11](11_checkpointing.ipynb)), or tensor parallelism. And stage 1 has *more*
-# gradients than data parallelism here: its row of gradients stays from step to step, also after
-# `zero_grad`, where separate gradients are freed and come back one by one.
+# gradients than data parallelism here: its row of gradients stays through `zero_grad`, which frees separate
+# gradients, so that they come back one by one.
 #
 # A higher stage can even need more in all. Take the whole small model as one unit, and 16 tokens a rank, so
 # that activations do not hide it. Which stage needs least?
@@ -620,7 +623,7 @@ check("06.peak")
 # 곱 뒤에 숨습니다. 노드 사이는 네트워크가 느려서, 노드 안에서는 샤딩하고 노드 사이에는 복제본을 두기도
 # 합니다(HSDP). 이 레슨의 GPU 실행 기록은 없습니다.
 #
-# 발표된 값을 봅시다. 80 GB H100 GPU에서 FSDP, 곧 3단계로 학습한 것입니다[2]. MFU는 GPU의 FLOPs 가운데 모델에 필요한
+# 발표된 값을 봅시다. 80 GB H100 GPU에서 FSDP, 곧 3단계로 학습한 것입니다[2]. MFU는 GPU의 최대 FLOPs 가운데 모델에 필요한
 # 계산에 쓴 비율입니다.
 # %% tags=["nbval-check-output"]
 show_published()
@@ -628,7 +631,7 @@ show_published()
 # ## In five lines
 #
 # 1. Equal copies are waste: cut one flat row, let each rank update its part.
-# 2. Stage 1 divides optimizer state, stage 2 also gradients; without accumulation neither sends a byte more.
+# 2. Stage 1 divides optimizer state, stage 2 also gradients; without accumulation both send an all-reduce's bytes.
 # 3. Stage 3 also divides parameters, for half as many bytes again; every forward is a collective.
 # 4. 4 and 8 times are limits, of 16-bit training, over infinitely many ranks; N times is exact.
 # 5. Activations and buffers stay: measure the peak, not the formula.
@@ -640,7 +643,7 @@ show_published()
 # ## 다섯 줄 요약
 #
 # 1. 똑같은 복제본은 낭비입니다. 한 줄로 펴서 자르고, 랭크마다 자기 몫만 갱신합니다.
-# 2. 1단계는 옵티마이저 상태를, 2단계는 그래디언트까지 나눕니다. 누적하지 않으면 둘 다 한 바이트도 더 보내지 않습니다.
+# 2. 1단계는 옵티마이저 상태를, 2단계는 그래디언트까지 나눕니다. 누적하지 않으면 둘 다 올리듀스만큼 보냅니다.
 # 3. 3단계는 파라미터까지 나누는 대신 절반을 더 보냅니다. 모든 순전파가 집합 통신이 됩니다.
 # 4. 4분의 1과 8분의 1은 16비트 학습에서 랭크가 한없이 많을 때의 극한입니다. N분의 1은 정확합니다.
 # 5. 활성화값과 버퍼는 그대로입니다. 공식이 아니라 최대 메모리를 재세요.
