@@ -9,7 +9,7 @@
 # You need lesson [01](01_collectives.ipynb) (send and receive).
 #
 # Time: reading 17 min + exercises 41 min.
-# %% [markdown] lang="ko" en="dfe95f83"
+# %% [markdown] lang="ko" en="0f0149d2"
 # # 05 파이프라인 병렬화(pipeline parallelism): 모든 랭크에 일감을
 #
 # 모델이 GPU 하나에 들어가지 않습니다. 그래서 GPU 네 개에 층을 4분의 1씩 나눠 줍니다. 들어갑니다. 그런데
@@ -57,7 +57,7 @@ from dlcourse.parallel.pipeline_schedules import SCHEDULES, Schedule, make_sched
 from dlcourse.parallel.pipeline_simulation import simulate
 
 lesson(lang=lang, name="05_pipeline_parallel")
-ranks = Ranks(num_ranks, device=device)
+ranks = Ranks(num_ranks, device=device, preload="dlcourse.peers.shared_libraries")
 ranks.cell(f"steps = {steps}")
 w, m = num_ranks, 8
 # %% hidden=true
@@ -102,7 +102,7 @@ show_whole()
 # **Predict.** Each rank now does 8 forwards and 8 backwards. The last rank waits for 3 forwards before
 # its first piece arrives, and at the end it has nothing to do while the other 3 go backward.
 # Which percentage of the *total* time is it idle?
-# %% [markdown] lang="ko" en="b7912049"
+# %% [markdown] lang="ko" en="b1c22cb3"
 # 빈 곳이 **파이프라인 버블**(pipeline bubble), 기다리는 시간입니다. 배치를 **마이크로배치**(micro-batch)
 # 8개로 자르면 랭크 1은 첫 조각만 와도 시작할 수 있습니다. GPipe는 순전파를 모두 한 다음 역전파를 모두
 # 합니다.
@@ -119,7 +119,7 @@ predict("05.bubble")
 # two cores cannot compute at the same time, so their bubble would only show that cores are missing. Hence
 # **the stage times are imposed here**: a forward sleeps for 20 ms, a backward for 40, and sleeping ranks
 # need no core. Processes, messages and their order are real.
-# %% [markdown] lang="ko" en="8d616704"
+# %% [markdown] lang="ko" en="6c29e55f"
 # 코드에는 `F`와 `BW`만 적혀 있고, 번호는 `numbered`가 차례로 붙여 `F0 F1 F2 …`가 됩니다.
 #
 # 위 그림은 목록을 따라 시간을 더해 본 시뮬레이션입니다. 재 보는 편이 낫습니다. 그런데 코어 두 개로는 랭크 네 개가
@@ -150,7 +150,7 @@ show_both("GPipe", predicted, measured)
 # Careful when you compare papers. Idle over *total* time is $\frac{p-1}{m+p-1}$. Many papers give
 # idle over *ideal* time, $\frac{p-1}{m}$, a larger number for the same picture. For $p$ ranks (here 4,
 # in the code `w`) and $m$ micro-batches:
-# %% [markdown] lang="ko" en="5abef78d"
+# %% [markdown] lang="ko" en="e1bdeacb"
 # 위 그림은 시뮬레이션입니다. 스테이지 시간은 이 실행에서, 메시지 시간은 다른 실행에서 잰 값을 씁니다.
 #
 # 논문을 견줄 때는 조심하세요. 노는 시간을 *전체* 시간으로 나누면 $\frac{p-1}{m+p-1}$입니다. 많은 논문은 *이상적인*
@@ -165,7 +165,7 @@ show_bubbles()
 # send on what it made. They do not know GPipe or any other name. Who sends what follows from the
 # lists, which all ranks have; a message has the shape of `like`. Folded below is the whole class, for
 # several stages a rank too.
-# %% [markdown] lang="ko" en="a148871a"
+# %% [markdown] lang="ko" en="97781253"
 # 마이크로배치가 많을수록 버블은 줄지만 하나하나는 작아지고, GPU는 큰 조각을 좋아합니다.
 #
 # 이제 진짜 모델입니다. 아래 몇 줄은 랭크의 목록을 그대로 실행합니다. 메시지를 기다리고, 일하고, 만든 것을
@@ -194,7 +194,7 @@ class Short(Runtime):
 # Note the one weight, $1/m$: all micro-batches are equally long here. (The whole class weighs each by
 # its targets.) The ranks' models differ at first: `PipelineParallel` gives rank 0's weights to all. Is this
 # the training of one process? Some steps of both:
-# %% [markdown] lang="ko" en="467e31f4"
+# %% [markdown] lang="ko" en="bf3fcfc3"
 # 가중치를 딱 한 번, $1/m$만 곱하는 것을 눈여겨보세요. 여기서는 마이크로배치의 길이가 모두 같습니다. (전체 클래스는
 # 정답의 수만큼 가중치를 줍니다.) 처음에는 랭크마다 모델이 다르지만, `PipelineParallel`이 랭크 0의 가중치를 모두에게
 # 줍니다. 이것은 단일 프로세스의 학습과 같을까요? 양쪽 다 몇 스텝 해 봅니다.
@@ -239,7 +239,7 @@ show_both("1F1B", *measure(one_f_one_b(w, m)))
 # **Predict**: how many times more bytes of activations does rank 0 hold in GPipe than in 1F1B? The
 # memory ledger counts each tensor's bytes, in the real GPT. Runs with one and with two micro-batches give
 # the unit.
-# %% [markdown] lang="ko" en="14921ede"
+# %% [markdown] lang="ko" en="406f1de9"
 # 이제 랭크 $p$개 가운데 $r$번은 마이크로배치가 아무리 많아도 $p - r$개까지만 들고 있습니다.
 #
 # **예측해 보세요.** GPipe에서 랭크 0이 들고 있는 활성화값은 1F1B의 몇 배일까요? 진짜 GPT로 돌리고 메모리
@@ -310,7 +310,7 @@ show_both("interleaved", predicted, measured)
 # more activations in flight. Move the sliders: which schedule takes most of the bubble away, and what does
 # it cost? (`zb_h1` and `zb_v` are explained next. Messages take no time; a backward of 3 forwards is one
 # with recomputation.)
-# %% [markdown] lang="ko" en="256cee2d"
+# %% [markdown] lang="ko" en="d0a4bcf6"
 # 청크가 $v$개면 전체 시간 가운데 노는 비율은 $\frac{p-1}{vm+p-1}$입니다. 대신 메시지가 $v$배로 늘고 들고 있는
 # 활성화값도 늘어납니다. 슬라이더를 움직여 보세요. 버블을 가장 많이 줄이는 스케줄은 무엇이고, 무엇을 치르나요?
 # (`zb_h1`과 `zb_v`는 바로 다음에 설명합니다. 메시지 시간은 0이고, 역전파가 순전파의 3배라면 재계산까지 하는 경우입니다.)
@@ -382,7 +382,7 @@ show_six(found)
 #
 # `torch.distributed.pipelining` has the same schedules, DeepSpeed has 1F1B. Same stages, same data.
 # Look at the activations of `zb_h1`:
-# %% [markdown] lang="ko" en="35ef7ae0"
+# %% [markdown] lang="ko" en="b0df22eb"
 # 앞의 세 열은 모두 전체 시간으로 나눈 값이라 서로 맞아야 합니다. 마지막 열은 랭크의 첫 작업 전과 마지막 작업
 # 뒤에 기다린 시간을 빼고 셉니다.
 #
@@ -436,7 +436,7 @@ show_libraries(libraries, absent)
 # does not need.
 #
 # Now the sentence that everybody starts from:
-# %% [markdown] lang="ko" en="dfaab6c5"
+# %% [markdown] lang="ko" en="b066bb47"
 # torch에서는 B가 끝나도 W를 할 때까지 그래프가 통째로 남고, 층의 그래디언트까지 함께 남습니다. 우리 것은 W에 필요
 # 없는 것을 비웁니다.
 #
@@ -521,7 +521,7 @@ check("05.own")
 # tensor parallel 8 all eight GPUs of a stage hold the same activations, so each sends only an eighth
 # and the receivers gather (scatter and gather). That gave GPT-3 (175B, interleaved) up to 11% more
 # throughput [1]. Llama 3 405B used 16 stages [2]. One message at its sizes (derived):
-# %% [markdown] lang="ko" en="0426090b"
+# %% [markdown] lang="ko" en="8b4dbda7"
 # ## GPU 클러스터에서는
 #
 # GPU에서는 기다리는 랭크가 곧 노는 GPU이고, 버블은 위의 여섯 줄 표와 같습니다. 이 코드를 GPU에서 돌려 보지는
@@ -547,7 +547,7 @@ show_message()
 # [2] [Llama 3](https://arxiv.org/abs/2407.21783). [GPipe](https://arxiv.org/abs/1811.06965),
 # [zero bubble](https://arxiv.org/abs/2401.10241), [ZB-V](https://arxiv.org/abs/2405.15362),
 # [DualPipe](https://arxiv.org/abs/2412.19437).
-# %% [markdown] lang="ko" en="98ac2d5a"
+# %% [markdown] lang="ko" en="1cc6ff72"
 # ## 다섯 줄 요약
 #
 # 1. 층은 스테이지로, 배치는 마이크로배치로 자릅니다. 그래디언트를 더하면 같은 학습입니다.
@@ -577,7 +577,7 @@ quiz()
 # them later. Together they compute exactly what `backward` computes, nothing twice. And they keep
 # little: all that only B needed is free when B ends. The classes are folded below; then comes ZB-H1, as
 # it was measured for the table.
-# %% [markdown] lang="ko" en="f081779d"
+# %% [markdown] lang="ko" en="c621ffe6"
 # ### 역전파를 자르는 방법
 #
 # B에서 선형 층은 자기 입력과 출력의 그래디언트를 적어 두기만 하고, 곱셈은 나중에 `backward_weight`가 합니다.
@@ -626,7 +626,7 @@ show_ledger(in_eight)
 # ### The real GPT
 #
 # Its measured picture on this machine:
-# %% [markdown] lang="ko" en="c02c8583"
+# %% [markdown] lang="ko" en="ea8a822a"
 # 기다리는 W는 순전파 하나만큼 자리를 차지합니다. 행렬의 입력에다 출력의 그래디언트까지 들고 있기
 # 때문입니다. (V자가 아니면 마지막 랭크에는 로짓이 더해집니다.)
 #
@@ -654,7 +654,7 @@ show_real(ranks["real"][0], ranks["cores"][0])
 # torch's schedules divide the gradients by $m$ themselves (`scale_grads=True`). Our runtime scales
 # the loss. If you do *both*, no error appears. Here the gradients are divided once more, in four steps of
 # AdamW and of SGD:
-# %% [markdown] lang="ko" en="b6f1ede2"
+# %% [markdown] lang="ko" en="22fea964"
 # 코어가 랭크보다 적으면 막대에는 코어를 기다린 시간도 들어 있고, 메시지를 기다리는 랭크는 코어를 이웃에게
 # 내줍니다. 버블을 이웃이 채우는 셈입니다. 그래서 여기서 잰 스텝 시간으로는 GPU 네 개에서 어느 스케줄이 나은지 알
 # 수 없습니다.

@@ -8,11 +8,11 @@
 # Yet the copies are equal, byte for byte. What does a rank really need, and when? What does it cost to
 # fetch the rest?
 #
-# Twenty lines make ZeRO's first stage. You will see the bytes go in the memory ledger, which counts each
-# tensor's, and test the popular "4, 8 and N times less".
+# Twenty lines make ZeRO's first stage. The memory ledger, a count of each tensor's bytes, shows them go, and
+# you test "4, 8 and N times less".
 #
 # Time: reading 18 min + exercises 43 min.
-# %% [markdown] lang="ko" en="38361916"
+# %% [markdown] lang="ko" en="13891030"
 # # 06 ZeRO: 같은 바이트를 왜 네 번 들고 있을까?
 #
 # [레슨 03](03_data_parallel.ipynb)에서는 랭크마다 모든 것의 복제본을 들고 있었습니다. 16비트 학습에 Adam을
@@ -60,7 +60,7 @@ from dlcourse.figures.zero import show_peaks, show_published, show_resumed, show
 from dlcourse.figures.zero import show_small, show_stages, show_timeline, times_less
 
 lesson(lang=lang, name="06_zero")
-ranks = Ranks(num_ranks, device=device)
+ranks = Ranks(num_ranks, device=device, preload="dlcourse.peers.shared_libraries")
 # %% [markdown] lang="en"
 # First the bill. In mixed precision a parameter is kept in bfloat16 (2 bytes), and so is its
 # gradient (2). Adam keeps three float32 numbers (12): two moments, and a **master** copy of the
@@ -142,7 +142,7 @@ class Row:
 #   G["whole gradients<br>of my batch"] -- reduce-scatter --> P["my part of<br>the mean"]
 #   P -- optimizer step --> N["my part of the<br>new parameters"] -- all-gather --> A["all new<br>parameters"]
 # ```
-# %% [markdown] lang="ko" en="62d9db13"
+# %% [markdown] lang="ko" en="2f1a540d"
 # 이제 모델의 파라미터는 모두 그 줄의 뷰이고(원래 모양대로 `views_like`가 만듭니다), 이 랭크의 샤드 `mine`도 뷰입니다.
 # 옵티마이저에는 `mine`만 줍니다. 레슨 03의 올리듀스는 두 반쪽, 곧 리듀스스캐터와 올게더로 되어 있습니다. 1단계는 그
 # *사이에* 옵티마이저 스텝을 끼워 넣습니다.
@@ -188,7 +188,7 @@ show_own(ranks["own_apart"])
 # The same training, with a quarter of the state in each rank. Folded below are the course's row and its
 # stage 1, which sends block by block and refuses what would go wrong in silence. It is used like this
 # (`MasterAdamW` is AdamW with master copies):
-# %% [markdown] lang="ko" en="5a117588"
+# %% [markdown] lang="ko" en="8d20925e"
 # 랭크마다 상태의 4분의 1만 두고도 같은 학습입니다. 아래에 이 과정의 한 줄과 1단계 클래스를 접어 두었습니다. 블록마다
 # 메시지를 보내고, 조용히 틀릴 만한 일은 거부합니다. 쓰는 법은 이렇습니다(`MasterAdamW`는 마스터 가중치를 두는
 # AdamW입니다).
@@ -208,7 +208,7 @@ def mixed_step(wrapper):
     return model, optimizer
 # %% [markdown] lang="en"
 # **Predict** how many bytes stage 1 leaves in each of 4 ranks, in mixed precision.
-# %% [markdown] lang="ko" en="f9d96030"
+# %% [markdown] lang="ko" en="6c2a6c79"
 # 혼합 정밀도에서 1단계를 쓰면 랭크 4개에 저마다 몇 바이트가 남을지 **예측해 보세요.**
 # %%
 predict("06.stage1")
@@ -307,7 +307,7 @@ show_sent(ranks["sent"])
 #
 # Two popular sentences are about this. For the second, count when all-gathers start, in ours and in
 # FSDP2:
-# %% [markdown] lang="ko" en="fb2bf147"
+# %% [markdown] lang="ko" en="e72c4555"
 # 1, 2단계는 데이터 병렬화의 올리듀스만큼, 곧 1.5배를 보냅니다. 3단계는 한 번 더 모으느라 그 절반을 더 보냅니다. (이 과정의
 # 리듀스스캐터는 직접 만든 것입니다. Gloo의 리듀스스캐터는 속이 올리듀스라서 두 배를 보냅니다.)
 #
@@ -394,15 +394,15 @@ explore(fits_on_a_card, model=MODELS, ranks=[1, 2, 4, 8, 16, 64, 256, 1024], pre
 # 70B never fits by stages 1 and 2, however many ranks there are. Only N is exact. (Mind the units: 120 GB
 # are $120 \cdot 10^9$ bytes, or 111.8 GiB.)
 #
-# All this counts **model states**: parameters, gradients, optimizer state. **Predict** the *peak*: 4 ranks, float32, 256 tokens in each. How many
-# times less does stage 3 need than data parallelism?
-# %% [markdown] lang="ko" en="1d739623"
+# All this counts **model states**: parameters, gradients, optimizer state. **Predict** the *peak*: 4 ranks,
+# float32, 256 tokens in each. How many times less does stage 3 need than data parallelism?
+# %% [markdown] lang="ko" en="c2d21c66"
 # 4와 8은 $N \to \infty$일 때의 극한이고, 그것도 혼합 정밀도에서만 그렇습니다. float32에서는 극한이 2와 4입니다. 그래서
 # 70B는 랭크가 아무리 많아도 1, 2단계로는 들어가지 않습니다. N만 정확합니다. (단위를 조심하세요. 120 GB는
 # $120 \cdot 10^9$바이트이고, GiB로는 111.8입니다.)
 #
-# 이것은 **모델 상태**, 곧 파라미터와 그래디언트와 옵티마이저 상태만 센 것입니다. *최대 메모리*를 **예측해 보세요.** 랭크 4개, float32, 랭크마다 토큰 256개일 때
-# 3단계는 데이터 병렬화보다 몇 배 적게 쓸까요?
+# 이것은 **모델 상태**, 곧 파라미터와 그래디언트와 옵티마이저 상태만 센 것입니다. *최대 메모리*를 **예측해 보세요.**
+# 랭크 4개, float32, 랭크마다 토큰 256개일 때 3단계는 데이터 병렬화보다 몇 배 적게 쓸까요?
 # %%
 predict("06.peak")
 # %% hidden=true
@@ -431,7 +431,7 @@ show_peaks(ranks["peaks"][0])
 #
 # A higher stage can even need more in all. Take the whole small model as one unit, and 16 tokens a rank, so
 # that activations do not hide it. Which stage needs least?
-# %% [markdown] lang="ko" en="91c9937e"
+# %% [markdown] lang="ko" en="a71fb97c"
 # 3단계에 남은 것은 대부분 **활성화값**입니다. 어느 단계도 이것을 나누지 않습니다. 배치를 줄이거나, 활성화
 # 체크포인팅([레슨 11](11_checkpointing.ipynb))이나 텐서 병렬화를 써야 합니다. 그리고 1단계는 그래디언트가 데이터
 # 병렬화보다 오히려 *많습니다*. 그래디언트를 담는 한 줄이 `zero_grad` 뒤에도, 스텝이 바뀌어도 남기 때문입니다. 따로 있는
@@ -639,7 +639,7 @@ show_published()
 # Sources: [1] [Rajbhandari et al., SC 2020](https://arxiv.org/abs/1910.02054).
 # [2] [llm-foundry](https://github.com/mosaicml/llm-foundry/tree/main/scripts/train/benchmarking).
 # [Zhao et al., PyTorch FSDP, VLDB 2023](https://arxiv.org/abs/2304.11277).
-# %% [markdown] lang="ko" en="46c3f2ee"
+# %% [markdown] lang="ko" en="4b062510"
 # ## 다섯 줄 요약
 #
 # 1. 똑같은 복제본은 낭비입니다. 한 줄로 펴서 자르고, 랭크마다 자기 몫만 갱신합니다.
