@@ -16,6 +16,7 @@ from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.formulas.traffic import count_bytes, expert_trip_bytes
 from dlcourse.plan import scale as scaling
 from dlcourse.plan.scale import Job, Scaled, scale
+from dlcourse.ranks.notebook.agent_process import AgentProcess
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -211,6 +212,20 @@ def test_what_cannot_be_is_refused_before_anything_starts(options, words, monkey
     with pytest.raises(ValueError) as refused:
         scale(**options)
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_a_rank_finds_what_a_new_process_does(four, monkeypatch):
+    """A notebook with ranks has torch to fork; one without, and the command, start a process."""
+    if not AgentProcess.forks_here():
+        pytest.skip("ranks are not forked here")
+    job = dict(lesson="06_zero", model="gpt2-large", world=64, tensor=4, block=1024)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", None)
+        forked = scale(**job)
+    monkeypatch.setattr(AgentProcess, "forks_here", lambda: False)
+    alone = scale(**job)
+    assert (forked.kept, forked.at_peak, forked.comm) == (alone.kept, alone.at_peak, alone.comm)
+    assert set(forked.record) == set(alone.record)
 
 
 @pytest.mark.parametrize("lesson", scaling.LESSONS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import os
 import re
 import sys
 import threading
@@ -118,10 +117,11 @@ def judged(exercise: Exercise, packed: dict[str, Any]) -> CheckResult:
 def _judge(exercise: Exercise, packed: dict[str, Any]) -> CheckResult:
     """Run the checker in fresh ranks, and put its findings, or its failure, into words."""
     from dlcourse.ranks import RankError, Ranks
+    from dlcourse.ranks.notebook.front_end import without_a_panel
 
     # The group's own time-out holds for its start as well, which is slow on a busy machine.
     patience = max(30.0, exercise.time_limit)
-    with _no_panel(), _time_limit(exercise.time_limit) as clock:
+    with without_a_panel(), _time_limit(exercise.time_limit) as clock:
         try:
             # Checkers make their tensors in the CPU's memory, whatever the learner's ranks have.
             fresh = Ranks(exercise.num_ranks, device="cpu", default=False, timeout=patience)
@@ -264,17 +264,3 @@ def _time_limit(seconds: float) -> Iterator[_Clock]:
         yield clock
     finally:
         clock.stop()
-
-
-@contextmanager
-def _no_panel() -> Iterator[None]:
-    """The fresh ranks of a check come without a panel of their own."""
-    before = os.environ.get("DLCOURSE_PANEL")
-    os.environ["DLCOURSE_PANEL"] = "off"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["DLCOURSE_PANEL"]
-        else:
-            os.environ["DLCOURSE_PANEL"] = before

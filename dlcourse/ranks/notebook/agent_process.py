@@ -10,6 +10,7 @@ import itertools
 import os
 import secrets
 import subprocess
+import sys
 import tempfile
 import threading
 import weakref
@@ -108,6 +109,19 @@ class AgentProcess:
             cls._current = agent = cls()
             atexit.register(agent.close)
         return agent
+
+    @classmethod
+    def forks_here(cls) -> bool:
+        """Whether this process has an agent, with torch imported, that forks ranks here alone."""
+        agent = cls._current
+        return (
+            agent is not None
+            and agent.owner == os.getpid()
+            and agent.alive()
+            and len(agent.machines.names) == 1
+            and sys.platform == "linux"
+            and os.environ.get("DLCOURSE_START_METHOD", "fork") == "fork"
+        )
 
     def wait_until_ready(self) -> None:
         """Wait until all agents have imported torch; RuntimeError with their log if one ends."""

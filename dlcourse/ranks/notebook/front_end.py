@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -29,6 +31,20 @@ def front_end_present() -> bool:
     except Exception:  # a kernel that is not ipykernel may not know its requests
         return False
     return bool((request or {}).get("metadata", {}).get("cellId"))
+
+
+@contextmanager
+def without_a_panel() -> Iterator[None]:
+    """Ranks that are made in here come without a panel of their own."""
+    before = os.environ.get("DLCOURSE_PANEL")
+    os.environ["DLCOURSE_PANEL"] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DLCOURSE_PANEL"]
+        else:
+            os.environ["DLCOURSE_PANEL"] = before
 
 
 def _shell() -> Any:

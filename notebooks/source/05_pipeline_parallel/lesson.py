@@ -5,17 +5,17 @@
 # it is not faster at all: while one GPU works, three wait for it. You have bought four GPUs and use
 # one.
 #
-# How much of that waiting can be taken away? By doing nothing but changing the *order* of the work?
+# How much of that waiting goes away if the work only comes in smaller pieces, in another *order*?
 # You need lesson [01](01_collectives.ipynb) (send and receive).
 #
 # Time: reading 17 min + exercises 41 min.
-# %% [markdown] lang="ko" en="dfe95f83"
+# %% [markdown] lang="ko" en="0f0149d2"
 # # 05 파이프라인 병렬화(pipeline parallelism): 모든 랭크에 일감을
 #
 # 모델이 GPU 하나에 들어가지 않습니다. 그래서 GPU 네 개에 층을 4분의 1씩 나눠 줍니다. 들어갑니다. 그런데
 # 조금도 빨라지지 않습니다. 하나가 일하는 동안 셋은 기다립니다. 네 개를 사서 하나만 쓰는 셈입니다.
 #
-# 기다리는 시간을 얼마나 없앨 수 있을까요? 그것도 일의 *순서*만 바꿔서 말입니다.
+# 일을 잘게 나누고 *순서*만 바꾸면 기다리는 시간을 얼마나 없앨 수 있을까요?
 # 레슨 [01](01_collectives.ipynb)의 송신과 수신을 알면 됩니다.
 #
 # 시간: 읽기 17분 + 연습 41분.
@@ -57,7 +57,7 @@ from dlcourse.parallel.pipeline_schedules import SCHEDULES, Schedule, make_sched
 from dlcourse.parallel.pipeline_simulation import simulate
 
 lesson(lang=lang, name="05_pipeline_parallel")
-ranks = Ranks(num_ranks, device=device)
+ranks = Ranks(num_ranks, device=device, preload="dlcourse.peers.shared_libraries")
 ranks.cell(f"steps = {steps}")
 w, m = num_ranks, 8
 # %% hidden=true
@@ -100,31 +100,32 @@ show_whole()
 # can begin as soon as the first eighth has arrived. GPipe does all forwards, then all backwards.
 #
 # **Predict.** Each rank now does 8 forwards and 8 backwards. The last rank waits for 3 forwards before
-# its first piece arrives, and at the end it has nothing to do while 3 backwards reach the first rank.
+# its first piece arrives, and at the end it has nothing to do while the other 3 go backward.
 # Which percentage of the *total* time is it idle?
-# %% [markdown] lang="ko" en="b7912049"
+# %% [markdown] lang="ko" en="b1c22cb3"
 # 빈 곳이 **파이프라인 버블**(pipeline bubble), 기다리는 시간입니다. 배치를 **마이크로배치**(micro-batch)
 # 8개로 자르면 랭크 1은 첫 조각만 와도 시작할 수 있습니다. GPipe는 순전파를 모두 한 다음 역전파를 모두
 # 합니다.
 #
 # **예측해 보세요.** 랭크마다 순전파 8번, 역전파 8번을 합니다. 마지막 랭크는 첫 조각이 올 때까지 순전파
-# 3번만큼 기다리고, 끝에는 역전파 3번이 랭크 0에 닿을 때까지 놉니다. *전체* 시간의 몇 퍼센트를 놀까요?
+# 3번만큼 기다리고, 끝에는 앞의 세 랭크가 차례로 역전파하는 동안 놉니다. *전체* 시간의 몇 퍼센트를 놀까요?
 # %%
 predict("05.bubble")
 # %% where="kernel" source="dlcourse.parallel.pipeline_schedules:gpipe"
 # %% [markdown] lang="en"
 # The code writes `F` and `BW` without numbers, and `numbered` counts: `F0 F1 F2 …`.
 #
-# The simulation is one answer. Better to measure. But four ranks on two cores cannot compute at the
-# same time, so their bubble would only show that cores are missing. Hence **the stage times are imposed here**:
-# an action sleeps for 20 ms instead of computing, and sleeping ranks need no core. Processes,
-# messages and their order are real.
-# %% [markdown] lang="ko" en="8d616704"
+# The picture above was simulated: times added up along the lists. Better to measure. But four ranks on
+# two cores cannot compute at the same time, so their bubble would only show that cores are missing. Hence
+# **the stage times are imposed here**: a forward sleeps for 20 ms, a backward for 40, and sleeping ranks
+# need no core. Processes, messages and their order are real.
+# %% [markdown] lang="ko" en="6c29e55f"
 # 코드에는 `F`와 `BW`만 적혀 있고, 번호는 `numbered`가 차례로 붙여 `F0 F1 F2 …`가 됩니다.
 #
-# 시뮬레이션도 답이지만 재 보는 편이 낫습니다. 그런데 코어 두 개로는 랭크 네 개가 동시에 계산할 수 없어서,
-# 재 봐야 코어가 모자란다는 것만 나옵니다. 그래서 **여기서는 스테이지 시간을 정해 줍니다.** 계산하는 대신 20 ms를
-# 잡니다. 자는 랭크는 코어가 필요 없습니다. 프로세스, 메시지, 순서는 모두 진짜입니다.
+# 위 그림은 목록을 따라 시간을 더해 본 시뮬레이션입니다. 재 보는 편이 낫습니다. 그런데 코어 두 개로는 랭크 네 개가
+# 동시에 계산할 수 없어서, 재 봐야 코어가 모자란다는 것만 나옵니다. 그래서 **여기서는 스테이지 시간을 정해 줍니다.**
+# 계산하는 대신 순전파는 20 ms, 역전파는 40 ms를 잡니다. 자는 랭크는 코어가 필요 없습니다. 프로세스, 메시지, 순서는 모두
+# 진짜입니다.
 # %% hidden=true
 # %%ranks --fast
 def impose(lines, placement):
@@ -147,13 +148,13 @@ show_both("GPipe", predicted, measured)
 # another run.
 #
 # Careful when you compare papers. Idle over *total* time is $\frac{p-1}{m+p-1}$. Many papers give
-# idle over *ideal* time, $\frac{p-1}{m}$, a larger number for the same picture. For $p$ ranks (`w` in
-# the code) and $m$ micro-batches:
-# %% [markdown] lang="ko" en="5abef78d"
+# idle over *ideal* time, $\frac{p-1}{m}$, a larger number for the same picture. For $p$ ranks (here 4,
+# in the code `w`) and $m$ micro-batches:
+# %% [markdown] lang="ko" en="e1bdeacb"
 # 위 그림은 시뮬레이션입니다. 스테이지 시간은 이 실행에서, 메시지 시간은 다른 실행에서 잰 값을 씁니다.
 #
-# 논문을 견줄 때는 조심하세요. *전체* 시간으로 나누면 $\frac{p-1}{m+p-1}$입니다. 많은 논문은 *이상적인*
-# 시간으로 나눈 $\frac{p-1}{m}$을 씁니다. 같은 그림인데 숫자는 더 큽니다. 랭크 $p$개(코드의
+# 논문을 견줄 때는 조심하세요. 노는 시간을 *전체* 시간으로 나누면 $\frac{p-1}{m+p-1}$입니다. 많은 논문은 *이상적인*
+# 시간으로 나눈 $\frac{p-1}{m}$을 씁니다. 같은 그림인데 숫자는 더 큽니다. 랭크 $p$개(여기서는 4, 코드에서는
 # `w`), 마이크로배치 $m$개일 때는 이렇습니다.
 # %%
 show_bubbles()
@@ -162,13 +163,14 @@ show_bubbles()
 #
 # Now with a real model. These lines execute a rank's list: wait for the message, do the action,
 # send on what it made. They do not know GPipe or any other name. Who sends what follows from the
-# lists, which all ranks have. Folded below is the whole class, for several stages a rank too.
-# %% [markdown] lang="ko" en="a148871a"
+# lists, which all ranks have; a message has the shape of `like`. Folded below is the whole class, for
+# several stages a rank too.
+# %% [markdown] lang="ko" en="97781253"
 # 마이크로배치가 많을수록 버블은 줄지만 하나하나는 작아지고, GPU는 큰 조각을 좋아합니다.
 #
 # 이제 진짜 모델입니다. 아래 몇 줄은 랭크의 목록을 그대로 실행합니다. 메시지를 기다리고, 일하고, 만든 것을
-# 보냅니다. GPipe든 무엇이든 이름은 모릅니다. 누가 무엇을 보낼지는 모든 랭크가 가진 목록에서 나옵니다. 그 아래에는
-# 랭크마다 스테이지가 여럿일 때까지 다루는 전체 클래스를 접어 두었습니다.
+# 보냅니다. GPipe 같은 이름은 모릅니다. 누가 무엇을 보낼지는 모든 랭크가 가진 목록에서 나오고, 메시지의 모양은
+# `like`와 같습니다. 그 아래에는 랭크마다 스테이지가 여럿일 때까지 다루는 전체 클래스를 접어 두었습니다.
 # %%
 # %%ranks
 class Short(Runtime):
@@ -190,10 +192,12 @@ class Short(Runtime):
 
 # %% [markdown] lang="en"
 # Note the one weight, $1/m$: all micro-batches are equally long here. (The whole class weighs each by
-# its targets.) Is this the training of one process? Five steps of both:
-# %% [markdown] lang="ko" en="467e31f4"
+# its targets.) The ranks' models differ at first: `PipelineParallel` gives rank 0's weights to all. Is this
+# the training of one process? Some steps of both:
+# %% [markdown] lang="ko" en="bf3fcfc3"
 # 가중치를 딱 한 번, $1/m$만 곱하는 것을 눈여겨보세요. 여기서는 마이크로배치의 길이가 모두 같습니다. (전체 클래스는
-# 정답의 수만큼 가중치를 줍니다.) 이것은 단일 프로세스의 학습과 같을까요? 양쪽 다 몇 스텝 해 봅니다.
+# 정답의 수만큼 가중치를 줍니다.) 처음에는 랭크마다 모델이 다르지만, `PipelineParallel`이 랭크 0의 가중치를 모두에게
+# 줍니다. 이것은 단일 프로세스의 학습과 같을까요? 양쪽 다 몇 스텝 해 봅니다.
 # %% hidden=true
 # %%ranks --fast
 corpus, job = Corpus(), dict(steps=steps, batch_size=16, block=64)
@@ -233,8 +237,9 @@ show_both("1F1B", *measure(one_f_one_b(w, m)))
 # Rank $r$ of $p$ now keeps at most $p - r$ micro-batches, however many there are.
 #
 # **Predict**: how many times more bytes of activations does rank 0 hold in GPipe than in 1F1B? The
-# ledger will tell, on the real GPT. Runs with one and with two micro-batches give the unit.
-# %% [markdown] lang="ko" en="14921ede"
+# memory ledger counts each tensor's bytes, in the real GPT. Runs with one and with two micro-batches give
+# the unit.
+# %% [markdown] lang="ko" en="406f1de9"
 # 이제 랭크 $p$개 가운데 $r$번은 마이크로배치가 아무리 많아도 $p - r$개까지만 들고 있습니다.
 #
 # **예측해 보세요.** GPipe에서 랭크 0이 들고 있는 활성화값은 1F1B의 몇 배일까요? 진짜 GPT로 돌리고 메모리
@@ -301,13 +306,14 @@ predicted, measured = measure(make_schedule("interleaved", w, m))
 compare("05.chunks", 100 * measured.idle_over_total)
 show_both("interleaved", predicted, measured)
 # %% [markdown] lang="en"
-# Idle over ideal is now $\frac{p-1}{vm}$ for $v$ chunks. The price: $v$ times as many messages, and
-# more activations in flight. Move the sliders: which one takes most of the bubble away, and what does
-# it cost? (Without time for messages; a backward of 3 forwards is one with recomputation.)
-# %% [markdown] lang="ko" en="256cee2d"
-# 이제 이상적인 시간 대비 유휴 비율은 청크 $v$개일 때 $\frac{p-1}{vm}$입니다. 대신 메시지가 $v$배로 늘고 들고 있는
-# 활성화값도 늘어납니다. 슬라이더를 움직여 보세요. 버블을 가장 많이 줄이는 것은 무엇이고, 무엇을 치르나요? (메시지
-# 시간은 0입니다. 역전파가 순전파의 3배라면 재계산까지 하는 경우입니다.)
+# Idle over total is now $\frac{p-1}{vm+p-1}$ for $v$ chunks. The price: $v$ times as many messages, and
+# more activations in flight. Move the sliders: which schedule takes most of the bubble away, and what does
+# it cost? (`zb_h1` and `zb_v` are explained next. Messages take no time; a backward of 3 forwards is one
+# with recomputation.)
+# %% [markdown] lang="ko" en="d0a4bcf6"
+# 청크가 $v$개면 전체 시간 가운데 노는 비율은 $\frac{p-1}{vm+p-1}$입니다. 대신 메시지가 $v$배로 늘고 들고 있는
+# 활성화값도 늘어납니다. 슬라이더를 움직여 보세요. 버블을 가장 많이 줄이는 스케줄은 무엇이고, 무엇을 치르나요?
+# (`zb_h1`과 `zb_v`는 바로 다음에 설명합니다. 메시지 시간은 0이고, 역전파가 순전파의 3배라면 재계산까지 하는 경우입니다.)
 # %%
 explore(
     pipeline_picture,
@@ -369,15 +375,15 @@ for name in SCHEDULES:
 # %%
 show_six(found)
 # %% [markdown] lang="en"
-# The three idle columns are one definition, idle over total, and should agree. The last one does
+# The first three columns of numbers use one definition, idle over total, and should agree. The last one does
 # not count what a rank waits before its first and after its last action.
 #
 # ## Beside the real library
 #
 # `torch.distributed.pipelining` has the same schedules, DeepSpeed has 1F1B. Same stages, same data.
 # Look at the activations of `zb_h1`:
-# %% [markdown] lang="ko" en="35ef7ae0"
-# 유휴 열 셋은 모두 전체 시간으로 나눈 값이라 서로 맞아야 합니다. 마지막 열은 랭크의 첫 작업 전과 마지막 작업
+# %% [markdown] lang="ko" en="b0df22eb"
+# 앞의 세 열은 모두 전체 시간으로 나눈 값이라 서로 맞아야 합니다. 마지막 열은 랭크의 첫 작업 전과 마지막 작업
 # 뒤에 기다린 시간을 빼고 셉니다.
 #
 # ## 실제 라이브러리와 나란히
@@ -426,12 +432,13 @@ absent = [] if deepspeed else ["DeepSpeed 1f1b"]
 # %%
 show_libraries(libraries, absent)
 # %% [markdown] lang="en"
-# torch's B keeps the whole graph until W, and the layers' gradients on top; ours frees what W does
-# not need.
+# torch's B keeps the whole graph until W, and the gradients inside the layers on top; ours frees what W
+# does not need.
 #
 # Now the sentence that everybody starts from:
-# %% [markdown] lang="ko" en="dfaab6c5"
-# torch의 B는 W 때까지 그래프를 통째로 들고 층의 그래디언트까지 더합니다. 우리 것은 W에 필요 없는 것을 비웁니다.
+# %% [markdown] lang="ko" en="b066bb47"
+# torch에서는 B가 끝나도 W를 할 때까지 그래프가 통째로 남고, 층의 그래디언트까지 함께 남습니다. 우리 것은 W에 필요
+# 없는 것을 비웁니다.
 #
 # 이제 누구나 출발점으로 삼는 그 문장을 봅시다.
 # %%
@@ -509,28 +516,29 @@ check("05.own")
 # There a rank that waits wastes a GPU, and the bubble is as in the table of six. This code has not been
 # tried on GPUs yet.
 #
-# A pipeline sends little, so it goes *between* nodes, with tensor parallelism inside. Megatron-LM
-# trained 1008B parameters with 64 stages and 8-way tensor parallelism, at 52% of peak [1]. With
+# A pipeline sends little, so it goes *between* nodes, with tensor parallelism inside. Megatron-LM took
+# training steps of 1008B parameters with 64 stages and 8-way tensor parallelism, at 52% of peak [1]. With
 # tensor parallel 8 all eight GPUs of a stage hold the same activations, so each sends only an eighth
-# and the receivers gather (scatter and gather): up to 11% more throughput there [1]. Llama 3
-# 405B used 16 stages [2]. One message at its sizes (derived):
-# %% [markdown] lang="ko" en="0426090b"
+# and the receivers gather (scatter and gather). That gave GPT-3 (175B, interleaved) up to 11% more
+# throughput [1]. Llama 3 405B used 16 stages [2]. One message at its sizes (derived):
+# %% [markdown] lang="ko" en="8b4dbda7"
 # ## GPU 클러스터에서는
 #
 # GPU에서는 기다리는 랭크가 곧 노는 GPU이고, 버블은 위의 여섯 줄 표와 같습니다. 이 코드를 GPU에서 돌려 보지는
 # 않았습니다.
 #
 # 파이프라인은 적게 보내므로 노드 *사이*에 두고, 노드 안에서는 텐서 병렬화를 합니다. Megatron-LM은 파라미터 1조(1008B)
-# 개를 스테이지 64개와 텐서 병렬화 8로 학습해 최고 성능의 52%를 냈습니다[1]. 텐서 병렬화 8이면 한 스테이지의 GPU 여덟
-# 개가 같은 활성화값을 들고 있으므로, 8분의 1씩만 보내고 받은 쪽에서 모으면 됩니다. 그렇게 해서 처리량이 최대 11%
-# 늘었습니다[1]. Llama 3 405B는 스테이지 16개였습니다[2]. 그 크기의 메시지 하나는 이렇습니다(계산한 값).
+# 개짜리 모델의 학습 스텝을 스테이지 64개와 텐서 병렬화 8로 돌려 최고 성능의 52%를 냈습니다[1]. 텐서 병렬화 8이면 한
+# 스테이지의 GPU 여덟 개가 같은 활성화값을 들고 있으므로, 8분의 1씩만 보내고 받은 쪽에서 모으면 됩니다. 그렇게 해서
+# GPT-3(175B, 인터리브)의 처리량이 최대 11% 늘었습니다[1]. Llama 3 405B는 스테이지 16개였습니다[2]. 그 크기의 메시지
+# 하나는 이렇습니다(계산한 값).
 # %% tags=["nbval-check-output"]
 show_message()
 # %% [markdown] lang="en"
 # ## In five lines
 #
 # 1. Cut the layers into stages, the batch into micro-batches; gradients add up to the same training.
-# 2. GPipe and 1F1B idle for $\frac{p-1}{m+p-1}$ of the time; 1F1B holds $p - r$ activations, not $m$.
+# 2. GPipe and 1F1B idle for $\frac{p-1}{m+p-1}$ of the time; rank $r$ of 1F1B holds $p - r$ micro-batches, not $m$.
 # 3. More chunks fill the pipeline sooner; B before W fills what is left.
 # 4. A schedule is data: check it, simulate it, then run it.
 # 5. Equal layers are not equal loads. Lesson 15 puts data, tensor and pipeline on one mesh.
@@ -539,11 +547,11 @@ show_message()
 # [2] [Llama 3](https://arxiv.org/abs/2407.21783). [GPipe](https://arxiv.org/abs/1811.06965),
 # [zero bubble](https://arxiv.org/abs/2401.10241), [ZB-V](https://arxiv.org/abs/2405.15362),
 # [DualPipe](https://arxiv.org/abs/2412.19437).
-# %% [markdown] lang="ko" en="98ac2d5a"
+# %% [markdown] lang="ko" en="1cc6ff72"
 # ## 다섯 줄 요약
 #
 # 1. 층은 스테이지로, 배치는 마이크로배치로 자릅니다. 그래디언트를 더하면 같은 학습입니다.
-# 2. GPipe와 1F1B는 시간의 $\frac{p-1}{m+p-1}$를 놉니다. 1F1B는 활성화값을 $m$개가 아니라 $p - r$개 듭니다.
+# 2. GPipe와 1F1B는 시간의 $\frac{p-1}{m+p-1}$를 놉니다. 1F1B의 랭크 $r$은 마이크로배치를 $m$개가 아니라 $p - r$개분만 듭니다.
 # 3. 청크를 늘리면 파이프라인이 빨리 차고, B를 W보다 먼저 하면 남은 틈까지 메웁니다.
 # 4. 스케줄은 데이터입니다. 검사하고, 시뮬레이션하고, 그다음 실행하세요.
 # 5. 층이 같다고 짐이 같지는 않습니다. 레슨 15에서 데이터, 텐서, 파이프라인을 한 메시에 올립니다.
@@ -567,13 +575,14 @@ quiz()
 #
 # In B each linear layer notes its input and the gradient of its output; `backward_weight` multiplies
 # them later. Together they compute exactly what `backward` computes, nothing twice. And they keep
-# little: all that only B needed is free when B ends. The classes are folded below.
-# %% [markdown] lang="ko" en="f081779d"
+# little: all that only B needed is free when B ends. The classes are folded below; then comes ZB-H1, as
+# it was measured for the table.
+# %% [markdown] lang="ko" en="c621ffe6"
 # ### 역전파를 자르는 방법
 #
 # B에서 선형 층은 자기 입력과 출력의 그래디언트를 적어 두기만 하고, 곱셈은 나중에 `backward_weight`가 합니다.
 # 둘을 합치면 `backward`와 똑같은 계산이고, 두 번 하는 것은 없습니다. 들고 있는 것도 적습니다. B에만 필요하던
-# 것은 B가 끝나면 모두 비웁니다. 클래스는 아래에 접어 두었습니다.
+# 것은 B가 끝나면 모두 비웁니다. 클래스는 아래에 접어 두었고, 그다음은 표를 만들며 잰 ZB-H1입니다.
 # %% hidden=true source="dlcourse.parallel.pipeline_stages:StageWorker,LinearInTwo"
 
 # %%
@@ -607,7 +616,7 @@ for name, count in [("gpipe", 1), ("gpipe", 2), *((name, m) for name in SCHEDULE
 # %%
 show_ledger(in_eight)
 # %% [markdown] lang="en"
-# A W that waits counts as a whole forward: for the inputs of its matrices it also keeps the
+# A W that waits counts as a whole forward: beside the inputs of its matrices it also keeps the
 # gradients of their outputs. (The last rank holds logits too, unless it is a V.)
 #
 # Read it with the table of times as a price list. 1F1B costs no more time than GPipe and less memory. ZB-H1
@@ -617,7 +626,7 @@ show_ledger(in_eight)
 # ### The real GPT
 #
 # Its measured picture on this machine:
-# %% [markdown] lang="ko" en="c02c8583"
+# %% [markdown] lang="ko" en="ea8a822a"
 # 기다리는 W는 순전파 하나만큼 자리를 차지합니다. 행렬의 입력에다 출력의 그래디언트까지 들고 있기
 # 때문입니다. (V자가 아니면 마지막 랭크에는 로짓이 더해집니다.)
 #
@@ -643,9 +652,9 @@ show_real(ranks["real"][0], ranks["cores"][0])
 # ### A quiet trap: dividing twice
 #
 # torch's schedules divide the gradients by $m$ themselves (`scale_grads=True`). Our runtime scales
-# the loss. If you do *both*, no error appears. Here the gradients are divided once more, then
-# training goes on with AdamW and with SGD:
-# %% [markdown] lang="ko" en="b6f1ede2"
+# the loss. If you do *both*, no error appears. Here the gradients are divided once more, in four steps of
+# AdamW and of SGD:
+# %% [markdown] lang="ko" en="22fea964"
 # 코어가 랭크보다 적으면 막대에는 코어를 기다린 시간도 들어 있고, 메시지를 기다리는 랭크는 코어를 이웃에게
 # 내줍니다. 버블을 이웃이 채우는 셈입니다. 그래서 여기서 잰 스텝 시간으로는 GPU 네 개에서 어느 스케줄이 나은지 알
 # 수 없습니다.
@@ -653,7 +662,7 @@ show_real(ranks["real"][0], ranks["cores"][0])
 # ### 조용한 함정: 두 번 나누기
 #
 # torch의 스케줄은 그래디언트를 스스로 $m$으로 나눕니다(`scale_grads=True`). 우리 런타임은 손실을 나눕니다.
-# *둘 다* 해도 오류는 나지 않습니다. 그래디언트를 한 번 더 나눠 보고, AdamW와 SGD로 학습을 이어 갑니다.
+# *둘 다* 해도 오류는 나지 않습니다. 그래디언트를 한 번 더 나누면서 AdamW와 SGD로 네 스텝씩 학습해 봅니다.
 # %%
 # %%ranks --fast
 def divide(extra, make_optimizer, **options):

@@ -8,11 +8,11 @@
 # Yet the copies are equal, byte for byte. What does a rank really need, and when? What does it cost to
 # fetch the rest?
 #
-# You will write ZeRO's first stage in twenty lines, see each byte go in the ledger, and test the popular
-# "4, 8 and N times less".
+# Twenty lines make ZeRO's first stage. The memory ledger, a count of each tensor's bytes, shows them go, and
+# you test "4, 8 and N times less".
 #
 # Time: reading 18 min + exercises 43 min.
-# %% [markdown] lang="ko" en="38361916"
+# %% [markdown] lang="ko" en="13891030"
 # # 06 ZeRO: 같은 바이트를 왜 네 번 들고 있을까?
 #
 # [레슨 03](03_data_parallel.ipynb)에서는 랭크마다 모든 것의 복제본을 들고 있었습니다. 16비트 학습에 Adam을
@@ -60,7 +60,7 @@ from dlcourse.figures.zero import show_peaks, show_published, show_resumed, show
 from dlcourse.figures.zero import show_small, show_stages, show_timeline, times_less
 
 lesson(lang=lang, name="06_zero")
-ranks = Ranks(num_ranks, device=device)
+ranks = Ranks(num_ranks, device=device, preload="dlcourse.peers.shared_libraries")
 # %% [markdown] lang="en"
 # First the bill. In mixed precision a parameter is kept in bfloat16 (2 bytes), and so is its
 # gradient (2). Adam keeps three float32 numbers (12): two moments, and a **master** copy of the
@@ -133,18 +133,19 @@ class Row:
         for p, view in zip(self.parameters, views_like(self.all, self.parameters)):
             p.data = view
 # %% [markdown] lang="en"
-# The model's parameters are now views into the row, and so is this rank's shard, `mine`; the optimizer
-# is given nothing else. Lesson 03's all-reduce has two halves. Stage 1 puts the optimizer's step
-# *between* them:
+# The model's parameters are now views into the row (`views_like` makes them, in their old shapes), and so is
+# this rank's shard, `mine`; the optimizer is given nothing else. Lesson 03's all-reduce has two halves: a
+# reduce-scatter and an all-gather. Stage 1 puts the optimizer's step *between* them:
 #
 # ```mermaid
 # flowchart LR
 #   G["whole gradients<br>of my batch"] -- reduce-scatter --> P["my part of<br>the mean"]
 #   P -- optimizer step --> N["my part of the<br>new parameters"] -- all-gather --> A["all new<br>parameters"]
 # ```
-# %% [markdown] lang="ko" en="62d9db13"
-# 이제 모델의 파라미터는 모두 그 줄의 뷰이고, 이 랭크의 샤드 `mine`도 뷰입니다. 옵티마이저에는 `mine`만 줍니다. 레슨
-# 03의 올리듀스는 두 반쪽으로 되어 있습니다. 1단계는 그 *사이에* 옵티마이저 스텝을 끼워 넣습니다.
+# %% [markdown] lang="ko" en="2f1a540d"
+# 이제 모델의 파라미터는 모두 그 줄의 뷰이고(원래 모양대로 `views_like`가 만듭니다), 이 랭크의 샤드 `mine`도 뷰입니다.
+# 옵티마이저에는 `mine`만 줍니다. 레슨 03의 올리듀스는 두 반쪽, 곧 리듀스스캐터와 올게더로 되어 있습니다. 1단계는 그
+# *사이에* 옵티마이저 스텝을 끼워 넣습니다.
 #
 # ```mermaid
 # flowchart LR
@@ -185,10 +186,12 @@ gpt = alone = row = adamw = one = pairs = None
 show_own(ranks["own_apart"])
 # %% [markdown] lang="en"
 # The same training, with a quarter of the state in each rank. Folded below are the course's row and its
-# stage 1: messages for each block, and refusals of what would go wrong in silence. It is used like this:
-# %% [markdown] lang="ko" en="5a117588"
+# stage 1, which sends block by block and refuses what would go wrong in silence. It is used like this
+# (`MasterAdamW` is AdamW with master copies):
+# %% [markdown] lang="ko" en="8d20925e"
 # 랭크마다 상태의 4분의 1만 두고도 같은 학습입니다. 아래에 이 과정의 한 줄과 1단계 클래스를 접어 두었습니다. 블록마다
-# 메시지를 보내고, 조용히 틀릴 만한 일은 거부합니다. 쓰는 법은 이렇습니다.
+# 메시지를 보내고, 조용히 틀릴 만한 일은 거부합니다. 쓰는 법은 이렇습니다(`MasterAdamW`는 마스터 가중치를 두는
+# AdamW입니다).
 # %% hidden=true source="dlcourse.parallel.zero_flat_parameters:FlatParameters"
 
 # %% hidden=true source="dlcourse.parallel.zero:ZeRO1"
@@ -204,8 +207,8 @@ def mixed_step(wrapper):
     model.sync_parameters()  # all-gather
     return model, optimizer
 # %% [markdown] lang="en"
-# **Predict** what stage 1 leaves in each of 4 ranks, in mixed precision.
-# %% [markdown] lang="ko" en="f9d96030"
+# **Predict** how many bytes stage 1 leaves in each of 4 ranks, in mixed precision.
+# %% [markdown] lang="ko" en="6c2a6c79"
 # 혼합 정밀도에서 1단계를 쓰면 랭크 4개에 저마다 몇 바이트가 남을지 **예측해 보세요.**
 # %%
 predict("06.stage1")
@@ -298,14 +301,14 @@ compare("06.sent1", sizes[1])
 compare("06.sent3", sizes[3])
 show_sent(ranks["sent"])
 # %% [markdown] lang="en"
-# Stages 1 and 2 send not one byte more than data parallelism; stage 3 sends half as much again, for the
+# Stages 1 and 2 send what data parallelism's all-reduce sends, 1.5; stage 3 half as much again, for the
 # second gathering. (The course has its own reduce-scatter: Gloo's is an all-reduce inside, and sends
 # twice as much.)
 #
 # Two popular sentences are about this. For the second, count when all-gathers start, in ours and in
 # FSDP2:
-# %% [markdown] lang="ko" en="fb2bf147"
-# 1, 2단계는 데이터 병렬화보다 한 바이트도 더 보내지 않습니다. 3단계는 한 번 더 모으느라 절반을 더 보냅니다. (이 과정의
+# %% [markdown] lang="ko" en="e72c4555"
+# 1, 2단계는 데이터 병렬화의 올리듀스만큼, 곧 1.5배를 보냅니다. 3단계는 한 번 더 모으느라 그 절반을 더 보냅니다. (이 과정의
 # 리듀스스캐터는 직접 만든 것입니다. Gloo의 리듀스스캐터는 속이 올리듀스라서 두 배를 보냅니다.)
 #
 # 여기에 대해 흔히 하는 말이 둘 있습니다. 두 번째는 우리 코드와 FSDP2에서 올게더가 언제 시작하는지 세어 확인합니다.
@@ -389,17 +392,17 @@ explore(fits_on_a_card, model=MODELS, ranks=[1, 2, 4, 8, 16, 64, 256, 1024], pre
 # %% [markdown] lang="en"
 # 4 and 8 are limits for $N \to \infty$, and only of mixed precision; in float32 the limits are 2 and 4. So
 # 70B never fits by stages 1 and 2, however many ranks there are. Only N is exact. (Mind the units: 120 GB
-# are $10^9$ bytes, 111.8 GiB.)
+# are $120 \cdot 10^9$ bytes, or 111.8 GiB.)
 #
-# All this counts model states. **Predict** the *peak*: 4 ranks, float32, 256 tokens in each. How many
-# times less does stage 3 need than data parallelism?
-# %% [markdown] lang="ko" en="1d739623"
+# All this counts **model states**: parameters, gradients, optimizer state. **Predict** the *peak*: 4 ranks,
+# float32, 256 tokens in each. How many times less does stage 3 need than data parallelism?
+# %% [markdown] lang="ko" en="c2d21c66"
 # 4와 8은 $N \to \infty$일 때의 극한이고, 그것도 혼합 정밀도에서만 그렇습니다. float32에서는 극한이 2와 4입니다. 그래서
-# 70B는 랭크가 아무리 많아도 1, 2단계로는 들어가지 않습니다. N만 정확합니다. (단위를 조심하세요. 120 GB는 $10^9$바이트
-# 단위이고 GiB로는 111.8입니다.)
+# 70B는 랭크가 아무리 많아도 1, 2단계로는 들어가지 않습니다. N만 정확합니다. (단위를 조심하세요. 120 GB는
+# $120 \cdot 10^9$바이트이고, GiB로는 111.8입니다.)
 #
-# 이것은 모델 상태만 센 것입니다. *최대 메모리*를 **예측해 보세요.** 랭크 4개, float32, 랭크마다 토큰 256개일 때
-# 3단계는 데이터 병렬화보다 몇 배 적게 쓸까요?
+# 이것은 **모델 상태**, 곧 파라미터와 그래디언트와 옵티마이저 상태만 센 것입니다. *최대 메모리*를 **예측해 보세요.**
+# 랭크 4개, float32, 랭크마다 토큰 256개일 때 3단계는 데이터 병렬화보다 몇 배 적게 쓸까요?
 # %%
 predict("06.peak")
 # %% hidden=true
@@ -423,12 +426,12 @@ show_peaks(ranks["peaks"][0])
 # %% [markdown] lang="en"
 # Most of what stage 3 leaves is **activations**. No stage divides them: that takes a smaller batch,
 # checkpointing ([lesson 11](11_checkpointing.ipynb)), or tensor parallelism. And stage 1 has *more*
-# gradients than data parallelism here: its row of gradients stays from step to step, also after
-# `zero_grad`, where separate gradients are freed and come back one by one.
+# gradients than data parallelism here: its row of gradients stays through `zero_grad`, which frees separate
+# gradients, so that they come back one by one.
 #
 # A higher stage can even need more in all. Take the whole small model as one unit, and 16 tokens a rank, so
 # that activations do not hide it. Which stage needs least?
-# %% [markdown] lang="ko" en="91c9937e"
+# %% [markdown] lang="ko" en="a71fb97c"
 # 3단계에 남은 것은 대부분 **활성화값**입니다. 어느 단계도 이것을 나누지 않습니다. 배치를 줄이거나, 활성화
 # 체크포인팅([레슨 11](11_checkpointing.ipynb))이나 텐서 병렬화를 써야 합니다. 그리고 1단계는 그래디언트가 데이터
 # 병렬화보다 오히려 *많습니다*. 그래디언트를 담는 한 줄이 `zero_grad` 뒤에도, 스텝이 바뀌어도 남기 때문입니다. 따로 있는
@@ -620,7 +623,7 @@ check("06.peak")
 # 곱 뒤에 숨습니다. 노드 사이는 네트워크가 느려서, 노드 안에서는 샤딩하고 노드 사이에는 복제본을 두기도
 # 합니다(HSDP). 이 레슨의 GPU 실행 기록은 없습니다.
 #
-# 발표된 값을 봅시다. 80 GB H100 GPU에서 FSDP, 곧 3단계로 학습한 것입니다[2]. MFU는 GPU의 FLOPs 가운데 모델에 필요한
+# 발표된 값을 봅시다. 80 GB H100 GPU에서 FSDP, 곧 3단계로 학습한 것입니다[2]. MFU는 GPU의 최대 FLOPs 가운데 모델에 필요한
 # 계산에 쓴 비율입니다.
 # %% tags=["nbval-check-output"]
 show_published()
@@ -628,7 +631,7 @@ show_published()
 # ## In five lines
 #
 # 1. Equal copies are waste: cut one flat row, let each rank update its part.
-# 2. Stage 1 divides optimizer state, stage 2 also gradients; without accumulation neither sends a byte more.
+# 2. Stage 1 divides optimizer state, stage 2 also gradients; without accumulation both send an all-reduce's bytes.
 # 3. Stage 3 also divides parameters, for half as many bytes again; every forward is a collective.
 # 4. 4 and 8 times are limits, of 16-bit training, over infinitely many ranks; N times is exact.
 # 5. Activations and buffers stay: measure the peak, not the formula.
@@ -636,11 +639,11 @@ show_published()
 # Sources: [1] [Rajbhandari et al., SC 2020](https://arxiv.org/abs/1910.02054).
 # [2] [llm-foundry](https://github.com/mosaicml/llm-foundry/tree/main/scripts/train/benchmarking).
 # [Zhao et al., PyTorch FSDP, VLDB 2023](https://arxiv.org/abs/2304.11277).
-# %% [markdown] lang="ko" en="46c3f2ee"
+# %% [markdown] lang="ko" en="4b062510"
 # ## 다섯 줄 요약
 #
 # 1. 똑같은 복제본은 낭비입니다. 한 줄로 펴서 자르고, 랭크마다 자기 몫만 갱신합니다.
-# 2. 1단계는 옵티마이저 상태를, 2단계는 그래디언트까지 나눕니다. 누적하지 않으면 둘 다 한 바이트도 더 보내지 않습니다.
+# 2. 1단계는 옵티마이저 상태를, 2단계는 그래디언트까지 나눕니다. 누적하지 않으면 둘 다 올리듀스만큼 보냅니다.
 # 3. 3단계는 파라미터까지 나누는 대신 절반을 더 보냅니다. 모든 순전파가 집합 통신이 됩니다.
 # 4. 4분의 1과 8분의 1은 16비트 학습에서 랭크가 한없이 많을 때의 극한입니다. N분의 1은 정확합니다.
 # 5. 활성화값과 버퍼는 그대로입니다. 공식이 아니라 최대 메모리를 재세요.
