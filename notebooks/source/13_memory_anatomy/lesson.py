@@ -388,12 +388,12 @@ predict("13.gpt2")
 from dlcourse.explorer.memory_anatomy import large_cases
 from dlcourse.plan import fake_ledger
 
-own_group = [dist.new_group([other]) for other in range(world_size)][rank]
-counted = rank < 2 and fake_ledger.measure(large_cases()[rank], own_group)["memory"]["peak_bytes"]
+alone_here, counted = dist.new_group([0]), None
+if rank == 0:
+    counted = fake_ledger.measure(large_cases()[0], alone_here)["memory"]["peak_bytes"] / 1e9
 # %%
-ledger = [count / 1e9 for count in ranks["counted"][:2]]
-compare("13.gpt2", round(ledger[0], 1))
-show_gpt2(ledger)
+compare("13.gpt2", round(ranks["counted"][0], 1))
+show_gpt2(ranks["counted"][0])
 # %% [markdown] lang="en"
 # "12 GB" is the states alone, 16 bytes a parameter, **without any activation**. And those 16 bytes stay 16
 # with mixed precision (2 + 2 + 12), so they do not halve. Only sharding divides them, and the last row
