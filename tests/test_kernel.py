@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import time
+from queue import Empty
 from typing import Any
 
 import psutil
@@ -25,6 +26,19 @@ class Kernel:
         self.client = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
+
+    def restart(self) -> None:
+        """Until cells' messages come: what the old kernel sent last is no sign of the new one's."""
+        self.manager.restart_kernel(now=False)
+        self.client.wait_for_ready(timeout=60)
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit:
+            try:
+                self.finish(self.client.kernel_info(), timeout=1)
+            except (Empty, TimeoutError):
+                continue
+            return
+        raise TimeoutError("no message of the new kernel")
 
     def start(self, code: str) -> str:
         return self.client.execute(code)
@@ -62,7 +76,9 @@ class Kernel:
         return self.finish(self.start(code), timeout)
 
     def pids(self) -> list[int]:
-        return [int(x) for x in re.findall(r"\d+", self.run(PIDS))]
+        text = self.run(PIDS)
+        assert text.startswith("["), text
+        return [int(x) for x in re.findall(r"\d+", text)]
 
 
 @pytest.fixture(scope="module")
@@ -301,8 +317,7 @@ def test_what_lost_ranks_knew_is_named_with_its_cell(kernel):
 
 def test_restart_leaves_nothing(kernel):
     pids = kernel.pids()[1:]
-    kernel.manager.restart_kernel(now=False)
-    kernel.client.wait_for_ready(timeout=60)
+    kernel.restart()
     assert gone(pids)
     assert "there are no ranks yet" in kernel.run("import dlcourse\n") + kernel.run("%%ranks\n1")
     kernel.run(SET_UP)
