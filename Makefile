@@ -6,6 +6,7 @@
 # make test                   everything that decides whether the course is right
 # make site                   the lessons as pages to read, in both languages: build/site
 # make soak                   hours of random faults; goes on where it was interrupted
+# make audit                  whether the tested versions have known vulnerabilities
 # make coverage               which lines no test runs, also in ranks; TESTS=... for some tests only
 
 # Ranks are processes of a POSIX system. Windows itself always sets this variable, WSL2 does not.
@@ -22,7 +23,7 @@ BIN = $(VENV)/bin
 .DELETE_ON_ERROR:
 # Two pips at once would break the one environment.
 .NOTPARALLEL:
-.PHONY: lab quick test soak coverage lint build site clean
+.PHONY: lab quick test soak audit coverage lint build site clean
 
 lab: $(VENV)/.lab
 	$(BIN)/dlcourse lab $(if $(COURSE_LANG),--lang $(COURSE_LANG)) $(ARGS)
@@ -51,6 +52,9 @@ coverage: $(VENV)/.test
 	-$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+audit: $(VENV)/.test
+	$(BIN)/python .ci/audit.py
 
 lint: $(VENV)/.quick
 	$(BIN)/ruff check .

@@ -175,6 +175,7 @@ PROGRAMS = {
     "ruff",
     "mypy",
     "nbval",
+    "pip-audit",
     "pytest-timeout",
     "pytest-xdist",
 }
