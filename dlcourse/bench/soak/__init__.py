@@ -7,7 +7,7 @@ percent, in small cells instead of lessons: one trial of each scenario, for `mak
 - trial: a scenario, one trial, and what is looked for afterwards
 - faults: kills and interrupts at random moments of a run in a kernel
 - surroundings: a full disk, little shared memory, no name, IPv6 alone, a clock that jumps
-- long_runs: many pools in one kernel, slow cells on busy cores
+- long_runs: many pools in one kernel, strangers' noise at a port, slow cells on busy cores
 - nodes: machines that are lost
 - cells: what is run, where it is no lesson
 - report: the record of the trials, and the figures of it
@@ -39,6 +39,10 @@ SCENARIOS = (
     Scenario("clock jumps", 16, "runs", 600, around.clock_jumps, needs=around.clock_needs),
     Scenario("host name unknown", 16, "runs", 600, around.no_name, needs=around.name_needs),
     Scenario("IPv6 only", 10, "runs", 300, around.ipv6, needs=around.ipv6_needs),
+    Scenario(
+        *("malformed frames", 100_000, "connections", 0.1, long_runs.malformed_frames),
+        each=100_000,
+    ),
     Scenario("busy cores", 1000, "cells", 60, long_runs.busy_cores, each=20),
 )
 

@@ -182,8 +182,8 @@ def many_pools(count: int, seed: int) -> None:
     say(ended=True)
 
 
-def held(agent: int) -> dict[str, Any]:
-    """What this process and the agent hold now."""
+def held(agent: int | None = None) -> dict[str, Any]:
+    """What this process and its agent, should it have one, hold now."""
     import gc
     import tempfile
 
@@ -192,6 +192,8 @@ def held(agent: int) -> dict[str, Any]:
     gc.collect()
     found: dict[str, Any] = {}
     for name, pid in (("kernel", os.getpid()), ("agent", agent)):
+        if pid is None:
+            continue
         process = psutil.Process(pid)
         found[f"{name}_descriptors"] = process.num_fds()
         found[f"{name}_threads"] = process.num_threads()
@@ -239,6 +241,58 @@ def _slow(chance: random.Random) -> str:
         )
     )
     return f"if rank == {late}:\n{work}\n{meet}"
+
+
+def malformed_frames(count: int, seed: int) -> None:
+    """So many connections of strangers to the port that other machines' agents speak to.
+
+    Tells what this process holds on the way, and whether one who has the keys is heard at the end.
+    """
+    import tempfile
+
+    from dlcourse.ranks.messaging import MessageClient, MessageServer
+
+    heard_there: list[str] = []
+    server = MessageServer(lambda who, message: heard_there.append(message["kind"]))
+    try:
+        channel = server.bind_network("127.0.0.1")
+        chance, every = random.Random(seed), max(1, count // 50)
+        for number in range(count):
+            _disturb(channel.address, chance)
+            if number % every == 0 or number == count - 1:
+                say(connections=number + 1, **held())
+        with tempfile.TemporaryDirectory() as folder:
+            channel.save(Path(folder) / "keys" / "channel.json")
+            MessageClient(f"{folder}/keys/channel.json", b"1:0").send("hello")
+            limit = time.monotonic() + 60
+            while not heard_there and time.monotonic() < limit:
+                time.sleep(0.01)
+        say(ended=True, heard=heard_there)
+    finally:
+        server.close()
+
+
+def _disturb(address: str, chance: random.Random) -> None:
+    """One connection that sends noise: at once, after ZeroMQ's greeting, or as frames after it."""
+    import socket
+
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    greeting = b"\xff" + b"\0" * 8 + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + b"\0" * 32
+    noise = chance.randbytes(chance.randrange(1, 300))
+    begun = chance.choice(
+        (
+            b"",
+            greeting,
+            greeting + bytes((chance.choice((0, 1, 4)), len(noise) % 256)),  # a frame of its length
+            greeting + b"\x04\xc8" + b"\x05HELLO" + bytes((1, 0)),  # a command's 200 bytes
+            greeting + b"\x02" + bytes(4) + chance.randbytes(4),  # says it is long
+        )
+    )
+    try:
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(begun + noise)
+    except ConnectionError:  # it was shown the door meanwhile
+        pass
 
 
 def over_two_machines(place: str, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What must not grow, nor be refused, in one long run: pools of one kernel, cells of busy cores."""
+"""What must not grow, nor be refused, in one long run: pools, strangers, cells of busy cores."""
 
 from __future__ import annotations
 
@@ -27,16 +27,36 @@ def pools(trial: Trial) -> Ending:
     return Ending(SUCCESS, f"{trial.size} pools", seconds / trial.size, growth(samples))
 
 
-def growth(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def growth(samples: list[dict[str, Any]], unit: str = "pool") -> dict[str, Any]:
     """From when a fifth of the pools were there to the end: the first ones fill caches."""
+    count = f"{unit}s"
     last = samples[-1]
-    first = next(s for s in samples if s["pools"] >= last["pools"] / 5)
+    first = next(s for s in samples if s[count] >= last[count] / 5)
     return {
-        "from_pool": first["pools"],
-        "to_pool": last["pools"],
-        "first": {k: v for k, v in first.items() if k != "pools"},
-        "last": {k: v for k, v in last.items() if k != "pools"},
+        f"from_{unit}": first[count],
+        f"to_{unit}": last[count],
+        "first": {k: v for k, v in first.items() if k != count},
+        "last": {k: v for k, v in last.items() if k != count},
     }
+
+
+MOST_DESCRIPTORS = 50  # more than before, while connections that were shut still close
+
+
+def malformed_frames(trial: Trial) -> Ending:
+    """Strangers' noise at the port of a run on several machines: none is heard, nothing grows."""
+    started = time.monotonic()
+    process = trial.start(cells.command(f"malformed_frames({trial.size}, {trial.number})"))
+    trial.until(lambda: process.poll() is not None, 120 + trial.limit * trial.size)
+    seconds, told = time.monotonic() - started, cells.heard(trial.said())
+    if process.returncode or not told or told[-1].get("heard") != ["hello"]:
+        return Ending(UNNAMED, trial.said()[-300:], seconds)
+    found = growth([line for line in told if "connections" in line], "connection")
+    more = found["last"]["kernel_descriptors"] - found["first"]["kernel_descriptors"]
+    if more > MOST_DESCRIPTORS:
+        return Ending(UNNAMED, f"{more} more descriptors than before", seconds, found)
+    said = f"{trial.size} connections, nothing of them heard"
+    return Ending(SUCCESS, said, seconds / trial.size, found)
 
 
 def busy_cores(trial: Trial) -> Ending:

@@ -85,7 +85,7 @@ def figures(record: Record, scenarios: Sequence[Scenario]) -> dict[str, Any]:
             "left_running": sum(len(line["left_running"]) for line in lines),
             "left_files": sum(len(line["left_files"]) for line in lines),
         }
-        if scenario.name == "pools":
+        if scenario.name in ("pools", "malformed frames"):
             most = max(lines, key=lambda line: line["size"])
             found[scenario.name]["growth"] = most["figures"]
     return found
@@ -127,7 +127,7 @@ def table(record: Record, scenarios: Sequence[Scenario]) -> str:
         ends = ", ".join(f"{count} {kind}" for kind, count in row["endings"].items())
         lines.append(
             f"{name:30} {row['run']} of {row['of']} {row['unit']}: {ends}; slowest "
-            f"{row['slowest_s']:.1f} s of {row['limit_s']:.0f}; left {row['left_running']} "
+            f"{row['slowest_s']:.1f} s of {row['limit_s']:g}; left {row['left_running']} "
             f"processes, {row['left_files']} files"
         )
     return "\n".join(lines)
