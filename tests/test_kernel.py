@@ -217,6 +217,10 @@ def test_two_stops_of_an_impatient_person_are_one(kernel, tmp_path):
             time.sleep(0.15)
         text = kernel.finish(message)
         assert "interrupted" in text and "KeyboardInterrupt" not in text, text
+        message = kernel.start("print('begun', flush=True)\nwhile True: pass")
+        kernel.until(message, "begun")
+        kernel.manager.interrupt_kernel()  # of the next cell: it counts, however soon it comes
+        assert "KeyboardInterrupt" in kernel.finish(message)
         assert kernel.run("%%ranks\nkept") == "rank 0: 5\nrank 1: 6\n"
     assert kernel.pids() == pids
 

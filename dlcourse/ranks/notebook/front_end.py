@@ -53,6 +53,11 @@ def _shell() -> Any:
     return shell if hasattr(shell, "kernel") else None
 
 
+def in_a_kernel() -> bool:
+    """Whether this process is a notebook's kernel."""
+    return _shell() is not None
+
+
 def notebook_cell() -> int | None:
     """The number that the notebook shows beside the cell that runs now, or None elsewhere."""
     history = getattr(_shell(), "history_manager", None)

@@ -12,6 +12,8 @@ import threading
 import time
 from typing import Any
 
+from dlcourse.ranks.notebook.front_end import in_a_kernel
+
 AGAIN = 1.0  # seconds: presses that follow sooner are one press of an impatient person
 _innermost: DelayedStop | None = None
 
@@ -32,6 +34,7 @@ class DelayedStop:
         self._handler: Any = None
         if threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGINT)
+            handler = getattr(handler, "behind", handler)
             if callable(handler):  # neither ignored nor left to the system
                 self._outer, _innermost = _innermost, self
                 self._handler = handler
@@ -41,8 +44,10 @@ class DelayedStop:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         global _innermost
         if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
             _innermost = self._outer
+            if self._counted is not None and self._outer is not None:
+                self._outer._counted = self._counted
+            _listen_again(self._handler, None if self._outer else self._counted)
             if self._pressed and error is None:
                 self._handler(signal.SIGINT, None)
 
@@ -64,6 +69,27 @@ class DelayedStop:
         if self._pressed and not self._deaf:
             self._pressed = False
             raise KeyboardInterrupt
+
+
+def _listen_again(handler: Any, counted: float | None) -> None:
+    """Give Stop back to who had it, but not the rest of an impatient person's one press.
+
+    What the press has ended is being told about in that second; it would be lost. ipykernel sets
+    its own handler for each cell, so a press in the next one counts, however soon it comes.
+    """
+    signal.signal(signal.SIGINT, handler)
+    if counted is None or time.monotonic() - counted >= AGAIN:
+        return
+    if handler is not signal.default_int_handler or not in_a_kernel():
+        return
+
+    def later(number: int, frame: Any) -> None:
+        if time.monotonic() - counted >= AGAIN:
+            signal.signal(signal.SIGINT, handler)
+            handler(number, frame)
+
+    later.behind = handler  # type: ignore[attr-defined]
+    signal.signal(signal.SIGINT, later)
 
 
 def check() -> None:
