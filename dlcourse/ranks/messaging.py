@@ -170,18 +170,20 @@ class MessageServer:
         while not self._closing:
             poller.poll()
             self._wakeup.clear()
+            while self._calls:
+                call, done = self._calls.popleft()
+                with suppress(zmq.ZMQError):
+                    call()
+                done.set()
             if self._monitor is not None:
+                # Read from the first moment on: libzmq waits where 2,000 of its events are not read,
+                # and then it lets nobody in any more.
                 if self._monitor not in poller:
                     poller.register(self._monitor, zmq.POLLIN)
                 while self._monitor.poll(0):
                     ended = parse_monitor_message(self._monitor.recv_multipart())["value"]
                     if (agent := self._agents.pop(ended, None)) is not None:
                         self._on_lost(agent)
-            while self._calls:
-                call, done = self._calls.popleft()
-                with suppress(zmq.ZMQError):
-                    call()
-                done.set()
             while self._outgoing:
                 identity, message = self._outgoing.popleft()
                 self._router.send_multipart([identity, pickle.dumps(message, protocol=5)])
