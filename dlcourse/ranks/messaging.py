@@ -176,8 +176,8 @@ class MessageServer:
                     call()
                 done.set()
             if self._monitor is not None:
-                # Read from the first moment on: libzmq waits where 2,000 of its events are not read,
-                # and then it lets nobody in any more.
+                # Read from the first moment on: where 2,000 of its events are unread, libzmq waits,
+                # and lets nobody in any more.
                 if self._monitor not in poller:
                     poller.register(self._monitor, zmq.POLLIN)
                 while self._monitor.poll(0):
