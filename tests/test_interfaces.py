@@ -1,15 +1,23 @@
-"""Lessons outside the Lab that `dlcourse lab` starts: Notebook 7, and Lab's own words in Korean."""
+"""What lies around the Lab of one machine: Notebook 7, Lab's own words, ranks of two machines."""
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import subprocess
+import sys
 
 import browser
 import pytest
 from browser import Lab, Notebook, Notebook7
 from playwright.sync_api import expect
+from slurm import needed
 
+from dlcourse.bench.soak.nodes import BRIDGE, Network
 from dlcourse.course.serve import korean_interface
+from dlcourse.ranks.agent import follower
+from dlcourse.ranks.machines import INTERFACE, JOIN, NODES
 
 pytestmark = pytest.mark.timeout(1500)
 expect.set_options(timeout=browser.PATIENCE)
@@ -63,3 +71,66 @@ def test_labs_own_words_are_those_of_the_lesson(lang, menu, chromium, tmp_path):
         page.goto(lab.url)
         expect(page.locator(".lm-MenuBar-itemLabel").first).to_have_text(menu)
         page.context.close()
+
+
+ON_TWO = "from dlcourse import Ranks\nranks = Ranks(4)\nranks"
+WORK = """
+%%ranks
+import os, socket, time
+from dlcourse.measure import mark_step
+while True:
+    mark_step(tokens=1)
+    over = torch.tensor(float(os.path.exists({file!r})))
+    dist.all_reduce(over, op=dist.ReduceOp.MAX)
+    if over:
+        break
+    time.sleep(0.05)
+socket.gethostname()
+"""
+
+
+def test_the_panel_names_the_machine_of_each_rank(chromium, tmp_path, monkeypatch):
+    """Lab is on one machine, half of the ranks on a second one, and the panel is live for both."""
+    needed()
+    shared = tmp_path / "channel"
+    shared.mkdir(mode=0o700)
+    (tmp_path / "lab").mkdir()
+    with Network(("beta",)) as network:
+        monkeypatch.setenv(JOIN, str(shared))
+        monkeypatch.setenv(NODES, "2")
+        job = ["job", str(shared), "--nodes", "2", "--node", "1", "--", "run", "00"]
+        agent = subprocess.Popen(
+            [*network.inside("beta"), sys.executable, "-m", "dlcourse.cli", *job],
+            env=os.environ | {INTERFACE: "fabric0", "PYTHONPATH": str(browser.REPOSITORY)},
+        )
+        monkeypatch.setenv(INTERFACE, BRIDGE)
+        try:
+            with Lab(tmp_path / "lab", lang="ko") as lab:
+                over = lab.place / "over"
+                page = browser.new_page(chromium)
+                path = lab.write("two", [ON_TWO, WORK.format(file=str(over))])
+                notebook = Notebook(page, lab, path)
+                here = socket.gethostname()
+                assert f"{here}" in notebook.run(0)
+                rows = page.locator(".dlc-panel tr[data-rank]")
+                expect(rows).to_have_count(4)
+                for rank, name in enumerate((here, here, "beta", "beta")):
+                    expect(rows.nth(rank)).to_contain_text(name)
+                    whole = "cell => cell.scrollWidth <= cell.clientWidth"
+                    assert rows.nth(rank).locator("th").evaluate(whole), "the name is cut"
+                notebook.start(1)
+                steps = page.locator(".dlc-panel [data-field=steps]")
+                expect(steps).to_have_text(re.compile("[1-9]"))
+                page.wait_for_function(
+                    "() => Array.from(document.querySelectorAll('.dlc-panel td[data-field=bytes]'))"
+                    ".filter(cell => +cell.dataset.value > 0).length === 4"
+                )
+                over.touch()
+                assert "'beta'" in notebook.finish(1)
+                if place := os.environ.get("DLCOURSE_PICTURES"):
+                    page.screenshot(path=f"{place}/machines.png")
+                page.context.close()
+        finally:
+            (shared / f"{follower.ENDED}-0").write_text("0")
+            agent.wait(60)
+    assert agent.returncode == 0

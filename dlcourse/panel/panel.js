@@ -197,10 +197,14 @@ function render({ model, el }, past) {
     const widest = Math.max(1, ...now.ranks.map((rank) => rank.peak));
     const end = Math.max(1, now.t);
     write(span, now.t ? ` 0–${end < 100 ? end.toFixed(1) : Math.round(end)} s` : "");
+    // Room for the machines' names, where there are several; longer ones are cut.
+    const longest = Math.max(0, ...now.ranks.map((rank) => (rank.at ?? "").length));
+    heads[0].style.width = longest ? `${Math.min(70 + 7 * longest, 200)}px` : "";
     for (const rank of now.ranks) {
       const row = line(rank.r);
       row.tr.dataset.state = row.dot.dataset.state = rank.s;
       write(row.at, rank.at ? ` ${rank.at}` : "");
+      row.at.title = rank.at ?? "";
       row.dot.textContent = MARKS[rank.s] ?? "";
       row.dot.style.color = states[rank.s];
       row.dot.title = `${words.rank.replace("{}", rank.r)}: ${rank.text}`;
