@@ -66,4 +66,8 @@ def in_its_language(app: Sphinx, config: object) -> None:
     app.config.nb_code_prompt_show = "코드 보기" if korean else "Show the code"
     app.config.nb_code_prompt_hide = "코드 접기" if korean else "Hide the code"
     other = ("en", "English") if korean else ("ko", "한국어")
-    app.config.html_context = {"other": other, "default_mode": "auto"}
+    app.config.html_context = {
+        "other": other,
+        "default_mode": "auto",
+        "on_this_page": "이 페이지" if korean else "On this page",
+    }

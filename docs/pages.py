@@ -89,7 +89,7 @@ def _shown(output: dict[str, Any]) -> Any:
         text = json.dumps(figure, ensure_ascii=False).replace("</", "<\\/")
         height = int(figure["layout"].get("height", 450))
         return _html(
-            f"<div class='figure' style='min-height:{height}px'>"
+            f"<div class='drawn-here' style='min-height:{height}px'>"
             f"<script type='application/json'>{text}</script></div>"
         )
     for kind in ("image/svg+xml", "text/html"):

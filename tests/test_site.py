@@ -191,20 +191,26 @@ def test_every_page_on_a_phone(chromium, url, lang, theme):
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: said.append(str(error)))
+    figures = 0
     for name in ("index", "claims", *LESSONS):
         page.goto(f"{url}/{lang}/{name}.html")
         assert page.locator("html").get_attribute("lang") == lang
         assert page.locator("html").get_attribute("data-theme") == theme
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, name
-        for place in page.locator("div.figure").all()[:2]:
+        for place in page.locator("div.drawn-here").all()[:2]:
             place.scroll_into_view_if_needed()
-            place.locator(".main-svg").first.wait_for()
+            picture = place.locator(".main-svg").first
+            picture.wait_for()
+            # As wide as the text above it, and it was once as wide as its own margins.
+            assert picture.bounding_box()["width"] > 280, name
+            figures += 1
         for diagram in page.locator("pre.mermaid").all():
             diagram.locator("svg").wait_for()
             assert "Syntax error" not in diagram.inner_text()
     local = (url, "data:", "blob:")
     assert asked and not [address for address in asked if not address.startswith(local)]
     assert not said
+    assert figures > len(LESSONS)
     context.close()
 
 
@@ -224,8 +230,10 @@ def test_korean_is_found_by_a_word_without_its_ending(chromium, url):
 def test_the_other_language_is_one_click_away_on_the_same_page(chromium, url):
     page = browser.new_page(chromium)
     page.goto(f"{url}/ko/03_data_parallel.html")
+    assert page.locator("#on-this-page").inner_text().strip() == "이 페이지"
     page.locator("a.language:visible").click()
     page.wait_for_url(f"{url}/en/03_data_parallel.html")
+    assert page.locator("#on-this-page").inner_text().strip() == "On this page"
     page.goto(f"{url}/en/claims.html#B7")
     assert page.locator("#B7").count() == 1
     page.context.close()

@@ -8,7 +8,7 @@ const load = (name) => new Promise((resolve, reject) => {
 });
 
 async function figures() {
-  const places = document.querySelectorAll("div.figure");
+  const places = document.querySelectorAll("div.drawn-here");
   if (!places.length) return;
   await load("plotly.min.js");
   const settings = { responsive: true, displayModeBar: false };
