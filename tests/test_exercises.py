@@ -123,12 +123,16 @@ def wrong_answers() -> list[tuple[str, WrongAnswer]]:
     [pytest.param(id, wrong, id=f"{id}-{wrong.name}") for id, wrong in wrong_answers()],
 )
 def test_a_wrong_answer_is_caught_by_its_case(id, wrong, pool, kept, monkeypatch):
-    define(find_exercise(id), wrong.source, pool, monkeypatch)
+    exercise = find_exercise(id)
+    define(exercise, wrong.source, pool, monkeypatch)
     kept.expect(wrong.source)
+    if wrong.caught_by == ("hang",):  # said by the engine, on a busy machine later than the limit
+        patient = replace(exercise, time_limit=10 * exercise.time_limit)
+        monkeypatch.setattr("dlcourse.course.exercises.checking.find_exercise", lambda _: patient)
     result = check(id, pool=pool)
     kept.expect("")
     assert not result.passed and result.text.strip()
-    if wrong.caught_by == ("hang",):  # said by the engine, long before the time limit
+    if wrong.caught_by == ("hang",):
         assert "All ranks of a group must make the same calls" in result.text, result.text
         return
     failed = {case for case, ok in result.cases.items() if ok is False}

@@ -592,14 +592,14 @@ def test_time_out_of_a_collective(group):
             f"""
             import time; group = {group}
             if rank == 0:
-                time.sleep(8)
+                time.sleep(100)
             dist.barrier(group=group)
             """,
         )
         assert message.startswith("rank 1 gave up after 3 s"), message
         assert "Ranks(2, timeout=12)" in message and "gave up waiting in barrier" in message
         assert "rank 0  interrupted" in message or "computing, line 4" in message, message
-        assert seconds < 8
+        assert seconds < 60
 
 
 def interrupted_by_the_notebook_and_by_itself() -> tuple[bool, bool]:
@@ -651,7 +651,7 @@ def test_interrupt(ranks, source):
         cell(ranks, source)
     timer.join()
     assert str(caught.value).startswith("interrupted")
-    assert time.monotonic() - started < 12
+    assert time.monotonic() - started < 60
     works(ranks)
     assert ranks["kept"] == [1, 2, 3, 4]
 

@@ -173,7 +173,8 @@ ENGLISH = (
     "Run so far on {cores} cores ([data/soak.json](data/soak.json)): {kills} of 300 kills, "
     "{interrupts} of 300 interrupts, {kernel_kills} of 100 kernel kills, {nodes_lost} of 50 lost "
     "machines, {odd} of 78 runs on odd machines, {busy_cores} of 1,000 slow cells on busy cores, "
-    "{pools} of 1,000 pools in one kernel. {as_it_should} of {trials} trials ended in success or, "
+    "{pools} of 1,000 pools in one kernel, {malformed_frames} of 100,000 connections of strangers. "
+    "{as_it_should} of {trials} trials ended in success or, "
     "within the limit, in an error in the course's own words, and left nothing; {left_running} "
     "processes were left running."
 )
@@ -182,8 +183,9 @@ KOREAN = (
     "강제 종료 300번 중 {kills}번, 셀 중단 300번 중 {interrupts}번, "
     "커널 강제 종료 100번 중 {kernel_kills}번, 컴퓨터 끊김 50번 중 {nodes_lost}번, "
     "별난 환경 78번 중 {odd}번, 바쁜 코어에서 느린 셀 1,000개 중 {busy_cores}개, "
-    "한 커널에서 만든 풀 1,000개 중 {pools}개. 시험 {trials}번 중 {as_it_should}번이 "
-    "성공하거나 제한 시간 안에 직접 설명하는 오류로 끝났고 아무것도 남기지 않았습니다. "
+    "한 커널에서 만든 풀 1,000개 중 {pools}개, 낯선 접속 100,000번 중 {malformed_frames}번. "
+    "시험 {trials}번 중 {as_it_should}번이 성공하거나 제한 시간 안에 직접 설명하는 오류로 끝났고 "
+    "아무것도 남기지 않았습니다. "
     "끝나지 않고 남은 프로세스는 {left_running}개입니다."
 )
 ODD = ("disk full", "64 MB of /dev/shm", "clock jumps", "host name unknown", "IPv6 only")

@@ -43,7 +43,7 @@ def growth(samples: list[dict[str, Any]], unit: str = "pool") -> dict[str, Any]:
 MOST_DESCRIPTORS = 50  # more than before, while connections that were shut still close
 
 
-def malformed_frames(trial: Trial) -> Ending:
+def frames(trial: Trial) -> Ending:
     """Strangers' noise at the port of a run on several machines: none is heard, nothing grows."""
     started = time.monotonic()
     process = trial.start(cells.command(f"malformed_frames({trial.size}, {trial.number})"))
