@@ -40,7 +40,7 @@ UNKNOWN = 10.0  # of a new file
 
 # What a file needs that takes long; a file that is in no list is part of `make quick`.
 MARKERS = {
-    "notebooks": ("notebooks", "course_run", "wheel"),
+    "notebooks": ("notebooks", "course_run", "wheel", "colab"),
     "browser": ("browser", "interfaces"),
     "exercises": ("exercises", "grading", "hub"),
     "engine": (

@@ -111,7 +111,7 @@ def test_headless_the_picture_stands_still_and_no_widget_is_made(monkeypatch):
     assert words(shown["image/svg+xml"])[0].startswith("8 × 8:")
     assert repr(explorer) == shown["text/plain"]
     monkeypatch.setattr(sliders, "front_end_present", lambda: True)
-    assert VIEW in explorer._repr_mimebundle_()
+    assert VIEW in explorer._repr_mimebundle_()[0]
 
 
 def test_a_value_that_has_words_is_said_in_them():
@@ -175,7 +175,7 @@ def test_in_a_front_end_the_picture_moves_by_itself(monkeypatch):
     monkeypatch.setattr(films, "front_end_present", lambda: True)
     monkeypatch.setattr(films, "INTERVAL_S", 0.01)
     film = Film(experts_by_kind)
-    assert VIEW in film._repr_mimebundle_()
+    assert VIEW in film._repr_mimebundle_()[0]
     write_frame(film.path, step=5, **frame(0.4))
     limit = time.monotonic() + 60
     while "Step 5" not in film._view.pictures[0] and time.monotonic() < limit:

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from dlcourse.course import catalog
+from dlcourse.course import catalog, colab
 from dlcourse.course.claims_page import claims_pages
 from dlcourse.course.diagrams import with_colors
 from dlcourse.course.fill import filled_cell
@@ -118,7 +118,11 @@ def notebook_of(lesson: Lesson, lang: str, outputs: Outputs | None = None) -> An
     used: Counter[str] = Counter()
     cells = []
     code_cells = 0
+    opened = False
     for block in lesson.blocks:
+        if block.kind == "code" and not code_cells:
+            cells.append(_install_cell())
+            code_cells += 1
         # The id comes from the text before any translation, so it is the same in both languages
         # and stays when cells are added around it.
         base = block.code if block.kind == "code" else block.text["en"]
@@ -126,7 +130,11 @@ def notebook_of(lesson: Lesson, lang: str, outputs: Outputs | None = None) -> An
         used[key] += 1
         cell_id = f"{block.kind}-{key}" + (f"-{used[key]}" if used[key] > 1 else "")
         if block.kind == "text":
-            cell = nbformat.v4.new_markdown_cell(with_colors(block.text[lang]), id=cell_id)
+            text = with_colors(block.text[lang])
+            if not opened:
+                text += "\n\n" + colab.link(lang, lesson.name)
+                opened = True
+            cell = nbformat.v4.new_markdown_cell(text, id=cell_id)
             if is_deeper(block):  # Lab folds all below it away; its code runs all the same
                 cell.metadata["jp-MarkdownHeadingCollapsed"] = True
             cells.append(cell)
@@ -145,6 +153,13 @@ def notebook_of(lesson: Lesson, lang: str, outputs: Outputs | None = None) -> An
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
+
+
+def _install_cell() -> Any:
+    """What a notebook needs that is opened beside no course, as on Colab; not part of the site."""
+    cell = nbformat.v4.new_code_cell(colab.INSTALL, id=colab.INSTALL_ID)
+    cell.metadata.update({"jupyter": {"source_hidden": True}, "tags": ["remove-cell"]})
+    return cell
 
 
 def form_table(root: Path, names: list[str] | None = None) -> str:
@@ -272,6 +287,7 @@ def _check_parameters(lesson: Lesson, shown: Path) -> list[Problem]:
 
 
 def _check_outputs(notebook: Any, lesson: Lesson, shown: Path, lang: str) -> list[Problem]:
+    cells = [cell for cell in notebook.cells if cell.id != colab.INSTALL_ID]
     return [
         Problem(
             shown,
@@ -279,7 +295,7 @@ def _check_outputs(notebook: Any, lesson: Lesson, shown: Path, lang: str) -> lis
             f"cell tagged {CHECKED} has no stored output in {lang}: run "
             f"`dlcourse build --execute {lesson.name[:2]}`",
         )
-        for block, cell in zip(lesson.blocks, notebook.cells, strict=True)
+        for block, cell in zip(lesson.blocks, cells, strict=True)
         if CHECKED in block.tags and not cell.outputs
     ]
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from dlcourse.course import catalog, metrics
 from dlcourse.course.claims import Claim, find_claim, next_lesson, origin, quantity, verdict_text
+from dlcourse.course.colab import old_torch
 from dlcourse.course.exercises import check, hint, solution
 from dlcourse.course.fill import find_source, split_reference
 from dlcourse.course.guesses import show_guesses
 from dlcourse.course.predictions import compare, plain_number, predict
 from dlcourse.course.questions import quiz
-from dlcourse.course.showing import Shown, display, html_table, shell, show_code
+from dlcourse.course.showing import Shown, display, html_table, say, shell, show_code
 from dlcourse.words.strings import language, set_language, set_lesson_words, t
 
 __all__ = [
@@ -54,6 +55,7 @@ def lesson(*, lang: str = "ko", name: str = "") -> None:
     """Start a lesson: sets the language of every word shown, here and in ranks started later.
 
     ``name`` is the lesson's room, whose ``words.toml`` has the words that only this lesson uses.
+    Says so where torch is older than the course asks for, as Colab's own may be.
 
     Raises:
         ValueError: ``lang`` is not "ko" or "en".
@@ -65,6 +67,8 @@ def lesson(*, lang: str = "ko", name: str = "") -> None:
         set_lesson_words(catalog.words_path(catalog.course_root(), name))
     metrics.append("lesson", name=name, lang=lang)
     _report_recorded_cells()
+    if said := old_torch():
+        say(said)
 
 
 def show(reference: str) -> None:

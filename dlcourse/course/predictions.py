@@ -21,7 +21,7 @@ from dlcourse.course import catalog, guesses, metrics
 from dlcourse.course.amounts import read_amount
 from dlcourse.course.claims import quantity
 from dlcourse.course.showing import Shown, display, html_table, say
-from dlcourse.panel.widget import front_end_present
+from dlcourse.panel.widget import VIEW, front_end_present, widgets_installed
 from dlcourse.words.strings import language, t
 
 Number = int | float
@@ -112,7 +112,7 @@ def predict(
         )
     prediction = Prediction(id, None if guess is ... else guess, answer, unit or "")
     somebody = front_end_present()
-    typing = asked is not None and guess is ... and somebody
+    typing = asked is not None and guess is ... and somebody and widgets_installed()
     if typing and (before := _predictions.get(id)):
         prediction = replace(prediction, guess=before.guess, typed=before.typed)
     _predictions[id] = prediction
@@ -246,7 +246,8 @@ def _ask(prediction: Prediction) -> None:
     line.observe(typed, "value")
     box = VBox([line, answer])
     box.add_class("dlc-predict")
-    view = box._repr_mimebundle_()
+    # ipywidgets 7, which Colab has, has no _repr_mimebundle_.
+    view = {VIEW: {"version_major": 2, "version_minor": 0, "model_id": box.model_id}}
     # What Jupyter keeps for where no widget is drawn: without its kernel, or trust
     show({**view, "text/plain": t("predict.without_kernel")}, raw=True)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from dlcourse.course import catalog
 from dlcourse.course.showing import Shown, display
-from dlcourse.panel.widget import front_end_present
+from dlcourse.panel.widget import front_end_present, widgets_installed
 from dlcourse.words.strings import language, lesson_words, t
 
 FILE = "quiz.toml"
@@ -66,7 +66,7 @@ def quiz() -> Quiz:
     if not questions:
         raise ValueError(f"{path} has no [[questions]]: write ten, or leave quiz() out")
     still = {"text/plain": _as_text(questions), "text/html": _as_html(questions)}
-    if front_end_present():
+    if front_end_present() and widgets_installed():
         from dlcourse.course.questions_widget import view_of
 
         still |= view_of([question.in_language(language()) for question in questions])

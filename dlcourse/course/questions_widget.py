@@ -6,6 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from dlcourse.panel.widget import VIEW
 from dlcourse.words.strings import t
 
 
@@ -28,8 +29,7 @@ def view_of(questions: list[dict[str, Any]]) -> dict[str, Any]:
         "wrong": t("quiz.wrong"),
     }
     view = widget_class()(words=words, questions=questions)
-    kind = "application/vnd.jupyter.widget-view+json"
-    return {kind: view._repr_mimebundle_()[0][kind]}
+    return {VIEW: view._repr_mimebundle_()[0][VIEW]}
 
 
 @cache

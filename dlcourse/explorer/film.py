@@ -19,7 +19,7 @@ from typing import Any
 from dlcourse.explorer.sliders import widget_class
 from dlcourse.figures.picture import Picture, sentence
 from dlcourse.measure.frames import Frame, read_frames
-from dlcourse.panel.widget import front_end_present
+from dlcourse.panel.widget import front_end_present, view_beside, widgets_installed
 from dlcourse.words.strings import t
 
 INTERVAL_S = 0.2  # between two looks at the file
@@ -63,16 +63,17 @@ class Film:
     def __repr__(self) -> str:
         return self.picture.text
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **_: Any) -> Any:
+        # A MIME bundle, with its metadata where there is a widget: IPython takes both forms.
         picture = self.picture
         still = {"text/plain": picture.text, "image/svg+xml": picture.svg}
-        if not front_end_present():
+        if not (front_end_present() and widgets_installed()):
             return still
         if self._view is None:
             self._view = widget_class()(sliders=[], pictures=[picture.svg], positions=[])
             follow = threading.Thread(target=_follow, args=(weakref.ref(self),), daemon=True)
             follow.start()
-        return {**self._view._repr_mimebundle_()[0], **still}
+        return view_beside(self._view, still)
 
     def look(self) -> None:
         """Show the newest frame, if it is not shown already."""

@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any
 
 from dlcourse.figures.picture import Picture
-from dlcourse.panel.widget import front_end_present
+from dlcourse.panel.widget import front_end_present, view_beside, widgets_installed
 from dlcourse.words.strings import has_words, t
 
 MAX_POSITIONS = 100  # of all sliders together; a picture has a few KB
@@ -46,9 +46,10 @@ class Explorer:
     def __repr__(self) -> str:
         return self.picture.text
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, **_: Any) -> Any:
+        # A MIME bundle, with its metadata where there is a widget: IPython takes both forms.
         still = {"text/plain": self.picture.text, "image/svg+xml": self.picture.svg}
-        if not front_end_present():
+        if not (front_end_present() and widgets_installed()):
             return still
         sliders = [
             {"label": t(f"explore.{name}"), "values": [_shown(name, value) for value in values]}
@@ -59,7 +60,7 @@ class Explorer:
             pictures=[picture.svg for picture in self.pictures],
             positions=self.start,
         )
-        return {**view._repr_mimebundle_()[0], **still}
+        return view_beside(view, still)
 
 
 def _shown(name: str, value: Any) -> str:

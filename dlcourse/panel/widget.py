@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import Any
 
 from dlcourse.figures.colors import CATEGORIES, STATES, rank_color, text_on
@@ -19,9 +20,25 @@ from dlcourse.panel.summary import Summary
 from dlcourse.ranks.notebook.front_end import front_end_present
 from dlcourse.words.strings import language, t
 
-__all__ = ["Panel"]
+__all__ = ["Panel", "view_beside", "widgets_installed"]
 
 INTERVAL_S = 0.1  # between two messages to the browser
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def widgets_installed() -> bool:
+    """Whether this kernel can make widgets: a notebook may be in front of one that cannot."""
+    return all(find_spec(name) is not None for name in ("ipywidgets", "anywidget"))
+
+
+def view_beside(widget: Any, still: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A MIME bundle with a widget and what stands still in its place, and the bundle's metadata.
+
+    Colab needs the metadata to draw an anywidget: it adds them itself to what is displayed, and
+    not to the value of a cell (google/colab/output/_widgets.py, googlecolab/colabtools 24e3a7a).
+    """
+    data, metadata = widget._repr_mimebundle_()
+    return {**data, **still}, metadata
 
 
 @cache
@@ -71,7 +88,7 @@ class Panel:
 
     def display(self) -> None:
         """Show the panel below the running cell, if somebody is there to see it."""
-        if not front_end_present():
+        if not (front_end_present() and widgets_installed()):
             return
         from IPython.display import display
 
