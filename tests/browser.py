@@ -449,10 +449,25 @@ CONTRASTS = """
 root => {
   const color = text => [...text.match(/[\\d.]+/g).map(Number), 1].slice(0, 4);
   const over = (top, below) => below.map((c, i) => top[i] * top[3] + c * (1 - top[3]));
+  // In an SVG picture: what was painted before the words, at their middle, or their own halo.
+  const painted = node => {
+    const box = node.getBoundingClientRect();
+    const middle = new DOMPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2);
+    const covers = shape => node.compareDocumentPosition(shape) & Node.DOCUMENT_POSITION_PRECEDING
+      && getComputedStyle(shape).fill !== "none"
+      && shape.isPointInFill(middle.matrixTransform(shape.getScreenCTM().inverse()));
+    const layers = [...node.ownerSVGElement.querySelectorAll("rect, path")].filter(covers)
+      .map(shape => getComputedStyle(shape))
+      .map(style => color(style.fill).map((c, i) => i < 3 ? c : c * style.fillOpacity));
+    const { paintOrder, stroke } = getComputedStyle(node);
+    return paintOrder.startsWith("stroke") && stroke !== "none"
+      ? [...layers, color(stroke)] : layers;
+  };
   const behind = node => {
-    const layers = [];
-    for (; node; node = node.parentElement) layers.unshift(getComputedStyle(node).backgroundColor);
-    return layers.map(color).reduce((below, top) => over(top, below), [255, 255, 255]);
+    const layers = node.ownerSVGElement ? painted(node) : [];
+    for (; node; node = node.parentElement)
+      layers.unshift(color(getComputedStyle(node).backgroundColor));
+    return layers.reduce((below, top) => over(top, below), [255, 255, 255]);
   };
   const light = rgb => {
     const linear = c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;

@@ -131,6 +131,12 @@ def test_several_sliders_and_what_is_refused():
         return memory_of_a_step(1)
 
     assert len(explore(draw, micro_batches=[1, 2, 3]).pictures) == 3 and drawn == [1, 2, 3]
+    assert explore(memory_of_a_step, micro_batches=COUNTS).start == [3]
+    early = explore(memory_of_a_step, micro_batches=COUNTS, start={"micro_batches": 2})
+    assert early.start == [1] and words(early.picture.svg)[0].startswith("2 × 32:")
+    for start in ({"micro_batches": 3}, {"ranks": 2}):
+        with pytest.raises(ValueError, match="start has"):
+            explore(memory_of_a_step, micro_batches=COUNTS, start=start)
     with pytest.raises(ValueError, match="at least one value"):
         explore(draw, micro_batches=[])
     with pytest.raises(ValueError, match="at most 100"):

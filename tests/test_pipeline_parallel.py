@@ -820,11 +820,11 @@ def test_the_sliders_picture_says_what_the_formulas_say(ranks, micro_batches):
     from dlcourse.words.strings import set_language
 
     set_language("en")
-    for schedule, num_chunks in (("gpipe", 1), ("1f1b", 1), ("interleaved", 4)):
-        picture = pipeline_picture(schedule, ranks, micro_batches, 4, 3)
+    for schedule, num_chunks in (("gpipe", 1), ("1f1b", 1), ("interleaved_4", 4)):
+        picture = pipeline_picture(schedule, ranks, micro_batches, 3)
         promised = idle_over_total(ranks, micro_batches, num_chunks=num_chunks)
         assert f"Idle for {promised:.1%} of the time" in picture.text
-    held = [line.split()[-1] for line in pipeline_picture("1f1b", ranks, 8, 2, 2).text.split("\n")]
+    held = [line.split()[-1] for line in pipeline_picture("1f1b", ranks, 8, 2).text.split("\n")]
     assert held[1:] == [str(ranks - rank) for rank in range(ranks)]
 
 

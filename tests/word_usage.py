@@ -130,10 +130,11 @@ class _Reader(ast.NodeVisitor):
         if ast.unparse(node.func) in ("t", "strings.t") and node.args:
             self._ask(node.args[0])
         if ast.unparse(node.func) == "explore":  # each slider has its name's words
-            self.found.literals |= {f"explore.{each.arg}" for each in node.keywords if each.arg}
+            sliders = [each for each in node.keywords if each.arg not in (None, "start")]
+            self.found.literals |= {f"explore.{each.arg}" for each in sliders}
             self.found.values |= {
                 f"explore.{each.arg}.{value.value}"
-                for each in node.keywords
+                for each in sliders
                 for value in getattr(each.value, "elts", ())
                 if isinstance(value, ast.Constant)
             }

@@ -33,7 +33,9 @@ function render({ model, el }) {
       model.set("positions", positions);
       model.save_changes();
     });
-    outputs.push(line.appendChild(document.createElement("output")));
+    const output = line.appendChild(document.createElement("output"));
+    output.setAttribute("aria-hidden", "true"); // the slider says it already
+    outputs.push(output);
     return input;
   });
   root.append(figure);

@@ -8,7 +8,7 @@ frame of the screen, also while the kernel is busy with a long cell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import product
@@ -26,14 +26,18 @@ class Explorer:
 
     Attributes:
         pictures: one for each combination of values, the last slider's changing fastest.
-        start: which of them is shown first, and where there is no front end.
+        start: the position of each slider that is shown first, and where there is no front end.
     """
 
     def __init__(
-        self, names: Sequence[str], values: Sequence[Sequence[Any]], pictures: list[Picture]
+        self,
+        names: Sequence[str],
+        values: Sequence[Sequence[Any]],
+        pictures: list[Picture],
+        start: Sequence[int],
     ) -> None:
         self.names, self.values, self.pictures = list(names), list(values), pictures
-        self.start = [len(each) // 2 for each in values]
+        self.start = list(start)
 
     @property
     def picture(self) -> Picture:
@@ -69,27 +73,40 @@ def _shown(name: str, value: Any) -> str:
     return t(f"explore.{name}.{value}") if known else str(value)
 
 
-def explore(draw: Callable[..., Picture], **sliders: Sequence[Any]) -> Explorer:
+def explore(
+    draw: Callable[..., Picture],
+    *,
+    start: Mapping[str, Any] | None = None,
+    **sliders: Sequence[Any],
+) -> Explorer:
     """Sliders, and under them the picture that ``draw`` gives for their values.
 
     Args:
         draw: takes a value for each slider by name and returns a `Picture`.
+        start: the value at which a slider stands first, by its name; the middle one otherwise.
         sliders: name and values of each; the names are words of the area "explore".
 
     Raises:
-        ValueError: no slider, a slider without values, or more positions than fit a page.
+        ValueError: no slider, a slider without values, a start that is none of them, or more
+            positions than fit a page.
     """
     if not sliders or not all(len(values) for values in sliders.values()):
         raise ValueError("explore needs a slider with at least one value: micro_batches=[1, 2, 4]")
     for name in sliders:
         t(f"explore.{name}")  # refuses a name without words here, in both kinds of front end
+    first = {name: values[len(values) // 2] for name, values in sliders.items()} | dict(start or {})
+    for name, value in first.items():
+        if value not in sliders.get(name, ()):
+            known = list(sliders.get(name, sliders))
+            raise ValueError(f"start has {name}={value!r}: the sliders have {known}")
     combinations = list(product(*sliders.values()))
     if len(combinations) > MAX_POSITIONS:
         raise ValueError(
             f"{len(combinations)} positions, at most {MAX_POSITIONS}: give fewer values"
         )
     pictures = [draw(**dict(zip(sliders, values, strict=True))) for values in combinations]
-    return Explorer(list(sliders), list(sliders.values()), pictures)
+    at = [list(values).index(first[name]) for name, values in sliders.items()]
+    return Explorer(list(sliders), list(sliders.values()), pictures, at)
 
 
 @cache

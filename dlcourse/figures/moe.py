@@ -271,7 +271,7 @@ def dropping(shares: Shares) -> Callable[[float], Picture]:
         key = "moe.dropped.title" if max(dropped.values()) > 0.05 else "moe.dropped.none"
         title = t(key, factor=capacity_factor, **shown)
         rows = {labels[name]: d for name, d in dropped.items()}
-        return bars(rows, title=title, axis=t("moe.dropped.axis"), limit=60, texts=texts)
+        return bars(rows, title=title, axis=t("moe.dropped.axis"), limit=80, texts=texts)
 
     return at
 

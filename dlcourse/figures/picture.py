@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
 from dlcourse.figures.colors import CATEGORIES, INK, PLAIN, text_on
 from dlcourse.words.strings import t
@@ -72,7 +73,7 @@ def stacked_bars(
     parts = _heading(lines)
     bottom = top + 46 * len(rows)
     parts += _axis(limit, scale, axis, top, bottom)
-    said = [title]
+    said, behind = [title], []
     for i, (label, sizes) in enumerate(rows.items()):
         y, x = top + 8 + 46 * i, float(_LEFT)
         parts.append(_text(_LEFT - 10, y + 20, label, anchor="end"))
@@ -87,7 +88,7 @@ def stacked_bars(
                     at = x + width / 2
                     parts.append(_text(at, y + 20, size, "middle", size=12, fill=text_on(color)))
                 x += width
-        parts.append(_text(x + 8, y + 20, totals[label]))
+        behind.append(_haloed(_text(x + 8, y + 20, totals[label])))
         shares = ", ".join(f"{t(f'category.{n}')} {v:.1f}" for n, v in sizes.items() if v)
         said.append(f"{label}: {totals[label]} ({axis}: {shares})")
     if mark is not None:
@@ -96,6 +97,7 @@ def stacked_bars(
         parts.append(f'<path d="M{x:.1f} {top}V{bottom + 4}" {dashed}/>')
         parts.append(_text(x, bottom + 44, mark[1], "middle", size=12))
         said.append(mark[1])
+    parts += behind  # they can be read where they stand on the dashed line
     x = 12.0
     seen = [name for name in CATEGORIES if any(sizes.get(name) for sizes in rows.values())]
     for name in seen:
@@ -136,11 +138,8 @@ def columns(
                 f'<rect x="{x + 0.15 * wide:.1f}" y="{bottom - high:.1f}" '
                 f'width="{0.7 * wide:.1f}" height="{high:.1f}" fill="{PLAIN}"/>'
             )
-            parts.append(
-                f'<g style="paint-order:stroke;stroke:{_GROUND};stroke-width:4px">'
-                + _text(x + wide / 2, bottom - high - 4, f"{value:.0f}%", "middle", size=12)
-                + "</g>"  # so that a number can be read where it stands on the dashed line
-            )
+            at = bottom - high - 4  # it may be that of the dashed line
+            parts.append(_haloed(_text(x + wide / 2, at, f"{value:.0f}%", "middle", size=12)))
         said.append(f"{label}: {', '.join(f'{value:.0f}%' for value in values)}")
         y = bottom + 26
     for number in range(count):
@@ -159,18 +158,19 @@ def bars(
     texts: label -> what stands behind the bar.
     """
     right = 220  # for the words behind a bar that reaches the axis' end
-    scale = (WIDTH - _LEFT - right) / limit
+    left = max(_LEFT, 22 + 7 * max(map(_columns, rows)))
+    scale = (WIDTH - left - right) / limit
     lines = _lines(title)
     parts = _heading(lines)
     top = 14 + 22 * len(lines)
     bottom = top + 40 * len(rows)
-    parts += _axis(limit, scale, axis, top, bottom)
+    parts += _axis(limit, scale, axis, top, bottom, left=left)
     said = [title]
     for i, (label, value) in enumerate(rows.items()):
         y, wide = top + 8 + 40 * i, min(value, limit) * scale
-        parts.append(_text(_LEFT - 10, y + 17, label, anchor="end"))
-        parts.append(f'<rect x="{_LEFT}" y="{y}" width="{wide:.1f}" height="24" fill="{PLAIN}"/>')
-        parts.append(_text(_LEFT + wide + 8, y + 17, texts[label]))
+        parts.append(_text(left - 10, y + 17, label, anchor="end"))
+        parts.append(f'<rect x="{left}" y="{y}" width="{wide:.1f}" height="24" fill="{PLAIN}"/>')
+        parts.append(_text(left + wide + 8, y + 17, texts[label]))
         said.append(f"{label}: {texts[label]}")
     return _picture(parts, said, height=bottom + 46)
 
@@ -358,11 +358,14 @@ def stacked_columns(
                     f'<rect x="{x:.1f}" y="{y:.1f}" width="{0.76 * step:.1f}" '
                     f'height="{high:.1f}" fill="{color}"/>'
                 )
-        first, color = next(iter(colors.items()))
+        first = next(iter(colors))
         middle, share = left + step * (i + 0.5), shares.get(first, 0.0)
         inside = share > 0.08
         at = bottom - 10 if inside else bottom - tall * share - 6
-        fill = text_on(color) if inside else text_on("#ffffff")
+        ends = accumulate(shares.get(name, 0.0) for name in colors)
+        level = (bottom - at + 4) / tall
+        under = next((c for c, end in zip(colors.values(), ends, strict=True) if end > level), "")
+        fill = text_on(under) if under else _WORDS
         parts.append(_text(middle, at, f"{100 * share:.0f}%", "middle", size=12, fill=fill))
         parts.append(_text(middle, bottom + 18, label, "middle", size=12))
         told = ", ".join(f"{name} {100 * shares.get(name, 0.0):.1f}%" for name in colors)
@@ -370,13 +373,12 @@ def stacked_columns(
         if label in marks:
             value, words = marks[label]
             y = bottom - tall * value
-            halo = f'style="paint-order:stroke;stroke:{_GROUND};stroke-width:4px"'
             parts.append(
                 f'<path d="M{x - 4:.1f} {y:.1f}h{0.76 * step + 8:.1f}" stroke="#000000" '
                 f'stroke-width="3"/><path d="M{x - 4:.1f} {y:.1f}h{0.76 * step + 8:.1f}" '
                 'stroke="#ffffff" stroke-width="1.5" stroke-dasharray="4 3"/>'
             )
-            parts.append(f"<g {halo}>{_text(middle, top - 6, words, 'middle', size=12)}</g>")
+            parts.append(_haloed(_text(middle, top - 6, words, "middle", size=12)))
             said.append(words)
     parts.append(_text((left + WIDTH) / 2, bottom + 38, axis, "middle"))
     x = 12.0
@@ -415,13 +417,14 @@ def gantt_lanes(
         y = top + tall * row
         parts.append(_text(left - 10, y + 19, label, anchor="end"))
         parts.append(_text(left + last * scale + 8, y + 19, behind, size=12))
-        said.append(f"{label}: {behind}")
+        begin, end = min(b[0] for b in spans_), max(b[1] for b in spans_)
+        said.append(f"{label}: {begin:g}-{end:g}, {behind}")
         for start, end, kind, number, thin in spans_:
             x, wide, gap = left + start * scale, (end - start) * scale, 7 if thin else 2
             high = 28 - 2 * gap
             box = f"M{x:.1f} {y + gap}h{wide - 0.6:.1f}v{high}h{0.6 - wide:.1f}z"
             paths.setdefault(kind, []).append(box)
-            if wide > 5 + 6 * len(number):
+            if wide > 3 + 6 * len(number):
                 at = f'<text x="{x + wide / 2:.1f}" y="{y + 18}">{escape(number)}</text>'
                 words.setdefault(kind, []).append(at)
     for kind, boxes in paths.items():
@@ -522,6 +525,11 @@ def _text(
     )
 
 
+def _haloed(text: str) -> str:
+    """Words that can be read where a line crosses them."""
+    return f'<g style="paint-order:stroke;stroke:{_GROUND};stroke-width:4px">{text}</g>'
+
+
 def _columns(text: str) -> int:
     return sum(2 if ord(char) > 0x1100 else 1 for char in text)
 
@@ -530,14 +538,16 @@ def _heading(lines: Sequence[str]) -> list[str]:
     return [_text(12, 22 + 22 * i, line, size=16, weight=600) for i, line in enumerate(lines)]
 
 
-def _axis(limit: float, scale: float, words: str, top: float, bottom: float) -> list[str]:
+def _axis(
+    limit: float, scale: float, words: str, top: float, bottom: float, *, left: int = _LEFT
+) -> list[str]:
     """Five ticks below horizontal bars, their lines behind the bars, and the axis' words."""
     parts = []
     for tick in (limit * i / 4 for i in range(5)):
-        x = _LEFT + tick * scale
+        x = left + tick * scale
         parts.append(f'<path d="M{x:.1f} {top}V{bottom}" stroke="{_LINES}" stroke-opacity=".4"/>')
         parts.append(_text(x, bottom + 18, f"{tick:g}", anchor="middle", size=12))
-    parts.append(_text(_LEFT + limit * scale / 2, bottom + 38, words, anchor="middle"))
+    parts.append(_text(left + limit * scale / 2, bottom + 38, words, anchor="middle"))
     return parts
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NUM_RANKS, MICRO_BATCHES = 4, 8  # of the lesson
 LEARNING_RATE = 1e-3
+# What the slider calls a schedule whose number of chunks is free -> its name and the chunks
+_WITH_CHUNKS = {f"interleaved_{count}": ("interleaved", count) for count in (2, 4)}
 Peaks = Mapping[tuple[str, int], Sequence[int]]  # bytes of activations, of each rank
 
 
@@ -42,15 +44,18 @@ def simulated(
     return made, simulate(made, t_F=part, t_B=half, t_W=half)
 
 
-def pipeline_picture(
-    schedule: str, ranks: int, micro_batches: int, chunks: int, backward: int
-) -> Picture:
-    """Who works when, how long a rank is idle, and how many activations it holds; simulated."""
-    made, gantt = simulated(schedule, ranks, micro_batches, chunks, backward)
+def pipeline_picture(schedule: str, ranks: int, micro_batches: int, backward: int) -> Picture:
+    """Who works when, how long a rank is idle, and how many activations it holds; simulated.
+
+    Args:
+        schedule: its name; interleaved's with 2 or 4 chunks, such as "interleaved_4".
+    """
+    name, chunks = _WITH_CHUNKS.get(schedule, (schedule, 2))
+    made, gantt = simulated(name, ranks, micro_batches, chunks, backward)
     held_by = [peak / made.num_chunks for peak in gantt.peak_in_flight]
     title = t(
         "pipeline_parallel.explore.title",
-        name=schedule,
+        name=name,
         chunks=made.num_chunks,
         idle=idle(gantt),
         most=f"{max(held_by):g}",

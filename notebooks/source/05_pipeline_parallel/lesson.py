@@ -317,11 +317,11 @@ show_both("interleaved", predicted, measured)
 # %%
 explore(
     pipeline_picture,
-    schedule=["gpipe", "1f1b", "interleaved", "zb_h1", "zb_v"],
+    schedule=["gpipe", "1f1b", "zb_h1", "interleaved_2", "interleaved_4", "zb_v"],
     ranks=[2, 4],
     micro_batches=[8, 16],
-    chunks=[2, 4],
     backward=[2, 3],
+    start={"schedule": "interleaved_2", "micro_batches": 8, "backward": 2},
 )
 # %% [markdown] lang="en"
 # ## Cut the backward in two
