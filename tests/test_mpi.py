@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -62,6 +63,21 @@ def test_a_run_that_fails_says_why_and_leaves_nothing(name, says, monkeypatch):
     assert not left() and any(
         name.startswith("mpich_shm") for name in removed
     )  # MPICH leaves it where a job fails
+
+
+def _own_pid(comm: Any) -> int:
+    return os.getpid()
+
+
+@needs_mpi
+def test_in_a_job_of_two_machines_ranks_are_on_this_one(monkeypatch):
+    """Lessons 02 and 08 in a job of Slurm: mpiexec went to srun, and nothing came back."""
+    job = {"JOB_ID": "7", "JOBID": "7", "NNODES": "2", "JOB_NUM_NODES": "2", "NTASKS": "2"}
+    job |= {"NODELIST": "a,b", "JOB_NODELIST": "a,b", "TASKS_PER_NODE": "1(x2)"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    pids = mpi.run_mpi(_own_pid, num_ranks=2, time_limit=300)
+    assert len(set(pids)) == 2 and not left()
 
 
 @needs_mpi

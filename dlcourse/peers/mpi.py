@@ -44,6 +44,7 @@ from dlcourse.ranks.new_process import python_without_the_folder
 
 INSTALL = "pip install mpi4py mpich"
 GRACE = 2.0  # seconds that mpiexec gets to end its ranks by itself
+_OF_A_JOB = ("SLURM", "PBS", "LSB", "PMI", "PMIX")
 START_LIMIT = 120.0  # seconds until all ranks have begun, on a busy machine too
 
 
@@ -113,8 +114,7 @@ def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> int | No
             stdin=subprocess.PIPE,  # stays open as long as we live; see `_end_with_notebook`
             stdout=output,
             stderr=subprocess.STDOUT,
-            # UCX, below MPICH, warns of every window that a rank leaves open
-            env={"UCX_LOG_LEVEL": "error", **os.environ, "OMP_NUM_THREADS": "1"},
+            env=_environment(),
         )
         family = [psutil.Process(process.pid)]
         try:
@@ -152,6 +152,14 @@ def _shared_memory() -> list[str]:
 def _remove_memory(paths: list[str]) -> None:
     for path in paths:
         Path(path).unlink(missing_ok=True)
+
+
+def _environment() -> dict[str, str]:
+    """Without a batch system's variables: in a job of several machines mpiexec would start ranks on
+    all of them, by srun, and what the ranks share is a folder of this one."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_JOB)}
+    # UCX, below MPICH, warns of every window that a rank leaves open
+    return {"UCX_LOG_LEVEL": "error", **kept, "HYDRA_LAUNCHER": "fork", "OMP_NUM_THREADS": "1"}
 
 
 def _wait_until_begun(process: subprocess.Popen[bytes], folder: Path, num_ranks: int) -> None:
