@@ -19,10 +19,11 @@ function render({ model, el }) {
     figure.innerHTML = model.get("pictures")[number];
   };
 
+  const controls = root.appendChild(document.createElement("div"));
   const outputs = [];
   const inputs = sliders.map(({ label, values }, i) => {
-    const line = root.appendChild(document.createElement("label"));
-    line.append(label);
+    const line = controls.appendChild(document.createElement("label"));
+    line.appendChild(document.createElement("span")).textContent = label;
     const input = line.appendChild(document.createElement("input"));
     Object.assign(input, { type: "range", min: 0, max: values.length - 1, step: 1 });
     // Lab would take the arrow keys as its own: up and down would select another cell.

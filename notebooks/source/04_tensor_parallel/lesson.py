@@ -659,11 +659,11 @@ train_two(sequence_parallel)[-1]
 compare("04.sequence", sequence_over_tensor(tensor, sequence))
 show_peaks(alone, tensor, sequence)
 # %% [markdown] lang="en"
-# As many bytes, and fewer activations. The reduce-scatter is this course's; Gloo's own is an
+# Almost as many bytes, and fewer activations. The reduce-scatter is this course's; Gloo's own is an
 # all-reduce inside. What is left lies inside the matrices: this code keeps the gathered input for
 # backward. Megatron gathers it again.
-# %% [markdown] lang="ko" en="25af6833"
-# 바이트는 같고 활성화값은 줄었습니다. 리듀스스캐터는 이 과정의 구현입니다. Gloo의 리듀스스캐터는 속에서 올리듀스를
+# %% [markdown] lang="ko" en="75cc4590"
+# 바이트는 거의 같고 활성화값은 줄었습니다. 리듀스스캐터는 이 과정의 구현입니다. Gloo의 리듀스스캐터는 속에서 올리듀스를
 # 합니다. 남은 활성화값은 행렬 안쪽에 있습니다. 이 코드는 모은 입력을 역전파까지 두고, Megatron은 버렸다가 다시 모읍니다.
 # %% [markdown] lang="en"
 # ### Long sequences: context parallelism

@@ -21,7 +21,7 @@
 # CPU 메모리에 두면 되지 않을까요?
 #
 # 모델을 장치에 나누고, 옵티마이저를 CPU 쪽 메모리(**호스트**, host)로 옮깁니다. 스텝마다 무엇이 링크를 건너고,
-# 얼마가 들고, 무엇을 숨길 수 있을까요?
+# 얼마가 들고, 무엇을 계산과 겹칠 수 있을까요?
 #
 # 시간: 읽기 18분 + 연습 43분.
 # %% tags=["parameters"] hidden=true
@@ -388,8 +388,8 @@ show_overlap(device_times, host_times)
 # the parameters as well (fetched twice a step), or a quarter of the layers. PCIe 3.0, 4.0 and 5.0 with 16
 # lanes give about 16, 32 and 64 GB/s each way. When does the link stop mattering?
 # %% [markdown] lang="ko" en="7706e555"
-# 아래쪽 그림에서는 앞쪽 블록이 아직 역전파하는 동안 호스트가 뒤쪽 블록을 갱신해서, 꼬리만 눈에 보입니다. 블록의 이동이 그 역전파보다
-# 오래 걸리지 않아서 숨었고, 링크가 더 느리면 드러납니다.
+# 아래쪽 그림에서는 앞쪽 블록이 아직 역전파하는 동안 호스트가 뒤쪽 블록을 갱신해서, 꼬리만 눈에 보입니다. 블록이 오가는 시간이
+# 그 블록의 역전파보다 길지 않아서 역전파와 겹쳐 가려졌습니다. 링크가 더 느리면 드러납니다.
 #
 # 그러니 대역폭과 *무엇이* 오가느냐가 결정합니다. 슬라이더는 파라미터 64억 개를 16비트로 학습하는 세 방법을 공식으로
 # 그립니다(토큰 8,192개, 장치 100 TFLOP/s, 호스트 10 TFLOP/s). 호스트에는 옵티마이저 상태만 두거나, 파라미터까지
@@ -499,7 +499,7 @@ show_libraries((losses["plain"][1], on_device["plain"]), ours, ranks["peers"][0]
 # the states by the ranks, not the activations. On a CPU its policy saves nothing on top: both memories
 # are one.
 # %% [markdown] lang="ko" en="2ce4510f"
-# 손실은 반올림만큼만 다릅니다(FSDP2는 그래디언트를 랭크끼리 평균 내므로 $10^{-4}$까지 허용합니다). FSDP2는 상태를 랭크 수로
+# 손실은 반올림 오차 안에서 같습니다(FSDP2는 그래디언트를 랭크끼리 평균 내므로 $10^{-4}$까지 허용합니다). FSDP2는 상태를 랭크 수로
 # 나누고, 활성화값은 나누지 않습니다. CPU에서는 정책을 켜도 더 아끼는 것이 없습니다. 메모리가 하나이기 때문입니다.
 # %% [markdown] lang="en"
 # ## Exercises
@@ -605,7 +605,7 @@ show_host_memory()
 # 2. 마이크로배치가 하나뿐인 파이프라인입니다. 메모리는 얻지만 속도는 얻지 못하고, 느린 장치 하나를 모두 기다립니다.
 # 3. "2 GB씩"은 파라미터만 센 것입니다. 가장 높은 순간에는 옵티마이저 상태와 활성화값이 더해집니다.
 # 4. 오프로드는 메모리를 옮깁니다. 그래디언트가 나가고 파라미터가 돌아오며, Adam 스텝은 호스트가 실행합니다.
-# 5. 링크가 충분히 빠르면 오가는 시간이 역전파 뒤에 숨습니다.
+# 5. 링크가 충분히 빠르면 오가는 시간은 역전파와 겹쳐 드러나지 않습니다.
 #
 # 출처: [1] [Ren 외, ZeRO-Offload, 2021](https://arxiv.org/abs/2101.06840).
 # [2] [Rajbhandari 외, ZeRO-Infinity, 2021](https://arxiv.org/abs/2104.07857).
