@@ -27,15 +27,19 @@ from dlcourse.plan.layout_bytes import layout_bytes
 from dlcourse.plan.layouts import Layout
 from dlcourse.plan.model_shape import gpt_shape, total_numbers
 from dlcourse.plan.own_mesh import planned_memory
-from dlcourse.plan.scale_agreement import Agreement, agreement
+from dlcourse.plan.scale_agreement import Agreement, Line, agreement
+from dlcourse.words.strings import t
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
 # Large enough that the loss needs more than a layer's backward, as in models that are trained
 SMALL = GPTConfig(n_layer=4, n_head=4, n_embd=64, vocab_size=1024, block_size=64)
 EXPERTS = dict(experts=8, top_k=2)
+EIGHT = dict(expert=2, tensor=2, pipeline=2, micro_batches=4)
 # Eight layers of a model for one GPU: what depends on the number of ranks is as in 7B
 MIDDLE = GPTConfig(n_layer=8, n_head=16, n_embd=1024, vocab_size=16384, block_size=1024)
+MANY = dict(expert=16, experts=256, top_k=8)
+STAGES = dict(tensor=4, pipeline=4, micro_batches=8)
 # Data x tensor x pipeline x ZeRO, and experts: sides of a job of 1,024 and of 16,384 ranks
 THOUSANDS = [
     dict(world=world, **sides)
@@ -47,6 +51,11 @@ THOUSANDS = [
         dict(tensor=8, stage=2, micro_batches=2),
         dict(tensor=8, stage=3),
         dict(expert=64, experts=256, top_k=8, micro_batches=2),
+        *(MANY | dict(stage=stage, micro_batches=2) for stage in (1, 2, 3)),
+        MANY | dict(tensor=4),
+        MANY | dict(tensor=4, stage=3),
+        *(MANY | STAGES | dict(stage=1, rank=rank) for rank in (0, 64, 192)),
+        MANY | STAGES,
     )
 ]
 IN_FAKE_RANKS = f"""
@@ -97,19 +106,42 @@ def in_real_ranks(options: dict) -> dict:
     return recorder.record | more | {"seconds": 0.0, "peak_rss_bytes": 0}
 
 
+def as_over_gloo(agreed: Agreement) -> Agreement:
+    """A reduce-scatter is the direct exchange there: a message to and from each other rank."""
+
+    def name(op: str, ranks: int) -> str:
+        return t("plan.agree.collective", op=op, ranks=ranks)
+
+    lines = {line.what: line for line in agreed.lines}
+    for ranks in (2, 4, 8):
+        scattered = lines.pop(name("reduce_scatter", ranks), None)
+        for op in ("send", "recv") if scattered else ():
+            line = lines.get(name(op, ranks), Line(name(op, ranks), 0, 0))
+            wanted = line.planner + scattered.planner * (ranks - 1) / ranks
+            lines[line.what] = replace(line, planner=wanted)
+    return Agreement([*lines.values()])
+
+
 @pytest.mark.parametrize(
     ("world", "options"),
     [
-        (8, [dict(tensor=2, pipeline=2, micro_batches=4)]),
+        (
+            8,
+            [
+                dict(tensor=2, pipeline=2, micro_batches=4),
+                *(EXPERTS | EIGHT | dict(stage=stage) for stage in (0, 1)),
+                *(EXPERTS | dict(expert=2, tensor=2, stage=stage) for stage in (0, 1, 2, 3)),
+            ],
+        ),
         (4, [EXPERTS | dict(expert=2, micro_batches=2), EXPERTS | dict(expert=4), dict(tensor=4)]),
     ],
-    ids=["2x2x2", "experts"],
+    ids=["8 ranks", "4 ranks"],
 )
 def test_planner_and_real_ranks_agree(world, options):
     with Ranks(world, default=False) as pool:
         for sides in options:
             record = pool.run(in_real_ranks, dict(world=world, **sides))[0]
-            agreed = agreement(scaling.Scaled(record), SMALL)
+            agreed = as_over_gloo(agreement(scaling.Scaled(record), SMALL))
             exact = [line for line in agreed.lines if not line.allowed]
             assert len(exact) >= 4
             assert all(line.apart == 0 for line in exact), (sides, lines_apart(agreed))

@@ -6,6 +6,7 @@ import gc
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import cloudpickle
@@ -16,6 +17,7 @@ from dlcourse.formulas.sizes import GPTConfig
 from dlcourse.formulas.traffic import count_bytes, expert_trip_bytes
 from dlcourse.plan import scale as scaling
 from dlcourse.plan.scale import Job, Scaled, scale
+from dlcourse.plan.scale_agreement import agreement
 from dlcourse.ranks.notebook.agent_process import AgentProcess
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
@@ -28,6 +30,12 @@ JOBS = [
     *(dict(), dict(stage=1), dict(tensor=2), dict(tensor=2, stage=3)),
     *(dict(pipeline=2, micro_batches=2), EXPERTS),
     EXPERTS | dict(experts=12, top_k=4, expert=4, micro_batches=2),
+    dict(pipeline=2, micro_batches=2, stage=1),
+    EXPERTS | dict(tensor=2),
+    *(EXPERTS | dict(stage=stage, micro_batches=2) for stage in (1, 2, 3)),
+    EXPERTS | dict(tensor=2, stage=3),
+    EXPERTS | dict(pipeline=2, micro_batches=2),
+    EXPERTS | dict(pipeline=2, micro_batches=2, stage=1),
 ]
 
 
@@ -170,6 +178,46 @@ def test_experts_over_thousands_of_ranks_send_what_the_formula_says(expert, expe
     assert scaled.kept["parameters"] == expert_bytes + dense
 
 
+@pytest.mark.parametrize("world", [1024, 16384])
+def test_experts_with_tensors_and_zero_3_are_what_the_formula_says(world):
+    """A 7B model whose MLPs are 64 experts, over 16 ranks x 8 tensor ranks x data."""
+    E, K, R, e = 64, 8, 16, 4
+    sides = dict(tensor=T, expert=R, experts=E, top_k=K, stage=3)
+    started = time.process_time()
+    scaled = scale(model="7b", world=world, **sides)
+    batch, data, units = world // T, world // T // R, LAYERS + 1
+    F = 4 * C // K
+    # Of a layer: attention cut, its last bias, two norms and the router whole; an expert's two
+    # matrices and first bias cut, its last one whole
+    dense = 4 * C * C // T + C + 4 * C + C * E
+    experts = e * ((2 * C * F + F) // T + C)
+    outside = 2 * V * C // T + BLOCK * C + 2 * C
+    whole = LAYERS * (dense + experts) + outside
+    shard = (LAYERS * dense + outside) // batch + LAYERS * experts // data  # all divide
+    flats = units + LAYERS  # of each unit, and of each layer's experts
+    assert scaled.kept["parameters"] == 4 * shard + 4 * flats
+    assert scaled.kept["gradients"] == 4 * shard
+    assert scaled.kept["optimizer_state"] == 8 * shard + 4 * flats
+    moved = moved_by(scaled)
+    shared = (LAYERS * dense + outside, LAYERS * experts)
+    for group, numbers, count in ((batch, shared[0], units), (data, shared[1], LAYERS)):
+        assert moved["reduce_scatter", group] == (count, 4 * numbers)
+        gathered = moved["all_gather", group]
+        counts = 8 * (E + 3) * batch * LAYERS if group == batch else 0  # rows for each expert
+        assert gathered[1] == 2 * 4 * numbers + counts
+    assert sum(shared) == whole
+    # Each token's 8 rows go out and come back, and again in backward
+    assert moved["all_to_all", R] == (4 * LAYERS, 4 * LAYERS * K * MESSAGE)
+    # Attention's two all-reduces and the vocabulary's two, of the tokens; the experts' two, of
+    # rows; of their last biases' gradients one; and three numbers a token for the loss
+    sums = (2 * LAYERS + 2) * MESSAGE + 2 * LAYERS * K * MESSAGE + LAYERS * 4 * e * C
+    same = batch if batch == T else T
+    assert moved["all_reduce", same][1] == sums + 4 * BLOCK * 3
+    assert scaled.seconds < 60 or time.process_time() - started < 60
+    agreed = agreement(scaled)
+    assert agreed.holds, repr(agreed)
+
+
 def test_more_ranks_make_no_more_calls():
     few, many = (
         scale("04_tensor_parallel", model="gpt2-large", world=world, tensor=4, block=1024)
@@ -202,7 +250,10 @@ def test_more_ranks_make_no_more_calls():
         (dict(experts=8, expert=16), ("16 ranks", "num_experts=8")),
         (dict(experts=12, expert=8), ("num_experts=12", "8 equal parts")),
         (dict(experts=8, expert=8, world=12), ("expert=8", "world=12")),
-        (dict(experts=8, tensor=2), ("tensor=2", "give tensor=1")),
+        (dict(experts=8, expert=8, tensor=256), ("expert=8 x pipeline=1 x tensor=256", "1024")),
+        (dict(experts=8, top_k=4096, tensor=8), ("top_k=4096", "num_experts=8")),
+        (dict(experts=4096, top_k=4096, tensor=8), ("tensor=8", "top_k=4096", "the 4 that")),
+        (dict(experts=8, pipeline=2, stage=2), ("stage=2", "pipeline=2")),
         (dict(experts=8, top_k=3), ("top_k=3", "16384")),
     ],
     ids=str,

@@ -53,7 +53,58 @@ def make_expert_mesh(*, data: int = 1, expert: int = 1, tensor: int = 1) -> Devi
     """
     check_mesh(data=data, expert=expert, tensor=tensor, world_size=dist.get_world_size())
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    return init_device_mesh(device, (data, expert, tensor), mesh_dim_names=SIDES)
+    return with_groups(init_device_mesh(device, (data, expert, tensor), mesh_dim_names=SIDES))
+
+
+def with_groups(mesh: DeviceMesh) -> DeviceMesh:
+    """The mesh, for which the groups over two of its sides have been made; in all ranks."""
+    batch_group(mesh), _both(mesh)
+    return mesh
+
+
+def batch_group(mesh: DeviceMesh) -> Any:
+    """The ranks that share a batch: a stage's copies along "data" and "expert"."""
+    size = mesh["data"].size() * mesh["expert"].size()
+    if size == dist.get_world_size():  # those along "tensor" have the same tokens
+        return dist.group.WORLD
+    return mesh["data", "expert"]._flatten().get_group()
+
+
+def _both(mesh: DeviceMesh) -> Any:
+    """The ranks that share the experts, all parts of each."""
+    if mesh["tensor"].size() == 1:
+        return mesh.get_group("expert")
+    return mesh["expert", "tensor"]._flatten().get_group()
+
+
+def cut_tensors(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Cut a GPT along "tensor", but for its experts; any other model stays as it is."""
+    size = mesh["tensor"].size()
+    if size == 1:
+        return module
+    check_hidden(module, size)
+    return tensor_parallel(module, mesh.get_group("tensor")) if isinstance(module, GPT) else module
+
+
+def divide_experts(
+    module: nn.Module, mesh: DeviceMesh, *, exchange: Exchange = torch_exchange
+) -> nn.Module:
+    """Divide the experts of a module along "expert", and cut each along "tensor"."""
+    tensor, expert = mesh.get_group("tensor"), mesh.get_group("expert")
+    module = expert_parallel(module, expert, batch_group=batch_group(mesh), exchange=exchange)
+    if mesh["tensor"].size() > 1:
+        both = _both(mesh)
+        parts: Parts = {}
+        for layer in module.modules():
+            if isinstance(layer, ExpertParallel):
+                layer.experts = TensorExperts(layer.experts, tensor, expert, both, parts)
+    return module
+
+
+def expert_parameters(module: nn.Module) -> set[nn.Parameter]:
+    """Those that only the ranks along "data" have the same of."""
+    layers = (layer for layer in module.modules() if isinstance(layer, ExpertParallel))
+    return {parameter for layer in layers for parameter in layer.experts.parameters()}
 
 
 class ExpertDataParallel(nn.Module):
@@ -76,26 +127,9 @@ class ExpertDataParallel(nn.Module):
         self, module: nn.Module, mesh: DeviceMesh, *, exchange: Exchange = torch_exchange
     ) -> None:
         super().__init__()
-        tensor, expert = mesh.get_group("tensor"), mesh.get_group("expert")
         self.mesh, self.world_size = mesh, mesh["data"].size() * mesh["expert"].size()
-        self.copies, self.batch_group = mesh.get_group("data"), dist.group.WORLD
-        cut = mesh["tensor"].size() > 1
-        if cut:  # those with the same tokens do not share a batch
-            self.batch_group = mesh["data", "expert"]._flatten().get_group()
-            check_hidden(module, mesh["tensor"].size())
-            if isinstance(module, GPT):
-                module = tensor_parallel(module, tensor)
-        self.module = expert_parallel(
-            module, expert, batch_group=self.batch_group, exchange=exchange
-        )
-        if cut:
-            both: Any = mesh["expert", "tensor"]._flatten().get_group()
-            parts: Parts = {}
-            for layer in self._layers():
-                layer.experts = TensorExperts(layer.experts, tensor, expert, both, parts)
-
-    def _layers(self) -> list[ExpertParallel]:
-        return [layer for layer in self.module.modules() if isinstance(layer, ExpertParallel)]
+        self.copies, self.batch_group = mesh.get_group("data"), batch_group(mesh)
+        self.module = divide_experts(cut_tensors(module, mesh), mesh, exchange=exchange)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -107,23 +141,28 @@ class ExpertDataParallel(nn.Module):
     @torch.no_grad()
     def sync_gradients(self) -> None:
         """Make every gradient that of the mean over all ranks' losses. After backward."""
-        experts = {p for layer in self._layers() for p in layer.experts.parameters()}
-        groups: dict[Any, list[Tensor]] = {}
-        for parameter in self.module.parameters():
-            if parameter.grad is None and not parameter.requires_grad:
-                continue  # frozen
-            if parameter.grad is None:  # unused here, but another rank may be waiting for it
-                parameter.grad = torch.zeros_like(parameter)
-            group = self.copies if parameter in experts else self.batch_group
-            groups.setdefault((group, parameter.dtype), []).append(parameter.grad)
-        for (group, _), gradients in groups.items():
-            for some in _messages(gradients):
-                message = _flatten_dense_tensors(some)
-                message *= 1 / self.world_size  # experts' too: the ranks of a column are not all
-                dist.all_reduce(message, group=group)
-                for grad, mean in zip(some, _unflatten_dense_tensors(message, some), strict=True):
-                    grad.copy_(mean)
-        broadcast_buffers(self.module, process_group=self.batch_group)
+        average_gradients(self.module, self.copies, self.batch_group)
+
+
+def average_gradients(module: nn.Module, copies: Any, everyone: Any) -> None:
+    """Experts' gradients over ``copies`` that hold the same, all others over ``everyone``."""
+    experts, num_ranks = expert_parameters(module), dist.get_world_size(everyone)
+    groups: dict[Any, list[Tensor]] = {}
+    for parameter in module.parameters():
+        if parameter.grad is None and not parameter.requires_grad:
+            continue  # frozen
+        if parameter.grad is None:  # unused here, but another rank may be waiting for it
+            parameter.grad = torch.zeros_like(parameter)
+        group = copies if parameter in experts else everyone
+        groups.setdefault((group, parameter.dtype), []).append(parameter.grad)
+    for (group, _), gradients in groups.items():
+        for some in _messages(gradients):
+            message = _flatten_dense_tensors(some)
+            message *= 1 / num_ranks  # experts' too: the ranks of a column are not all
+            dist.all_reduce(message, group=group)
+            for grad, mean in zip(some, _unflatten_dense_tensors(message, some), strict=True):
+                grad.copy_(mean)
+    broadcast_buffers(module, process_group=everyone)
 
 
 def _messages(gradients: list[Tensor], cap_bytes: int = 25 << 20) -> Iterator[list[Tensor]]:

@@ -65,11 +65,10 @@ class TensorExperts(nn.Module):
 
 
 def _without_memory(experts: Experts) -> Any:
-    """``experts`` with parameters that have shapes only."""
+    """``experts`` with parameters that have names only."""
     hollow = type(experts).__new__(type(experts))
     hollow.__dict__.update(experts.__dict__)
     hollow._parameters = {
-        name: nn.Parameter(parameter.detach().to("meta"))
-        for name, parameter in experts.named_parameters()
+        name: nn.Parameter(parameter.new_empty(0)) for name, parameter in experts.named_parameters()
     }
     return hollow

@@ -20,6 +20,8 @@ Megatron-LM", SC 2021, https://arxiv.org/abs/2104.04473.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -88,7 +90,7 @@ class MeshParallel(nn.Module):
         self, gpt: GPT, mesh: DeviceMesh, *, num_micro_batches: int = 1, zero: bool = False
     ) -> None:
         super().__init__()
-        config, size = gpt.config, dict(zip(SIDES, mesh.shape, strict=True))
+        config, size = gpt.config, {side: mesh[side].size() for side in SIDES}
         check_tensor_parallel(n_head=config.n_head, n_embd=config.n_embd, size=size["tensor"])
         if not any(parameter.requires_grad for parameter in gpt.parameters()):
             raise ValueError("gpt has no trainable parameter: set requires_grad before")
@@ -107,9 +109,12 @@ class MeshParallel(nn.Module):
             self.layers = _Whole(cut, num_micro_batches)
         # One stage may be frozen as a whole: it has no optimizer state to share out
         trains = any(parameter.requires_grad for parameter in self.layers.parameters())
-        copies = ZeRO1 if zero and trains else BucketedDataParallel
-        self.copies: ZeRO1 | BucketedDataParallel
-        self.copies = copies(self.layers, process_group=self.groups["data"])
+        self.copies = self.make_copies(zero and trains)
+
+    def make_copies(self, zero: bool) -> Any:
+        """What averages the gradients of this stage's copies."""
+        copies = ZeRO1 if zero else BucketedDataParallel
+        return copies(self.layers, process_group=self.groups["data"])
 
     def optimizer(self, lr: float = 1e-3) -> torch.optim.Optimizer:
         """AdamW over what this rank has to update."""
@@ -145,7 +150,7 @@ class MeshParallel(nn.Module):
         # The last stage knows the loss; the other stages give zeros
         for side in ("pipeline", "data"):
             dist.all_reduce(loss, group=self.groups[side])
-        return loss / self.mesh["data"].size()
+        return loss / dist.get_world_size(self.groups["data"])
 
     def sync_parameters(self) -> None:
         """After the optimizer's step."""
@@ -170,7 +175,7 @@ def train(
     Raises:
         ValueError: the copies along "data" and the micro-batches do not divide ``batch_size``.
     """
-    copy, copies = model.mesh.get_local_rank("data"), model.mesh["data"].size()
+    copy, copies = (f(model.groups["data"]) for f in (dist.get_rank, dist.get_world_size))
     micro_batch = sequences_per_rank(
         batch_size, world_size=copies, accumulate=model.num_micro_batches
     )

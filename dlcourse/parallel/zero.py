@@ -33,7 +33,7 @@ Models", SC 2020.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,8 @@ class ZeRO1(ShardedModule):
         process_group: the ranks that share the batch; all of them by default.
         dtype: keep parameters and gradients in this type, for example ``torch.bfloat16``.
         units: submodules that are sent as one message each, see ``split_into_units``.
+        groups: parameters that only some of these ranks have the same of, and which; see
+            ``expert_zero.py``. They must be equal in those already.
 
     Raises:
         ValueError: nothing to train, a type that cannot be trained in, units that overlap, or a
@@ -76,6 +78,7 @@ class ZeRO1(ShardedModule):
         process_group: dist.ProcessGroup | None = None,
         dtype: torch.dtype | None = None,
         units: Sequence[nn.Module] | None = None,
+        groups: Mapping[nn.Parameter, dist.ProcessGroup | None] | None = None,
     ) -> None:
         super().__init__()
         if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -83,19 +86,21 @@ class ZeRO1(ShardedModule):
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype={dtype} cannot hold gradients: give a floating-point type")
         refuse_second_wrapper(module)
-        groups = split_into_units(module, units)
+        parameters_of = split_into_units(module, units)
         self.module, self.process_group = module, process_group
         self.world_size = dist.get_world_size(process_group)
-        broadcast_module(module, process_group=process_group)
+        if groups is None:
+            broadcast_module(module, process_group=process_group)
+        group_of = {p: (groups or {}).get(p, process_group) for p in module.parameters()}
         self.flats_of = {
             unit: [
-                FlatParameters(group, process_group=process_group, dtype=dtype)
-                for group in by_type(parameters)
+                FlatParameters(some, process_group=group_of[some[0]], dtype=dtype)
+                for some in by_type(parameters, group_of)
             ]
-            for unit, parameters in groups.items()
+            for unit, parameters in parameters_of.items()
         }
         # Last layers first, the rest of the model at the end: the order in which backward is done
-        units_backwards = [*reversed([*groups][1:]), module]
+        units_backwards = [*reversed([*parameters_of][1:]), module]
         self.flats = [
             flat for u in units_backwards for flat in self.flats_of[u] if flat.shard.requires_grad
         ]
@@ -153,7 +158,8 @@ class ZeRO1(ShardedModule):
     def in_any_rank(self, mine: Iterable[bool]) -> list[bool]:
         """For each of ``mine``, whether it is true in this rank or in another."""
         flags = [int(flag) for flag in mine]
-        row = torch.tensor(flags, device=self.flats[0].full.device)
+        row = torch.zeros(len(flags), dtype=torch.int64, device=self.flats[0].full.device)
+        row += torch.tensor(flags, device=row.device)  # not alone: one known number is sent twice
         dist.all_reduce(row, op=dist.ReduceOp.MAX, group=self.process_group)
         if isinstance(row, FakeTensor):  # has no numbers
             return [bool(flag) for flag in flags]

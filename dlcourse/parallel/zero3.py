@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version, register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
 
-from dlcourse.parallel.hooks import in_backward, tensors_in
+from dlcourse.parallel.hooks import in_backward, tensors_in, weakly
 from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.parallel.zero3_state import (
     GatheredState,
@@ -169,7 +169,9 @@ class ZeRO3(GatheredState, ZeRO2):
         kept = {name: x for name, x in vars(module).items() if not name.startswith("_")}
         for output in tensors_in((outputs, kept)):
             # Not a hook of the tensor: the unit after this one must be free by then
-            output.grad_fn.register_prehook(partial(self.begin_unit, unit, unit.call))
+            # And weakly: a layer that keeps an output (a router's weights) would keep the model
+            begin = weakly(self.begin_unit)
+            output.grad_fn.register_prehook(partial(begin, unit, unit.call))
 
     def begin_unit(self, unit: ShardedUnit, call: object, _: tuple) -> None:
         """Backward has come to a module of this unit."""

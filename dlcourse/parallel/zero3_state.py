@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlcourse.parallel.zero_flat_parameters import is_callable
+from dlcourse.parallel.zero_flat_parameters import FlatParameters, is_callable
 from dlcourse.parallel.zero_module import ShardedModule
 
 
@@ -32,13 +32,15 @@ class GatheredState(ShardedModule):
     @torch.no_grad()
     def write_shards(self) -> None:
         """Take this rank's part of what the parameters are now. Sends a checksum."""
-        parts, checksum = {}, 0
+        parts: dict[FlatParameters, Tensor] = {}
+        checksums: dict[Any, int] = {}  # of what each group of ranks has the same of
         for flat in (flat for flats in self.flats_of.values() for flat in flats):
             row = torch.cat([parameter.flatten() for parameter in flat.parameters])
-            checksum = zlib.crc32(row.view(torch.uint8).cpu().numpy().data, checksum)
+            data, group = row.view(torch.uint8).cpu().numpy().data, flat.process_group
+            checksums[group] = zlib.crc32(data, checksums.get(group, 0))
             padding = flat.shard.numel() * flat.world_size - flat.numel
             parts[flat] = flat.mine(F.pad(row, (0, padding))).clone()
-        refuse_different(self, checksum)
+        refuse_different(self, checksums)
         for flat, part in parts.items():
             if not torch.equal(part, flat.shard):  # or the shard would count as changed
                 flat.shard.copy_(part)
@@ -67,12 +69,19 @@ class GatheredState(ShardedModule):
             return super().load_state_dict(state_dict, strict, assign)
 
 
-def refuse_different(model: ShardedModule, checksum: int) -> None:
-    """Raises ValueError in all ranks where ``checksum`` is not the same in all of them."""
-    mine = torch.tensor([checksum], device=model.flats[0].full.device)
-    all_of_them = [torch.empty_like(mine) for _ in range(model.world_size)]
+def refuse_different(model: ShardedModule, checksums: Mapping[Any, int]) -> None:
+    """Raises ValueError in all ranks where a group's checksum is not the same in all of its."""
+    ranks = dist.get_process_group_ranks(model.process_group or dist.group.WORLD)
+    firsts = [dist.get_process_group_ranks(group or dist.group.WORLD)[0] for group in checksums]
+    mine = torch.tensor([[*checksums.values()], firsts], device=model.flats[0].full.device)
+    all_of_them = [torch.empty_like(mine) for _ in ranks]
     dist.all_gather(all_of_them, mine, group=model.process_group)
-    different = [rank for rank, theirs in enumerate(all_of_them) if theirs != all_of_them[0]]
+    found = [sums.T.tolist() for sums in all_of_them]
+    different = [
+        rank
+        for rank, theirs in enumerate(found)
+        if any(own != found[ranks.index(first)][i][0] for i, (own, first) in enumerate(theirs))
+    ]
     if different:
         raise ValueError(
             f"parameters were changed inside gathered(), and those of ranks {different} are not "

@@ -107,7 +107,13 @@ def _compare(saved: list[Shapes], layout: list[Shapes], path: str | os.PathLike[
 
 
 def check_optimizer(model: ShardedModule, optimizer: torch.optim.Optimizer) -> None:
-    """An optimizer must update all of this model's shards."""
+    """An optimizer must update all of this model's shards, and all ranks have the same shards."""
+    if any(flat.process_group is not model.process_group for flat in flats_in(model)):
+        raise ValueError(
+            f"model is a {type(model).__name__} with experts divided over ranks, whose files would "
+            "be put side by side as if they were of the same experts: save model.state_dict() and "
+            "optimizer.state_dict() of each rank"
+        )
     given = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if missing := sum(id(flat.shard) not in given for flat in model.flats):
         raise ValueError(

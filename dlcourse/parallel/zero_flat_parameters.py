@@ -13,7 +13,8 @@ Models", SC 2020.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -240,9 +241,12 @@ def is_callable(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def by_type(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Groups that can share a flat tensor: same dtype, same device, all trainable or all frozen."""
-    groups: dict[tuple, list[nn.Parameter]] = {}
+def by_type(
+    parameters: Sequence[nn.Parameter], group_of: Mapping[nn.Parameter, Any] | None = None
+) -> Iterator[list[nn.Parameter]]:
+    """Those that can share a flat tensor: same dtype, device and ranks, all trainable or frozen."""
+    found: dict[tuple, list[nn.Parameter]] = {}
     for p in parameters:
-        groups.setdefault((p.dtype, p.device, p.requires_grad), []).append(p)
-    yield from groups.values()
+        group = (group_of or {}).get(p)
+        found.setdefault((p.dtype, p.device, p.requires_grad, group), []).append(p)
+    yield from found.values()

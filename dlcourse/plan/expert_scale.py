@@ -25,9 +25,7 @@ def expert_step(
 ) -> Callable[[Tensor, Tensor], None]:
     """The model over the mesh with AdamW: a function that takes one step."""
     parallel = ExpertDataParallel(model, mesh)
-    for layer in parallel.modules():
-        if isinstance(layer, ExpertParallel):
-            layer.plan = MethodType(balanced_plan, layer)  # type: ignore[method-assign]
+    balance(parallel)
     optimizer = torch.optim.AdamW(parallel.parameters())
 
     def step(tokens_BT: Tensor, targets_BT: Tensor) -> None:
@@ -38,6 +36,13 @@ def expert_step(
         optimizer.step()
 
     return step
+
+
+def balance(model: nn.Module) -> None:
+    """Make every layer of divided experts follow ``balanced_plan``."""
+    for layer in model.modules():
+        if isinstance(layer, ExpertParallel):
+            layer.plan = MethodType(balanced_plan, layer)  # type: ignore[method-assign]
 
 
 def balanced_plan(layer: ExpertParallel, routing: Routing, dtype: torch.dtype) -> Plan:

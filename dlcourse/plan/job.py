@@ -72,6 +72,9 @@ class Job:
         overlap_backward: the backward's all-reduce before a layer's first product runs beside the
             gradients of its weights, as in Megatron since 2022.
         overlap_pipeline: with chunks, messages between stages run beside computing (since 2023).
+        cut_experts: each expert is cut over the tensor ranks too, which have the same tokens, as in
+            this course and in GShard; else whole experts are spread over tensor x context x data
+            ranks (Megatron's folding).
         imbalance: tokens of the busiest expert rank over the mean: 1 is forced balance; natural
             routing costs 8 to 20%.
         loss: "float32" keeps 12 bytes a logit (logits, log-softmax and its gradient in float32;
@@ -92,6 +95,7 @@ class Job:
     attention: str = "flash"
     kernels: str = "fused"
     dispatch: str = "once"
+    cut_experts: bool = False
     imbalance: float = 1.0
     loss: str = "float32"
     sequence_parallel: bool = True
@@ -111,6 +115,11 @@ class Job:
                 raise ValueError(f"{name}={value:.3g}: give at most {MOST_TOKENS:.0e} tokens")
         if not self.imbalance >= 1:
             raise ValueError(f"imbalance={self.imbalance!r}: the busiest rank has 1 or more")
+        if self.cut_experts and self.sequence_parallel:
+            raise ValueError(
+                "cut_experts=True with sequence_parallel=True: ranks that share an expert have the "
+                "same tokens, so give sequence_parallel=False"
+            )
         if self.batch_tokens % self.sequence:
             raise ValueError(
                 f"batch_tokens={self.batch_tokens:,} are no whole number of sequences of "

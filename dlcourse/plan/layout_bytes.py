@@ -131,22 +131,33 @@ def _expert(job: Job, layout: Layout, layers: int) -> list[Message]:
     """To the experts and back, and both again in backward."""
     shape, e = job.shape, layout.expert
     moe = min(layers, shape.moe_layers)
+    found = _cut_experts(job, layout, moe) if job.cut_experts else []
     if not moe or e == 1:
-        return []
+        return found
     copies = float(shape.top_k)
     if job.dispatch == "once":  # a token goes to a rank once, whoever wants it there
         copies = distinct_ranks(shape.experts, shape.top_k, e)
-    # Under tensor parallelism each rank brings its part of the tokens
-    rows = _tokens(job, layout) / layout.tensor * copies
+    # Under tensor parallelism each rank brings its part of the tokens, or all have the same
+    rows = _tokens(job, layout) / (1 if job.cut_experts else layout.tensor) * copies
     trips = 4 + 2 * (layout.recompute == "full")
     nbytes = moe * trips * rows * shape.hidden * VALUE_BYTES[job.states]
-    return [Message("expert", "all_to_all", "tokens", e, nbytes)]
+    return [*found, Message("expert", "all_to_all", "tokens", e, nbytes)]
+
+
+def _cut_experts(job: Job, layout: Layout, moe: int) -> list[Message]:
+    """Rows summed behind the experts, in backward in front of them, and the biases' gradients."""
+    shape, value = job.shape, VALUE_BYTES[job.states]
+    again = layout.recompute == "full"
+    rows = (2 + again) * _tokens(job, layout) * shape.top_k * shape.hidden * value
+    m = job.sequences // (layout.data * layout.micro_batch)
+    biases = m * shape.mlp_bias * shape.experts / layout.expert * shape.hidden * value
+    return [Message("tensor", "all_reduce", "tokens", layout.tensor, moe * (rows + biases))]
 
 
 def _data(job: Job, layout: Layout, one: Layouts, layers: int, stage: str) -> list[Message]:
     m = job.sequences // (layout.data * layout.micro_batch)
     value, sent = SENT_BYTES[job.states]
-    size, experts_size = layout.data * layout.context, int(one.expert_data()[0])
+    size, experts_size = layout.data * layout.context, int(one.expert_data(job)[0])
     units = unit_numbers(job, layout, layers, stage)
     if layout.stage == 0:
         dense, experts = (sum(unit[kind] for unit in units) for kind in (0, 1))

@@ -96,7 +96,17 @@ def stage_numbers(job: Job, layouts: Layouts, layers: Array, stage: str) -> tupl
     whole = ends + np.where(layouts.pipeline == 1, outside["norm"] + outside["positions"], alone)
     whole = whole + (layers - moe) * each["dense"]["replicated"]
     whole = whole + moe * each["moe"]["replicated"]
-    return sharded / layouts.tensor + whole, moe * each["moe"]["experts"] / layouts.expert
+    return sharded / layouts.tensor + whole, moe * expert_numbers(job, layouts)
+
+
+def expert_numbers(job: Job, layouts: Layouts) -> Array:
+    """Numbers of one layer's experts in a rank without ZeRO."""
+    shape = job.shape
+    numbers = layer_numbers(shape, moe=True)["experts"]
+    whole = shape.mlp_bias * shape.experts * shape.hidden  # added behind a sum over tensor ranks
+    cut = layouts.tensor if job.cut_experts else 1.0
+    found: Array = ((numbers - whole) / cut + whole) / layouts.expert
+    return found
 
 
 def unit_numbers(job: Job, layout: Layout, layers: int, stage: str) -> list[tuple[float, float]]:
@@ -115,10 +125,11 @@ def unit_numbers(job: Job, layout: Layout, layers: int, stage: str) -> list[tupl
     )
     ends += first * outside["positions"] + last * outside["norm"]
     moe, units = int(min(layers, shape.moe_layers)), [(ends, 0.0)]
+    experts = float(expert_numbers(job, Layouts.of([layout]))[0])
     for kind, count in (("dense", layers - moe), ("moe", moe)):
         each = layer_numbers(shape, moe=kind == "moe")
         numbers = each["sharded"] / layout.tensor + each["replicated"]
-        units += [(numbers, each["experts"] / layout.expert)] * count
+        units += [(numbers, experts if kind == "moe" else 0.0)] * count
     if layout.pipeline > 1:
         units = [(sum(dense for dense, _ in units), sum(experts for _, experts in units))]
     return units
@@ -126,7 +137,7 @@ def unit_numbers(job: Job, layout: Layout, layers: int, stage: str) -> list[tupl
 
 def shard_numbers(job: Job, layouts: Layouts, layers: Array, stage: str) -> Array:
     """Numbers of one of ZeRO's shards in a rank: each unit is cut into equal parts, rounded up."""
-    ranks, expert_ranks = layouts.data * layouts.context, layouts.expert_data()
+    ranks, expert_ranks = layouts.data * layouts.context, layouts.expert_data(job)
     numbers, experts = stage_numbers(job, layouts, layers, stage)
     whole = np.ceil(numbers / ranks) + np.ceil(experts / expert_ranks)
     moe, found = np.minimum(layers, job.shape.moe_layers), 0 * whole
@@ -135,8 +146,8 @@ def shard_numbers(job: Job, layouts: Layouts, layers: Array, stage: str) -> Arra
         own = layer_numbers(job.shape, moe=kind == "moe")
         each = own["sharded"] / layouts.tensor + own["replicated"]
         rest = rest - count * each
-        experts = np.ceil(own["experts"] / layouts.expert / expert_ranks)
-        found = found + count * (np.ceil(each / ranks) + experts)
+        part = np.ceil(expert_numbers(job, layouts) / expert_ranks) if kind == "moe" else 0.0
+        found = found + count * (np.ceil(each / ranks) + part)
     return np.where(layouts.pipeline > 1, whole, found + np.ceil(rest / ranks))
 
 
@@ -150,7 +161,9 @@ def _rank_memory(
         divided = layouts.stage >= _DIVIDED_FROM[name]
         found[name] = size * np.where(divided, shard, numbers + experts)
     away = layouts.offload == OFFLOAD.index("optimizer")
-    host = np.where(away, found["optimizer_state"] + 4 * own_share(layouts, numbers, experts), 0.0)
+    host = np.where(
+        away, found["optimizer_state"] + 4 * own_share(job, layouts, numbers, experts), 0.0
+    )
     found["optimizer_state"] = np.where(away, 0.0, found["optimizer_state"])
 
     tokens = layouts.micro_batch * job.sequence / layouts.context
@@ -179,9 +192,9 @@ def _rank_memory(
     return found | {"total": total, "host": host * node}
 
 
-def own_share(layouts: Layouts, numbers: Array, experts: Array) -> Array:
+def own_share(job: Job, layouts: Layouts, numbers: Array, experts: Array) -> Array:
     """Numbers that this rank's optimizer updates."""
-    sharded = numbers / (layouts.data * layouts.context) + experts / layouts.expert_data()
+    sharded = numbers / (layouts.data * layouts.context) + experts / layouts.expert_data(job)
     return np.where(layouts.stage >= 1, sharded, numbers + experts)
 
 
@@ -226,10 +239,11 @@ def mlp_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
     if shape.moe_layers:
         stream = t if job.sequence_parallel else np.ones_like(t)
         rows = shape.top_k * job.imbalance / stream  # tokens of a rank, each for top_k experts
-        wide = 2 * shape.ups * shape.shared_ffn / t + rows * 2 * shape.ups * shape.expert_ffn
+        inside = shape.expert_ffn / t if job.cut_experts else shape.expert_ffn
+        wide = 2 * shape.ups * shape.shared_ffn / t + rows * 2 * shape.ups * inside
         # What arrived, and what goes back; operator by operator also what is weighed and summed
         wide = wide + rows * (6 if job.kernels == "eager" else 4) * shape.hidden
-        product = (2 + eager) * (shape.shared_ffn / t + rows * shape.expert_ffn)
+        product = (2 + eager) * (shape.shared_ffn / t + rows * inside)
     return wide, product
 
 
@@ -245,7 +259,7 @@ def layer_sizes(job: Job, layouts: Layouts) -> tuple[Array, Array]:
     """Numbers of one layer in a rank without ZeRO: all but experts, and experts."""
     each = layer_numbers(job.shape, moe=bool(job.shape.moe_layers))
     numbers = each["sharded"] / layouts.tensor + each["replicated"]
-    return numbers, each["experts"] / layouts.expert
+    return numbers, expert_numbers(job, layouts) * bool(job.shape.moe_layers)
 
 
 def _buffers(job: Job, layouts: Layouts) -> Array:

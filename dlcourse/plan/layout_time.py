@@ -69,7 +69,7 @@ def step_seconds(job: Job, layouts: Layouts) -> dict[str, Array]:
         "bubble": bubble,
     }
     numbers, experts = stage_numbers(job, layouts, first, "first")
-    share = own_share(layouts, numbers, experts)
+    share = own_share(job, layouts, numbers, experts)
     away = layouts.offload == OFFLOAD.index("optimizer")
     gradient = STATE_BYTES[job.states][1]
     # Gradients read for their norm, then with master weights and two moments; all written; and
@@ -142,7 +142,7 @@ def _data(
     first, _, _ = stage_layers(job, layouts)
     numbers, experts = stage_numbers(job, layouts, first, "first")
     size, stride = layouts.data * layouts.context, layouts.tensor
-    expert_size, expert_stride = layouts.expert_data(), layouts.expert
+    expert_size, expert_stride = layouts.expert_data(job), layouts.expert
 
     costs = [disturbance(cluster, size, stride), disturbance(cluster, expert_size, expert_stride)]
 

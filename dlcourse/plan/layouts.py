@@ -121,9 +121,10 @@ class Layouts:
         """Of a step, in each pipeline."""
         return job.sequences / (self.data * self.micro_batch)
 
-    def expert_data(self) -> Array:
+    def expert_data(self, job: Job) -> Array:
         """Ranks of a stage that have the same experts."""
-        return np.maximum(1.0, self.data * self.context * self.tensor / self.expert)
+        spread = 1.0 if job.cut_experts else self.tensor
+        return np.maximum(1.0, self.data * self.context * spread / self.expert)
 
 
 def vocab_ranks(job: Job, layouts: Layouts) -> Array:

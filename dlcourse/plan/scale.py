@@ -51,14 +51,15 @@ class Job:
 
     Args:
         model: one of ``MODELS``.
-        world: number of ranks: data x pipeline x tensor, or data x expert.
+        world: number of ranks: data x pipeline x expert x tensor.
         tensor, pipeline: sides of the mesh; data is what remains.
-        stage: ZeRO stage along data, 0 for whole copies.
+        stage: ZeRO stage over the ranks that have the same parameters, 0 for whole copies.
         experts: of each layer, 0 for a dense model. They are so wide that a token's ``top_k``
             together are one MLP, and get equally many tokens: what a real router makes of it is
             not known without numbers.
         top_k: experts that a token uses.
-        expert: ranks that share them.
+        expert: ranks that share them, each with its own tokens; the ranks along ``tensor`` hold a
+            part of each expert.
         rank: which rank to be.
         micro_batch: sequences that a rank works on at a time.
         micro_batches: how many of them a step has; at least as many as ``pipeline``.
@@ -128,12 +129,6 @@ class Job:
             )
 
     def _check_experts(self) -> None:
-        for name, without in (("tensor", 1), ("pipeline", 1), ("stage", 0)):
-            if getattr(self, name) != without:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} with experts={self.experts}: here experts go "
-                    f"with data parallelism alone, so give {name}={without}"
-                )
         check_experts(self.experts, self.top_k)
         check_expert_parallel(num_experts=self.experts, size=self.expert)
         hidden = 4 * MODELS[self.model].n_embd
@@ -142,10 +137,16 @@ class Job:
                 f"top_k={self.top_k} does not divide the {hidden} of an MLP of {self.model}: give "
                 "a number that does"
             )
-        if self.world % self.expert:
+        width = hidden // self.top_k
+        if width % self.tensor:
             raise ValueError(
-                f"expert={self.expert} does not divide world={self.world}: give a multiple"
+                f"tensor={self.tensor} does not divide the {width} that is the width of an expert "
+                f"of {self.model} with top_k={self.top_k}: give fewer of either"
             )
+        if self.world % (self.expert * self.pipeline * self.tensor):
+            sides = f"expert={self.expert} x pipeline={self.pipeline} x tensor={self.tensor}"
+            sides = sides if self.pipeline * self.tensor > 1 else f"expert={self.expert}"
+            raise ValueError(f"{sides} does not divide world={self.world}: give a multiple")
 
     @property
     def data(self) -> int:
@@ -192,10 +193,14 @@ def measure(job: Job) -> dict[str, Any]:
 
 def _job_mesh(job: Job) -> Any:
     from dlcourse.parallel.expert_groups import make_expert_mesh
+    from dlcourse.parallel.expert_mesh import make_full_mesh
     from dlcourse.parallel.mesh import make_mesh
 
+    if job.experts and job.pipeline > 1:
+        sides = {"data": job.data, "pipeline": job.pipeline, "expert": job.expert}
+        return make_full_mesh(**sides, tensor=job.tensor)
     if job.experts:
-        return make_expert_mesh(data=job.data, expert=job.expert)
+        return make_expert_mesh(data=job.data, expert=job.expert, tensor=job.tensor)
     return make_mesh(data=job.data, pipeline=job.pipeline, tensor=job.tensor)
 
 
@@ -219,17 +224,20 @@ def _job_step(job: Job, mesh: Any, gpt: Any) -> Any:
     """The model on its mesh with its optimizer: a function that takes one step."""
     import torch
 
-    from dlcourse.plan.expert_scale import expert_step
-
-    if job.experts:
-        return expert_step(gpt, mesh, job.micro_batches)
+    from dlcourse.parallel.expert_mesh import ExpertMeshParallel
+    from dlcourse.parallel.expert_zero import expert_zero
     from dlcourse.parallel.mesh import MeshParallel
     from dlcourse.parallel.tensor import tensor_parallel
     from dlcourse.parallel.zero2 import ZeRO2
     from dlcourse.parallel.zero3 import ZeRO3
+    from dlcourse.plan.expert_scale import balance, expert_step
 
-    if job.stage < 2:
-        model = MeshParallel(gpt, mesh, num_micro_batches=job.micro_batches, zero=job.stage == 1)
+    if job.experts and job.pipeline == 1 and job.stage == 0:
+        return expert_step(gpt, mesh, job.micro_batches)
+    if job.pipeline > 1 or (job.stage < 2 and not job.experts):
+        composed = ExpertMeshParallel if job.experts else MeshParallel
+        model = composed(gpt, mesh, num_micro_batches=job.micro_batches, zero=job.stage == 1)
+        balance(model)
         optimizer = model.optimizer()
 
         def step(tokens: torch.Tensor, targets: torch.Tensor) -> None:
@@ -238,9 +246,14 @@ def _job_step(job: Job, mesh: Any, gpt: Any) -> Any:
             model.sync_parameters()
 
         return step
-    if job.tensor > 1:
-        gpt = tensor_parallel(gpt, mesh["tensor"])
-    sharded = (ZeRO2 if job.stage == 2 else ZeRO3)(gpt, process_group=mesh.get_group("data"))
+    sharded: Any
+    if job.experts:
+        sharded = expert_zero(gpt, mesh, stage=job.stage)
+        balance(sharded)
+    else:
+        if job.tensor > 1:
+            gpt = tensor_parallel(gpt, mesh["tensor"])
+        sharded = (ZeRO2 if job.stage == 2 else ZeRO3)(gpt, process_group=mesh.get_group("data"))
     optimizer = torch.optim.AdamW(sharded.shards)
 
     def zero_step(tokens: torch.Tensor, targets: torch.Tensor) -> None:

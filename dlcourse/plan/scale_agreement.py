@@ -97,6 +97,7 @@ def planned(job: dict[str, Any], config: GPTConfig) -> tuple[Job, Layout, str]:
         states="float32",
         kernels="eager",
         dispatch="plain",
+        cut_experts=True,
         sequence_parallel=False,
         split_messages=False,
         vocab_parallel=job["pipeline"] == 1,
@@ -109,7 +110,7 @@ def planned(job: dict[str, Any], config: GPTConfig) -> tuple[Job, Layout, str]:
         stage=job["stage"],
         micro_batch=job["micro_batch"],
     )
-    number = job["rank"] // job["tensor"] % job["pipeline"]
+    number = job["rank"] // (job["tensor"] * job["expert"]) % job["pipeline"]
     last = number == job["pipeline"] - 1
     return plan, layout, "first" if number == 0 else "last" if last else "middle"
 
@@ -117,25 +118,28 @@ def planned(job: dict[str, Any], config: GPTConfig) -> tuple[Job, Layout, str]:
 def bookkeeping(job: dict[str, Any], config: GPTConfig) -> Counter[tuple[str, int]]:
     """Bytes by (collective, ranks) that the course's classes send beside what is trained."""
     found: Counter[tuple[str, int]] = Counter()
-    data, world = job["data"], job["world"]
-    if job["experts"]:
-        layers = config.n_layer
-        # How many rows go to each expert, with three checks, all to all; and once a step the
-        # routers' biases, which are no parameters
-        counts = 8 * (job["experts"] + 3) * world * layers * job["micro_batches"]
-        found["all_gather", world] += counts
-        found["broadcast", world] += 4 * job["experts"] * layers
-        return found
-    if job["stage"] >= 2:  # of each unit whether a rank has gradients, and has used it
-        found["all_reduce", data] += 2 * 8 * (config.n_layer + 1)
-        return found
-    found["all_reduce", world] += 16  # targets of the batch
-    for side in (data, job["pipeline"]):  # the loss
-        found["all_reduce", side] += 4
-    if job["stage"] == 1:  # of each unit whether it has gradients; a pipeline is one, asked twice
-        units = config.n_layer + 1 if job["pipeline"] == 1 else 2
-        found["all_reduce", data] += 8 * units
+    plan, layout, stage = planned(job, config)
+    layers = _layers(plan, Layouts.of([layout]))[stage]
+    batch, flats = layout.data, _flats(job, layers)
+    if job["experts"]:  # to each rank of the batch: rows for each expert, with three checks
+        counts = 8 * (job["experts"] + 3) * batch * layers * job["micro_batches"]
+        found["all_gather", batch] += counts
+        if job["stage"] == 0:  # once a step the routers' biases, which are no parameters
+            found["broadcast", batch] += 4 * job["experts"] * layers
+    if job["pipeline"] > 1 or (job["stage"] < 2 and not job["experts"]):
+        found["all_reduce", job["world"]] += 16  # targets of the batch
+        for side in (batch, job["pipeline"]):  # the loss
+            found["all_reduce", side] += 4
+    if job["stage"]:  # of each flat tensor whether it has gradients; from 2 on also if it was used
+        found["all_reduce", batch] += 8 * flats * (2 if job["stage"] >= 2 else 1)
     return found
+
+
+def _flats(job: dict[str, Any], layers: int) -> int:
+    """Flat tensors of ZeRO in a rank: of each unit one, and one of its experts."""
+    if job["pipeline"] > 1:  # a stage is one unit
+        return 2 if job["experts"] else 1
+    return layers + 1 + (layers if job["experts"] else 0)
 
 
 def agreement(scaled: Any, config: GPTConfig | None = None) -> Agreement:
@@ -151,16 +155,18 @@ def agreement(scaled: Any, config: GPTConfig | None = None) -> Agreement:
     one = Layouts.of([layout])
     held = {name: float(size[0]) for name, size in rank_memory(plan, one, stage).items()}
     tensors = _tensors(job, config, plan, one, stage)
-    units = config.n_layer + 1
+    layers = _layers(plan, one)[stage]
     if job["stage"] in (1, 2):  # whole, but side by side, padded to a multiple of the ranks
-        flat = unit_numbers(plan, layout, int(_layers(plan, one)[stage]), stage)
-        padded = 4 * sum(-(-numbers // layout.data) * layout.data for numbers, _ in flat)
+        padded = 0.0
+        for sizes in unit_numbers(plan, layout, layers, stage):
+            for numbers, ranks in zip(sizes, (layout.data, job["data"]), strict=True):
+                padded += 4 * (-(-numbers // ranks) * ranks)
         held["parameters"] = padded
         held["gradients"] = padded if job["stage"] == 1 else held["gradients"]
-    if job["stage"] == 3:  # one number stands for a unit that is away
-        held["parameters"] += 4 * units
+    if job["stage"] == 3:  # one number stands for a flat tensor that is away
+        held["parameters"] += 4 * _flats(job, layers)
     if job["stage"]:
-        tensors = units if job["pipeline"] == 1 else 1
+        tensors = _flats(job, layers)
     held["optimizer_state"] += STEP_COUNTER_BYTES * tensors
     lines = [Line(t(f"category.{n}"), scaled.kept[n], held[n]) for n in CATEGORIES]
     activations = held["activations"] + held["logits"]
@@ -181,12 +187,13 @@ def _peak_activations(record: dict[str, Any]) -> int:
     """At the step's highest moment, while the optimizer is not at work; else at their own.
 
     With one micro-batch gradients grow while activations shrink, and the highest moment of both is
-    another. With several and ZeRO, gradients that grow beside those of earlier ones count as
-    activations until the ledger looks at the next highest moment: there it is right.
+    another. With several and ZeRO 1 or 2, gradients that grow beside those of earlier ones count as
+    activations until the ledger looks at the next highest moment: there it is right. Stage 3 keeps
+    none beside them, and its highest moment may be one of gathered parameters.
     """
     memory = record["memory"]
     at_peak, own = memory["at_peak"]["activations"], memory["peaks"]["activations"]
-    several = record["job"]["micro_batches"] > 1 and record["job"]["stage"] > 0
+    several = record["job"]["micro_batches"] > 1 and record["job"]["stage"] in (1, 2)
     return at_peak if several and at_peak > own / 2 else own
 
 
