@@ -79,7 +79,7 @@ def test_executing_stores_the_checked_outputs_in_both_languages(demo_root, capsy
         }
         assert list(stored) == [(build.CHECKED,)]
         assert stored[(build.CHECKED,)].outputs[0].data["text/plain"] == "True"
-        assert stored[(build.CHECKED,)].execution_count == 6
+        assert stored[(build.CHECKED,)].execution_count == 7
     assert main(["build"]) == 0 and build.check(demo_root) == []
 
 
@@ -89,7 +89,7 @@ def test_a_failing_cell_is_named_and_the_other_lessons_still_run(demo_root, tmp_
     assert main(["run", "--all", "--out", str(tmp_path), "--no-progress"]) == 1
     said = capsys.readouterr()
     assert "99_good (ko):" in said.out
-    line = 'cell [4] (`raise ValueError("no such batch")`) failed: ValueError: no such batch'
+    line = 'cell [5] (`raise ValueError("no such batch")`) failed: ValueError: no such batch'
     assert f"98_bad (ko): {line}\n" in said.err and "98_bad.ko.ipynb" in said.err
     report = json.loads((tmp_path / "98_bad.ko.json").read_text(encoding="utf-8"))
     assert not report["passed"] and report["error"] == line

@@ -146,6 +146,13 @@ def test_every_link_within_the_site_leads_somewhere(site):
     assert not broken, broken[:20]
 
 
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_page_leads_to_colab_and_has_no_cell_that_installs(site, lang):
+    text = (site / lang / "03_data_parallel.html").read_text(encoding="utf-8")
+    assert f"blob/HEAD/notebooks/{lang}/03_data_parallel.ipynb" in text
+    assert "find_spec" not in text and "num_ranks" in text
+
+
 def test_the_site_is_small(site):
     assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < SIZE
 
