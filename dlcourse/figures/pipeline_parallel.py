@@ -70,6 +70,8 @@ def pipeline_picture(schedule: str, ranks: int, micro_batches: int, backward: in
     used = {action.kind for row in made.ranks for action in row}
     kinds = {kind: color for kind, color in KINDS.items() if kind in used}
     legend = {t(f"pipeline_parallel.kind.{kind}"): color for kind, color in kinds.items()}
+    if made.num_chunks == 2:
+        legend[t("pipeline_parallel.kind.thin")] = KINDS["F"]
     return gantt_lanes(
         lanes,
         title=title,

@@ -250,13 +250,15 @@ losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 show_steps({"Naive": naive, "Hooked": hooked, "Overlapped": overlapped})
 # %% [markdown] lang="en"
 # The order of events is what was wanted: messages now leave *under* backward. Do not trust the lengths.
-# Here four ranks share a few cores, which compute *and* send, so hiding gains next to nothing.
+# Here four ranks share a few cores, which compute *and* send, so hiding gains next to nothing; a step
+# that is shorter has fewer messages, or was lucky.
 #
 # So impose the times. Eight layers take 10 ms forward and 20 ms backward each; every rank has a card
 # that sends 1 MB/s and needs 2 ms a message. Processes, messages and their order stay real.
-# %% [markdown] lang="ko" en="9617a513"
+# %% [markdown] lang="ko" en="f0f68827"
 # 사건의 순서는 바라던 대로입니다. 메시지가 역전파가 *끝나기 전에* 떠납니다. 하지만 막대의 길이는 믿지 마세요.
-# 여기서는 랭크 네 개가 코어 몇 개를 나눠 쓰며 계산도 하고 *보내기도* 해서, 숨겨도 얻는 것이 거의 없습니다.
+# 여기서는 랭크 네 개가 코어 몇 개를 나눠 쓰며 계산도 하고 *보내기도* 해서, 숨겨도 얻는 것이 거의 없습니다. 짧은 스텝은
+# 메시지 수가 적거나 운이 좋았던 것입니다.
 #
 # 그래서 시간을 정해 줍니다. 층 여덟 개가 저마다 순전파 10 ms, 역전파 20 ms이고, 랭크마다 1초에 1 MB를 보내며 메시지에
 # 2 ms가 드는 카드가 있습니다. 프로세스와 메시지, 그 순서는 진짜입니다.
