@@ -46,6 +46,35 @@ def test_a_lesson_gives_its_committed_outputs(lang, name):
     assert done.returncode == 0, done.stdout[-6000:]
 
 
+# Binder, Colab and a learner's laptop have none of them. Python runs a file of this name first.
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.partition(".")[0] in {peers}
+        return None if hidden else PathFinder.find_spec(name, path, target)
+
+sys.meta_path = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+PEERS = ("accelerate", "deepspeed", "megatron", "mlx", "mpi4py")
+
+
+@pytest.mark.timeout(1600)
+@pytest.mark.parametrize("name", [name for name in LESSONS if name[:2] in ("14", "15")])
+def test_a_lesson_goes_through_without_the_peer_libraries(name, tmp_path, monkeypatch):
+    """The two that show most of them; the others by `dlcourse bench binder`, without peers."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT.format(peers=PEERS))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    hidden = "from importlib.util import find_spec; print([find_spec(p) for p in {}])"
+    said = subprocess.check_output([sys.executable, "-c", hidden.format(PEERS)], text=True)
+    assert said.strip() == str([None] * len(PEERS))
+    done = nbval(catalog.notebook_path(ROOT, "ko", name))
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
 def test_nbval_sees_a_changed_output_and_a_failing_cell(demo_root):
     """The demo passes; with another committed output, or a failing cell, it does not."""
     build.build(demo_root)

@@ -188,14 +188,17 @@ def show_mistakes(found: Mapping[str, Mapping[str, str]]) -> Table:
 def show_scores(numbers: Mapping[str, Sequence[str]]) -> Table:
     """E6 row by row: what was counted both ways, how, and what would change it.
 
-    numbers: row -> what configuration and hand have; rows without numbers are argued in words.
+    numbers: row -> what configuration and hand have; the other rows are argued in words, or are
+    not to be had without DeepSpeed.
     """
     rows = []
     for name in SCORES:
-        left, right = numbers.get(name, (None, None))
-        cells = [left or t(f"deepspeed_vs_mps.score.{name}.left")]
-        cells.append(right or t(f"deepspeed_vs_mps.score.{name}.right"))
-        kind = "measured" if name in numbers else "argued"
+        kind, cells = "measured", [*numbers.get(name, ())]
+        if name in ARGUED:
+            kind = "argued"
+            cells = [t(f"deepspeed_vs_mps.score.{name}.{side}") for side in ("left", "right")]
+        elif not cells:
+            kind, cells = "absent", ["", ""]
         change = _narrow(t(f"deepspeed_vs_mps.score.{name}.change"), 26)
         row = [_narrow(t(f"deepspeed_vs_mps.score.{name}"), 15), *(_narrow(c, 22) for c in cells)]
         rows.append([*row, t(f"deepspeed_vs_mps.{kind}"), change])
@@ -295,6 +298,7 @@ def figures_of_e6(found: Mapping[str, Found], **counted: Any) -> dict[str, float
     }
 
 
+ARGUED = ("large", "learning", "recovery", "scaling")  # of these rows
 SCORES = (
     *("set_up", "learning", "recovery", "scaling", "efficiency", "memory", "large"),
     *("debugging", "customising", "prototyping"),
