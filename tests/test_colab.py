@@ -148,7 +148,9 @@ class Colab:
     def versions(self) -> dict[str, str]:
         code = "from importlib.metadata import distributions as all\n"
         code += "print({d.name: d.version for d in all()})"
-        done = subprocess.run([self.python, "-c", code], capture_output=True, check=True, text=True)
+        done = subprocess.run(
+            [self.python, "-P", "-c", code], capture_output=True, check=True, text=True
+        )
         return ast.literal_eval(done.stdout)
 
     def run(self, cells: list[str]) -> list[list[dict[str, Any]]]:

@@ -19,7 +19,7 @@ from test_kernel import Kernel
 from dlcourse.course import server
 
 ROOT = Path(__file__).resolve().parents[1]
-FIRST = {"ko": "처음 두 셀을 먼저 실행하세요", "en": "Run the first two cells"}
+FIRST = {"ko": "처음 세 코드 셀을 먼저 실행하세요", "en": "Run the first three code cells"}
 
 
 @pytest.fixture(scope="module")

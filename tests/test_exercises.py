@@ -277,7 +277,7 @@ def test_a_check_leaves_the_learners_ranks_alone(pool, monkeypatch):
 
 def test_without_ranks_a_check_says_what_to_run():
     result = check("97.mean")
-    assert not result.passed and "first two cells" in result.text
+    assert not result.passed and "first three code cells" in result.text
 
 
 def test_unknown_exercises_name_the_known():

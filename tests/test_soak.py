@@ -41,7 +41,7 @@ def test_a_tenth_of_a_percent(tmp_path: Path, capsys):
     if avoidable and os.environ.get("CI"):
         pytest.fail(str(avoidable))
     for name, row in found.items():
-        assert name in left_out or row["run"] == 1
+        assert name in left_out or row["run"] == max(1, row["of"] // 1000)
     assert found["busy cores"]["endings"] == {SUCCESS: 1}
     if left_out:
         pytest.skip(f"all but {left_out}")
