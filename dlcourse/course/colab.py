@@ -14,13 +14,15 @@ from __future__ import annotations
 import re
 from importlib import metadata
 
+from dlcourse.course.kernel import INSTALL_ID
 from dlcourse.words.strings import t
+
+__all__ = ["INSTALL", "INSTALL_ID", "link", "old_torch"]
 
 REPOSITORY = "https://github.com/dlcourse/dlcourse"
 OPENED = "https://colab.research.google.com/github/dlcourse/dlcourse/blob/HEAD/notebooks"
 TORCH = (2, 11)  # what pyproject.toml asks for
 
-INSTALL_ID = "install"
 # Without torch this Python is none for the course, and a download of gigabytes is nobody's wish.
 INSTALL = f"""\
 # On Google Colab: the course, beside Colab's own torch. Where it is installed, this does nothing.

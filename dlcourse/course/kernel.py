@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 # What JupyterLab's server tells a kernel: the path of its notebook, below the folder it shows.
 NOTEBOOK = "JPY_SESSION_NAME"
 START_CELLS = 2  # of a lesson: its parameters; its imports and its ranks
+INSTALL_ID = "install"  # colab.py's, before them; no cell of the lesson needs a name of it
 _SETS_UP = ("check", "hint", "solution")
 
 
@@ -112,7 +113,8 @@ def _missing(error: BaseException) -> tuple[str, bool] | None:
 def _code_cells(notebook: Path | None) -> list[_Cell]:
     try:
         cells = json.loads(notebook.read_text("utf-8"))["cells"] if notebook else []
-        return [_read_cell(cell) for cell in cells if cell["cell_type"] == "code"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        return [_read_cell(cell) for cell in code if cell.get("id") != INSTALL_ID]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
