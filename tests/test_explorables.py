@@ -157,7 +157,7 @@ root => {{
   const [box, svg] = [area.getBoundingClientRect(), root.querySelector("svg")];
   const out = [...root.querySelectorAll("*")].filter(node => {{
     const own = node.getBoundingClientRect();
-    return own.right > box.right + 1 || own.left < box.left - 1;
+    return own.width && (own.right > box.right + 1 || own.left < box.left - 1);
   }});
   const scrolls = [root, area].filter(node => node.scrollWidth > node.clientWidth + 1);
   return {{
