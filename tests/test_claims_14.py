@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 import cloudpickle
 import pytest
@@ -16,7 +17,7 @@ from dlcourse import Ranks
 from dlcourse.course.claims import find_claim
 from dlcourse.figures import deepspeed_vs_mps as figures
 from dlcourse.formulas.sizes import GPTConfig
-from dlcourse.peers import both_ways, deepspeed_engine, mps_statements
+from dlcourse.peers import both_ways, deepspeed_engine, deepspeed_job, mps_statements
 from dlcourse.peers.lines_of_code import lines_of_savings
 from dlcourse.plan.one_machine import MACHINES, figures_of_e7, fits, models, moved_by_offload
 
@@ -183,6 +184,53 @@ def test_both_ways_have_the_same_losses_in_every_row(measured):
         assert abs(ways["deepspeed"]["loss"] - ways["by_hand"]["loss"]) <= allowed, name
     first = found["none"]["by_hand"]["loss"]
     assert abs(found["all"]["by_hand"]["loss"] - first) < 0.1  # the same training, not another one
+
+
+def bf16_with_and_without_a_first_step_of_zeros():
+    """In ranks, of three steps in bf16 at stage 0: losses, and the loss then, in float32."""
+    import torch
+    import torch.distributed as dist
+
+    from dlcourse.corpus import Corpus
+    from dlcourse.models.gpt import GPT
+    from dlcourse.training import by_hand
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    config, mine = SIZE["config"], SIZE["batch"] // world_size
+    batch = Corpus().batch(0, rank=rank, world_size=world_size, micro_batch=mine, block=16)
+
+    def after(step, model):
+        losses = [step().item() for _ in range(3)]
+        wide = GPT(config)
+        numbers = {n: p.detach().float() for n, p in model.named_parameters()}
+        wide.load_state_dict(numbers, strict=False)
+        with torch.no_grad():
+            return losses, wide(*batch).item()
+
+    json = deepspeed_job.config_of("bf16", batch=SIZE["batch"], micro_batch=mine)
+    step = deepspeed_job.training_step(GPT(config), json)
+    found = {"deepspeed": after(lambda: step(*batch), step.engine.module)}
+    for name in ("as it is", "zeros first"):
+        model, optimizer = by_hand.prepare(GPT(config), bf16=True)
+        if name == "zeros first":
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+            optimizer.step()
+        take = partial(by_hand.take_step, model, optimizer, batch, clip=both_ways.CLIP)
+        found[name] = after(take, model)
+    return found
+
+
+@needs_deepspeed
+def test_at_stage_0_in_bf16_deepspeed_takes_a_step_with_zeros_first(ranks):
+    """0.018 apart without it, a millionth with it (2026-11, torch 2.13, DeepSpeed 0.19.8)."""
+    found = ranks.run(bf16_with_and_without_a_first_step_of_zeros)[0]
+    theirs = found["deepspeed"][1]
+    assert abs(found["zeros first"][1] - theirs) < 1e-3
+    assert abs(found["as it is"][1] - theirs) > 5e-3
+    # The first step with a gradient is AdamW's second: moments 0.1 g and 0.001 g^2, less corrected
+    length = (0.1 / (1 - 0.9**2)) / (0.001 / (1 - 0.999**2)) ** 0.5
+    assert length == pytest.approx(0.744, abs=1e-3)
 
 
 def by_default():

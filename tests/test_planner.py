@@ -368,6 +368,36 @@ def test_rows_that_were_held_out():
     assert all(row.memory <= row.answer.job.cluster.memory for row in rows)
 
 
+def test_torchtitan_was_held_out():
+    """14 runs read after the planner was made: 7 to 13% too fast on A100, 18 to 29% on H100.
+
+    Those H100 may take 500 W: the source says that 700 W are faster; the planner has no watts.
+    Between them it is right to 10%: compiled or not, tensor collectives hidden or not.
+    """
+    rows = {row.name: row for row in published.torchtitan(ROWS)}
+    assert len(rows) == 14
+    for gpu, most, mean in (("a100", 0.13, 0.10), ("h100", 0.30, 0.25)):
+        errors = [row.error for name, row in rows.items() if f" {gpu}," in name]
+        assert min(errors) > 0 and max(errors) <= most and np.mean(errors) <= mean
+    faster = [
+        (rows[name], rows[f"{name}, {how}"])
+        for name, how in (
+            ("llama-3-8b h100, 8 GPUs, tensor 1, half", "compiled"),
+            ("llama-3-8b h100, 128 GPUs, tensor 1, half", "compiled"),
+            ("llama-3-70b h100, 256 GPUs, tensor 8, full, compiled", "async"),
+            ("llama-3-8b h100, 64 GPUs, tensor 8, half, compiled", "async"),
+        )
+    ]
+    for slow, fast in faster:
+        assert fast.predicted / slow.predicted == pytest.approx(
+            fast.measured / slow.measured, rel=0.1
+        )
+    for row, (*_, gib) in zip(rows.values(), ROWS["torchtitan"]["rows"], strict=True):
+        assert row.memory <= row.answer.job.cluster.memory
+        if gib:  # of what the allocator held
+            assert 0.85 <= row.memory / (gib * GIB) <= 1.05
+
+
 def test_what_ran_fits():
     """At least 90% of all published runs; 405B on 8,192 GPUs is 6% too large here."""
     rows = [row for name in published.SETS for row in published.SETS[name](ROWS)]

@@ -10,7 +10,7 @@ same for all of its rows. What software of its year could not do yet is switched
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +297,56 @@ def llama3(rows: Rows) -> list[Row]:
     return found
 
 
+def torchtitan(rows: Rows) -> list[Row]:
+    """torchtitan, FSDP2 alone and with tensor parallelism: tokens/s of a GPU. Held out.
+
+    Its software: fused attention of PyTorch, the loss in float32, gradients sent in float32;
+    operators are fused where torch.compile is named. "half" computes every second product again,
+    and all that is no product: halfway between "selective" and "full". Memory of the H100 and its
+    bandwidth are as published; that it may take 500 W, and not 700, is not in the planner.
+    """
+    found = []
+    eights = dict(memory=96 * 2**30, bandwidth=2.4e12)
+    for name, gpu, s, gpus, t, b, again, compiled, hidden, rate, _ in rows["torchtitan"]["rows"]:
+        data, each = gpus // t, b * s / t
+        job = Job(
+            shape=_llama(name),
+            cluster=cluster_of(gpu, gpus=gpus, **(eights if gpu == "h100" else {})),
+            batch_tokens=data * b * s,
+            sequence=s,
+            states="fsdp",
+            kernels="fused" if compiled else "eager",
+            overlap_tensor=hidden,
+        )
+        how = ", ".join([again] + ["compiled"] * compiled + ["async"] * hidden)
+        title = f"{name} {gpu}, {gpus} GPUs, tensor {t}, {how}"
+        names = ("selective", "full") if again == "half" else (again, again)
+        two = [
+            _row(
+                title,
+                rate,
+                job,
+                Layout(data=data, tensor=t, micro_batch=b, stage=3, recompute=recompute),
+                lambda seconds, n=each: n / seconds,
+            )
+            for recompute in names
+        ]
+        seconds = sum(each / row.predicted for row in two) / 2
+        memory = sum(row.memory for row in two) / 2
+        found.append(replace(two[0], predicted=each / seconds, memory=memory))
+    return found
+
+
+def _llama(name: str) -> ModelShape:
+    """As ``published_model``, with two more of Llama 2 (Touvron et al., 2023)."""
+    if name == "llama-2-13b":
+        sizes: dict[str, Any] = dict(layers=40, hidden=5120, heads=40, kv_heads=40, ffn=13824)
+        return replace(published_model("llama-2-7b"), name=name, **sizes)
+    if name == "llama-2-70b":
+        return replace(published_model("llama-3-70b"), name=name, vocab=32000)
+    return published_model(name)
+
+
 SETS = {
     "sc21": sc21,
     "korthikanti": korthikanti,
@@ -305,4 +355,5 @@ SETS = {
     "mpt": mpt,
     "qwen3": qwen3,
     "llama3": llama3,
+    "torchtitan": torchtitan,
 }

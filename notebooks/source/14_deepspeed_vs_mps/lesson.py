@@ -291,18 +291,24 @@ mistakes = both_ways.mistakes(config)
 found, lines = ranks["found"][0], ranks["lines"][0]
 show_side_by_side(found, lines=lines)
 # %% [markdown] lang="en"
-# Equal losses in every row (in bf16 up to its own rounding). DeepSpeed's ZeRO-3 sends more here: it
-# reduces and gathers tensor by tensor, where ours moves a block as one row. On a GPU cluster its
-# prefetching and fused kernels would weigh more; these times are of a tiny model on this machine.
+# Equal losses in every row, in bf16 within its grid. There it is more than rounding: at stage 0 DeepSpeed
+# 0.19 makes the optimizer's state by a step of zero gradients, so AdamW's first real step counts as its
+# second, 0.74 as long. With that step by hand too, losses agree to 0.00001, without to 0.018 (two ranks,
+# three steps, float32). DeepSpeed's `offload_param` has no counterpart by hand.
 #
-# A few lines of JSON against a few lines by hand: the difference is what stands behind them, and who
-# maintains it. Four claims so far:
-# %% [markdown] lang="ko" en="4b12c19f"
-# 어느 줄에서나 손실이 같습니다(bf16은 bf16의 반올림까지). DeepSpeed의 ZeRO-3이 여기서는 더 많이 보냅니다. 텐서마다 줄이고 모으는데, 우리는
-# 블록 하나를 한 줄로 이어 옮깁니다. GPU 클러스터라면 DeepSpeed의 미리 가져오기와 융합 커널이 더 크게 작용할 것입니다. 이 시간은
-# 이 컴퓨터의 장치에서 작은 모델로 잰 것입니다.
+# Its ZeRO-3 sends more here: tensor by tensor, where ours moves a block as one row. On a GPU cluster its
+# prefetching and fused kernels would weigh more.
 #
-# JSON 몇 줄과 손으로 쓴 몇 줄입니다. 차이는 그 뒤에 무엇이 있고 누가 관리하느냐입니다. 여기까지의 주장 네 가지입니다.
+# Few lines of JSON, few by hand: the difference is what stands behind them, and who maintains it. Four claims:
+# %% [markdown] lang="ko" en="cacd3275"
+# 어느 줄에서나 손실이 같습니다. bf16은 눈금 한두 칸 다른데 반올림만은 아닙니다. 0단계에서 DeepSpeed 0.19는 그래디언트가 0인
+# 스텝으로 옵티마이저 상태를 만들어, AdamW의 첫 스텝이 두 번째로 세어지고 보폭이 0.74배가 됩니다. 손으로도 그 스텝을 먼저 밟으면
+# 손실 차이는 0.00001, 안 밟으면 0.018입니다(랭크 둘, 세 스텝, float32). `offload_param`에 해당하는 손 코드는 없습니다.
+#
+# DeepSpeed의 ZeRO-3은 텐서마다 줄이고 모아 더 많이 보내고, 우리는 블록 하나를 한 번에 옮깁니다. GPU 클러스터라면 미리
+# 가져오기와 융합 커널이 더 크게 작용할 것입니다.
+#
+# JSON 몇 줄과 손으로 쓴 몇 줄의 차이는 그 뒤에 무엇이 있고 누가 관리하느냐입니다. 주장 네 가지입니다.
 # %%
 claim("E1", **figures_of_e1(found, ranks["derived"][0]))
 claim("E2", **figures_of_e2(scales))
