@@ -236,9 +236,14 @@ def test_stop_while_ranks_start_leaves_what_was_there(kernel):
         time.sleep(moment)
         kernel.manager.interrupt_kernel()
         text = kernel.finish(message)
-        assert "Traceback" not in text, text
+        # The press may hit IPython itself, which has just begun the cell, or ends it.
+        beside = "Traceback" in text and "dlcourse" not in text
+        assert beside or "Traceback" not in text, text
         if "interrupted before" in text:
             assert f"Ranks({size}, cpu, ready) is still there" in text
+        elif beside:
+            size = int(re.match(r"Ranks\((\d)", kernel.run("print(ranks)"))[1])
+            kernel.run("%%ranks\nkept = rank")
         else:
             assert not text.strip(), text
             size = 5 - size
