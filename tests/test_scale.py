@@ -6,7 +6,6 @@ import gc
 import json
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import cloudpickle
@@ -180,10 +179,12 @@ def test_experts_over_thousands_of_ranks_send_what_the_formula_says(expert, expe
 
 @pytest.mark.parametrize("world", [1024, 16384])
 def test_experts_with_tensors_and_zero_3_are_what_the_formula_says(world):
-    """A 7B model whose MLPs are 64 experts, over 16 ranks x 8 tensor ranks x data."""
+    """A 7B model whose MLPs are 64 experts, over 16 ranks x 8 tensor ranks x data.
+
+    5 to 7 s each; that it stays under a minute is held in test_planner_ranks.py.
+    """
     E, K, R, e = 64, 8, 16, 4
     sides = dict(tensor=T, expert=R, experts=E, top_k=K, stage=3)
-    started = time.process_time()
     scaled = scale(model="7b", world=world, **sides)
     batch, data, units = world // T, world // T // R, LAYERS + 1
     F = 4 * C // K
@@ -213,7 +214,6 @@ def test_experts_with_tensors_and_zero_3_are_what_the_formula_says(world):
     sums = (2 * LAYERS + 2) * MESSAGE + 2 * LAYERS * K * MESSAGE + LAYERS * 4 * e * C
     same = batch if batch == T else T
     assert moved["all_reduce", same][1] == sums + 4 * BLOCK * 3
-    assert scaled.seconds < 60 or time.process_time() - started < 60
     agreed = agreement(scaled)
     assert agreed.holds, repr(agreed)
 
