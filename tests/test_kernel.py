@@ -196,7 +196,9 @@ def test_interrupt_of_a_stuck_collective(kernel):
     text = kernel.finish(message)
     assert "interrupted" in text and "rank 1  waiting in barrier" in text
     assert "rank 0  computing, line 4: time.sleep(1000)" in text
-    assert time.monotonic() - started < 10
+    assert (
+        time.monotonic() - started < 60
+    )  # a busy machine gives ranks more time; the cell would sleep for 1,000 s
     assert kernel.run("%%ranks\ndist.barrier(); kept") == "rank 0: 0\nrank 1: 1\n"
 
 
