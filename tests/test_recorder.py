@@ -26,7 +26,7 @@ from dlcourse.measure import Recorder, Run, mark_step
 from dlcourse.measure.categories import CATEGORIES
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "nothing_before")
 
 MB = 1 << 20
 
