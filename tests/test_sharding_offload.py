@@ -11,6 +11,7 @@ import gc
 import json
 import re
 import sys
+import weakref
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
@@ -297,6 +298,19 @@ def test_gradients_may_add_up_without_overlap_only():
     model(*tokens).backward()
     with pytest.raises(ValueError, match=r"second backward before step.*overlap=False"):
         model(*tokens).backward()
+
+
+@pytest.mark.parametrize("offload_class", [OptimizerOffload, ParameterOffload])
+def test_a_model_that_is_dropped_is_freed(offload_class):
+    """Hooks of parameters are hidden from Python's collector: one that holds the model keeps it."""
+    model = GPT(SMALL)
+    offload = offload_class(model, LocalHost())
+    model(*batch(0)).backward()
+    offload.step()
+    alive = [weakref.ref(thing) for thing in (model, offload, offload.units[1])]
+    del model, offload
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
 
 
 def test_parameters_without_gradients_are_refused():

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dlcourse.collectives.buffers import views_like
 from dlcourse.models.gpt import GPT
+from dlcourse.parallel.hooks import weakly
 
 Wait = Callable[[], Any]  # returns once the copy has arrived
 _OFFLOADED: WeakSet[nn.Module] = WeakSet()
@@ -132,14 +133,13 @@ class OptimizerOffload:
         _OFFLOADED.add(model)
         self.leaving: dict[OffloadUnit, Wait] = {}
         self.missing = {unit: set(unit.parameters) for unit in self.units}
-        for unit in self.units if overlap else ():
-            for p in unit.parameters:
-                p.register_post_accumulate_grad_hook(
-                    lambda p, unit=unit: self.has_gradient(p, unit)
-                )
+        self.unit_of = {p: unit for unit in self.units for p in unit.parameters}
+        for p in self.unit_of if overlap else ():
+            p.register_post_accumulate_grad_hook(weakly(self.has_gradient))
 
-    def has_gradient(self, p: nn.Parameter, unit: OffloadUnit) -> None:
-        """autograd has made a gradient of this unit."""
+    def has_gradient(self, p: nn.Parameter) -> None:
+        """autograd has made a gradient of a unit."""
+        unit = self.unit_of[p]
         if p not in self.missing[unit]:
             raise ValueError(
                 "a second backward before step(): the first one's gradients have left already; "

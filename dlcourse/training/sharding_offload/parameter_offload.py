@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch.autograd.graph import register_multi_grad_hook
 
 from dlcourse.models.gpt import GPT
 from dlcourse.training.sharding_offload.optimizer_offload import (
@@ -72,7 +71,7 @@ class ParameterOffload(OptimizerOffload):
         """Before forward of a block, which has one input: the stream."""
         self.use(unit, unit.index + 1)
         if args[0].requires_grad:  # its gradient is the last that the block's backward makes
-            register_multi_grad_hook([args[0]], lambda _: self.drop(unit))
+            args[0].register_hook(lambda _: self.drop(unit))
 
     def leave(self, unit: OffloadUnit, y: Tensor) -> None:
         if not isinstance(y, Tensor):
