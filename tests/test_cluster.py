@@ -48,11 +48,16 @@ def variables(slurm: Slurm) -> dict[str, str]:
 
 
 def left_running() -> list[str]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if "dlcourse.ranks.agent.follower" in line or "dlcourse.cli job" in line:
-            found.append(line)
+    """What tests of this worker have left: the soak's jobs may run beside it, in another one."""
+    marks = ("PYTEST_XDIST_TESTRUNUID", "PYTEST_XDIST_WORKER")
+    ours, found = [os.environ.get(mark) for mark in marks], []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line, variables = " ".join(process.cmdline()), process.environ()
+            if [variables.get(mark) for mark in marks] == ours and (
+                "dlcourse.ranks.agent.follower" in line or "dlcourse.cli job" in line
+            ):
+                found.append(line)
     return found
 
 
@@ -129,6 +134,7 @@ def test_a_lost_machine_is_named_and_the_others_end(slurm: Slurm):
     command = f"{sys.executable} {place}/script.py {place}"
     job, _ = slurm.submit(command, "-N2", "--no-kill", "--cpus-per-task=2", **variables(slurm))
     slurm.until((place / "ready").exists)
+    assert left_running(), "it sees what runs"
     try:
         slurm.network.unplug("beta")
         pulled = time.time()
