@@ -6,8 +6,11 @@ import atexit
 import gc
 import json
 import os
+import resource
 import shutil
 import signal
+import socket
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -118,6 +121,49 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         DURATIONS.write_text(json.dumps(ordered, indent=0) + "\n")
 
 
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGCHLD", "SIGPIPE")
+PER_FILE = ("PYTEST_CURRENT_TEST", "DLCOURSE_LANG", "DLCOURSE_WORDS")  # see `own_language`
+LIMITS = ("RLIMIT_AS", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_NPROC")
+
+
+def process_state() -> dict[str, Any]:
+    """What one file of tests could leave to the next, which chance puts into the same process."""
+    state: dict[str, Any] = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
+    state |= {name: resource.getrlimit(getattr(resource, name)) for name in LIMITS}
+    state |= {"folder": os.getcwd(), "sys.path": list(sys.path), "hook": sys.excepthook}
+    state |= {f"${k}": v for k, v in os.environ.items() if k not in PER_FILE}
+    state["seconds of sockets"] = socket.getdefaulttimeout()
+    if torch := sys.modules.get("torch"):
+        state |= {
+            "dtype": torch.get_default_dtype(),
+            "threads": torch.get_num_threads(),
+            "grad": torch.is_grad_enabled(),
+            "autocast": torch.is_autocast_enabled("cpu"),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "modes": torch._C._len_torch_dispatch_stack(),
+            "group": torch.distributed.is_initialized(),
+        }
+    return state
+
+
+@pytest.fixture(autouse=True)
+def the_process_is_left_as_it_was() -> Iterator[None]:
+    before = process_state()
+    yield
+    after = process_state()
+    for name in SIGNALS:
+        if after[name] is not before[name]:
+            signal.signal(getattr(signal, name), before[name])
+    # Libraries set variables of theirs when they are imported, and torch may be new.
+    names = before.keys() | {name for name in after if name.startswith("$DLCOURSE")}
+    changed = {
+        name: (before.get(name), after.get(name))
+        for name in names
+        if before.get(name) != after.get(name)
+    }
+    assert not changed, "of this process, a test has changed"
+
+
 @pytest.fixture
 def demo_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the demo course, accepted but not built, which the tools take as the course."""
@@ -170,11 +216,13 @@ def own_language(request: pytest.FixtureRequest) -> Iterator[None]:
     """A file of tests that sets the language does not set it for the files after it."""
     from dlcourse.words import strings
 
-    chosen, before = strings._chosen, os.environ.get("DLCOURSE_LANG")
+    names = ("DLCOURSE_LANG", "DLCOURSE_WORDS")
+    chosen, before = strings._chosen, {name: os.environ.get(name) for name in names}
     if request.path.stem in ENGLISH:
         os.environ["DLCOURSE_LANG"] = "en"
     yield
     strings._chosen = chosen
-    os.environ.pop("DLCOURSE_LANG", None)
-    if before is not None:
-        os.environ["DLCOURSE_LANG"] = before
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value

@@ -1254,11 +1254,14 @@ def test_a_stack_is_told_where_python_names_no_line(monkeypatch):
 def test_a_question_that_fails_leaves_no_deaf_rank(capfd):
     """Its second thread goes on: what comes next is answered."""
     whereabouts = SimpleNamespace(now=lambda: 1 / 0)
+    before = signal.getsignal(signal.SIGINT)
+    interrupt = Interrupt()
+    signal.signal(signal.SIGINT, before)
     control = Control(
         "ipc:///nowhere",
         b"0:0",
         os.getppid(),
-        interrupt=Interrupt(),
+        interrupt=interrupt,
         connections=None,
         whereabouts=whereabouts,
         recorder=None,

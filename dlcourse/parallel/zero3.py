@@ -156,7 +156,7 @@ class ZeRO3(GatheredState, ZeRO2):
                 end = partial(unit.end_backward, unit.call)
                 if len(leaves) == 1:
                     leaves[0].register_hook(end)
-                elif leaves:  # makes a cycle, which Python's garbage collector has to find
+                elif leaves:  # a cycle: each round of the garbage collector finds one unit
                     register_multi_grad_hook(leaves, end)
 
     def after_forward(self, module: nn.Module, unit: ShardedUnit, outputs: object) -> None:
