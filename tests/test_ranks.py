@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -1102,7 +1103,7 @@ def test_nothing_is_left_when_the_notebook_ends(then, sent, tmp_path):
     # The folder of its compiler is torch's own, made when it is imported.
     assert not [f for f in tmp_path.iterdir() if not f.name.startswith("torchinductor")]
     shared = [f.name for f in Path("/dev/shm").glob("*")]
-    assert not [name for name in shared if any(str(pid) in name for pid in family)]
+    assert not [name for name in shared if family & {int(n) for n in re.findall(r"\d+", name)}]
 
 
 FORKING = """
