@@ -170,7 +170,7 @@ def test_a_stopped_kernel_leaves_no_process(tmp_path, how):
         "from dlcourse.plan.fake_ledger import Case, ledgers\n"
         "from dlcourse.formulas.sizes import GPT2_LARGE\n"
         "if __name__ == '__main__':\n"
-        "    ledgers([Case(GPT2_LARGE, sequences=1, block=1024)] * 8)\n"
+        "    ledgers([Case(GPT2_LARGE, sequences=1, block=1024)] * 80)\n"
     )
     kernel = psutil.Popen([sys.executable, script], stderr=subprocess.PIPE, text=True)
     workers = []
@@ -180,7 +180,7 @@ def test_a_stopped_kernel_leaves_no_process(tmp_path, how):
         workers = kernel.children(recursive=True)
     assert len(workers) >= 4
     kernel.send_signal(how)
-    kernel.wait(timeout=15)  # eight cases would take more than 20 seconds
+    kernel.wait(timeout=60)  # eighty cases would take more than 200 seconds
     _, left = psutil.wait_procs(workers, timeout=30)
     assert not left
     assert "InvalidStateError" not in kernel.stderr.read()  # no words of the pool's own
