@@ -130,7 +130,7 @@ def process_state() -> dict[str, Any]:
     """What one file of tests could leave to the next, which chance puts into the same process."""
     state: dict[str, Any] = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
     state |= {name: resource.getrlimit(getattr(resource, name)) for name in LIMITS}
-    state |= {"folder": os.getcwd(), "sys.path": list(sys.path), "hook": sys.excepthook}
+    state |= {"folder": os.getcwd(), "sys.path": list(sys.path)}
     state |= {f"${k}": v for k, v in os.environ.items() if k not in PER_FILE}
     state["seconds of sockets"] = socket.getdefaulttimeout()
     if torch := sys.modules.get("torch"):
