@@ -207,7 +207,7 @@ dense = ready(SHORT["dense"])
 one_step(*dense)
 # %% hidden=true
 # %%ranks 0 --fast
-del dense
+dense = None  # its memory goes
 moe = ready(MOE)
 # %% hidden=true
 # %%ranks 0 --as moe_step

@@ -880,6 +880,7 @@ show_latency(ranks["steps_of"][0])
 # %%
 # %%ranks --fails "was killed by SIGKILL"
 import os, signal
+from dlcourse.collectives import one_sided
 from dlcourse.collectives.mailboxes import mailboxes_of
 
 if rank == world_size - 1:
