@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dlcourse.collectives.connection import Connection
 from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.parallel.data_buckets import Bucket, check_in_buckets, make_buckets
 from dlcourse.parallel.hooks import weakly
@@ -97,11 +98,20 @@ class BucketedDataParallel(NaiveDataParallel):
             first_bucket_mb=first_bucket_mb,
             count_users=find_unused_parameters,
         )
+        self.connection = Connection(process_group)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
             check_in_buckets(self.module, self.buckets)
+            self.forget_lost()
         return super().forward(*args, **kwargs)
+
+    def forget_lost(self) -> None:
+        """Start anew where a step was lost with its connections: no rank waits for the rest."""
+        if self.connection.was_cut():
+            for bucket in self.buckets:
+                bucket.work, bucket.missing = None, set(bucket.parameters)
+            self.connection = Connection(self.process_group)
 
     @torch.no_grad()
     def launch(self, bucket: Bucket) -> None:
@@ -120,6 +130,7 @@ class BucketedDataParallel(NaiveDataParallel):
 
     def sync_gradients(self) -> None:
         """Send what has not been sent yet, then wait for all of it."""
+        self.forget_lost()
         for bucket in self.buckets:
             if bucket.work is None:
                 self.launch(bucket)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlcourse.collectives.connection import Connection
 from dlcourse.parallel.hooks import tensors_in
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero_flat_parameters import FlatParameters
@@ -31,6 +32,7 @@ class ZeRO2(ZeRO1):
     def __init__(self, module: nn.Module, **options: Any) -> None:
         refuse_own_gradients(module)
         super().__init__(module, **options)
+        self.connection = Connection(self.process_group)  # of the last backward
         self.backward: weakref.ref | None = None  # the one under way; dead if torch has given it up
         self.missing: dict[FlatParameters, set[nn.Parameter]] = {}  # no gradient in it yet
         self.not_sent: list[FlatParameters] = []
@@ -53,6 +55,7 @@ class ZeRO2(ZeRO1):
         self.end_cut_off_backward()
         if self.backward is not None:
             return
+        self.connection = Connection(self.process_group)
         for flat in self.flats if self.starts_anew else ():
             flat.shard.grad = None
         self.used = {flat for flat in self.used if flat.shard.grad is not None}
@@ -118,6 +121,11 @@ class ZeRO2(ZeRO1):
         self.backward = None
         for flat in self.flats:
             flat.drop_gradients()
+        if self.connection.was_cut():  # nobody waits
+            self.under_way = None
+            for flat in self.flats:
+                flat.grad = None
+            return
         self.receive(keep=False)
         for flat in self.not_sent:
             self.send(flat)

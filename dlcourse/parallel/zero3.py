@@ -19,7 +19,7 @@ Parallel", VLDB 2023.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -79,7 +79,8 @@ class ShardedUnit:
     def free(self) -> None:
         """Give the memory back. Who reads a parameter now reads NaN, not somebody else's memory."""
         for flat in self.flats if self.is_here else ():
-            flat.finish_gather()
+            with suppress(RuntimeError):  # what nobody needs any more may have failed
+                flat.finish_gather()
             for parameter in flat.parameters:
                 parameter.data = flat.nothing.expand(parameter.shape)
             flat.full.untyped_storage().resize_(0)

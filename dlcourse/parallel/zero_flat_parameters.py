@@ -148,9 +148,9 @@ class FlatParameters:
 
     def finish_gather(self) -> None:
         """Wait for it."""
-        if self.gathering is not None:
-            self.gathering.wait()
-            self.gathering = None
+        gathering, self.gathering = self.gathering, None  # one that fails does so once
+        if gathering is not None:
+            gathering.wait()
 
     @torch.no_grad()
     def start_reduce(self) -> None:
