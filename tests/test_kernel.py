@@ -326,6 +326,23 @@ def test_what_lost_ranks_knew_is_named_with_its_cell(kernel):
     assert "scale = Scale()" in kernel.run("ranks['scale']")
 
 
+def test_a_name_that_a_cell_has_deleted_is_named_with_both_cells(kernel):
+    """A lesson's cell that frees what it has compared, run twice in a row."""
+    kernel.run(SET_UP)
+    number = int(kernel.run("print(len(In) - 1)"))
+    kernel.run("%%ranks\nbig = 7")
+    frees = "%%ranks\nsame = big == 7\ndel big"
+    kernel.run(frees)
+    text = kernel.run(frees)
+    assert "NameError: name 'big' is not defined" in text
+    assert f"The cell that defines `big`: [{number + 1}] big = 7" in text
+    assert f"by the cell: [{number + 3}] same = big == 7" in text
+    kernel.run("%%ranks\nbig = 7")
+    assert kernel.run(frees) == ""
+    kernel.run("%%ranks\nhere = 1\ndel here")  # bound and deleted by one cell: no cell helps
+    assert "defines" not in kernel.run("%%ranks\nhere")
+
+
 def test_restart_leaves_nothing(kernel):
     pids = kernel.pids()[1:]
     kernel.restart()

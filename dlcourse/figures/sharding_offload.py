@@ -97,8 +97,8 @@ def show_same(same: Sequence[bool], want: float, got: float) -> Together:
         [t("sharding_offload.whole"), f"{want:.6f}"],
         [t("sharding_offload.divided"), f"{got:.6f}"],
     ]
-    assert want == got, f"losses: {want} and {got}"
-    return Together(Table(heads, rows), _held("bits", sum(not s for s in same), allowed=0))
+    different = max(sum(not s for s in same), want != got)
+    return Together(Table(heads, rows), _held("bits", different, allowed=0))
 
 
 def show_relay(alone: float, three: Spans, slow: Spans) -> go.Figure:

@@ -1,11 +1,13 @@
 """Which cell of the notebook defined which name in the ranks, to say what to run again.
 
-Ranks that were lost are started afresh without their variables. A learner then meets a NameError
-far below the cell that would help; the notebook's side has seen all cells and can name it.
+Ranks that were lost are started afresh without their variables, and lessons delete what takes much
+memory. A learner then meets a NameError far below the cell that would help; the notebook's side has
+seen all cells and can name it.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 import symtable
 from dataclasses import dataclass
@@ -30,7 +32,17 @@ def names_bound(source: str) -> set[str]:
     except (SyntaxError, ValueError):
         return set()
     own = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
-    return own | _global_names(table)
+    return (own | _global_names(table)) - names_deleted(source)  # `del` counts as an assignment
+
+
+def names_deleted(source: str) -> set[str]:
+    """The names that a cell deletes by `del`, as statements of its own."""
+    try:
+        statements = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return set()
+    targets = [target for s in statements if isinstance(s, ast.Delete) for target in s.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
 
 
 def _global_names(table: symtable.SymbolTable) -> set[str]:
@@ -62,6 +74,7 @@ class DefiningCell:
     life: int
     bound: set[str]
     read: set[str]
+    deleted: set[str]
     lost_ranks: bool = False  # it ended them
 
     def __str__(self) -> str:
@@ -80,8 +93,10 @@ class Definitions:
         """Keep a cell that has run; one that defines nothing needs no second run."""
         self._last = cell_id() or source
         self._cells.pop(self._last, None)
-        if bound := names_bound(source):
-            cell = DefiningCell(source, notebook_cell(), ranks, life, bound, names_read(source))
+        bound, deleted = names_bound(source), names_deleted(source)
+        if bound or deleted:
+            number, read = notebook_cell(), names_read(source)
+            cell = DefiningCell(source, number, ranks, life, bound, read, deleted)
             self._cells[self._last] = cell
 
     def last_lost_ranks(self) -> None:
@@ -117,4 +132,6 @@ class Definitions:
             return t("ranks.defined_before", name=name, cell=cell)
         if rank not in cell.ranks:
             return t("ranks.defined_elsewhere", name=name, cell=cell, ranks=rank_ranges(cell.ranks))
-        return ""
+        ran = [*self._cells.values()]
+        deleting = [c for c in ran[ran.index(cell) + 1 :] if name in c.deleted]
+        return t("ranks.deleted_since", name=name, cell=cell, by=deleting[0]) if deleting else ""

@@ -275,7 +275,7 @@ gradients_off = max(
     ((part(ours.grad) - part(one.grad)).norm() / part(one.grad).norm()).item()
     for part, ours, one in pairs
 )
-parameters = alone = hidden = y = x1 = up1 = down1 = None
+del parameters, alone, hidden, y, x1, up1, down1
 # %%
 compare("04.backward", going_back.comm.ranks[0]["wire_bytes"])
 show_gradients(ranks["gradients_off"])

@@ -181,7 +181,7 @@ for s in range(5):
     one.zero_grad()
 pairs = zip(gpt.parameters(), alone.parameters())
 own_apart = max((a - b).abs().max().item() for a, b in pairs)
-gpt = alone = row = adamw = one = pairs = None
+del gpt, alone, row, adamw, one, pairs
 # %%
 show_own(ranks["own_apart"])
 # %% [markdown] lang="en"

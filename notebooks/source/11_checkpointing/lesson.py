@@ -177,7 +177,7 @@ got = backward(gpt)
 # %% hidden=true
 # %%ranks --fast
 same = all(map(np.array_equal, got, want))
-gpt = got = None
+del gpt, got
 
 
 def with_checkpoints(segments, how=None):
@@ -439,7 +439,7 @@ alone(*[half.to(device) for half in whole]).backward()
 # %%ranks --fast
 theirs = [p.grad.cpu().numpy() for p in alone.parameters()]
 apart = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(kept, theirs))
-alone = theirs = ddp = kept = g0 = g1 = g2 = None
+del alone, theirs, ddp, kept, g0, g1, g2
 # %%
 show_in_ranks(ranks["as_ddp"], ranks["apart"])
 # %% [markdown] lang="en"

@@ -339,7 +339,6 @@ plain(*batch(0)).backward()
 adam.step()
 held_by = model.parameters() if rank == 0 else masters if rank == world_size - 1 else []
 as_adam = all(torch.equal(p.cpu(), q.cpu()) for p, q in zip(held_by, plain.parameters()))
-model = masters = plain = adam = held_by = None
 # %%
 sent = [rank["wire_bytes"] for rank in first.comm.ranks]
 compare("12.moved", sent[0])
@@ -364,6 +363,7 @@ predict("12.overlap")
 # %%ranks --fast
 from dlcourse.formulas.offload import OffloadJob
 
+model = masters = plain = adam = held_by = None
 job = OffloadJob()
 timed = {
     "late": timed_steps.offload_steps(small, on_cpu, job, overlap=False),
