@@ -43,7 +43,19 @@ class Net(nn.Module):
                 x.register_hook(leave)
         return x.square().mean()
 
-x = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+whole = torch.randn(4 * world_size, 8, generator=torch.Generator().manual_seed(1)).double()
+x = whole.chunk(world_size)[rank]
+
+all_reduce, calls = dist.all_reduce, []
+
+def second_leaves(*args, **options):
+    calls.append(args)
+    return leave() if len(calls) == 2 else all_reduce(*args, **options)
+
+def leaves(model, where):
+    model.module.leaves_in = where
+    dist.all_reduce = second_leaves if where == "sync" else all_reduce
+    calls.clear()
 
 def wrap(wrapper):
     one_a_layer = {"bucket_cap_mb": 0.0, "first_bucket_mb": 0.0}
@@ -64,7 +76,7 @@ def apart(model, steps):
     net = Net()
     for _ in range(steps):
         net.zero_grad()
-        net(x).backward()
+        net(whole).backward()
         torch.optim.SGD(net.parameters(), lr=0.1).step()
     with model.gathered() if hasattr(model, "gathered") else nullcontext():
         pairs = zip(model.module.parameters(), net.parameters(), strict=True)
@@ -79,7 +91,7 @@ WRAPPERS = [
     "ZeRO2",
     "ZeRO3",
 ]
-EXACT = 1e-12  # float64; the two ranks' equal gradients have an exact mean
+EXACT = 1e-12  # float64: the mean of two ranks' gradients rounds in the last digits
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +104,28 @@ def ranks():
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_a_rank_that_leaves_a_step_spoils_no_later_one(ranks, wrapper, where):
+    spoils_none(ranks, wrapper, f"if rank == 0:\n    leaves(model, {where!r})")
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "where"),
+    [
+        ("OverlappedDataParallel", "backward"),
+        ("ZeRO2", "backward"),
+        ("ZeRO3", "backward"),
+        ("BucketedDataParallel", "sync"),
+        ("OverlappedDataParallel", "sync"),
+    ],
+)
+def test_all_ranks_leave_a_step_at_once(ranks, wrapper, where):
+    """As at a Stop: they are in step, and their connections stay."""
+    spoils_none(ranks, wrapper, f"leaves(model, {where!r})")
+
+
+def spoils_none(ranks, wrapper, leaves):
     ranks.cell(f"model = wrap({wrapper})\nstep(model)")
     with pytest.raises(RankError, match="Left"):
-        ranks.cell(f"if rank == 0:\n    model.module.leaves_in = {where!r}\nstep(model)")
-    ranks.cell("model.module.leaves_in = None\nstep(model)\nstep(model)")
+        ranks.cell(f"{leaves}\nstep(model)")
+    ranks.cell("leaves(model, None)\nstep(model)\nstep(model)")
     ranks.cell("found = apart(model, 3)")
     assert all(value <= EXACT for of_rank in ranks["found"] for value in of_rank), ranks["found"]

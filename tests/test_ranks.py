@@ -416,6 +416,19 @@ def test_collective_that_returns_early_is_noticed_before_it_mixes_two_calls(rank
     works(ranks)
 
 
+def test_a_collective_that_one_rank_has_left_under_way_costs_no_variables(ranks):
+    """The old group would wait for its end: a rank keeps the other's connections alive."""
+    ranks.cell("here = 7")
+    source = (
+        "kept = [dist.all_reduce(torch.ones(3), async_op=True) for _ in range(2 + (rank == 0))]"
+    )
+    with pytest.raises(RankError, match="out of step"):
+        ranks.cell(source)
+    assert ranks["here"] == [7] * 4
+    ranks.cell("total = torch.ones(1)\ndist.all_reduce(total)")
+    assert [value.item() for value in ranks["total"]] == [4.0] * 4
+
+
 def test_traceback_shows_the_cell_and_the_course_not_torch(ranks):
     message, _ = fails(ranks, "from dlcourse.models.gpt import GPT\nGPT()(torch.ones(1, 4))")
     assert 'File "<ranks cell' in message and 'File "dlcourse/models/gpt.py"' in message

@@ -1,4 +1,4 @@
-"""Whether what was sent can still arrive."""
+"""Whether what was sent in a step still concerns the next one."""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ import torch.distributed as dist
 
 _numbers: weakref.WeakKeyDictionary[dist.ProcessGroup, int] = weakref.WeakKeyDictionary()
 _next = itertools.count()
+_given_up = 0
 
 
 class Connection:
-    """The connections of a process group as they are now.
+    """The connections of this rank as they are now.
 
-    Ranks that live on after a failed collective get a new default group. What was under way in the
-    old one never arrives, and no other rank waits for it: it is to be forgotten, not answered.
-
-    Args:
-        process_group: the default one if None; no other is made anew.
+    A step that an exception or a Stop has ended leaves messages behind, and messages that were not
+    sent. Once the cell has ended, no rank waits for them: where the ranks were out of step, their
+    group was made anew, and where they were not, all have sent as much. They are to be forgotten.
     """
 
-    def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
-        self.number = _number_of_default() if process_group is None else None
+    def __init__(self) -> None:
+        self.number = _number()  # not the group itself: wrappers are copied and saved
 
     def was_cut(self) -> bool:
-        """Whether the ranks have made their default group anew since."""
-        return self.number is not None and self.number != _number_of_default()
+        """Whether a step was given up since, or the default process group is another one."""
+        return self.number != _number()
 
 
-def _number_of_default() -> int:
-    """The same for as long as the group lives. A number, for wrappers are copied and saved."""
+def give_up() -> None:
+    """What this rank has begun to send is not continued: its cell has failed."""
+    global _given_up
+    _given_up += 1
+
+
+def _number() -> tuple[int, int]:
     group = dist.group.WORLD
-    assert group is not None
-    return _numbers.setdefault(group, next(_next))
+    return -1 if group is None else _numbers.setdefault(group, next(_next)), _given_up

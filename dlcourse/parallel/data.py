@@ -98,23 +98,21 @@ class BucketedDataParallel(NaiveDataParallel):
             first_bucket_mb=first_bucket_mb,
             count_users=find_unused_parameters,
         )
-        self.connection = Connection(process_group)
+        self.forget_step()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
             check_in_buckets(self.module, self.buckets)
-            self.forget_lost()
         return super().forward(*args, **kwargs)
 
-    def forget_lost(self) -> None:
-        """Start anew where a step was lost with its connections: no rank waits for the rest."""
-        if self.connection.was_cut():
-            for bucket in self.buckets:
-                bucket.work, bucket.missing = None, set(bucket.parameters)
-            self.connection = Connection(self.process_group)
+    def forget_step(self) -> None:
+        """What has been sent, or has not, is none of the next step's."""
+        for bucket in self.buckets:
+            bucket.work, bucket.missing = None, set(bucket.parameters)
+        self.connection = Connection()
 
     @torch.no_grad()
-    def launch(self, bucket: Bucket) -> None:
+    def launch(self, bucket: Bucket) -> dist.Work:
         """Copy the gradients in, already divided, and start the all-reduce without waiting."""
         for i, (parameter, view) in enumerate(zip(bucket.parameters, bucket.views, strict=True)):
             if self.find_unused_parameters:
@@ -125,18 +123,16 @@ class BucketedDataParallel(NaiveDataParallel):
                 torch.mul(parameter.grad.to_dense(), 1 / self.world_size, out=view)
             if parameter.grad is not None or parameter.requires_grad:  # not frozen since then
                 parameter.grad = view
-        bucket.work = dist.all_reduce(bucket.buffer, group=self.process_group, async_op=True)
+        work = dist.all_reduce(bucket.buffer, group=self.process_group, async_op=True)
         bucket.version = bucket.buffer._version
+        return work
 
     def sync_gradients(self) -> None:
         """Send what has not been sent yet, then wait for all of it."""
-        self.forget_lost()
-        for bucket in self.buckets:
-            if bucket.work is None:
-                self.launch(bucket)
-        for bucket in self.buckets:
-            bucket.work.wait()
-            bucket.work, bucket.missing = None, set(bucket.parameters)
+        works = [bucket.work or self.launch(bucket) for bucket in self.buckets]
+        self.forget_step()  # before waiting: a wait that fails ends it as well
+        for bucket, work in zip(self.buckets, works, strict=True):
+            work.wait()
             if self.find_unused_parameters:
                 num_users = bucket.users.tolist()
                 for parameter, count in zip(bucket.parameters, num_users, strict=True):
@@ -165,6 +161,8 @@ class OverlappedDataParallel(BucketedDataParallel):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
+            if self.connection.was_cut():
+                self.forget_step()
             self.sends_in_backward = self.syncing
             last_forward[self.module] = weakref.ref(self)
         return super().forward(*args, **kwargs)
@@ -186,7 +184,7 @@ class OverlappedDataParallel(BucketedDataParallel):
             if next_bucket.work is None:
                 if next_bucket.missing:
                     break
-                self.launch(next_bucket)
+                next_bucket.work = self.launch(next_bucket)
 
     def sync_gradients(self) -> None:
         changed = any(bucket.work and bucket.gradients_changed() for bucket in self.buckets)

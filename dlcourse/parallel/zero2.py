@@ -32,7 +32,7 @@ class ZeRO2(ZeRO1):
     def __init__(self, module: nn.Module, **options: Any) -> None:
         refuse_own_gradients(module)
         super().__init__(module, **options)
-        self.connection = Connection(self.process_group)  # of the last backward
+        self.connection = Connection()  # of the last backward
         self.backward: weakref.ref | None = None  # the one under way; dead if torch has given it up
         self.missing: dict[FlatParameters, set[nn.Parameter]] = {}  # no gradient in it yet
         self.not_sent: list[FlatParameters] = []
@@ -55,7 +55,7 @@ class ZeRO2(ZeRO1):
         self.end_cut_off_backward()
         if self.backward is not None:
             return
-        self.connection = Connection(self.process_group)
+        self.connection = Connection()
         for flat in self.flats if self.starts_anew else ():
             flat.shard.grad = None
         self.used = {flat for flat in self.used if flat.shard.grad is not None}
@@ -115,13 +115,13 @@ class ZeRO2(ZeRO1):
         self.backward = None
 
     def end_cut_off_backward(self) -> None:
-        """After an exception in backward: forget its gradients, send what others wait for."""
+        """After an exception in backward: forget its gradients, send what others may wait for."""
         if self.backward is None or self.backward() is not None:
             return
         self.backward = None
         for flat in self.flats:
             flat.drop_gradients()
-        if self.connection.was_cut():  # nobody waits
+        if self.connection.was_cut():  # no rank waits
             self.under_way = None
             for flat in self.flats:
                 flat.grad = None

@@ -40,6 +40,11 @@ class FlightRecorder:
         """Start anew, with a new process group."""
         self._forgotten = max((e["record_id"] for e in self._entries()), default=self._forgotten)
 
+    def under_way(self) -> bool:
+        """Whether something that this rank has started has not ended."""
+        entries = (e for e in self._entries() if e["record_id"] > self._forgotten)
+        return any(not entry["retired"] for entry in entries)
+
     def name(self, group: str) -> str:
         """A group's name in what the notebook is told."""
         made = self._made.get(group, ())

@@ -18,6 +18,7 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 
+from dlcourse.collectives import connection
 from dlcourse.measure.recorder import Recorder
 from dlcourse.ranks.display import in_words
 from dlcourse.ranks.messaging import rank_identity
@@ -99,6 +100,8 @@ class Worker:
     def join(self) -> None:
         """Make the default process group, or make it anew after its connections were cut."""
         if dist.is_initialized():
+            if self.collectives.under_way():  # the old group would wait for their ends
+                self.connections.cut()
             dist.destroy_process_group()
         self.generation += 1
         self.connections.were_cut = False
@@ -187,6 +190,7 @@ class Worker:
             # signal is handled in that call, outside the `try`, and ends the rank.
             self.interrupt.running = None
             outcome["error"] = explained(error, cut=self.connections.were_cut)
+            connection.give_up()
         self.interrupt.running = None
         outcome["wall_s"] = time.monotonic() - started
         try:
