@@ -429,6 +429,28 @@ def test_a_collective_that_one_rank_has_left_under_way_costs_no_variables(ranks)
     assert [value.item() for value in ranks["total"]] == [4.0] * 4
 
 
+def test_a_message_that_a_failed_cell_has_dropped_is_not_taken_for_the_next(ranks):
+    """All ranks are in step: as many sends as receives. But nobody receives the first any more."""
+    ranks.cell("partner = rank ^ 1\nimport time")
+    leave = """
+        receive = dist.irecv(torch.zeros(3), partner)
+        del receive
+        time.sleep(0.3)
+        send = dist.isend(torch.full((3,), 1.0), partner)
+        raise ValueError("left")
+        """
+    message, _ = fails(ranks, leave)
+    assert "ValueError: left" in message
+    exchange = """
+        got = torch.zeros(3)
+        works = [dist.irecv(got, partner), dist.isend(torch.full((3,), 2.0), partner)]
+        for work in works:
+            work.wait()
+        """
+    ranks.cell(textwrap.dedent(exchange))
+    assert all(bool((got == 2).all()) for got in ranks["got"]), ranks["got"]
+
+
 def test_traceback_shows_the_cell_and_the_course_not_torch(ranks):
     message, _ = fails(ranks, "from dlcourse.models.gpt import GPT\nGPT()(torch.ones(1, 4))")
     assert 'File "<ranks cell' in message and 'File "dlcourse/models/gpt.py"' in message

@@ -37,10 +37,20 @@ class Waits:
         self._messages: dict[int, tuple[weakref.ref[Work], dict[str, Any]]] = {}
         self._lost: set[MessageKey] = set()
         self._blind = False
+        self.begin()
+
+    def begin(self) -> None:
+        """A cell begins: what was posted before it is not its own."""
+        self._before, self._dropped = set(self._messages), False
+
+    def leaves_any(self) -> bool:
+        """Whether a message that this cell has posted has not ended: the next may take it."""
+        return self._dropped or not self._messages.keys() <= self._before
 
     def forget(self) -> None:
         """Start anew, with a new process group."""
         self.posted, self._messages, self._lost, self._blind = {}, {}, set(), False
+        self.begin()
 
     def install(self) -> None:
         """Watch from now on, for as long as the process lives."""
@@ -76,6 +86,13 @@ class Waits:
 
     def _counted(self, call: Any, direction: str, *, named: bool) -> Any:
         def counted(group: ProcessGroup, tensors: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return count_one(group, tensors, *args, **kwargs)
+            except KeyboardInterrupt:  # after the call, perhaps before it was counted
+                self._dropped = True
+                raise
+
+        def count_one(group: ProcessGroup, tensors: Any, *args: Any, **kwargs: Any) -> Any:
             work = call(group, tensors, *args, **kwargs)
             if kwargs or len(args) != 1 + named:  # not as torch's own functions call it
                 self._blind = True
@@ -105,6 +122,7 @@ class Waits:
         """A work is gone that nobody has waited for."""
         message = self._messages.pop(number, (None, None))[1]
         if message is not None:
+            self._dropped = True
             self._lost.add(
                 (message["direction"], message["group"], message["peer"], message["tag"])
             )

@@ -174,6 +174,7 @@ class Worker:
         record = message["record"]
         outcome: dict[str, Any] = {"id": message["id"]}
         started = time.monotonic()
+        self.whereabouts.waits.begin()
         self.interrupt.running = message["id"]
         try:
             if record:
@@ -190,6 +191,7 @@ class Worker:
             # signal is handled in that call, outside the `try`, and ends the rank.
             self.interrupt.running = None
             outcome["error"] = explained(error, cut=self.connections.were_cut)
+            outcome["error"]["group_broken"] |= self.whereabouts.waits.leaves_any()
             connection.give_up()
         self.interrupt.running = None
         outcome["wall_s"] = time.monotonic() - started
