@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from dlcourse import bench
 from dlcourse.cli import lab_arguments, main
 from dlcourse.course import catalog, serve
 
@@ -344,3 +346,13 @@ def test_lab_really_opens_beside_another_with_a_token_on_loopback_only(tmp_path)
     said = (tmp_path / "log").read_text()
     assert f"-L {port}:127.0.0.1:{port} " in said
     assert ("This runs as root" in said) is serve.is_root()
+
+
+def test_the_help_of_every_measurement_is_its_docstring_line_by_line(capsys):
+    """Its examples once ran together into one line, and one named itself otherwise."""
+    for name in bench.names():
+        with pytest.raises(SystemExit):
+            main(["bench", name, "--help"])
+        help = capsys.readouterr().out
+        assert help.startswith(f"usage: dlcourse bench {name} ")
+        assert str(importlib.import_module(f"dlcourse.bench.{name}").__doc__).rstrip() in help

@@ -10,7 +10,6 @@ measured in turns, one step of each, in seconds that the process has on a core.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import os
@@ -22,6 +21,7 @@ from math import ceil
 from pathlib import Path
 
 from dlcourse.bench._course_text import renew
+from dlcourse.bench._options import parser_of
 from dlcourse.course.catalog import course_root
 from dlcourse.formulas.architectures import (
     active_parameters,
@@ -199,7 +199,7 @@ def write(path: Path, data: dict) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; 0 where the MoE beats the dense model that computes as much, else 1."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench architectures", description=__doc__)
+    parser = parser_of("architectures", __doc__)
     parser.add_argument("--file", type=Path, default=course_root() / "data" / "architectures.json")
     parser.add_argument(
         "--renew-text", action="store_true", help="first write what the lessons say now"

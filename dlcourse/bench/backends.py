@@ -10,7 +10,6 @@ again. What is kept of each is its *fastest* call: other programs only ever make
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dlcourse import Ranks, machine
+from dlcourse.bench._options import parser_of
 from dlcourse.formulas.collective_time import fastest, fit_line
 from dlcourse.peers import mpi
 from dlcourse.words.text_table import text_table
@@ -45,7 +45,7 @@ def measure_mpi(comm: Any, repeats: int) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print alpha and beta of each; with --record, write all times. Always 0: it has no target."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench backends", description=__doc__)
+    parser = parser_of("backends", __doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=10, help="calls of each in a turn")
     parser.add_argument("--collectives", nargs="+", choices=COLLECTIVES, default=COLLECTIVES)

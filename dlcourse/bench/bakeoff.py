@@ -10,7 +10,6 @@ one, ``pip install --target DIR OUT/*.whl`` puts it aside, and PYTHONPATH=DIR le
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from dlcourse import machine
+from dlcourse.bench._options import parser_of
 from dlcourse.figures.bakeoff import show_bakeoff
 from dlcourse.peers.bakeoff import CONTESTANTS, TOLERANCE, run_bakeoff
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 0 where every library that is here ran, and trained as one process does."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench bakeoff", description=__doc__)
+    parser = parser_of("bakeoff", __doc__)
     parser.add_argument("--ranks", type=int, default=4, help="processes of each (default: 4)")
     parser.add_argument("--turns", type=int, default=6, help="timed steps of each (default: 6)")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds that each gets")

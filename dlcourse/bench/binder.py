@@ -7,7 +7,6 @@ the group held at once, without pages of files that the system may drop. Needs L
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import json
@@ -21,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlcourse.bench._options import parser_of
 from dlcourse.course import catalog
 
 CPUS, MEMORY = 1, 2 * 10**9  # what Binder promises a user
@@ -30,7 +30,7 @@ GROUPS = Path("/sys/fs/cgroup")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each lesson; 0 where all pass and meet both targets, else 1."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench binder", description=__doc__)
+    parser = parser_of("binder", __doc__)
     parser.add_argument("--lessons", nargs="*", help="numbers or names (default: all)")
     parser.add_argument("--lang", default="ko")
     parser.add_argument("--out", type=Path, help="keeps the executed notebooks")

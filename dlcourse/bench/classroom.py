@@ -15,7 +15,6 @@ Where the machine's memory runs out, all are ended before the system begins to k
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -35,6 +34,7 @@ from typing import Any
 import psutil
 
 from dlcourse import __version__, machine
+from dlcourse.bench._options import parser_of
 from dlcourse.course import catalog
 from dlcourse.measure.process_memory import pss_bytes
 from dlcourse.words.text_table import text_table
@@ -239,7 +239,7 @@ def _left(mark: str, patience: float = 30.0) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was measured; 0 where all learners passed and none was disturbed."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench classroom", description=__doc__)
+    parser = parser_of("classroom", __doc__)
     parser.add_argument("--learners", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--lesson", default="03")
     parser.add_argument("--lang", choices=catalog.LANGUAGES, default="ko")

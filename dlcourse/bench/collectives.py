@@ -6,12 +6,12 @@ the machine hits both. Only the ratios mean something elsewhere.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from statistics import quantiles
 from typing import Any
 
 from dlcourse import Ranks
+from dlcourse.bench._options import parser_of
 from dlcourse.words.text_table import text_table
 
 # (label, ours: the best of these counts, torch's, at most)
@@ -62,7 +62,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print times, bytes and ratios; 0 where every target is met, 1 where not."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench collectives", description=__doc__)
+    parser = parser_of("collectives", __doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=40, help="turns of each algorithm")
     parser.add_argument("--bytes", type=int, default=16 << 20, help="size for the targets")

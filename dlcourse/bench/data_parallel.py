@@ -6,11 +6,11 @@ that whatever else the machine does hits both alike. Only the ratio means someth
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 
 from dlcourse import Ranks
+from dlcourse.bench._options import parser_of
 
 TARGET = 1.05
 
@@ -61,7 +61,7 @@ def slowest(per_rank: Sequence[Sequence[float]]) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the ratio; 0 where it meets the target, 1 where it does not."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench data_parallel", description=__doc__)
+    parser = parser_of("data_parallel", __doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=8, help="sequences over all ranks")

@@ -15,7 +15,6 @@ processes: they sleep while ours work, and the reverse.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from dlcourse import Ranks
+from dlcourse.bench._options import parser_of
 from dlcourse.bench._soak import soak
 from dlcourse.peers import mpi, mpi_collectives
 from dlcourse.words.text_table import text_table
@@ -232,7 +232,7 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print times and ratios; 0 where every target is met, 1 where not."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench experts", description=__doc__)
+    parser = parser_of("experts", __doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--turns", type=int, default=20, help="turns of each kind")
     parser.add_argument("--soak", type=int, metavar="N", help="only so many random dispatches")

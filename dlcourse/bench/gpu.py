@@ -16,7 +16,6 @@ Without a CUDA device it measures and writes nothing.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import platform
@@ -27,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dlcourse.bench._options import parser_of
 from dlcourse.formulas.flops import flops_per_token
 from dlcourse.formulas.recipe import Recipe
 from dlcourse.formulas.sizes import GPT2_LARGE, GPTConfig
@@ -275,7 +275,7 @@ def misses(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the rows; 0 where all targets are met, and where there is no CUDA device."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench gpu", description=__doc__)
+    parser = parser_of("gpu", __doc__)
     parser.add_argument("--block", type=int, default=1024, help="tokens of a sequence")
     parser.add_argument("--most", type=int, default=1024, help="largest batch to try")
     parser.add_argument("--steps", type=int, default=10)

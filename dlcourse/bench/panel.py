@@ -6,12 +6,13 @@ updated and not updated, in turn. Only the ratio means something elsewhere.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 from collections.abc import Sequence
 from typing import Any
+
+from dlcourse.bench._options import parser_of
 
 TARGET = 1.03
 
@@ -55,7 +56,7 @@ print(json.dumps(found))
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the ratio; 0 where it meets the target, 1 where it does not."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench panel", description=__doc__)
+    parser = parser_of("panel", __doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--steps", type=int, default=20, help="steps of a cell")

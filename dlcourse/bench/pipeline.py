@@ -11,11 +11,11 @@ for messages that take no time is printed too.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 
 from dlcourse import Ranks
+from dlcourse.bench._options import parser_of
 
 TARGETS = {"1f1b": 1.05, "zb_h1": 1.0, "zb_v": 1.0}
 BUBBLE = 0.10
@@ -75,7 +75,7 @@ def slowest(per_rank: Sequence[Sequence[float]]) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print ratios; 0 where all meet their targets, 1 where one does not."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench pipeline", description=__doc__)
+    parser = parser_of("pipeline", __doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--micro-batches", type=int, default=8)

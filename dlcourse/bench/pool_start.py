@@ -7,13 +7,14 @@ installed.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+
+from dlcourse.bench._options import parser_of
 
 TARGETS = {"cold": 2.5, "warm": 0.7, "cell_ms": 15.0, "pss_mb": 400.0}
 
@@ -74,7 +75,7 @@ def run(script: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the figures; 0 where all meet their targets, 1 where one does not."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench start", description=__doc__)
+    parser = parser_of("pool_start", __doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args(argv)

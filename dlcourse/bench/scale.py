@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 
+from dlcourse.bench._options import parser_of
 from dlcourse.plan.scale import scale
 
 TARGETS = {"seconds": 20.0, "memory_gb": 1.5, "growth": 1.3}
@@ -13,7 +13,7 @@ TARGETS = {"seconds": 20.0, "memory_gb": 1.5, "growth": 1.3}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the figures; 0 where all meet their targets, 1 where one does not."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench scale", description=__doc__)
+    parser = parser_of("scale", __doc__)
     parser.add_argument("--lesson", default="06_zero")
     parser.add_argument("--model", default="7b")
     parser.add_argument("--repeats", type=int, default=3)

@@ -6,7 +6,6 @@ that whatever else the machine does hits both alike. Only the ratio means someth
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dlcourse import Ranks
+from dlcourse.bench._options import parser_of
 from dlcourse.parallel.divisibility import check_tensor_parallel
 
 TARGET = 1.0
@@ -97,7 +97,7 @@ def slowest(per_rank: Sequence[Sequence[float]]) -> list[float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the ratio; 0 where it meets the target, 1 where it does not."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench tensor_parallel", description=__doc__)
+    parser = parser_of("tensor_parallel", __doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument(

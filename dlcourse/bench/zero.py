@@ -8,12 +8,12 @@ each process's own TCP connections, in sizes of the model.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dlcourse import Ranks
+from dlcourse.bench._options import parser_of
 from dlcourse.bench.data_parallel import slowest
 from dlcourse.formulas.traffic import zero_bytes
 
@@ -105,7 +105,7 @@ def train_a_little(name: str, batch_size: int, block: int) -> float | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the ratios; 0 where all meet their targets, 1 where not."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench zero", description=__doc__)
+    parser = parser_of("zero", __doc__)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=8, help="sequences over all ranks")

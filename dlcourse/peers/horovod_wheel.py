@@ -126,7 +126,11 @@ def _run(command: Sequence[str], folder: Path, more: Mapping[str, str] | None = 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Build and print where the wheel is; 2 with one sentence where it cannot be built."""
-    parser = argparse.ArgumentParser(prog="dlcourse.peers.horovod_wheel", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="dlcourse.peers.horovod_wheel",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("out", type=Path, help="folder for the wheel")
     parser.add_argument("--source", type=Path, help="the source package, if it is here already")
     args = parser.parse_args(argv)

@@ -15,13 +15,13 @@ percent, in small cells instead of lessons: one trial of each scenario, for `mak
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dlcourse.bench._options import parser_of
 from dlcourse.bench.soak import faults, long_runs, nodes
 from dlcourse.bench.soak import surroundings as around
 from dlcourse.bench.soak.report import Record, table, write
@@ -53,7 +53,7 @@ def trials(scenario: Scenario, share: float) -> Iterator[tuple[int, int]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is not yet done; 0 where all ended as it should, 1 where not, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="dlcourse bench soak", description=__doc__)
+    parser = parser_of("soak", __doc__)
     parser.add_argument("--share", type=float, default=0.001, help="of the whole (default: 0.001)")
     parser.add_argument("--lessons", action="store_true", help="whole lessons, not small cells")
     parser.add_argument("--only", action="append", metavar="SCENARIO", help="may be repeated")
