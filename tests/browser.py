@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 MARK = "DLCOURSE_TEST_LAB"  # in the environment of every process of one Lab, whoever its parent is
 PATIENCE = 600_000  # ms; a condition is waited for, so a quiet machine never takes this long
+POLLING = 200  # ms; by default a condition is asked at each frame, which costs a tenth of a core
 VIEWPORT = {"width": 1200, "height": 1000}
 FLAGS = (
     "--no-sandbox",
@@ -335,7 +336,7 @@ class Notebook:
         from playwright.sync_api import TimeoutError as TooLong
 
         try:
-            self.page.wait_for_function(IDLE)
+            self.page.wait_for_function(IDLE, polling=POLLING)
         except TooLong:
             state = self.page.evaluate(STATE)
             raise AssertionError(f"not idle: {state}\n{self.lab.said()[-3000:]}") from None
@@ -371,7 +372,7 @@ class Notebook:
 
     def finish(self, *indices: int) -> str:
         """Wait until these cells have run; returns what the last one put out, as text."""
-        self.page.wait_for_function(ENDED, arg=list(indices))
+        self.page.wait_for_function(ENDED, arg=list(indices), polling=POLLING)
         self.idle()
         return "".join(map(as_text, self.cells()[indices[-1]]["outputs"]))
 

@@ -116,7 +116,7 @@ def test_lab_opens_on_the_list_of_lessons(lang, chromium, lab, tmp_path):
 
         # As a learner follows them: a lesson, and the other language.
         rows.locator("a").first.click()
-        page.wait_for_function(browser.IDLE)
+        page.wait_for_function(browser.IDLE, polling=browser.POLLING)
         title = page.locator(".jp-Notebook h1").first.inner_text()
         assert bool(HANGUL.search(title)) == (lang == "ko"), title
         page.get_by_role("tab", name="index.md").click()

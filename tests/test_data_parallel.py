@@ -669,6 +669,24 @@ def test_a_parameter_that_is_a_view(run, wrapper, kind):
     assert run(train_a_view, wrapper, kind) == [(True, True, True, 0.0)] * 2
 
 
+def train_with_nothing(wrapper, trained):
+    """A step of a model that has a parameter of no elements: its gradient, and the drift."""
+    model = nn.Linear(4, 1)
+    model.nothing = nn.Parameter(torch.empty(0, 4), requires_grad=trained)
+    wrapped = wrap(wrapper, model)
+    loss = wrapped(torch.full((1, 4), dist.get_rank() + 1.0)).sum()
+    (loss + model.nothing.sum()).backward()
+    wrapped.sync_gradients()
+    return model.weight.grad.tolist(), replica_drift(wrapped)
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_parameter_without_elements(run, wrapper, trained):
+    assert run(train_with_nothing, wrapper, trained) == [([[1.5] * 4], 0.0)] * 2
+
+
 def wrap_what_overlaps(kind, *, trained, in_ranks=(0, 1)):
     model = Weighted(kind if dist.get_rank() in in_ranks else "columns", trained=trained)
     try:

@@ -356,6 +356,31 @@ def test_exception_while_others_wait(ranks):
     assert ranks["kept"] == [0, 1, 2, 3]
 
 
+MESSAGES = """
+from dlcourse.collectives.ring import ring_all_reduce
+kept, x, op = rank, torch.ones(1000), dist.P2POp
+around = [op(dist.isend, x, (rank + 1) % 4), op(dist.irecv, torch.ones(1000), (rank + 3) % 4)]
+"""
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "for work in dist.batch_isend_irecv(around): work.wait()",
+        "dist.isend(torch.ones(10_000_000), (rank + 1) % 4).wait()",  # more than a socket holds
+        "dist.irecv(x, (rank + 3) % 4).wait()",
+        "ring_all_reduce(x)",
+    ],
+)
+def test_exception_while_others_wait_for_messages(ranks, wait):
+    cell(ranks, MESSAGES)
+    message, seconds = fails(ranks, f"if rank == 1: 1 / 0\n{wait}")
+    assert message.startswith("rank 1 raised ZeroDivisionError: division by zero")
+    assert "keep their variables" in message and seconds < SOON
+    works(ranks)
+    assert ranks["kept"] == [0, 1, 2, 3]
+
+
 def test_rank_that_never_calls(ranks):
     message, seconds = fails(ranks, "if rank != 1:\n    dist.barrier()")
     assert message.startswith("rank 1 never reached barrier #")
@@ -676,6 +701,9 @@ def interrupt_after(seconds: float) -> threading.Timer:
         "while True: pass",
         "import time; time.sleep(100)",
         "if rank == 0:\n    while True: pass\ndist.barrier()",
+        "if rank == 0:\n    while True: pass\ndist.recv(torch.ones(1), 0)",
+        "if rank == 0:\n    while True: pass\ndist.irecv(torch.ones(1), 0).wait()",
+        "if rank == 0:\n    while True: pass\ndist.all_reduce(torch.ones(1), async_op=True).wait()",
         "for i in range(10**9):\n    print(i)",
     ],
 )

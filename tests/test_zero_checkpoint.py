@@ -18,6 +18,7 @@ from torch import nn
 from dlcourse import Ranks
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.zero import ZeRO1
+from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.parallel.zero_checkpoint import check_checkpoint, load_checkpoint, save_checkpoint
 from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
@@ -88,6 +89,32 @@ def save_load_save(how, stage, path):
 def test_a_checkpoint_may_be_saved_where_it_was_loaded_from(two, tmp_path, how, stage):
     assert two(save_load_save, how, stage, tmp_path) == [[True] * 4] * 2
     assert sorted(f.name for f in tmp_path.iterdir()) == ["manifest.json", "rank0.pt", "rank1.pt"]
+
+
+def with_nothing(stage, path):
+    """A model that has parameters of no elements, saved and loaded."""
+
+    def build(seed):
+        torch.manual_seed(seed)
+        model = nn.Linear(3, 3)
+        model.nothing = nn.Parameter(torch.empty(0, 4))
+        model.frozen = nn.Parameter(torch.empty(0), requires_grad=False)
+        wrapped = stage(model)
+        return wrapped, torch.optim.AdamW(wrapped.shards)
+
+    model, optimizer = build(0)
+    model(torch.ones(2, 3)).sum().backward()
+    model.sync_gradients()
+    optimizer.step()
+    save_checkpoint(model, optimizer, path)
+    fresh = build(1)
+    load_checkpoint(*fresh, path)
+    return same(numbers(*fresh), numbers(model, optimizer))
+
+
+@pytest.mark.parametrize("stage", [ZeRO1, ZeRO2, ZeRO3])
+def test_parameters_without_elements(two, tmp_path, stage):
+    assert two(with_nothing, stage, tmp_path) == [True] * 2
 
 
 def back_to_the_beginning(how, path):
