@@ -689,6 +689,94 @@ def test_an_interrupt_of_the_notebook_is_told_from_one_of_the_cell():
         assert pool.run(interrupted_by_the_notebook_and_by_itself) == [(True, False)]
 
 
+WITH = """
+if rank == 1:
+    {ends}
+with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    {waits}
+"""
+AFTER_WITH = "a = torch.ones(2, 2)\nmodes = torch.is_grad_enabled(), str((a @ a).dtype)"
+
+
+@pytest.mark.parametrize("ends", ["1 / 0", "while True: pass"])
+@pytest.mark.parametrize(
+    "waits",
+    [
+        "dist.all_reduce(torch.zeros(3), async_op=True).wait()",
+        "torch.distributed._functional_collectives.all_reduce("
+        "torch.zeros(3), 'sum', dist.group.WORLD) + 1",
+    ],
+)
+def test_a_with_that_is_cut_off_gives_back_what_it_has_set(ranks, waits, ends):
+    """An interrupt came in its __exit__: later cells of that rank had no gradients, or bfloat16."""
+    timer = interrupt_after(0.8) if "while" in ends else None
+    with pytest.raises((RankError, RanksInterrupted)):
+        cell(ranks, WITH.format(waits=waits, ends=ends))
+    if timer:
+        timer.join()
+    cell(ranks, AFTER_WITH)
+    assert ranks["modes"] == [(True, "torch.float32")] * 4
+
+
+def test_what_finally_calls_is_called_after_a_wait_that_was_cut_off(ranks):
+    """The interrupt that came during the wait was handled in that call, and ended it."""
+    cleaned = """
+    cleaned = []
+    def clean(): cleaned.append(rank)
+    if rank == 1: 1 / 0
+    try:
+        dist.irecv(torch.ones(1), 1).wait()
+    finally:
+        clean()
+    """
+    with pytest.raises(RankError, match="rank 1 raised ZeroDivisionError"):
+        cell(ranks, cleaned)
+    assert ranks["cleaned"] == [[0], [], [2], [3]]
+
+
+class Slow:
+    """A context that takes its time to be left."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.left = seconds, False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            pass
+        self.left = True
+
+
+def interrupted_while_a_context_is_left(seconds: float) -> bool:
+    """Whether it was left whole; in any case the interrupt arrives."""
+    from dlcourse.ranks.worker.interrupt import Interrupt
+
+    interrupt, over, context = Interrupt(), threading.Event(), Slow(seconds)
+    interrupt.running = 7
+
+    def ask() -> None:
+        interrupt.request(7)
+        while not over.wait(0.01):
+            interrupt.again()
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with context:
+                threading.Timer(0.1, ask).start()
+            time.sleep(60)
+    finally:
+        over.set()
+    return context.left
+
+
+def test_an_interrupt_lets_a_context_be_left_unless_that_takes_too_long():
+    with Ranks(1, default=False) as pool:
+        assert pool.run(interrupted_while_a_context_is_left, 0.5) == [True]
+        assert pool.run(interrupted_while_a_context_is_left, 60.0) == [False]
+
+
 def interrupt_after(seconds: float) -> threading.Timer:
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()

@@ -69,7 +69,8 @@ class Control:
         poller.register(self._wakeup.reader, zmq.POLLIN)
         trimmed = time.monotonic()
         while True:
-            poller.poll(1000)
+            poller.poll(10 if self.interrupt.waits else 1000)
+            self.interrupt.again()
             if self.interrupt.running is not None and time.monotonic() - trimmed >= TRIM_EVERY:
                 give_memory_back()
                 trimmed = time.monotonic()

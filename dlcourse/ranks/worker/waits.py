@@ -81,6 +81,7 @@ class Waits:
             finally:
                 if mine:
                     self.now = outer
+                _take_signals()  # here, and not in the first `finally` that the error meets
 
         return watched
 
@@ -126,3 +127,7 @@ class Waits:
             self._lost.add(
                 (message["direction"], message["group"], message["peer"], message["tag"])
             )
+
+
+def _take_signals() -> None:
+    """A call: Python handles at its start what has come while C++ waited."""
