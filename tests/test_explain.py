@@ -129,7 +129,7 @@ def test_the_command(without_deepspeed, tmp_path, capsys):
     path = tmp_path / "ds.json"
     path.write_text('{"train_batch_size": 8, "zero_optimization": {"stage": 2}}', encoding="utf-8")
     assert cli.main(["explain", str(path), "--world", "2", "--lang", "ko"]) == 0
-    assert "하는 일" in capsys.readouterr().out
+    assert "키의 뜻" in capsys.readouterr().out
     assert cli.main(["explain", str(path), "--world", "2", "--lang", "en", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["world_size"] == 2
     assert cli.main(["explain", str(path), "--code", "--lang", "en"]) == 0

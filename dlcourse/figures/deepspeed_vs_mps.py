@@ -76,7 +76,8 @@ def show_blocks(plain: Found, block: Found, wrapped: Found) -> go.Figure | Said:
         }
         assert rows[t("deepspeed_vs_mps.block")] == rows[t("deepspeed_vs_mps.without")]
     rows[t("deepspeed_vs_mps.hand")] = wrapped["by_hand"]["memory"]
-    saved = 100 * (1 - _activations(wrapped, "by_hand") / _activations(plain, "by_hand"))
+    way = "deepspeed" if "deepspeed" in wrapped else "by_hand"  # as the bar that it names
+    saved = 100 * (1 - _activations(wrapped, way) / _activations(plain, way))
     title = t("deepspeed_vs_mps.blocks.title", saved=f"{saved:.0f}%")
     return memory_by_category_figure(rows, title=title)
 
