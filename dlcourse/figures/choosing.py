@@ -110,7 +110,7 @@ def show_thousands(record: Mapping[str, Any], planned: Mapping[str, float]) -> T
     batch = {name: job[name] for name in ("micro_batch", "micro_batches", "block")}
     wanted = mesh_bytes(MODELS[job["model"]], **sides, **batch)
     sent = sent_by_side(record["comm"], record["sides"])
-    return _beside(sent, wanted, record["memory"], planned)
+    return _beside(sent, wanted, record["memory"], planned, how="counted")
 
 
 def _sent(run: Run, groups: Mapping[str, str]) -> dict[str, float]:
@@ -123,6 +123,7 @@ def _beside(
     wanted: Mapping[str, float],
     memory: Mapping[str, Any],
     planned: Mapping[str, float],
+    how: str = "measured",
 ) -> Together:
     traffic = [
         [
@@ -140,11 +141,11 @@ def _beside(
         for name, size in has.items()
     ]
     off = {name: 100 * abs(planned[name] / size - 1) for name, size in has.items()}
-    heads = [t(f"choosing.traffic.{key}") for key in ("side", "what", "measured", "formula")]
+    heads = [t(f"choosing.traffic.{key}") for key in ("side", "what", how, "formula")]
     return Together(
         Table(heads, traffic),
         _held("bytes", max(abs(sent[side] - wanted[side]) for side in SIDES), allowed=1),
-        Table([t(f"choosing.memory.{key}") for key in ("what", "measured", "planned")], states),
+        Table([t(f"choosing.memory.{key}") for key in ("what", how, "planned")], states),
         _held("states", max(off[name] for name in _STATES), allowed=0.1, unit="%"),
         _held("activations", off["activations"], allowed=5, unit="%"),
     )

@@ -197,15 +197,15 @@ show_step(first, groups, sides, planned_here(sides))
 # %% [markdown] lang="en"
 # Along tensor most bytes go, in every layer, and nobody can compute while they travel. So tensor ranks come
 # first in the numbering: inside one machine, where links are fastest. Pipeline messages are few. Copies meet
-# once a step, beside the backward. That is why meshes look alike everywhere: tensor inside the node, pipeline
-# and data between nodes.
+# once a step, here after the backward; libraries hide most of it behind the last micro-batch's. That is why meshes look alike everywhere: tensor inside the node, pipeline
+# and data between nodes [1].
 #
 # The planner that you will use below knew this rank's memory beforehand. And the training?
-# %% [markdown] lang="ko" en="4576a7f3"
-# 텐서 방향으로 가장 많은 바이트가 가고, 층마다 그렇고, 가는 동안 계산을 못 합니다. 그래서 텐서 랭크가 번호에서 가장
+# %% [markdown] lang="ko" en="0d370228"
+# 바이트는 텐서 방향이 가장 많습니다. 층마다 오가고, 오가는 동안에는 계산할 수 없습니다. 그래서 텐서 랭크가 번호에서 가장
 # 가깝습니다. 링크가 가장 빠른 컴퓨터 한 대 안에 들어가라는 뜻입니다. 파이프라인 메시지는 적습니다. 복제본은 스텝마다
-# 한 번, 역전파를 하는 사이에 만납니다. 그래서 메시는 어디서나 비슷하게 생겼습니다. 텐서는 노드 안, 파이프라인과
-# 데이터는 노드 사이입니다.
+# 한 번, 여기서는 역전파가 끝난 뒤에 만납니다. 라이브러리는 대부분을 마지막 마이크로배치의 역전파 뒤에 숨깁니다. 그래서 메시는 어디서나 비슷하게 생겼습니다. 텐서는 노드 안, 파이프라인과
+# 데이터는 노드 사이입니다[1].
 #
 # 아래에서 쓸 플래너(planner)는 이 랭크의 메모리를 미리 알고 있었습니다. 학습 결과도 같을까요?
 # %% hidden=true
@@ -246,20 +246,22 @@ make_mesh(data=3, pipeline=2, tensor=2)
 #
 # The same classes take a step as rank 0 of 1,024, on tensors that have shapes and no numbers: 6.9 billion
 # parameters, 16 copies × 8 stages × 8 tensor ranks, in float32. Nothing is sent, all is counted. (The eight
-# real ranks end here, which frees their memory; four new ones wait at the exercises.)
+# real ranks end here; four new ones wait at the exercises.)
 #
-# **Predict**: how many bytes of parameters does rank 0 keep? All of them together are 27.5 GB.
-# %% [markdown] lang="ko" en="6d1e6192"
-# 모든 랭크가 아무것도 보내기 전에 거부합니다. 헤드, 층, 배치도 마찬가지입니다. 각 방향은 무언가를 나누어떨어지게
-# 해야 하고, 플래너는 바로 이 약수들을 하나하나 따져 봅니다.
+# **Predict**: how many bytes of parameters does rank 0 keep? All of them together are 27.5 GB: 32 layers of
+# width 4,096, and a vocabulary of 51,200, whose embedding our tensor ranks do not cut.
+# %% [markdown] lang="ko" en="c2fad89c"
+# 모든 랭크가 아무것도 보내기 전에 거부합니다. 헤드, 층, 배치도 마찬가지입니다. 방향마다 그 크기로 헤드나 층이나 배치가
+# 나누어떨어져야 하고, 플래너는 바로 이 약수들을 하나하나 따져 봅니다.
 #
 # ## 랭크 천 개
 #
-# 같은 클래스가 랭크 1,024개 가운데 랭크 0이 되어 한 스텝을 갑니다. 텐서는 모양만 있고 수는 없습니다. 파라미터
+# 같은 클래스로, 랭크 1,024개 가운데 랭크 0인 것처럼 한 스텝을 실행합니다. 텐서에는 모양만 있고 값은 없습니다. 파라미터
 # 69억 개, 복제본 16개 × 스테이지 8개 × 텐서 랭크 8개, float32입니다. 보내는 것은 없고 모두 세기만 합니다. (실제 랭크
-# 여덟 개는 여기서 끝내 메모리를 비웁니다. 연습 문제에서 랭크 네 개를 새로 띄웁니다.)
+# 여덟 개는 여기서 끝냅니다.)
 #
-# **예측해 보세요.** 랭크 0이 가진 파라미터는 몇 바이트일까요? 전체는 27.5 GB입니다.
+# **예측해 보세요.** 랭크 0이 가진 파라미터는 몇 바이트일까요? 전체는 27.5 GB로, 폭 4,096인 층 32개와 어휘 51,200개입니다.
+# 임베딩은 텐서 방향으로 자르지 않습니다.
 # %%
 predict("15.first")
 # %% hidden=true
@@ -273,19 +275,21 @@ show_thousands(scaled.record, planned_there(scaled.record))
 #
 # ## Which layout?
 #
-# A **layout** says it all: data × tensor × pipeline, ZeRO stage, micro-batch, recomputation, offload. The
+# A **layout** says it all: data × tensor × pipeline × context (each sequence cut over ranks, lesson 04), a
+# pipeline's chunks, ZeRO stage, micro-batch, recomputation, offload. The
 # planner computes memory and time of every one that divides: bytes by lessons 06 to 13, time from the speed of
 # matrices on this GPU, bytes over links, and bubbles. It names two: the fastest, and the *simplest* that is at
-# most 5% slower.
-# %% [markdown] lang="ko" en="bd7690a1"
+# most 5% slower. MFU is the share of a GPU's peak that goes into what the model needs.
+# %% [markdown] lang="ko" en="a2f68538"
 # 공식은 랭크 여덟 개에서처럼 천 개에서도 맞습니다. 그러니 아무도 해 볼 수 없는 곳에서도 믿을 만합니다.
 #
 # ## 어떻게 나눌까?
 #
-# 데이터 × 텐서 × 파이프라인, ZeRO 단계, 마이크로배치, 재계산, 오프로드를 모두 정한 것을 **배치**(layout)라고 합니다.
-# 한 스텝의 배치(batch)와는 다른 말입니다. 플래너는 나누어떨어지는 모든 방식의 메모리와 시간을 계산합니다. 메모리는 레슨 06-13의 공식으로, 시간은 이
+# 데이터 × 텐서 × 파이프라인 × 컨텍스트(시퀀스 하나를 랭크에 나눔, 레슨 04), 파이프라인의 청크, ZeRO 단계, 마이크로배치,
+# 재계산, 오프로드를 모두 정한 것을 **배치**(layout)라고 합니다.
+# 한 스텝의 배치(batch)와는 다른 말입니다. 플래너는 나누어떨어지는 것을 모두 계산합니다. 메모리는 레슨 06-13의 공식으로, 시간은 이
 # GPU의 행렬곱 속도와 링크로 가는 바이트와 버블로 계산합니다. 그리고 둘을 고릅니다. 가장 빠른 것, 그리고 그보다
-# 5%까지만 느린 것 가운데 가장 *단순한* 것입니다.
+# 5%까지만 느린 것 가운데 가장 *단순한* 것입니다. MFU는 GPU 최고 속도 가운데 모델에 꼭 필요한 계산에 쓰인 비율입니다.
 # %%
 job = Job(
     shape=published_model("llama-3-70b"),
@@ -299,7 +303,7 @@ show_choice(answer)
 # The right column gives up less than 5% and has fewer parts that can break: take that one. And why did the
 # others lose? Look for 3D as well, "tensor + pipeline".
 # %% [markdown] lang="ko" en="621e04f7"
-# 오른쪽 열은 5%도 잃지 않으면서 고장 날 부품이 적습니다. 그것을 고르세요. 나머지는 왜 밀렸을까요? 3D, 곧 "텐서 +
+# 오른쪽 열은 5%도 잃지 않으면서 탈이 날 곳이 적습니다. 그것을 고르세요. 나머지는 왜 밀렸을까요? 3D, 곧 "텐서 +
 # 파이프라인"도 찾아보세요.
 # %%
 show_rivals(answer)
@@ -309,15 +313,16 @@ show_rivals(answer)
 # a schedule to look after.
 #
 # Below, what a little more hardware would change. Then sliders: the best layout's fullest GPU, and which
-# tensor × pipeline sizes fit at all. From which model and cluster on does it take a pipeline?
-# %% [markdown] lang="ko" en="6ea744e9"
+# tensor × pipeline sizes fit at all. (Without offload and context parallelism, with sequences of 4,096 tokens.)
+# Where does the fastest layout have a pipeline?
+# %% [markdown] lang="ko" en="2eb98489"
 # 마지막 열은 이 과정을 표 하나로 줄인 것입니다. 복제본은 한참 모자라고, ZeRO-2에는 파라미터가 통째로 남습니다.
 # ZeRO-3은 들어가지만, 둘 자리가 없는 것을 다시 계산합니다. 3D는 여기서 가장 좋은 것만큼 빠르지만 스테이지와
 # 스케줄까지 돌봐야 합니다.
 #
-# 아래 표는 장비가 조금 더 있으면 무엇이 달라지는지 보여 줍니다. 그다음은 슬라이더입니다. 가장 좋은 방식에서 가장
-# 꽉 찬 GPU와, 텐서 × 파이프라인 가운데 들어가기는 하는 크기가 보입니다. 어떤 모델과 클러스터부터 파이프라인이
-# 필요할까요?
+# 아래 표는 장비가 조금 더 있으면 무엇이 달라지는지 보여 줍니다. 그다음은 슬라이더입니다. 가장 빠른 방식에서
+# 메모리를 가장 많이 쓰는 GPU의 내역과, 텐서 × 파이프라인 크기마다 들어가는지가 보입니다. (오프로드와 컨텍스트 병렬화는
+# 빼고, 시퀀스는 4,096토큰입니다.) 가장 빠른 것이 파이프라인을 쓰는 곳은 어디일까요?
 # %%
 show_changes(answer)
 # %%
@@ -327,9 +332,9 @@ explore(
     gpus=[8, 64, 512, 2048],
 )
 # %% [markdown] lang="en"
-# And where nothing fits, the planner says by how much, and what would do:
-# %% [markdown] lang="ko" en="fefcb628"
-# 아무것도 들어가지 않으면 얼마나 모자라고 얼마면 되는지를 말합니다.
+# And where nothing fits, the planner says by how much, and what would do, offload included:
+# %% [markdown] lang="ko" en="ecd5efe9"
+# 아무것도 들어가지 않으면 얼마나 모자라는지, 오프로드까지 써서 얼마면 되는지를 말합니다.
 # %%
 huge = published_model("llama-3-405b")
 try:
@@ -339,25 +344,28 @@ except ValueError as refused:
 # %% [markdown] lang="en"
 # ## Can it be trusted?
 #
-# Runs that others have measured, beside what the planner says of the same layout. Not one of its constants is
-# fitted to them.
-# %% [markdown] lang="ko" en="a0c32103"
+# Runs that others have measured, beside what the planner says of the same layout (+: too fast for TFLOP/s, too
+# slow for seconds). Not one of its constants is fitted to them.
+# %% [markdown] lang="ko" en="ed1edd7a"
 # ## 믿을 만할까?
 #
-# 다른 사람들이 잰 결과 옆에 플래너가 같은 방식을 두고 예측한 값을 놓았습니다. 플래너의 상수 가운데 이 측정에 맞춘
-# 것은 하나도 없습니다.
+# 다른 사람들이 잰 결과 옆에 플래너가 같은 방식을 두고 예측한 값을 놓았습니다. (+는 TFLOP/s에서는 너무 빠르게,
+# 초에서는 너무 느리게 본 것입니다.) 플래너의 상수 가운데 이 측정에 맞춘 것은 하나도 없습니다.
 # %%
 show_published(["llama3", "qwen3"])
 # %% [markdown] lang="en"
-# Good enough to throw out tens of thousands of layouts. Not good enough to decide between the last three: run those.
+# Look at Qwen3: runs from 17.6 to 29 s, 65% apart, which the planner puts 6% apart, though in the right order. Good
+# enough to throw out tens of thousands of layouts. Not to decide between the last few: take the simplest, and run it
+# beside two or three others.
 #
 # ## Is the model's size enough to know?
 #
 # A rule of thumb says so: copies below 1B parameters, ZeRO-2 to 10B, 3D to 100B, above that 3D with ZeRO-3 and
 # offload. Here it meets the planner: twelve models on five cluster sizes, with hardware and software of 2020
 # and of today. A cell says how much slower the rule's *best* layout is than the fastest.
-# %% [markdown] lang="ko" en="25ba9895"
-# 수만 가지를 걸러 내기에는 충분합니다. 마지막 셋 가운데 하나를 고르기에는 모자라니, 그 셋은 직접 돌려 보세요.
+# %% [markdown] lang="ko" en="1f96e222"
+# Qwen3를 보세요. 17.6초에서 29초까지 65% 차이가 나는 네 가지를 플래너는 순서는 맞게, 그러나 6% 차이로 봅니다. 수만 가지를
+# 걸러 내기에는 충분하지만 마지막 몇 가지 가운데 하나를 고르기에는 모자랍니다. 가장 단순한 것을 다른 두세 가지와 함께 돌려 보세요.
 #
 # ## 모델 크기만 알면 될까?
 #
@@ -393,13 +401,16 @@ claim("B7")
 record = recorded_bakeoff()
 show_recorded(record)
 # %% [markdown] lang="en"
-# All train the same, and bytes follow the *strategy*, hardly the library. So compare within a strategy, then
-# choose by lines, by buffers (peak memory), by who maintains it, and by what else you will need.
+# All train the same, and bytes follow the *strategy*. (In the ZeRO rows ours sends less: the libraries call Gloo's
+# reduce-scatter, which sends as much as an all-reduce; over NCCL this goes. Times are noisy: Accelerate *is* DDP
+# here.) So compare within a strategy, then choose by lines, by buffers (peak memory), by who maintains it, and by what else you will need.
 #
 # That closes the map of lesson 00. Architecture (dense, MoE, sparse, hybrid) is one question, strategy another,
 # the library a third. Claims about this map get their verdicts under Deeper. Who has what:
-# %% [markdown] lang="ko" en="52b5fbfc"
-# 학습 결과는 모두 같고, 보내는 바이트는 라이브러리가 아니라 *전략*을 따릅니다. 그러니 전략이 같은 것끼리 견준 다음
+# %% [markdown] lang="ko" en="f3ce77a0"
+# 학습 결과는 모두 같고, 보내는 바이트는 *전략*을 따릅니다. (ZeRO에서 직접 만든 것이 적게 보내는 것은 Gloo의
+# 리듀스스캐터가 올리듀스만큼 보내기 때문이고, NCCL에서는 사라집니다. 시간에는 잡음이 큽니다. Accelerate는 여기서 DDP
+# 그 자체입니다.) 그러니 전략이 같은 것끼리 견준 다음
 # 코드 줄 수, 버퍼(최대 메모리), 누가 관리하는지, 앞으로 무엇이 더 필요한지를 보고 고르세요.
 #
 # 이것으로 레슨 00의 지도가 완성됩니다. 모델 구조(밀집, MoE, 희소, 혼합)가 한 물음이고, 전략이 또 한 물음이고,
@@ -412,19 +423,22 @@ library_map()
 #
 # Llama 3 405B trained on 16,384 GPUs for 54 days, and was interrupted 466 times, 419 of them unexpectedly
 # [2]: one failure every 3.1 hours. Each costs a restart and the work since the last checkpoint. Checkpoint too
-# often, and writing costs more than failures do.
+# often, and writing costs more than failures do. **Goodput** is the share of the time in which training really
+# advances. (Below, a restart takes 10 minutes, a failed node is away for a day, and spares are counted for each
+# hundred nodes.)
 #
 # **Predict**: a checkpoint takes 60 seconds, and something fails every 3.09 hours. How many minutes of work
 # between two checkpoints are best?
-# %% [markdown] lang="ko" en="1a2c528b"
+# %% [markdown] lang="ko" en="74afad95"
 # ## 컴퓨터가 고장 나면
 #
 # Llama 3 405B는 GPU 16,384개로 54일 동안 학습하면서 466번 중단되었고, 그중 419번은 예상하지 못한
-# 고장이었습니다[2]. 3.1시간마다 한 번꼴입니다. 고장이 나면 다시 시작해야 하고, 마지막 체크포인트 파일 뒤에 한 일을 잃습니다. 그렇다고 너무 자주 저장하면 고장보다 저장에 시간이 더
-# 듭니다.
+# 고장이었습니다[2]. 3.1시간마다 한 번꼴입니다. 고장이 나면 다시 시작해야 하고, 마지막으로 저장한 뒤에 한 일을 잃습니다. 그렇다고 너무 자주 저장하면 고장보다 저장에 시간이 더
+# 듭니다. **유효 처리율**(goodput)은 학습이 실제로 나아간 시간의 비율입니다. (아래에서 재시작은 10분 걸리고, 고장 난 노드는 하루
+# 동안 빠지며, 예비 노드는 노드 백 개마다의 수입니다.)
 #
-# **예측해 보세요.** 체크포인트 파일을 쓰는 데 60초가 걸리고 3.09시간마다 고장이 납니다. 체크포인트 파일 사이에 몇 분 동안
-# 일하는 것이 가장 좋을까요?
+# **예측해 보세요.** 체크포인트 파일을 쓰는 데 60초가 걸리고 3.09시간마다 고장이 납니다. 몇 분마다 저장하는 것이
+# 가장 좋을까요?
 # %%
 predict("15.interval")
 # %%
@@ -462,11 +476,11 @@ check("15.place")
 # %% [markdown] lang="en"
 # **2. `15.gpus`** (7 minutes). Before any planner: how many GPUs, in whole nodes of `node`, train a model on
 # `tokens` in `days`? A token uses `active` of the `total` parameters; a GPU reaches the share `mfu` of its
-# `peak` FLOP/s. Recall from lesson 13 what a parameter costs for each token.
-# %% [markdown] lang="ko" en="1eb6bc25"
+# `peak` FLOP/s. A parameter costs 2 FLOP for each token in forward; how many in a whole step?
+# %% [markdown] lang="ko" en="f6f0daf6"
 # **2. `15.gpus`** (7분). 플래너를 쓰기 전에 어림해 봅니다. `days`일 안에 토큰 `tokens`개를 학습하려면 GPU가 몇 개
 # 필요할까요? GPU는 `node`개짜리 노드 단위로 씁니다. 토큰 하나는 파라미터 `total`개 가운데 `active`개를 쓰고, GPU는
-# 최고 속도 `peak`(FLOP/s) 가운데 `mfu`만큼을 냅니다. 파라미터 하나에 토큰마다 얼마가 드는지 떠올려 보세요.
+# 최고 속도 `peak`(FLOP/s) 가운데 `mfu`만큼을 냅니다. 파라미터 하나는 순전파에서 토큰마다 2 FLOP을 씁니다. 한 스텝 전체로는 얼마일까요?
 # %% exercise="15.gpus"
 def gpus_for(active, total, tokens, days, mfu, peak, node):
     raise NotImplementedError
@@ -475,11 +489,11 @@ def gpus_for(active, total, tokens, days, mfu, peak, node):
 # %%
 check("15.gpus")
 # %% [markdown] lang="en"
-# **3. `15.norm`** (12 minutes). To clip gradients one needs the norm of the *whole* model's. A rank has `cut`,
+# **3. `15.norm`** (12 minutes). To clip gradients one needs the norm of the *whole* model's gradients. A rank has `cut`,
 # gradients of matrices that the tensor ranks share out, and `whole`, of what all of them have alike, such as
 # norms. Both are averaged along data already. Return one number, the same in all ranks, as if one process had
 # computed it. Only a few numbers may travel. The code below is a common mistake.
-# %% [markdown] lang="ko" en="378455e4"
+# %% [markdown] lang="ko" en="90f1616a"
 # **3. `15.norm`** (12분). 그래디언트를 자르려면 모델 *전체*의 노름이 필요합니다. `cut`은 텐서 랭크가 나눠 가진
 # 행렬의 그래디언트이고, `whole`은 정규화 층처럼 텐서 랭크가 모두 똑같이 가진 것의 그래디언트입니다. 둘 다 데이터
 # 방향으로는 이미 평균을 냈습니다. 단일 프로세스에서 구한 것과 같은 수 하나를 모든 랭크에서 돌려주세요. 수 몇 개만
@@ -500,14 +514,16 @@ check("15.norm")
 # **4. `15.capstone`** (20 minutes). Write `submit`: it gets a task and returns a plan, `(number of GPUs,
 # Layout)`, that fits, is in time and within the budget, or `None` where there is none. The check has tasks of
 # its own. A task knows `sizes()` (numbers of GPUs for rent), `job(gpus)`, `tokens`, `days`, `dollars`, `price`
-# of a GPU-hour, and `useful`, the share of the time in which training advances. The planner is yours to use;
-# below, all GPUs and the fastest layout.
-# %% [markdown] lang="ko" en="f94762b9"
+# of a GPU-hour, and `useful`, the share of the time in which training advances. You may use the planner:
+# `plan(…)` raises `ValueError` where nothing fits, and `answer.numbers(answer.fastest, tokens=task.tokens)["days"]`
+# is the time without failures. The code below takes all GPUs and the fastest layout.
+# %% [markdown] lang="ko" en="8cc3c096"
 # **4. `15.capstone`** (20분). `submit`을 쓰세요. 과제를 받아 계획 `(GPU 수, Layout)`을 돌려주는 함수입니다. 계획은
 # 메모리에 들어가고 기한과 예산을 지켜야 하며, 그런 계획이 없으면 `None`을 돌려줍니다. 채점에는 다른 과제를 씁니다.
 # 과제에는 `sizes()`(빌릴 수 있는 GPU 수), `job(gpus)`, `tokens`, `days`, `dollars`, GPU 한 시간 값 `price`, 학습이
-# 나아가는 시간의 비율 `useful`이 있습니다. 플래너를 써도 됩니다. 아래는 GPU를 모두 쓰고 가장 빠른 방식을 고른
-# 것입니다.
+# 나아가는 시간의 비율 `useful`이 있습니다. 플래너를 써도 됩니다. 들어가는 것이 없으면 `plan(…)`은
+# `ValueError`를 내고, `answer.numbers(answer.fastest, tokens=task.tokens)["days"]`는 고장이 없을 때의 날수입니다. 아래 코드는 GPU를
+# 모두 쓰고 가장 빠른 방식을 고릅니다.
 # %% hidden=true
 practice = Scenario(
     name="practice",
