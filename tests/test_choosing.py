@@ -107,7 +107,7 @@ def test_a_rank_is_shown_beside_the_plan_and_a_difference_is_refused():
     with pytest.raises(AssertionError, match="optimizer state"):
         show_thousands(record_of(parameters=1.01 * planned["parameters"]), planned)
     record["comm"].append(record["comm"][0])
-    with pytest.raises(AssertionError, match="bytes that were sent"):
+    with pytest.raises(AssertionError, match="the bytes of a step"):
         show_thousands(record, planned)
 
 
