@@ -1,8 +1,8 @@
 # %% [markdown] lang="en" form="core"
 # # 02 Communication backends: what carries a collective
 #
-# Four ranks add up 16 numbers, then two million, on one machine. With 16 numbers one library is
-# often far ahead; with two million it is another one. Why?
+# Four ranks add up 16 numbers, then two million, on one machine. With 16 numbers the fastest library is tens of
+# times ahead of the slowest; with two million only three or four times. Why? Why?
 #
 # `dist.all_reduce` moves nothing itself. A **backend** below it does: Gloo, NCCL, MPI, or memory
 # that the ranks share. You will run Gloo, MPI and two backends of this course, find out by trying
@@ -10,16 +10,16 @@
 # You need [lesson 01](01_collectives.ipynb).
 #
 # Time: reading 19 min + exercises 41 min.
-# %% [markdown] lang="ko" en="ae59b355"
+# %% [markdown] lang="ko" en="8e1ff66d"
 # # 02 통신 백엔드: 집합 통신은 무엇이 나를까
 #
-# 랭크(rank) 네 개가 컴퓨터 한 대에서 숫자 16개를 더하고, 이어서 200만 개를 더합니다. 흔히 16개일 때 크게 앞서는
-# 라이브러리와 200만 개일 때 앞서는 라이브러리가 다릅니다. 왜 그럴까요?
+# 랭크(rank) 네 개가 컴퓨터 한 대에서 숫자 16개를 더하고, 이어서 200만 개를 더합니다. 16개일 때는 가장 빠른
+# 라이브러리가 가장 느린 것보다 수십 배 빠르고, 200만 개일 때는 서너 배만 빠릅니다. 왜 그럴까요?
 #
 # `dist.all_reduce`는 아무것도 직접 나르지 않습니다. 그 아래의 **백엔드**(backend)가 나릅니다. Gloo, NCCL, MPI,
-# 또는 랭크가 함께 쓰는 메모리입니다. Gloo와 MPI, 이 과정에서 만든 백엔드 둘을 직접 돌려 무엇을 나를 수 있는지 하나하나
-# 해 보고, 집합 통신(collective) 다섯 가지의 α(시작하는 비용)와 β(바이트당 비용)를 구합니다.
-# [레슨 01](01_collectives.ipynb)을 먼저 보세요.
+# 또는 랭크가 함께 쓰는 메모리입니다. Gloo와 MPI, 이 과정에서 만든 백엔드 둘을 직접 돌려 무엇을 나를 수 있는지
+# 하나하나 시험해 보고, 집합 통신(collective) 다섯 가지의 α(시작하는 비용)와 β(바이트당 비용)를 구합니다. [레슨
+# 01](01_collectives.ipynb)을 먼저 보세요.
 #
 # 시간: 읽기 19분 + 연습 41분.
 # %% tags=["parameters"] hidden=true
@@ -106,8 +106,8 @@ dist.new_group(backend="mpi")
 # %% [markdown] lang="ko" en="4398efe2"
 # torch를 직접 빌드하면 MPI도 쓸 수는 있습니다. MPI는 나중에 torch 없이 써 봅니다.
 #
-# 그림이 숨기는 것이 또 있습니다. 백엔드는 작업마다 하나가 아닙니다. 프로세스 그룹(process group)은 **장치마다**
-# 하나씩 둡니다. 지금 랭크가 속한 그룹을 보고, CUDA만 맡는 그룹을 따로 만들어 봅시다.
+# 그림에 드러나지 않는 것이 하나 더 있습니다. 작업 하나에 백엔드 하나가 아닙니다. 프로세스 그룹(process group)이
+# 백엔드를 **장치마다** 하나씩 둡니다. 지금 랭크가 속한 그룹을 보고, CUDA만 맡는 그룹을 따로 만들어 봅시다.
 # %%
 ranks["config"][0]
 # %%
@@ -116,15 +116,14 @@ only_gpus = dist.new_group(backend="cuda:gloo")
 count = torch.tensor([128])
 dist.all_reduce(count, group=only_gpus)
 # %% [markdown] lang="en"
-# Many meet this error in their first job on GPUs: `init_process_group("nccl")`, all is well, then
-# somebody sums a count that lies in a CPU tensor. The cure is not to move the count, but to name a
-# backend for both: `"cpu:gloo,cuda:nccl"`.
+# Many meet this error in their first job on GPUs: `init_process_group("nccl")`, all is well, then somebody sums a
+# count that lies in a CPU tensor. You need not move the count: name a backend for both: `"cpu:gloo,cuda:nccl"`.
 #
 # ## What can it carry?
 #
 # Do not read a support matrix: try. Send a sum in each dtype and look at the *result*, not only at
 # whether there was an error.
-# %% [markdown] lang="ko" en="4ea6e67b"
+# %% [markdown] lang="ko" en="d4daf90a"
 # GPU에서 처음 학습할 때 흔히 만나는 오류입니다. `init_process_group("nccl")`로 잘 돌다가, 누군가 CPU 텐서에
 # 담긴 개수를 더하는 순간 나옵니다. 개수를 GPU로 옮기지 않아도 됩니다. `"cpu:gloo,cuda:nccl"`처럼 두 장치의
 # 백엔드를 모두 적으면 됩니다.
@@ -175,8 +174,8 @@ show_tried(tried, ranks["calls"][0], labels=labels)
 # 학습에서 가장 많이 쓰는 `bfloat16`은 MPI 5.0 표준에 없습니다. MPICH에는 따로 붙인 이름이 있지만 여기의 mpi4py는 그
 # 이름을 모릅니다. 이것만으로도 학습에 MPI를 쓰기 어렵습니다.
 #
-# 이번에는 메모리에 이어져 있지 않은 텐서입니다. `whole`은 4 × 4이고, 둘째 열은 숫자 세 개씩 건너뛰는 뷰(view)입니다.
-# 모든 원소는 1을 랭크 수로 나눈 값입니다.
+# 이번에는 메모리에 연속으로(contiguous) 놓이지 않은 텐서입니다. `whole`은 4 × 4이고, 둘째 열은 숫자 세 개씩
+# 건너뛰는 뷰(view)입니다. 모든 원소는 1을 랭크 수로 나눈 값입니다.
 #
 # `dist.all_reduce(whole[:, 1])` 다음에 그 열의 마지막 원소가 얼마일지 **예측해 보세요.**
 # %%
@@ -197,10 +196,10 @@ show_column(ranks["whole"][0].tolist(), ranks["column"][0].tolist(), want=1)
 #
 # ## MPI: ranks of another kind
 #
-# MPI is older than GPUs. It is a standard of *calls*; MPICH and Open MPI are libraries that have
-# them. It starts its own ranks: `mpiexec -n 4 python program.py`. `in_mpi` does just that with a function of yours, and
+# MPI is older than GPUs. It is a standard of *calls*; MPICH and Open MPI are libraries that implement it. It
+# starts its own ranks: `mpiexec -n 4 python program.py`. `in_mpi` does just that with a function of yours, and
 # says so where MPI is not installed.
-# %% [markdown] lang="ko" en="dddbc6d4"
+# %% [markdown] lang="ko" en="6f8aeebf"
 # 오류가 없습니다. Gloo는 첫 원소의 주소와 원소의 *개수*만 받아서 그 자리에 이어져 있는 숫자 네 개를 더했습니다. 하나는
 # 그 열의 것이고, 셋은 다른 열의 것이라 망가졌습니다. NCCL은 이것을 검사해서 거부합니다. `.contiguous()`로 복사하면
 # 맞습니다.
@@ -227,8 +226,8 @@ in_mpi(rank_sum, num_ranks=num_ranks)
 # ranks are ended; left alone, they would wait for ever.)
 # %% [markdown] lang="ko" en="242d53af"
 # 목록 하나가 랭크 하나이고, 모두 같습니다. 보내기와 받기는 **양방향 통신(two-sided)**입니다. 한쪽이 보내면 상대도
-# 받기를 불러야 합니다. 랭크 0이 먼저 끝나 버리고 나머지가 기다린다면 어떻게 될까요? (3초 뒤에 랭크를 모두 끝냅니다. 그냥 두면
-# 끝없이 기다립니다.)
+# 받는 함수를 호출해야 합니다. 랭크 0이 먼저 끝나 버리고 나머지가 기다린다면 어떻게 될까요? (3초 뒤에 랭크를 모두
+# 끝냅니다. 그냥 두면 끝없이 기다립니다.)
 # %%
 def never_sent(comm):
     if comm.rank > 0:
@@ -297,17 +296,17 @@ if wires:
     compare("02.wire", wires[-1]["wire"])
 show_wire(wires, labels=labels)
 # %% [markdown] lang="en"
-# Nearly nothing, yet not nothing: its two barriers are Gloo's, and they are messages. So its **bytes**
-# will be cheap, and its **start** will cost as much as Gloo's. Which of the two do you see in a tiny
-# tensor, and which in a large one?
+# Nearly nothing, yet not nothing: its two barriers are Gloo's, and a barrier is made of messages. So its
+# **bytes** will be cheap, and its **start** will cost at least as much as Gloo's. Which of the two do you see in
+# a tiny tensor, and which in a large one?
 #
 # ## Five collectives, five sizes
 #
 # All of them in turns, in this very run; what counts is the fastest call (other programs only ever
 # make one slower). MPI's ranks are other processes, so they come right after.
-# %% [markdown] lang="ko" en="7e597ca0"
-# 거의 없지만 0은 아닙니다. 배리어 두 번은 Gloo의 것이고, 메시지를 보냅니다. 그래서 **바이트**는 싸고 **시작**은 Gloo만큼
-# 비쌀 것입니다. 아주 작은 텐서에서는 어느 쪽이, 큰 텐서에서는 어느 쪽이 보일까요?
+# %% [markdown] lang="ko" en="51460304"
+# 거의 없지만 0은 아닙니다. 배리어 두 번은 Gloo가 하는 것이라 메시지가 오갑니다. 그래서 **바이트**는 싸고
+# **시작**은 적어도 Gloo만큼 비쌀 것입니다. 아주 작은 텐서에서는 어느 쪽이, 큰 텐서에서는 어느 쪽이 보일까요?
 #
 # ## 집합 통신 다섯 가지, 크기 다섯 가지
 #
@@ -330,15 +329,15 @@ rows = [*fastest(ranks["rows"][0]), *theirs]
 # %%
 show_times(rows, "all_reduce", labels=labels)
 # %% [markdown] lang="en"
-# Points are measured, lines are $\alpha + \beta n$, fitted to each. Left, where lines are flat, you
-# see α: how long it takes to get going. Right, where they climb, β. Is shared memory's start near
-# Gloo's, as its barriers promised?
+# Points are measured, lines are $\alpha + \beta n$, fitted to each. Left, where lines are flat, you see α: how
+# long it takes to get going. Right, where they climb, β. Does shared memory start any sooner than Gloo? Think of
+# its barriers.
 #
 # The next figure is an all-to-all, with a newcomer: `one_sided`, from lesson 08. It uses the same
 # kind of memory, but no barrier. Each rank raises a flag beside its data, and the other looks at it.
-# %% [markdown] lang="ko" en="6603c654"
+# %% [markdown] lang="ko" en="449791dc"
 # 점은 측정값, 선은 저마다 맞춘 $\alpha + \beta n$입니다. 선이 평평한 왼쪽에서는 시작하는 데 드는 α가, 올라가는
-# 오른쪽에서는 β가 보입니다. 공유 메모리의 시작 비용이 배리어 때문에 Gloo와 비슷한가요?
+# 오른쪽에서는 β가 보입니다. 공유 메모리는 Gloo보다 빨리 시작하나요? 배리어를 떠올려 보세요.
 #
 # 다음 그림은 올투올(all-to-all)이고, 새로 하나가 나옵니다. 레슨 08의 `one_sided`입니다. 같은 메모리를 쓰지만 배리어가
 # 없습니다. 랭크마다 데이터 옆에 플래그(flag)를 올려 두면 상대가 들여다봅니다.
@@ -347,27 +346,27 @@ show_times(rows, "all_to_all", labels=labels)
 # %%
 show_costs(rows, labels=labels)
 # %% [markdown] lang="en"
-# Read it by columns. **Shared memory** moves bytes cheaply, but it starts like Gloo. **One-sided**,
-# without a barrier, starts sooner where no other program keeps the cores busy (recorded with claim C7
-# below): so α was mostly the barrier's, and not the memory's.
+# Read it by columns. **Shared memory** starts no sooner than Gloo: its two barriers are Gloo's. On idle cores its
+# bytes are cheaper (recorded: 8 MiB in 3.7 ms, Gloo 9.2), and **one-sided**, without a barrier, also starts sooner
+# (claim C7 below): so α was mostly the barrier's.
 #
-# MPICH's ranks look at memory, too, all the time. That is quick as long as each has a core; with more
-# ranks than cores they look in vain while others wait for that core, and times jump. Gloo sleeps and
-# is woken: slow to start, steadier where cores are short.
+# MPICH's ranks look at memory, too, all the time: quick as long as each has a core. With more ranks than
+# cores times jump (the figures keep the fastest calls and hide it). Gloo sleeps and is woken: slow to
+# start, but steadier.
 #
-# Read it by rows. Gloo's reduce-scatter costs about as much as its all-reduce: it is one, as lesson
-# 01 saw in the bytes.
-# %% [markdown] lang="ko" en="0a675bda"
-# 열로 읽어 봅시다. **공유 메모리**는 바이트를 싸게 옮기지만 시작은 Gloo와 비슷합니다. 배리어가 없는 **단방향**은 다른
-# 프로그램이 코어를 쓰지 않을 때 더 빨리 시작합니다(기록된 값은 아래 주장 C7). 그러니 α는 메모리보다 배리어에서
-# 나온 것입니다.
+# Read it by rows. Gloo's reduce-scatter, in theory half of an all-reduce, is no cheaper than one: it is one
+# inside, as lesson 01 saw in the bytes.
+# %% [markdown] lang="ko" en="87f6e036"
+# 열로 읽어 봅시다. **공유 메모리**는 Gloo보다 빨리 시작하지 못합니다. 배리어 두 번이 Gloo의 것입니다.
+# 코어가 놀고 있으면 바이트는 더 싸고(기록된 값: 8 MiB에 3.7 ms, Gloo는 9.2 ms), 배리어가 없는 **단방향**은 시작도
+# 빠릅니다(아래 주장 C7). 그러니 α는 메모리보다 배리어에서 나온 것입니다.
 #
-# MPICH의 랭크도 메모리를 쉬지 않고 들여다봅니다. 랭크마다 코어가 있으면 빠릅니다. 코어보다 랭크가 많으면 헛되이
-# 들여다보느라 다른 랭크의 코어를 빼앗고, 시간이 들쭉날쭉해집니다. Gloo는 잠들었다가 깨어납니다. 시작은 느려도
+# MPICH의 랭크도 메모리를 쉬지 않고 들여다봅니다. 랭크마다 코어가 있으면 빠르지만, 코어보다 랭크가 많으면 시간이
+# 들쭉날쭉해집니다(그림에는 가장 빠른 호출만 있어 보이지 않습니다). Gloo는 잠들었다가 깨어납니다. 시작은 느려도
 # 코어가 모자랄 때 덜 흔들립니다.
 #
-# 행으로 읽어 봅시다. Gloo의 리듀스스캐터(reduce-scatter)는 올리듀스만큼 비쌉니다. 레슨 01에서 바이트로 본 것처럼 사실은
-# 올리듀스입니다.
+# 행으로 읽어 봅시다. Gloo의 리듀스스캐터(reduce-scatter)는 이론으로는 올리듀스의 절반인데도 더 싸지
+# 않습니다. 레슨 01에서 바이트로 본 것처럼 사실은 올리듀스입니다.
 # %%
 found = figures_of_c6(ranks["here"][0], ranks["known"][0], ranks["config"][0])
 claim("C6", **found)
@@ -472,12 +471,12 @@ def backend_for(devices):
 # %%
 check("02.choose")
 # %% [markdown] lang="en"
-# **2. `02.crossover`** (8 minutes). Two backends, each (α, β) in seconds and seconds a byte. From how
-# many bytes on is the second at least as fast as the first, at every larger size? 0 if always, `None`
-# if there is no such size.
-# %% [markdown] lang="ko" en="e216ad7e"
-# **2. `02.crossover`** (8분). 백엔드 둘의 (α, β)가 초와 바이트당 초로 주어집니다. 몇 바이트부터는 둘째가 첫째보다 느리지
-# 않을까요? 언제나 그렇다면 0, 그런 크기가 없으면 `None`입니다.
+# **2. `02.crossover`** (8 minutes). Two backends, each (α, β) in seconds and seconds a byte. Return the
+# number of bytes from which on the second is at least as fast as the first, at every larger size: 0 if
+# always, `None` if there is no such size.
+# %% [markdown] lang="ko" en="8242d217"
+# **2. `02.crossover`** (8분). 백엔드 둘의 (α, β)가 초와 바이트당 초로 주어집니다. 둘째가 첫째보다 느리지 않게 되는 크기를
+# 바이트로 돌려주세요. 그보다 큰 크기에서도 모두 그래야 합니다. 언제나 그렇다면 0, 그런 크기가 없으면 `None`입니다.
 # %% exercise="02.crossover"
 def overtakes(first, second):
     raise NotImplementedError
@@ -507,14 +506,16 @@ check("02.alpha_beta")
 #
 # Make an all-gather of them: return all ranks' `part` in one tensor, in rank order. It is called
 # again and again with the same window, and some ranks write late or read late; an earlier result must
-# not change. At most two barriers a call, and each part goes to each other rank once.
-# %% [markdown] lang="ko" en="a8217497"
+# not change. In one call all parts are equally long, and together at most 64 numbers; the next call may bring
+# another length. At most two barriers a call, and each part goes to each other rank once.
+# %% [markdown] lang="ko" en="46e49588"
 # **4. `02.window`** (20분). 호출이 두 가지뿐인 백엔드입니다. `window.put(to, at, values)`는 랭크 `to`의 메모리에 `at`
 # 위치부터 씁니다. `window.barrier()`는 모든 랭크가 오고 그 put이 끝날 때까지 기다립니다. `window.mine`은 이 랭크의 메모리(숫자
 # 64개)입니다.
 #
 # 이것으로 올게더를 만드세요. 모든 랭크의 `part`를 랭크 순서대로 이은 텐서를 돌려줍니다. 같은 창으로 여러 번 부르고, 늦게 쓰거나
-# 늦게 읽는 랭크도 있습니다. 앞서 돌려준 결과가 바뀌면 안 됩니다. 배리어는 호출마다 두 번까지, 조각은 상대마다 한
+# 늦게 읽는 랭크도 있습니다. 앞서 돌려준 결과가 바뀌면 안 됩니다. 한 번의 호출에서 조각의 길이는 모두 같고 합쳐서 최대 64개이며, 다음 호출에서는
+# 길이가 달라질 수 있습니다. 배리어는 호출마다 두 번까지, 조각은 상대마다 한
 # 번만 보냅니다.
 # %% exercise="02.window"
 # %%ranks
@@ -541,7 +542,7 @@ check("02.window")
 #
 # 1. A collective is a promise; a backend keeps it, one for each device of a group.
 # 2. Try what it carries, and look at results: truth values and views fail without an error.
-# 3. α is how ranks wake each other, β what moves the bytes. They have different owners.
+# 3. α is how ranks wake each other, β what moves the bytes: with Gloo's barriers shared memory keeps Gloo's α.
 # 4. Two-sided needs a partner; one-sided needs to know when reading is allowed.
 # 5. DeepEP is a library beside the backends, and V2 sits on NCCL.
 #
@@ -551,12 +552,12 @@ check("02.window")
 # [NCCL device API](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/usage/deviceapi.html),
 # [torch.distributed](https://docs.pytorch.org/docs/stable/distributed.html),
 # [MPI standard](https://www.mpi-forum.org/docs/), [mpi4py](https://mpi4py.readthedocs.io/).
-# %% [markdown] lang="ko" en="ff4732d7"
+# %% [markdown] lang="ko" en="d1d1df34"
 # ## 다섯 줄 요약
 #
 # 1. 집합 통신은 약속이고, 백엔드가 그 약속을 지킵니다. 백엔드는 그룹의 장치마다 하나씩 있습니다.
 # 2. 무엇을 나르는지 해 보고 결과를 보세요. 참·거짓 값과 뷰는 오류 없이 틀립니다.
-# 3. α는 랭크가 서로 깨우는 방법, β는 바이트를 옮기는 방법입니다. 둘의 주인은 다릅니다.
+# 3. α는 랭크가 서로 깨우는 방법, β는 바이트를 옮기는 방법입니다. 배리어가 Gloo의 것이면 α는 줄지 않습니다.
 # 4. 양방향에는 상대가, 단방향에는 언제 읽어도 되는지 아는 방법이 필요합니다.
 # 5. DeepEP는 백엔드 옆의 라이브러리이고, V2는 NCCL 위에 있습니다.
 #

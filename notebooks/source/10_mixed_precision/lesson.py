@@ -1,9 +1,9 @@
 # %% [markdown] lang="en" form="core"
 # # 10 Mixed precision: where does the other half go?
 #
-# "Switch on mixed precision: 16-bit forward, 32-bit backward, and memory falls by 50%." You try it on a
-# small GPT, as below, and memory falls by a sixth. With the other 16-bit type some gradients become
-# zero, and others infinite.
+# "Switch on mixed precision: 16-bit forward, 32-bit backward, and memory falls by 50%." You try it on a small
+# GPT, as below, and memory falls by a sixth. With the other 16-bit type some gradients become zero; multiply the
+# loss to save them, and others become infinite.
 #
 # What did run in 16 bits? Which bytes are still there? And why did one number type break where the
 # other did not?
@@ -12,14 +12,15 @@
 # [lesson 09](09_accumulation.ipynb).
 #
 # Time: reading 19 min + exercises 43 min.
-# %% [markdown] lang="ko" en="5e4119cc"
+# %% [markdown] lang="ko" en="3dab5af2"
 # # 10 혼합 정밀도: 나머지 절반은 어디로 갔을까?
 #
 # "혼합 정밀도(mixed precision)를 켜세요. 순전파는 16비트, 역전파는 32비트로 돌고 메모리가 50% 줄어듭니다."
-# 아래처럼 작은 GPT에서 켜 보면 메모리는 6분의 1만 줄어듭니다. 다른 16비트 자료형을 쓰면 어떤 그래디언트는 0이, 어떤
-# 그래디언트는 무한대가 됩니다.
+# 아래처럼 작은 GPT에서 켜 보면 메모리는 6분의 1만 줄어듭니다. 다른 16비트 자료형을 쓰면 어떤 그래디언트는 0이
+# 되고, 이를 살리려고 손실을 키우면 어떤 그래디언트는 무한대가 됩니다.
 #
-# 16비트로 돈 것은 무엇일까요? 어떤 바이트가 남아 있을까요? 왜 한 자료형은 망가지고 다른 자료형은 괜찮을까요?
+# 16비트로 돈 것은 무엇일까요? 어떤 바이트가 남아 있을까요? 왜 한 자료형에서는 학습이 망가지고 다른 자료형에서는
+# 괜찮을까요?
 #
 # autocast와 손실 스케일러를 직접 만들고, 연산자마다 자료형을 지켜보고, 두 가지 약속이 맞는지 확인합니다.
 # [레슨 09](09_accumulation.ipynb)를 먼저 보세요.
@@ -272,17 +273,17 @@ show_large()
 # near it as activations outweigh states. Autocast does not: its residual stream and the loss stay
 # float32. With one sequence it even needs *more* than float32: the copies of all weights.
 #
-# Now float16, and its other weakness. Gradients are small: the loss is a mean over all tokens. Multiply
-# the loss by a scale, and count which gradients become 0, and which infinite. (65,536 tokens: the loss
-# of our 256, divided by another 256.)
-# %% [markdown] lang="ko" en="3d46ed58"
+# Now the other weakness: float16's range. Gradients are small: the loss is a mean over all tokens. Multiply the
+# loss by a scale, and count which gradients become 0, and which infinite. (65,536 tokens: the loss of our 256,
+# divided by another 256.)
+# %% [markdown] lang="ko" en="bafa598b"
 # 처음부터 50%인 것은 작은 갱신을 잊어버리는 순수 bfloat16뿐입니다. 마스터 가중치는 배치가 커져 활성화값의 비중이
 # 늘수록 50%에 다가갑니다. autocast는 잔차 스트림과 손실이 float32라서 그러지 못합니다. 시퀀스가 하나면 float32보다
 # *더* 쓰기도 합니다. 모든 가중치의 복사본 때문입니다.
 #
-# 이제 float16의 다른 약점을 봅시다. 손실은 모든 토큰의 평균이라 그래디언트가 작습니다. 손실에 스케일을 곱하고
-# 그래디언트 가운데 몇이 0이 되고 몇이 무한대가 되는지 셉니다. (토큰 65,536개는 우리 256개의 손실을 다시 256으로 나눈
-# 것입니다.)
+# 이제 다른 한쪽의 약점, float16의 좁은 범위를 봅시다. 손실은 모든 토큰의 평균이라 그래디언트가 작습니다. 손실에
+# 스케일을 곱하고 그래디언트 가운데 몇이 0이 되고 몇이 무한대가 되는지 셉니다. (토큰 65,536개는 우리 256개의
+# 손실을 다시 256으로 나눈 것입니다.)
 # %% hidden=true
 # %%ranks --fast
 def gradients(autocast=None, scale=1.0):
@@ -305,14 +306,15 @@ window = {n: {e: lost_at(e - n) for e in exponents} for n in (0, 8)}
 # %%
 show_window(ranks["window"][0])
 # %% [markdown] lang="en"
-# At scale 1, with our few tokens, hardly a gradient vanishes; with the mean of a large batch many do. And a
-# scale that is too large makes infinities. Both edges move, with the batch and as training goes on, and
-# nobody knows them beforehand. So the **loss scaler** tries: in a few lines, and whole in the folded
-# cell.
-# %% [markdown] lang="ko" en="55a97410"
+# At scale 1, with our few tokens, hardly a gradient vanishes; with the mean of a large batch many do. And a scale
+# that is too large makes infinities. Both edges move, with the batch and as training goes on, and nobody knows
+# them beforehand. So the **loss scaler** tries: after an infinity it skips the step and halves the scale; after a
+# run of quiet steps, without one, it doubles it. in a few lines, and whole in the folded cell.
+# %% [markdown] lang="ko" en="e2f35ea5"
 # 스케일이 1이면, 토큰이 적은 우리 배치에서는 사라지는 그래디언트가 거의 없지만, 큰 배치의 평균이라면 많이 사라집니다.
 # 스케일이 너무 크면 무한대가 됩니다. 두 경계는 배치에 따라, 또 학습이 진행되면서 움직이고 미리 알 수 없습니다. 그래서
-# **손실 스케일러**(loss scaler)는 직접 시도해 보며 찾습니다. 몇 줄짜리를 먼저 보고, 전체 코드는 접힌 셀에 있습니다.
+# **손실 스케일러**(loss scaler)는 직접 시도합니다. 무한대가 나오면 그 스텝을 건너뛰고 스케일을 절반으로, 무한대 없는
+# 스텝이 이어지면 두 배로 합니다. 몇 줄짜리를 먼저 보고, 전체 코드는 접힌 셀에 있습니다.
 # %%
 # %%ranks
 class TryingScaler:
@@ -403,9 +405,9 @@ show_shards(ranks["alone"], ranks["together"])
 # In the first column rank 0 keeps its old weights, and the others go on, with another scale. No error, a
 # broken model. `process_group` mends it by one all-reduce of one number (in torch: `ShardedGradScaler`).
 #
-# And what travels between ranks? **Predict** the bytes a parameter that DDP under autocast gives to
-# all-reduce.
-# %% [markdown] lang="ko" en="acbf5d3a"
+# And what travels between ranks? **Predict** how many bytes DDP under autocast gives to all-reduce for each
+# parameter.
+# %% [markdown] lang="ko" en="ad995d63"
 # 첫째 열에서는 랭크 0만 옛 가중치를 지키고 나머지는 다른 스케일로 나아갑니다. 오류도 없이 모델이 깨집니다.
 # `process_group`을 주면 숫자 하나를 올리듀스 한 번으로 맞춥니다(torch에서는 `ShardedGradScaler`).
 #
@@ -487,11 +489,11 @@ def spacing(x, mantissa_bits):
 check("10.spacing")
 # %% [markdown] lang="en"
 # **2. `10.copies`** (10 minutes). Under `torch.autocast`, q, k and v each keep their own copy of `x`.
-# Write `project(x, q, k, v)`: the results of three `F.linear`, the same gradients, one copy. It must
-# work without autocast, too.
-# %% [markdown] lang="ko" en="92524c86"
-# **2. `10.copies`** (10분). `torch.autocast` 안에서는 q, k, v가 저마다 `x`의 복사본을 둡니다. `F.linear` 세 번과
-# 결과도 그래디언트도 같으면서 복사본은 하나뿐인 `project(x, q, k, v)`를 쓰세요. autocast 밖에서도 돌아야
+# (They are weight matrices here.) Write `project(x, q, k, v)`: return the three results of `F.linear`, with
+# the same types and gradients, but one copy of `x`. It must work without autocast, too.
+# %% [markdown] lang="ko" en="71de7cf6"
+# **2. `10.copies`** (10분). `torch.autocast` 안에서는 q, k, v가 저마다 `x`의 복사본을 둡니다(여기서 셋은 가중치 행렬입니다).
+# `F.linear` 세 번의 결과 셋을 돌려주되, 자료형과 그래디언트는 같고 `x`의 복사본은 하나뿐인 `project(x, q, k, v)`를 쓰세요. autocast 밖에서도 돌아야
 # 합니다.
 # %% exercise="10.copies"
 # %%ranks
@@ -501,11 +503,11 @@ def project(x, q, k, v):
 check("10.copies")
 # %% [markdown] lang="en"
 # **3. `10.clip`** (10 minutes). A whole training step in float16, from a given `loss` on, with gradients
-# clipped to `max_norm`. Order matters. Return the norm before clipping, that of the *true* gradients.
-# `scaler` is torch's or ours.
-# %% [markdown] lang="ko" en="d7411bc6"
+# clipped to `max_norm`. Gradients of the step before are still in `.grad`. Order matters. Return the norm before
+# clipping, that of the *true* gradients. `scaler` is torch's or ours.
+# %% [markdown] lang="ko" en="fa065e65"
 # **3. `10.clip`** (10분). `loss`를 받아 float16 학습 스텝 하나를 끝까지 합니다. 그래디언트는 `max_norm`으로
-# 자릅니다. 순서가 중요합니다. 자르기 전의 *진짜* 그래디언트 노름을 돌려주세요. `scaler`는 torch의 것이거나 우리
+# 클리핑합니다. `.grad`에는 지난 스텝의 그래디언트가 남아 있습니다. 순서가 중요합니다. 클리핑하기 전의 *진짜* 그래디언트 노름을 돌려주세요. `scaler`는 torch의 것이거나 우리
 # 것입니다.
 # %% exercise="10.clip"
 # %%ranks
@@ -536,20 +538,19 @@ check("10.scaler")
 # %% [markdown] lang="en"
 # ## On a GPU
 #
-# Tensor cores multiply 16-bit matrices many times faster: on an H100, dense, 989 TFLOP/s in bfloat16,
-# 67 in float32 outside of them [4]. Norms and sums stay limited by memory, but move fewer bytes. CUDA's
-# list of float32 operators is longer, softmax and norms included. Use bfloat16 from Ampere on, without
-# a scaler; float16 where there is nothing else.
+# Tensor cores multiply 16-bit matrices many times faster: on an H100, dense, 989 TFLOP/s in bfloat16, 67 in
+# float32 outside of them [4]. Norms and sums stay limited by memory, and autocast keeps them in 32 bits there:
+# they gain nothing. CUDA's list of float32 operators is longer, softmax and norms included. Use bfloat16 from
+# Ampere on, without a scaler; float16 where there is nothing else.
 #
-# No GPU run of this lesson is recorded yet. Bytes hardly depend on it. GPT-2 large with 8 sequences of
+# No GPU run of this lesson is recorded yet. Bytes hardly depend on the device. GPT-2 large with 8 sequences of
 # 1,024 tokens, at its peak, by the formulas:
-# %% [markdown] lang="ko" en="64599753"
+# %% [markdown] lang="ko" en="1099e876"
 # ## GPU에서는
 #
-# 텐서 코어는 16비트 행렬을 몇 배나 빨리 곱합니다. H100은 밀집 행렬에서 bfloat16이 989 TFLOP/s, 텐서 코어를
-# 쓰지 않는 float32가 67 TFLOP/s입니다[4]. 정규화와 합은 여전히 메모리 대역폭에 묶이지만 옮길 바이트가 줄어듭니다.
-# Ampere부터는 스케일러 없이 bfloat16을, 그것이 없으면
-# float16을 쓰세요.
+# 텐서 코어는 16비트 행렬을 몇 배나 빨리 곱합니다. H100은 밀집 행렬에서 bfloat16이 989 TFLOP/s, 텐서 코어를 쓰지
+# 않는 float32가 67 TFLOP/s입니다[4]. 정규화와 합은 여전히 메모리 대역폭에 묶이고, CUDA의 autocast는 이들을
+# 32비트로 하므로 빨라지지 않습니다. Ampere부터는 스케일러 없이 bfloat16을, 그것이 없으면 float16을 쓰세요.
 #
 # 이 레슨의 GPU 실행 기록은 아직 없습니다. 바이트는 GPU에서도 거의 같습니다. GPT-2 large에 길이 1,024인 시퀀스
 # 8개를 넣을 때의 최대 메모리를 공식으로 구하면 이렇습니다.
@@ -684,6 +685,6 @@ show_eight_bits(ranks["errors"][0])
 # each tensor (or each block of it) has its own. e4m3 for weights and activations, e5m2 for gradients
 # [3]. Master weights stay.
 # %% [markdown] lang="ko" en="effc56df"
-# e4m3에는 스케일이 꼭 필요하고, e5m2는 범위가 넓은 대신 자릿수가 적습니다. 이제 손실에 스케일 하나로는 모자라
-# 텐서마다, 또는 그 블록마다 스케일을 둡니다. 가중치와 활성화값에는 e4m3, 그래디언트에는 e5m2를 씁니다[3].
-# 마스터 가중치는 그대로 남습니다.
+# e4m3에는 스케일이 꼭 필요하고, e5m2는 범위가 넓은 대신 자릿수가 적습니다. 손실에 곱하는 스케일 하나로는 이제
+# 모자라서, 텐서마다 또는 텐서의 블록마다 스케일을 둡니다. 가중치와 활성화값에는 e4m3, 그래디언트에는 e5m2를
+# 씁니다[3]. 마스터 가중치는 그대로 남습니다.
