@@ -26,7 +26,11 @@ from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.parallel.data_buckets import Bucket, check_in_buckets, make_buckets
 from dlcourse.parallel.hooks import weakly
 from dlcourse.parallel.loop import mean_over_ranks, run_steps
-from dlcourse.parallel.replicas import broadcast_buffers, broadcast_module
+from dlcourse.parallel.replicas import (
+    broadcast_buffers,
+    broadcast_module,
+    refuse_own_gradients,
+)
 
 
 class NaiveDataParallel(nn.Module):
@@ -41,6 +45,7 @@ class NaiveDataParallel(nn.Module):
         self, module: nn.Module, *, process_group: dist.ProcessGroup | None = None
     ) -> None:
         super().__init__()
+        refuse_own_gradients(module, "here they may have been sent by then")
         self.module = module
         self.process_group = process_group
         self.world_size = dist.get_world_size(process_group)

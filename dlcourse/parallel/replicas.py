@@ -47,6 +47,25 @@ def sync_gradients(model: nn.Module) -> None:
     getattr(model, "sync_gradients", lambda: None)()
 
 
+def sync_parameters(model: nn.Module) -> None:
+    """After the optimizer's step: ``model.sync_parameters()`` where it has that, as ZeRO does."""
+    getattr(model, "sync_parameters", lambda: None)()
+
+
+def refuse_own_gradients(module: nn.Module, why: str) -> None:
+    """Raise a ``ValueError`` where a part of ``module`` has gradients to sync after backward.
+
+    Its ``sync_gradients()`` has to run before the ranks' mean is made, and a wrapper that sends
+    during backward is too early for that. ZeRO1 calls it.
+    """
+    for part in module.modules():
+        if hasattr(part, "sync_gradients"):
+            raise ValueError(
+                f"module holds a {type(part).__name__}, whose sync_gradients() needs whole "
+                f"gradients after backward: {why}; take ZeRO1, which calls it"
+            )
+
+
 @torch.no_grad()
 def replica_drift(module: nn.Module, *, process_group: dist.ProcessGroup | None = None) -> float:
     """Largest difference between any two ranks in any parameter or buffer; 0.0 if identical.

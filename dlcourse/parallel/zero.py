@@ -46,7 +46,7 @@ from torch.autograd.graph import increment_version
 from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.parallel.hooks import weakly
 from dlcourse.parallel.loop import mean_over_ranks, run_steps
-from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.parallel.replicas import broadcast_module, sync_gradients
 from dlcourse.parallel.zero_flat_parameters import FlatParameters, by_type, split_into_units
 from dlcourse.parallel.zero_module import ShardedModule
 from dlcourse.parallel.zero_owners import check_parameters, claim, refuse_second_wrapper
@@ -142,6 +142,7 @@ class ZeRO1(ShardedModule):
     @torch.no_grad()
     def sync_gradients(self) -> None:
         """Make each shard's gradient the mean over the ranks of all backwards since last time."""
+        sync_gradients(self.module)  # sequence parallelism has some of its own
         for flat in self.flats:
             flat.drop_if_cleared()
         used = self.in_any_rank(flat.has_gradients() for flat in self.flats)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dlcourse.collectives.connection import Connection
 from dlcourse.parallel.hooks import tensors_in
+from dlcourse.parallel.replicas import refuse_own_gradients
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero_flat_parameters import FlatParameters
 
@@ -30,7 +31,7 @@ class ZeRO2(ZeRO1):
     """
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
-        refuse_own_gradients(module)
+        refuse_own_gradients(module, "stages 2 and 3 keep none")
         super().__init__(module, **options)
         self.connection = Connection()  # of the last backward
         self.backward: weakref.ref | None = None  # the one under way; dead if torch has given it up
@@ -149,13 +150,3 @@ class ZeRO2(ZeRO1):
 
     def is_unsynced(self) -> bool:
         return not self.starts_anew or super().is_unsynced()
-
-
-def refuse_own_gradients(module: nn.Module) -> None:
-    """Raises ValueError where ``module`` would look for whole gradients after backward."""
-    for part in module.modules():
-        if hasattr(part, "sync_gradients"):
-            raise ValueError(
-                f"module holds a {type(part).__name__}, whose sync_gradients() needs whole "
-                "gradients after backward: stages 2 and 3 keep none; take ZeRO1"
-            )

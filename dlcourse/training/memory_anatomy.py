@@ -22,7 +22,7 @@ from dlcourse.formulas.recipe import Recipe
 from dlcourse.measure import mark_step
 from dlcourse.models.gpt import GPT
 from dlcourse.models.targets import shares, total_targets, weighted
-from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.parallel.replicas import broadcast_module, refuse_own_gradients
 from dlcourse.parallel.tensor import TensorParallelGPT
 from dlcourse.parallel.tensor_vocabulary import check_embedding
 from dlcourse.parallel.zero import ZeRO1
@@ -72,6 +72,8 @@ class Training:
         if recipe.precision in ("master", "bfloat16"):
             for parameter in gpt.parameters():  # module.to() cannot do it to fake tensors
                 parameter.data = parameter.data.to(torch.bfloat16)
+        if not recipe.stage:
+            refuse_own_gradients(gpt, "the ranks' mean is made before")
         if self.world_size > 1 and not recipe.stage:  # ZeRO does it by itself
             broadcast_module(gpt, process_group=process_group)
         self.model: GPT | TensorParallelGPT | ZeRO1 = gpt

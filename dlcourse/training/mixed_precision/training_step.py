@@ -18,7 +18,7 @@ from dlcourse.corpus import Corpus
 from dlcourse.formulas.recipe import PRECISIONS
 from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.loop import run_steps
-from dlcourse.parallel.replicas import sync_gradients
+from dlcourse.parallel.replicas import sync_gradients, sync_parameters
 from dlcourse.training.mixed_precision.autocast import Autocast
 from dlcourse.training.mixed_precision.loss_scaler import LossScaler
 from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
@@ -77,6 +77,7 @@ def mixed_step(
         scaler.update()
     else:
         optimizer.step()
+    sync_parameters(model)
     return loss.detach()
 
 
