@@ -414,6 +414,11 @@ def test_a_state_says_whose_experts_it_holds(run):
         )
 
 
+class LouderMoE(MoE):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def refused(what):
     """In every rank: the refusal's words."""
     rank = dist.get_rank()
@@ -439,6 +444,8 @@ def refused(what):
         everyone = [None] * 4
         dist.all_gather_object(everyone, divided.state_dict())
         return divided.load_state_dict(everyone[rank ^ 1])  # the same experts, another part
+    if what == "own forward":
+        moe = LouderMoE(C, num_experts=4)
     layer = expert_parallel(nn.Sequential(moe))
     if what == "twice":
         return expert_parallel(layer)
@@ -477,6 +484,7 @@ REFUSALS = {
     "settings": "MoE layers have another top_k or capacity_factor in ranks [2] than in rank 0",
     "sizes": "shapes or dtypes of its parameters, or which of them are frozen, in ranks [1]",
     "no moe": "Linear has no MoE in it",
+    "own forward": "0 is a LouderMoE with a forward() of its own",
     "sides": "data x expert x tensor = 2 x 3 x 1 is 6 ranks, and there are 4",
     "hidden": "hidden width of the experts=15 cannot be cut into 2 equal parts",
     "tensor state": "load what this rank has saved",

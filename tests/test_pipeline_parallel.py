@@ -49,6 +49,7 @@ from dlcourse.parallel.pipeline_simulation import message_time, simulate, valida
 from dlcourse.parallel.pipeline_stages import Stage, StageWorker, split_layers
 from dlcourse.peers import pipeline_parallel as torch_peer
 from dlcourse.training import loop
+from dlcourse.training.checkpointing.segments import checkpoint_blocks
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -743,6 +744,13 @@ def test_what_ranks_refuse_they_all_refuse(run):
         assert "a batch of 6 sequences does not divide into 4 micro-batches" in messages[3]
 
 
+class SoftGPT(GPT):
+    """With a forward of its own: stages would not have it."""
+
+    def forward(self, tokens_BT, targets_BT=None):
+        return super().forward(tokens_BT, targets_BT).tanh()
+
+
 def wrong_batches_and_models():
     """What each refusal says, one after the other: no rank may wait for another."""
     config = GPTConfig(n_layer=4, **SMALL)
@@ -760,6 +768,12 @@ def wrong_batches_and_models():
     shared = GPT(config)
     shared.blocks[3].mlp.up = shared.blocks[0].mlp.up
     calls.append(lambda: PipelineParallel(shared, gpipe(4, 4)))
+    norm, wrapped, hooked = (GPT(config) for _ in range(3))
+    norm.blocks[0].attention_norm = norm.norm
+    checkpoint_blocks(wrapped, [2, 2])
+    hooked.register_forward_hook(lambda *_: None)
+    for model in (norm, wrapped, hooked, SoftGPT(config)):
+        calls.append(lambda model=model: PipelineParallel(model, gpipe(4, 4)))
     found = []
     for call in calls:
         try:
@@ -776,9 +790,47 @@ def test_wrong_batches_and_models_are_refused_in_every_rank(run):
     wanted += ["9 tokens does not fit block_size=8", "(4, 7)", "targets has type torch.int32"]
     wanted += ["tokens has type torch.float32", "a batch of 0", "max_norm=1.0"]
     wanted += ["scale_grad_by_freq=True", "sparse=True", "blocks.3.mlp.up.weight is used in stages"]
+    wanted += ["blocks.0.attention_norm.weight is used in stages", "blocks has 2 entries"]
+    wanted += ["GPT with hooks", "SoftGPT with a forward() of its own"]
     for messages in run(wrong_batches_and_models):
         for message, words in zip(messages, wanted, strict=True):
             assert words in message
+
+
+class Standardized(torch.nn.Linear):
+    """Computes its weight from another: not the product that B and W divide."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
+
+
+def steps_with_standardized(schedule):
+    """Losses of two steps of a model, in a pipeline or, without a schedule, in one process."""
+    gpt = GPT(GPTConfig(n_layer=4, **SMALL)).double()
+    for block in gpt.blocks:
+        whole = block.mlp.up
+        block.mlp.up = Standardized(whole.in_features, whole.out_features).double()
+        block.mlp.up.load_state_dict(whole.state_dict())
+    model = PipelineParallel(gpt, schedule) if schedule else gpt
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    tokens, losses = torch.arange(32).view(4, 8), []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = model.step(tokens, tokens) if schedule else model(tokens, tokens)
+        if not schedule:
+            loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@on_ranks(4)
+@pytest.mark.parametrize("schedule", [one_f_one_b(4, 4), zb_h1(4, 4)], ids=lambda s: s.name)
+def test_a_layer_with_a_forward_of_its_own_is_not_divided(run, schedule):
+    """In float64 equal but for the order of sums; the layer's own forward was dropped by zb_h1."""
+    assert run(steps_with_standardized, schedule)[3] == pytest.approx(
+        steps_with_standardized(None), abs=1e-12
+    )
 
 
 FAKE = """

@@ -924,6 +924,10 @@ def test_a_tied_matrix_at_both_ends_is_refused():
     config = replace(SMALL, tie_embeddings=True)
     with pytest.raises(ValueError, match="would be on two devices"):
         LayersOverDevices(GPT(config), [1, config.n_layer - 1], ["cpu", "cpu"])
+    shared = GPT(SMALL)
+    shared.blocks[1] = shared.blocks[0]
+    with pytest.raises(ValueError, match="is used in stages 0 and 1 too"):
+        LayersOverDevices(shared, [1, config.n_layer - 1], ["cpu", "cpu"])
     alone, one = GPT(config), LayersOverDevices(GPT(config), [config.n_layer], ["cpu"])
     tokens = torch.arange(16).view(2, 8)
     for model in (alone, one):

@@ -14,11 +14,15 @@ from dlcourse.collectives.compat import all_gather_single
 from dlcourse.collectives.p2p import Group
 from dlcourse.models.moe import MoE, Routing
 from dlcourse.parallel.divisibility import check_expert_parallel
+from dlcourse.parallel.known_code import check_known
 from dlcourse.parallel.sendable import check_same_everywhere
 
 
 def check_model(model: nn.Module, process_group: Group, batch_group: Group) -> None:
     """Raise a ``ValueError`` in every rank where one of them cannot divide its experts."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, MoE):
+            check_known(layer, MoE, name, "expert_parallel builds it anew")
     if any(isinstance(parameter, FakeTensor) for parameter in model.parameters()):
         why = why_not_divided(model, process_group, batch_group)
         if why:

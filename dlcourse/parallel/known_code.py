@@ -40,7 +40,7 @@ def _changed(module: nn.Module, known: type[nn.Module]) -> str:
         if owner is known:
             break
         own = [n for n, value in vars(owner).items() if callable(value) and hasattr(known, n)]
-        if replaced := sorted(set(own) - {"__init__", "extra_repr", "__repr__"}):
+        if replaced := sorted(set(own) - {"__init__", "init_weights", "extra_repr", "__repr__"}):
             return f"with a {replaced[0]}() of its own"
     if "forward" in vars(module):
         return "with a forward() of its own"

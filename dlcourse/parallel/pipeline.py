@@ -19,6 +19,7 @@ from dlcourse.corpus import Corpus
 from dlcourse.models.gpt import GPT
 from dlcourse.models.targets import check_batch, shares
 from dlcourse.parallel.loop import run_steps
+from dlcourse.parallel.pipeline_checks import check_stages
 from dlcourse.parallel.pipeline_messages import Mailbox
 from dlcourse.parallel.pipeline_schedules import Action, Schedule
 from dlcourse.parallel.pipeline_simulation import Gantt, validate
@@ -26,7 +27,6 @@ from dlcourse.parallel.pipeline_stages import (
     Sleeper,
     Stage,
     StageWorker,
-    check_shared,
     is_tied,
     split_layers,
 )
@@ -128,7 +128,7 @@ class PipelineParallel(nn.Module):
         check_schedule(schedule, dist.get_world_size(process_group), model.config.n_layer)
         layers = split_layers(model.config.n_layer, schedule.num_stages)
         check_embedding(model.token_embedding)
-        check_shared(model, layers)
+        check_stages(model, layers)
         self.is_tied = is_tied(model)
         broadcast_module(model, process_group=process_group)
         rank = dist.get_rank(process_group)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,19 +38,6 @@ def split_layers(num_layers: int, num_stages: int) -> list[range]:
 def is_tied(model: GPT) -> bool:
     """Whether embedding and output layer are one matrix, by the configuration or by hand."""
     return model.head.weight is model.token_embedding.weight
-
-
-def check_shared(model: GPT, layers: Sequence[range]) -> None:
-    """Refuse what several stages would train each for itself: ValueError."""
-    owner: dict[nn.Parameter, int] = {}
-    for stage, numbers in enumerate(layers):
-        for i in numbers:
-            for name, parameter in model.blocks[i].named_parameters():
-                if owner.setdefault(parameter, stage) != stage:
-                    raise ValueError(
-                        f"blocks.{i}.{name} is used in stages {owner[parameter]} and {stage} too, "
-                        "and each would train a copy: give every layer a matrix of its own"
-                    )
 
 
 class Stage(nn.Module):
@@ -110,7 +97,7 @@ class StageWorker:
         self.waiting: dict[int, list[tuple[nn.Parameter, Tensor, Tensor]]] = {}  # B → W
         self.notes = Notes()
         for layer in module.modules() if splits else ():
-            if isinstance(layer, nn.Linear) and layer.weight.requires_grad:
+            if isinstance(layer, nn.Linear) and computes_as_linear(layer):
                 forward = linear_in_two(layer, self.notes)
                 layer.forward = forward  # type: ignore[method-assign, assignment]
 
@@ -149,6 +136,17 @@ class StageWorker:
         """Free what a step that failed has kept."""
         self.kept.clear()
         self.waiting.clear()
+
+
+def computes_as_linear(layer: nn.Linear) -> bool:
+    """Whether its output is ``F.linear`` of a matrix that it trains.
+
+    Not so with a forward of a subclass's own, or a weight that is computed from others: such a
+    layer does all of its work in B.
+    """
+    plain = type(layer).forward is nn.Linear.forward and "forward" not in vars(layer)
+    weight = layer._parameters.get("weight")
+    return plain and weight is not None and weight.requires_grad
 
 
 class Notes:

@@ -24,17 +24,19 @@ from torch import Tensor, nn
 from dlcourse.collectives.p2p import irecv, isend
 from dlcourse.formulas.devices import layer_ranges
 from dlcourse.models.gpt import GPT
+from dlcourse.parallel.pipeline_checks import check_stages
 from dlcourse.parallel.pipeline_schedules import Action
 from dlcourse.parallel.pipeline_stages import Stage, is_tied
 
 
-def check_ends(model: GPT, sizes: Sequence[int]) -> None:
-    """Refuse a matrix that the first device and the last would train each for itself."""
+def check_parts(model: GPT, sizes: Sequence[int]) -> None:
+    """Refuse what two devices would train each for itself, or what their parts do not compute."""
     if len(sizes) > 1 and is_tied(model):
         raise ValueError(
             "embedding and output layer are one matrix (tie_embeddings), and would be on two "
             "devices: untie them, or give one device"
         )
+    check_stages(model, layer_ranges(model.config.n_layer, sizes))
 
 
 class LayersOverDevices(nn.Module):
@@ -50,7 +52,7 @@ class LayersOverDevices(nn.Module):
         super().__init__()
         if len(sizes) != len(devices):
             raise ValueError(f"{len(sizes)} sizes for {len(devices)} devices: give one each")
-        check_ends(model, sizes)
+        check_parts(model, sizes)
         ranges = layer_ranges(model.config.n_layer, sizes)
         self.devices = [torch.device(device) for device in devices]
         self.stages = nn.ModuleList(
@@ -83,7 +85,7 @@ class LayersOverRanks(nn.Module):
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         if len(sizes) != self.world_size:
             raise ValueError(f"{len(sizes)} sizes for {self.world_size} ranks: give one each")
-        check_ends(model, sizes)
+        check_parts(model, sizes)
         self.stage = Stage(model, layer_ranges(model.config.n_layer, sizes)[self.rank])
         self.spans: list[tuple[float, float, Action]] = []  # work of the last step, in seconds
 
@@ -98,7 +100,12 @@ class LayersOverRanks(nn.Module):
 
         Returns:
             The mean loss in the last rank, 0 in the others.
+
+        Raises:
+            RuntimeError: in ``torch.no_grad()``.
         """
+        if not torch.is_grad_enabled():
+            raise RuntimeError("step() goes back through the layers: call it outside no_grad()")
         before, after = self.rank - 1, self.rank + 1
         x, self.spans = tokens_BT, []
         if not self.stage.is_first:
@@ -115,7 +122,8 @@ class LayersOverRanks(nn.Module):
             grad = torch.empty_like(y)
             irecv(grad, after).wait()
         start = self.now()
-        y.backward(grad)
+        if y.requires_grad:  # all of these layers may be frozen
+            y.backward(grad)
         self.spans.append((start, self.now(), Action("BW", 0, 0)))
         if not self.stage.is_first:
             isend(x.grad, before).wait()
