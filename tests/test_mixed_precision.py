@@ -31,6 +31,7 @@ from dlcourse.formulas.recipe import PRECISIONS as WAYS
 from dlcourse.formulas.states import state_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.tensor import tensor_parallel
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero2 import ZeRO2
 from dlcourse.parallel.zero3 import ZeRO3
@@ -395,6 +396,28 @@ def one_bad_rank(shared):
 def test_ranks_with_shards_skip_together(two):
     assert two(one_bad_rank, True) == [(False, 512.0)] * 2
     assert two(one_bad_rank, False) == [(True, 1024.0), (False, 512.0)]
+
+
+def scalers_over_parts():
+    """What scalers that ask no other rank say of parts of a model; and one that asks."""
+    found = []
+    for kind in ("tensor", "zero"):
+        model = tensor_parallel(GPT(SMALL)) if kind == "tensor" else ZeRO1(GPT(SMALL))
+        optimizer = torch.optim.SGD(model.shards if kind == "zero" else model.parameters())
+        for scaler in (LossScaler(), torch.amp.GradScaler("cpu")):
+            try:
+                mixed_step(model, batch(), optimizer, scaler=scaler)
+                found.append("")
+            except ValueError as error:
+                found.append(str(error))
+    optimizer.zero_grad()
+    return found, LossScaler(process_group=dist.group.WORLD).step(optimizer)
+
+
+def test_parts_of_a_model_need_a_scaler_that_asks_the_other_ranks(two):
+    for messages, stepped in two(scalers_over_parts):
+        assert [m.startswith("optimizer updates this rank's part") for m in messages] == [True] * 4
+        assert stepped
 
 
 # --- Training -----------------------------------------------------------------------------------

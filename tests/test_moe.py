@@ -264,6 +264,12 @@ def test_the_loop_refuses_a_capacity_that_it_would_ignore():
 
 
 @pytest.mark.parametrize("cls", [MoE, LoopedMoE])
+def test_a_token_without_rows_is_refused(cls):
+    with pytest.raises(ValueError, match=r"x has shape \(\d+,\): give rows of tokens"):
+        layer(cls)(torch.randn(C))
+
+
+@pytest.mark.parametrize("cls", [MoE, LoopedMoE])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_scores_that_are_not_finite_are_named(value, cls):
     moe = layer(cls, dtype=torch.float32, name="layer 3")

@@ -27,7 +27,7 @@ from dlcourse import Ranks
 from dlcourse.corpus import Corpus
 from dlcourse.formulas.traffic import block_bytes, pair_crossings, wire_bytes
 from dlcourse.measure.recorder import Recorder
-from dlcourse.models.gpt import GPT, MLP, GPTConfig
+from dlcourse.models.gpt import GPT, MLP, Attention, Block, GPTConfig
 from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.data import NaiveDataParallel
 from dlcourse.parallel.divisibility import check_tensor_parallel, equal_part, padded_size
@@ -817,6 +817,129 @@ def test_a_matrix_that_layers_share_is_refused(run):
     for message, untouched in run(share_between_layers):
         assert "a matrix that several attentions or MLPs share" in message
         assert untouched
+
+
+class SoftGPT(GPT):
+    def forward(self, tokens_BT, targets_BT=None):
+        return 3 * torch.tanh(super().forward(tokens_BT) / 3)
+
+
+class ScaledEmbedding(nn.Embedding):
+    def forward(self, tokens):
+        return super().forward(tokens) * 4
+
+
+class LoRA(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + x.sum()
+
+
+class ScaledAttention(Attention):
+    def forward(self, x_BTC, scale=2.0):
+        return super().forward(x_BTC) * scale
+
+
+class ShiftedBlock(Block):
+    def forward(self, x_BTC):
+        return super().forward(x_BTC.roll(1, dims=1))
+
+
+def change(gpt, what):
+    block, width = gpt.blocks[0], gpt.config.n_embd
+    if what == "hook":
+        gpt.register_forward_hook(lambda module, args, out: 2 * out)
+    elif what == "embedding":
+        gpt.token_embedding = ScaledEmbedding(gpt.config.vocab_size, width)
+    elif what == "positions":
+        gpt.position_embedding.weight = gpt.token_embedding.weight
+    elif what == "linear":
+        block.mlp.up = LoRA(width, 4 * width)
+    elif what == "weight_norm":
+        nn.utils.parametrizations.weight_norm(block.attention.q)
+    elif what == "sequential":
+        block.mlp.down = nn.Sequential(block.mlp.down)
+    elif what == "attention":
+        block.attention = ScaledAttention(gpt.config)
+    elif what == "twice":
+        block.attention.k.weight = block.attention.q.weight
+    elif what == "dropout":
+        block.mlp_norm = nn.Sequential(block.mlp_norm, nn.Dropout(0.5))
+    elif what == "block":
+        gpt.blocks[0] = ShiftedBlock(gpt.config)
+    elif what == "norm":
+        gpt.norm = nn.Sequential(gpt.norm)
+    elif what == "max_norm":
+        gpt.position_embedding.max_norm = 1.0
+
+
+def refused_changes():
+    """What each kind of cut says to each change, and whether the model is untouched then."""
+    found = {}
+    for kind in ("tensor", "sequence", "blocks"):
+        for what in REFUSED:
+            gpt = (SoftGPT if what == "class" else GPT)(GPTConfig(**SMALL, vocab_size=16))
+            change(gpt, what)
+            try:
+                cut_as(kind, gpt)
+                found[kind, what] = ""
+            except ValueError as error:
+                whole = not any(hasattr(layer, "cut") for layer in gpt.modules())
+                found[kind, what] = str(error) if whole else "cut in part"
+    return found
+
+
+VOCABULARY, STREAM_ONLY = ("tensor", "sequence"), ("sequence",)
+ALL = ("tensor", "sequence", "blocks")
+REFUSED = {
+    "class": (VOCABULARY, "model is a SoftGPT with a forward() of its own"),
+    "hook": (VOCABULARY, "model is a GPT with hooks"),
+    "embedding": (VOCABULARY, "token_embedding is a ScaledEmbedding with a forward()"),
+    "positions": (VOCABULARY, "position_embedding shares its matrix with the token embedding"),
+    "linear": (ALL, "blocks.0.mlp.up is a LoRA with a forward() of its own"),
+    "weight_norm": (ALL, "blocks.0.attention.q is a ParametrizedLinear with a parametrized weight"),
+    "sequential": (ALL, "blocks.0.mlp.down is a Sequential and no Linear"),
+    "attention": (ALL, "blocks.0.attention is a ScaledAttention with a forward() of its own"),
+    "twice": (ALL, "a matrix that several attentions or MLPs share, or one of them has twice"),
+    "dropout": (ALL, "blocks.0.mlp_norm.1 is a Dropout with p=0.5"),
+    "block": (STREAM_ONLY, "blocks.0 is a ShiftedBlock with a forward() of its own"),
+    "norm": (STREAM_ONLY, "gpt has a Sequential, which would see only this rank's positions"),
+    "max_norm": (STREAM_ONLY, "embedding.max_norm=1.0"),
+}
+
+
+def test_what_a_cut_would_drop_or_split_is_refused(run_on_two):
+    for found in run_on_two(refused_changes):
+        for (kind, what), message in found.items():
+            kinds, part = REFUSED[what]
+            assert part in message if kind in kinds else not message, (kind, what, message)
+
+
+def test_layers_refuse_what_they_would_drop(run_on_two):
+    def refused():
+        linear, embedding = LoRA(4, 4), ScaledEmbedding(4, 4)
+        for call in (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding):
+            with pytest.raises(ValueError, match=f"{call.__name__} cuts it as"):
+                call(embedding if call is VocabParallelEmbedding else linear)
+
+    run_on_two(refused)
+
+
+def rms_norms_in_sequence_parallel():
+    alone, ours = (GPT(GPTConfig(**SMALL)).double() for _ in range(2))
+    for gpt in (alone, ours):
+        gpt.norm = nn.RMSNorm(32).double()
+        gpt.blocks[0].mlp_norm = nn.RMSNorm(32).double()
+    batch, model = Corpus(limit=9999).batch(0, block=16), sequence_parallel(ours)
+    for gpt in (alone, model):
+        gpt(*batch).backward()
+    model.sync_gradients()
+    names = ("norm.weight", "blocks.0.mlp_norm.weight")
+    grads = [[gpt.get_parameter(name).grad for name in names] for gpt in (model, alone)]
+    return apart(*grads)
+
+
+def test_other_norms_get_the_gradient_of_all_positions(run_on_two):
+    assert max(run_on_two(rms_norms_in_sequence_parallel)) < 1e-12
 
 
 def differentiate_twice():

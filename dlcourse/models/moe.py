@@ -95,6 +95,17 @@ class Router(nn.Module):
         self.bias_E += rate * (counts_E.float().mean() - counts_E).sign()
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """Tokens one under the other: (..., C) to (N, C).
+
+    Raises:
+        ValueError: one token without a dimension of rows.
+    """
+    if x.dim() < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}: give rows of tokens, as x[None] does")
+    return x.flatten(0, -2)
+
+
 def check_logits(logits_NE: Tensor, name: str) -> None:
     """Refuse scores that are not finite: with them no expert is the best.
 
@@ -239,7 +250,7 @@ class MoE(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        x_NC = x.flatten(0, -2)
+        x_NC = rows_of(x)
         self.routing = routing = self.router(x_NC)
         check_logits(routing.logits_NE, self.name)
         limit = None
@@ -270,7 +281,7 @@ class LoopedMoE(MoE):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        x_NC = x.flatten(0, -2)
+        x_NC = rows_of(x)
         self.routing = routing = self.router(x_NC)
         check_logits(routing.logits_NE, self.name)
         self.counts_E, self.num_dropped = routing.counts(), 0

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from dlcourse.collectives.p2p import Group
-from dlcourse.models.moe import MoE, Routing, capacity, combine, permute
+from dlcourse.models.moe import MoE, Routing, capacity, combine, permute, rows_of
 from dlcourse.parallel.expert_checks import check_model, gather_counts, refuse_wrappers
 from dlcourse.parallel.expert_state import DividedExperts
 from dlcourse.parallel.expert_trip import Exchange, Trip, torch_exchange
@@ -124,7 +124,7 @@ class ExpertParallel(DividedExperts):
 
     def forward(self, x: Tensor) -> Tensor:
         refuse_wrappers(self.experts, self.name)
-        x_NC = x.flatten(0, -2)
+        x_NC = rows_of(x)
         self.routing = routing = self.router(x_NC)
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):  # experts would round them: send half as much

@@ -9,6 +9,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+# Methods that no call comes through
+SETTING_UP = {"__init__", "init_weights", "reset_parameters", "extra_repr", "__repr__"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -40,7 +42,7 @@ def _changed(module: nn.Module, known: type[nn.Module]) -> str:
         if owner is known:
             break
         own = [n for n, value in vars(owner).items() if callable(value) and hasattr(known, n)]
-        if replaced := sorted(set(own) - {"__init__", "init_weights", "extra_repr", "__repr__"}):
+        if replaced := sorted(set(own) - SETTING_UP):
             return f"with a {replaced[0]}() of its own"
     if "forward" in vars(module):
         return "with a forward() of its own"

@@ -9,8 +9,11 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from dlcourse.collectives.p2p import Group
+
+PARTS = WeakTensorKeyDictionary()  # parameters of such layers, and the group that shares each
 
 
 class PartialLayer(nn.Module):

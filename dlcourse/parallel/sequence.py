@@ -28,11 +28,12 @@ from dlcourse.collectives import direct
 from dlcourse.collectives.buffers import views_like
 from dlcourse.collectives.compat import all_gather_single, reduce_scatter_single
 from dlcourse.collectives.p2p import Group
-from dlcourse.models.gpt import GPT, MLP, Attention
+from dlcourse.models.gpt import GPT
 from dlcourse.parallel.divisibility import check_tensor_parallel, equal_part
 from dlcourse.parallel.replicas import broadcast_module
-from dlcourse.parallel.tensor import TensorParallelGPT, check_whole
-from dlcourse.parallel.tensor_layers import RowParallelLinear
+from dlcourse.parallel.sendable import cut_parameters
+from dlcourse.parallel.tensor import TensorParallelGPT
+from dlcourse.parallel.tensor_checks import check_stream, check_vocabulary, check_whole
 
 
 def _joined(x_BSC: Tensor, group: Group) -> Tensor:
@@ -109,13 +110,8 @@ class SequenceParallelGPT(TensorParallelGPT):
 
     def whole_parameters(self) -> list[nn.Parameter]:
         """Those that every rank holds whole and uses for its own positions only."""
-        found = [*self.position_embedding.parameters()]
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                found += module.parameters()
-            elif isinstance(module, RowParallelLinear) and module.bias is not None:
-                found.append(module.bias)
-        return [parameter for parameter in found if parameter.requires_grad]
+        cut = cut_parameters(self)
+        return [p for p in self.parameters() if p.requires_grad and p not in cut]
 
     @torch.no_grad()
     def sync_gradients(self) -> None:
@@ -140,12 +136,7 @@ def sequence_parallel(gpt: GPT, process_group: Group | DeviceMesh = None) -> Seq
     size = dist.get_world_size(process_group)
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
     check_whole(gpt)
-    for block in gpt.blocks:
-        for layer in block.children():
-            if not isinstance(layer, Attention | MLP | nn.LayerNorm):
-                raise ValueError(
-                    f"gpt has a {type(layer).__name__}, which would see only this rank's positions "
-                    "and get only their gradients: take tensor_parallel for this architecture"
-                )
+    check_vocabulary(gpt)
+    check_stream(gpt)
     broadcast_module(gpt, process_group=process_group)
     return SequenceParallelGPT(gpt, process_group)

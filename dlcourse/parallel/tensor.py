@@ -11,7 +11,11 @@ Entering costs an all-reduce in backward, leaving one in forward: four for each 
     optimizer.step()                            # each rank updates what it holds
 
 To clip gradients take ``clip_grad_norm_`` of clipping.py: torch's would find another norm in each
-rank, and LayerNorms would drift apart.
+rank, and LayerNorms would drift apart. So do optimizers that look at a whole matrix or model, as
+LBFGS, Adafactor and Muon do: take one that treats each number for itself, such as SGD or AdamW.
+
+Nothing compares the ranks' tokens, which would take a message in every step. With other tokens the
+loss is nobody's; with batches of other shapes Gloo ends the process or waits.
 
 The layers are in tensor_layers.py, embedding and loss in tensor_vocabulary.py.
 Source: Shoeybi et al., "Megatron-LM", 2019, https://arxiv.org/abs/1909.08053, section 3.
@@ -33,6 +37,7 @@ from dlcourse.models.gpt import GPT, MLP, Attention
 from dlcourse.parallel.divisibility import check_tensor_parallel
 from dlcourse.parallel.loop import run_steps
 from dlcourse.parallel.replicas import broadcast_module, sync_gradients
+from dlcourse.parallel.tensor_checks import check_vocabulary, check_whole
 from dlcourse.parallel.tensor_layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -83,20 +88,6 @@ def parallel_attention(
     attention.register_forward_pre_hook(lambda module, args: (enter(args[0], process_group),))
 
 
-def check_whole(model: nn.Module) -> None:
-    """Raise a ``ValueError`` where ``model`` cannot be cut as if it were one process's."""
-    owner: dict[nn.Parameter, nn.Module] = {}
-    for layer in model.modules():
-        if hasattr(layer, "cut"):
-            raise ValueError("model has been cut before: make a new GPT and cut that")
-        for parameter in layer.parameters() if isinstance(layer, Attention | MLP) else ():
-            if owner.setdefault(parameter, layer) is not layer:
-                raise ValueError(
-                    "model has a matrix that several attentions or MLPs share, and cutting would "
-                    "give each its own: share the whole layer, or give each a copy"
-                )
-
-
 def parallel_blocks(
     model: Part,
     process_group: Group = None,
@@ -110,7 +101,8 @@ def parallel_blocks(
     pipeline stage for example. The ranks must hold equal models already.
 
     Raises:
-        ValueError: heads or width do not divide by the ranks, or ``model`` was cut before.
+        ValueError: heads or width do not divide by the ranks, ``model`` was cut before, or has a
+            layer that cannot be cut: a subclass with a forward of its own, hooks, dropout.
     """
     check_whole(model)
     layers = [module for module in model.modules() if isinstance(module, Attention | MLP)]
@@ -194,13 +186,16 @@ def tensor_parallel(
         vocabulary: cut embedding, output layer and loss too; else the blocks only.
 
     Raises:
-        ValueError: heads or width do not divide by the ranks, or ``gpt`` was cut before.
+        ValueError: heads or width do not divide by the ranks, ``gpt`` was cut before, or has a
+            layer that cannot be cut: a subclass with a forward of its own, hooks, dropout.
     """
     if isinstance(process_group, DeviceMesh):
         process_group = process_group.get_group()
     size = dist.get_world_size(process_group)
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
     check_whole(gpt)
+    if vocabulary:
+        check_vocabulary(gpt)
     broadcast_module(gpt, process_group=process_group)
     if vocabulary:
         return TensorParallelGPT(gpt, process_group)

@@ -26,7 +26,8 @@ from torch.autograd.function import once_differentiable
 
 from dlcourse.collectives.p2p import Group
 from dlcourse.parallel.divisibility import equal_part, padded_size
-from dlcourse.parallel.part_state import PartialLayer
+from dlcourse.parallel.known_code import check_known
+from dlcourse.parallel.part_state import PARTS, PartialLayer
 
 
 class _CopyTo(torch.autograd.Function):
@@ -106,7 +107,9 @@ def shard(
     shape[dim] = width
     piece = parameter.detach().new_zeros(shape)
     piece.narrow(dim, 0, mine.size(dim)).copy_(mine)
-    return nn.Parameter(piece, requires_grad=parameter.requires_grad)
+    part = nn.Parameter(piece, requires_grad=parameter.requires_grad)
+    PARTS[part] = group
+    return part
 
 
 class ColumnParallelLinear(PartialLayer):
@@ -120,7 +123,8 @@ class ColumnParallelLinear(PartialLayer):
         pad: outputs that do not divide get zeros at the end, else they are refused.
 
     Raises:
-        ValueError: the ranks cannot have equal parts of the outputs.
+        ValueError: the ranks cannot have equal parts of the outputs, or a layer that is more than
+            an ``nn.Linear``.
     """
 
     cut = ("weight", "bias")  # of these each rank has its own part
@@ -135,6 +139,7 @@ class ColumnParallelLinear(PartialLayer):
         pad: bool = False,
     ) -> None:
         super().__init__()
+        check_known(linear, nn.Linear, "linear", "ColumnParallelLinear cuts it")
         size = dist.get_world_size(process_group)
         self.process_group, self.enter, self.gather_output = process_group, enter, gather_output
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -160,7 +165,7 @@ class RowParallelLinear(PartialLayer):
         leave: what joins the summands.
 
     Raises:
-        ValueError: the ranks cannot have equal parts of the inputs.
+        ValueError: the ranks cannot have equal parts of the inputs; and as above.
     """
 
     cut = ("weight",)  # the bias is the same in all ranks
@@ -173,6 +178,7 @@ class RowParallelLinear(PartialLayer):
         leave: Callable[[Tensor, Group], Tensor] = reduce_from,
     ) -> None:
         super().__init__()
+        check_known(linear, nn.Linear, "linear", "RowParallelLinear cuts it")
         self.process_group, self.leave = process_group, leave
         self.in_features, self.out_features = linear.in_features, linear.out_features
         equal_part("in_features", self.in_features, dist.get_world_size(process_group))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dlcourse.collectives.p2p import Group
 from dlcourse.models.targets import IGNORED, check_range
 from dlcourse.parallel.divisibility import padded_size
+from dlcourse.parallel.known_code import check_known
 from dlcourse.parallel.part_state import PartialLayer
 from dlcourse.parallel.tensor_layers import reduce_from, shard
 
@@ -47,6 +48,7 @@ class VocabParallelEmbedding(PartialLayer):
         leave: Callable[[Tensor, Group], Tensor] = reduce_from,
     ) -> None:
         super().__init__()
+        check_known(embedding, nn.Embedding, "embedding", "VocabParallelEmbedding cuts it")
         check_embedding(embedding)
         self.process_group, self.leave = process_group, leave
         self.num_embeddings = embedding.num_embeddings

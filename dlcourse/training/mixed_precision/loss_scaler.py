@@ -27,6 +27,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dlcourse.training.mixed_precision.loss_scaler_checks import check_alone
+
 SMALLEST = 2.0**-126
 LARGEST = 2.0**127
 
@@ -83,8 +85,11 @@ class LossScaler:
 
         Raises:
             ValueError: a gradient is in float16; dividing there would make it 0 after all.
+                Or it updates parts of a model, and ``process_group`` is missing.
             RuntimeError: it was called before in this step.
         """
+        if self.process_group is None:
+            check_alone(optimizer)
         if optimizer in self.found_inf:
             raise RuntimeError("unscale_() was called before in this step: call update() first")
         grads = grads_of(optimizer)

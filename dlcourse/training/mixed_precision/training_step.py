@@ -21,6 +21,7 @@ from dlcourse.parallel.loop import run_steps
 from dlcourse.parallel.replicas import sync_gradients, sync_parameters
 from dlcourse.training.mixed_precision.autocast import Autocast
 from dlcourse.training.mixed_precision.loss_scaler import LossScaler
+from dlcourse.training.mixed_precision.loss_scaler_checks import check_alone
 from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
 from dlcourse.training.mixed_precision.support import check_precision
 
@@ -63,6 +64,8 @@ def mixed_step(
     Returns:
         The loss, a number without a graph.
     """
+    if isinstance(scaler, torch.amp.GradScaler):
+        check_alone(optimizer)  # ours does that itself
     optimizer.zero_grad()
     with autocast or nullcontext():
         loss = model(*batch)
