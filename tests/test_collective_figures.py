@@ -15,6 +15,7 @@ from dlcourse.figures.collectives import (
     show_cards,
     show_equal,
     show_here,
+    show_strategies,
 )
 from dlcourse.words.strings import set_language
 from dlcourse.words.units import human_seconds
@@ -68,3 +69,10 @@ def test_the_title_says_where_this_machine_beats_the_ring():
     found = rows(ring=[2, 2, 2], naive=[3, 1, 1], tree=[3, 3, 3])
     title = show_here(found).layout.title.text
     assert "naive at 2 of 3 sizes" in title and "the tree at 0 of 3 sizes" in title
+
+
+def test_bytes_of_the_strategies_are_called_what_they_are():
+    """Gloo's reduce-scatter sends an all-reduce, so these are not the bytes on the wire."""
+    set_language("en")
+    found = {"DDP": {"all_reduce": 2.0 * 2**20}, "FSDP2": {"reduce_scatter": 1.0 * 2**20}}
+    assert "in theory" in show_strategies(found).layout.xaxis.title.text

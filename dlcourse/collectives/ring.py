@@ -47,7 +47,7 @@ def ring_reduce_scatter(
     op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
     group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
-    """Reduce, and leave chunk r complete at rank r. Arguments as above.
+    """Reduce, and leave chunk r complete at rank r. Arguments as in `ring_all_reduce`.
 
     Works inside `tensor`: afterwards the other chunks hold half-made sums.
 
@@ -74,7 +74,10 @@ def ring_reduce_scatter(
 
 
 def ring_all_gather(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
-    """Chunk r of `tensor` comes from rank r, in every rank, in place. Arguments as above."""
+    """Chunk r of `tensor` comes from rank r, in every rank, in place.
+
+    Arguments as in `ring_all_reduce`.
+    """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     chunks = as_row(tensor, group).tensor_split(size)  # size x (n / p,)
     right, left = (rank + 1) % size, (rank - 1) % size

@@ -183,12 +183,12 @@ def show_library(rows: Rows) -> Table:
 
 
 def show_strategies(by_strategy: Mapping[str, Mapping[str, float]]) -> go.Figure:
-    """Bytes of each collective in one step of each strategy."""
+    """Bytes of each collective in one step of each strategy, by the algorithms."""
     found = {f"{k}: {op}": sent[op] for k, sent in by_strategy.items() for op in sent}
     return bars_figure(
         list(found),
         list(found.values()),
-        axis=t("collectives.axis.sent"),
+        axis=t("collectives.axis.sent_in_theory"),
         unit="bytes",
         colors=[CATEGORIES["communication"]] * len(found),
         title=t("collectives.strategy"),

@@ -18,9 +18,9 @@
 # 지금까지 쓰던 학습 스크립트는 GPU 한 개를 씁니다. 이제 GPU가 여덟 개인 서버를 받았습니다. 같은
 # 스크립트를 실행하면 일곱 개는 놀고 있습니다. 무엇을 바꿔야 할까요?
 #
-# 옵션 하나로는 안 됩니다. 스크립트를 **여덟 번 실행합니다.** 이렇게 뜬 프로세스
-# 하나하나를 랭크(rank)라고 하고, 랭크마다 GPU를 하나씩 맡습니다. 그런데 이대로라면 서로 모르는
-# 여덟 프로세스가 모델 여덟 개를 따로 학습할 뿐입니다. 어떻게 *하나*를 함께 학습할까요?
+# 옵션 하나를 켜거나 배치를 키운다고 될 일이 아닙니다. 스크립트를 **여덟 번 실행합니다.** 이렇게 뜬 프로세스
+# 하나하나를 랭크(rank)라고 하고, 랭크마다 GPU를 하나씩 맡습니다. 그런데 이대로라면 서로 모르는 여덟
+# 프로세스가 모델 여덟 개를 따로 학습할 뿐입니다. 어떻게 *하나*를 함께 학습할까요?
 #
 # 이 컴퓨터에 GPU가 없어도 됩니다. 랭크 네 개를 띄우고, 모델 하나를 함께 학습하게 하는 두 줄을 넣고, 그 비용을
 # 잽니다.
@@ -75,14 +75,14 @@ ranks
 # The box that appeared is the **panel**. It has a row for each rank: what the rank is doing, the
 # tensors it holds, and the bytes that it gave to others. Keep an eye on it while cells run.
 #
-# `%%ranks` in the first line sends a cell to all ranks. Ready there: `rank`, `world_size` (the
-# number of ranks), `device`, `torch`, `nn`, and `dist`, which is `torch.distributed`.
-# %% [markdown] lang="ko" en="1e6fdb79"
+# `%%ranks` in the first line sends a cell to all ranks. Ready there: `rank`, `world_size` (the number
+# of ranks), `device`, `torch`, `nn`, `F` (`torch.nn.functional`), and `dist` (`torch.distributed`).
+# %% [markdown] lang="ko" en="adc8806e"
 # 방금 나타난 상자가 **패널**입니다. 랭크마다 한 줄씩, 지금 무엇을 하는지, 텐서를 얼마나 들고 있는지, 다른
 # 랭크에 몇 바이트를 보냈는지 보여 줍니다. 셀이 실행되는 동안 지켜보세요.
 #
 # 첫 줄에 `%%ranks`를 쓰면 그 셀은 모든 랭크에서 실행됩니다. `rank`, `world_size`(랭크 수), `device`,
-# `torch`, `nn`, `dist`(`torch.distributed`)는 랭크에 미리 준비되어 있습니다.
+# `torch`, `nn`, `F`(`torch.nn.functional`), `dist`(`torch.distributed`)는 랭크에 미리 준비되어 있습니다.
 # %%
 # %%ranks
 rank, world_size
@@ -104,8 +104,8 @@ b
 # `%%ranks 1` ran in rank 1 alone. It still knew `a` from the cell before: variables stay in their
 # rank. `b` now exists in rank 1 and nowhere else.
 #
-# `ranks["a"]` brings a name's value from every rank into the notebook.
-# %% [markdown] lang="ko" en="6a9e3294"
+# `ranks["a"]` brings the value of `a` from every rank into the notebook.
+# %% [markdown] lang="ko" en="36a4e5cb"
 # `%%ranks 1`은 랭크 1에서만 실행됩니다. 앞 셀에서 만든 `a`를 그대로 쓸 수 있었습니다. 변수는 랭크 안에
 # 계속 남습니다. 그리고 `b`는 랭크 1에만 있습니다.
 #
@@ -163,9 +163,9 @@ total
 #
 # ## 모르던 넷이 하나가 되기까지
 #
-# 모델은 더 작을 수 없는 직선 $y = wx$이고 파라미터는 $w$ 하나입니다. 랭크마다 점을 여덟 개씩 가지고
-# 있는데 서로 맞지 않습니다. 랭크 0의 점은 $y = x$ 위에, 랭크 1의 점은 $y = 3x$ 위에 있고, 랭크 2와 3은
-# $5x$와 $7x$입니다. 이어지는 두 셀은 점을 만들고, 늘 보던 학습 코드에 두 줄을 더합니다.
+# 모델은 더 줄일 수 없을 만큼 작습니다. 직선 $y = wx$이고, 파라미터는 $w$ 하나입니다. 랭크마다 점을 여덟
+# 개씩 가지고 있는데 서로 맞지 않습니다. 랭크 0의 점은 $y = x$ 위에, 랭크 1의 점은 $y = 3x$ 위에 있고, 랭크
+# 2와 3은 $5x$와 $7x$입니다. 이어지는 두 셀은 점을 만들고, 늘 보던 학습 코드에 두 줄을 더합니다.
 # %%
 # %%ranks
 x = torch.linspace(0, 1, 8, device=device)
@@ -329,7 +329,8 @@ loss = sum(mine) / len(mine)
 mine
 # %% [markdown] lang="en"
 # Nobody waited for the rank that failed. Had the others been inside an `all_reduce`, they would have
-# waited for it without end. Lesson 01 makes that happen, and shows how to find out who is missing.
+# waited for a rank that never comes. In a training job that can be 10 to 30 minutes without a word,
+# until a time-out. Lesson 01 makes that happen, and shows how to find out who is missing.
 #
 # ## The map of the course
 #
@@ -343,9 +344,10 @@ mine
 # ```
 # Strategy and architecture are two questions, though people often mix them up. "Shall we take data
 # parallelism or a mixture of experts?" is like "by bus or in blue?".
-# %% [markdown] lang="ko" en="88ad21d0"
-# 실패한 랭크를 기다리는 랭크는 없었습니다. 만약 다른 랭크가 `all_reduce` 안에 있었다면 끝없이 기다렸을
-# 것입니다. 레슨 01에서 그 장면을 보고, 누가 오지 않았는지 찾는 법을 배웁니다.
+# %% [markdown] lang="ko" en="e7067cf7"
+# 실패한 랭크를 기다리는 랭크는 없었습니다. 만약 다른 랭크가 `all_reduce` 안에 있었다면 오지 않을 랭크를
+# 기다렸을 것입니다. 실제 학습 작업이라면 제한 시간이 될 때까지 10분에서 30분을 아무 소식 없이 기다리기도
+# 합니다. 레슨 01에서 그 장면을 보고, 누가 오지 않았는지 찾는 법을 배웁니다.
 #
 # ## 과정의 지도
 #
@@ -480,11 +482,12 @@ check("00.same_everywhere")
 # servers it has one network card of 50 GB/s [2], a ninth of that. The bytes that you count here become
 # time there, and it matters which rank sits where.
 #
-# Failures become ordinary, too: Llama 3 trained on 16,384 GPUs for 54 days, with 419 unexpected
-# failures, one every three hours [3].
+# Failures become ordinary, too: in 54 days of Llama 3's training on 16,384 GPUs there were 419
+# unexpected interruptions, one every three hours [3].
 #
-# `torchrun` tells each rank who it is through these variables. Your ranks have them too:
-# %% [markdown] lang="ko" en="181ac432"
+# `torchrun` tells each rank who it is (`RANK`; `LOCAL_RANK` within its server) and where all meet
+# (`MASTER_ADDR`). Your ranks have these variables too:
+# %% [markdown] lang="ko" en="d8982fa4"
 # ## GPU 클러스터에서는
 #
 # 랭크는 `torchrun --nproc-per-node 8`로 띄우고, 여전히 프로세스 하나가 GPU 하나를 맡습니다. 달라지는 것은
@@ -492,10 +495,11 @@ check("00.same_everywhere")
 # 네트워크 카드는 GPU마다 50 GB/s로[2] 9배 느립니다. 여기에서 센 바이트가 그곳에서는 시간이 되고, 어느 랭크가
 # 어디에 있는지가 중요해집니다.
 #
-# 고장도 흔한 일이 됩니다. Llama 3는 GPU 16,384개로 54일 동안 학습하면서 예상하지 못한 고장을 419번, 세 시간에 한
-# 번꼴로 겪었습니다[3].
+# 고장도 흔한 일이 됩니다. GPU 16,384개로 Llama 3를 학습하던 중의 54일 동안 예상하지 못한 중단이 419번, 세
+# 시간에 한 번꼴로 있었습니다[3].
 #
-# `torchrun`은 다음 환경 변수로 랭크에게 번호를 알려 줍니다. 지금 띄운 랭크에도 똑같이 있습니다.
+# `torchrun`은 환경 변수로 번호(`RANK`), 서버 안에서의 번호(`LOCAL_RANK`), 모일 주소(`MASTER_ADDR`)를 알려
+# 줍니다. 지금 띄운 랭크에도 같은 변수가 있습니다.
 # %%
 # %%ranks
 import os

@@ -68,9 +68,9 @@ f"{2 * (gpus - 1) * gradients / card:.1f} s"
 # | all | all, the sum | all-reduce |
 # | all | each a part of the sum | reduce-scatter |
 # | each a part | all, everything | all-gather |
-# | each a piece for each | each a piece of each | all-to-all |
+# | each: a piece for every rank | each: a piece from every rank | all-to-all |
 # | one | one | send, recv |
-# %% [markdown] lang="ko" en="9fea0e9c"
+# %% [markdown] lang="ko" en="26425821"
 # 학습 스텝마다 38초입니다. 15 GB가 랭크 0의 카드로 63번 들어오고 63번 나가는 동안 나머지는 거의 놉니다.
 # 이 레슨이 끝날 때는 같은 카드로 1초도 걸리지 않습니다.
 #
@@ -83,7 +83,7 @@ f"{2 * (gpus - 1) * gradients / card:.1f} s"
 # | 모두 | 모두, 합 | 올리듀스(all-reduce) |
 # | 모두 | 각자 합의 한 조각 | 리듀스스캐터(reduce-scatter) |
 # | 각자 한 조각 | 모두, 전체 | 올게더(all-gather) |
-# | 각자 상대별 조각 | 각자 상대의 조각 | 올투올(all-to-all) |
+# | 각자 상대마다 줄 조각 | 각자 상대마다 받은 조각 | 올투올(all-to-all) |
 # | 하나 | 하나 | 점대점 통신(send, recv) |
 # %%
 # %%ranks
@@ -125,17 +125,19 @@ show_pieces("halves", ranks["x"], reduce_scatter=ranks["scattered"], all_gather=
 # ## What an all-reduce costs
 #
 # Four ranks hold $S$ = 4 MiB each. **Predict** two numbers before you measure. How many bytes does
-# *rank 0* send in the naive way, where it gives the sum to all others? And how many would each rank
-# send if the work were shared fairly: a reduce-scatter, then an all-gather?
-# %% [markdown] lang="ko" en="ebbb16ea"
+# *rank 0* send in the naive way, where it gives the sum to all others? And how many does each rank
+# send if the work is shared fairly, by a reduce-scatter and then an all-gather? (Lesson 00 measured
+# it. This time derive it: how many pieces does each half send?)
+# %% [markdown] lang="ko" en="96a9b5d5"
 # 마지막 정사각형은 올리듀스의 결과와 같습니다. **리듀스스캐터 + 올게더 = 올리듀스**입니다. 이 한 줄을 기억해 두세요.
 # 링도, ZeRO도, FSDP도 여기에서 나옵니다.
 #
 # ## 올리듀스의 비용
 #
-# 랭크 네 개가 저마다 $S$ = 4 MiB를 들고 있습니다. 재기 전에 두 가지를 **예측해 보세요.** 랭크 0이 합을 모두에게 돌려주는
-# 맨 처음 방법(naive)에서 *랭크 0*은 몇 바이트를 보낼까요? 리듀스스캐터와 올게더로 일을 공평하게 나누면 랭크마다 몇
-# 바이트를 보낼까요?
+# 랭크 네 개가 저마다 $S$ = 4 MiB를 들고 있습니다. 재기 전에 두 가지를 **예측해 보세요.** 랭크 0이 합을
+# 모두에게 돌려주는 맨 처음 방법(naive)에서 *랭크 0*은 몇 바이트를 보낼까요? 리듀스스캐터와 올게더로 일을
+# 공평하게 나누면 랭크마다 몇 바이트를 보낼까요? (레슨 00에서 잰 값입니다. 이번에는 양쪽에서 조각을 몇 개씩
+# 보내는지 세어 구해 보세요.)
 # %%
 predict("01.naive")
 predict("01.ring")
@@ -291,8 +293,9 @@ show_equal(ranks["errors"], ranks["tolerance"][0], ranks["sums"])
 # | tree | $2\log_2 p$ | $2\log_2 p \cdot S$ |
 # | direct | 2 | $2\frac{p-1}{p}S$ |
 #
-# Move both sliders. Where does the ring overtake the tree, and what do more ranks do?
-# %% [markdown] lang="ko" en="a7e93cb8"
+# The sliders' network has α = 5 µs and moves 50 GB a second. Move both sliders. Where does the ring
+# overtake the tree, and what do more ranks do?
+# %% [markdown] lang="ko" en="e58849b9"
 # 학습에는 둘째 줄이 꼭 필요합니다. 랭크마다 합이 조금이라도 다르면 복제본이 어긋나기 시작합니다. `direct`는 새로 나온 방법으로, 모든
 # 상대에게 그 몫을 한꺼번에 보냅니다. 두 라운드면 되고 바이트는 링과 같지만, 연결 $p-1$개를 동시에 씁니다.
 #
@@ -306,7 +309,8 @@ show_equal(ranks["errors"], ranks["tolerance"][0], ranks["sums"])
 # | 트리 | $2\log_2 p$ | $2\log_2 p \cdot S$ |
 # | direct | 2 | $2\frac{p-1}{p}S$ |
 #
-# 슬라이더 두 개를 움직여 보세요. 링은 어디에서 트리를 앞지르고, 랭크가 늘면 어떻게 될까요?
+# 슬라이더의 네트워크는 α가 5 µs이고 1초에 50 GB를 나릅니다. 슬라이더 두 개를 움직여 보세요. 링은 어디에서
+# 트리를 앞지르고, 랭크가 늘면 어떻게 될까요?
 # %%
 explore(
     ring_tree_direct,
@@ -359,21 +363,23 @@ compare("01.small", ratio(took, 400, "ring", "tree"))
 compare("01.large", ratio(took, 128_000, "tree", "ring"))
 show_imposed(took, num_ranks)
 # %% [markdown] lang="en"
-# On the right the ring wins: at 128 kB it takes about half of the tree's time, and a third of the
-# naive one's. On the left rounds decide, and the tree beats the ring.
+# On the right the ring beats the tree: at 128 kB it takes about half of its time, and a third of
+# naive's. (`direct` is faster still: as few bytes, fewer rounds, and only four ranks.) On the left
+# rounds decide, and the tree beats the ring.
 #
-# One set of points lies *below* its line: naive, at small sizes. The model lets its $2(p-1)$ messages wait
-# for one another, but their latencies overlap: all arrive at rank 0 after one α, and the sums leave
-# together. So naive is two hops there, and only its bytes are bad.
+# One set of points lies *below* its line, by about 40 ms at every size: naive's. The model lets its
+# $2(p-1)$ messages wait for one another, but their latencies overlap: all arrive at rank 0 after one
+# α, and the sums leave together. So naive takes two α instead of six, and only its bytes are bad.
 #
 # Now without imposed times, on this machine as it is:
-# %% [markdown] lang="ko" en="e8839141"
-# 오른쪽에서는 링이 이깁니다. 128 kB에서 링은 트리의 절반쯤, naive의 3분의 1쯤 되는 시간에 끝납니다. 왼쪽에서는 라운드 수가
+# %% [markdown] lang="ko" en="ef08888d"
+# 오른쪽에서는 링이 트리를 이깁니다. 128 kB에서 링은 트리의 절반쯤, naive의 3분의 1쯤 되는 시간에 끝납니다.
+# (`direct`는 더 빠릅니다. 바이트는 링과 같고 라운드가 적은 데다 랭크가 넷뿐입니다.) 왼쪽에서는 라운드 수가
 # 시간을 정하고 트리가 링을 이깁니다.
 #
-# 작은 크기의 naive는 점이 선보다 *아래*에 있습니다. 모델은 메시지 $2(p-1)$개가 차례로 기다린다고 보지만, 실제로는 지연
-# 시간이 겹칩니다. 메시지는 모두 α 한 번 뒤에 랭크 0에 닿고, 합도 한꺼번에 떠납니다. 그러니 작은 텐서의 naive는 두 번 건너가면
-# 끝이고, 나쁜 것은 바이트뿐입니다.
+# naive만은 점이 선보다 *아래*에 있고, 어느 크기에서나 40 ms쯤 낮습니다. 모델은 메시지 $2(p-1)$개가 차례로
+# 기다린다고 보지만, 실제로는 지연 시간이 겹칩니다. 메시지는 모두 α 한 번 뒤에 랭크 0에 닿고, 합도 한꺼번에
+# 떠납니다. 그러니 naive에는 α가 여섯 번이 아니라 두 번만 들고, 나쁜 것은 바이트뿐입니다.
 #
 # 이번에는 시간을 정해 주지 않고 이 컴퓨터에서 그대로 재 봅니다.
 # %%
@@ -385,18 +391,20 @@ rows = measure(names, sizes, repeats=4, device=device)
 show_here(ranks["rows"][0])
 # %% [markdown] lang="en"
 # The title says where the ring loses here. Its advantage is hardly to be seen, since the model's
-# assumption, *a wire for each rank*, does not hold. (While other programs run, the points jump.)
-# All messages queue for the same few cores, and in total each way sends
-# the same $2(p-1)S$ bytes. What counts is how many messages there are and how often a rank has to be
-# woken. The ring has the most: 24 messages with four ranks, where tree and naive have 6.
+# assumption, *a wire for each rank*, does not hold. (While other programs run, the points jump.) All
+# messages queue for the same few cores, and in total each way sends the same $2(p-1)S$ bytes. What
+# counts is how many messages there are and how often a rank has to be woken. The ring and `direct`
+# have the most messages, 24 with four ranks, where tree and naive have 6; and the ring waits six
+# times, `direct` twice.
 #
 # So on one machine do not choose an algorithm for a cluster. Count bytes and rounds: they are the
 # same everywhere.
-# %% [markdown] lang="ko" en="67d0b1b1"
-# 링이 어디에서 지는지 제목에 있습니다. *랭크마다 링크가 따로 있다*는 모델의 가정이 맞지 않아서 링의 장점이 거의 보이지
-# 않습니다. (다른 프로그램이 돌면 점이 들쭉날쭉합니다.) 모든 메시지가 같은 코어 몇 개 앞에 줄을 서고, 보내는 양을 모두 더하면 어느 방법이든 $2(p-1)S$로 같습니다.
-# 남는 것은 메시지 수와 랭크를 깨우는 횟수인데, 링이 가장 많습니다. 랭크 네 개에서 링은 메시지가 24개, 트리와 naive는
-# 6개입니다.
+# %% [markdown] lang="ko" en="d5da73fd"
+# 링이 어디에서 지는지는 그림 제목에 나와 있습니다. *랭크마다 링크가 따로 있다*는 모델의 가정이 맞지 않아서
+# 링의 장점이 거의 보이지 않습니다. (다른 프로그램이 돌면 점이 들쭉날쭉합니다.) 모든 메시지가 같은 코어 몇
+# 개 앞에 줄을 서고, 보내는 양을 모두 더하면 어느 방법이든 $2(p-1)S$로 같습니다. 남는 것은 메시지 수와
+# 랭크를 깨우는 횟수입니다. 랭크 네 개에서 링과 `direct`는 메시지가 24개, 트리와 naive는 6개이고, 링은 여섯
+# 번, `direct`는 두 번 기다립니다.
 #
 # 그러니 클러스터에서 쓸 알고리즘을 컴퓨터 한 대에서 고르지 마세요. 바이트와 라운드 수를 세세요. 그것은 어디서나 같습니다.
 # %% [markdown] lang="en"
@@ -500,8 +508,9 @@ by_strategy["FSDP2"] = traffic(fully_shard(sharded, mesh=mesh), batch)
 # %%
 show_strategies(ranks["by_strategy"][0])
 # %% [markdown] lang="en"
-# FSDP2 pays 1.5 times the bytes: two all-gathers (forward and backward) and a reduce-scatter, three
-# halves instead of two. So "which collective matters?" depends on the strategy:
+# By the algorithms FSDP2 sends 1.5 times the bytes: two all-gathers (forward and backward) and a
+# reduce-scatter, three halves instead of two. (On Gloo, whose reduce-scatter is a whole all-reduce,
+# it is twice.) So "which collective matters?" depends on the strategy:
 #
 # ```mermaid
 # flowchart TD
@@ -512,9 +521,10 @@ show_strategies(ranks["by_strategy"][0])
 #   Q -->|experts: MoE| D[all-to-all<br>small and large]
 #   Q -->|stages: pipeline| E[send, recv]
 # ```
-# %% [markdown] lang="ko" en="a7abc58b"
-# FSDP2는 바이트를 1.5배 씁니다. 올게더 두 번(순전파, 역전파)과 리듀스스캐터 한 번이므로, 올리듀스의 절반이 둘이 아니라
-# 셋입니다. 어떤 집합 통신이 중요한지는 전략에 달려 있습니다.
+# %% [markdown] lang="ko" en="75beeefe"
+# 알고리즘대로라면 FSDP2는 바이트를 1.5배 보냅니다. 올게더 두 번(순전파, 역전파)과 리듀스스캐터 한 번이므로,
+# 올리듀스의 절반이 둘이 아니라 셋입니다. (Gloo에서는 리듀스스캐터가 사실은 올리듀스라서 두 배를 보냅니다.)
+# 어떤 집합 통신이 중요한지는 전략에 달려 있습니다.
 #
 # ```mermaid
 # flowchart TD
@@ -622,7 +632,8 @@ show_published()
 #
 # ## In five lines
 # 1. Reduce-scatter + all-gather = all-reduce.
-# 2. A ring sends $2\frac{p-1}{p}S$ a rank, whatever $p$ is; the naive way sends $(p-1)S$ from one.
+# 2. A ring sends $2\frac{p-1}{p}S$ a rank, under $2S$ however large $p$ is; the naive way sends
+# $(p-1)S$ from one.
 # 3. Time = rounds · α + bytes · β: trees for small tensors, rings for large ones.
 # 4. Count on the wire: Gloo's reduce-scatter is an all-reduce.
 # 5. A rank that never comes hangs all the others: look for *who is missing*.
@@ -631,14 +642,15 @@ show_published()
 #
 # Sources: [1] [Patarasu and Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002).
 # [2] [DGX H100](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
-# %% [markdown] lang="ko" en="a6486d82"
+# %% [markdown] lang="ko" en="d1801796"
 # α를 5 µs쯤으로 두면 세 기록이 모두 설명됩니다. 링을 썼다는 뜻입니다. (NCCL 2.4부터는
 # [트리](https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/)도 있고, 무엇을 쓸지
 # [스스로 고릅니다](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-algo).)
 #
 # ## 다섯 줄 요약
 # 1. 리듀스스캐터 + 올게더 = 올리듀스.
-# 2. 링은 $p$와 상관없이 랭크마다 $2\frac{p-1}{p}S$를 보내고, naive는 한 랭크가 $(p-1)S$를 보냅니다.
+# 2. 링은 랭크마다 $2\frac{p-1}{p}S$를 보내며 $p$가 아무리 커도 $2S$를 넘지 않습니다. naive는 한 랭크가
+# $(p-1)S$를 보냅니다.
 # 3. 시간 = 라운드 · α + 바이트 · β. 작은 텐서는 트리, 큰 텐서는 링.
 # 4. 실제로 오간 바이트를 세세요. Gloo의 리듀스스캐터는 올리듀스입니다.
 # 5. 한 랭크가 오지 않으면 모두 멈춥니다. *누가 없는지* 찾으세요.
@@ -726,8 +738,9 @@ show_bandwidth(ranks["rows"][0])
 # ### How long does a benchmark take?
 #
 # On a new cluster one times the collectives that the job will call, before it runs. Say nccl-tests,
-# from 8 B to 8 GiB, each size 5 + 20 times, in place and out of place, on a slow network of 10 GB/s:
-# %% [markdown] lang="ko" en="f155eb7f"
+# from 8 B to 8 GiB, each size 25 times (5 to warm up, 20 timed), once in place and once out of place,
+# on a slow network of 10 GB/s:
+# %% [markdown] lang="ko" en="8b2f8513"
 # 곡선이 아직 올라가고 있다면 링크의 속도에 이르지 못한 것입니다. α가 아직 섞여 있습니다. 누가 클러스터의 '대역폭'을 말하면
 # 메시지 크기부터 물어보세요.
 #

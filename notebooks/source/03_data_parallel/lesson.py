@@ -42,7 +42,7 @@ steps = 5
 # ```
 # %% [markdown] lang="ko" en="aece91f6"
 # 계획은 이렇습니다. 랭크(rank)마다 모델의 **복제본**과 배치의 **한 부분**을 갖습니다. 역전파가 끝나면
-# 그래디언트(gradient)를 모아 평균을 냅니다. 그다음 모두 똑같이 파라미터를 고칩니다.
+# 그래디언트(gradient)를 모아 평균을 냅니다. 그다음 모두 똑같이 파라미터를 갱신합니다.
 #
 # ```mermaid
 # flowchart LR
@@ -139,13 +139,13 @@ class Naive(nn.Module):
 # %% hidden=true source="dlcourse.parallel.data:NaiveDataParallel"
 
 # %% [markdown] lang="en"
-# **Predict.** The model has about 873 thousand parameters of 4 bytes. How many bytes does each of four
-# ranks send in one step? (Think of lesson 01: what does an all-reduce of $S$ bytes over $p$ ranks send?)
+# **Predict.** The model has 873,728 parameters of 4 bytes. How many bytes does each of four ranks
+# send in one step? (Think of lesson 01: what does an all-reduce of $S$ bytes over $p$ ranks send?)
 #
 # `train` is an ordinary loop: forward, backward, `model.sync_gradients()`, `optimizer.step()`. Linux
 # counts the bytes of each TCP connection, so one more exchange is measured between two readings.
-# %% [markdown] lang="ko" en="93956d65"
-# **예측해 보세요.** 파라미터는 약 87만 3천 개, 하나에 4바이트입니다. 랭크 네 개는 한 스텝에 저마다 몇 바이트를
+# %% [markdown] lang="ko" en="dffb2bd1"
+# **예측해 보세요.** 파라미터는 873,728개, 하나에 4바이트입니다. 랭크 네 개는 한 스텝에 저마다 몇 바이트를
 # 보낼까요? (레슨 01을 떠올려 보세요. 랭크 $p$개에서 $S$바이트를 올리듀스하면 얼마를 보냈나요?)
 #
 # `train`은 평범한 반복문입니다. 순전파, 역전파, `model.sync_gradients()`, `optimizer.step()` 순서입니다. 리눅스는
@@ -227,15 +227,16 @@ class Hooked(Naive):
             work.wait()
         self.works = []
 # %% [markdown] lang="en"
-# One thing is still wasteful: 57 messages, one a parameter, each of which costs a latency; most are
-# tiny. So neighbouring gradients go into one flat **bucket**, and a bucket leaves as soon as it is full.
-# A gradient becomes a *view* into its bucket, so the sum arrives where it is needed. Both ideas together
-# are `OverlappedDataParallel`, folded below. All three train the GPT:
-# %% [markdown] lang="ko" en="2036a465"
-# 아직 아까운 것이 있습니다. 메시지가 파라미터마다 하나씩 57개입니다. 대부분 아주 작은데, 하나하나 지연
-# 시간(latency)을 치릅니다. 그래서 이웃한 그래디언트를 평평한 **버킷**(bucket) 하나에 담고, 버킷이 차는 대로 보냅니다.
-# 그래디언트는 버킷의 *뷰*(view)가 되므로 합은 필요한 자리에 바로 도착합니다. 두 생각을 합친 것이 아래에 접어 둔
-# `OverlappedDataParallel`입니다. 셋 모두로 GPT를 학습합니다.
+# One thing is still wasteful: 57 all-reduces, one for each parameter; most are tiny, and each costs
+# the latencies of all its messages. So neighbouring gradients go into one flat **bucket**, and a
+# bucket leaves as soon as it is full. A gradient becomes a *view* into its bucket, so the sum arrives
+# where it is needed. Both ideas together are `OverlappedDataParallel`, folded below. All three train
+# the GPT:
+# %% [markdown] lang="ko" en="9a46b499"
+# 아직 낭비가 남아 있습니다. 올리듀스를 파라미터마다 한 번씩, 57번 합니다. 대부분 아주 작은데, 할 때마다
+# 지연 시간(latency)이 듭니다. 그래서 이웃한 그래디언트를 1차원 버퍼 하나, 곧 **버킷**(bucket)에 이어 담고,
+# 버킷이 차는 대로 보냅니다. 그래디언트는 버킷의 *뷰*(view)가 되므로 합은 필요한 자리에 바로 도착합니다. 두
+# 방법을 합친 것이 아래에 접어 둔 `OverlappedDataParallel`입니다. 셋 모두로 GPT를 학습합니다.
 # %% hidden=true source="dlcourse.parallel.data:BucketedDataParallel,OverlappedDataParallel"
 
 # %% hidden=true
@@ -249,19 +250,21 @@ losses = train(model, corpus, steps=steps, batch_size=2 * world_size)
 # %%
 show_steps({"Naive": naive, "Hooked": hooked, "Overlapped": overlapped})
 # %% [markdown] lang="en"
-# The order of events is what was wanted: messages now leave *under* backward. Do not trust the lengths.
-# Here four ranks share a few cores, which compute *and* send, so hiding gains next to nothing; a step
-# that is shorter has fewer messages, or was lucky.
+# The order of events is what was wanted: messages now leave *under* backward. Do not trust the
+# lengths of the bars. Here four ranks share a few cores, which compute *and* send, so hiding gains
+# next to nothing; a step that is shorter has fewer messages, or was lucky.
 #
-# So impose the times. Eight layers take 10 ms forward and 20 ms backward each; every rank has a card
-# that sends 1 MB/s and needs 2 ms a message. Processes, messages and their order stay real.
-# %% [markdown] lang="ko" en="f0f68827"
-# 사건의 순서는 바라던 대로입니다. 메시지가 역전파가 *끝나기 전에* 떠납니다. 하지만 막대의 길이는 믿지 마세요.
-# 여기서는 랭크 네 개가 코어 몇 개를 나눠 쓰며 계산도 하고 *보내기도* 해서, 숨겨도 얻는 것이 거의 없습니다. 짧은 스텝은
-# 메시지 수가 적거나 운이 좋았던 것입니다.
+# So impose the times. Eight layers take 10 ms forward and 20 ms backward each, and each has 12.5 kB
+# of gradients; every rank has a card that sends 1 MB/s and needs 2 ms a message. Processes, messages
+# and their order stay real.
+# %% [markdown] lang="ko" en="86404826"
+# 순서는 바라던 대로입니다. 메시지가 역전파가 *끝나기 전에* 떠납니다. 하지만 막대의 길이는 믿지 마세요.
+# 여기서는 랭크 네 개가 코어 몇 개를 나눠 쓰며 계산도 하고 *보내기도* 해서, 숨겨도 얻는 것이 거의 없습니다.
+# 짧은 스텝은 메시지 수가 적거나 운이 좋았던 것입니다.
 #
-# 그래서 시간을 정해 줍니다. 층 여덟 개가 저마다 순전파 10 ms, 역전파 20 ms이고, 랭크마다 1초에 1 MB를 보내며 메시지에
-# 2 ms가 드는 카드가 있습니다. 프로세스와 메시지, 그 순서는 진짜입니다.
+# 그래서 시간을 정해 줍니다. 층 여덟 개가 저마다 순전파 10 ms, 역전파 20 ms이고 그래디언트는 12.5 kB입니다.
+# 랭크마다 1초에 1 MB를 보내며 메시지에 2 ms가 드는 카드가 있습니다. 프로세스와 메시지, 그 순서는
+# 진짜입니다.
 # %% hidden=true
 # %%ranks --fast
 job = Job()
@@ -309,13 +312,15 @@ show_imposed(ranks["parts"][0])
 # hides nothing. `Hooked` hides over half of the messages' time. `Bucketed` pays it once, after
 # backward. `Overlapped`, with two layers a bucket, pays it four times and hides over half.
 #
-# **Predict** the best number of layers in a bucket: 1, 2, 4 or 8?
-# %% [markdown] lang="ko" en="3c116472"
-# 랭크 넷의 올리듀스는 이어지는 메시지 여섯 개, 곧 지연 시간 12 ms입니다. `Naive`는 이것을 여덟 번 치르고 아무것도 숨기지
-# 못합니다. `Hooked`는 통신 시간의 절반 넘게 숨깁니다. `Bucketed`는 한 번만 치르지만 역전파가 끝난 뒤입니다. 버킷마다 층 두
-# 개를 담은 `Overlapped`는 네 번 치르고 절반 넘게 숨깁니다.
+# The table has three sizes: one layer a bucket (`Hooked`), two, and all eight, but those without
+# hiding. **Predict** the best number of layers in a bucket: 1, 2, 4 or 8? Is four better than two?
+# %% [markdown] lang="ko" en="3bf9ac41"
+# 랭크 네 개가 올리듀스하면 메시지 여섯 번이 차례로 이어져 지연 시간만 12 ms가 듭니다. `Naive`에는 이것이
+# 여덟 번 들고 아무것도 숨기지 못합니다. `Hooked`는 통신 시간의 절반 넘게 숨깁니다. `Bucketed`에는 한 번만
+# 들지만 역전파가 끝난 뒤입니다. 버킷마다 층 두 개를 담은 `Overlapped`에는 네 번 들고 절반 넘게 숨깁니다.
 #
-# 가장 빠른 버킷은 층 몇 개일까요? 1, 2, 4, 8 가운데 **예측해 보세요.**
+# 표에는 버킷에 층 한 개(`Hooked`), 두 개, 여덟 개(`Bucketed`, 숨기지 않음)가 있습니다. 네 개면 두 개보다
+# 빠를까요? 1, 2, 4, 8 가운데 가장 빠른 것을 **예측해 보세요.**
 # %%
 predict("03.bucket")
 # %%
@@ -336,16 +341,17 @@ explore(overlap_of_buckets, layers_in_a_bucket=[1, 2, 3, 4, 6, 8], latency_ms=[0
 # %% [markdown] lang="en"
 # ## Four ranks against one
 #
-# How much sooner does it come? There are two ways to ask. **Strong scaling**: the same batch is divided,
-# so that each rank computes a quarter. **Weak scaling**: each rank gets a batch as large as the one rank
-# had. **Predict** the first, with the times above: how many times as fast are four ranks with a quarter
-# of the batch each?
-# %% [markdown] lang="ko" en="701c76f8"
+# How much sooner does it come? There are two ways to ask. **Strong scaling**: the same batch is
+# divided, so that each rank computes a quarter. **Weak scaling**: each rank gets a batch as large as
+# the one rank had. **Predict** the first, with the times above and two layers a bucket: how many
+# times as fast are four ranks with a quarter of the batch each?
+# %% [markdown] lang="ko" en="4cdf1290"
 # ## 랭크 하나 대 넷
 #
-# 얼마나 빨라질까요? 묻는 방법은 둘입니다. **강한 확장**(strong scaling)은 같은 배치를 나누어 랭크마다 4분의 1만
-# 계산합니다. **약한 확장**(weak scaling)은 랭크 하나가 쓰던 크기의 배치를 랭크마다 줍니다. 위와 같은 시간이라면, 배치의
-# 4분의 1씩 맡은 랭크 네 개는 하나보다 몇 배 빠를까요? 앞의 경우를 **예측해 보세요.**
+# 얼마나 빨라질까요? 묻는 방법은 둘입니다. **강한 확장**(strong scaling)은 같은 배치를 나누어 랭크마다 4분의
+# 1만 계산합니다. **약한 확장**(weak scaling)은 랭크 하나가 쓰던 크기의 배치를 랭크마다 줍니다. 먼저 강한
+# 확장을 **예측해 보세요.** 시간이 위와 같고 버킷에 층을 두 개씩 담을 때, 배치를 4분의 1씩 맡은 랭크 네 개는
+# 하나보다 몇 배 빠를까요?
 # %%
 predict("03.strong")
 # %% hidden=true
@@ -358,18 +364,20 @@ alone, with_more, strong = (max(ranks[name]) for name in ("alone", "with_more", 
 compare("03.strong", alone / strong)
 show_scaling(alone, with_more, strong, slowest[2], num_ranks)
 # %% [markdown] lang="en"
-# The same batch divided by four gains almost nothing here: the bytes do not depend on the batch, and a
-# short backward hides little. With four times the batch, four ranks read it about three times as fast as
-# one. Data parallelism wants enough computing for each byte: large batches, and a fast network.
+# The same batch divided by four gains almost nothing here: the bytes do not depend on the batch, and
+# a short backward hides little. With four times the batch, four ranks read it about three times as
+# fast as one. Data parallelism wants enough computing for each byte: large batches, and a fast
+# network. At that efficiency, about 75%, eight GPUs would need a day and a half for the nine days.
 #
 # ## Breaking it on purpose
 #
 # With gradient accumulation a step has several micro-batches, and only the last backward should
 # send. What if you forget to say so?
-# %% [markdown] lang="ko" en="939424c2"
-# 같은 배치를 넷으로 나누면 얻는 것이 거의 없습니다. 바이트는 배치와 상관없고, 짧아진 역전파는 많이 숨기지 못합니다.
-# 네 배 큰 배치라면 랭크 넷이 하나보다 세 배쯤 빨리 읽습니다. 데이터 병렬화가 이득을 보려면 바이트에 견줘 계산이
-# 넉넉해야 합니다. 곧 큰 배치와 빠른 네트워크입니다.
+# %% [markdown] lang="ko" en="36199332"
+# 같은 배치를 넷으로 나누면 얻는 것이 거의 없습니다. 바이트는 배치와 상관없고, 짧아진 역전파는 많이 숨기지
+# 못합니다. 네 배 큰 배치라면 랭크 넷이 하나보다 세 배쯤 빨리 읽습니다. 데이터 병렬화가 이득을 보려면
+# 바이트에 견줘 계산이 넉넉해야 합니다. 곧 큰 배치와 빠른 네트워크입니다. 그 효율(약 75%)이라면 GPU 한 개로
+# 9일 걸릴 학습이 여덟 개로 하루 반이면 끝납니다.
 #
 # ## 일부러 망가뜨리기
 #
@@ -385,10 +393,10 @@ def forgetful():
 
 forgetful()
 # %% [markdown] lang="en"
-# Ours refuses, and says what to do. DDP says nothing and sends twice. In both, the **forward** decides
-# whether the backward that follows sends. So `no_sync()` must be around the forward as well. Here are
-# two micro-batches in DDP, with different parts of them inside:
-# %% [markdown] lang="ko" en="a77ef973"
+# Ours refuses, and says what to do. DDP says nothing and sends twice. In both, the **forward**
+# decides whether the backward that follows sends. So `no_sync()` must be around the forward as well.
+# Here are two micro-batches in DDP, with different parts of them inside `no_sync()`:
+# %% [markdown] lang="ko" en="ff6348cd"
 # 우리 클래스는 거부하고, 어떻게 하라고 알려 줍니다. DDP는 아무 말 없이 두 번 보냅니다. 둘 다 뒤따르는 역전파에서
 # 보낼지 말지를 **순전파**에서 정합니다. 그래서 `no_sync()`는 순전파까지 감싸야 합니다. DDP에서 마이크로배치 두
 # 개를 놓고, 무엇을 안에 넣느냐에 따라 어떻게 되는지 보겠습니다.
@@ -420,21 +428,23 @@ for name, quiet in cases.items():
 # %%
 show_no_sync(sent, drifts)
 # %% [markdown] lang="en"
-# Row 2: the result is right, and twice the bytes are sent. Row 3: **nothing** is sent, every rank steps
-# by its own gradient, and the copies are no longer copies. In a real job you would see no error, only a
-# loss that ends a little too high. `replica_drift` finds it, and costs two all-reduces: call it now and then.
+# Row 2: the result is right, and twice the bytes are sent. Row 3: **nothing** is sent, every rank
+# steps by its own gradient, and the copies are no longer copies. In a real job you would see no
+# error, only a loss that ends a little too high. `replica_drift` finds it with two all-reduces of all
+# parameters in float64, four steps' worth of bytes: call it now and then.
 #
 # A second quiet trap: **unequal batches**. One rank has a single value, 4; another has 2, 2, 2. The mean of
 # the means is 3, the mean of all four is 2.5. Here rank $r$ gets $r + 1$ sequences; `loss_weight` counts
 # every token the same:
-# %% [markdown] lang="ko" en="eb912f99"
-# 둘째 줄은 결과는 맞지만 바이트를 두 배로 보냅니다. 셋째 줄은 **아무것도** 보내지 않습니다. 랭크마다 자기 그래디언트로
-# 나아가니 복제본은 더 이상 복제본이 아닙니다. 실제 작업이라면 오류 없이 손실만 조금 높게 끝날 것입니다.
-# `replica_drift`는 이를 찾아내고 올리듀스 두 번이면 되니, 가끔 부르세요.
+# %% [markdown] lang="ko" en="20a3121b"
+# 둘째 줄은 결과는 맞지만 바이트를 두 배로 보냅니다. 셋째 줄은 **아무것도** 보내지 않습니다. 랭크마다 자기
+# 그래디언트로 갱신하므로 복제본이 서로 달라집니다. 실제 작업이라면 오류 없이 손실만 조금 높게 끝날
+# 것입니다. `replica_drift`는 파라미터 전체를 float64로 두 번 올리듀스해 이를 찾아냅니다. 네 스텝만큼의
+# 바이트가 드니 가끔 부르세요.
 #
-# 조용한 함정이 하나 더 있습니다. **크기가 다른 배치**입니다. 한 랭크에 4 하나, 다른 랭크에 2, 2, 2가 있으면 평균의 평균은
-# 3이지만 네 값의 평균은 2.5입니다. 여기서는 랭크 $r$에 시퀀스를 $r + 1$개 줍니다. `loss_weight`는 모든 토큰을 똑같이
-# 셉니다.
+# 오류 없이 지나가는 함정이 하나 더 있습니다. **크기가 다른 배치**입니다. 한 랭크에 4 하나, 다른 랭크에 2,
+# 2, 2가 있으면 평균의 평균은 3이지만 네 값의 평균은 2.5입니다. 여기서는 랭크 $r$에 시퀀스를 $r + 1$개
+# 줍니다. `loss_weight`는 모든 토큰을 똑같이 셉니다.
 # %% hidden=true
 # %%ranks --fast
 def gradient(model, tokens, targets, weight=1.0):
@@ -498,13 +508,14 @@ losses = [ranks["our_losses"][0], ranks["their_losses"][0]]
 show_peers({"OverlappedDataParallel": ours, "DDP": theirs}, losses, race)
 # %% [markdown] lang="en"
 # Same loss, same bytes, same memory: you have read what DDP does. By default it keeps gradients
-# *beside* its buckets, not as views (`gradient_as_bucket_view`); the peak comes at the end of the
-# forward, before there are any. (Both columns also count what earlier cells left in the ranks: `Hooked`'s
-# model and gradients, and two flat gradients.) Times on a laptop are noisy.
+# *beside* its buckets, not as views (`gradient_as_bucket_view`), but the peak comes at the end of the
+# forward, before there are any gradients, so here it makes no difference. (Both columns also count
+# what earlier cells left in the ranks: `Hooked`'s model and gradients, and two flat gradients.) Times
+# on a laptop are noisy.
 #
 # Every rank keeps *all* parameters and *all* optimizer state, the same numbers in each. That waste
 # is lesson 06. How much of the usual sentence about data parallelism holds?
-# %% [markdown] lang="ko" en="1c097036"
+# %% [markdown] lang="ko" en="fee3d199"
 # 손실도, 바이트도, 메모리도 같습니다. DDP가 하는 일을 다 읽은 셈입니다. DDP의 기본값은 그래디언트를 뷰로
 # 두지 않고 버킷과 *따로* 둡니다(`gradient_as_bucket_view`). 다만 메모리는 그래디언트가 아직 없는 순전파
 # 끝에서 가장 많아 여기서는 차이가 없습니다. (두 열 모두 앞 셀이 랭크에 남긴 것, 곧 `Hooked`의 모델과 그래디언트, 이어 붙인
@@ -569,10 +580,11 @@ check("03.buckets")
 # Target: at least 60% of the bytes leave before backward has ended. The order of events is judged,
 # not the time, so a busy machine does not matter.
 # %% [markdown] lang="ko" en="dd1360f1"
-# **3. `03.overlap`** (15분). `Overlap`은 한 번 만들고, 스텝마다 순전파, 역전파, `finish()`를 차례로 부릅니다.
-# `buckets`에는 파라미터의 리스트가 역전파가 끝내는 순서대로 들어 있습니다. 버킷이 차면 훅에서 올리듀스를
-# 시작하되 기다리지는 마세요. `finish()` 뒤에는 모든 `.grad`가 평균이어야 합니다. 목표는 바이트의 60% 이상이
-# 역전파가 끝나기 전에 떠나는 것입니다. 시간이 아니라 사건의 순서로 판정하므로 컴퓨터가 바빠도 상관없습니다.
+# **3. `03.overlap`** (15분). `Overlap`은 한 번 만들고, 스텝마다 순전파, 역전파, `finish()`를 차례로
+# 부릅니다. `buckets`에는 파라미터의 리스트가 역전파가 끝내는 순서대로 들어 있습니다. 버킷이 차면 훅에서
+# 올리듀스를 시작하되 기다리지는 마세요. `finish()` 뒤에는 모든 `.grad`가 평균이어야 합니다. 목표는 바이트의
+# 60% 이상이 역전파가 끝나기 전에 떠나는 것입니다. 걸린 시간이 아니라 일어난 순서로 판정하므로 컴퓨터가
+# 바빠도 상관없습니다.
 # %% exercise="03.overlap"
 # %%ranks
 class Overlap:
@@ -636,7 +648,7 @@ check("03.find_the_bug")
 # |---|---|---|
 # | 백엔드 | Gloo, TCP | NCCL |
 # | 노드 안 | 루프백 | NVLink, 방향마다 450 GB/s [1] |
-# | 노드 사이 | – | GPU마다 카드 50 GB/s [2] |
+# | 노드 사이 | – | GPU마다 400 Gb/s 카드 하나: 50 GB/s [2] |
 # | 버킷 | 8층 중 2층 | DDP: 25 MiB, 처음은 1 MiB [3] |
 #
 # NCCL의 링은 카드마다 하나여서 카드 하나가 8분의 1을 나릅니다[4]. 발표된 값으로는, NCCL을 쓴 DDP에서 중첩(overlap)하면
@@ -648,7 +660,7 @@ show_cluster()
 # ## In five lines
 #
 # 1. Equal start, equal steps: broadcast once, then average every gradient.
-# 2. A rank sends $2\frac{p-1}{p}$ times the gradients, however many ranks there are.
+# 2. A rank sends $2\frac{p-1}{p}$ times the gradients: under twice, however many ranks there are.
 # 3. Buckets save latencies; hooks hide communication behind backward. Too small and too large both lose.
 # 4. Ranks that drift raise no error: check, and mind `no_sync()` and unequal batches.
 # 5. Every rank still holds everything. Lesson 06 (ZeRO) starts from that waste.
@@ -657,22 +669,22 @@ show_cluster()
 # [2] [DGX H100 guide](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
 # [3] [PyTorch DDP](https://docs.pytorch.org/docs/stable/notes/ddp.html) and its source.
 # [4] [NCCL 2.4](https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/).
-# [5] [Li et al., VLDB 2020](https://arxiv.org/abs/2006.15704).
+# [5] [Li et al., 2020](https://arxiv.org/abs/2006.15704).
 # [6] [Goyal et al., 2017](https://arxiv.org/abs/1706.02677).
-# %% [markdown] lang="ko" en="661d13a0"
+# %% [markdown] lang="ko" en="51cf228b"
 # ## 다섯 줄 요약
 #
 # 1. 같은 모델에서 출발합니다. 한 번 브로드캐스트하고, 스텝마다 그래디언트를 평균 냅니다.
-# 2. 랭크가 몇 개든 하나가 보내는 양은 그래디언트의 $2\frac{p-1}{p}$배입니다.
-# 3. 버킷은 지연 시간을 줄이고, 훅은 통신을 역전파와 겹칩니다. 버킷이 너무 작아도, 너무 커도 느립니다.
-# 4. 랭크가 어긋나도 오류는 없습니다. `no_sync()`와 크기가 다른 배치를 조심하세요.
-# 5. 랭크마다 여전히 모든 것을 들고 있습니다. 레슨 06(ZeRO)은 이 낭비에서 시작합니다.
+# 2. 랭크마다 그래디언트의 $2\frac{p-1}{p}$배를 보냅니다. 랭크가 몇 개든 두 배 미만입니다.
+# 3. 버킷은 지연 시간을 줄이고, 훅은 통신을 역전파와 겹칩니다. 버킷이 너무 작거나 크면 느립니다.
+# 4. 랭크가 어긋나도 오류는 없습니다. 가끔 확인하고, `no_sync()`와 크기가 다른 배치를 조심하세요.
+# 5. 랭크마다 여전히 모든 것이 있습니다. 레슨 06(ZeRO)은 이 낭비에서 시작합니다.
 #
 # 출처: [1] [NVIDIA H100](https://www.nvidia.com/en-us/data-center/h100/), 양방향 합계 900 GB/s.
 # [2] [DGX H100 안내서](https://docs.nvidia.com/dgx/dgxh100-user-guide/).
-# [3] [PyTorch DDP](https://docs.pytorch.org/docs/stable/notes/ddp.html)와 그 소스 코드.
+# [3] [PyTorch DDP](https://docs.pytorch.org/docs/stable/notes/ddp.html)와 소스 코드.
 # [4] [NCCL 2.4](https://developer.nvidia.com/blog/massively-scale-deep-learning-training-nccl-2-4/).
-# [5] [Li 외, VLDB 2020](https://arxiv.org/abs/2006.15704).
+# [5] [Li 외, 2020](https://arxiv.org/abs/2006.15704).
 # [6] [Goyal 외, 2017](https://arxiv.org/abs/1706.02677).
 # %%
 quiz()
