@@ -23,15 +23,16 @@ from dlcourse.formulas.states import CATEGORIES, state_bytes
 from dlcourse.plan import published
 from dlcourse.plan.calibrate import read_profile
 from dlcourse.plan.cluster import cluster_of, gpu_types, how_found
+from dlcourse.plan.cluster_size import with_gpus
 from dlcourse.plan.communication import all_reduce_seconds, gather_seconds
 from dlcourse.plan.hf_config import published_model, published_models, read_config
 from dlcourse.plan.job import STATE_BYTES, Job
 from dlcourse.plan.kernels import matrix_seconds
 from dlcourse.plan.launch import files
 from dlcourse.plan.layout_memory import layer_activations, memory, rank_memory
-from dlcourse.plan.layout_space import all_layouts
+from dlcourse.plan.layout_space import all_layouts, nearest_batch
 from dlcourse.plan.layout_time import hardware_flops, model_flops, step_seconds
-from dlcourse.plan.layouts import SCHEDULES, Layout, Layouts
+from dlcourse.plan.layouts import SCHEDULES, Layout, Layouts, stage_layers
 from dlcourse.plan.model_shape import active_numbers, gpt_shape, total_numbers
 from dlcourse.plan.planner import DoesNotFit, complexity, judge, plan
 from dlcourse.plan.regret import comparable, regret
@@ -507,6 +508,45 @@ def test_every_layout_divides():
 
 
 @pytest.mark.parametrize(
+    ("model", "gpus", "pipeline", "chunks"),
+    [
+        ("llama-3-405b", 16384, 16, 8),  # Llama 3: one layer a chunk, embedding and output as one
+        ("llama-3-405b", 16384, 16, 4),
+        ("gpt-3-175b", 64, 8, 12),  # Megatron's virtual pipeline of 12
+        ("deepseek-v3", 2048, 16, 1),  # 61 layers: the last stage has one
+    ],
+)
+def test_pipelines_of_published_runs_are_among_the_layouts(model, gpus, pipeline, chunks):
+    shape = published.gpt(model, 96, 12288, 96, 51200) if "gpt" in model else published_model(model)
+    cluster = cluster_of("h100", gpus=gpus)
+    job = Job(shape=shape, cluster=cluster, batch_tokens=2048 * 8192)
+    layouts = all_layouts(job)
+    assert np.any((layouts.pipeline == pipeline) & (layouts.chunks == chunks))
+    first, middle, last = stage_layers(job, layouts)
+    assert min(part.min() for part in (first, middle, last)) >= 1
+    two = layouts.pipeline > 1
+    assert np.all((first + middle * (layouts.pipeline - 2) + last)[two] == shape.layers)
+
+
+def test_no_layout_that_can_be_judged_is_faster_than_the_fastest():
+    job = job_of("llama-3-405b", 16384, batch_tokens=2048 * 8192, sequence=8192)
+    sides = dict(data=128, tensor=8, pipeline=16, stage=1)
+    given = judge(job, Layout(**sides, chunks=8, schedule="interleaved"))
+    answer = plan(job)
+    assert given.fits[0]
+    assert answer.seconds["total"][answer.fastest] <= given.seconds["total"][0]
+
+
+def test_another_cluster_has_the_nearest_batch_that_divides():
+    """405B on one node more: 2,049 sequences, not one for each of 16,392 GPUs."""
+    job = job_of("llama-3-405b", 16384, batch_tokens=2048 * 8192, sequence=8192)
+    assert with_gpus(job, 16392).sequences == 2049
+    assert with_gpus(job, 32768) == job_of(
+        "llama-3-405b", 32768, batch_tokens=2048 * 8192, sequence=8192
+    )
+
+
+@pytest.mark.parametrize(
     ("model", "gpu", "gpus"), [("llama-3-8b", "h100", 64), ("gpt2-large", "a100", 8)]
 )
 def test_the_answer_is_consistent(model, gpu, gpus):
@@ -583,7 +623,7 @@ def test_a_model_that_fits_nowhere():
         (lambda: Layout(pipeline=2, chunks=2), "chunks=2 with schedule='1f1b'"),
         (
             lambda: plan(job_of("gpt2-large", gpus=64, batch_tokens=7 * 1024, sequence=1024)),
-            "can be divided by no layout of 64 GPUs: the fewest data-parallel ranks are 4; give "
+            "can be divided by no layout of 64 GPUs: the fewest data-parallel ranks are 2; give "
             "8,192 tokens",
         ),
         (lambda: judge(job_of(gpus=64), Layout(data=8)), "are 8 GPUs: the cluster has 64"),
@@ -817,11 +857,9 @@ def test_a_little_more_is_what_a_plan_of_its_own_says(model, gpu, gpus):
     found = what_if(answer)
 
     def rate(gpus: int, **own) -> float:
-        batch = max(1, round(720 / gpus)) * gpus
-        for sequences in (720, batch):  # the same batch where it divides
-            other = job_of(
-                model, gpus, gpu, batch_tokens=sequences * sequence, sequence=sequence, **own
-            )
+        same = job_of(model, gpus, gpu, batch_tokens=720 * sequence, sequence=sequence, **own)
+        for tokens in (720 * sequence, nearest_batch(same)):  # the same batch where it divides
+            other = job_of(model, gpus, gpu, batch_tokens=tokens, sequence=sequence, **own)
             try:
                 best = plan(other)
             except DoesNotFit:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from dlcourse.plan.cluster import Cluster, cluster_of, gpu_types
 from dlcourse.plan.job import Job
 from dlcourse.plan.layout_memory import memory
-from dlcourse.plan.layout_space import all_layouts
+from dlcourse.plan.layout_space import all_layouts, nearest_batch
 
 MOST = 65536  # GPUs that are looked at
 
@@ -46,12 +46,11 @@ def _fits_on(job: Job, gpus: int, node: int) -> bool:
 
 
 def with_gpus(job: Job, gpus: int, *, node: int | None = None) -> Job:
-    """The same job on more or fewer GPUs; its batch is the nearest that they divide."""
+    """The same job on more or fewer GPUs; its batch is the nearest that some layout divides."""
     cluster = replace(job.cluster, gpus=gpus, node=node or job.cluster.node)
     same = replace(job, cluster=cluster)
     try:
         all_layouts(same)
     except ValueError:
-        near = max(1, round(job.sequences / gpus)) * gpus
-        return replace(same, batch_tokens=near * job.sequence)
+        return replace(same, batch_tokens=nearest_batch(same))
     return same
