@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dlcourse import cli
+from dlcourse.explain import explain
 from dlcourse.formulas.activations import layer_bytes
 from dlcourse.formulas.bubbles import idle_over_ideal
 from dlcourse.formulas.parameters import num_parameters
@@ -28,7 +29,7 @@ from dlcourse.plan.communication import all_reduce_seconds, gather_seconds
 from dlcourse.plan.hf_config import published_model, published_models, read_config
 from dlcourse.plan.job import STATE_BYTES, Job
 from dlcourse.plan.kernels import matrix_seconds
-from dlcourse.plan.launch import files
+from dlcourse.plan.launch import files, missing
 from dlcourse.plan.layout_memory import layer_activations, memory, rank_memory
 from dlcourse.plan.layout_space import all_layouts, nearest_batch
 from dlcourse.plan.layout_time import hardware_flops, model_flops, step_seconds
@@ -37,6 +38,7 @@ from dlcourse.plan.model_shape import active_numbers, gpt_shape, total_numbers
 from dlcourse.plan.planner import DoesNotFit, complexity, judge, plan
 from dlcourse.plan.regret import comparable, regret
 from dlcourse.plan.what_if import what_if
+from dlcourse.words import strings
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 ROWS = published.read(DATA / "published_runs.json")
@@ -657,7 +659,7 @@ def test_constants_have_a_source():
         assert cluster.sustained_matrix <= cluster.best_matrix <= cluster.peak
 
 
-# Keys of torchtitan's config/job_config.py of July 2025 that the file may use
+# Keys of torchtitan 0.2's config/job_config.py that the file may use
 TITAN = {
     "model": {"name", "flavor"},
     "training": {"local_batch_size", "global_batch_size", "seq_len"},
@@ -666,8 +668,10 @@ TITAN = {
         *("fsdp_reshard_after_forward", "tensor_parallel_degree", "context_parallel_degree"),
         *("pipeline_parallel_degree", "pipeline_parallel_schedule", "expert_parallel_degree"),
         *("pipeline_parallel_microbatch_size", "pipeline_parallel_layers_per_stage"),
+        "pipeline_parallel_first_stage_less_layers",
+        "pipeline_parallel_last_stage_less_layers",
     },
-    "activation_checkpoint": {"mode"},
+    "activation_checkpoint": {"mode", "selective_ac_option"},
 }
 
 # -- files and the command ------------------------------------------------------------------------
@@ -703,6 +707,95 @@ def test_files_agree_with_the_layout():
     for part, keys in tomllib.loads(made["torchtitan.toml"]).items():
         assert keys.keys() <= TITAN[part], part
     assert titan["pipeline_parallel_layers_per_stage"] == 8
+
+
+def test_deepspeed_json_says_what_deepspeed_takes():
+    """With autotp_size all ranks count for the batch, tensor ranks too: it is left to DeepSpeed."""
+    job = job_of(gpus=64)
+    config = json.loads(files(job, Layout(data=16, tensor=4, stage=1))["deepspeed.json"])
+    assert "train_batch_size" not in config
+    steps = config["gradient_accumulation_steps"] * config["train_micro_batch_size_per_gpu"]
+    assert 16 * steps == job.sequences
+    explanation = explain(config, world_size=64, version="0.16.9")
+    assert not explanation.to_dict()["refused"]
+    said = " ".join(finding.text for finding in explanation.findings)
+    assert strings.t("explain.batch.tensor", tensor=4) in said
+    # What the planner counts: float32 gradients, where ZeRO can keep them
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    plain = json.loads(files(job, Layout(data=64))["deepspeed.json"])
+    halves = json.loads(files(job_of(states="bf16"), Layout(data=64, stage=1))["deepspeed.json"])
+    assert "data_types" not in plain and "data_types" not in halves
+    assert plain["train_batch_size"] == job.sequences
+
+
+@pytest.mark.parametrize(
+    ("layout", "why"),
+    [
+        (dict(data=32, pipeline=2), "PipelineModule in the training script"),
+        (dict(data=32, pipeline=2, stage=2), "ZeRO 2 and 3 refuse"),
+        (dict(data=64, expert=8, stage=1), "deepspeed.moe"),
+        (dict(data=64, expert=8, stage=3), "deepspeed.moe"),
+    ],
+)
+def test_deepspeed_json_is_left_out_where_it_describes_another_layout(layout, why):
+    job = job_of("mixtral-8x7b", gpus=64)
+    assert "deepspeed.json" not in files(job, Layout(**layout))
+    assert why in missing(Layout(**layout))
+
+
+@pytest.mark.parametrize(
+    ("model", "pipeline", "chunks"),
+    [
+        ("llama-3-70b", 4, 4),
+        ("llama-3-70b", 8, 1),
+        ("llama-3-405b", 16, 8),
+        ("llama-3-405b", 16, 1),
+        ("deepseek-v3", 16, 1),
+        ("deepseek-v3", 7, 3),
+    ],
+)
+def test_libraries_cut_a_pipeline_as_the_planner_does(model, pipeline, chunks):
+    """torchtitan's rule: layers and what first and last have less, over those of a stage."""
+    job = job_of(model, 8 * pipeline, batch_tokens=64 * pipeline * 4096)
+    schedule = "interleaved" if chunks > 1 else "1f1b"
+    layout = Layout(data=8, pipeline=pipeline, chunks=chunks, schedule=schedule)
+    made, layers = files(job, layout), job.shape.layers
+    cut = tomllib.loads(made["torchtitan.toml"])["parallelism"]
+    each, first, last = (
+        cut[f"pipeline_parallel_{name}"]
+        for name in ("layers_per_stage", "first_stage_less_layers", "last_stage_less_layers")
+    )
+    assert (layers + first + last) / each == pipeline * chunks
+    assert max(first, last) <= each
+    own = [int(part[0]) for part in stage_layers(job, Layouts.of([layout]))]
+    assert own == [each * chunks - first, each * chunks, each * chunks - last]
+    said = made["megatron.sh"]
+    assert ("account-for-loss" in said) == (first == 1)
+    assert (f"--decoder-last-pipeline-num-layers {own[2]} " in said) == (last > first)
+
+
+def test_files_say_where_they_start_something_else():
+    mixture, dense = job_of("qwen3-30b-a3b", gpus=64), job_of(gpus=64)
+    again = Layout(data=64, stage=3, recompute="selective")
+    titan = files(dense, again)["torchtitan.toml"]
+    assert tomllib.loads(titan)["activation_checkpoint"]["selective_ac_option"] == "op"
+    assert "# for torchtitan 0.2" in titan and "every second matrix product" in titan
+    modules = {
+        "layernorm moe_act": mixture,
+        "layernorm mlp": dense,
+        "layernorm moe_act mlp shared_experts": job_of("deepseek-v3", gpus=64),
+        "core_attn": job_of(gpus=64, attention="unfused"),
+    }
+    for names, job in modules.items():
+        said = files(job, again)["megatron.sh"]
+        assert said.endswith(f"--recompute-modules {names}\n")
+        assert ("matrix products are computed again" in said) == ("mlp" in names)
+    bubbles = files(dense, Layout(data=32, pipeline=2, schedule="zb-h1"))
+    assert all("no zb-h1 in" in bubbles[name] for name in ("torchtitan.toml", "megatron.sh"))
+    spread = files(mixture, Layout(data=64, expert=8))["torchtitan.toml"]
+    sides = tomllib.loads(spread)["parallelism"]
+    assert (sides["data_parallel_shard_degree"], sides["expert_parallel_degree"]) == (64, 8)
+    assert "all else is sharded" in spread
 
 
 @pytest.mark.parametrize("nodes", [1, 4])
