@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 import tracemalloc
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,23 @@ def test_a_config_file_is_read(tmp_path):
     assert total_numbers(shape) < total_numbers(published_model("mixtral-8x7b"))
 
 
+def config_text(model_type: str) -> str:
+    """A config with Llama's keys alone."""
+    sizes = dict(hidden_size=64, vocab_size=9, num_hidden_layers=2, num_attention_heads=4)
+    return json.dumps(dict(model_type=model_type, intermediate_size=128, **sizes))
+
+
+def test_what_has_the_layers_of_a_known_model_is_read(tmp_path):
+    """Also without a model_type, and a mixture's dense sister."""
+    texts = [config_text(kind) for kind in ("llama", "", "gemma")]
+    texts.append(json.dumps(json.loads(config_text("mixtral")) | {"num_local_experts": None}))
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.json").write_text(text)
+    shapes = [read_config(tmp_path / f"{number}.json") for number in range(4)]
+    assert [shape.tied for shape in shapes] == [False, False, True, False]
+    assert all(shape.layers == 2 and not shape.experts for shape in shapes)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -133,7 +151,7 @@ def test_a_config_file_is_read(tmp_path):
         ),
         (
             '{"model_type": "deepseek_v3", "hidden_size": 64, "vocab_size": 9, "num_hidden_layers":'
-            '2, "num_attention_heads": 4, "intermediate_size": 128}',
+            '2, "num_attention_heads": 4, "intermediate_size": 128, "n_routed_experts": 8}',
             "missing kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim",
         ),
         (
@@ -146,6 +164,14 @@ def test_a_config_file_is_read(tmp_path):
             '"num_attention_heads": 4, "intermediate_size": 128, "num_local_experts": 4}',
             "missing num_experts_per_tok",
         ),
+        (config_text("bert"), "model_type 'bert' (known are llama"),
+        (config_text("gemma2"), "give that model_type"),
+        (
+            f'{{"model_type": "llama4", "text_config": {config_text("llama4_text")}}}',
+            "'llama4_text'",
+        ),
+        (config_text("mixtral"), "missing num_local_experts or"),
+        (config_text("deepseek_v3"), "missing num_local_experts or"),
     ],
 )
 def test_a_bad_config_is_refused_in_words(tmp_path, text, said):
@@ -642,6 +668,44 @@ def test_bad_input_is_refused_in_words(build, said):
     with pytest.raises(ValueError) as refused:
         build()
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("constant", "value", "said"),
+    [
+        ("memory", "80 GB", "memory='80 GB': give a number"),
+        ("node", "8", "node='8': give a whole number"),
+        ("node", 8.5, "node=8.5: give a whole number"),
+        ("peak", None, "peak=None: give a number"),
+        ("bandwidth", True, "bandwidth=True: give a number"),
+        ("peak", float("nan"), "peak=nan: give a number"),
+    ],
+)
+def test_a_profile_of_no_numbers_is_refused_in_words(constant, value, said, tmp_path):
+    constants = asdict(cluster_of("h100", gpus=8))
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"constants": constants}))
+    assert read_profile(path, gpus=8) == cluster_of("h100", gpus=8)
+    path.write_text(json.dumps({"constants": constants | {constant: value}}))
+    with pytest.raises(ValueError) as refused:
+        read_profile(path, gpus=8)
+    assert said in str(refused.value) and "mine.json" in str(refused.value)
+
+
+def test_a_profile_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "mine.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"mine\.json' cannot be read"):
+        read_profile(tmp_path / "mine.json")
+
+
+def test_the_smallest_cluster_says_that_it_needs_the_host():
+    """405B: 56 H100 with offload, and so no more than that is promised."""
+    with pytest.raises(DoesNotFit, match="has 56 GPUs, with the optimizer on the host"):
+        plan(job_of("llama-3-405b", gpus=16, batch_tokens=4_194_304))
+    small = job_of(gpus=1, memory=24e9, batch_tokens=4096 * 8, node=8)
+    with pytest.raises(DoesNotFit) as refused:
+        plan(replace(small, cluster=replace(small.cluster, host_memory=1.0)))
+    assert str(refused.value).endswith("GPUs")
 
 
 def test_judge_is_the_same_as_the_plan():

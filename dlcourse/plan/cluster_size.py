@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dlcourse.plan.cluster import Cluster, cluster_of, gpu_types
@@ -34,10 +35,16 @@ def usual_node(cluster: Cluster) -> int:
     return cluster_of(cluster.gpu, gpus=MOST).node if known else cluster.node
 
 
-def _fits_on(job: Job, gpus: int, node: int) -> bool:
+def offload_needed(job: Job, gpus: int) -> bool:
+    """Whether on so many GPUs no layout fits that leaves the optimizer where it is."""
+    node = max(job.cluster.node, usual_node(job.cluster))
+    return not _fits_on(job, gpus, node, offload=["none"])
+
+
+def _fits_on(job: Job, gpus: int, node: int, **only: Sequence[str]) -> bool:
     try:
         larger = with_gpus(job, gpus, node=min(node, gpus))
-        layouts = all_layouts(larger)
+        layouts = all_layouts(larger, **only)
     except ValueError:
         return False
     held = memory(larger, layouts)
