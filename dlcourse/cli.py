@@ -199,7 +199,7 @@ def _parser(*, plan: bool = False) -> _Parser:
 
     explained = commands.add_parser("explain", help="what a DeepSpeed JSON says, key by key")
     explained.add_argument("source", help="a DeepSpeed JSON, or - for standard input")
-    explained.add_argument("--world", type=int, help="number of data-parallel ranks")
+    explained.add_argument("--world", type=int, help="ranks that share the batch")
     explained.add_argument("--version", help="of DeepSpeed (default: the installed one)")
     explained.add_argument("--code", action="store_true", help="print the code alone")
     explained.add_argument("--lang", help=LANG_HELP)

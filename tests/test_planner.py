@@ -9,12 +9,14 @@ import sys
 import time
 import tomllib
 import tracemalloc
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dlcourse import cli
+from dlcourse.explain import explain
 from dlcourse.formulas.activations import layer_bytes
 from dlcourse.formulas.bubbles import idle_over_ideal
 from dlcourse.formulas.parameters import num_parameters
@@ -23,19 +25,21 @@ from dlcourse.formulas.states import CATEGORIES, state_bytes
 from dlcourse.plan import published
 from dlcourse.plan.calibrate import read_profile
 from dlcourse.plan.cluster import cluster_of, gpu_types, how_found
+from dlcourse.plan.cluster_size import with_gpus
 from dlcourse.plan.communication import all_reduce_seconds, gather_seconds
 from dlcourse.plan.hf_config import published_model, published_models, read_config
 from dlcourse.plan.job import STATE_BYTES, Job
 from dlcourse.plan.kernels import matrix_seconds
-from dlcourse.plan.launch import files
+from dlcourse.plan.launch import files, missing
 from dlcourse.plan.layout_memory import layer_activations, memory, rank_memory
-from dlcourse.plan.layout_space import all_layouts
+from dlcourse.plan.layout_space import all_layouts, nearest_batch
 from dlcourse.plan.layout_time import hardware_flops, model_flops, step_seconds
-from dlcourse.plan.layouts import SCHEDULES, Layout, Layouts
+from dlcourse.plan.layouts import SCHEDULES, Layout, Layouts, stage_layers
 from dlcourse.plan.model_shape import active_numbers, gpt_shape, total_numbers
 from dlcourse.plan.planner import DoesNotFit, complexity, judge, plan
 from dlcourse.plan.regret import comparable, regret
 from dlcourse.plan.what_if import what_if
+from dlcourse.words import strings
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 ROWS = published.read(DATA / "published_runs.json")
@@ -108,6 +112,23 @@ def test_a_config_file_is_read(tmp_path):
     assert total_numbers(shape) < total_numbers(published_model("mixtral-8x7b"))
 
 
+def config_text(model_type: str) -> str:
+    """A config with Llama's keys alone."""
+    sizes = dict(hidden_size=64, vocab_size=9, num_hidden_layers=2, num_attention_heads=4)
+    return json.dumps(dict(model_type=model_type, intermediate_size=128, **sizes))
+
+
+def test_what_has_the_layers_of_a_known_model_is_read(tmp_path):
+    """Also without a model_type, and a mixture's dense sister."""
+    texts = [config_text(kind) for kind in ("llama", "", "gemma")]
+    texts.append(json.dumps(json.loads(config_text("mixtral")) | {"num_local_experts": None}))
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.json").write_text(text)
+    shapes = [read_config(tmp_path / f"{number}.json") for number in range(4)]
+    assert [shape.tied for shape in shapes] == [False, False, True, False]
+    assert all(shape.layers == 2 and not shape.experts for shape in shapes)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -130,7 +151,7 @@ def test_a_config_file_is_read(tmp_path):
         ),
         (
             '{"model_type": "deepseek_v3", "hidden_size": 64, "vocab_size": 9, "num_hidden_layers":'
-            '2, "num_attention_heads": 4, "intermediate_size": 128}',
+            '2, "num_attention_heads": 4, "intermediate_size": 128, "n_routed_experts": 8}',
             "missing kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim",
         ),
         (
@@ -143,6 +164,14 @@ def test_a_config_file_is_read(tmp_path):
             '"num_attention_heads": 4, "intermediate_size": 128, "num_local_experts": 4}',
             "missing num_experts_per_tok",
         ),
+        (config_text("bert"), "model_type 'bert' (known are llama"),
+        (config_text("gemma2"), "give that model_type"),
+        (
+            f'{{"model_type": "llama4", "text_config": {config_text("llama4_text")}}}',
+            "'llama4_text'",
+        ),
+        (config_text("mixtral"), "missing num_local_experts or"),
+        (config_text("deepseek_v3"), "missing num_local_experts or"),
     ],
 )
 def test_a_bad_config_is_refused_in_words(tmp_path, text, said):
@@ -507,6 +536,45 @@ def test_every_layout_divides():
 
 
 @pytest.mark.parametrize(
+    ("model", "gpus", "pipeline", "chunks"),
+    [
+        ("llama-3-405b", 16384, 16, 8),  # Llama 3: one layer a chunk, embedding and output as one
+        ("llama-3-405b", 16384, 16, 4),
+        ("gpt-3-175b", 64, 8, 12),  # Megatron's virtual pipeline of 12
+        ("deepseek-v3", 2048, 16, 1),  # 61 layers: the last stage has one
+    ],
+)
+def test_pipelines_of_published_runs_are_among_the_layouts(model, gpus, pipeline, chunks):
+    shape = published.gpt(model, 96, 12288, 96, 51200) if "gpt" in model else published_model(model)
+    cluster = cluster_of("h100", gpus=gpus)
+    job = Job(shape=shape, cluster=cluster, batch_tokens=2048 * 8192)
+    layouts = all_layouts(job)
+    assert np.any((layouts.pipeline == pipeline) & (layouts.chunks == chunks))
+    first, middle, last = stage_layers(job, layouts)
+    assert min(part.min() for part in (first, middle, last)) >= 1
+    two = layouts.pipeline > 1
+    assert np.all((first + middle * (layouts.pipeline - 2) + last)[two] == shape.layers)
+
+
+def test_no_layout_that_can_be_judged_is_faster_than_the_fastest():
+    job = job_of("llama-3-405b", 16384, batch_tokens=2048 * 8192, sequence=8192)
+    sides = dict(data=128, tensor=8, pipeline=16, stage=1)
+    given = judge(job, Layout(**sides, chunks=8, schedule="interleaved"))
+    answer = plan(job)
+    assert given.fits[0]
+    assert answer.seconds["total"][answer.fastest] <= given.seconds["total"][0]
+
+
+def test_another_cluster_has_the_nearest_batch_that_divides():
+    """405B on one node more: 2,049 sequences, not one for each of 16,392 GPUs."""
+    job = job_of("llama-3-405b", 16384, batch_tokens=2048 * 8192, sequence=8192)
+    assert with_gpus(job, 16392).sequences == 2049
+    assert with_gpus(job, 32768) == job_of(
+        "llama-3-405b", 32768, batch_tokens=2048 * 8192, sequence=8192
+    )
+
+
+@pytest.mark.parametrize(
     ("model", "gpu", "gpus"), [("llama-3-8b", "h100", 64), ("gpt2-large", "a100", 8)]
 )
 def test_the_answer_is_consistent(model, gpu, gpus):
@@ -583,7 +651,7 @@ def test_a_model_that_fits_nowhere():
         (lambda: Layout(pipeline=2, chunks=2), "chunks=2 with schedule='1f1b'"),
         (
             lambda: plan(job_of("gpt2-large", gpus=64, batch_tokens=7 * 1024, sequence=1024)),
-            "can be divided by no layout of 64 GPUs: the fewest data-parallel ranks are 4; give "
+            "can be divided by no layout of 64 GPUs: the fewest data-parallel ranks are 2; give "
             "8,192 tokens",
         ),
         (lambda: judge(job_of(gpus=64), Layout(data=8)), "are 8 GPUs: the cluster has 64"),
@@ -602,6 +670,44 @@ def test_bad_input_is_refused_in_words(build, said):
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("constant", "value", "said"),
+    [
+        ("memory", "80 GB", "memory='80 GB': give a number"),
+        ("node", "8", "node='8': give a whole number"),
+        ("node", 8.5, "node=8.5: give a whole number"),
+        ("peak", None, "peak=None: give a number"),
+        ("bandwidth", True, "bandwidth=True: give a number"),
+        ("peak", float("nan"), "peak=nan: give a number"),
+    ],
+)
+def test_a_profile_of_no_numbers_is_refused_in_words(constant, value, said, tmp_path):
+    constants = asdict(cluster_of("h100", gpus=8))
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"constants": constants}))
+    assert read_profile(path, gpus=8) == cluster_of("h100", gpus=8)
+    path.write_text(json.dumps({"constants": constants | {constant: value}}))
+    with pytest.raises(ValueError) as refused:
+        read_profile(path, gpus=8)
+    assert said in str(refused.value) and "mine.json" in str(refused.value)
+
+
+def test_a_profile_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "mine.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"mine\.json' cannot be read"):
+        read_profile(tmp_path / "mine.json")
+
+
+def test_the_smallest_cluster_says_that_it_needs_the_host():
+    """405B: 56 H100 with offload, and so no more than that is promised."""
+    with pytest.raises(DoesNotFit, match="has 56 GPUs, with the optimizer on the host"):
+        plan(job_of("llama-3-405b", gpus=16, batch_tokens=4_194_304))
+    small = job_of(gpus=1, memory=24e9, batch_tokens=4096 * 8, node=8)
+    with pytest.raises(DoesNotFit) as refused:
+        plan(replace(small, cluster=replace(small.cluster, host_memory=1.0)))
+    assert str(refused.value).endswith("GPUs")
+
+
 def test_judge_is_the_same_as_the_plan():
     job = job_of(gpus=64)
     answer = plan(job)
@@ -617,7 +723,7 @@ def test_constants_have_a_source():
         assert cluster.sustained_matrix <= cluster.best_matrix <= cluster.peak
 
 
-# Keys of torchtitan's config/job_config.py of July 2025 that the file may use
+# Keys of torchtitan 0.2's config/job_config.py that the file may use
 TITAN = {
     "model": {"name", "flavor"},
     "training": {"local_batch_size", "global_batch_size", "seq_len"},
@@ -626,8 +732,10 @@ TITAN = {
         *("fsdp_reshard_after_forward", "tensor_parallel_degree", "context_parallel_degree"),
         *("pipeline_parallel_degree", "pipeline_parallel_schedule", "expert_parallel_degree"),
         *("pipeline_parallel_microbatch_size", "pipeline_parallel_layers_per_stage"),
+        "pipeline_parallel_first_stage_less_layers",
+        "pipeline_parallel_last_stage_less_layers",
     },
-    "activation_checkpoint": {"mode"},
+    "activation_checkpoint": {"mode", "selective_ac_option"},
 }
 
 # -- files and the command ------------------------------------------------------------------------
@@ -663,6 +771,95 @@ def test_files_agree_with_the_layout():
     for part, keys in tomllib.loads(made["torchtitan.toml"]).items():
         assert keys.keys() <= TITAN[part], part
     assert titan["pipeline_parallel_layers_per_stage"] == 8
+
+
+def test_deepspeed_json_says_what_deepspeed_takes():
+    """With autotp_size all ranks count for the batch, tensor ranks too: it is left to DeepSpeed."""
+    job = job_of(gpus=64)
+    config = json.loads(files(job, Layout(data=16, tensor=4, stage=1))["deepspeed.json"])
+    assert "train_batch_size" not in config
+    steps = config["gradient_accumulation_steps"] * config["train_micro_batch_size_per_gpu"]
+    assert 16 * steps == job.sequences
+    explanation = explain(config, world_size=64, version="0.16.9")
+    assert not explanation.to_dict()["refused"]
+    said = " ".join(finding.text for finding in explanation.findings)
+    assert strings.t("explain.batch.tensor", tensor=4) in said
+    # What the planner counts: float32 gradients, where ZeRO can keep them
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    plain = json.loads(files(job, Layout(data=64))["deepspeed.json"])
+    halves = json.loads(files(job_of(states="bf16"), Layout(data=64, stage=1))["deepspeed.json"])
+    assert "data_types" not in plain and "data_types" not in halves
+    assert plain["train_batch_size"] == job.sequences
+
+
+@pytest.mark.parametrize(
+    ("layout", "why"),
+    [
+        (dict(data=32, pipeline=2), "PipelineModule in the training script"),
+        (dict(data=32, pipeline=2, stage=2), "ZeRO 2 and 3 refuse"),
+        (dict(data=64, expert=8, stage=1), "deepspeed.moe"),
+        (dict(data=64, expert=8, stage=3), "deepspeed.moe"),
+    ],
+)
+def test_deepspeed_json_is_left_out_where_it_describes_another_layout(layout, why):
+    job = job_of("mixtral-8x7b", gpus=64)
+    assert "deepspeed.json" not in files(job, Layout(**layout))
+    assert why in missing(Layout(**layout))
+
+
+@pytest.mark.parametrize(
+    ("model", "pipeline", "chunks"),
+    [
+        ("llama-3-70b", 4, 4),
+        ("llama-3-70b", 8, 1),
+        ("llama-3-405b", 16, 8),
+        ("llama-3-405b", 16, 1),
+        ("deepseek-v3", 16, 1),
+        ("deepseek-v3", 7, 3),
+    ],
+)
+def test_libraries_cut_a_pipeline_as_the_planner_does(model, pipeline, chunks):
+    """torchtitan's rule: layers and what first and last have less, over those of a stage."""
+    job = job_of(model, 8 * pipeline, batch_tokens=64 * pipeline * 4096)
+    schedule = "interleaved" if chunks > 1 else "1f1b"
+    layout = Layout(data=8, pipeline=pipeline, chunks=chunks, schedule=schedule)
+    made, layers = files(job, layout), job.shape.layers
+    cut = tomllib.loads(made["torchtitan.toml"])["parallelism"]
+    each, first, last = (
+        cut[f"pipeline_parallel_{name}"]
+        for name in ("layers_per_stage", "first_stage_less_layers", "last_stage_less_layers")
+    )
+    assert (layers + first + last) / each == pipeline * chunks
+    assert max(first, last) <= each
+    own = [int(part[0]) for part in stage_layers(job, Layouts.of([layout]))]
+    assert own == [each * chunks - first, each * chunks, each * chunks - last]
+    said = made["megatron.sh"]
+    assert ("account-for-loss" in said) == (first == 1)
+    assert (f"--decoder-last-pipeline-num-layers {own[2]} " in said) == (last > first)
+
+
+def test_files_say_where_they_start_something_else():
+    mixture, dense = job_of("qwen3-30b-a3b", gpus=64), job_of(gpus=64)
+    again = Layout(data=64, stage=3, recompute="selective")
+    titan = files(dense, again)["torchtitan.toml"]
+    assert tomllib.loads(titan)["activation_checkpoint"]["selective_ac_option"] == "op"
+    assert "# for torchtitan 0.2" in titan and "every second matrix product" in titan
+    modules = {
+        "layernorm moe_act": mixture,
+        "layernorm mlp": dense,
+        "layernorm moe_act mlp shared_experts": job_of("deepseek-v3", gpus=64),
+        "core_attn": job_of(gpus=64, attention="unfused"),
+    }
+    for names, job in modules.items():
+        said = files(job, again)["megatron.sh"]
+        assert said.endswith(f"--recompute-modules {names}\n")
+        assert ("matrix products are computed again" in said) == ("mlp" in names)
+    bubbles = files(dense, Layout(data=32, pipeline=2, schedule="zb-h1"))
+    assert all("no zb-h1 in" in bubbles[name] for name in ("torchtitan.toml", "megatron.sh"))
+    spread = files(mixture, Layout(data=64, expert=8))["torchtitan.toml"]
+    sides = tomllib.loads(spread)["parallelism"]
+    assert (sides["data_parallel_shard_degree"], sides["expert_parallel_degree"]) == (64, 8)
+    assert "all else is sharded" in spread
 
 
 @pytest.mark.parametrize("nodes", [1, 4])
@@ -817,11 +1014,9 @@ def test_a_little_more_is_what_a_plan_of_its_own_says(model, gpu, gpus):
     found = what_if(answer)
 
     def rate(gpus: int, **own) -> float:
-        batch = max(1, round(720 / gpus)) * gpus
-        for sequences in (720, batch):  # the same batch where it divides
-            other = job_of(
-                model, gpus, gpu, batch_tokens=sequences * sequence, sequence=sequence, **own
-            )
+        same = job_of(model, gpus, gpu, batch_tokens=720 * sequence, sequence=sequence, **own)
+        for tokens in (720 * sequence, nearest_batch(same)):  # the same batch where it divides
+            other = job_of(model, gpus, gpu, batch_tokens=tokens, sequence=sequence, **own)
             try:
                 best = plan(other)
             except DoesNotFit:

@@ -59,7 +59,8 @@ def explain(
 
     Args:
         source: a path, pasted JSON, or a dict.
-        world_size: data-parallel ranks; None says which numbers would work.
+        world_size: ranks that share the batch, as DeepSpeed counts them (tensor ranks too, pipeline
+            stages not); None says which numbers would work.
         version: of DeepSpeed, such as "0.16.9"; None is the installed one, else the newest that
             is recorded.
 

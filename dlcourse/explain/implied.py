@@ -76,6 +76,9 @@ def _batch(settings: Settings) -> Iterator[Finding]:
     text = t("explain.batch.product", batch=made[0], micro=made[1], accumulate=made[2], world=world)
     if missing:
         text += " " + t("explain.batch.derived", names=", ".join(missing))
+    tensor = number(settings.block("tensor_parallel").get("autotp_size")) or 1
+    if tensor > 1:
+        text += " " + t("explain.batch.tensor", tensor=int(tensor))
     if batch is not None:
         text += " " + t("explain.batch.fits", worlds=_list(worlds))
     yield Finding("implies", BATCH[0], made[0], None, text)

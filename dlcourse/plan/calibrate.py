@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -104,7 +105,7 @@ def read_profile(path: str | Path, *, gpus: int | None = None, **given: Any) -> 
     file = Path(path)
     try:
         profile = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"profile={str(path)!r} cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(
@@ -114,6 +115,12 @@ def read_profile(path: str | Path, *, gpus: int | None = None, **given: Any) -> 
     names = {field.name for field in fields(Cluster)}
     if not isinstance(constants, dict) or set(constants) != names:
         raise ValueError(f"{file} is no profile: make one with dlcourse plan --calibrate {file}")
+    for name, value in constants.items():
+        whole = name in ("gpus", "node", "host_gpus", "multiprocessors")
+        number = type(value) is int or (type(value) is float and not whole)
+        if name != "gpu" and not (number and abs(value) < inf):
+            kind = "a whole number" if whole else "a number"
+            raise ValueError(f"{file} has {name}={value!r}: give {kind}")
     if gpus is not None:
         constants["gpus"] = gpus
         constants["node"] = min(gpus, constants["node"]) if gpus > 0 else constants["node"]

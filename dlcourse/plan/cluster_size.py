@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dlcourse.plan.cluster import Cluster, cluster_of, gpu_types
 from dlcourse.plan.job import Job
 from dlcourse.plan.layout_memory import memory
-from dlcourse.plan.layout_space import all_layouts
+from dlcourse.plan.layout_space import all_layouts, nearest_batch
 
 MOST = 65536  # GPUs that are looked at
 
@@ -34,10 +35,16 @@ def usual_node(cluster: Cluster) -> int:
     return cluster_of(cluster.gpu, gpus=MOST).node if known else cluster.node
 
 
-def _fits_on(job: Job, gpus: int, node: int) -> bool:
+def offload_needed(job: Job, gpus: int) -> bool:
+    """Whether on so many GPUs no layout fits that leaves the optimizer where it is."""
+    node = max(job.cluster.node, usual_node(job.cluster))
+    return not _fits_on(job, gpus, node, offload=["none"])
+
+
+def _fits_on(job: Job, gpus: int, node: int, **only: Sequence[str]) -> bool:
     try:
         larger = with_gpus(job, gpus, node=min(node, gpus))
-        layouts = all_layouts(larger)
+        layouts = all_layouts(larger, **only)
     except ValueError:
         return False
     held = memory(larger, layouts)
@@ -46,12 +53,11 @@ def _fits_on(job: Job, gpus: int, node: int) -> bool:
 
 
 def with_gpus(job: Job, gpus: int, *, node: int | None = None) -> Job:
-    """The same job on more or fewer GPUs; its batch is the nearest that they divide."""
+    """The same job on more or fewer GPUs; its batch is the nearest that some layout divides."""
     cluster = replace(job.cluster, gpus=gpus, node=node or job.cluster.node)
     same = replace(job, cluster=cluster)
     try:
         all_layouts(same)
     except ValueError:
-        near = max(1, round(job.sequences / gpus)) * gpus
-        return replace(same, batch_tokens=near * job.sequence)
+        return replace(same, batch_tokens=nearest_batch(same))
     return same

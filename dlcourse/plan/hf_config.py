@@ -3,9 +3,9 @@
     read_config("config.json")          # a file
     published_model("llama-3-8b")       # one of models.json of this folder
 
-Keys are those of the ``transformers`` library's configuration classes, by ``model_type``. An
-architecture that is not known is read as a Llama where it has Llama's keys; else what is missing
-is named.
+Keys are those of the ``transformers`` library's configuration classes, by ``model_type``. One that
+is not known is refused: a BERT has Llama's keys, and other layers. Without any it is read as a
+Llama's.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ _GPT2 = {
     "vocab": ("vocab_size",),
 }
 _LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "olmo2", "smollm3")
-_MOE = ("mixtral", "qwen2_moe", "qwen3_moe")
+_MOE = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek")
 _DEEPSEEK = ("deepseek_v2", "deepseek_v3", "kimi_k2")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 # Keys that hold a whole number where they are there; null is as if they were not
 _WHOLE = (
     *("head_dim", "num_key_value_heads", "n_inner", "n_positions", "kv_lora_rank", "q_lora_rank"),
@@ -148,11 +149,16 @@ def _sizes(
     config: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]], kind: str, name: str
 ) -> dict[str, int]:
     missing = [names[0] for names in keys.values() if not any(key in config for key in names)]
+    if kind in (*_MOE, *_DEEPSEEK) and not any(key in config for key in _EXPERTS):
+        missing.append(f"{' or '.join(_EXPERTS)} (null where there are none)")
+    known = "" if kind in KNOWN else f" (known are {', '.join(KNOWN)})"
+    about = f"config of {name}, model_type {kind or 'not given'!r}{known}"
     if missing:
-        known = "" if kind in KNOWN else f" (known are {', '.join(KNOWN)})"
+        raise ValueError(f"{about}: missing {', '.join(missing)}")
+    if known and kind:
         raise ValueError(
-            f"config of {name}, model_type {kind or 'not given'!r}{known}: missing "
-            f"{', '.join(missing)}"
+            f"{about}: its layers may be others; where they are those of a known one, give that "
+            "model_type"
         )
     found = {size: config[next(k for k in names if k in config)] for size, names in keys.items()}
     for size, value in found.items():
@@ -189,8 +195,7 @@ def _latent(config: Mapping[str, Any], name: str) -> dict[str, int]:
 
 
 def _expert_key(config: Mapping[str, Any]) -> str | None:
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    return next((key for key in names if config.get(key)), None)
+    return next((key for key in _EXPERTS if config.get(key)), None)
 
 
 def _experts(

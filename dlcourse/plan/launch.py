@@ -6,14 +6,15 @@ Not every library can do every layout. What one cannot is said in a comment of i
 DeepSpeed whose JSON has no comments, the file is left out and ``missing`` says why.
 
 Keys: DeepSpeed 0.19's configuration models (``deepspeed.runtime.config``, ``zero.config``);
-torchtitan's ``config/job_config.py`` of 2025; Megatron-LM's ``megatron/training/arguments.py``.
+torchtitan 0.2's ``config/job_config.py``; Megatron-LM's ``megatron/training/arguments.py`` beside
+Megatron-Core 0.16. Where a file starts something else than the planner has counted, it says so.
 """
 
 from __future__ import annotations
 
 import json
 
-from dlcourse.plan.job import Job
+from dlcourse.plan.job import SENT_BYTES, Job
 from dlcourse.plan.layouts import Layout
 
 _TITAN = {"llama-3-8b": "8B", "llama-3-70b": "70B", "llama-3-405b": "405B"}
@@ -36,10 +37,13 @@ def missing(layout: Layout) -> str:
     """Why there is no DeepSpeed JSON for a layout; empty where there is one."""
     if layout.context > 1:
         return "context parallelism"
-    if layout.pipeline > 1 and layout.stage > 1:
-        return "a pipeline with ZeRO 2 or 3"
     if layout.chunks > 1:
         return "chunks of a pipeline"
+    if layout.pipeline > 1:
+        refused = ", and ZeRO 2 and 3 refuse it" if layout.stage > 1 else ""
+        return f"pipeline stages: a PipelineModule in the training script makes them{refused}"
+    if layout.expert > 1:
+        return "expert ranks: deepspeed.moe.layer.MoE in the model makes them"
     return ""
 
 
@@ -100,16 +104,23 @@ def describe(layout: Layout) -> str:
 
 
 def deepspeed(job: Job, layout: Layout) -> str:
-    """DeepSpeed's configuration. train_batch_size is micro-batch x accumulation x data ranks."""
+    """DeepSpeed's configuration. train_batch_size is micro-batch x accumulation x data ranks.
+
+    With autotp_size DeepSpeed multiplies by the tensor ranks as well, which have the same
+    sequences, and refuses a train_batch_size of data ranks: it is left out. Without ZeRO it sums
+    gradients in the parameters' type only, so of float32 gradients nothing can be said there.
+    """
     micro_batches = job.sequences // (layout.data * layout.micro_batch)
-    config: dict[str, object] = {
-        "train_batch_size": job.sequences,
+    config: dict[str, object] = {} if layout.tensor > 1 else {"train_batch_size": job.sequences}
+    config |= {
         "train_micro_batch_size_per_gpu": layout.micro_batch,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": 1.0,
     }
     if job.states != "float32":
         config["bf16"] = {"enabled": True}
+        if SENT_BYTES[job.states][1] == 4 and layout.stage:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
     zero: dict[str, object] = {"stage": layout.stage}
     if layout.stage:
         zero |= {"overlap_comm": job.overlap_data, "contiguous_gradients": True}
@@ -125,16 +136,22 @@ def deepspeed(job: Job, layout: Layout) -> str:
 
 def torchtitan(job: Job, layout: Layout) -> str:
     """torchtitan's TOML; what it has no key for stands in comments."""
-    said = []
+    said = ["for torchtitan 0.2"]
     if job.shape.name not in _TITAN:
         said.append(f"torchtitan has no flavor of {job.shape.name}: register its sizes first")
     if layout.stage in (1, 2):
         said.append("FSDP shards parameters too (ZeRO 3); reshard_after_forward=never is nearest")
     if layout.offload != "none":
         said.append("the optimizer goes to the host with FSDP's CPU offload only")
-    if layout.stage == 0 and layout.data > 1:
+    if layout.stage == 0 and layout.expert > 1:
+        said.append("experts go to ranks that shard (FSDP): all else is sharded over them too")
+    elif layout.stage == 0 and layout.data > 1:
         said.append("data parallelism without sharding: data_parallel_replicate_degree")
-    sharded = layout.stage > 0
+    if layout.schedule == "zb-h1":
+        said.append("there is no zb-h1 in torchtitan: 1F1B, which waits three times as long")
+    if layout.recompute == "selective":
+        said.append("selective: also every second matrix product is computed again, unlike planned")
+    sharded = layout.stage > 0 or layout.expert > 1
     schedule = {"interleaved": "Interleaved1F1B", "gpipe": "GPipe", "zb-v": "ZBVZeroBubble"}
     lines = [f"# {describe(layout)}", *[f"# {text}" for text in said], "[model]"]
     lines += [f'name = "{"llama3" if "llama" in job.shape.name else job.shape.name}"']
@@ -157,12 +174,23 @@ def torchtitan(job: Job, layout: Layout) -> str:
         name = schedule.get(layout.schedule, "1F1B")
         lines += [f'pipeline_parallel_schedule = "{name}"']
         lines += [f"pipeline_parallel_microbatch_size = {layout.micro_batch}"]
-    if layout.chunks > 1:
-        each = -(-job.shape.layers // (layout.pipeline * layout.chunks))
+        each, first, last = _layers(job, layout)
         lines += [f"pipeline_parallel_layers_per_stage = {each}"]
+        lines += [f"pipeline_parallel_first_stage_less_layers = {first}"]
+        lines += [f"pipeline_parallel_last_stage_less_layers = {last}"]
     lines += ["", "[activation_checkpoint]"]
     lines += [f'mode = "{layout.recompute}"']
+    lines += ['selective_ac_option = "op"'] if layout.recompute == "selective" else []
     return "\n".join(lines) + "\n"
+
+
+def _layers(job: Job, layout: Layout) -> tuple[int, int, int]:
+    """Of a chunk, and how many fewer the first and the last one have; see ``stage_layers``."""
+    layers, chunks = job.shape.layers, layout.pipeline * layout.chunks
+    if layers % chunks and (layers + 2) % chunks == 0:
+        return (layers + 2) // chunks, 1, 1
+    each = -(-layers // chunks)
+    return each, 0, each * chunks - layers
 
 
 def megatron(job: Job, layout: Layout) -> str:
@@ -191,27 +219,60 @@ def megatron(job: Job, layout: Layout) -> str:
         flags.append("sequence-parallel")
     if layout.stage:
         flags += ["use-distributed-optimizer", "overlap-grad-reduce", "overlap-param-gather"]
+    each, first, last = _layers(job, layout)
     if layout.chunks > 1:
-        each = -(-shape.layers // (layout.pipeline * layout.chunks))
         arguments["num-layers-per-virtual-pipeline-stage"] = each
-    if layout.pipeline > 1 and shape.layers % (layout.pipeline * layout.chunks):
+    if layout.pipeline > 1 and first:
         flags += ["account-for-embedding-in-pipeline-split", "account-for-loss-in-pipeline-split"]
+    elif layout.pipeline > 1 and last:
+        arguments["decoder-last-pipeline-num-layers"] = each - last
     if shape.experts:
         arguments |= {"num-experts": shape.experts, "moe-router-topk": shape.top_k}
         arguments |= {"moe-ffn-hidden-size": shape.expert_ffn}
         arguments["expert-model-parallel-size"] = layout.expert
         arguments["expert-tensor-parallel-size"] = 1
+        if shape.shared_ffn:
+            arguments["moe-shared-expert-intermediate-size"] = shape.shared_ffn
         flags.append("moe-grouped-gemm")
     if layout.offload != "none":
         flags.append("optimizer-cpu-offload")
+    said: list[str] = []
+    if shape.experts and shape.moe_layers < shape.layers:
+        said.append(f"{shape.moe_layers} of the layers have experts: say which by --moe-layer-freq")
+    if shape.kv_rank:
+        said.append("latent attention: add --multi-latent-attention and its ranks")
+    if layout.stage > 1:
+        said.append("ZeRO 2 and 3 are Megatron-FSDP's, which has arguments of its own")
+    if layout.schedule in ("gpipe", "zb-h1", "zb-v"):
+        said.append(f"there is no {layout.schedule} in Megatron: 1F1B, or interleaved with chunks")
     text = [f"--{name} {value}" for name, value in arguments.items()]
     text += [f"--{name}" for name in flags]
     if layout.recompute == "full":
         text += ["--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"]
     elif layout.recompute == "selective":
-        modules = "core_attn" if job.attention == "unfused" else "layernorm mlp"
+        modules, more = _recomputed(job)
+        said += more
         text += [f"--recompute-granularity selective --recompute-modules {modules}"]
-    said = "# ZeRO 2 and 3 are Megatron-FSDP's, which has arguments of its own\n"
     start = torchrun(job, layout, " \\\n    ".join(["pretrain_gpt.py", *text]))
     head, _, rest = start.partition("\n")
-    return f"{head}\n# {describe(layout)}\n{said if layout.stage > 1 else ''}{rest}"
+    comments = "".join(f"# {line}\n" for line in [describe(layout), *said])
+    return f"{head}\n{comments}{rest}"
+
+
+def _recomputed(job: Job) -> tuple[str, list[str]]:
+    """Megatron's modules for selective recomputation, and what they do unlike the planner, which
+    counts norms and activation functions (of unfused attention: its scores)."""
+    if job.attention == "unfused":
+        return "core_attn", []
+    shape = job.shape
+    dense = shape.moe_layers < shape.layers
+    if not shape.moe_layers:
+        modules = ["layernorm", "mlp"]
+    else:
+        modules = ["layernorm", "moe_act", *["mlp"] * dense]
+        modules += ["shared_experts"] * bool(shape.shared_ffn)
+    again = " and ".join(name for name in modules if name in ("mlp", "shared_experts"))
+    if not again:
+        return " ".join(modules), []
+    said = f"{again}: matrix products are computed again too, so slower and smaller than planned"
+    return " ".join(modules), [said]

@@ -1,9 +1,9 @@
 """All layouts of a job whose numbers divide.
 
-What is left out, and why: tensor ranks that do not divide the heads or the widths; stages without a
-layer; chunks whose pipeline does not divide the micro-batches (the interleaved schedule needs it);
-ZeRO over one rank; selective recomputation where it would be the same as none. ``limits`` says how
-far each number goes.
+What is left out, and why: tensor ranks that do not divide the heads or the widths; ranks of a
+pipeline without a layer, and chunks of unequal size; chunks whose pipeline does not divide the
+micro-batches (the interleaved schedule needs it); ZeRO over one rank. ``LIMITS`` says how far each
+number goes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dlcourse.plan.job import Job
 from dlcourse.plan.layouts import NAMES, SCHEDULES, Layout, Layouts
 
 # Beyond these no published run goes, and none has a reason to
-LIMITS = {"tensor": 64, "pipeline": 256, "chunks": 8, "context": 64, "micro_batch": 64}
+LIMITS = {"tensor": 64, "pipeline": 256, "chunks": 12, "context": 64, "micro_batch": 64}
 _LIMITED = ("context", "stage", "micro_batch", "recompute", "offload")
 _INTERLEAVED, _ONE_F_ONE_B = SCHEDULES.index("interleaved"), SCHEDULES.index("1f1b")
 
@@ -80,14 +80,24 @@ def context_sizes(job: Job) -> list[int]:
 
 
 def _pipelines(job: Job) -> list[tuple[int, int]]:
-    """(stages, chunks) whose product divides the layers, or the layers and two more."""
+    """(stages, chunks) that share the layers; see ``layouts.stage_layers``.
+
+    Their product divides the layers, or the layers and two more; or, without chunks, the last stage
+    has fewer.
+    """
     L = job.shape.layers
-    return [
-        (p, v)
-        for p in range(1, min(LIMITS["pipeline"], L + 2) + 1)
-        for v in range(1, (LIMITS["chunks"] if p > 1 else 1) + 1)
-        if (L % (p * v) == 0 or (p > 1 and (L + 2) % (p * v) == 0 and (L + 2) // (p * v) > v))
-    ]
+    stages = range(1, min(LIMITS["pipeline"], L) + 1)
+    return [(p, v) for p in stages for v in range(1, LIMITS["chunks"] + 1) if _shares(L, p, v)]
+
+
+def _shares(layers: int, p: int, v: int) -> bool:
+    if p == 1:
+        return v == 1
+    if layers % (p * v) == 0:
+        return True
+    if (layers + 2) % (p * v) == 0:  # a first or last chunk may be the embedding or output alone
+        return layers + 2 > p
+    return v == 1 and -(-layers // p) * (p - 1) < layers
 
 
 def _blocks(job: Job, only: Mapping[str, Sequence[int]]) -> Iterator[tuple[np.ndarray, ...]]:
@@ -121,19 +131,28 @@ def _blocks(job: Job, only: Mapping[str, Sequence[int]]) -> Iterator[tuple[np.nd
         yield D, T, P, V, C, e, z, b, r, S, o
 
 
+def _data_sizes(job: Job) -> list[int]:
+    """Data-parallel ranks that some layout has."""
+    shared = {
+        t * p * c
+        for t, (p, _), c in product(tensor_sizes(job), _pipelines(job), context_sizes(job))
+    }
+    return sorted(job.cluster.gpus // n for n in shared if job.cluster.gpus % n == 0)
+
+
+def nearest_batch(job: Job) -> int:
+    """Tokens of the batch nearest to the job's that some layout divides."""
+    wanted = job.sequences
+    near = {max(1, n) * d for d in _data_sizes(job) for n in (wanted // d, wanted // d + 1)}
+    # A sequence for each GPU is divided wherever nothing else is
+    return job.sequence * min(near or {job.cluster.gpus}, key=lambda n: (abs(n - wanted), -n))
+
+
 def _nothing(job: Job) -> str:
     gpus, sequences = job.cluster.gpus, job.sequences
-    fewest = min(
-        (
-            gpus // (t * p * c)
-            for t, (p, _), c in product(tensor_sizes(job), _pipelines(job), context_sizes(job))
-            if gpus % (t * p * c) == 0
-        ),
-        default=gpus,
-    )
-    near = max(1, round(sequences / fewest)) * fewest
+    fewest = min(_data_sizes(job), default=gpus)
     return (
         f"batch_tokens={job.batch_tokens:,} ({sequences:,} sequences of {job.sequence:,}) can be "
         f"divided by no layout of {gpus:,} GPUs: the fewest data-parallel ranks are {fewest:,}; "
-        f"give {near * job.sequence:,} tokens, or other GPUs"
+        f"give {nearest_batch(job):,} tokens, or other GPUs"
     )

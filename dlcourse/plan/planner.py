@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcourse.plan.cluster_size import MOST, smallest_cluster
+from dlcourse.plan.cluster_size import MOST, offload_needed, smallest_cluster
 from dlcourse.plan.job import Array, Job
 from dlcourse.plan.layout_memory import MEMORY, memory
 from dlcourse.plan.layout_space import all_layouts
@@ -229,8 +229,9 @@ def _does_not_fit(answer: Answer) -> str:
     least = int(np.argmin(held))
     over = held[least] - job.cluster.memory
     needed = smallest_cluster(job)
+    away = ", with the optimizer on the host" if needed and offload_needed(job, needed) else ""
     then = (
-        f"the smallest cluster of {job.cluster.gpu} that would do has {needed} GPUs"
+        f"the smallest cluster of {job.cluster.gpu} that would do has {needed} GPUs{away}"
         if needed
         else f"no cluster of {job.cluster.gpu} up to {MOST:,} GPUs would do"
     )
