@@ -676,7 +676,8 @@ def test_a_model_is_cut_once(run, first, second):
     for found, changed in run(cut_twice, first, second):
         assert set(found[::2]) == {"model has been cut before: make a new GPT and cut that"}
         for message in found[1::2]:
-            assert "is cut over the ranks [0, 1, 2, 3], and each has its own part" in message
+            cut = "is cut over the ranks [0, 1, 2, 3], and each has its own part" in message
+            assert cut or "holds a SequenceParallelGPT, whose sync_gradients()" in message
         assert changed == 0.0
 
 
