@@ -120,7 +120,7 @@ def config_text(model_type: str) -> str:
 
 def test_what_has_the_layers_of_a_known_model_is_read(tmp_path):
     """Also without a model_type, and a mixture's dense sister."""
-    texts = [config_text(kind) for kind in ("llama", "", "gemma")]
+    texts = [config_text(kind) for kind in ("llama", "", "smollm3")]
     texts.append(json.dumps(json.loads(config_text("mixtral")) | {"num_local_experts": None}))
     for number, text in enumerate(texts):
         (tmp_path / f"{number}.json").write_text(text)

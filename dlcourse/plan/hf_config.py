@@ -46,6 +46,7 @@ _WHOLE = (
     *("shared_expert_intermediate_size", "first_k_dense_replace", "decoder_sparse_step"),
     "moe_layer_freq",
 )
+_TIED = ("gpt2", "gemma", "smollm3")  # where tie_word_embeddings is not there
 KNOWN = (*_LIKE_LLAMA, *_MOE, *_DEEPSEEK, "gpt_neox", "gpt2")
 
 
@@ -125,7 +126,7 @@ def shape_of(config: Mapping[str, Any], *, name: str) -> ModelShape:
         "kv_heads": config.get("num_key_value_heads") or heads,
         "head_dim": head_dim,
         "value_dim": head_dim,
-        "tied": bool(config.get("tie_word_embeddings", kind in ("gpt2", "gemma"))),
+        "tied": bool(config.get("tie_word_embeddings", kind in _TIED)),
     }
     if kind == "gpt2":
         common |= dict(ffn=config.get("n_inner") or 4 * sizes["hidden"], gated=False)
