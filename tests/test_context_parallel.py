@@ -26,6 +26,7 @@ from dlcourse.parallel.context import (
     split_sequence,
 )
 from dlcourse.parallel.tensor_vocabulary import parallel_cross_entropy
+from dlcourse.training.mixed_precision.autocast import Autocast
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -244,3 +245,21 @@ def test_float64_stays_under_autocast_and_second_derivatives_are_refused(run):
         names = [message.split(":")[0] for message in messages]
         through = "create_graph=True through "
         assert names == [through + "ring_attention()", through + "parallel_cross_entropy()"]
+
+
+def types_under_our_autocast():
+    """The loss of a cut vocabulary, and attention's gradients beside those under torch's."""
+    grads = []
+    for autocast in (Autocast, torch.autocast):
+        random = torch.Generator().manual_seed(0)
+        parts = [torch.randn(1, 2, 4, 8, generator=random).requires_grad_() for _ in range(3)]
+        with autocast("cpu", torch.bfloat16):
+            out = ring_attention(*parts)
+            loss = parallel_cross_entropy(out.flatten(0, 2), torch.tensor([0] * 8))
+        loss.backward()
+        grads.append(torch.stack([x.grad for x in parts]))
+    return loss.dtype == torch.float32, torch.equal(*grads)
+
+
+def test_our_autocast_is_torch_s_here(run):
+    assert run(types_under_our_autocast) == [(True, True)] * 4
