@@ -395,6 +395,31 @@ def test_parameters_that_change_before_backward():
         second.backward()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m[1].running_mean.add_(1), "buffer 1.running_mean .* was changed after its"),
+        (lambda m: m.train(), r"was set to train\(\) after its"),
+    ],
+)
+def test_modules_that_change_before_backward(change, message):
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
+    loss = checkpoint(module, torch.ones(2, 3)).sum()
+    change(module)
+    with pytest.raises(ValueError, match=message):
+        loss.backward()
+
+
+def test_tensors_that_are_shared_and_no_inputs():
+    x = torch.ones(3, requires_grad=True)
+    shared = torch.tanh(x)
+    with pytest.raises(ValueError, match="with a tensor inside that has a graph"):
+        checkpoint(lambda pair: torch.tanh(pair[0]), (shared,))
+    first = checkpoint(lambda y: torch.tanh(y) * shared, x)
+    with pytest.raises(RuntimeError, match="uses a tensor that others use as well"):
+        checkpoint(lambda y: torch.tanh(y) * shared, first).sum().backward()
+
+
 def test_a_backward_for_the_input_alone_fills_nothing_else():
     layer, x = nn.Linear(3, 3), torch.ones(2, 3, requires_grad=True)
     want = layer.weight.detach().sum(0).expand(2, 3)

@@ -25,6 +25,8 @@ from dlcourse.parallel.context import (
     ring_attention,
     split_sequence,
 )
+from dlcourse.parallel.tensor_vocabulary import parallel_cross_entropy
+from dlcourse.training.mixed_precision.autocast import Autocast
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -216,3 +218,48 @@ def test_a_step_as_one_rank_of_64():
     finally:
         dist.destroy_process_group()
     assert q.grad.shape == q.shape
+
+
+def float64_and_penalty():
+    """The type and the error under autocast; what a graph of the gradient gives."""
+    random = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 16, 8, generator=random, dtype=torch.float64)
+    parts = [split_sequence(x, dim=2).requires_grad_() for x in (q, k, v)]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ring_attention(*parts)
+    wanted = split_sequence(F.scaled_dot_product_attention(q, k, v, is_causal=True), dim=2)
+    loss = parallel_cross_entropy(parts[0].flatten(0, 2), torch.tensor([0] * 8))
+    messages = []
+    for result in (out.sum(), loss):
+        try:
+            torch.autograd.grad(result, parts[0], create_graph=True)
+        except RuntimeError as error:
+            messages.append(str(error))
+    return out.dtype == torch.float64, (out - wanted).abs().max().item(), messages
+
+
+def test_float64_stays_under_autocast_and_second_derivatives_are_refused(run):
+    for kept, off, messages in run(float64_and_penalty):
+        assert kept, off
+        assert off < 1e-12
+        names = [message.split(":")[0] for message in messages]
+        through = "create_graph=True through "
+        assert names == [through + "ring_attention()", through + "parallel_cross_entropy()"]
+
+
+def types_under_our_autocast():
+    """The loss of a cut vocabulary, and attention's gradients beside those under torch's."""
+    grads = []
+    for autocast in (Autocast, torch.autocast):
+        random = torch.Generator().manual_seed(0)
+        parts = [torch.randn(1, 2, 4, 8, generator=random).requires_grad_() for _ in range(3)]
+        with autocast("cpu", torch.bfloat16):
+            out = ring_attention(*parts)
+            loss = parallel_cross_entropy(out.flatten(0, 2), torch.tensor([0] * 8))
+        loss.backward()
+        grads.append(torch.stack([x.grad for x in parts]))
+    return loss.dtype == torch.float32, torch.equal(*grads)
+
+
+def test_our_autocast_is_torch_s_here(run):
+    assert run(types_under_our_autocast) == [(True, True)] * 4

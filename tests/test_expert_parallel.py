@@ -254,6 +254,17 @@ def in_bf16():
     return off
 
 
+def float64_under_autocast():
+    torch.manual_seed(0)
+    alone, x = MoE(8, num_experts=4).double(), torch.ones(4, 8, dtype=torch.float64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        return (expert_parallel(copy.deepcopy(alone))(x) - alone(x)).abs().max().item()
+
+
+def test_float64_stays_under_autocast(run):
+    assert max(run(float64_under_autocast)) < TOLERANCE
+
+
 def test_bf16_autocast_rounds_as_in_one_process(run):
     # Both have bf16's error, some 1e-2; a quarter more leaves room for sums in another order
     for off in run(in_bf16):

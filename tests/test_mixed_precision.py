@@ -31,6 +31,7 @@ from dlcourse.formulas.recipe import PRECISIONS as WAYS
 from dlcourse.formulas.states import state_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.models.moe import Router
 from dlcourse.parallel.tensor import tensor_parallel
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero2 import ZeRO2
@@ -175,6 +176,24 @@ def test_the_lists_are_those_of_torch_on_a_gpu():
     assert result_types(Autocast("cpu"), x, x.bfloat16())["softmax"] == torch.bfloat16
 
 
+def test_what_switches_torch_s_autocast_off_switches_ours_off():
+    """A router computes in float32; afterwards all is as it was before, also inside of torch's."""
+    router, x = Router(8, 4, 2), torch.randn(5, 8)
+    with torch.autocast("cpu", torch.float16), Autocast("cpu", torch.bfloat16):
+        assert router(x).logits_NE.dtype == torch.float32
+        assert F.linear(x, router.weight).dtype == torch.bfloat16
+    with Autocast("cpu", torch.bfloat16):
+        assert torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_result_s_place_is_written_to():
+    a, out = torch.randn(4, 4), torch.zeros(4, 4)
+    with Autocast("cpu", torch.bfloat16):
+        torch.mm(a, a, out=out)
+    assert torch.equal(out, a @ a)
+
+
 def test_a_weight_that_is_used_twice_is_converted_once():
     weight = nn.Parameter(torch.rand(8, 8))
     x = torch.rand(4, 8, dtype=torch.bfloat16)
@@ -308,6 +327,21 @@ def test_a_scale_that_falls_to_nothing_still_trains(start):
         assert scaler.step(optimizer) is not bad
         scaler.update()
     assert p.item() == 0.5 and scaler.get_scale() == 2.0**-126
+
+
+def test_the_scaler_takes_what_torch_s_takes():
+    """Sparse gradients, a list of losses, and an empty group before the others."""
+    for infinite in (False, True):
+        table, weight = nn.Embedding(4, 2, sparse=True), nn.Parameter(torch.ones(2))
+        groups = [{"params": []}, {"params": [table.weight, weight]}]
+        before = table.weight.detach().clone()
+        optimizer, scaler = torch.optim.SGD(groups, lr=0.5), LossScaler(4.0)
+        factor = float("inf") if infinite else 1.0
+        losses = [factor * table(torch.tensor([1, 1])).sum(), weight.sum()]
+        torch.autograd.backward(scaler.scale(losses))
+        assert scaler.step(optimizer) is not infinite
+        change = (table.weight.detach() - before)[1]
+        torch.testing.assert_close(change, torch.full((2,), 0.0 if infinite else -1.0))
 
 
 def test_an_abandoned_step_is_not_taken_for_unscaled():
@@ -537,6 +571,26 @@ def test_weights_that_are_loaded_later_are_the_new_master():
         its.step()
     apart = (optimizer.state[p]["master"] - q).abs().max()
     assert apart < 1e-4  # a tenth of a step: gradients of the first steps were rounded
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "message"),
+    [
+        (torch.complex64, {}, "is torch.complex64, and its master would be"),
+        (torch.float32, {"lr": -1.0}, "lr=-1.0: give 0 or more"),
+        (torch.float32, {"betas": (0.9, 1.0)}, "betas="),
+    ],
+)
+def test_what_a_master_cannot_be_made_for(dtype, options, message):
+    with pytest.raises(ValueError, match=message):
+        MasterAdamW([nn.Parameter(torch.ones(2, dtype=dtype))], **options)
+
+
+def test_a_master_has_no_sparse_gradients():
+    table = nn.Embedding(4, 2, sparse=True)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="a gradient is sparse"):
+        MasterAdamW(table.parameters()).step()
 
 
 @pytest.mark.parametrize("make", [MasterAdamW, torch.optim.AdamW])

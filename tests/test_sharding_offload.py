@@ -690,6 +690,13 @@ def test_tied_parameters_are_read_once_and_stay_tied(tmp_path):
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in states)
 
 
+def test_one_number_of_any_stride_is_saved(tmp_path):
+    tensor = torch.randn(1, 2)[:, 0]
+    save_file({"a": tensor}, tmp_path / "a.safetensors")
+    assert torch.equal(safetensors.torch.load_file(tmp_path / "a.safetensors")["a"], tensor)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
 def test_torch_reads_the_same_header(tmp_path):
     from torch.distributed.checkpoint._hf_utils import _get_safetensors_file_metadata
 

@@ -538,6 +538,29 @@ def test_clipping_is_over_all_ranks(run, stage):
     equal(run(apart, stage, clipped))
 
 
+def clipped_complex():
+    """How far a complex gradient that ZeRO has clipped is from torch's."""
+    off = []
+    for make in (nn.Sequential, lambda module: ZeRO1(nn.Sequential(module))):
+        torch.manual_seed(0)
+        model = make(nn.Linear(4, 4, bias=False, dtype=torch.complex128))
+        model(torch.ones(2, 4, dtype=torch.complex128)).abs().sum().backward()
+        if isinstance(model, ZeRO1):
+            model.sync_gradients()
+            norm = model.clip_grad_norm_(0.1)
+            grads = [shard.grad for shard in model.shards]
+        else:
+            norm = clip_grad_norm_(model.parameters(), 0.1)
+            grads = [model[0].weight.grad.flatten().chunk(2)[dist.get_rank()]]
+        off.append((norm, torch.cat(grads)))
+    (wanted_norm, wanted), (norm, got) = off
+    return (norm - wanted_norm).abs().item() + (got - wanted).abs().max().item()
+
+
+def test_complex_gradients_are_clipped(run):
+    assert max(run(clipped_complex)) < 1e-6
+
+
 # --- Copies and state dicts ---------------------------------------------------------------------
 
 

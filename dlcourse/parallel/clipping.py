@@ -51,6 +51,6 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
         total += part
     norm = total.sqrt()
     if gradients:
-        norm = norm.to(next(iter(gradients.values())).dtype)
+        norm = norm.to(next(iter(gradients.values())).dtype.to_real())
         nn.utils.clip_grads_with_norm_([*gradients], max_norm, norm)
     return norm

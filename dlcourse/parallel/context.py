@@ -27,10 +27,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dlcourse.collectives.p2p import Group, start_exchange
 from dlcourse.parallel.divisibility import equal_part
+from dlcourse.parallel.first_derivatives import first_derivatives_of
 
 
 def chunks_of(rank: int, size: int, *, balanced: bool) -> list[int]:
@@ -167,7 +167,7 @@ class _RingAttention(torch.autograd.Function):
 
     @staticmethod
     @without_autocast
-    @once_differentiable
+    @first_derivatives_of("ring_attention()")
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         ring, length = _Ring(ctx.group), q.size(-2)
@@ -211,11 +211,14 @@ def ring_attention(
 
     Raises:
         ValueError: a balanced split of an odd number of positions; q, k and v that are not alike.
+        RuntimeError: in backward with ``create_graph=True``.
     """
     device = q_BHSD.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device):  # which leaves float64 alone
         dtype = torch.get_autocast_dtype(device)
-        q_BHSD, k_BHSD, v_BHSD = (x.to(dtype) for x in (q_BHSD, k_BHSD, v_BHSD))
+        q_BHSD, k_BHSD, v_BHSD = (
+            x if x.dtype == torch.float64 else x.to(dtype) for x in (q_BHSD, k_BHSD, v_BHSD)
+        )
     kinds = {(x.shape, x.dtype) for x in (q_BHSD, k_BHSD, v_BHSD)}
     if len(kinds) > 1:
         raise ValueError(

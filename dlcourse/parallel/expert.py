@@ -127,7 +127,8 @@ class ExpertParallel(DividedExperts):
         x_NC = rows_of(x)
         self.routing = routing = self.router(x_NC)
         dtype = x.dtype
-        if torch.is_autocast_enabled(x.device.type):  # experts would round them: send half as much
+        if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+            # Experts would round them: send half as much
             dtype = torch.get_autocast_dtype(x.device.type)
         plan = self.plan(routing, dtype)
         x_MC = x_NC[plan.copies_M // self.top_k].to(dtype)

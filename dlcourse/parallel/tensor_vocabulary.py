@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dlcourse.collectives.p2p import Group
 from dlcourse.models.targets import IGNORED, check_range
 from dlcourse.parallel.divisibility import padded_size
+from dlcourse.parallel.first_derivatives import first_derivatives_of
 from dlcourse.parallel.known_code import check_known
 from dlcourse.parallel.part_state import PartialLayer
 from dlcourse.parallel.tensor_layers import reduce_from, shard
@@ -111,6 +112,7 @@ class _CrossEntropy(torch.autograd.Function):
         return torch.where(valid_N, sum_N.log() - target_N, 0.0).sum() / num_valid
 
     @staticmethod
+    @first_derivatives_of("parallel_cross_entropy()")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         softmax_NV, row_N, mine_N, valid_N, num_valid = ctx.saved_tensors
         one_hot_N1 = mine_N.to(softmax_NV.dtype)[:, None]
@@ -140,6 +142,7 @@ def parallel_cross_entropy(
 
     Raises:
         ValueError: targets of another shape or type, or outside the vocabulary; in every rank.
+        RuntimeError: in backward with ``create_graph=True``.
     """
     num_columns = logits_NV.size(1)
     num_tokens = num_columns * dist.get_world_size(group) if vocab_size is None else vocab_size

@@ -84,7 +84,7 @@ class ShardedModule(nn.Module):
         refuse_clipping_parts(self.module)
         grads = [flat.shard.grad for flat in self.flats if flat.shard.grad is not None]
         wide = torch.promote_types(self.flats[0].full.dtype, torch.float32)
-        square = torch.zeros((), dtype=wide, device=self.flats[0].full.device)
+        square = torch.zeros((), dtype=wide.to_real(), device=self.flats[0].full.device)
         for grad in grads:
             square += torch.linalg.vector_norm(grad, dtype=wide).square()
         dist.all_reduce(square, group=self.process_group)

@@ -30,6 +30,7 @@ from dlcourse.training.checkpointing.refusals import (
     Function,
     Versions,
     fills_all_grads,
+    inputs_alone,
     refuse_changes,
     save_inputs,
     saved_inputs,
@@ -47,8 +48,10 @@ def checkpoint(function: Function, *inputs: Any, keep_random_state: bool = True)
 
     Raises:
         ValueError: the result is not one tensor, or ``function`` changes an input, or a parameter
-            or buffer of a module in place.
-        RuntimeError: in backward, if that is asked for a graph of its own (``create_graph``).
+            or buffer of a module in place; in backward, if one of these, or train() and eval(), was
+            changed meanwhile. (Another tensor put in place of ``parameter.data`` is not seen.)
+        RuntimeError: in backward, if that is asked for a graph of its own (``create_graph``), or
+            if ``function`` shares a tensor with others that is not an input of its own.
 
     ``torch.autograd.grad`` and ``backward(inputs=...)`` reach the inputs alone, not parameters.
     """
@@ -74,7 +77,7 @@ class Checkpoint(torch.autograd.Function):
         with Versions(function, inputs) as versions, torch.set_grad_enabled(begin is not None):
             output = function(*inputs)
         refuse_changes(function, versions, output)
-        ctx.parameters = versions.of("parameter")
+        ctx.seen, ctx.parameters = versions, versions.of("parameter")
         save_inputs(ctx, inputs)
         if begin is not None:
             learns, output = output.requires_grad, output.detach()
@@ -94,7 +97,8 @@ class Checkpoint(torch.autograd.Function):
             output = ctx.function(*leaves)
         asked = None if to_all else [x for x in leaves if isinstance(x, Tensor) and x.requires_grad]
         if output.requires_grad and asked != []:  # fills .grad, of leaves and of parameters
-            torch.autograd.backward(output, grad_output, inputs=asked)
+            with inputs_alone(ctx.function):
+                torch.autograd.backward(output, grad_output, inputs=asked)
         return None, None, None, *(x.grad if isinstance(x, Tensor) else None for x in leaves)
 
 

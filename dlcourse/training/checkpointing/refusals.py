@@ -7,7 +7,8 @@ tensor; a count that has changed is a change that the second forward would see, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,17 +26,34 @@ _NEWER_KIND = (
 
 def save_inputs(ctx: Any, inputs: tuple[Any, ...]) -> None:
     """Store tensors where autograd watches over them, and the rest beside them."""
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor) and any(
+            isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(x)
+        ):
+            raise ValueError(
+                f"input {i} of {_name(ctx.function)} is a {type(x).__name__} with a tensor inside "
+                "that has a graph, which backward would go through twice: give checkpoint() each "
+                "tensor as an input of its own"
+            )
     ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
     ctx.others = [None if isinstance(x, Tensor) else (x,) for x in inputs]
 
 
 def saved_inputs(ctx: Any) -> list[Any]:
-    """The inputs in their order, or an error if one, or a parameter, was changed meanwhile."""
-    for what, parameter, count in ctx.parameters:
-        if parameter._version != count:
+    """The inputs in their order, or an error if one, or a module, was changed meanwhile."""
+    for what, tensor, count in ctx.parameters + ctx.seen.of("buffer"):
+        if tensor._version != count:
             raise ValueError(
                 f"{what} of {_name(ctx.function)} was changed after its checkpoint, so the second "
-                "forward would be another function: call backward() before the optimizer's step()"
+                "forward would be another function: call backward() before "
+                + ("you change a buffer" if what.startswith("buffer") else "the optimizer's step()")
+            )
+    for module, training in ctx.seen.modes.values():
+        if module.training != training:
+            raise ValueError(
+                f"{type(module).__name__} was set to {'eval' if training else 'train'}() after its "
+                "checkpoint, so the second forward would be another function: call backward() "
+                "first, or set it back"
             )
     try:
         tensors = iter(ctx.saved_tensors)
@@ -53,6 +71,7 @@ class Versions:
 
     def __init__(self, function: Function, inputs: tuple[Any, ...]) -> None:
         self.seen: dict[int, tuple[str, Tensor, int]] = {}
+        self.modes: dict[int, tuple[nn.Module, bool]] = {}  # train() or eval()
         for i, x in enumerate(tree_leaves(inputs)):
             if isinstance(x, Tensor):
                 self.add(f"input {i}", x)
@@ -67,6 +86,7 @@ class Versions:
         self.hook.remove()
 
     def enter(self, module: nn.Module, inputs: Any = ()) -> None:
+        self.modes.setdefault(id(module), (module, module.training))
         for name, buffer in module.named_buffers():
             self.add(f"buffer {name}", buffer)
         for name, parameter in module.named_parameters():
@@ -110,6 +130,21 @@ def fills_all_grads(ctx: Any) -> bool:
             stacklevel=2,
         )
     return plain
+
+
+@contextmanager
+def inputs_alone(function: Function) -> Iterator[None]:
+    """Say what a graph that was gone through before means here: it is not of the second forward."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{_name(function)} uses a tensor that others use as well, and that is no input of its "
+            "own (a closure's, say), so backward came to its "
+            "graph twice: give checkpoint() each such tensor as an input"
+        ) from error
 
 
 def _name(function: Function) -> str:

@@ -11,7 +11,8 @@ take the widest type that they are given. All others run in the types that they 
 
 It is a mode over torch's *functions*, above autograd, because the casts belong to the graph: the
 gradient of a cast is a cast back. ``torch.autocast`` does the same one layer deeper, and so it also
-sees the functions that other functions call; this one sees only what a module calls.
+sees the functions that other functions call; this one sees only what a module calls. It says of
+itself to torch that autocast is on, and so ``torch.autocast(..., enabled=False)`` switches it off.
 
 Source: Micikevicius et al., "Mixed Precision Training", ICLR 2018; the lists are from PyTorch's
 "Autocast Op Reference".
@@ -76,11 +77,24 @@ class Autocast(TorchFunctionMode):
         lists = "cpu" if device_type == "cpu" else "cuda"
         self.float32, self.widest = FLOAT32[lists], WIDEST[lists]
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}  # the parameter is held: its id stays
+        self.outside: list[tuple[bool, torch.dtype]] = []  # torch's autocast before each ``with``
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        kwargs = kwargs or {}
+        if not torch.is_autocast_enabled(self.device_type):
+            return func(*args, **kwargs)
+        if kwargs.get("out") is None:  # as in torch: who gives the result's place gives its type
+            args, kwargs = self._convert(getattr(func, "__name__", ""), args, kwargs)
+        torch.set_autocast_enabled(self.device_type, False)  # or torch would convert, too
+        try:
+            return func(*args, **kwargs)
+        finally:
+            torch.set_autocast_enabled(self.device_type, True)
+
+    def _convert(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments in the types in which the operator ``name`` runs."""
         if name in LOW:
             dtype = self.dtype
         elif name in self.float32:
@@ -89,13 +103,23 @@ class Autocast(TorchFunctionMode):
             found = [x.dtype for x in tree_iter((args, kwargs)) if self._converts(x)]
             dtype = torch.float32 if torch.float32 in found else self.dtype
         else:
-            return func(*args, **kwargs)
-        args, kwargs = tree_map(lambda x: self._cast(x, dtype), (args, kwargs))
-        return func(*args, **kwargs)
+            return args, kwargs
+        return tree_map(lambda x: self._cast(x, dtype), (args, kwargs))
+
+    def __enter__(self) -> Autocast:
+        kind = self.device_type
+        self.outside.append((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)))
+        self._tell_torch(True, self.dtype)
+        return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         self.copies.clear()  # what backward needs, the graph holds
         super().__exit__(*exception)
+        self._tell_torch(*self.outside.pop())
+
+    def _tell_torch(self, enabled: bool, dtype: torch.dtype) -> None:
+        torch.set_autocast_enabled(self.device_type, enabled)
+        torch.set_autocast_dtype(self.device_type, dtype)
 
     def _converts(self, x: Any) -> bool:
         """Numbers of this device, but not float64: whoever chose it wants the precision."""

@@ -73,8 +73,10 @@ class LossScaler:
         """The scale of the next loss."""
         return self._scale
 
-    def scale(self, loss: Tensor) -> Tensor:
-        """The loss to call ``backward()`` on."""
+    def scale(self, loss: Any) -> Any:
+        """The loss to call ``backward()`` on; a list or tuple of losses gives one of the same."""
+        if isinstance(loss, list | tuple):
+            return type(loss)(map(self.scale, loss))
         self.outdated |= set(self.unscaled)  # if this loss makes gradients for them, too
         # A tensor, not a number: a loss in float16 would stay so, and be infinite
         return loss * torch.tensor(self._scale, device=loss.device)
@@ -98,10 +100,12 @@ class LossScaler:
                 "the parameters are torch.float16, so gradients are, too: keep the parameters in "
                 "float32 and let autocast convert them, or use bfloat16, which needs no scaler"
             )
-        found = torch.zeros((), device=optimizer.param_groups[0]["params"][0].device)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        found = torch.zeros((), device=parameters[0].device if parameters else "cpu")
         for grad in grads:
             grad.mul_(1 / self._scale)
-            found += (~grad.isfinite().all()).to(found.device)
+            numbers = grad._values() if grad.is_sparse else grad
+            found += (~numbers.isfinite().all()).to(found.device)
         if self.process_group is not None:  # one rank's infinity is every rank's
             dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.process_group)
         self.found_inf[optimizer], self.unscaled[optimizer] = bool(found), grads

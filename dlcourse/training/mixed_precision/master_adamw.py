@@ -39,6 +39,26 @@ class MasterAdamW(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in torch, which calls it for the first parameters, too.
+
+        Raises:
+            ValueError: a parameter that is not of real numbers, or a number that cannot work.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for name in ("lr", "eps", "weight_decay"):
+            if not group[name] >= 0:
+                raise ValueError(f"{name}={group[name]!r}: give 0 or more")
+        if not all(0 <= beta < 1 for beta in group["betas"]):
+            raise ValueError(f"betas={group['betas']!r}: give numbers from 0 up to, not with, 1")
+        for p in group["params"]:
+            if not p.is_floating_point():
+                raise ValueError(
+                    f"a parameter of shape {tuple(p.shape)} is {p.dtype}, and its master would be "
+                    "torch.float32: give real numbers, or torch.optim.AdamW this parameter"
+                )
+
     def make_state(self, p: Tensor) -> None:
         """What a first step makes for ``p``: no step is taken yet."""
         master = p.detach().to(torch.float32, copy=True)
@@ -47,7 +67,16 @@ class MasterAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # without torch's closure
-        """One step for every parameter that has a gradient."""
+        """One step for every parameter that has a gradient.
+
+        Raises:
+            ValueError: a sparse gradient; before any parameter has changed.
+        """
+        if any(p.grad is not None and p.grad.is_sparse for p in self._parameters()):
+            raise ValueError(
+                "a gradient is sparse, and MasterAdamW's moments are not: make the embedding with "
+                "sparse=False"
+            )
         for group in self.param_groups:
             (beta1, beta2), lr = group["betas"], group["lr"]
             for p in group["params"]:
@@ -68,6 +97,9 @@ class MasterAdamW(torch.optim.Optimizer):
                 master.addcdiv_(mean, root, value=-lr / (1 - beta1 ** state["step"]))
                 p.copy_(master)
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What ``state_dict`` returned: the same numbers, still in float32, in memory of their own.
 
@@ -82,8 +114,7 @@ class MasterAdamW(torch.optim.Optimizer):
                 "master: it is another optimizer's; load it there, or start this one without state"
             )
         super().load_state_dict(state_dict)  # gives all state the parameter's type, 16 bits
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(ids, parameters, strict=True):
+        for i, p in zip(ids, self._parameters(), strict=True):
             for name, value in saved.get(i, {}).items():
                 if isinstance(value, Tensor):
                     self.state[p][name] = value.to(p.device, torch.float32, copy=True)

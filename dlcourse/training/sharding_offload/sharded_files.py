@@ -62,12 +62,16 @@ def save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers begin at a multiple of 8
     part = path.with_name(f"{path.name}.part")  # somebody may have the older file mapped
-    with part.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            row = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
-            file.write(row.view(torch.uint8).numpy().data)
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for tensor in tensors.values():
+                row = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+                row = row.as_strided((row.numel(),), (1,))  # one number may have any stride
+                file.write(row.view(torch.uint8).numpy().data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # is there only if something failed
 
 
 def save_shards(model: nn.Module, folder: Path, groups: Sequence[Sequence[str]]) -> None:
