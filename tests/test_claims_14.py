@@ -12,11 +12,14 @@ from functools import partial
 import cloudpickle
 import pytest
 import torch
+import torch.distributed as dist
 
 from dlcourse import Ranks
 from dlcourse.course.claims import find_claim
 from dlcourse.figures import deepspeed_vs_mps as figures
 from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.models.gpt import GPT
+from dlcourse.parallel.tensor import tensor_parallel
 from dlcourse.peers import both_ways, deepspeed_engine, deepspeed_job, mps_statements
 from dlcourse.peers.lines_of_code import lines_of_savings
 from dlcourse.plan.one_machine import MACHINES, figures_of_e7, fits, models, moved_by_offload
@@ -55,6 +58,37 @@ def measured(ranks):
 def recorded(id):
     claim = find_claim(id)
     return claim, {figure.name: figure.value for figure in claim.figures}
+
+
+class OfTwo(torch.nn.Module):
+    """Its second layer has no gradient in rank 1."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x, y):
+        x = self.first(x)
+        return ((self.second(x) if dist.get_rank() == 0 else x) - y).square().mean()
+
+
+def steps_by_hand():
+    """Both layers after a step in which rank 1 does not use the second; what a cut model says."""
+    from dlcourse.training.by_hand import take_step
+
+    model, batch = OfTwo(), (torch.ones(2, 4), torch.zeros(2, 4))
+    take_step(model, torch.optim.SGD(model.parameters(), lr=0.1), batch)
+    cut = tensor_parallel(GPT(CONFIG))
+    with pytest.raises(ValueError, match="is cut by tensor parallelism"):
+        take_step(cut, torch.optim.SGD(cut.parameters()), batch)
+    return [p.tolist() for p in model.parameters()]
+
+
+def test_a_step_by_hand_has_the_same_gradients_in_all_ranks(ranks):
+    """Rows of different lengths met in one all-reduce: SIGABRT."""
+    first, second = ranks.run(steps_by_hand)
+    assert first == second
 
 
 def accumulation(batch, micro_batch):

@@ -37,6 +37,8 @@ from dlcourse.parallel.replicas import broadcast_module, loss_weight, replica_dr
 from dlcourse.parallel.sendable import overlaps
 from dlcourse.peers import ddp as ddp_peer
 from dlcourse.training import loop
+from dlcourse.training.sharding_offload.local_host import LocalHost
+from dlcourse.training.sharding_offload.optimizer_offload import OptimizerOffload
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -667,6 +669,38 @@ def train_a_view(wrapper, kind):
 @pytest.mark.parametrize("kind", ["columns", "transposed", "every second row"])
 def test_a_parameter_that_is_a_view(run, wrapper, kind):
     assert run(train_a_view, wrapper, kind) == [(True, True, True, 0.0)] * 2
+
+
+def offloaded(wrapper):
+    """What an offload that sends early says of a wrapped model, and a wrapper of an offloaded."""
+    said = []
+    for overlap in (True, False):
+        inside, outside = GPT(GPTConfig(**SMALL)), GPT(GPTConfig(**SMALL))
+        wrapped = wrap(wrapper, inside)
+        kept = [wrapped]
+        calls = (
+            lambda: OptimizerOffload(inside, LocalHost(), overlap=overlap),  # noqa: B023
+            lambda: OptimizerOffload(outside, LocalHost(), overlap=overlap),  # noqa: B023
+            lambda: wrap(wrapper, outside),  # noqa: B023
+        )
+        for call in calls:
+            try:
+                kept.append(call())
+                said.append("")
+            except ValueError as error:
+                said.append(str(error))
+    return said
+
+
+@on_ranks(2)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_gradients_that_leave_during_backward_are_not_averaged_after_it(run, wrapper):
+    """Each rank's host had its own rank's gradients: replicas drifted by two learning rates."""
+    for inside, outside, wrapped, *late in run(offloaded, wrapper):
+        assert "leave before that; give overlap=False" in inside
+        assert outside == ""
+        assert "give the offload overlap=False" in wrapped
+        assert late == ["", "", ""]
 
 
 def train_with_nothing(wrapper, trained):

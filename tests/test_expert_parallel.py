@@ -487,6 +487,28 @@ def refused(what):
     return layer(x)
 
 
+class Looked(nn.Module):
+    def __init__(self, sparse):
+        super().__init__()
+        self.table = nn.Embedding(10, C, sparse=sparse)
+        self.moe = MoE(C, num_experts=4)
+
+    def forward(self, x):
+        return self.moe(self.table(x)).square().mean()
+
+
+def gradient_of_a_table(sparse):
+    torch.manual_seed(0)
+    model = ExpertDataParallel(Looked(sparse), make_expert_mesh(data=2, expert=2))
+    model(torch.tensor([1, 2, dist.get_rank()])).backward()
+    model.sync_gradients()
+    return model.module.table.weight.grad.tolist()
+
+
+def test_sparse_gradients_are_averaged(run):
+    assert run(gradient_of_a_table, True) == run(gradient_of_a_table, False)
+
+
 REFUSALS = {
     "more ranks": "0: 4 ranks cannot share num_experts=3: 1 of them would have none",
     "not divisible": "0: num_experts=6 cannot be cut into 4 equal parts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -261,6 +262,18 @@ def test_what_no_layer_can_be_is_refused(options, said):
 def test_the_loop_refuses_a_capacity_that_it_would_ignore():
     with pytest.raises(ValueError, match=r"capacity_factor=1\.0 needs places to be counted"):
         layer(LoopedMoE, capacity_factor=1.0)
+
+
+def test_a_layer_is_copied_after_a_forward_and_has_losses_without_tokens():
+    """deepcopy met the graph that the last forward had left; both losses were NaN."""
+    moe = MoE(8, num_experts=4)
+    moe(torch.randn(3, 8))
+    other = copy.deepcopy(moe)
+    assert torch.equal(other.routing.experts_NK, moe.routing.experts_NK)
+    moe(torch.randn(0, 8))
+    losses = balance_loss(moe.routing, moe.routing.counts()), z_loss(moe.routing)
+    assert [loss.item() for loss in losses] == [0.0, 0.0]
+    sum(losses).backward()
 
 
 @pytest.mark.parametrize("cls", [MoE, LoopedMoE])

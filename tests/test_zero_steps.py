@@ -802,6 +802,52 @@ def test_a_model_that_syncs_gradients_of_its_own_is_synced_or_refused(run):
         assert all("take ZeRO1, which calls it" in str(words) for words in said), said
 
 
+def closures(stage):
+    """A step with a closure that syncs, beside one process; what it says without."""
+    model, alone = stage(new()), new()
+    optimizer = torch.optim.SGD(model.shards, lr=0.1)
+
+    def closure(syncs):
+        optimizer.zero_grad()
+        loss = model(batch(0))
+        loss.backward()
+        if syncs:
+            model.sync_gradients()
+        return loss
+
+    said = message(lambda: optimizer.step(partial(closure, False)))
+    optimizer.step(closure=partial(closure, True))
+    model.sync_parameters()
+    alone(batch(0)).backward()
+    torch.optim.SGD(alone.parameters(), lr=0.1).step()
+    with whole(model) as ours:
+        apart = max((a - b).abs().max() for a, b in zip(ours, alone.parameters(), strict=True))
+    return apart.item(), said
+
+
+@stages
+def test_a_closure_that_forgets_to_sync_is_refused(run, stage):
+    """ZeRO1 stepped with this rank's gradient: the check came before the closure had made it."""
+    for apart, said in run(closures, stage):
+        assert apart <= CLOSE
+        assert stage is not ZeRO1 or "call model.sync_gradients()" in str(said)
+
+
+def with_integers(stage):
+    net = new()
+    net.codes = nn.Parameter(torch.arange(3, dtype=torch.int8), requires_grad=False)
+    model = stage(net)
+    model(batch(0)).backward()
+    model.sync_gradients()
+    with whole(model):
+        return net.codes.tolist()
+
+
+@stages
+def test_frozen_integers_stay(run, stage):
+    assert run(with_integers, stage) == [[0, 1, 2]] * 2
+
+
 def refusals_of_stage_3():
     model = ZeRO3(new())
     x = batch(0).requires_grad_()

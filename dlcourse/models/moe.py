@@ -46,6 +46,10 @@ class Routing(NamedTuple):
         """Copies of tokens that each expert is to get, before any is dropped: (E,), int64."""
         return self.experts_NK.flatten().bincount(minlength=self.logits_NE.size(1))
 
+    def __deepcopy__(self, memo: dict) -> Routing:
+        """Without the graph, which torch does not copy: so a layer is copied after a forward."""
+        return Routing(*(tensor.detach().clone() for tensor in self))
+
 
 class Router(nn.Module):
     """Chooses ``top_k`` of ``num_experts`` experts for each token. Computes in float32 at least.
@@ -200,13 +204,15 @@ def balance_loss(routing: Routing, counts_E: Tensor) -> Tensor:
 
     Source: "Switch Transformers", equations 4 to 6.
     """
+    if not len(routing.logits_NE):  # a rank without tokens
+        return routing.logits_NE.sum()
     share_E = counts_E / counts_E.sum()
     return share_E.numel() * (share_E * routing.logits_NE.softmax(-1).mean(0)).sum()
 
 
 def z_loss(routing: Routing) -> Tensor:
     """Keeps logits small: the mean of (log of the sum of exp)^2. Source: "ST-MoE", equation 5."""
-    return routing.logits_NE.logsumexp(-1).square().mean()
+    return routing.logits_NE.logsumexp(-1).square().sum() / max(1, len(routing.logits_NE))
 
 
 class MoE(nn.Module):

@@ -27,6 +27,7 @@ from dlcourse.parallel.data_buckets import Bucket, check_in_buckets, make_bucket
 from dlcourse.parallel.hooks import weakly
 from dlcourse.parallel.loop import mean_over_ranks, run_steps
 from dlcourse.parallel.replicas import (
+    AVERAGED,
     broadcast_buffers,
     broadcast_module,
     refuse_own_gradients,
@@ -37,7 +38,8 @@ class NaiveDataParallel(nn.Module):
     """After backward, one all-reduce for each parameter's gradient.
 
     Args:
-        module: the model; after this call it equals rank 0's in every rank.
+        module: the model; after this call it equals rank 0's in every rank. What is put into it
+            later does not: wrap it again.
         process_group: the ranks that share the batch; all of them by default.
     """
 
@@ -46,6 +48,7 @@ class NaiveDataParallel(nn.Module):
     ) -> None:
         super().__init__()
         refuse_own_gradients(module, "here they may have been sent by then")
+        AVERAGED.add(module)
         self.module = module
         self.process_group = process_group
         self.world_size = dist.get_world_size(process_group)

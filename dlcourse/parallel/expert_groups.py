@@ -153,6 +153,7 @@ def average_gradients(module: nn.Module, copies: Any, everyone: Any) -> None:
             continue  # frozen
         if parameter.grad is None:  # unused here, but another rank may be waiting for it
             parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = parameter.grad.to_dense()  # an embedding's may be sparse
         group = copies if parameter in experts else everyone
         groups.setdefault((group, parameter.dtype), []).append(parameter.grad)
     for (group, _), gradients in groups.items():

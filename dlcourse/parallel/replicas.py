@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -52,12 +54,23 @@ def sync_parameters(model: nn.Module) -> None:
     getattr(model, "sync_parameters", lambda: None)()
 
 
+# Models whose gradients leave during backward, as an offload's do: too early for a mean
+SENT_EARLY: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# Models whose gradients a wrapper averages after backward
+AVERAGED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
 def refuse_own_gradients(module: nn.Module, why: str) -> None:
     """Raise a ``ValueError`` where a part of ``module`` has gradients to sync after backward.
 
     Its ``sync_gradients()`` has to run before the ranks' mean is made, and a wrapper that sends
     during backward is too early for that. ZeRO1 calls it.
     """
+    if module in SENT_EARLY:
+        raise ValueError(
+            "module is in an OptimizerOffload, whose gradients leave during backward, before the "
+            "ranks' mean is made: give the offload overlap=False"
+        )
     for part in module.modules():
         if hasattr(part, "sync_gradients"):
             raise ValueError(

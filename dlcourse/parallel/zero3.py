@@ -53,7 +53,8 @@ class ShardedUnit:
         self.backwards: set[object] = set()  # calls whose backward is under way
         for flat in flats:
             flat.shard.data = flat.shard.detach().clone()  # a memory of its own
-            flat.nothing = flat.full.new_full((), float("nan"))
+            wrong = float("nan") if flat.full.is_floating_point() else 0  # frozen int8 weights
+            flat.nothing = flat.full.new_full((), wrong)
         self.free()
 
     def start(self) -> None:

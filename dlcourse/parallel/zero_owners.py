@@ -104,7 +104,22 @@ class ZeroGrad:
         return partial, (nn.Module.zero_grad, self.module())
 
 
-def _before_step(optimizer: Optimizer, *_: Any) -> None:
+def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+    """Refuse a step that would go wrong; with a closure, which makes the gradients, after it."""
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer
+    if closure is None:
+        _check_step(optimizer)
+        return None
+
+    def checked() -> Any:
+        loss = closure()
+        _check_step(optimizer)
+        return loss
+
+    return (optimizer, checked, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
+
+
+def _check_step(optimizer: Optimizer) -> None:
     models: dict[int, ShardedModule] = {}
     for group in optimizer.param_groups:
         for tensor in group["params"]:

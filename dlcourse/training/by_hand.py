@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dlcourse.models.gpt import GPT
+from dlcourse.parallel.part_state import PARTS
 from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.training.accumulation import split
 from dlcourse.training.checkpointing.segments import checkpoint_blocks, early_stop
@@ -62,6 +63,8 @@ class HostAdamW:
         moved_bytes: gradients that went to the host and parameters that came back, so far. Where
             the device's memory is the host's (a CPU, a Mac's unified memory), they still count:
             it is what the method moves.
+
+    The masters are the weights: what is loaded into the model later, the next step overwrites.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float = 1e-3) -> None:
@@ -79,9 +82,8 @@ class HostAdamW:
     @torch.no_grad()
     def step(self) -> None:
         for p, master in zip(self.parameters, self.masters, strict=True):
-            if p.grad is not None:
-                master.grad = p.grad.to("cpu", torch.float32)
-                self.moved_bytes += p.grad.nbytes
+            master.grad = None if p.grad is None else p.grad.to("cpu", torch.float32)
+            self.moved_bytes += 0 if p.grad is None else p.grad.nbytes
         self.adam.step()
         for p, master in zip(self.parameters, self.masters, strict=True):
             p.copy_(master)
@@ -142,8 +144,11 @@ def take_step(
         This rank's mean loss, a number without a graph.
 
     Raises:
-        ValueError: ``accumulate`` does not divide the sequences.
+        ValueError: ``accumulate`` does not divide the sequences; or ranks hold parts of matrices,
+            which have no mean.
     """
+    if any(parameter in PARTS for parameter in model.parameters()):
+        raise ValueError("model is cut by tensor parallelism: ranks hold other parts; take ZeRO3")
     optimizer.zero_grad()
     loss = in_parts(model, batch, accumulate)
     zero = model if isinstance(model, ZeRO3) else None
@@ -162,7 +167,11 @@ def take_step(
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """The mean over the ranks, one all-reduce for all of them together."""
-    grads = [p.grad for p in parameters if p.grad is not None]
+    grads = []
+    for p in parameters:
+        if p.grad is None and p.requires_grad:  # unused here, but the other ranks wait for it
+            p.grad = torch.zeros_like(p)
+        grads += [] if p.grad is None else [p.grad]
     row = torch.cat([grad.flatten() for grad in grads]) / dist.get_world_size()
     dist.all_reduce(row)
     for grad, mean in zip(grads, row.split([g.numel() for g in grads]), strict=True):

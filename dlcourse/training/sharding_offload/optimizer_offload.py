@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from dlcourse.collectives.buffers import views_like
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.hooks import weakly
+from dlcourse.parallel.replicas import AVERAGED, SENT_EARLY
 
 Wait = Callable[[], Any]  # returns once the copy has arrived
 _OFFLOADED: WeakSet[nn.Module] = WeakSet()
@@ -120,6 +121,13 @@ class OptimizerOffload:
                 "travels as one row, with a gradient for all of it; train them, or leave the "
                 "offload out"
             )
+        if overlap and (model in AVERAGED or hasattr(model, "sync_gradients")):
+            raise ValueError(
+                "overlap=True with a model whose gradients are synced after backward: they would "
+                "leave before that; give overlap=False"
+            )
+        if overlap:
+            SENT_EARLY.add(model)
         if model in _OFFLOADED:
             raise ValueError("model is in an offload already: build it anew for another one")
         self.host, self.overlap = host, overlap
