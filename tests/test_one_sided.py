@@ -27,7 +27,9 @@ from dlcourse.bench._soak import soak
 from dlcourse.collectives import one_sided, shared_memory
 from dlcourse.collectives.low_latency import LowLatency, look_words, put_words
 from dlcourse.collectives.mailboxes import CHUNK, MOST, SLOTS, chunk_bytes, mailboxes_of
+from dlcourse.collectives.places import ready_ways
 from dlcourse.collectives.symmetric import SymmetricLowLatency
+from dlcourse.figures.expert_parallel import show_race
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memfd_create of Linux")
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
@@ -354,6 +356,16 @@ REFUSED = {
     "of torch.float32 from rank 0, which sends 24 of torch.float32",
     "dtypes differ": "expect 16 bytes of torch.float32 from rank 2, which sends 16 of torch.int32",
 }
+
+
+def test_where_the_processor_is_another_there_is_no_payload(monkeypatch):
+    """Lesson 08 takes the ways that are there, and its picture has as many lines."""
+    ours = set(ready_ways())
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert ready_ways() == ("flag",) and ours >= {"flag"}
+    times = {name: 1e-3 for name in ("gloo", "one_sided", "flag")}
+    picture = show_race({size: times for size in (128 * 256 * 4, 4096 * 256 * 4)})
+    assert len({trace.name for trace in picture.data}) == 3
 
 
 def low_latency_of(case):

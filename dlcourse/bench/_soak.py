@@ -79,12 +79,13 @@ def soak_block(first: int, dispatches: int, seed: int = 0) -> int:
 
     from dlcourse.collectives.low_latency import LowLatency
     from dlcourse.collectives.mailboxes import mailboxes_of
+    from dlcourse.collectives.places import ready_ways
 
     if _state.get("group") is not dist.group.WORLD:
         table = torch.randint(
             -(2**31), 2**31, (TABLE,), generator=torch.Generator().manual_seed(0)
         ).int()
-        low = [LowLatency(CAPACITY, WIDTH, torch.int32, ready=r) for r in ("flag", "payload")]
+        low = [LowLatency(CAPACITY, WIDTH, torch.int32, ready=r) for r in ready_ways()]
         _state.update(group=dist.group.WORLD, table=table, low=low)
         for window in [mailboxes_of(None), *(x.places for x in low)]:
             window._release = _disturbed(window._release, 1000 * seed + dist.get_rank())
@@ -96,7 +97,9 @@ def soak_block(first: int, dispatches: int, seed: int = 0) -> int:
             wrong += _all_to_all(first + done, chance)
             done += 1
         else:
-            wrong += _there_and_back(first + done, chance, _state["low"][kind < 0.6])
+            wrong += _there_and_back(
+                first + done, chance, _state["low"][(kind < 0.6) % len(_state["low"])]
+            )
             done += 2
     return wrong
 

@@ -89,13 +89,14 @@ def _calls(tokens: int) -> dict[str, Callable[[], None]]:
 
     from dlcourse.collectives.low_latency import LowLatency
     from dlcourse.collectives.one_sided import all_to_all
+    from dlcourse.collectives.places import ready_ways
 
     rank, counts = dist.get_rank(), counts_of(tokens, dist.get_world_size())
     sent, came = counts[rank], [row[rank] for row in counts]
     x = torch.randn(tokens, WIDTH)
     there, back = torch.empty(sum(came), WIDTH), torch.empty_like(x)
     capacity = max(map(max, counts))
-    low, words = LowLatency(capacity, WIDTH), LowLatency(capacity, WIDTH, ready="payload")
+    low, words = LowLatency(capacity, WIDTH), LowLatency(capacity, WIDTH, ready=ready_ways()[-1])
 
     def by(exchange: Callable[..., Any]) -> Callable[[], None]:
         def call() -> None:

@@ -97,25 +97,26 @@ choices = routing.experts_NK.tolist(), routing.weights_NK.tolist()
 # %%
 show_choices(ranks["text"][0], *ranks["choices"][0])
 # %% [markdown] lang="en"
-# Nine tokens, which here are bytes, and a router that has learned nothing yet. Every token goes its
-# own way.
+# Nine tokens, which here are bytes, and a router that has learned nothing yet. Each byte value goes its own way;
+# two Korean letters begin with the same byte, and these two go together.
 #
-# That is bad for a computer: it wants few large products, not many scattered ones. A token that uses two
-# experts is copied twice. These copies are sorted by expert first (*permute*), and brought back afterwards
-# (*combine*):
+# That is bad for a computer: it wants a few large matrix products, not many small scattered ones. A token that
+# uses two experts is copied twice. These copies are sorted by expert first (*permute*), and brought back
+# afterwards (*combine*):
 #
 # ```mermaid
 # flowchart LR
 #   subgraph P["permute: sort"]
-#     A["expert 2: tokens 0, 3, 6"]
-#     B["expert 5: tokens 0, 4"]
+#     A["expert 5: tokens 0, 1, 7"]
+#     B["expert 7: tokens 1, 2"]
 #   end
 #   A --> MA["its MLP, once"]
 #   B --> MB["its MLP, once"]
-#   MA & MB --> C["combine: weigh,<br>add to tokens 0, 3, 4, 6"]
+#   MA & MB --> C["combine: weigh,<br>add to tokens 0, 1, 2, 7"]
 # ```
-# %% [markdown] lang="ko" en="d42f3386"
-# 토큰(여기서는 바이트) 아홉 개와 아직 아무것도 배우지 않은 라우터입니다. 토큰마다 가는 곳이 다릅니다.
+# %% [markdown] lang="ko" en="350b34be"
+# 토큰(여기서는 바이트) 아홉 개와 아직 아무것도 배우지 않은 라우터입니다. 바이트 값마다 가는 곳이 다릅니다. 손과
+# 실은 첫 바이트가 같아서 그 둘만 같은 곳으로 갑니다.
 #
 # 컴퓨터에는 나쁜 소식입니다. 흩어진 작은 행렬곱 여럿보다 큰 행렬곱 몇 개가 훨씬 빠르기 때문입니다. 토큰마다
 # 전문가 둘을 쓰므로 복사본도 둘입니다. 이 복사본을 먼저 전문가 순서로 정렬하고(*permute*), 계산한 다음 제자리로
@@ -124,12 +125,12 @@ show_choices(ranks["text"][0], *ranks["choices"][0])
 # ```mermaid
 # flowchart LR
 #   subgraph P["permute: 정렬"]
-#     A["전문가 2: 토큰 0, 3, 6"]
-#     B["전문가 5: 토큰 0, 4"]
+#     A["전문가 5: 토큰 0, 1, 7"]
+#     B["전문가 7: 토큰 1, 2"]
 #   end
 #   A --> MA["MLP 한 번"]
 #   B --> MB["MLP 한 번"]
-#   MA & MB --> C["combine: 가중해서<br>토큰 0, 3, 4, 6에 더함"]
+#   MA & MB --> C["combine: 가중해서<br>토큰 0, 1, 2, 7에 더함"]
 # ```
 # %%
 # %%ranks
@@ -281,10 +282,10 @@ compare("07.busiest", busiest_share([of["none"] for of in ranks["results"]]))
 # 라우터가 **무너졌습니다**(collapse). 전문가 몇 개가 거의 모든 일을 하고 나머지는 메모리만 차지합니다. 한번
 # 기울면 저절로 심해집니다. 우연히 앞선 전문가가 토큰을 더 받고, 더 배우고, 더 자주 뽑히기 때문입니다.
 #
-# 고치는 방법은 둘입니다. **균형 손실**(balance loss)[2]은 모두 똑같이 받을 때 가장 작아지는 두 번째 손실입니다. 그
-# 그래디언트가 라우터를 고른 쪽으로 밀고, 때로는 글의 손실과 맞서기도 합니다. **바이어스**(bias)[3]는 손실을 더하지
-# 않습니다. 스텝이 끝날 때마다 토큰이 모자란 전문가의 점수는 조금 올리고 나머지는 내립니다. 이 값은 전문가를 고를
-# 때만 쓰고, 출력을 가중할 때는 쓰지 않습니다.
+# 고치는 방법은 둘입니다. **균형 손실**(balance loss)[2]은 모두 똑같이 받을 때 가장 작아지는 두 번째 손실입니다.
+# 그 그래디언트가 라우터를 균등한 쪽으로 밀고, 때로는 다음 바이트를 맞히려는 원래 손실과 맞서기도 합니다.
+# **바이어스**(bias)[3]는 손실을 더하지 않습니다. 스텝이 끝날 때마다 토큰이 모자란 전문가의 점수는 조금 올리고
+# 나머지는 내립니다. 이 값은 전문가를 고를 때만 쓰고, 출력을 가중할 때는 쓰지 않습니다.
 # %% hidden=true source="dlcourse.models.moe:balance_loss"
 
 # %%
@@ -344,16 +345,17 @@ explore(dropping(asked_for), capacity_factor=[0.5, 1, 1.25, 1.5, 2, 3, 4])
 # A large factor drops nothing and leaves places empty, which are computed and sent all the same. Our
 # layer is **dropless** unless one gives it a `capacity_factor`: its pieces are as long as they must be.
 #
-# One thing no capacity can repair. NaN is neither larger nor smaller than any score, so top-k would choose *some*
-# expert and go on. Ours refuses. We spoil one byte's embedding; attention carries it through each
-# sequence that has this byte:
-# %% [markdown] lang="ko" en="09feff8c"
+# One thing no capacity can repair. A NaN in a token makes all its scores NaN, and top-k would choose *some* experts
+# and go on. Ours refuses. We spoil one byte's embedding; attention carries it through each sequence that has this
+# byte, even to earlier positions: their weight for it is 0, but 0 × NaN is NaN. (The z-loss that the message names
+# is in Deeper.)
+# %% [markdown] lang="ko" en="f370b2e6"
 # 계수가 크면 버리는 토큰은 없지만 빈자리가 남고, 빈자리도 똑같이 계산하고 보냅니다. 우리 층은 `capacity_factor`를
 # 주지 않으면 **토큰을 버리지 않습니다**(dropless). 조각의 길이를 필요한 만큼 늘립니다.
 #
-# 용량으로 고칠 수 없는 것도 있습니다. NaN은 어떤 점수보다 크지도 작지도 않아서, top-k는 *아무* 전문가나 고르고
-# 넘어갑니다. 우리 라우터는 거부합니다. 바이트 하나의 임베딩을 망가뜨리면 어텐션을 타고 그 바이트가 있는 시퀀스
-# 전체로 번집니다.
+# 용량으로 고칠 수 없는 것도 있습니다. 토큰에 NaN이 있으면 점수가 모두 NaN이 되고, top-k는 *아무* 전문가나 고르고
+# 넘어갑니다. 우리 라우터는 거부합니다. 바이트 하나의 임베딩을 망가뜨리면 어텐션을 타고 그 바이트가 있는 시퀀스 전체로
+# 번집니다. 가중치가 0인 앞 위치도 마찬가지입니다. 0 × NaN은 NaN이기 때문입니다. (메시지에 나오는 z-손실은 '더 깊이'에서 봅니다.)
 # %%
 # %%ranks 0 --fails "gives NaN or infinity for"
 model, _ = ready(MOE)
@@ -528,18 +530,18 @@ check("07.balance")
 # %% [markdown] lang="en"
 # ## On a GPU cluster
 #
-# The memory is the reason why experts are spread over GPUs: lesson 08 does it, and pays with two
-# all-to-alls a layer, and two more in backward. Published: with the same compute, Switch Transformers trained up
-# to 7 times as fast as their dense T5 [2]; Mixtral, with 13 billion parameters in use, did as well as the dense
-# Llama 2 70B or better in the benchmarks of its paper [1].
+# The memory is the reason why experts are spread over GPUs: lesson 08 does it, and pays with all-to-alls in every
+# layer. Published: with the same compute, Switch Transformers trained up to 7 times as fast as their dense T5
+# [2]; Mixtral, with 13 billion parameters in use, did as well as the dense Llama 2 70B or better in the
+# benchmarks of its paper [1].
 #
 # DeepSeek-V3 has 671 billion parameters, and a token uses 37 billion [4]. It was trained in FP8; with the 16
 # bytes a parameter of our float32 it would take:
-# %% [markdown] lang="ko" en="4d2c9ccd"
+# %% [markdown] lang="ko" en="063f6206"
 # ## GPU 클러스터에서는
 #
 # 전문가를 여러 GPU에 나누는 까닭은 메모리입니다. 레슨 08에서 직접 나누어 봅니다. 나누면 층마다
-# 올투올(all-to-all)을 순전파에서 두 번, 역전파에서 두 번 해야 합니다. 발표된 결과로는, 같은 계산량에서 Switch Transformer가 밀집
+# 올투올(all-to-all)을 해야 합니다. 발표된 결과로는, 같은 계산량에서 Switch Transformer가 밀집
 # 모델 T5보다 최대 7배 빨리 학습했고[2], Mixtral은 파라미터를 130억 개만 쓰면서 논문의 벤치마크에서 밀집 모델
 # Llama 2 70B와 같거나 더 나았습니다[1].
 #
@@ -586,13 +588,13 @@ quiz()
 # %% [markdown] lang="en"
 # ### What dropping costs
 #
-# Recorded: the MoE of the table above, trained for 300 steps with a capacity factor, against dropless.
-# A few percent dropped cost nothing that three seeds would show; at factor 1 the price can be seen.
-# %% [markdown] lang="ko" en="ba88eb46"
+# Recorded: the MoE of the long recorded run, trained for 300 steps with a capacity factor, against dropless. A
+# few percent dropped cost nothing that three seeds would show; at factor 1 the price can be seen.
+# %% [markdown] lang="ko" en="f97dde2c"
 # ### 토큰을 버리면 얼마나 손해일까요?
 #
-# 기록된 실행입니다. 위 표의 MoE를 용량 계수를 두고 300스텝 학습해, 버리지 않을 때와 비교했습니다. 몇 %쯤 버려서
-# 늘어난 손실은 시드 셋으로는 보이지 않지만, 계수가 1이면 보입니다.
+# 기록된 실행입니다. 긴 기록된 실행의 MoE를 용량 계수를 두고 300스텝 학습해, 버리지 않을 때와 비교했습니다. 몇 %쯤
+# 버려서 늘어난 손실은 시드 셋으로는 보이지 않지만, 계수가 1이면 보입니다.
 # %%
 show_capacity()
 # %% [markdown] lang="en"

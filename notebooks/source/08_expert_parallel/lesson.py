@@ -397,6 +397,7 @@ from functools import partial
 
 from dlcourse.collectives import one_sided
 from dlcourse.collectives.low_latency import LowLatency
+from dlcourse.collectives.places import ready_ways
 
 
 def trips_of(num_rows):
@@ -408,7 +409,7 @@ def trips_of(num_rows):
 
     trips = {"gloo": partial(there_and_back, dist.all_to_all_single)}
     trips["one_sided"] = partial(there_and_back, one_sided.all_to_all)
-    for ready in ("flag", "payload"):
+    for ready in ready_ways():
         low = LowLatency(num_rows // world_size, C, ready=ready)
         trips[ready] = lambda low=low: low.combine(low.dispatch(x, each)[0])
     return trips
@@ -435,18 +436,20 @@ if not mpi.missing():
 # %%
 show_race(ranks["trip_times"][0], by_mpi)
 # %% [markdown] lang="en"
-# On the left Gloo's line is flat: 4 KiB take about as long as 32. That is latency, and bytes hardly
-# count. Without a meeting of two sides most of it is gone. On the right bytes decide, and payload, which
-# sends twice as many, has no lead over Gloo any more.
+# On the left Gloo's line is flat: 4 KiB take about as long as 32. That is latency, and bytes hardly count.
+# Through shared memory and without a meeting, most of it is gone. Not all of that is due to the meeting: MPI's
+# all-to-all has two sides and is the quickest where it ran. It is C, in shared memory; Gloo goes through sockets.
+# On the right bytes decide, and payload (on x86 only), which sends twice as many, has no lead over Gloo.
 #
 # ## What breaks, and how it says so
 #
 # One rank's router gets NaN for a few tokens. Where should they go? If that rank stopped alone, all
 # others would wait for its rows for ever.
-# %% [markdown] lang="ko" en="d4d95853"
+# %% [markdown] lang="ko" en="1ecfb8e1"
 # 왼쪽에서 Gloo의 선은 평평합니다. 4 KiB나 32 KiB나 비슷하게 걸립니다. 이것이 지연 시간이고, 바이트 수는 거의
-# 상관없습니다. 양쪽이 만나지 않으면 대부분 사라집니다. 오른쪽에서는 바이트 수가 좌우합니다. 두 배를 보내는
-# 페이로드 방식은 이제 Gloo보다 빠르지 않습니다.
+# 상관없습니다. 공유 메모리를 쓰고 양쪽이 만나지 않으면 대부분 사라집니다. 다만 만남만의 비용은 아닙니다. MPI의
+# 올투올은 양쪽이 만나는데도 가장 빠릅니다(MPI가 있을 때). MPI는 C로 공유 메모리를 쓰고, Gloo는 소켓을 거칩니다.
+# 오른쪽에서는 바이트 수가 좌우합니다. 두 배를 보내는 페이로드 방식은 이제 Gloo보다 빠르지 않습니다.
 #
 # ## 무엇이 깨지고, 어떻게 알려 주나
 #
@@ -473,8 +476,9 @@ spoilt(*batch_of(0))
 # 랭크마다 개수를 알릴 때 라우터의 값이 잘못된 토큰이 몇 개인지도 알립니다. 그래서 토큰을 보내기 전에 모든 랭크가
 # 함께 거부합니다. (랭크가 토큰을 넣고 플래그를 올리기 전에 죽는 경우는 더 깊이에서 봅니다.)
 #
-# 다음 실수는 아무 말이 없습니다. 전문가 병렬화와 데이터 병렬화를 함께 써서 랭크가 2 × 2개라고 합시다. 전문가마다
-# 복제본이 둘이니, DDP처럼 그래디언트를 둘로 평균하면 맞는 것 같습니다. 하지만 토큰은 *네* 랭크에서 왔습니다.
+# 다음 실수는 오류를 내지 않습니다. 전문가 병렬화와 데이터 병렬화를 함께 써서 랭크가 2 × 2개라고 합시다.
+# 전문가마다 복제본이 둘이니, DDP처럼 그래디언트를 둘로 평균하면 맞는 것 같습니다. 하지만 토큰은 *네* 랭크에서
+# 왔습니다.
 # %%
 # %%ranks --fast
 from dlcourse.parallel.sendable import cut_parameters
@@ -532,13 +536,13 @@ show_drift(ranks["drift"][0], ranks=num_ranks)
 # 배율이 틀려도 오류가 없고 복제본끼리는 같습니다. 복제본이 어긋나는지 검사해도 나오지 않습니다. SGD에서는
 # 전문가만 두 배의 학습률로 배웁니다. Adam은 그래디언트를 자기 크기로 나누므로 실수를 거의 다 숨깁니다.
 #
-# 그래디언트를 자를 때는 과정의 `clip_grad_norm_`(`parallel/clipping.py`)을 쓰세요. torch의 함수는 자기 랭크의
+# 그래디언트를 클리핑할 때는 과정의 `clip_grad_norm_`(`parallel/clipping.py`)을 쓰세요. torch의 함수는 자기 랭크의
 # 전문가만 봅니다. 랭크마다 노름이 달라서, 복제본이어야 할 층이 오류 없이 어긋납니다.
 #
 # ## 실제 라이브러리와 나란히
 #
 # 같은 층을 DeepSpeed의 `MoE`, 그리고 torch의 DTensor로도 만들었습니다. 가중치도 토큰도 같습니다. `exchange=`로
-# 우리 층 아래에 단방향 통신을 넣습니다. 순전파와 역전파를 번갈아 잽니다.
+# 우리 층 아래에 단방향 통신을 넣습니다. 구현을 번갈아 가며 순전파와 역전파를 함께 잽니다.
 # %%
 # %%ranks --fast
 from dlcourse.peers.expert_parallel import layers, step
@@ -841,8 +845,8 @@ show_overlap(ranks["overlap"][0])
 # %% [markdown] lang="ko" en="d749a088"
 # ### 지연 시간을 일부러 늘리면
 #
-# 위의 GPT에서 올투올마다 10 ms, 20 ms씩 늦췄습니다. 한 스텝에 네 번 있으니, 바이트가 많든 적든 스텝은 늦춘
-# 시간의 네 배만큼 길어집니다.
+# 위의 GPT에서 올투올마다 10 ms, 20 ms씩 늦췄습니다. 한 스텝에 네 번 있으니, 바이트가 많든 적든 스텝은 늦춘 시간의
+# 네 배쯤 길어집니다.
 # %%
 show_latency(ranks["steps_of"][0])
 # %% [markdown] lang="en"

@@ -40,8 +40,8 @@ steps = 5
 #
 # Rank 0 starts alone. The others join in later, and then it matters who sends what, and when.
 # %% [markdown] lang="ko" en="06edc237"
-# 왜 될까요? 평균의 그래디언트는 그래디언트의 평균이기 때문입니다. 그리고 `backward()`는 `.grad`를 덮어쓰지
-# 않고 **더합니다**.
+# 이 방법이 왜 통할까요? 평균의 그래디언트는 그래디언트의 평균이기 때문입니다. 그리고 `backward()`는 `.grad`를
+# 덮어쓰지 않고 **더합니다**.
 #
 # ```mermaid
 # flowchart LR
@@ -433,8 +433,8 @@ show_no_sync(ranks["cases"][0], ranks=num_ranks)
 # Our class from lesson 03 follows the same rule, but refuses:
 # %% [markdown] lang="ko" en="1de3e3b0"
 # 1, 2행은 랭크끼리 같지만 네 배를 보냅니다. 2행은 흔한 실수입니다. `backward()`만 `no_sync()`로 감싸면 **아무
-# 효과도 없습니다.** DDP는 이어지는 역전파에서 보낼지를 *순전파*에서 정하기 때문입니다. 4행은 같은 규칙의 다른
-# 면입니다. 마지막 순전파까지 안에 넣으면 아무도 보내지 않고, 랭크는 오류 없이 어긋납니다.
+# 효과도 없습니다.** DDP는 이어지는 역전파에서 보낼지를 *순전파*에서 정하기 때문입니다. 4행도 같은 규칙
+# 때문입니다. 마지막 순전파까지 안에 넣으면 아무도 보내지 않고, 랭크는 오류 없이 어긋납니다.
 #
 # 레슨 03의 클래스도 같은 규칙을 따르지만, 잘못 쓰면 거부합니다.
 # %%
@@ -534,16 +534,16 @@ check("09.tokens")
 # takes the mean over all their targets, clips the gradient's norm to 0.5, and steps. Ranks may have
 # different numbers of targets, and of micro-batches.
 #
-# Targets: gradients are sent once, plus a few bytes; never more activations than those of one
-# micro-batch. The loop below runs and gets most of it wrong.
-# %% [markdown] lang="ko" en="796ed57b"
+# Targets: gradients are sent once, plus a few bytes; never more activations than those of one micro-batch. The
+# loop below runs, but has several mistakes; the check stops at the first kind it finds.
+# %% [markdown] lang="ko" en="440596da"
 # **3. `09.ddp`** (20분). DDP로 한 스텝을 처음부터 끝까지 합니다. `parts`는 2번과 같고, 모델은 `ddp(x)`로
 # 부릅니다. **모든** 랭크의 마이크로배치를 배치 하나에 모아, 전체 타깃의 평균을 내고, 그래디언트의 노름(norm)을
 # 0.5로 자르고, 업데이트하는 단일 프로세스와 같아야 합니다. 랭크마다 타깃 수도, 마이크로배치 수도 다를 수
 # 있습니다.
 #
 # 목표: 그래디언트는 한 번만 보내고, 더 보내도 몇 바이트까지입니다. 활성화값은 언제나 마이크로배치 하나만큼만
-# 있어야 합니다. 아래 코드는 돌아가기는 하지만 대부분 틀렸습니다.
+# 있어야 합니다. 아래 코드는 돌아가기는 하지만 잘못된 곳이 여럿입니다. 검사는 처음 걸린 곳에서 멈춥니다.
 # %% exercise="09.ddp"
 # %%ranks
 from contextlib import nullcontext
@@ -607,9 +607,9 @@ show_large(gradients=gradients_gb, without=8 * once, within=once)
 # %% [markdown] lang="ko" en="2849698a"
 # ## 다섯 줄 요약
 #
-# 1. `backward()`는 더합니다. 손실마다 나누고, 반복문 안에서 역전파하고, 업데이트는 한 번만 합니다.
+# 1. `backward()`는 더합니다. 손실마다 나누고, 반복문 안에서 역전파하고, 갱신은 한 번만 합니다.
 # 2. 활성화값은 마이크로배치와 함께 줄어듭니다. 파라미터, Adam의 상태, *그래디언트*는 줄지 않습니다.
-# 3. 반올림까지는 같고, Adam이 그 차이를 키웁니다. 배치 전체를 보는 층이 있으면 같지 않습니다.
+# 3. 반올림 오차를 빼면 같고, 오차는 Adam이 키웁니다. 배치 전체를 보는 층에서는 다릅니다.
 # 4. 타깃 수가 다르면 합을 내고 같은 수로 나눕니다. 평균의 평균은 조용한 버그입니다.
 # 5. DDP에서는 마지막을 뺀 모든 순전파*와* 역전파를 `no_sync()` 안에 둡니다.
 #
