@@ -411,6 +411,45 @@ class Router(nn.Module):
         return x * 1.5
 
 
+class Named(dict):
+    """pytree takes it for a leaf, as it does every subclass that it does not know."""
+
+
+class OfItsOwn(nn.Module):
+    """A matrix of its own, so that nothing but the output tells of its backward."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.weight, self.kind = nn.Parameter(torch.randn(8, 8)), kind
+
+    def forward(self, x):
+        x = torch.tanh(x) @ self.weight
+        return x.view(-1, 8) if self.kind == "view" else Named(x=x)
+
+
+class Roundabout(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.blocks = nn.Linear(8, 8), nn.ModuleList([OfItsOwn(kind), OfItsOwn(kind)])
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+            if isinstance(x, Named):
+                x = x["x"]
+            else:
+                x += 1  # in place, through a view
+        return x.square().mean()
+
+
+@stages
+@pytest.mark.parametrize("kind", ["view", "dict"])
+def test_outputs_that_tell_of_their_backward_in_a_roundabout_way(run, stage, kind):
+    """ZeRO3 computed with NaN, or with memory that was given back."""
+    equal(run(apart, stage, two_and_two, partial(Roundabout, kind)))
+
+
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from ctypes import memmove
+from typing import Literal
 
 import numpy as np
 import torch
@@ -183,7 +184,7 @@ def _halves(tensor: Tensor) -> np.ndarray:
     return tensor.detach().view(torch.int32).numpy().view(np.uint32).reshape(-1)
 
 
-def ready_ways() -> tuple[str, ...]:
+def ready_ways() -> tuple[Literal["flag", "payload"], ...]:
     """How a receiver can tell on this machine that data is there: by payload on x86 alone."""
     return ("flag", "payload") if platform.machine() in _TRIED else ("flag",)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,8 +31,13 @@ def tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
     """Tensors with a graph in what a module returns: in tuples, dicts, and objects' attributes."""
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
-            if leaf.grad_fn is not None:
-                yield leaf
+            # What is changed in place through a view later passes through its base alone
+            for tensor in (leaf, leaf._base):
+                if tensor is not None and tensor.grad_fn is not None:
+                    yield tensor
+        elif depth and isinstance(leaf, Mapping | list | tuple):  # subclasses are leaves there
+            values = leaf.values() if isinstance(leaf, Mapping) else leaf
+            yield from tensors_in([*values], depth - 1)
         elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module | type):
             yield from tensors_in(vars(leaf), depth - 1)  # such as a dataclass
 
