@@ -79,9 +79,9 @@ def steps_by_hand():
 
     model, batch = OfTwo(), (torch.ones(2, 4), torch.zeros(2, 4))
     take_step(model, torch.optim.SGD(model.parameters(), lr=0.1), batch)
-    cut = tensor_parallel(GPT(CONFIG))
+    cut, tokens = tensor_parallel(GPT(CONFIG)), torch.zeros(2, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="is cut by tensor parallelism"):
-        take_step(cut, torch.optim.SGD(cut.parameters()), batch)
+        take_step(cut, torch.optim.SGD(cut.parameters()), (tokens, tokens))
     return [p.tolist() for p in model.parameters()]
 
 

@@ -48,7 +48,7 @@ class NaiveDataParallel(nn.Module):
     ) -> None:
         super().__init__()
         refuse_own_gradients(module, "here they may have been sent by then")
-        AVERAGED.add(module)
+        AVERAGED.update(module.modules())
         self.module = module
         self.process_group = process_group
         self.world_size = dist.get_world_size(process_group)

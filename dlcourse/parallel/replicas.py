@@ -66,7 +66,7 @@ def refuse_own_gradients(module: nn.Module, why: str) -> None:
     Its ``sync_gradients()`` has to run before the ranks' mean is made, and a wrapper that sends
     during backward is too early for that. ZeRO1 calls it.
     """
-    if module in SENT_EARLY:
+    if any(part in SENT_EARLY for part in module.modules()):
         raise ValueError(
             "module is in an OptimizerOffload, whose gradients leave during backward, before the "
             "ranks' mean is made: give the offload overlap=False"

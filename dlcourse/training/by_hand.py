@@ -83,7 +83,8 @@ class HostAdamW:
     def step(self) -> None:
         for p, master in zip(self.parameters, self.masters, strict=True):
             master.grad = None if p.grad is None else p.grad.to("cpu", torch.float32)
-            self.moved_bytes += 0 if p.grad is None else p.grad.nbytes
+            if p.grad is not None:
+                self.moved_bytes += p.grad.nbytes
         self.adam.step()
         for p, master in zip(self.parameters, self.masters, strict=True):
             p.copy_(master)
@@ -147,12 +148,12 @@ def take_step(
         ValueError: ``accumulate`` does not divide the sequences; or ranks hold parts of matrices,
             which have no mean.
     """
-    if any(parameter in PARTS for parameter in model.parameters()):
-        raise ValueError("model is cut by tensor parallelism: ranks hold other parts; take ZeRO3")
     optimizer.zero_grad()
     loss = in_parts(model, batch, accumulate)
     zero = model if isinstance(model, ZeRO3) else None
     parameters: list[Tensor] = [*(zero.shards if zero else model.parameters())]
+    if any(parameter in PARTS for parameter in parameters):
+        raise ValueError("model is cut by tensor parallelism: ranks hold other parts; take ZeRO3")
     if zero:
         zero.sync_gradients()
     elif dist.is_initialized() and dist.get_world_size() > 1:

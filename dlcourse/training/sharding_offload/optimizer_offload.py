@@ -121,7 +121,8 @@ class OptimizerOffload:
                 "travels as one row, with a gradient for all of it; train them, or leave the "
                 "offload out"
             )
-        if overlap and (model in AVERAGED or hasattr(model, "sync_gradients")):
+        synced = any(m in AVERAGED or hasattr(m, "sync_gradients") for m in model.modules())
+        if overlap and synced:
             raise ValueError(
                 "overlap=True with a model whose gradients are synced after backward: they would "
                 "leave before that; give overlap=False"
