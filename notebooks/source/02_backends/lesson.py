@@ -2,7 +2,7 @@
 # # 02 Communication backends: what carries a collective
 #
 # Four ranks add up 16 numbers, then two million, on one machine. With 16 numbers the fastest library is tens of
-# times ahead of the slowest; with two million only three or four times. Why? Why?
+# times ahead of the slowest; with two million only three or four times. Why?
 #
 # `dist.all_reduce` moves nothing itself. A **backend** below it does: Gloo, NCCL, MPI, or memory
 # that the ranks share. You will run Gloo, MPI and two backends of this course, find out by trying
@@ -10,7 +10,7 @@
 # You need [lesson 01](01_collectives.ipynb).
 #
 # Time: reading 19 min + exercises 41 min.
-# %% [markdown] lang="ko" en="8e1ff66d"
+# %% [markdown] lang="ko" en="110a04b2"
 # # 02 통신 백엔드: 집합 통신은 무엇이 나를까
 #
 # 랭크(rank) 네 개가 컴퓨터 한 대에서 숫자 16개를 더하고, 이어서 200만 개를 더합니다. 16개일 때는 가장 빠른
