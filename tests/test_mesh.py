@@ -18,6 +18,7 @@ from dlcourse.formulas.mesh import mesh_bytes, stage_parameters
 from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.measure.sides import sent_by_side
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.divisibility import check_mesh
 from dlcourse.parallel.mesh import MeshParallel, make_mesh, train
 from dlcourse.parallel.tensor import tensor_parallel
@@ -90,10 +91,56 @@ def tensor_and_zero(stage: type[ZeRO1], tie: bool, frozen: tuple[str, ...]) -> l
     return worst.tolist()
 
 
+def clipped(sides: dict[str, int], tie: bool) -> tuple[float, float]:
+    """Norm and gradients beside one process's, after one step of both."""
+    import torch
+
+    alone, mesh = new_model(0, tie), make_mesh(**sides)
+    model = MeshParallel(new_model(0, tie), mesh, num_micro_batches=2)
+    batch = Corpus(limit=100_000).batch(0, micro_batch=8, block=16)
+    alone(*batch).backward()
+    copies, mine = mesh["data"].size(), mesh.get_local_rank("data")
+    model.step(*(half.chunk(copies)[mine] for half in batch))
+    wanted = torch.nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
+    norm = clip_grad_norm_(model, 0.1)
+    for each in (model.layers, alone):
+        for parameter in each.parameters():  # compared as parameters are
+            if parameter.grad is not None:
+                parameter.data = parameter.grad
+    return (norm - wanted).abs().item(), apart(model.layers, alone, mesh)
+
+
+def zero_clips_a_stage() -> list[str]:
+    """What both ways to clip say of ZeRO beside a pipeline."""
+    model = MeshParallel(
+        new_model(0), make_mesh(data=2, pipeline=2), num_micro_batches=2, zero=True
+    )
+    said = []
+    for clip in (model.copies.clip_grad_norm_, lambda norm: clip_grad_norm_(model, norm)):
+        try:
+            clip(0.1)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
 @pytest.fixture(scope="module")
 def four():
     with Ranks(4, default=False) as pool:
         yield pool
+
+
+@pytest.mark.parametrize("tie", [False, True], ids=["", "tied"])
+@pytest.mark.parametrize("sides", [dict(data=2, pipeline=2), dict(pipeline=2, tensor=2)], ids=str)
+def test_clips_by_the_norm_of_one_process(four, sides, tie):
+    for norm, gradients in four.run(clipped, sides, tie):
+        assert max(norm, gradients) < 1e-12
+
+
+def test_zero_beside_a_pipeline_does_not_clip_a_stage_alone(four):
+    for stage, whole in four.run(zero_clips_a_stage):
+        assert "other parts of the gradient" in stage
+        assert "in shards" in whole
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["", "tied"])
@@ -271,7 +318,12 @@ def test_a_mesh_that_does_not_multiply_out_is_refused():
 def test_a_frozen_model_is_refused_in_every_rank(four):
     def refused() -> str:
         try:
-            MeshParallel(new_model(0, frozen=("",)), make_mesh(data=2, pipeline=2), zero=True)
+            MeshParallel(
+                new_model(0, frozen=("",)),
+                make_mesh(data=2, pipeline=2),
+                num_micro_batches=2,
+                zero=True,
+            )
         except ValueError as error:
             return str(error)
         return ""

@@ -22,11 +22,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dlcourse import Ranks
+from dlcourse import RankError, Ranks
 from dlcourse.corpus import Corpus
 from dlcourse.course.exercises import measured
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel import pipeline_schedules
+from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.pipeline import (
     PipelineParallel,
     check_schedule,
@@ -603,10 +604,105 @@ def test_a_backward_that_failed_defers_nothing_later():
     assert all(parameter.grad is not None for parameter in stage.parameters())
 
 
-def tied_by_hand(name):
+def norms_in_float32(name):
+    """Matrices in bfloat16 beside norms in float32, as one process may have them."""
+    alone, ours = (GPT(GPTConfig(n_layer=8, **SMALL)) for _ in range(2))
+    pipeline = PipelineParallel(ours, make_schedule(name, 4, 8))
+    for model in (alone, pipeline):
+        for layer in model.bfloat16().modules():
+            if isinstance(layer, torch.nn.LayerNorm):
+                layer.float()
+    batch = Corpus(limit=9999).batch(0, micro_batch=8, block=8)
+    loss = pipeline.step(*batch)
+    parts = [half.chunk(8) for half in batch]
+    losses = [alone(*part) / 8 for part in zip(*parts, strict=True)]
+    for part in losses:
+        part.backward()
+    theirs = dict(alone.named_parameters())
+    # The same sums of the same micro-batches, rounded in the same places
+    same = [
+        torch.equal(p.grad, theirs[key].grad)
+        for stage in pipeline.stages
+        for key, p in stage.named_parameters()
+    ]
+    of_last = dist.get_rank() == pipeline.last_rank
+    whole = sum(part.item() for part in losses)
+    return all(same), not of_last or loss.item() == pytest.approx(whole, rel=2**-8)
+
+
+@on_ranks(4)
+def test_stages_whose_first_layer_has_another_type(run):
+    for name in ("1f1b", "zb_v"):
+        assert run(norms_in_float32, name) == [(True, True)] * 4
+
+
+def returns_another_type():
+    class Wide(torch.nn.Module):
+        def forward(self, x):
+            return x.double()
+
+    pipeline = PipelineParallel(GPT(GPTConfig(n_layer=4, **SMALL)), one_f_one_b(4, 8))
+    if dist.get_rank() == 0:
+        pipeline.stages[0].blocks["0"] = Wide()
+    pipeline.step(*Corpus(limit=9999).batch(0, micro_batch=8, block=8))
+
+
+@on_ranks(4)
+def test_a_block_that_changes_the_type_is_refused_by_name(run):
+    said = r"F0 gives \(1, 8, 16\) of torch.float64.* of torch.float32"
+    with pytest.raises(RankError, match=said):
+        run(returns_another_type)
+
+
+def without_gradients():
+    pipeline = PipelineParallel(
+        GPT(GPTConfig(n_layer=4, tie_embeddings=True, **SMALL)), one_f_one_b(4, 8)
+    )
+    try:
+        with torch.no_grad():
+            pipeline.step(*Corpus(limit=9999).batch(0, micro_batch=8, block=8))
+    except RuntimeError as error:
+        return str(error)
+
+
+@on_ranks(4)
+def test_a_step_without_gradients_is_refused(run):
+    assert all("outside no_grad()" in said for said in run(without_gradients))
+
+
+def clipped_beside_one_process(name, tie):
+    """How far norm and clipped gradients are from one process's."""
+    config = GPTConfig(n_layer=8, tie_embeddings=tie, **SMALL)
+    alone, ours = (GPT(config).double() for _ in range(2))
+    pipeline = PipelineParallel(ours, make_schedule(name, 4, 8))
+    batch = Corpus(limit=9999).batch(0, micro_batch=8, block=8)
+    alone(*batch).backward()
+    pipeline.step(*batch)
+    wanted = torch.nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
+    norm = clip_grad_norm_(pipeline, 0.1)
+    theirs = dict(alone.named_parameters(remove_duplicate=False))
+    worst = max(
+        (p.grad - theirs[key].grad).abs().max().item()
+        for stage in pipeline.stages
+        for key, p in stage.named_parameters()
+    )
+    return max((norm - wanted).abs().item(), worst)
+
+
+@on_ranks(4)
+def test_clips_by_the_norm_of_all_stages(run):
+    for name in ("1f1b", "zb_v"):
+        for tie in (False, True):
+            assert max(run(clipped_beside_one_process, name, tie)) < 1e-12
+
+
+def tied_by_hand(name, transposed=False):
     """Tied without ``tie_embeddings``; and the number of gradients that differ."""
     models = [GPT(GPTConfig(n_layer=8, **SMALL)).double() for _ in range(2)]
     for model in models:
+        if transposed:
+            matrix = model.token_embedding.weight.detach()
+            model.token_embedding.weight = torch.nn.Parameter(matrix.T.contiguous().T)
         model.head.weight = model.token_embedding.weight
     alone, pipeline = models[0], PipelineParallel(models[1], make_schedule(name, 4, 8))
     batch = Corpus(limit=9999).batch(0, micro_batch=8, block=8)
@@ -623,7 +719,8 @@ def tied_by_hand(name):
 @on_ranks(4)
 def test_embeddings_tied_by_hand(run):
     for name in ("1f1b", "zb_v"):
-        assert max(run(tied_by_hand, name)) < 1e-12
+        for transposed in (False, True):
+            assert max(run(tied_by_hand, name, transposed)) < 1e-12
 
 
 def loaded_from_another_rank(name):

@@ -31,6 +31,7 @@ from dlcourse.formulas.devices import at_peak, check_limits, device_needs, layer
 from dlcourse.formulas.states import offloaded_state_bytes
 from dlcourse.measure.recorder import Recorder, live_bytes
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.pipeline_stages import Stage
 from dlcourse.training.sharding_offload.layers_over_devices import (
     LayersOverDevices,
@@ -185,6 +186,27 @@ def test_layers_over_ranks_equal_one_process(three):
         work = sorted(span[:2] for rank in found for span in rank[3][step])
         assert all(a[1] <= b[0] for a, b in pairwise(work))
         assert [kind for _, _, (kind, _, _) in found[1][3][step]] == ["F", "BW"]
+
+
+def clipped_over_ranks():
+    """Norm and gradients beside one process's, with matrices in bfloat16 and norms in float32."""
+    alone, ours = GPT(SMALL).bfloat16(), GPT(SMALL).bfloat16()
+    for gpt in (alone, ours):
+        for layer in gpt.modules():
+            if isinstance(layer, nn.LayerNorm):
+                layer.float()
+    model = LayersOverRanks(ours, [2, 1, 2])
+    alone(*batch(0)).backward()
+    model.step(*batch(0))
+    theirs = dict(alone.named_parameters())
+    same = all(torch.equal(p.grad, theirs[n].grad) for n, p in model.stage.named_parameters())
+    wanted = nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
+    return same, (clip_grad_norm_(model, 0.1) / wanted).item()
+
+
+def test_layers_of_two_types_over_ranks_and_their_norm(three):
+    for same, ratio in three(clipped_over_ranks):
+        assert same and ratio == pytest.approx(1, rel=2**-6)  # sums of squares in bfloat16
 
 
 def test_a_hundred_layers_need_what_was_predicted(three):

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dlcourse.parallel.pipeline_stages import SomeLayers
 from dlcourse.parallel.sendable import cut_parameters
 
 
@@ -21,22 +22,23 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
 
     Call it in all ranks, after ``sync_gradients()`` where the model has that. A model of which
     nothing is cut is torch's job, and gets torch's numbers. Sends one number for each group
-    of ranks over which something is cut.
+    of ranks over which matrices are cut, and one over the stages of a pipeline.
 
     Returns:
         The norm before clipping: that of one process, the same in all ranks.
 
     Raises:
-        ValueError: a pipeline or ZeRO, whose parts are not known here.
+        ValueError: ZeRO, whose gradients are in shards.
     """
     for layer in model.modules():
-        if hasattr(layer, "shards") or hasattr(layer, "schedule"):
+        if hasattr(layer, "shards"):
             raise ValueError(
-                f"{type(layer).__name__} holds a part of the model's gradients: add up the squares "
-                "over its ranks yourself, as clip_grad_norm_() of ZeRO1 does"
+                f"{type(layer).__name__} keeps the gradients in shards: call its own "
+                "clip_grad_norm_(max_norm)"
             )
     cut = cut_parameters(model)
-    if not cut:
+    pipelines = [layer for layer in model.modules() if isinstance(layer, SomeLayers)]
+    if not cut and not pipelines:
         return nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     gradients = {p: p.grad for p in model.parameters() if p.grad is not None}
     device = next(model.parameters()).device
@@ -44,11 +46,14 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     def square(gradients: list[Tensor]) -> Tensor:
         return nn.utils.get_total_norm(gradients).to(device, torch.float64) ** 2
 
-    total = square([g for p, g in gradients.items() if p not in cut])
+    tied = {p for pipeline in pipelines for p in pipeline.counted_elsewhere()}
+    total = square([g for p, g in gradients.items() if p not in cut and p not in tied])
     for group in dict.fromkeys(cut.values()):
         part = square([g for p, g in gradients.items() if p in cut and cut[p] is group])
         dist.all_reduce(part, group=group)
         total += part
+    for pipeline in pipelines:  # each rank has other layers
+        dist.all_reduce(total, group=pipeline.stage_group)
     norm = total.sqrt()
     if gradients:
         norm = norm.to(next(iter(gradients.values())).dtype.to_real())

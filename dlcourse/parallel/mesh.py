@@ -147,7 +147,8 @@ class MeshParallel(nn.Module):
         for shard, grad in zip(shards, before, strict=True):
             if grad is not None:  # of an earlier step(), as one process adds them
                 shard.grad = grad if shard.grad is None else shard.grad + grad
-        # The last stage knows the loss; the other stages give zeros
+        # The last stage knows the loss; the other stages give zeros, of what type it may be
+        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
         for side in ("pipeline", "data"):
             dist.all_reduce(loss, group=self.groups[side])
         return loss / dist.get_world_size(self.groups["data"])

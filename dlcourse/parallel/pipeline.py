@@ -19,12 +19,13 @@ from dlcourse.corpus import Corpus
 from dlcourse.models.gpt import GPT
 from dlcourse.models.targets import check_batch, shares
 from dlcourse.parallel.loop import run_steps
-from dlcourse.parallel.pipeline_checks import check_stages
+from dlcourse.parallel.pipeline_checks import check_grad_enabled, check_stages
 from dlcourse.parallel.pipeline_messages import Mailbox
 from dlcourse.parallel.pipeline_schedules import Action, Schedule
 from dlcourse.parallel.pipeline_simulation import Gantt, validate
 from dlcourse.parallel.pipeline_stages import (
     Sleeper,
+    SomeLayers,
     Stage,
     StageWorker,
     is_tied,
@@ -102,7 +103,7 @@ class Runtime:
         return outputs
 
 
-class PipelineParallel(nn.Module):
+class PipelineParallel(SomeLayers):
     """A GPT in stages. ``parameters()`` are those of this rank's layers.
 
     Args:
@@ -140,6 +141,7 @@ class PipelineParallel(nn.Module):
         self.workers = [StageWorker(stage, splits=splits) for stage in self.stages]
         self.runtime = runtime(schedule, self.workers, process_group=process_group)
         self.last_rank = schedule.where(schedule.num_stages - 1)[0]
+        self.stage_group = process_group
 
     def step(self, tokens_BT: Tensor, targets_BT: Tensor, total: Tensor | None = None) -> Tensor:
         """Forward and backward of a batch; adds to every ``.grad``.
@@ -153,12 +155,15 @@ class PipelineParallel(nn.Module):
         Raises:
             ValueError: in every rank, before anything is sent: the batch does not divide into the
                 schedule's micro-batches, is too long, or holds what is not in the vocabulary.
+            RuntimeError: in ``torch.no_grad()``.
         """
+        check_grad_enabled()
         m = self.schedule.num_micro_batches
         check_batch(tokens_BT, targets_BT, self.config, accumulate=m)
         inputs, targets = tokens_BT.chunk(m), targets_BT.chunk(m)
-        weight = next(self.parameters())
-        like = weight.new_empty((*inputs[0].shape, self.config.n_embd))
+        weight, stage = next(self.parameters()), self.stages[0]
+        assert isinstance(stage, Stage)
+        like = weight.new_empty((*inputs[0].shape, self.config.n_embd), dtype=stage.stream.dtype)
         tied = self._tied()
         before = [copy.grad.clone() if copy.grad is not None else None for copy in tied]
         for copy in tied:  # so that only this step's gradients are exchanged
@@ -173,7 +178,7 @@ class PipelineParallel(nn.Module):
             for copy, grad in zip(tied, before, strict=True):
                 if grad is not None:
                     copy.grad += grad
-        return torch.stack(losses).sum() if losses else weight.new_zeros(())
+        return torch.stack(losses).sum() if losses else like.new_zeros(())
 
     def _join_tied(self) -> None:
         """Where one rank has both ends of the model, a tied matrix stays one parameter."""
@@ -186,6 +191,10 @@ class PipelineParallel(nn.Module):
         ends = [layer.weight for layer in self._ends() if layer is not None]
         alone = self.is_tied and len(ends) == 1 and ends[0].requires_grad
         return ends if alone else []
+
+    def counted_elsewhere(self) -> list[Tensor]:
+        """The last stage's copy of a tied matrix."""
+        return self._tied() if self.runtime.rank else []
 
     def _ends(self) -> tuple[nn.Embedding | None, nn.Linear | None]:
         """The embedding and the output layer, where this rank has them."""
@@ -200,10 +209,10 @@ class PipelineParallel(nn.Module):
         """One process adds the gradients of both uses of a tied matrix; so do its two copies."""
         other = self.last_rank if self.runtime.rank == 0 else 0
         for copy in tied:
-            arrived = torch.empty_like(copy.grad)
-            exchange(
-                sends=[(copy.grad, other)], receives=[(arrived, other)], group=self.process_group
-            )
+            assert copy.grad is not None  # backward has used it
+            mine = copy.grad.contiguous()
+            arrived = torch.empty_like(mine)
+            exchange(sends=[(mine, other)], receives=[(arrived, other)], group=self.process_group)
             copy.grad += arrived
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from dlcourse.models.gpt import GPT
@@ -30,6 +31,12 @@ def check_stages(model: GPT, layers: Sequence[range]) -> None:
                 f"{name} is used in stages {first} and {stage} too, and each would train a copy: "
                 "give every layer a matrix of its own"
             )
+
+
+def check_grad_enabled() -> None:
+    """Refuse a step that would leave no gradient: RuntimeError."""
+    if not torch.is_grad_enabled():
+        raise RuntimeError("step() goes back through the layers: call it outside no_grad()")
 
 
 def _placed(model: GPT, layers: Sequence[range]) -> list[tuple[int, str, nn.Parameter]]:

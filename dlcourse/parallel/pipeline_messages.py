@@ -119,11 +119,21 @@ class Mailbox:
         return tensor
 
     def send(self, action: Action, tensor: Tensor | None) -> None:
-        """Send what an action has made, if any stage needs it. None goes as zeros (all frozen)."""
+        """Send what an action has made, if any stage needs it. None goes as zeros (all frozen).
+
+        Raises:
+            ValueError: it is not like the others, which is what the other rank waits for.
+        """
         message = self._made(self.rank, action)
         if message is None:
             return
         tensor = torch.zeros_like(self.like) if tensor is None else tensor.contiguous()
+        if (tensor.shape, tensor.dtype) != (self.like.shape, self.like.dtype):
+            raise ValueError(
+                f"{action} gives {tuple(tensor.shape)} of {tensor.dtype}, and messages between "
+                f"stages are {tuple(self.like.shape)} of {self.like.dtype}: a block must return "
+                "the shape and type that it gets"
+            )
         to = self._target(message)
         if to == self.rank:
             self.here[message] = tensor

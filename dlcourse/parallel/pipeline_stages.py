@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -46,6 +47,10 @@ class Stage(nn.Module):
     Its parameters are those of ``model``, under the same names. Only a tied head away from the
     embedding gets a matrix of its own: both copies stay equal because ``PipelineParallel`` adds
     their gradients.
+
+    Attributes:
+        stream: an empty tensor of the dtype that travels between stages, which is that of the
+            embeddings: a stage's own layers may be of several types.
     """
 
     def __init__(self, model: GPT, layers: range) -> None:
@@ -57,11 +62,18 @@ class Stage(nn.Module):
             self.token_embedding = model.token_embedding
             self.position_embedding = model.position_embedding
         self.blocks = nn.ModuleDict({str(i): model.blocks[i] for i in layers})
+        tokens, positions = model.token_embedding.weight, model.position_embedding.weight
+        self.stream = tokens.new_empty(0, dtype=torch.promote_types(tokens.dtype, positions.dtype))
         if self.is_last:
             self.norm, self.head = model.norm, model.head
             if is_tied(model) and not self.is_first:
                 tied = model.head.weight
                 self.head.weight = nn.Parameter(tied.detach().clone(), tied.requires_grad)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
+        """Behind ``.to()`` and ``.bfloat16()``: what travels follows. No buffer, for it is empty."""
+        self.stream = fn(self.stream)
+        return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor, targets_BT: Tensor | None = None) -> Tensor:
         """Tokens (B, T) or the stage before's (B, T, C) → (B, T, C); last: logits or mean loss."""
@@ -76,6 +88,16 @@ class Stage(nn.Module):
         if targets_BT is None:
             return logits_BTV
         return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+
+
+class SomeLayers(nn.Module):
+    """A model of which each rank of ``stage_group`` has other layers."""
+
+    stage_group: dist.ProcessGroup | None
+
+    def counted_elsewhere(self) -> list[Tensor]:
+        """This rank's copies of what another rank has too, with the same gradient."""
+        return []
 
 
 class StageWorker:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dlcourse.parallel.expert_tensor import TensorExperts
+from dlcourse.parallel.pipeline_stages import SomeLayers
 from dlcourse.parallel.tensor_layers import ColumnParallelLinear, RowParallelLinear
 from dlcourse.parallel.zero_flat_parameters import FlatParameters
 
@@ -139,9 +140,10 @@ class ShardedModule(nn.Module):
 def refuse_clipping_parts(module: nn.Module) -> None:
     """Raises ValueError where the gradient's norm is not known from this module's ranks alone."""
     for name, part in module.named_modules():
-        if isinstance(part, ColumnParallelLinear | RowParallelLinear | TensorExperts):
+        cut = ColumnParallelLinear | RowParallelLinear | TensorExperts | SomeLayers
+        if isinstance(part, cut):
             raise ValueError(
-                f"clip_grad_norm_() with {name}, a {type(part).__name__}: other ranks hold other "
-                "parts of its gradient, and each would clip by another number; train without "
-                "clipping, or without tensor parallelism"
+                f"clip_grad_norm_() with {name or 'module'}, a {type(part).__name__}: other ranks "
+                "hold other parts of the gradient, and each would clip by another number; train "
+                "without clipping, or without ZeRO (clipping.clip_grad_norm_ knows these parts)"
             )

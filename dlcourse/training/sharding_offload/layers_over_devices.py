@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from dlcourse.collectives.p2p import irecv, isend
 from dlcourse.formulas.devices import layer_ranges
 from dlcourse.models.gpt import GPT
-from dlcourse.parallel.pipeline_checks import check_stages
+from dlcourse.parallel.pipeline_checks import check_grad_enabled, check_stages
 from dlcourse.parallel.pipeline_schedules import Action
-from dlcourse.parallel.pipeline_stages import Stage, is_tied
+from dlcourse.parallel.pipeline_stages import SomeLayers, Stage, is_tied
 
 
 def check_parts(model: GPT, sizes: Sequence[int]) -> None:
@@ -72,7 +72,7 @@ class LayersOverDevices(nn.Module):
         return x
 
 
-class LayersOverRanks(nn.Module):
+class LayersOverRanks(SomeLayers):
     """This rank's layers. ``parameters()`` are theirs alone, so the optimizer's state is, too.
 
     Args:
@@ -83,6 +83,7 @@ class LayersOverRanks(nn.Module):
     def __init__(self, model: GPT, sizes: Sequence[int]) -> None:
         super().__init__()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.stage_group = None  # all ranks
         if len(sizes) != self.world_size:
             raise ValueError(f"{len(sizes)} sizes for {self.world_size} ranks: give one each")
         check_parts(model, sizes)
@@ -104,13 +105,12 @@ class LayersOverRanks(nn.Module):
         Raises:
             RuntimeError: in ``torch.no_grad()``.
         """
-        if not torch.is_grad_enabled():
-            raise RuntimeError("step() goes back through the layers: call it outside no_grad()")
+        check_grad_enabled()
         before, after = self.rank - 1, self.rank + 1
         x, self.spans = tokens_BT, []
         if not self.stage.is_first:
-            weight = next(self.parameters())
-            x = weight.new_empty((*tokens_BT.shape, self.stage.config.n_embd))
+            weight, dtype = next(self.parameters()), self.stage.stream.dtype
+            x = weight.new_empty((*tokens_BT.shape, self.stage.config.n_embd), dtype=dtype)
             irecv(x, before).wait()
             x.requires_grad_()  # a leaf: this rank's graph ends here
         start = self.now()
