@@ -24,7 +24,7 @@ from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.data import BucketedDataParallel, NaiveDataParallel, OverlappedDataParallel
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero2 import ZeRO2
-from dlcourse.training import loop
+from dlcourse.training import by_hand, loop
 from dlcourse.training.accumulation import (
     IGNORED,
     backward_by_tokens,
@@ -309,6 +309,17 @@ def test_a_micro_batch_without_a_target_has_no_mean():
             ValueError, match=r"micro-batch \d of \d has 0 targets.*backward_by_tokens"
         ):
             backward_equal(model, parts)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_means_of_different_numbers_of_targets_are_not_averaged():
+    tokens = torch.zeros(4, 8, dtype=torch.int64)
+    targets = tokens.clone()
+    targets[0, :3] = IGNORED
+    model = gpt()
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(ValueError, match=r"micro-batches have \[13, 16\].*backward_by_tokens"):
+        by_hand.take_step(model, optimizer, (tokens, targets), accumulate=2)
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -63,6 +63,8 @@ def recorded(id):
 class OfTwo(torch.nn.Module):
     """Its second layer has no gradient in rank 1."""
 
+    uses_second = True
+
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
@@ -70,7 +72,8 @@ class OfTwo(torch.nn.Module):
 
     def forward(self, x, y):
         x = self.first(x)
-        return ((self.second(x) if dist.get_rank() == 0 else x) - y).square().mean()
+        uses = self.uses_second and dist.get_rank() == 0
+        return ((self.second(x) if uses else x) - y).square().mean()
 
 
 def steps_by_hand():
@@ -83,6 +86,21 @@ def steps_by_hand():
     with pytest.raises(ValueError, match="is cut by tensor parallelism"):
         take_step(cut, torch.optim.SGD(cut.parameters()), (tokens, tokens))
     return [p.tolist() for p in model.parameters()]
+
+
+def unused_by_hand():
+    """The second layer, which no rank uses, and its gradient, after a step with weight decay."""
+    from dlcourse.training.by_hand import take_step
+
+    model, batch = OfTwo(), (torch.ones(2, 4), torch.zeros(2, 4))
+    model.uses_second = False
+    before = model.second.weight.tolist()
+    take_step(model, torch.optim.AdamW(model.parameters(), lr=0.1), batch)
+    return model.second.weight.tolist() == before, model.second.weight.grad
+
+
+def test_a_layer_that_no_rank_uses_does_not_decay(ranks):
+    assert ranks.run(unused_by_hand) == [(True, None)] * 2
 
 
 def test_a_step_by_hand_has_the_same_gradients_in_all_ranks(ranks):

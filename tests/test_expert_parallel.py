@@ -25,11 +25,13 @@ from torch.utils.checkpoint import checkpoint
 
 from dlcourse import RankError, Ranks
 from dlcourse.collectives import direct, one_sided
+from dlcourse.corpus import Corpus
 from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.models.moe import MoE, balance_loss, z_loss
 from dlcourse.models.targets import weighted
+from dlcourse.parallel import tensor
 from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.data import BucketedDataParallel
 from dlcourse.parallel.expert import ExpertParallel, expert_parallel
@@ -45,7 +47,9 @@ from dlcourse.parallel.replicas import replica_drift
 from dlcourse.parallel.zero import ZeRO1
 from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.peers import expert_parallel as expert_peers
+from dlcourse.training import accumulation, by_hand, loop
 from dlcourse.training.checkpointing.checkpoint import checkpoint as course_checkpoint
+from dlcourse.training.mixed_precision import training_step
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -391,6 +395,63 @@ def clipped(data, expert):
 def test_clips_by_the_norm_of_one_process(run, layout):
     for wanted, *off in run(clipped, *layout):
         assert wanted > 0.1 and max(off) < TOLERANCE
+
+
+def trained_by_a_loop(data, expert, columns):
+    """Largest difference of a loss and of a parameter from one process's, after four steps."""
+    job = dict(steps=4, batch_size=8, block=16)
+    corpus, mesh = Corpus(limit=9999), make_expert_mesh(data=data, expert=expert, tensor=columns)
+    alone, given = moe_gpt(0), moe_gpt(0)
+    ours = ExpertDataParallel(given, mesh)
+    models = (alone, ours)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    losses, mine = (
+        accumulation.train(model, corpus, accumulate=2, optimizer=optimizer, **job)
+        for model, optimizer in zip(models, optimizers, strict=True)
+    )
+    rows = torch.tensor(mine, dtype=torch.float64)
+    dist.all_reduce(rows)
+    off = (rows / 4 - torch.tensor(losses, dtype=torch.float64)).abs().max()
+    name = "blocks.1.mlp.experts.down"
+    whole, part = alone.get_parameter(name), ours.module.get_parameter(name)
+    if columns == 1:
+        whole = whole.chunk(expert)[mesh.get_local_rank("expert")]
+        off = torch.maximum(off, (whole - part).abs().max())
+    norm = ours.module.norm.weight - alone.norm.weight
+    return torch.maximum(off, norm.abs().max()).item()
+
+
+@pytest.mark.parametrize("layout", [(1, 4, 1), (2, 2, 1), (1, 2, 2)])
+def test_the_loop_that_accumulates_reads_what_one_process_reads(run, layout):
+    """Ranks along "tensor" read the same, all others their own part."""
+    assert max(run(trained_by_a_loop, *layout)) < TOLERANCE
+
+
+def loops_without_a_wrapper():
+    """What loops say to experts that are divided and not averaged."""
+    corpus, said = Corpus(limit=9999), []
+    mixed = partial(training_step.train, precision="float32")
+    for train in (loop.train, accumulation.train, tensor.train, mixed):
+        model = expert_parallel(moe_gpt(0))
+        try:
+            train(model, corpus, steps=1, batch_size=8, block=16)
+        except ValueError as error:
+            said.append(str(error))
+    model = ExpertDataParallel(moe_gpt(0), make_expert_mesh(expert=4))
+    try:
+        by_hand.take_step(model, None, corpus.batch(0, micro_batch=2, block=16))
+    except ValueError as error:
+        said.append(str(error))
+    return said
+
+
+def test_loops_refuse_divided_experts_that_nobody_averages(run):
+    for said in run(loops_without_a_wrapper):
+        assert [text.split(",")[0] for text in said] == [
+            *["model holds a ExpertParallel"] * 4,
+            "model's experts are divided over ranks",
+        ]
+        assert all("ExpertDataParallel" in text for text in said)
 
 
 def states():

@@ -40,6 +40,22 @@ def shares(parts: Sequence[Tensor], total: Tensor | None = None) -> list[Tensor]
     return [number / total for number in counts]
 
 
+def check_equal_counts(parts: Sequence[Tensor]) -> None:
+    """Refuse targets of micro-batches for which the mean of the parts' means is another number.
+
+    Raises:
+        ValueError: not all parts have as many targets that count.
+    """
+    if any(isinstance(part, FakeTensor) or part.is_meta for part in parts):
+        return  # shapes without numbers
+    counts = [int(count(part)) for part in parts]
+    if 0 in counts or len({*counts}) > 1:
+        raise ValueError(
+            f"the micro-batches have {counts} targets, and a mean of their means is not the mean "
+            "of all: weight them, with backward_by_tokens of dlcourse.training.accumulation"
+        )
+
+
 def weighted(loss: Tensor, share: Tensor) -> Tensor:
     """``loss * share``; 0 where the share is 0 and the loss a mean of nothing, which is NaN."""
     return torch.where(share == 0, torch.zeros_like(loss), loss) * share.to(loss.dtype)

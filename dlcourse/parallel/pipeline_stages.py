@@ -71,7 +71,7 @@ class Stage(nn.Module):
                 self.head.weight = nn.Parameter(tied.detach().clone(), tied.requires_grad)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Stage:
-        """Behind ``.to()`` and ``.bfloat16()``: what travels follows. No buffer, for it is empty."""
+        """Behind ``.to()`` and ``.bfloat16()``: what travels follows. No buffer: no file has it."""
         self.stream = fn(self.stream)
         return super()._apply(fn, recurse)
 

@@ -79,6 +79,22 @@ def refuse_own_gradients(module: nn.Module, why: str) -> None:
             )
 
 
+def refuse_divided_experts(model: nn.Module) -> None:
+    """Raise a ``ValueError`` where a loop would forget that ranks share the model's experts.
+
+    Each would read the same text, and the experts' gradients, made of all ranks' tokens, would
+    not be divided by their number.
+    """
+    if not hasattr(model, "batch_group"):
+        for part in model.modules():
+            if hasattr(part, "batch_group"):
+                raise ValueError(
+                    f"model holds a {type(part).__name__}, whose experts are divided over ranks: "
+                    "build it anew, give it to ExpertDataParallel, which averages gradients, and "
+                    "that to dlcourse.training.accumulation.train"
+                )
+
+
 @torch.no_grad()
 def replica_drift(module: nn.Module, *, process_group: dist.ProcessGroup | None = None) -> float:
     """Largest difference between any two ranks in any parameter or buffer; 0.0 if identical.

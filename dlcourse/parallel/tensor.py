@@ -36,7 +36,7 @@ from dlcourse.corpus import Corpus
 from dlcourse.models.gpt import GPT, MLP, Attention
 from dlcourse.parallel.divisibility import check_tensor_parallel
 from dlcourse.parallel.loop import run_steps
-from dlcourse.parallel.replicas import broadcast_module, sync_gradients
+from dlcourse.parallel.replicas import broadcast_module, refuse_divided_experts, sync_gradients
 from dlcourse.parallel.tensor_checks import check_vocabulary, check_whole
 from dlcourse.parallel.tensor_layers import (
     ColumnParallelLinear,
@@ -223,6 +223,7 @@ def train(
     Returns:
         The loss of each step: the same numbers in every rank.
     """
+    refuse_divided_experts(model)
     device = next(model.parameters()).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
 

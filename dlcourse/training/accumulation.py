@@ -28,7 +28,7 @@ from dlcourse.collectives.p2p import Group
 from dlcourse.corpus import Corpus, sequences_per_rank
 from dlcourse.models.targets import IGNORED
 from dlcourse.parallel.loop import run_steps
-from dlcourse.parallel.replicas import loss_weight, sync_gradients
+from dlcourse.parallel.replicas import loss_weight, refuse_divided_experts, sync_gradients
 
 MicroBatch = tuple[Tensor, Tensor]  # tokens and targets, each (M, T)
 
@@ -60,6 +60,8 @@ def sending(model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
 
 def backward_equal(model: nn.Module, parts: Sequence[MicroBatch]) -> Tensor:
     """Add to ``.grad`` the gradient of the mean loss, for micro-batches with equally many targets.
+
+    With other numbers it is a mean of means, and another gradient: take ``backward_by_tokens``.
 
     Args:
         model: ``model(tokens, targets)`` is the mean loss.
@@ -164,14 +166,15 @@ def train(
         The loss of each step over this rank's part of the batch.
 
     Raises:
-        ValueError: ranks and micro-batches do not divide ``batch_size``; or a ZeRO model, which
-            has a loop of its own.
+        ValueError: ranks and micro-batches do not divide ``batch_size``; a ZeRO model, which has a
+            loop of its own; or divided experts outside ``ExpertDataParallel``.
     """
     if hasattr(model, "sync_parameters"):
         raise ValueError(
             f"model is a {type(model).__name__}, whose parameters must be gathered after a step: "
             "use dlcourse.parallel.zero.train, which accumulates as well"
         )
+    refuse_divided_experts(model)
     rank, world_size = 0, 1
     if hasattr(model, "no_sync"):
         group = _group_of(model)
@@ -207,7 +210,7 @@ def _some(parts: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
 
 def _group_of(model: nn.Module) -> Group:
     """The ranks over which a wrapper takes the mean; all by default."""
-    return getattr(model, "process_group", None)
+    return getattr(model, "batch_group", getattr(model, "process_group", None))
 
 
 def _first_parameter(model: nn.Module) -> nn.Parameter:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dlcourse.models.gpt import GPT
+from dlcourse.models.targets import check_equal_counts
 from dlcourse.parallel.part_state import PARTS
 from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.training.accumulation import split
@@ -145,9 +146,16 @@ def take_step(
         This rank's mean loss, a number without a graph.
 
     Raises:
-        ValueError: ``accumulate`` does not divide the sequences; or ranks hold parts of matrices,
-            which have no mean.
+        ValueError: ``accumulate`` does not divide the sequences; micro-batches with different
+            numbers of targets; or ranks hold parts of matrices or other experts, which have no
+            mean.
     """
+    check_equal_counts([targets for _, targets in split(*batch, accumulate=accumulate)])
+    if any(hasattr(part, "batch_group") for part in model.modules()):
+        raise ValueError(
+            "model's experts are divided over ranks, which hold other ones: take "
+            "dlcourse.training.accumulation.train with an ExpertDataParallel"
+        )
     optimizer.zero_grad()
     loss = in_parts(model, batch, accumulate)
     zero = model if isinstance(model, ZeRO3) else None
@@ -167,16 +175,18 @@ def take_step(
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """The mean over the ranks, one all-reduce for all of them together."""
-    grads = []
-    for p in parameters:
-        if p.grad is None and p.requires_grad:  # unused here, but the other ranks wait for it
-            p.grad = torch.zeros_like(p)
-        grads += [] if p.grad is None else [p.grad]
-    row = torch.cat([grad.flatten() for grad in grads]) / dist.get_world_size()
+    """The mean over the ranks, one all-reduce for all of them together.
+
+    What no rank has used keeps no gradient; with the others goes a number for who has.
+    """
+    some = [p for p in parameters if p.grad is not None or p.requires_grad]
+    used = some[0].new_tensor([float(p.grad is not None) for p in some])
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in some]
+    row = torch.cat([used, *(grad.flatten() for grad in grads)]) / dist.get_world_size()
     dist.all_reduce(row)
-    for grad, mean in zip(grads, row.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
+    users, *means = row.split([len(some), *(grad.numel() for grad in grads)])
+    for p, share, grad, mean in zip(some, users.tolist(), grads, means, strict=True):
+        p.grad = grad.copy_(mean.view_as(grad)) if share else None
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dlcourse.corpus import Corpus
 from dlcourse.parallel.loop import run_steps
+from dlcourse.parallel.replicas import refuse_divided_experts
 
 
 def train(
@@ -37,6 +38,7 @@ def train(
             f"model is a {type(model).__name__}, and this loop is for one process: use train of "
             f"{type(model).__module__}"
         )
+    refuse_divided_experts(model)
     device = next(model.parameters()).device
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr)
 

@@ -18,7 +18,11 @@ from dlcourse.corpus import Corpus
 from dlcourse.formulas.recipe import PRECISIONS
 from dlcourse.parallel.clipping import clip_grad_norm_
 from dlcourse.parallel.loop import run_steps
-from dlcourse.parallel.replicas import sync_gradients, sync_parameters
+from dlcourse.parallel.replicas import (
+    refuse_divided_experts,
+    sync_gradients,
+    sync_parameters,
+)
 from dlcourse.training.mixed_precision.autocast import Autocast
 from dlcourse.training.mixed_precision.loss_scaler import LossScaler
 from dlcourse.training.mixed_precision.loss_scaler_checks import check_alone
@@ -108,6 +112,7 @@ def train(
     Raises:
         ValueError: an unknown precision, a device without the type, or float16 without a scaler.
     """
+    refuse_divided_experts(model)
     device = next(model.parameters()).device
     model, optimizer = prepare(model, precision, lr=lr)
     autocast = Autocast(device.type, dtype) if precision == "autocast" else None
