@@ -15,6 +15,7 @@ import gc
 import math
 import sys
 import weakref
+from functools import partial
 
 import cloudpickle
 import pytest
@@ -26,6 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dlcourse import RankError, Ranks
 from dlcourse.corpus import Corpus
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.models.moe import MoE
+from dlcourse.parallel.context import ring_attention, split_sequence
 from dlcourse.parallel.data import (
     BucketedDataParallel,
     NaiveDataParallel,
@@ -33,8 +36,16 @@ from dlcourse.parallel.data import (
     train,
 )
 from dlcourse.parallel.data_buckets import make_buckets
+from dlcourse.parallel.expert import expert_parallel
+from dlcourse.parallel.pipeline import PipelineParallel
+from dlcourse.parallel.pipeline_schedules import gpipe
 from dlcourse.parallel.replicas import broadcast_module, loss_weight, replica_drift
 from dlcourse.parallel.sendable import overlaps
+from dlcourse.parallel.sequence import sequence_parallel
+from dlcourse.parallel.tensor import tensor_parallel
+from dlcourse.parallel.zero import ZeRO1
+from dlcourse.parallel.zero2 import ZeRO2
+from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.peers import ddp as ddp_peer
 from dlcourse.training import loop
 from dlcourse.training.sharding_offload.local_host import LocalHost
@@ -529,6 +540,42 @@ def test_unequal_batches_need_weights(run, wrapper):
     assert max(apart for _, apart in results) < FLOAT32["gradients"]
     for _, apart in run(train_unequal, wrapper, weighted=False):
         assert apart > 100 * FLOAT32["gradients"]  # a mean of means is not the mean
+
+
+def from_outside_of_a_group():
+    """What each call says to the last rank, which is not in the group of the first."""
+    group = dist.new_group([0])
+    if dist.get_rank() == 0:
+        return []
+    model, moe = GPT(GPTConfig(**SMALL)), MoE(32, num_experts=4, top_k=1, hidden=8)
+    x = torch.ones(1, 8, 4)
+    said = []
+    for call in (
+        *(partial(wrapper, model) for wrapper in (*WRAPPERS, ZeRO1, ZeRO2, ZeRO3)),
+        partial(tensor_parallel, model),
+        partial(sequence_parallel, model),
+        partial(expert_parallel, moe),
+        partial(PipelineParallel, model, gpipe(1, 2)),
+        partial(loss_weight, 4),
+        partial(replica_drift, model),
+    ):
+        try:
+            call(process_group=group)
+        except ValueError as error:
+            said.append(str(error))
+    for call in (split_sequence, lambda x, group: ring_attention(x, x, x, group)):
+        try:
+            call(x, group)
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+@on_ranks(2)
+def test_a_rank_outside_of_the_group_is_told_so(run):
+    said = run(from_outside_of_a_group)[1]
+    assert len(said) == 14
+    assert {*said} == {"this rank, 1, is not in process_group: call it in the group's ranks alone"}
 
 
 def gradients_in_two_groups(wrapper):

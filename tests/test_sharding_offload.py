@@ -304,6 +304,18 @@ def test_the_host_keeps_what_was_predicted(dtype):
     assert sum(tensor.nbytes for tensor in kept) == want + counters
 
 
+def test_the_hosts_learning_rate_can_be_changed():
+    model, host = GPT(SMALL), LocalHost(lr=1e-3)
+    offload = OptimizerOffload(model, host)
+    steps = []
+    for host.lr in (1e-3, 0.0):
+        before = torch.cat([p.detach().flatten() for p in model.parameters()])
+        model(*batch(0)).backward()
+        offload.step()
+        steps.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - before)
+    assert steps[0].abs().max() > 5e-4 and not steps[1].any()
+
+
 def test_gradients_may_add_up_without_overlap_only():
     model, tokens = GPT(SMALL), batch(0)
     offload = OptimizerOffload(model, LocalHost(), overlap=False)

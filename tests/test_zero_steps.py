@@ -635,6 +635,67 @@ def test_state_dict_is_of_whole_parameters(run, stage):
         assert same and off < CLOSE
 
 
+def numbers_of(model):
+    with whole(model) as parameters:
+        return torch.cat([p.flatten() for p in parameters])
+
+
+def loaded_in_ranks(stage, who):
+    """Load other numbers in the ranks ``who``: what is said, and what changes."""
+    model = stage(Net())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    before = numbers_of(model)
+    if dist.get_rank() in who:
+        for value in state.values():
+            value += 1
+    try:
+        model.load_state_dict(state)
+        said = ""
+    except ValueError as error:
+        said = str(error)
+    return said, (numbers_of(model) - before).abs().max().item()
+
+
+@stages
+def test_ranks_load_the_same_numbers_or_none(run, stage):
+    assert run(loaded_in_ranks, stage, (0, 1)) == [("", pytest.approx(1))] * 2
+    for said, changed in run(loaded_in_ranks, stage, (1,)):
+        assert "numbers in state_dict of ranks [1] are not those of rank 0" in said
+        assert changed == 0
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(4, 4), nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+
+def written_outside(write):
+    """Write to a parameter of one element while it is in shards; then write as one should."""
+    model, x = ZeRO3(Scaled()), torch.ones(2, 4)
+    with torch.no_grad():
+        if write:
+            model.module.scale.fill_(3.0)
+        try:
+            model(x)
+            said = ""
+        except RuntimeError as error:
+            said = str(error)
+        first = model(x)
+        with model.gathered():
+            model.module.scale.fill_(3.0)
+        return said, torch.allclose(model(x), 3 * first)
+
+
+def test_one_element_written_outside_is_not_lost_in_silence(run):
+    assert run(written_outside, False) == [("", True)] * 2
+    for said, tripled in run(written_outside, True):
+        assert "3.0 was written" in said and "model.gathered()" in said and tripled
+
+
 def changed_when_gathered():
     model = ZeRO3(new())
     with model.gathered(), torch.no_grad():

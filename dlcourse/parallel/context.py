@@ -31,6 +31,7 @@ from torch import Tensor
 from dlcourse.collectives.p2p import Group, start_exchange
 from dlcourse.parallel.divisibility import equal_part
 from dlcourse.parallel.first_derivatives import first_derivatives_of
+from dlcourse.parallel.sendable import group_size
 
 
 def chunks_of(rank: int, size: int, *, balanced: bool) -> list[int]:
@@ -46,7 +47,7 @@ def split_sequence(
     Raises:
         ValueError: the sequence cannot be cut into equal chunks.
     """
-    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    size, rank = group_size(group), dist.get_rank(group)
     num_chunks = 2 * size if balanced else size
     equal_part("sequence length", x.size(dim), num_chunks)
     chunks = x.chunk(num_chunks, dim)
@@ -113,7 +114,7 @@ class _Ring:
 
     def __init__(self, group: Group) -> None:
         self.group = group
-        self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        self.size, self.rank = group_size(group), dist.get_rank(group)
 
     def start(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Begin to pass ``tensor`` on; call the result to wait for the one that comes."""

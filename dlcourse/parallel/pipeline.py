@@ -32,6 +32,7 @@ from dlcourse.parallel.pipeline_stages import (
     split_layers,
 )
 from dlcourse.parallel.replicas import broadcast_module
+from dlcourse.parallel.sendable import group_size
 from dlcourse.parallel.tensor_vocabulary import check_embedding
 
 
@@ -51,7 +52,7 @@ class Runtime:
         *,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        check_schedule(schedule, dist.get_world_size(process_group))
+        check_schedule(schedule, group_size(process_group))
         self.schedule, self.workers = schedule, workers
         self.process_group = process_group
         self.rank = dist.get_rank(process_group)
@@ -126,7 +127,7 @@ class PipelineParallel(SomeLayers):
         runtime: type[Runtime] = Runtime,
     ) -> None:
         super().__init__()
-        check_schedule(schedule, dist.get_world_size(process_group), model.config.n_layer)
+        check_schedule(schedule, group_size(process_group), model.config.n_layer)
         layers = split_layers(model.config.n_layer, schedule.num_stages)
         check_embedding(model.token_embedding)
         check_stages(model, layers)

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from dlcourse.parallel.sendable import (
     broadcast_tensors,
     check_same_everywhere,
+    group_size,
     tensors_of,
     why_not_sent,
     why_not_the_same,
@@ -140,8 +141,9 @@ def loss_weight(
     Returns:
         world size times this rank's share of all tokens. Over all ranks, weights average to 1.
     """
+    size = group_size(process_group)
     total = torch.tensor(num_tokens, dtype=torch.int64, device=device)
     dist.all_reduce(total, group=process_group)
     if not total:
         raise ZeroDivisionError("num_tokens is 0 in all ranks: there is no token to take a mean of")
-    return num_tokens * dist.get_world_size(process_group) / total.item()
+    return num_tokens * size / total.item()

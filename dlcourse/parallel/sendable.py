@@ -19,6 +19,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 from dlcourse.collectives.p2p import Group
 
 
+def group_size(process_group: Group) -> int:
+    """How many ranks a group has, of which this rank must be one: a ``ValueError`` else."""
+    size = dist.get_world_size(process_group)
+    if size < 0:
+        raise ValueError(
+            f"this rank, {dist.get_rank()}, is not in process_group: call it in the group's ranks "
+            "alone"
+        )
+    return size
+
+
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; what is shared comes once."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
@@ -103,6 +114,7 @@ def why_not_sent(module: nn.Module, process_group: Group) -> str:
 
 def why_not_the_same(module: nn.Module, process_group: Group) -> str:
     """Which parameter the ranks of a group hold different parts of; empty where there is none."""
+    group_size(process_group)  # refuses a rank that is not in it
     cut, receivers = cut_parameters(module), _ranks(process_group)
     for name, tensor in tensors_of(module).items():
         if tensor in cut and len(receivers & _ranks(cut[tensor])) > 1:
@@ -119,13 +131,14 @@ def check_same_everywhere(module: nn.Module, process_group: Group, *, refusal: s
     Raises:
         ValueError: says which ranks, and what to do.
     """
+    size = group_size(process_group)
     layout = [
         (name, tuple(x.shape), str(x.dtype), x.requires_grad, x.is_meta, _how_it_overlaps(x))
         for name, x in tensors_of(module).items()
     ]
     device = "cuda" if "nccl" in dist.get_backend(process_group) else "cpu"
     mine = torch.tensor([zlib.crc32(repr(layout).encode()), bool(refusal)], device=device)
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
+    everyone = [torch.empty_like(mine) for _ in range(size)]
     dist.all_gather(everyone, mine, group=process_group)
     layouts, refusals = torch.stack(everyone).T.tolist()
     if any(refusals):

@@ -31,7 +31,7 @@ from dlcourse.collectives.p2p import Group
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.divisibility import check_tensor_parallel, equal_part
 from dlcourse.parallel.replicas import broadcast_module
-from dlcourse.parallel.sendable import cut_parameters
+from dlcourse.parallel.sendable import cut_parameters, group_size
 from dlcourse.parallel.tensor import TensorParallelGPT
 from dlcourse.parallel.tensor_checks import check_stream, check_vocabulary, check_whole
 
@@ -133,7 +133,7 @@ def sequence_parallel(gpt: GPT, process_group: Group | DeviceMesh = None) -> Seq
     """
     if isinstance(process_group, DeviceMesh):
         process_group = process_group.get_group()
-    size = dist.get_world_size(process_group)
+    size = group_size(process_group)
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
     check_whole(gpt)
     check_vocabulary(gpt)

@@ -37,6 +37,7 @@ from dlcourse.models.gpt import GPT, MLP, Attention
 from dlcourse.parallel.divisibility import check_tensor_parallel
 from dlcourse.parallel.loop import run_steps
 from dlcourse.parallel.replicas import broadcast_module, refuse_divided_experts, sync_gradients
+from dlcourse.parallel.sendable import group_size
 from dlcourse.parallel.tensor_checks import check_vocabulary, check_whole
 from dlcourse.parallel.tensor_layers import (
     ColumnParallelLinear,
@@ -108,7 +109,7 @@ def parallel_blocks(
     layers = [module for module in model.modules() if isinstance(module, Attention | MLP)]
     for layer in layers:
         if isinstance(layer, Attention):
-            n_embd, size = layer.q.in_features, dist.get_world_size(process_group)
+            n_embd, size = layer.q.in_features, group_size(process_group)
             check_tensor_parallel(n_head=layer.n_head, n_embd=n_embd, size=size)
     for layer in layers:
         if isinstance(layer, Attention):
@@ -191,7 +192,7 @@ def tensor_parallel(
     """
     if isinstance(process_group, DeviceMesh):
         process_group = process_group.get_group()
-    size = dist.get_world_size(process_group)
+    size = group_size(process_group)
     check_tensor_parallel(n_head=gpt.config.n_head, n_embd=gpt.config.n_embd, size=size)
     check_whole(gpt)
     if vocabulary:

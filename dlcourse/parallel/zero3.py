@@ -37,6 +37,7 @@ from dlcourse.parallel.zero3_state import (
     refuse_gradients,
     refuse_second_derivative,
     refuse_uncalled_units,
+    refuse_written,
 )
 from dlcourse.parallel.zero_flat_parameters import FlatParameters
 
@@ -71,6 +72,7 @@ class ShardedUnit:
         if self.is_ready:
             return False
         for flat in self.flats:
+            refuse_written(flat)
             flat.finish_gather()
             for parameter, view in zip(flat.parameters, flat.views(flat.full), strict=True):
                 parameter.data = view

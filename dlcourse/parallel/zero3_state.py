@@ -6,18 +6,18 @@ and what somebody has written to gathered parameters goes back into the shards.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dlcourse.parallel.zero_flat_parameters import FlatParameters, is_callable
 from dlcourse.parallel.zero_module import ShardedModule
+from dlcourse.parallel.zero_same_numbers import checksum, refuse_different
 
 
 class GatheredState(ShardedModule):
@@ -36,11 +36,16 @@ class GatheredState(ShardedModule):
         checksums: dict[Any, int] = {}  # of what each group of ranks has the same of
         for flat in (flat for flats in self.flats_of.values() for flat in flats):
             row = torch.cat([parameter.flatten() for parameter in flat.parameters])
-            data, group = row.view(torch.uint8).cpu().numpy().data, flat.process_group
-            checksums[group] = zlib.crc32(data, checksums.get(group, 0))
+            group = flat.process_group
+            checksums[group] = checksum(row, checksums.get(group, 0))
             padding = flat.shard.numel() * flat.world_size - flat.numel
             parts[flat] = flat.mine(F.pad(row, (0, padding))).clone()
-        refuse_different(self, checksums)
+        refuse_different(
+            checksums,
+            self.process_group,
+            self.flats[0].full.device,
+            "parameters were changed inside gathered(), and those",
+        )
         for flat, part in parts.items():
             if not torch.equal(part, flat.shard):  # or the shard would count as changed
                 flat.shard.copy_(part)
@@ -69,23 +74,20 @@ class GatheredState(ShardedModule):
             return super().load_state_dict(state_dict, strict, assign)
 
 
-def refuse_different(model: ShardedModule, checksums: Mapping[Any, int]) -> None:
-    """Raises ValueError in all ranks where a group's checksum is not the same in all of its."""
-    ranks = dist.get_process_group_ranks(model.process_group or dist.group.WORLD)
-    firsts = [dist.get_process_group_ranks(group or dist.group.WORLD)[0] for group in checksums]
-    mine = torch.tensor([[*checksums.values()], firsts], device=model.flats[0].full.device)
-    all_of_them = [torch.empty_like(mine) for _ in ranks]
-    dist.all_gather(all_of_them, mine, group=model.process_group)
-    found = [sums.T.tolist() for sums in all_of_them]
-    different = [
-        rank
-        for rank, theirs in enumerate(found)
-        if any(own != found[ranks.index(first)][i][0] for i, (own, first) in enumerate(theirs))
-    ]
-    if different:
-        raise ValueError(
-            f"parameters were changed inside gathered(), and those of ranks {different} are not "
-            "those of rank 0: make the same change in all ranks; nothing was changed"
+def refuse_written(flat: FlatParameters) -> None:
+    """Raises RuntimeError where somebody has written to a parameter that is not here.
+
+    Torch refuses that itself where elements share the memory of ``nothing``; one alone does not.
+    """
+    nothing = flat.nothing
+    if not flat.has_scalars or nothing is None or isinstance(nothing, FakeTensor):
+        return
+    may_be_nan = nothing.is_floating_point() or nothing.is_complex()  # integers are 0 instead
+    if may_be_nan and not nothing.isnan():
+        wrong, nothing[()] = nothing.item(), float("nan")
+        raise RuntimeError(
+            f"{wrong} was written to a parameter of one element that is in shards, where nobody "
+            "reads it: write to parameters in `with model.gathered():`"
         )
 
 

@@ -67,6 +67,7 @@ class FlatParameters:
             parameter.data, parameter.grad = view, None
         self.shard = nn.Parameter(self.mine(self.full), requires_grad=first.requires_grad)
         self.nothing: Tensor | None = None  # stage 3: what parameters are while they are not here
+        self.has_scalars = any(p.numel() == 1 for p in self.parameters)
         self.grad: Tensor | None = None
         self.places: dict[nn.Parameter, Tensor] = {}  # each parameter's part of grad
         self.seen: tuple[Tensor, int] | None = None

@@ -18,6 +18,7 @@ from dlcourse.parallel.expert_tensor import TensorExperts
 from dlcourse.parallel.pipeline_stages import SomeLayers
 from dlcourse.parallel.tensor_layers import ColumnParallelLinear, RowParallelLinear
 from dlcourse.parallel.zero_flat_parameters import FlatParameters
+from dlcourse.parallel.zero_same_numbers import refuse_different_states
 
 
 class ShardedModule(nn.Module):
@@ -110,12 +111,18 @@ class ShardedModule(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As torch's; call it in all ranks, with the same numbers."""
+        """As torch's; call it in all ranks, with the same numbers. Sends a checksum.
+
+        Raises:
+            ValueError: in all ranks, before anything is loaded, where their numbers differ.
+        """
         if assign:
             raise ValueError(
                 "assign=True would put other parameters in the place of those that the shards are "
                 "parts of: leave it out, and the numbers are copied"
             )
+        flats = [flat for flats in self.flats_of.values() for flat in flats]
+        refuse_different_states(self.module, state_dict, flats, self.process_group)
         return super().load_state_dict(state_dict, strict)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ShardedModule:
@@ -144,6 +151,6 @@ def refuse_clipping_parts(module: nn.Module) -> None:
         if isinstance(part, cut):
             raise ValueError(
                 f"clip_grad_norm_() with {name or 'module'}, a {type(part).__name__}: other ranks "
-                "hold other parts of the gradient, and each would clip by another number; train "
+                "hold other parts of its gradient, and each would clip by another number; train "
                 "without clipping, or without ZeRO (clipping.clip_grad_norm_ knows these parts)"
             )

@@ -50,15 +50,26 @@ class LocalHost:
     """The host's memory, reached from the same process.
 
     Args:
-        lr: learning rate of AdamW.
+        lr: learning rate of AdamW; setting the attribute changes it for the steps to come.
         memory: bytes that may be used; what the machine has available by default.
     """
 
     def __init__(self, *, lr: float = 1e-3, memory: int | None = None) -> None:
+        self.adams: list[torch.optim.AdamW] = []
         self.lr = lr
         self.memory = available_bytes() if memory is None else memory
         self.out, self.back = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.arriving: dict[int, Future] = {}
+
+    @property
+    def lr(self) -> float:
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self._lr = lr
+        for adam in self.adams:
+            adam.param_groups[0]["lr"] = lr
 
     def adopt(self, units: Sequence[OffloadUnit], *, parameters: bool = False) -> None:
         rows = [unit.row for unit in units]
