@@ -1,6 +1,6 @@
 """Dense, MoE, sparse and hybrid: what each layer computes, what formulas say of it, how it trains.
 
-The recorded run is checked where claim A2 rests on it, in test_claims_07.py.
+The recorded run is checked where claim A2 rests on it, in test_claims_00.py.
 """
 
 from __future__ import annotations

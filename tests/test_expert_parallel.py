@@ -397,6 +397,27 @@ def test_clips_by_the_norm_of_one_process(run, layout):
         assert wanted > 0.1 and max(off) < TOLERANCE
 
 
+def balanced_by_a_bias():
+    """How far each rank's bias is from one process's, after steps that counts of all ranks move."""
+    alone, given = (MoE(C, num_experts=8, top_k=2, hidden=C).double() for _ in range(2))
+    drawn(alone, 1), drawn(given, 1)
+    ours = expert_parallel(given)
+    everyone = torch.randn(4, 3, 16, C, generator=torch.Generator().manual_seed(2)).double()
+    for step in range(3):
+        alone(everyone[:, step])
+        ours(everyone[dist.get_rank(), step])
+        alone.router.update_bias(alone.routing.counts(), rate=0.05)
+        ours.router.update_bias(ours.asked_E, rate=0.05)
+    moved = alone.router.bias_E.abs().max().item()
+    return moved, (alone.router.bias_E - ours.router.bias_E).abs().max().item()
+
+
+def test_the_bias_that_balances_is_one_processs(run):
+    """With a rank's own counts, biases would drift apart, and routers with them."""
+    for moved, off in run(balanced_by_a_bias):
+        assert moved > 0.04 and off == 0
+
+
 def trained_by_a_loop(data, expert, columns):
     """Largest difference of a loss and of a parameter from one process's, after four steps."""
     job = dict(steps=4, batch_size=8, block=16)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -208,6 +209,10 @@ def _until(condition, seconds=60.0):
         ({"num_ranks": 5}, "num_ranks=5: the memory of this machine holds at most 4"),
         ({"time_limit": 0}, "time_limit=0: give seconds"),
         ({"no": "mpiexec"}, "mpi4py is here, but no mpiexec to start ranks with: pip install"),
+        (
+            {"no": "memory"},
+            "MPICH takes 21 MiB in /dev/shm for them, and 16 MiB are free there",
+        ),
         ({"no": "mpi4py"}, "mpi4py is not installed: pip install mpi4py mpich"),
     ],
 )
@@ -216,7 +221,10 @@ def test_what_cannot_run_is_refused_in_words_before_anything_starts(arguments, s
     absent = arguments.pop("no", None)
     monkeypatch.setattr(machine, "fitting_ranks", lambda: 4)
     monkeypatch.setattr(mpi, "find_spec", lambda name: None if absent == "mpi4py" else "there")
-    monkeypatch.setattr(mpi, "_mpiexec", lambda: None)  # nothing could start
+    monkeypatch.setattr(mpi, "_mpiexec", lambda: "mpiexec" if absent == "memory" else None)
+    free = 16 << 20 if absent == "memory" else 1 << 30
+    monkeypatch.setattr(mpi, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(mpi, "_start_and_wait", None)  # nothing could start
     with pytest.raises(ValueError, match=re.escape(says)):
         mpi.run_mpi(_number, **arguments)
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dlcourse import RankError, Ranks, RanksInterrupted, bench
+from dlcourse import RankError, Ranks, RanksInterrupted, bench, machine
 from dlcourse.bench import experts
 from dlcourse.bench._soak import soak
 from dlcourse.collectives import one_sided, shared_memory
@@ -540,7 +540,8 @@ def test_a_rank_killed_between_data_and_flag_is_named_and_nothing_is_left():
         start = time.monotonic()
         with pytest.raises(RankError, match=r"^rank 1 was killed by SIGKILL") as caught:
             cell(pool, KILL)
-        assert time.monotonic() - start < 20  # by the death, not by the time-out of 30 s
+        limit = min(20, 5 * machine.crowding())  # by the death, not by the time-out of 30 s
+        assert time.monotonic() - start < limit
         assert "line 6: all_to_all(out, x)" in str(caught.value)
         psutil.wait_procs(processes, timeout=60)
         assert not any(p.is_running() for p in processes)  # with them their nameless memory

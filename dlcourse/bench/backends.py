@@ -55,15 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     ours = {"all_reduce": "shared_all_reduce", "all_to_all": "one_sided_all_to_all"}
     names += [name for collective, name in ours.items() if collective in args.collectives]
     rows: list[Mapping[str, Any]] = []
+    lacking = mpi.missing(args.ranks)
     with Ranks(args.ranks, device="cpu", default=False) as ranks:
         for _ in range(TURNS):
             rows += ranks.run(measure, names, args.repeats)[0]
-            if not mpi.missing():
+            if not lacking:
                 theirs = mpi.run_mpi(measure_mpi, args.repeats, num_ranks=args.ranks)[0]
                 rows += [row for row in theirs if row["collective"] in args.collectives]
         dtypes = {} if mpi.missing() else mpi.run_mpi(_dtypes, num_ranks=2)[0]
     kept = fastest(rows)
-    print(f"{args.ranks} ranks; the fastest of {TURNS * args.repeats} calls {mpi.missing()}")
+    print(f"{args.ranks} ranks; the fastest of {TURNS * args.repeats} calls {lacking}")
     lines = []
     for name in dict.fromkeys(row["algorithm"] for row in kept):
         points = [(row["bytes"], row["seconds"]) for row in kept if row["algorithm"] == name]

@@ -216,7 +216,11 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="dlcourse-bench-") as folder:
         # More ranks than cores: MPICH keeps a core while it waits, unless it is told to yield
         os.environ.setdefault("MPIR_CVAR_POLLS_BEFORE_YIELD", "1")
-        others = None if mpi.missing() else MPITurns(num_ranks, folder, time_limit=60 + 10 * turns)
+        others = (
+            None
+            if mpi.missing(num_ranks)
+            else MPITurns(num_ranks, folder, time_limit=60 + 10 * turns)
+        )
         try:
             for number in range(turns):
                 per_rank = ranks.run(turn, number, layer)
@@ -249,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         samples = measure(ranks, args.ranks, args.turns)
     load = os.getloadavg()[0]
     print(f"{args.ranks} ranks, {args.turns} turns; load of the machine {load:.1f}")
-    if lacking := mpi.missing():
+    if lacking := mpi.missing(args.ranks):
         print(f"without MPI: {lacking}")
     return 1 if judge(samples) else 0
 

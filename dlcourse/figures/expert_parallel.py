@@ -12,6 +12,7 @@ from dlcourse.figures.held import Held, Said, Together, held
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes, wire_bytes
+from dlcourse.parallel.divisibility import check_expert_parallel, check_mesh
 from dlcourse.words.strings import t
 from dlcourse.words.units import digits, human_bytes, human_seconds
 
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 TOKENS, WIDTH, EXPERTS, TOP_K, RANKS_HERE = 128, 256, 8, 2, 4  # the layer of the lesson
 LARGE_WIDTH, LARGE_EXPERTS = 7168, 256  # DeepSeek-V3's, whose tokens travel at 1 byte a number
 WIRE, START = 50e9, 2e-6  # of the explorable: a 400 Gbit/s card for each GPU, 2 us a message
+
+
+def check_ranks(num_ranks: int) -> None:
+    """Raise a ``ValueError`` before any starts, where so many ranks cannot run the whole lesson.
+
+    They share the experts, and in one section make two copies of each.
+    """
+    check_expert_parallel(num_experts=EXPERTS, size=num_ranks)
+    check_mesh(data=2, expert=num_ranks // 2, world_size=num_ranks)
 
 
 def trip_bytes() -> float:

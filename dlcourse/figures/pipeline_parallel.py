@@ -142,9 +142,9 @@ def show_activations(peaks: Peaks) -> go.Figure:
     labels: list[str] = []
     one, two = peaks["gpipe", 1], peaks["gpipe", 2]
     for name in ("gpipe", "1f1b"):
-        flight = simulate(make_schedule(name, NUM_RANKS, MICRO_BATCHES)).peak_in_flight
+        flight = simulate(make_schedule(name, len(one), MICRO_BATCHES)).peak_in_flight
         kept += [a + (n - 1) * (b - a) for n, a, b in zip(flight, one, two, strict=True)]
-        labels += [f"{name}, {t('figure.rank', rank=rank)}" for rank in range(NUM_RANKS)]
+        labels += [f"{name}, {t('figure.rank', rank=rank)}" for rank in range(len(one))]
     whole, less = peaks["gpipe", MICRO_BATCHES], peaks["1f1b", MICRO_BATCHES]
     return bars_figure(
         labels,
@@ -167,7 +167,7 @@ def show_six(found: Mapping[str, Sequence[Gantt]]) -> Table:
     rows = []
     for name, (predicted, measured) in found.items():
         assert measured.total < 2 * predicted.total, f"{name} took {measured.total} s"
-        _, paper = simulated(name, NUM_RANKS, MICRO_BATCHES, 2, 2)
+        _, paper = simulated(name, len(measured.spans), MICRO_BATCHES, 2, 2)
         row = [name, idle(paper), idle(predicted), idle(measured), f"{paper.idle_inside:.1%}"]
         rows.append(row)
     keys = ("schedule", "formula", "predicted", "measured", "inside")
@@ -179,7 +179,7 @@ def show_ledger(peaks: Peaks) -> Table:
     one, two = (peaks["gpipe", count][1] for count in (1, 2))
     rows = []
     for name in SCHEDULES:
-        made, gantt = simulated(name, NUM_RANKS, MICRO_BATCHES, 2, 2)
+        made, gantt = simulated(name, len(peaks[name, MICRO_BATCHES]), MICRO_BATCHES, 2, 2)
         flight = [count / made.num_chunks for count in gantt.peak_in_flight]
         units = [1 + (peak - one) / (two - one) for peak in peaks[name, MICRO_BATCHES]]
         off = max(abs(a - b) for a, b in zip(units[:-1], flight[:-1], strict=True))
@@ -240,9 +240,9 @@ def figures_of_b3(
     apart: Sequence[float], peaks: Peaks, parameters: Sequence[int]
 ) -> dict[str, float]:
     """What this lesson measured for claim B3, by the names of its figures."""
-    whole = simulate(Schedule.parse(["F0 BW0"] * NUM_RANKS))
-    eight = simulate(make_schedule("1f1b", NUM_RANKS, MICRO_BATCHES))
     held_by = peaks["1f1b", MICRO_BATCHES]
+    whole = simulate(Schedule.parse(["F0 BW0"] * len(held_by)))
+    eight = simulate(make_schedule("1f1b", len(held_by), MICRO_BATCHES))
     return {
         "apart": 100 * max(apart) / LEARNING_RATE,
         "idle_1": 100 * whole.idle_over_total,

@@ -60,19 +60,20 @@ steps = 5
 # 정한 뒤에야 압니다. 그래서 토큰보다 *개수*를 먼저 보냅니다. (이 레슨은 GPU가 있어도 CPU에서 돌립니다. 뒤에서
 # 프로세스끼리 공유하는 메모리를 쓰기 때문입니다.)
 # %% hidden=true
-from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz
-from dlcourse import solution
+from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz, solution
 from dlcourse.course.records import read_record
-from dlcourse.figures.expert_parallel import figures_of_c4, num_all_to_all, one_sided_ratio
-from dlcourse.figures.expert_parallel import sent_to_others, show_calls, show_drift, show_equal
-from dlcourse.figures.expert_parallel import show_imbalance, show_latency, show_libraries
-from dlcourse.figures.expert_parallel import show_overlap, show_published, show_race, show_slowest
-from dlcourse.figures.expert_parallel import show_thousands, show_traffic, tokens_on_the_wire
+from dlcourse.figures.expert_parallel import check_ranks, figures_of_c4, num_all_to_all
+from dlcourse.figures.expert_parallel import one_sided_ratio, sent_to_others, show_calls, show_drift
+from dlcourse.figures.expert_parallel import show_equal, show_imbalance, show_latency
+from dlcourse.figures.expert_parallel import show_libraries, show_overlap, show_published, show_race
+from dlcourse.figures.expert_parallel import show_slowest, show_thousands, show_traffic
+from dlcourse.figures.expert_parallel import tokens_on_the_wire
 from dlcourse.peers import mpi
 from dlcourse.peers.mpi import run_mpi
 from dlcourse.peers.mpi_collectives import trip_seconds
 
 lesson(lang=lang, name="08_expert_parallel")
+check_ranks(num_ranks)
 ranks = Ranks(num_ranks, device="cpu", preload="dlcourse.peers.shared_imports")
 ranks.cell(f"steps = {steps}", record=False)
 # %%
@@ -427,10 +428,10 @@ def race(num_rows, rounds):
     return {name: worst(min(times)) for name, times in taken.items()}
 # %% hidden=true
 # %%ranks --fast
-trip_times = {1024 * num_rows: race(num_rows, 20) for num_rows in (4, 32, 128, 512, 2048, 4096)}
+trip_times = {1024 * num_rows: race(num_rows, 20) for num_rows in (world_size, 32, 128, 512, 2048, 4096)}
 # %% hidden=true
 by_mpi = None
-if not mpi.missing():
+if not mpi.missing(num_ranks):
     sizes = list(ranks["trip_times"][0])
     by_mpi = run_mpi(trip_seconds, sizes, 256, 20, num_ranks=num_ranks)[0]
 # %%
