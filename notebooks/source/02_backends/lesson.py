@@ -1,8 +1,8 @@
 # %% [markdown] lang="en" form="core"
 # # 02 Communication backends: what carries a collective
 #
-# Four ranks add up 16 numbers, then two million, on one machine. With 16 numbers the fastest library is tens of
-# times ahead of the slowest; with two million only three or four times. Why?
+# Four ranks add up 16 numbers, then two million, on one machine. With 16 numbers the fastest library can be tens of
+# times ahead of the slowest; with two million it is only a few times. Why?
 #
 # `dist.all_reduce` moves nothing itself. A **backend** below it does: Gloo, NCCL, MPI, or memory
 # that the ranks share. You will run Gloo, MPI and two backends of this course, find out by trying
@@ -10,15 +10,15 @@
 # You need [lesson 01](01_collectives.ipynb).
 #
 # Time: reading 19 min + exercises 41 min.
-# %% [markdown] lang="ko" en="110a04b2"
+# %% [markdown] lang="ko" en="aea8cb84"
 # # 02 통신 백엔드: 집합 통신은 무엇이 나를까
 #
 # 랭크(rank) 네 개가 컴퓨터 한 대에서 숫자 16개를 더하고, 이어서 200만 개를 더합니다. 16개일 때는 가장 빠른
-# 라이브러리가 가장 느린 것보다 수십 배 빠르고, 200만 개일 때는 서너 배만 빠릅니다. 왜 그럴까요?
+# 라이브러리가 가장 느린 것보다 수십 배 빠르기도 한데, 200만 개일 때는 몇 배뿐입니다. 왜 그럴까요?
 #
 # `dist.all_reduce`는 아무것도 직접 나르지 않습니다. 그 아래의 **백엔드**(backend)가 나릅니다. Gloo, NCCL, MPI,
 # 또는 랭크가 함께 쓰는 메모리입니다. Gloo와 MPI, 이 과정에서 만든 백엔드 둘을 직접 돌려 무엇을 나를 수 있는지
-# 하나하나 시험해 보고, 집합 통신(collective) 다섯 가지의 α(시작하는 비용)와 β(바이트당 비용)를 구합니다. [레슨
+# 시험하고, 집합 통신(collective) 다섯 가지의 α(시작하는 비용)와 β(바이트당 비용)를 구합니다. [레슨
 # 01](01_collectives.ipynb)을 먼저 보세요.
 #
 # 시간: 읽기 19분 + 연습 41분.
@@ -355,20 +355,20 @@ show_costs(rows, labels=labels)
 # bytes are cheaper (recorded on two: 8 MiB in 3.7 ms, Gloo 9.2), and **one-sided**, without a barrier,
 # also starts sooner (claim C7 below): so α was mostly the barrier's.
 #
-# MPICH's ranks look at memory, too, all the time: quick as long as each has a core. With more ranks than
-# cores times jump (not seen here: only the fastest calls are kept). Gloo's ranks sleep and are woken: slow to
+# MPICH's ranks look at memory, too, all the time: quick as long as each has a core. With more ranks than free
+# cores times jump (less so here: only the fastest calls are kept). Gloo's ranks sleep and are woken: slow to
 # start, but steadier.
 #
 # By rows: Gloo's reduce-scatter, in theory half of an all-reduce, is no cheaper than one: it is one
 # inside, as lesson 01 saw in the bytes.
-# %% [markdown] lang="ko" en="1f2ec07e"
+# %% [markdown] lang="ko" en="5dd4b10f"
 # 열을 따라 읽으면, **공유 메모리**는 Gloo의 배리어를 기다리므로 Gloo보다 빨리 시작하지 못합니다. 코어가 놀고
 # 있으면 바이트는 더 싸고(코어 2개의 기록: 8 MiB에 3.7 ms, Gloo는 9.2 ms), 배리어가 없는 **단방향**은 시작도
 # 빠릅니다(아래 주장 C7). 그러니 α는 메모리보다 배리어에서 나온 것입니다.
 #
-# MPICH의 랭크도 메모리를 쉬지 않고 들여다봅니다. 랭크마다 코어가 있으면 빠르지만, 코어보다 랭크가 많으면 시간이
-# 들쭉날쭉해집니다(가장 빠른 호출만 남겨 여기에는 안 보입니다). Gloo의 랭크는 잠들었다가 깨어나므로 시작은
-# 느려도 코어가 모자랄 때 덜 흔들립니다.
+# MPICH의 랭크도 메모리를 쉬지 않고 들여다봅니다. 랭크마다 코어가 있으면 빠르지만, 노는 코어보다 랭크가 많으면 시간이
+# 들쭉날쭉해집니다(여기에는 가장 빠른 호출만 남겨 덜 보입니다). Gloo의 랭크는 잠들었다가 깨어나므로 시작은
+# 느려도 덜 흔들립니다.
 #
 # 행을 따라 읽으면, Gloo의 리듀스스캐터(reduce-scatter)는 이론으로는 올리듀스의 절반인데도 더 싸지
 # 않습니다. 레슨 01에서 바이트로 보았듯이 안에서는 올리듀스를 합니다.
