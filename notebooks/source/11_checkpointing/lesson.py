@@ -8,11 +8,11 @@
 # Backward reads them in reverse order, long after they were made. Could we throw them away, and make
 # them again just before they are read? What does that cost, and do the gradients stay the same?
 #
-# You will write that, predict its memory to the byte, and test a popular promise:
+# You will build this, predict its memory to the byte, and test a popular promise:
 # 30 to 70% less memory for 20 to 50% more compute.
 #
 # Time: reading 18 min + exercises 43 min.
-# %% [markdown] lang="ko" en="a25410c6"
+# %% [markdown] lang="ko" en="226f4d6d"
 # # 11 활성화 체크포인팅: 순전파는 모든 것을 적어 두어야 할까?
 #
 # [레슨 06](06_zero.ipynb)에서 파라미터, 그래디언트, 옵티마이저 상태는 랭크끼리 나누었지만, 랭크마다 통째로 남은 것이
