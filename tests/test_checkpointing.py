@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import weakref
 from functools import partial
 
 import cloudpickle
@@ -368,6 +369,19 @@ def test_an_input_that_is_changed_later():
     x += 1
     with pytest.raises(ValueError, match="an input of tanh was changed in place after its"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+def test_an_input_is_let_go_when_backward_has_read_it(how):
+    """Else inputs would stay until the last gradient is there, and the peak be at the end."""
+    x, left = torch.ones(3, requires_grad=True), []
+    middle = how(nn.Tanh(), x * 1)
+    stored = weakref.ref(middle)
+    y = how(nn.Tanh(), middle)
+    del middle
+    x.register_hook(lambda grad: left.append(stored()))
+    y.sum().backward()
+    assert left == [None]
 
 
 @pytest.mark.parametrize("hide", [lambda f: lambda x: f(x), lambda f: f.forward, partial])

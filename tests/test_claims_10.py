@@ -18,7 +18,7 @@ from dlcourse.course.claims import find_claim
 from dlcourse.formulas.activations import activation_peak
 from dlcourse.formulas.parameters import num_parameters
 from dlcourse.formulas.recipe import PRECISIONS as WAYS
-from dlcourse.formulas.sizes import MODELS
+from dlcourse.formulas.sizes import GPT2_LARGE, MODELS
 from dlcourse.formulas.states import state_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
@@ -61,7 +61,7 @@ def backward_in_16_bits(autocast):
 
 def share_of_large(way, sequences):
     """Peak memory by formula, of that in float32, GPT-2 Large with sequences of 1,024 tokens."""
-    config = MODELS["gpt2-large"]
+    config = GPT2_LARGE  # the one that the lesson shows
 
     def peak(way):
         kept = state_bytes(num_parameters(config), precision=way)

@@ -77,7 +77,7 @@ class Checkpoint(torch.autograd.Function):
         with Versions(function, inputs) as versions, torch.set_grad_enabled(begin is not None):
             output = function(*inputs)
         refuse_changes(function, versions, output)
-        ctx.seen, ctx.parameters = versions, versions.of("parameter")
+        ctx.seen, ctx.parameters = versions.without_inputs(), versions.of("parameter")
         save_inputs(ctx, inputs)
         if begin is not None:
             learns, output = output.requires_grad, output.detach()

@@ -95,6 +95,11 @@ class Versions:
     def add(self, what: str, tensor: Tensor) -> None:
         self.seen.setdefault(id(tensor), (what, tensor, tensor._version))  # torch counts writes
 
+    def without_inputs(self) -> Versions:
+        """Autograd watches over the inputs from here on, and lets each go after its backward."""
+        self.seen = {i: row for i, row in self.seen.items() if not row[0].startswith("input")}
+        return self
+
     def of(self, kind: str) -> list[tuple[str, Tensor, int]]:
         return [row for row in self.seen.values() if row[0].startswith(kind)]
 

@@ -1,8 +1,8 @@
 # %% [markdown] lang="en" form="core"
 # # 02 Communication backends: what carries a collective
 #
-# Four ranks add up 16 numbers, then two million, on one machine. With 16 numbers the fastest library is tens of
-# times ahead of the slowest; with two million only three or four times. Why?
+# Four ranks add up 16 numbers, then two million, on one machine. With 16 numbers the fastest library can be tens of
+# times ahead of the slowest; with two million it is only a few times. Why?
 #
 # `dist.all_reduce` moves nothing itself. A **backend** below it does: Gloo, NCCL, MPI, or memory
 # that the ranks share. You will run Gloo, MPI and two backends of this course, find out by trying
@@ -10,15 +10,15 @@
 # You need [lesson 01](01_collectives.ipynb).
 #
 # Time: reading 19 min + exercises 41 min.
-# %% [markdown] lang="ko" en="110a04b2"
+# %% [markdown] lang="ko" en="aea8cb84"
 # # 02 통신 백엔드: 집합 통신은 무엇이 나를까
 #
 # 랭크(rank) 네 개가 컴퓨터 한 대에서 숫자 16개를 더하고, 이어서 200만 개를 더합니다. 16개일 때는 가장 빠른
-# 라이브러리가 가장 느린 것보다 수십 배 빠르고, 200만 개일 때는 서너 배만 빠릅니다. 왜 그럴까요?
+# 라이브러리가 가장 느린 것보다 수십 배 빠르기도 한데, 200만 개일 때는 몇 배뿐입니다. 왜 그럴까요?
 #
 # `dist.all_reduce`는 아무것도 직접 나르지 않습니다. 그 아래의 **백엔드**(backend)가 나릅니다. Gloo, NCCL, MPI,
 # 또는 랭크가 함께 쓰는 메모리입니다. Gloo와 MPI, 이 과정에서 만든 백엔드 둘을 직접 돌려 무엇을 나를 수 있는지
-# 하나하나 시험해 보고, 집합 통신(collective) 다섯 가지의 α(시작하는 비용)와 β(바이트당 비용)를 구합니다. [레슨
+# 시험하고, 집합 통신(collective) 다섯 가지의 α(시작하는 비용)와 β(바이트당 비용)를 구합니다. [레슨
 # 01](01_collectives.ipynb)을 먼저 보세요.
 #
 # 시간: 읽기 19분 + 연습 41분.
@@ -101,13 +101,13 @@ dist.new_group(backend="mpi")
 # %% [markdown] lang="en"
 # So torch *could* speak MPI, if you built it yourself. We come back to MPI without torch.
 #
-# The second thing that the drawing hides: it is not one backend a job. A process group has one **for
+# The drawing hides one more thing: a job does not have one backend. A process group has one **for
 # each device**. This is the group that the ranks are in, and then a group that serves CUDA only:
-# %% [markdown] lang="ko" en="4398efe2"
+# %% [markdown] lang="ko" en="9d51d2a4"
 # torch를 직접 빌드하면 MPI도 쓸 수는 있습니다. MPI는 나중에 torch 없이 써 봅니다.
 #
-# 그림에 드러나지 않는 것이 하나 더 있습니다. 작업 하나에 백엔드 하나가 아닙니다. 프로세스 그룹(process group)이
-# 백엔드를 **장치마다** 하나씩 둡니다. 지금 랭크가 속한 그룹을 보고, CUDA만 맡는 그룹을 따로 만들어 봅시다.
+# 그림에 드러나지 않는 것이 하나 더 있습니다. 백엔드는 작업마다 하나가 아닙니다. 프로세스 그룹(process group)이
+# **장치마다** 하나씩 둡니다. 지금 랭크가 속한 그룹을 보고, CUDA만 맡는 그룹을 따로 만들어 봅시다.
 # %%
 ranks["config"][0]
 # %%
@@ -117,15 +117,16 @@ count = torch.tensor([128])
 dist.all_reduce(count, group=only_gpus)
 # %% [markdown] lang="en"
 # Many meet this error in their first job on GPUs: `init_process_group("nccl")`, all is well, then somebody sums a
-# count that lies in a CPU tensor. You need not move the count: name a backend for both: `"cpu:gloo,cuda:nccl"`.
+# count that lies in a CPU tensor. You need not move the count. Name a backend for both devices:
+# `"cpu:gloo,cuda:nccl"`.
 #
 # ## What can it carry?
 #
 # Do not read a support matrix: try. Send a sum in each dtype and look at the *result*, not only at
 # whether there was an error.
-# %% [markdown] lang="ko" en="d4daf90a"
-# GPU에서 처음 학습할 때 흔히 만나는 오류입니다. `init_process_group("nccl")`로 잘 돌다가, 누군가 CPU 텐서에
-# 담긴 개수를 더하는 순간 나옵니다. 개수를 GPU로 옮기지 않아도 됩니다. `"cpu:gloo,cuda:nccl"`처럼 두 장치의
+# %% [markdown] lang="ko" en="08d65af9"
+# GPU에서 처음 학습할 때 흔히 만나는 오류입니다. `init_process_group("nccl")`로 잘 돌다가, 샘플 수처럼 CPU 텐서에
+# 담긴 값을 더하는 순간 나옵니다. 텐서를 GPU로 옮기지 않아도 됩니다. `"cpu:gloo,cuda:nccl"`처럼 두 장치의
 # 백엔드를 모두 적으면 됩니다.
 #
 # ## 무엇을 나를 수 있을까요?
@@ -160,21 +161,21 @@ show_tried(tried, ranks["calls"][0], labels=labels)
 # "Refused" is harmless. Look for **"wrong, no error"**: a sum of truth values comes back as "any of
 # them". Whoever counts with it counts to one.
 #
-# `bfloat16`, the everyday format of training, has no name in the MPI 5.0 standard. MPICH has a name
-# of its own for it, which mpi4py does not know here. That alone makes MPI awkward for training.
+# `bfloat16`, the everyday format of training, is not in the MPI 5.0 standard. MPICH has a name of its
+# own for it, but mpi4py's is empty here (`MPI_DATATYPE_NULL`). That alone makes MPI awkward for training.
 #
-# Now a tensor that is no block of memory. `whole` is 4 × 4; its second column is a view, with gaps of
-# three numbers. Every element is 1 divided by the number of ranks.
+# Now a tensor whose numbers do not lie side by side in memory. `whole` is 4 × 4; its second column is a
+# view, with gaps of three numbers. Every element is 1 divided by the number of ranks.
 #
 # **Predict** the last element of that column after `dist.all_reduce(whole[:, 1])`.
-# %% [markdown] lang="ko" en="f16d62be"
-# "거부"는 괜찮습니다. **틀림, 오류 없음**이라고 적힌 칸을 찾아보세요. 참·거짓의 합이 "하나라도 참인가"로
-# 돌아옵니다. 이것으로 개수를 세면 아무리 많아도 1입니다.
+# %% [markdown] lang="ko" en="e5975c54"
+# "거부"는 괜찮습니다. **틀림, 오류 없음**이라고 적힌 칸을 찾아보세요. 참·거짓 값을 더했더니 "하나라도 참인가"가
+# 돌아왔습니다. 이것으로 개수를 세면 아무리 많아도 1입니다.
 #
-# 학습에서 가장 많이 쓰는 `bfloat16`은 MPI 5.0 표준에 없습니다. MPICH에는 따로 붙인 이름이 있지만 여기의 mpi4py는 그
-# 이름을 모릅니다. 이것만으로도 학습에 MPI를 쓰기 어렵습니다.
+# 학습에서 가장 많이 쓰는 `bfloat16`은 MPI 5.0 표준에 없습니다. MPICH는 자기만의 이름을 붙였지만, 여기의 mpi4py에서는
+# 그 이름이 비어 있습니다(`MPI_DATATYPE_NULL`). 이것만으로도 학습에 MPI를 쓰기 어렵습니다.
 #
-# 이번에는 메모리에 연속으로(contiguous) 놓이지 않은 텐서입니다. `whole`은 4 × 4이고, 둘째 열은 숫자 세 개씩
+# 이번에는 메모리에 연속으로(contiguous) 놓이지 않은 텐서입니다. `whole`은 4 × 4이고, 둘째 열은 숫자를 세 개씩
 # 건너뛰는 뷰(view)입니다. 모든 원소는 1을 랭크 수로 나눈 값입니다.
 #
 # `dist.all_reduce(whole[:, 1])` 다음에 그 열의 마지막 원소가 얼마일지 **예측해 보세요.**
@@ -190,7 +191,7 @@ dist.all_reduce(column)
 compare("02.column", float(ranks["whole"][0][3][1]))
 show_column(ranks["whole"][0].tolist(), ranks["column"][0].tolist(), want=1)
 # %% [markdown] lang="en"
-# No error. Gloo took the address of the first element and the *number* of elements, and added up the
+# Gloo took the address of the first element and the *number* of elements, and added up the
 # four numbers that lie there: one of the column, and three of other columns, which are spoiled now.
 # NCCL checks this and refuses. `.contiguous()` copies, and the copy is right.
 #
@@ -199,10 +200,10 @@ show_column(ranks["whole"][0].tolist(), ranks["column"][0].tolist(), want=1)
 # MPI is older than GPUs. It is a standard of *calls*; MPICH and Open MPI are libraries that implement it. It
 # starts its own ranks: `mpiexec -n 4 python program.py`. `in_mpi` does just that with a function of yours, and
 # says so where MPI is not installed.
-# %% [markdown] lang="ko" en="6f8aeebf"
-# 오류가 없습니다. Gloo는 첫 원소의 주소와 원소의 *개수*만 받아서 그 자리에 이어져 있는 숫자 네 개를 더했습니다. 하나는
-# 그 열의 것이고, 셋은 다른 열의 것이라 망가졌습니다. NCCL은 이것을 검사해서 거부합니다. `.contiguous()`로 복사하면
-# 맞습니다.
+# %% [markdown] lang="ko" en="257924dc"
+# Gloo는 첫 원소의 주소와 원소의 *개수*만 받아서 그 자리에 이어져 있는 숫자 네 개를 더했습니다. 하나만 그 열의
+# 원소였고, 나머지 셋은 다른 열의 원소인데 값이 망가졌습니다. NCCL은 이것을 검사해서 거부합니다. `.contiguous()`로
+# 복사하면 맞습니다.
 #
 # ## MPI: 다른 방식으로 띄운 랭크
 #
@@ -222,12 +223,12 @@ def rank_sum(comm):
 in_mpi(rank_sum, num_ranks=num_ranks)
 # %% [markdown] lang="en"
 # One list for each rank, all equal. Sends and receives are **two-sided**: whoever sends needs a partner
-# that receives. What if rank 0 returns early, and the others wait for it? (Three seconds, then all
-# ranks are ended; left alone, they would wait for ever.)
-# %% [markdown] lang="ko" en="242d53af"
-# 목록 하나가 랭크 하나이고, 모두 같습니다. 보내기와 받기는 **양방향 통신(two-sided)**입니다. 한쪽이 보내면 상대도
-# 받는 함수를 호출해야 합니다. 랭크 0이 먼저 끝나 버리고 나머지가 기다린다면 어떻게 될까요? (3초 뒤에 랭크를 모두
-# 끝냅니다. 그냥 두면 끝없이 기다립니다.)
+# that receives. What if rank 0 returns early, and the others wait for it? (`time_limit`: after three
+# seconds all ranks are ended.)
+# %% [markdown] lang="ko" en="df78f558"
+# 랭크마다 리스트가 하나씩이고 모두 같습니다. 보내기와 받기는 **양방향 통신(two-sided)**입니다. 한쪽이 보내면 상대도
+# 받는 함수를 호출해야 합니다. 랭크 0이 먼저 끝나 버렸는데 나머지가 랭크 0을 기다린다면 어떻게 될까요?
+# (`time_limit` 때문에 3초가 지나면 랭크를 모두 끝냅니다.)
 # %%
 def never_sent(comm):
     if comm.rank > 0:
@@ -237,11 +238,13 @@ def never_sent(comm):
 with expect_failure(mpi.missing() or "not over after 3 s"):
     run_mpi(never_sent, num_ranks=num_ranks, time_limit=3)
 # %% [markdown] lang="en"
-# **One-sided** communication needs no partner. A rank opens a *window* of its memory; the others
-# `Put` into it, and it calls nothing meanwhile. An all-gather out of puts:
-# %% [markdown] lang="ko" en="6e1b1eb8"
-# **단방향 통신(one-sided)**에는 상대가 필요 없습니다. 랭크가 자기 메모리의 *창*(window)을 열어 두면 다른 랭크가
-# `Put`으로 써 넣고, 그동안 그 랭크는 아무것도 부르지 않습니다. put으로 만든 올게더(all-gather)입니다.
+# Left alone, ranks 1 to 3 would wait for ever. **One-sided** communication needs no partner. A rank opens
+# a *window* of its memory; the others `Put` into it, and it calls nothing meanwhile. An all-gather made
+# of puts:
+# %% [markdown] lang="ko" en="fb771679"
+# 그냥 두면 랭크 1~3은 끝없이 기다립니다. **단방향 통신(one-sided)**에는 짝이 될 호출이 필요 없습니다. 랭크가 자기
+# 메모리의 *창*(window)을 열어 두면 다른 랭크가 `Put`으로 써 넣고, 그동안 그 랭크는 아무것도 부르지 않습니다. put으로
+# 올게더(all-gather)를 만들어 봅시다.
 # %%
 def gather_by_puts(comm):
     import numpy as np
@@ -269,18 +272,19 @@ in_mpi(gather_by_puts, num_ranks=num_ranks)
 #
 # `shared_all_reduce`, of this course, does without sends, too. Each rank writes into memory that all
 # see, waits in a barrier (a call from which nobody returns before all have come), and adds up its
-# part of everybody's data. **Predict**: how many bytes does a rank send
-# through the network for an all-reduce of 1 MiB?
-# %% [markdown] lang="ko" en="e965ac3f"
-# put은 도착했는지 알려 주지 않습니다. 두 펜스(fence)가 모든 랭크에 한꺼번에 알려 줍니다. 첫 펜스 전에는 아무도 쓰지 않고,
-# 둘째 펜스 뒤에는 누구나 읽어도 되고 `x`를 바꾸어도 됩니다. "썼다"와 "읽어도 된다"는 서로 다른 일입니다. 연습 4와 레슨 08이 여기에서
-# 출발합니다.
+# part of everybody's data.
+#
+# **Predict**: how many bytes does a rank send through the network for an all-reduce of 1 MiB?
+# %% [markdown] lang="ko" en="a5af1eda"
+# put은 데이터가 도착했는지 알려 주지 않습니다. 펜스(fence) 두 번이 모든 랭크에 한꺼번에 알려 줍니다. 첫 펜스
+# 전에는 아무도 쓰지 않고, 둘째 펜스 뒤에는 누구나 읽어도 되고 `x`를 바꾸어도 됩니다. "썼다"와 "읽어도 된다"는 서로
+# 다른 일입니다. 연습 4와 레슨 08이 여기에서 출발합니다.
 #
 # ## 네트워크 대신 메모리
 #
-# 이 과정의 `shared_all_reduce`도 send 없이 합니다. 랭크마다 모두가 보는 메모리에 쓰고, 배리어(barrier, 모두 올 때까지
-# 기다리는 호출)에서 기다린 다음, 모두의 데이터에서 자기 몫을 더합니다. 1 MiB를 올리듀스(all-reduce)할 때 랭크 하나가 네트워크로 몇 바이트를 보낼지 **예측해
-# 보세요.**
+# 이 과정의 `shared_all_reduce`도 send를 쓰지 않습니다. 각 랭크는 모두가 보는 메모리에 데이터를 쓰고, 배리어(barrier,
+# 모두 올 때까지 기다리는 호출)에서 기다린 다음, 모든 랭크의 데이터 가운데 자기가 맡은 부분을 더합니다. 1 MiB를
+# 올리듀스(all-reduce)할 때 랭크 하나가 네트워크로 몇 바이트를 보낼지 **예측해 보세요.**
 # %%
 predict("02.wire")
 # %% hidden=true
@@ -302,15 +306,15 @@ show_wire(wires, labels=labels)
 #
 # ## Five collectives, five sizes
 #
-# All of them in turns, in this very run; what counts is the fastest call (other programs only ever
-# make one slower). MPI's ranks are other processes, so they come right after.
-# %% [markdown] lang="ko" en="51460304"
+# The backends take turns in one run; what counts is the fastest call (other programs only ever make
+# one slower). MPI's ranks are other processes, so they come right after.
+# %% [markdown] lang="ko" en="58941226"
 # 거의 없지만 0은 아닙니다. 배리어 두 번은 Gloo가 하는 것이라 메시지가 오갑니다. 그래서 **바이트**는 싸고
 # **시작**은 적어도 Gloo만큼 비쌀 것입니다. 아주 작은 텐서에서는 어느 쪽이, 큰 텐서에서는 어느 쪽이 보일까요?
 #
 # ## 집합 통신 다섯 가지, 크기 다섯 가지
 #
-# 한 번의 실행에서 번갈아 가며 잽니다. 가장 빠른 호출만 봅니다(다른 프로그램은 호출을 느리게 할 뿐입니다). MPI의
+# 백엔드를 번갈아 가며 한 번에 재고, 가장 빠른 호출만 봅니다(다른 프로그램은 호출을 느리게 할 뿐입니다). MPI의
 # 랭크는 다른 프로세스라서 바로 뒤에 잽니다.
 # %%
 # %%ranks --fast
@@ -334,39 +338,40 @@ show_times(rows, "all_reduce", labels=labels)
 # its barriers.
 #
 # The next figure is an all-to-all, with a newcomer: `one_sided`, from lesson 08. It uses the same
-# kind of memory, but no barrier. Each rank raises a flag beside its data, and the other looks at it.
-# %% [markdown] lang="ko" en="449791dc"
+# kind of memory, but no barrier. Each rank raises a flag beside its data, and the other looks at it. The
+# table below it gives 1/β, the bandwidth.
+# %% [markdown] lang="ko" en="a953833d"
 # 점은 측정값, 선은 저마다 맞춘 $\alpha + \beta n$입니다. 선이 평평한 왼쪽에서는 시작하는 데 드는 α가, 올라가는
 # 오른쪽에서는 β가 보입니다. 공유 메모리는 Gloo보다 빨리 시작하나요? 배리어를 떠올려 보세요.
 #
-# 다음 그림은 올투올(all-to-all)이고, 새로 하나가 나옵니다. 레슨 08의 `one_sided`입니다. 같은 메모리를 쓰지만 배리어가
-# 없습니다. 랭크마다 데이터 옆에 플래그(flag)를 올려 두면 상대가 들여다봅니다.
+# 다음 그림은 올투올(all-to-all)이고, 레슨 08의 `one_sided`가 새로 나옵니다. 같은 메모리를 쓰지만 배리어가 없습니다.
+# 랭크마다 데이터 옆에 플래그(flag)를 올려 두면 상대가 들여다봅니다. 그다음 표에는 β 대신 대역폭 1/β를 적었습니다.
 # %%
 show_times(rows, "all_to_all", labels=labels)
 # %%
 show_costs(rows, labels=labels)
 # %% [markdown] lang="en"
-# Read it by columns. **Shared memory** starts no sooner than Gloo: its two barriers are Gloo's. On idle cores its
-# bytes are cheaper (recorded: 8 MiB in 3.7 ms, Gloo 9.2), and **one-sided**, without a barrier, also starts sooner
-# (claim C7 below): so α was mostly the barrier's.
+# By columns: **shared memory** starts no sooner than Gloo, whose barriers it waits in. On idle cores its
+# bytes are cheaper (recorded on two: 8 MiB in 3.7 ms, Gloo 9.2), and **one-sided**, without a barrier,
+# also starts sooner (claim C7 below): so α was mostly the barrier's.
 #
-# MPICH's ranks look at memory, too, all the time: quick as long as each has a core. With more ranks than
-# cores times jump (the figures keep the fastest calls and hide it). Gloo sleeps and is woken: slow to
+# MPICH's ranks look at memory, too, all the time: quick as long as each has a core. With more ranks than free
+# cores times jump (less so here: only the fastest calls are kept). Gloo's ranks sleep and are woken: slow to
 # start, but steadier.
 #
-# Read it by rows. Gloo's reduce-scatter, in theory half of an all-reduce, is no cheaper than one: it is one
+# By rows: Gloo's reduce-scatter, in theory half of an all-reduce, is no cheaper than one: it is one
 # inside, as lesson 01 saw in the bytes.
-# %% [markdown] lang="ko" en="87f6e036"
-# 열로 읽어 봅시다. **공유 메모리**는 Gloo보다 빨리 시작하지 못합니다. 배리어 두 번이 Gloo의 것입니다.
-# 코어가 놀고 있으면 바이트는 더 싸고(기록된 값: 8 MiB에 3.7 ms, Gloo는 9.2 ms), 배리어가 없는 **단방향**은 시작도
+# %% [markdown] lang="ko" en="5dd4b10f"
+# 열을 따라 읽으면, **공유 메모리**는 Gloo의 배리어를 기다리므로 Gloo보다 빨리 시작하지 못합니다. 코어가 놀고
+# 있으면 바이트는 더 싸고(코어 2개의 기록: 8 MiB에 3.7 ms, Gloo는 9.2 ms), 배리어가 없는 **단방향**은 시작도
 # 빠릅니다(아래 주장 C7). 그러니 α는 메모리보다 배리어에서 나온 것입니다.
 #
-# MPICH의 랭크도 메모리를 쉬지 않고 들여다봅니다. 랭크마다 코어가 있으면 빠르지만, 코어보다 랭크가 많으면 시간이
-# 들쭉날쭉해집니다(그림에는 가장 빠른 호출만 있어 보이지 않습니다). Gloo는 잠들었다가 깨어납니다. 시작은 느려도
-# 코어가 모자랄 때 덜 흔들립니다.
+# MPICH의 랭크도 메모리를 쉬지 않고 들여다봅니다. 랭크마다 코어가 있으면 빠르지만, 노는 코어보다 랭크가 많으면 시간이
+# 들쭉날쭉해집니다(여기에는 가장 빠른 호출만 남겨 덜 보입니다). Gloo의 랭크는 잠들었다가 깨어나므로 시작은
+# 느려도 덜 흔들립니다.
 #
-# 행으로 읽어 봅시다. Gloo의 리듀스스캐터(reduce-scatter)는 이론으로는 올리듀스의 절반인데도 더 싸지
-# 않습니다. 레슨 01에서 바이트로 본 것처럼 사실은 올리듀스입니다.
+# 행을 따라 읽으면, Gloo의 리듀스스캐터(reduce-scatter)는 이론으로는 올리듀스의 절반인데도 더 싸지
+# 않습니다. 레슨 01에서 바이트로 보았듯이 안에서는 올리듀스를 합니다.
 # %%
 found = figures_of_c6(ranks["here"][0], ranks["known"][0], ranks["config"][0])
 claim("C6", **found)
@@ -379,9 +384,9 @@ claim("C6", **found)
 # %% [markdown] lang="ko" en="65ca926b"
 # ## 도로망과 전용 차로
 #
-# 이제부터는 남이 GPU에서 재어 공개한 수치입니다. NCCL은 모두가 쓰는 도로입니다. NVIDIA GPU 학습의 집합 통신은 거의 다
-# NCCL이 나릅니다. DeepEP는 한 가지만 다니는 전용 차로입니다. 토큰을 전문가에게 보내고 결과를 받아 오는 일을
-# 단방향으로 합니다. (RDMA는 네트워크 카드가 다른 컴퓨터의 메모리를 직접 읽고 쓰는 방식입니다.)
+# 이제부터는 다른 사람들이 GPU에서 재어 공개한 수치입니다. NCCL은 모두가 쓰는 도로입니다. NVIDIA GPU로 학습할 때
+# 집합 통신은 거의 다 NCCL이 나릅니다. DeepEP는 한 가지만 다니는 전용 차로입니다. 토큰을 전문가에게 보내고 결과를
+# 받아 오는 일을 단방향으로 합니다. (RDMA는 네트워크 카드가 다른 컴퓨터의 메모리를 직접 읽고 쓰는 방식입니다.)
 # %%
 show_published(published)
 # %% [markdown] lang="en"
@@ -397,10 +402,10 @@ show_published(published)
 #   S & C --> I["NVLink, RDMA"]
 # ```
 #
-# The picture of the road gets a second half. NCCL now lets GPU code itself store into another GPU's
-# memory (its *device API*), and both DeepEP V2 [1] and NVIDIA's NCCL EP [2] are built on that. The
-# reserved lane is no road of its own any more: it is painted on the road that everybody uses.
-# %% [markdown] lang="ko" en="35ae8e12"
+# NCCL now lets GPU code itself store into another GPU's memory (its *device API*), and both DeepEP V2
+# [1] and NVIDIA's NCCL EP [2] are built on that. The reserved lane is no road of its own any more: it
+# is painted on the road that everybody uses.
+# %% [markdown] lang="ko" en="af406f90"
 # DeepEP를 "InfiniBand 라이브러리"라고도 하는데, 그럴까요? 아닙니다. 컴퓨터 안에서는 NVLink로 153 GB/s를 나르고,
 # 여기에 InfiniBand는 전혀 없습니다. V1은 GPU끼리 단방향으로 쓰게 해 주는 NVIDIA 라이브러리 NVSHMEM 위에 있었습니다.
 # 그런데 2026년 4월에 토대가 바뀌었습니다.
@@ -413,9 +418,8 @@ show_published(published)
 #   S & C --> I["NVLink, RDMA"]
 # ```
 #
-# 도로의 비유에는 뒷이야기가 붙습니다. 이제 NCCL은 GPU 코드가 다른 GPU의 메모리에 직접 쓰게 해 줍니다(*device API*). DeepEP
-# V2[1]도, NVIDIA의 NCCL EP[2]도 그 위에 있습니다. 전용 차로는 더 이상 따로 난 길이 아니라, 모두가 쓰는 도로에 그려진
-# 차로입니다.
+# 이제는 GPU에서 도는 코드가 NCCL로 다른 GPU의 메모리에 직접 쓸 수 있습니다(*device API*). DeepEP V2[1]도, NVIDIA의
+# NCCL EP[2]도 그 위에 있습니다. 전용 차로는 이제 따로 난 길이 아니라 모두가 쓰는 도로에 그려진 차로입니다.
 # %% hidden=true
 # %%ranks --fast
 pair = ["torch_all_to_all", "one_sided_all_to_all"] if on_cpu else []
@@ -433,8 +437,8 @@ claim("C7", **figures_of_c7(ranks["turns"][0]))
 # ## 새 클러스터에서는 무엇을 재야 할까요?
 #
 # "올리듀스만 10–20분, MoE면 올투올까지 40–60분, FSDP면 올게더까지"라는 경험칙이 있습니다(주장 C5). 학습이 무엇을
-# 부르는지는 레슨 01에서 기록했고, 걸리는 시간은 α와 β에서 나옵니다. 마우스나 화살표 키로 두 슬라이더를 움직여 보세요.
-# 클러스터에서 쓸 nccl-tests 명령과 이 컴퓨터에서 쓸 명령을 적어 줍니다. 이 컴퓨터에서 걸릴 시간은 위에서 잰 값으로
+# 부르는지는 레슨 01에서 기록했고, 걸리는 시간은 α와 β로 구합니다. 마우스나 화살표 키로 두 슬라이더를 움직여 보세요.
+# 클러스터에서 쓸 nccl-tests 명령과 이 컴퓨터에서 쓸 명령이 나옵니다. 이 컴퓨터에서 걸릴 시간은 위에서 잰 값으로
 # 계산합니다.
 # %%
 flow = BenchmarkFlow(rows)
@@ -462,7 +466,7 @@ claim("C5", sweep_minutes=flow.minutes("data", "slow"))
 # `hint("02.choose")`는 한 단계씩 도와주고, `solution("02.choose")`는 답 하나를 보여 줍니다.
 #
 # **1. `02.choose`** (3분). `devices`는 작업이 보내는 텐서의 장치 목록입니다("cpu", "cuda", Intel GPU인 "xpu").
-# 그 장치용으로 패키지된 torch에서 모두 가장 빠른 길로 가도록, `init_process_group`에 넘길 문자열을 돌려주세요.
+# 그 장치용으로 배포되는 torch에서 모든 텐서가 가장 빠른 길로 가도록, `init_process_group`에 넘길 문자열을 돌려주세요.
 # %% exercise="02.choose"
 def backend_for(devices):
     raise NotImplementedError
@@ -528,21 +532,22 @@ check("02.window")
 # %% [markdown] lang="en"
 # ## On a GPU cluster
 #
-# `"cpu:gloo,cuda:nccl"` is the usual line. NCCL carries tensors, Gloo carries counts, strings and
+# `"cpu:gloo,cuda:nccl"` is the usual line. NCCL carries the GPU's tensors, Gloo the counts, strings and
 # barriers of the CPU. MPI's `mpirun` (or Slurm's `srun`) often only *starts* the ranks, and NCCL does
 # the rest. An MoE layer calls DeepEP or NCCL EP beside all this, and all of them share the same cables.
-# %% [markdown] lang="ko" en="68791494"
+# %% [markdown] lang="ko" en="0e6d9406"
 # ## GPU 클러스터에서는
 #
-# 보통 `"cpu:gloo,cuda:nccl"`이라고 적습니다. 텐서는 NCCL이, CPU의 개수와 문자열과 배리어는 Gloo가 나릅니다. MPI의
-# `mpirun`(또는 Slurm의 `srun`)은 랭크를 *띄우기만* 하고 나머지는 NCCL이 하는 경우가 많습니다. MoE 층은 그 옆에서 DeepEP나 NCCL EP를 부르고,
-# 모두 같은 케이블을 나누어 씁니다.
+# 보통 `"cpu:gloo,cuda:nccl"`이라고 적습니다. GPU의 텐서는 NCCL이, CPU의 개수, 문자열, 배리어는 Gloo가 맡습니다.
+# MPI의 `mpirun`(또는 Slurm의 `srun`)은 랭크를 *띄우기만* 하고 나머지는 NCCL이 하는 경우가 많습니다. MoE 층은 그
+# 옆에서 DeepEP나 NCCL EP를 부르고, 모두 같은 케이블을 나누어 씁니다.
 # %% [markdown] lang="en"
 # ## In five lines
 #
 # 1. A collective is a promise; a backend keeps it, one for each device of a group.
 # 2. Try what it carries, and look at results: truth values and views fail without an error.
-# 3. α is how ranks wake each other, β what moves the bytes: with Gloo's barriers shared memory keeps Gloo's α.
+# 3. α comes from how ranks wake each other, β from what moves the bytes: with Gloo's barriers shared memory
+#    keeps Gloo's α.
 # 4. Two-sided needs a partner; one-sided needs to know when reading is allowed.
 # 5. DeepEP is a library beside the backends, and V2 sits on NCCL.
 #
@@ -552,12 +557,12 @@ check("02.window")
 # [NCCL device API](https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/usage/deviceapi.html),
 # [torch.distributed](https://docs.pytorch.org/docs/stable/distributed.html),
 # [MPI standard](https://www.mpi-forum.org/docs/), [mpi4py](https://mpi4py.readthedocs.io/).
-# %% [markdown] lang="ko" en="d1d1df34"
+# %% [markdown] lang="ko" en="6f2f0cd4"
 # ## 다섯 줄 요약
 #
 # 1. 집합 통신은 약속이고, 백엔드가 그 약속을 지킵니다. 백엔드는 그룹의 장치마다 하나씩 있습니다.
 # 2. 무엇을 나르는지 해 보고 결과를 보세요. 참·거짓 값과 뷰는 오류 없이 틀립니다.
-# 3. α는 랭크가 서로 깨우는 방법, β는 바이트를 옮기는 방법입니다. 배리어가 Gloo의 것이면 α는 줄지 않습니다.
+# 3. α는 랭크가 서로 깨우는 방법에, β는 바이트를 옮기는 방법에 달렸습니다. 배리어가 Gloo의 것이면 α는 줄지 않습니다.
 # 4. 양방향에는 상대가, 단방향에는 언제 읽어도 되는지 아는 방법이 필요합니다.
 # 5. DeepEP는 백엔드 옆의 라이브러리이고, V2는 NCCL 위에 있습니다.
 #
@@ -648,13 +653,13 @@ symmetric_memory.rendezvous(symmetric_memory.empty(4, device="cpu"), dist.group.
 # %% [markdown] lang="en"
 # ### Is DeepEP how a library "supports" expert parallelism?
 #
-# Tables of who supports what often give expert parallelism to DeepEP. By what it does, DeepEP moves
-# tokens. It has no router, no experts, no optimizer. Megatron-Core and DeepSpeed have these, and may
+# Tables of who supports what often give expert parallelism to DeepEP. But DeepEP only moves tokens. It
+# has no router, no experts, no optimizer. Megatron-Core and DeepSpeed have these, and may
 # call DeepEP. The claim, with its verdict (lesson 15 runs more of it):
-# %% [markdown] lang="ko" en="a964bd94"
+# %% [markdown] lang="ko" en="3dc75a36"
 # ### DeepEP가 전문가 병렬화를 "지원"한다는 말
 #
-# 무엇을 지원하는지 정리한 표에서는 전문가 병렬화를 흔히 DeepEP의 몫으로 둡니다. 하는 일로 보면 DeepEP는 토큰을
+# 라이브러리마다 무엇을 지원하는지 정리한 표에서는 전문가 병렬화를 흔히 DeepEP의 몫으로 둡니다. 하지만 DeepEP는 토큰만
 # 옮깁니다. 라우터도, 전문가도, 옵티마이저도 없습니다. 이것들은 Megatron-Core와 DeepSpeed에 있고, 거기서 DeepEP를 부를 수
 # 있습니다. 주장과 판정은 이렇습니다. 레슨 15에서 더 많은 칸을 실행해 봅니다.
 # %%

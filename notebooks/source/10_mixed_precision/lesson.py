@@ -2,8 +2,8 @@
 # # 10 Mixed precision: where does the other half go?
 #
 # "Switch on mixed precision: 16-bit forward, 32-bit backward, and memory falls by 50%." You try it on a small
-# GPT, as below, and memory falls by a sixth. With the other 16-bit type some gradients become zero; multiply the
-# loss to save them, and others become infinite.
+# GPT, as below, and memory falls by a sixth. There are two 16-bit types, and with one of them some gradients
+# become zero; multiply the loss to save them, and others become infinite.
 #
 # What did run in 16 bits? Which bytes are still there? And why did one number type break where the
 # other did not?
@@ -12,12 +12,12 @@
 # [lesson 09](09_accumulation.ipynb).
 #
 # Time: reading 19 min + exercises 43 min.
-# %% [markdown] lang="ko" en="3dab5af2"
+# %% [markdown] lang="ko" en="37d13a94"
 # # 10 혼합 정밀도: 나머지 절반은 어디로 갔을까?
 #
 # "혼합 정밀도(mixed precision)를 켜세요. 순전파는 16비트, 역전파는 32비트로 돌고 메모리가 50% 줄어듭니다."
-# 아래처럼 작은 GPT에서 켜 보면 메모리는 6분의 1만 줄어듭니다. 다른 16비트 자료형을 쓰면 어떤 그래디언트는 0이
-# 되고, 이를 살리려고 손실을 키우면 어떤 그래디언트는 무한대가 됩니다.
+# 아래처럼 작은 GPT에서 켜 보면 메모리는 6분의 1만 줄어듭니다. 16비트 자료형은 두 가지인데, 그중 하나를 쓰면
+# 그래디언트 일부가 0이 되고, 이를 살리려고 손실을 키우면 이번에는 다른 그래디언트가 무한대가 됩니다.
 #
 # 16비트로 돈 것은 무엇일까요? 어떤 바이트가 남아 있을까요? 왜 한 자료형에서는 학습이 망가지고 다른 자료형에서는
 # 괜찮을까요?
@@ -41,9 +41,9 @@ steps = 4
 #   G -- "÷ scale" --> S["optimizer<br>32 bits"] --> W
 # ```
 #
-# Sixteen bits have to be shared: some for the range (the exponent), the rest for the digits (the
-# mantissa). Move the sliders, and find float16 and bfloat16.
-# %% [markdown] lang="ko" en="8e9b866f"
+# Sixteen bits have to be shared: one is the sign, some give the range (the exponent), the rest the digits
+# (the mantissa). Move the sliders, and find float16 and bfloat16.
+# %% [markdown] lang="ko" en="96972265"
 # 혼합 정밀도의 한 스텝입니다. 물음표가 붙은 두 칸의 답을 이 레슨에서 찾습니다.
 #
 # ```mermaid
@@ -53,8 +53,8 @@ steps = 4
 #   G -- "÷ 스케일" --> S["옵티마이저<br>32비트"] --> W
 # ```
 #
-# 16비트를 나눠 써야 합니다. 몇 비트는 범위(지수)에, 나머지는 자릿수(가수)에 씁니다. 슬라이더를 움직여 float16과
-# bfloat16을 찾아보세요.
+# 16비트를 나눠 써야 합니다. 부호에 1비트, 범위(지수)에 몇 비트, 나머지는 자릿수(가수)에 씁니다. 슬라이더를 움직여
+# float16과 bfloat16을 찾아보세요.
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz, solution
 from dlcourse.figures.mixed_precision import figures_of_d2, range_and_step, show_backward
@@ -70,11 +70,11 @@ ranks.cell(f"steps = {steps}", record=False)
 explore(range_and_step, exponent_bits=[4, 5, 8], mantissa_bits=[2, 3, 7, 10, 23])
 # %% [markdown] lang="en"
 # bfloat16 (8 and 7 bits) has float32's range and few digits. float16 (5 and 10) has more digits, ends at
-# 65,504, and knows nothing between 0 and 6e-8. Keep both weaknesses in mind: each breaks training in its
+# 65,504, and has no number between 0 and 6e-8. Keep both weaknesses in mind: each breaks training in its
 # own way.
 #
 # So cast the batch and be done?
-# %% [markdown] lang="ko" en="dbe54240"
+# %% [markdown] lang="ko" en="1d0adb04"
 # bfloat16(8비트와 7비트)은 범위가 float32만큼 넓은 대신 자릿수가 적습니다. float16(5비트와 10비트)은 자릿수가 더
 # 많지만 65,504가 끝이고, 0과 6e-8 사이에는 아무 수도 없습니다. 두 약점을 기억해 두세요. 학습을 망가뜨리는 방식이
 # 서로 다릅니다.
@@ -171,16 +171,16 @@ show_backward(ranks["in_32"], ranks["gradient"][0])
 # None. Backward multiplies what forward has saved, and that is 16-bit. Only at the very end, where the
 # graph meets the weight's cast, is each gradient cast back. So `.grad` is float32, its digits are not.
 #
-# Half of the sentence is gone. Now the 50%. **Predict** for autocast, our GPT and 4 × 128 tokens: the
-# bytes kept between two steps (873,728 parameters with Adam), and the highest bytes of activations
-# (about 18 MiB in float32).
-# %% [markdown] lang="ko" en="a6302322"
-# 전혀 없습니다. 역전파는 순전파가 저장해 둔 것을 곱하는데, 그것이 16비트입니다. 그래프가 가중치의 변환과 만나는
-# 맨 끝에서야 그래디언트를 float32로 되돌립니다. `.grad`는 float32지만 정밀도는 16비트입니다.
+# "32-bit backward" is wrong, then. Now the 50%. **Predict** for autocast, our GPT and 4 × 128 tokens: the
+# bytes kept after a step (873,728 parameters, their gradients, Adam's two moments), and the highest
+# bytes of activations (about 18 MiB in float32).
+# %% [markdown] lang="ko" en="dc7efb69"
+# 전혀 없습니다. 역전파는 순전파가 저장해 둔 값을 곱하는데, 그 값이 16비트입니다. 가중치를 16비트로 변환한 곳까지
+# 거슬러 가야 비로소 그래디언트를 float32로 되돌립니다. `.grad`는 float32지만 정밀도는 16비트입니다.
 #
-# 문장의 절반이 틀렸습니다. 이제 50% 차례입니다. autocast로 우리 GPT에 토큰 4 × 128개를 넣을 때, 스텝과
-# 스텝 사이에 남는 바이트(파라미터 873,728개와 Adam)와 활성화값의 최댓값(float32에서는 약 18 MiB)을 **예측해
-# 보세요.**
+# "역전파는 32비트"는 틀렸습니다. 이제 50% 차례입니다. autocast로 우리 GPT에 토큰 4 × 128개를 넣을 때, 스텝이
+# 끝난 뒤에 남는 바이트(파라미터 873,728개, 그 그래디언트, Adam의 모멘트 두 개)와 활성화값의 최댓값(float32에서는
+# 약 18 MiB)을 **예측해 보세요.**
 # %%
 predict("10.states")
 predict("10.activations")
@@ -214,9 +214,9 @@ compare("10.activations", peak["activations"])
 show_memory(ranks["memory"][0])
 # %% [markdown] lang="en"
 # Not one byte of the states has gone: parameters, gradients and Adam's moments are float32 as before.
-# (At the peak there are no gradients yet, as in lesson 09. The two lower rows come below.) Activations
+# (At the peak there are no gradients yet, as in lesson 09. The two lower rows come later.) Activations
 # fell to three quarters, and this is why:
-# %% [markdown] lang="ko" en="4b35da3a"
+# %% [markdown] lang="ko" en="5c71a4c1"
 # 모델 상태에서는 한 바이트도 줄지 않았습니다. 파라미터, 그래디언트, Adam의 모멘트가 모두 float32 그대로입니다.
 # (레슨 09에서처럼 최대 메모리일 때는 아직 그래디언트가 없습니다. 아래 두 줄은 뒤에서 다룹니다.) 활성화값은 4분의
 # 3으로 줄었습니다. 까닭은 이렇습니다.
@@ -224,16 +224,16 @@ show_memory(ranks["memory"][0])
 show_kept()
 # %% [markdown] lang="en"
 # The input of q, k and v is *larger* than before: each of the three converts it anew, and each copy is
-# saved for backward (exercise 2 mends that). And the copies of the weights live until then.
+# saved for backward (exercise 2 mends that). The copies of the weights are kept until then, too.
 #
-# With all in bfloat16, everything halves. Why does nobody stop there? **Predict:** a weight is 1.0, and
+# With all in bfloat16, everything halves. Why not do just that? **Predict:** a weight is 1.0, and
 # a thousand times we subtract 0.001. What is left, in bfloat16?
-# %% [markdown] lang="ko" en="05a4a850"
+# %% [markdown] lang="ko" en="1b813612"
 # q, k, v의 입력은 오히려 *늘었습니다*. 셋이 저마다 새로 변환하고, 복사본 세 개가 모두 역전파까지 남습니다(연습
 # 문제 2에서 고칩니다). 가중치의 복사본도 그때까지 남습니다.
 #
-# 전부 bfloat16으로 두면 모두 절반입니다. 왜 거기서 멈추지 않을까요? **예측해 보세요.** 가중치 1.0에서 0.001을
-# 천 번 뺍니다. bfloat16이라면 얼마가 남을까요?
+# 전부 bfloat16으로 두면 모두 절반입니다. 그런데 왜 다들 그렇게 하지 않을까요? **예측해 보세요.** 가중치 1.0에서
+# 0.001을 천 번 뺍니다. bfloat16이라면 얼마가 남을까요?
 # %%
 predict("10.lost")
 # %%
@@ -249,19 +249,19 @@ lost, weight = lost.item(), weight.item()
 compare("10.lost", ranks["lost"])
 show_lost(ranks["weight"][0])
 # %% [markdown] lang="en"
-# Each update is rounded away, for ever: just below 1.0 the next bfloat16 number is 0.996. A **master
-# weight** in float32 takes the updates, and the 16-bit weight is its rounded copy [1]. (Folded below: the
-# optimizer of lesson 06 that does it.)
+# Each update is rounded away, and so it would be for ever. A **master weight** in float32 takes the
+# updates instead, and the 16-bit weight is its rounded copy [1]. (Folded below: the optimizer of
+# lesson 06 that does it.)
 #
-# And so the saving is gone again: parameter, gradient and optimizer take 2 + 2 + 12 = 16 bytes, as
-# 4 + 4 + 8 are. What mixed precision saves are *activations*. How much that is depends on the batch.
+# But then the saving is gone again: parameter, gradient and optimizer take 2 + 2 + 12 = 16 bytes, the
+# same as 4 + 4 + 8. What mixed precision saves are *activations*, and how much depends on the batch.
 # GPT-2 large, by the same formulas:
-# %% [markdown] lang="ko" en="aad2fbc0"
-# 갱신할 때마다 반올림되어 영영 제자리입니다. 1.0 바로 아래의 bfloat16 수가 0.996이기 때문입니다. 그래서 float32
-# **마스터 가중치**(master weights)를 갱신하고, 16비트 가중치에는 그것을 반올림해 옮겨 적습니다[1]. (그렇게 하는 레슨
-# 06의 옵티마이저를 아래에 접어 두었습니다.)
+# %% [markdown] lang="ko" en="ccc946a2"
+# 갱신할 때마다 반올림되어 영영 제자리입니다. 그래서 float32 **마스터 가중치**(master weights)를 따로 두고 이것을
+# 갱신합니다. 16비트 가중치는 마스터 가중치를 반올림한 복사본입니다[1]. (그렇게 하는 레슨 06의 옵티마이저를 아래에
+# 접어 두었습니다.)
 #
-# 그래서 절약도 도로 사라집니다. 파라미터, 그래디언트, 옵티마이저를 더하면 2 + 2 + 12도 4 + 4 + 8도
+# 그러면 줄었던 메모리가 도로 늘어납니다. 파라미터, 그래디언트, 옵티마이저를 더하면 2 + 2 + 12로, 4 + 4 + 8과 같은
 # 16바이트입니다. 혼합 정밀도가 아끼는 것은 *활성화값*이고, 얼마나 아끼는지는 배치에 달려 있습니다. 같은 공식으로
 # GPT-2 large를 봅시다.
 # %% hidden=true source="dlcourse.training.mixed_precision.master_adamw:MasterAdamW"
@@ -274,16 +274,16 @@ show_large()
 # float32. With one sequence it even needs *more* than float32: the copies of all weights.
 #
 # Now the other weakness: float16's range. Gradients are small: the loss is a mean over all tokens. Multiply the
-# loss by a scale, and count which gradients become 0, and which infinite. (65,536 tokens: the loss of our 256,
-# divided by another 256.)
-# %% [markdown] lang="ko" en="bafa598b"
+# loss by a scale, and count how many gradients become 0, and how many infinite. (A batch of 65,536 tokens is
+# imitated: the loss of our 256 tokens is divided by another 256.)
+# %% [markdown] lang="ko" en="af6a9a7b"
 # 처음부터 50%인 것은 작은 갱신을 잊어버리는 순수 bfloat16뿐입니다. 마스터 가중치는 배치가 커져 활성화값의 비중이
 # 늘수록 50%에 다가갑니다. autocast는 잔차 스트림과 손실이 float32라서 그러지 못합니다. 시퀀스가 하나면 float32보다
 # *더* 쓰기도 합니다. 모든 가중치의 복사본 때문입니다.
 #
-# 이제 다른 한쪽의 약점, float16의 좁은 범위를 봅시다. 손실은 모든 토큰의 평균이라 그래디언트가 작습니다. 손실에
-# 스케일을 곱하고 그래디언트 가운데 몇이 0이 되고 몇이 무한대가 되는지 셉니다. (토큰 65,536개는 우리 256개의
-# 손실을 다시 256으로 나눈 것입니다.)
+# 이제 나머지 약점, float16의 좁은 범위를 봅시다. 손실은 모든 토큰의 평균이라 그래디언트가 작습니다. 손실에
+# 스케일을 곱하고 그래디언트 가운데 몇 개가 0이 되고 몇 개가 무한대가 되는지 셉니다. (토큰 65,536개짜리 배치는
+# 우리 토큰 256개의 손실을 다시 256으로 나누어 흉내 냅니다.)
 # %% hidden=true
 # %%ranks --fast
 def gradients(autocast=None, scale=1.0):
@@ -309,12 +309,12 @@ show_window(ranks["window"][0])
 # At scale 1, with our few tokens, hardly a gradient vanishes; with the mean of a large batch many do. And a scale
 # that is too large makes infinities. Both edges move, with the batch and as training goes on, and nobody knows
 # them beforehand. So the **loss scaler** tries: after an infinity it skips the step and halves the scale; after a
-# run of quiet steps, without one, it doubles it. in a few lines, and whole in the folded cell.
-# %% [markdown] lang="ko" en="e2f35ea5"
+# run of quiet steps, without one, it doubles it. Here it is in a few lines, and whole in the folded cell.
+# %% [markdown] lang="ko" en="bad62324"
 # 스케일이 1이면, 토큰이 적은 우리 배치에서는 사라지는 그래디언트가 거의 없지만, 큰 배치의 평균이라면 많이 사라집니다.
-# 스케일이 너무 크면 무한대가 됩니다. 두 경계는 배치에 따라, 또 학습이 진행되면서 움직이고 미리 알 수 없습니다. 그래서
-# **손실 스케일러**(loss scaler)는 직접 시도합니다. 무한대가 나오면 그 스텝을 건너뛰고 스케일을 절반으로, 무한대 없는
-# 스텝이 이어지면 두 배로 합니다. 몇 줄짜리를 먼저 보고, 전체 코드는 접힌 셀에 있습니다.
+# 스케일이 너무 크면 무한대가 됩니다. 두 경계는 배치에 따라, 또 학습이 진행되면서 움직이므로 미리 알 수 없습니다. 그래서
+# **손실 스케일러**(loss scaler)는 값을 바꿔 가며 찾습니다. 무한대가 나오면 그 스텝을 건너뛰고 스케일을 절반으로 줄이고,
+# 무한대 없는 스텝이 이어지면 두 배로 늘립니다. 몇 줄로 먼저 써 보고, 전체 코드는 접힌 셀에 두었습니다.
 # %%
 # %%ranks
 class TryingScaler:
@@ -402,13 +402,13 @@ alone, together = step_of_a_shard(None), step_of_a_shard(dist.group.WORLD)
 # %%
 show_shards(ranks["alone"], ranks["together"])
 # %% [markdown] lang="en"
-# In the first column rank 0 keeps its old weights, and the others go on, with another scale. No error, a
-# broken model. `process_group` mends it by one all-reduce of one number (in torch: `ShardedGradScaler`).
+# In the first column rank 0 keeps its old weights, and the others go on, with another scale: a broken model,
+# and no error. `process_group` mends it by one all-reduce of one number (in torch: `ShardedGradScaler`).
 #
 # And what travels between ranks? **Predict** how many bytes DDP under autocast gives to all-reduce for each
 # parameter.
-# %% [markdown] lang="ko" en="ad995d63"
-# 첫째 열에서는 랭크 0만 옛 가중치를 지키고 나머지는 다른 스케일로 나아갑니다. 오류도 없이 모델이 깨집니다.
+# %% [markdown] lang="ko" en="963a8987"
+# 첫째 열에서는 랭크 0의 가중치만 그대로이고 나머지는 갱신되며, 스케일도 서로 다릅니다. 오류도 없이 모델이 망가집니다.
 # `process_group`을 주면 숫자 하나를 올리듀스 한 번으로 맞춥니다(torch에서는 `ShardedGradScaler`).
 #
 # 랭크 사이에는 무엇이 오갈까요? autocast를 켠 DDP가 올리듀스에 넘기는 양을 파라미터당 바이트로
@@ -439,17 +439,17 @@ sent["hook"] = sent_by("autocast", fp16_compress_hook)
 compare("10.wire", ranks["sent"][0]["autocast"][1])
 show_wire(ranks["sent"][0])
 # %% [markdown] lang="en"
-# float32, since `.grad` is. Autocast makes messages no smaller; 16-bit parameters do, or a hook that
-# casts each bucket.
+# They are float32, since `.grad` is. Autocast makes messages no smaller; 16-bit parameters do, or a hook
+# that casts each bucket.
 #
-# Is it still the same training? Each way beside one process in float32, on the same batches; and then
-# what is left of the claim. (Speed is a matter of hardware alone: "Deeper" times this machine.)
-# %% [markdown] lang="ko" en="5f401122"
-# `.grad`가 float32이므로 그대로 float32입니다. autocast로는 통신이 줄지 않습니다. 파라미터를 16비트로 두거나,
+# Is it still the same training? Here are the losses of each way beside one process in float32, on the same
+# batches; and then what is left of the claim. (Speed is a matter of hardware: "Deeper" times this machine.)
+# %% [markdown] lang="ko" en="65eaa341"
+# `.grad`가 float32이므로 보내는 것도 float32입니다. autocast로는 통신이 줄지 않습니다. 파라미터를 16비트로 두거나,
 # 버킷을 변환하는 훅을 써야 합니다.
 #
-# 그래도 같은 학습일까요? 방법마다, float32 단일 프로세스와 같은 배치로 견줘 봅니다. 그다음에 주장이 얼마나 맞는지
-# 봅니다. (속도는 오로지 하드웨어에 달렸습니다. "더 깊이"에서 이 컴퓨터를 재 봅니다.)
+# 그래도 같은 학습일까요? 방법마다 같은 배치로 학습해서 float32 단일 프로세스와 손실을 비교합니다. 그다음에 처음의
+# 주장이 얼마나 맞는지 봅니다. (속도는 하드웨어에 달렸습니다. "더 깊이"에서 이 컴퓨터를 재 봅니다.)
 # %% hidden=true
 # %%ranks --fast
 from dlcourse.training import loop
@@ -492,9 +492,9 @@ check("10.spacing")
 # (They are weight matrices here.) Write `project(x, q, k, v)`: return the three results of `F.linear`, with
 # the same types and gradients, but one copy of `x`. It must work without autocast, too.
 # %% [markdown] lang="ko" en="71de7cf6"
-# **2. `10.copies`** (10분). `torch.autocast` 안에서는 q, k, v가 저마다 `x`의 복사본을 둡니다(여기서 셋은 가중치 행렬입니다).
-# `F.linear` 세 번의 결과 셋을 돌려주되, 자료형과 그래디언트는 같고 `x`의 복사본은 하나뿐인 `project(x, q, k, v)`를 쓰세요. autocast 밖에서도 돌아야
-# 합니다.
+# **2. `10.copies`** (10분). `torch.autocast` 안에서는 q, k, v가 저마다 `x`의 복사본을 둡니다(여기서 셋은 가중치
+# 행렬입니다). `F.linear`를 세 번 부른 결과를 돌려주는 `project(x, q, k, v)`를 쓰세요. 자료형과 그래디언트는 같아야
+# 하고, `x`의 복사본은 하나만 남겨야 합니다. autocast 밖에서도 돌아야 합니다.
 # %% exercise="10.copies"
 # %%ranks
 def project(x, q, k, v):
@@ -502,13 +502,13 @@ def project(x, q, k, v):
 # %%
 check("10.copies")
 # %% [markdown] lang="en"
-# **3. `10.clip`** (10 minutes). A whole training step in float16, from a given `loss` on, with gradients
+# **3. `10.clip`** (10 minutes). Do a whole training step in float16, from a given `loss` on, with gradients
 # clipped to `max_norm`. Gradients of the step before are still in `.grad`. Order matters. Return the norm before
 # clipping, that of the *true* gradients. `scaler` is torch's or ours.
-# %% [markdown] lang="ko" en="fa065e65"
-# **3. `10.clip`** (10분). `loss`를 받아 float16 학습 스텝 하나를 끝까지 합니다. 그래디언트는 `max_norm`으로
-# 클리핑합니다. `.grad`에는 지난 스텝의 그래디언트가 남아 있습니다. 순서가 중요합니다. 클리핑하기 전의 *진짜* 그래디언트 노름을 돌려주세요. `scaler`는 torch의 것이거나 우리
-# 것입니다.
+# %% [markdown] lang="ko" en="120ac1da"
+# **3. `10.clip`** (10분). `loss`를 받아 float16 학습 스텝 하나를 끝까지 실행하세요. 그래디언트는 `max_norm`으로
+# 클리핑합니다. `.grad`에는 지난 스텝의 그래디언트가 남아 있습니다. 순서가 중요합니다. 클리핑하기 전의 *진짜*
+# 그래디언트 노름을 돌려주세요. `scaler`는 torch의 것이거나 우리 것입니다.
 # %% exercise="10.clip"
 # %%ranks
 def clipped_step(loss, parameters, optimizer, scaler, max_norm):
@@ -517,12 +517,12 @@ def clipped_step(loss, parameters, optimizer, scaler, max_norm):
 check("10.clip")
 # %% [markdown] lang="en"
 # **4. `10.scaler`** (20 minutes). A scaler that survives anything: `unscale(grads)` divides in place and
-# returns whether this step may be taken, equally in *all* ranks, though only one may see an infinity or
+# returns whether this step may be taken, the same in *all* ranks, though only one may see an infinity or
 # a NaN; then it sets `self.scale` anew. Halve after a bad step, double after `interval` good ones in a
 # row, stay within 1 and $2^{24}$. One all-reduce of one number a step.
-# %% [markdown] lang="ko" en="9b939904"
-# **4. `10.scaler`** (20분). 무엇이 와도 살아남는 스케일러입니다. `unscale(grads)`는 제자리에서 나누고, 이
-# 스텝에서 업데이트해도 되는지 *모든* 랭크에서 똑같이 돌려줍니다. 무한대나 NaN은 한 랭크만 볼 수도 있습니다.
+# %% [markdown] lang="ko" en="5c1126ab"
+# **4. `10.scaler`** (20분). 무엇이 와도 버티는 스케일러입니다. `unscale(grads)`는 제자리에서 나누고, 이
+# 스텝에서 업데이트해도 되는지 *모든* 랭크에서 똑같이 돌려줍니다. 무한대나 NaN은 한 랭크에만 나올 수도 있습니다.
 # 그다음 `self.scale`을 새로 정합니다. 나쁜 스텝 뒤에는 절반, 좋은 스텝이 `interval`번 이어지면 두 배, 범위는
 # 1부터 $2^{24}$까지입니다. 스텝마다 숫자 하나를 올리듀스 한 번으로 보냅니다.
 # %% exercise="10.scaler"
@@ -565,13 +565,13 @@ show_large_gb()
 # 4. float16 needs a loss scaler; bfloat16 needs master weights, or float32 ones.
 # 5. Speed needs hardware with 16-bit units.
 #
-# Activations are the largest part now. Lesson 11 throws them away.
+# Activations are still the largest part. Lesson 11 throws them away.
 #
 # Sources: [1] [Micikevicius et al., ICLR 2018](https://arxiv.org/abs/1710.03740).
 # [2] [PyTorch, Autocast Op Reference](https://docs.pytorch.org/docs/stable/amp.html).
 # [3] [Micikevicius et al., FP8 Formats, 2022](https://arxiv.org/abs/2209.05433).
 # [4] [NVIDIA H100 data sheet](https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306).
-# %% [markdown] lang="ko" en="726ca805"
+# %% [markdown] lang="ko" en="d56247b7"
 # ## 다섯 줄 요약
 #
 # 1. autocast는 순전파와 역전파 *모두* 곱셈을 16비트로, 손실(GPU에서는 정규화와 합도)을 32비트로 합니다.
@@ -581,7 +581,7 @@ show_large_gb()
 # 4. float16에는 손실 스케일러가, bfloat16에는 마스터 가중치나 float32 가중치가 필요합니다.
 # 5. 빨라지려면 16비트 유닛이 있는 하드웨어가 있어야 합니다.
 #
-# 이제 활성화값이 가장 큽니다. 레슨 11에서는 버립니다.
+# 여전히 활성화값이 가장 큽니다. 레슨 11에서는 활성화값을 버립니다.
 #
 # 출처: [1] [Micikevicius 외, ICLR 2018](https://arxiv.org/abs/1710.03740).
 # [2] [PyTorch, Autocast Op Reference](https://docs.pytorch.org/docs/stable/amp.html).
@@ -603,17 +603,18 @@ quiz()
 # torch's autocast has three lists [2]: matrix products in 16 bits; losses (on CUDA also softmax, norms,
 # sums and powers) in 32; and operators such as `cat`, which take the widest type that they get.
 #
-# Our loop refuses float16 without a scaler, and our autocast a type that none has. `torch.autocast` only
-# warns there, and goes on in float32. So does `GradScaler("cuda")` where there is no GPU: it switches
-# itself off.
-# %% [markdown] lang="ko" en="08c3f074"
+# Our loop refuses float16 without a scaler, and our autocast refuses other types, such as those of 8 bits.
+# For such a type `torch.autocast` only warns, and goes on in float32. So does `GradScaler("cuda")` where
+# there is no GPU: it switches itself off.
+# %% [markdown] lang="ko" en="b39c457a"
 # ### 목록 세 가지, 그리고 거부하는 것
 #
 # torch의 autocast에는 목록이 세 가지 있습니다[2]. 16비트로 하는 행렬 곱, 32비트로 하는 손실(CUDA에서는 softmax, 정규화,
 # 합, 거듭제곱도), 그리고 받은 것 가운데 가장 넓은 자료형을 쓰는 `cat` 같은 연산자입니다.
 #
-# 우리 루프는 스케일러 없는 float16을, 우리 autocast는 autocast에 없는 자료형을 거부합니다. `torch.autocast`는 경고만
-# 하고 float32로 계속합니다. GPU가 없는 곳의 `GradScaler("cuda")`도 경고만 하고 스스로 꺼집니다.
+# 우리 루프는 스케일러 없는 float16을, 우리 autocast는 8비트처럼 다루지 않는 자료형을 거부합니다. 그런 자료형을 주면
+# `torch.autocast`는 경고만 하고 float32로 계속합니다. GPU가 없는 곳의 `GradScaler("cuda")`도 경고만 하고 스스로
+# 꺼집니다.
 # %%
 # %%ranks --fails "without a scaler"
 train(GPT(tiny).to(device), corpus, precision="autocast", dtype=torch.float16, steps=1, block=32)
@@ -623,12 +624,12 @@ Autocast(kind, torch.float8_e4m3fn)
 # %% [markdown] lang="en"
 # ### Speed on this device
 #
-# Are there units that multiply 16-bit numbers? One product of square matrices, 256 wide on a CPU. A GPU
-# gets 4,096, or the time would be that of starting the kernel.
-# %% [markdown] lang="ko" en="be71cbea"
+# Are there units that multiply 16-bit numbers? We time one product of square matrices, 256 wide on a CPU
+# and 4,096 on a GPU, where a small one takes no longer than starting its kernel.
+# %% [markdown] lang="ko" en="ef1686f1"
 # ### 이 장치의 속도
 #
-# 16비트 수를 곱하는 유닛이 있을까요? 정사각 행렬 곱 하나를 재 봅니다. 폭은 CPU에서 256, GPU에서는 4,096입니다.
+# 16비트 수를 곱하는 유닛이 있을까요? 정사각 행렬의 곱 하나를 재 봅니다. 한 변은 CPU에서 256, GPU에서는 4,096입니다.
 # GPU에서 작은 곱을 재면 커널을 시작하는 시간만 재게 됩니다.
 # %% hidden=true
 # %%ranks --fast
@@ -657,16 +658,16 @@ show_speeds(ranks["speeds"][0])
 #
 # ### Outlook: 8 bits
 #
-# The same trade once more. Gradients of size 0.001, cast to 8 bits and back; then with a scale for each
-# tensor that puts its largest number at the type's end:
-# %% [markdown] lang="ko" en="3d4afbb3"
+# Range against digits once more. Gradients of size 0.001 are cast to 8 bits and back; then with a scale for
+# each tensor that puts its largest number at the type's end:
+# %% [markdown] lang="ko" en="23a4d3d3"
 # 유닛이 있든 없든 CPU의 16비트 곱은 float32보다 느릴 수 있어서, 이 레슨은 빠르다고 말하지 않습니다. 바이트는 그것과
 # 상관없습니다.
 #
 # ### 내다보기: 8비트
 #
-# 같은 거래를 한 번 더 합니다. 크기가 0.001쯤인 그래디언트를 8비트로 바꿨다가 되돌립니다. 다음에는 텐서마다 스케일을
-# 두어 가장 큰 수를 자료형의 끝에 맞춥니다.
+# 이번에도 범위와 자릿수 사이의 선택입니다. 크기가 0.001쯤인 그래디언트를 8비트로 바꿨다가 되돌립니다. 다음에는
+# 텐서마다 스케일을 곱해 가장 큰 수를 자료형이 나타낼 수 있는 가장 큰 수에 맞춥니다.
 # %%
 # %%ranks --fast
 def error_of(dtype, scaled):

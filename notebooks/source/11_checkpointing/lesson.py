@@ -8,10 +8,11 @@
 # Backward reads them in reverse order, long after they were made. Could we throw them away, and make
 # them again just before they are read? What does that cost, and do the gradients stay the same?
 #
-# You will write a checkpoint, predict its memory to the byte, and test the popular numbers.
+# You will build this, predict its memory to the byte, and test a popular promise:
+# 30 to 70% less memory for 20 to 50% more compute.
 #
 # Time: reading 18 min + exercises 43 min.
-# %% [markdown] lang="ko" en="03bc8c5c"
+# %% [markdown] lang="ko" en="226f4d6d"
 # # 11 활성화 체크포인팅: 순전파는 모든 것을 적어 두어야 할까?
 #
 # [레슨 06](06_zero.ipynb)에서 파라미터, 그래디언트, 옵티마이저 상태는 랭크끼리 나누었지만, 랭크마다 통째로 남은 것이
@@ -21,7 +22,8 @@
 # 역전파는 활성화값을 만들고 한참 지난 뒤에, 만든 순서와 반대로 읽습니다. 그러면 버렸다가 읽기 직전에 다시 만들면
 # 어떨까요? 비용은 얼마이고, 그래디언트는 그대로일까요?
 #
-# 체크포인트를 직접 만들고, 메모리를 바이트 단위로 예측하고, 널리 알려진 숫자가 맞는지 확인합니다.
+# 그렇게 하는 코드를 직접 쓰고, 메모리를 바이트 단위로 예측합니다. 그리고 "계산을 20-50% 더 하면 메모리가 30-70%
+# 줄어든다"는 널리 알려진 말이 맞는지 확인합니다.
 #
 # 시간: 읽기 18분 + 연습 43분.
 # %% tags=["parameters"] hidden=true
@@ -60,15 +62,15 @@ lesson(lang=lang, name="11_checkpointing")
 ranks = Ranks(num_ranks, device=device)
 # %% [markdown] lang="en"
 # First: what does one layer of our GPT store? Go through its operators and ask what each one's
-# backward reads. A matrix product reads its input, a GELU its input, attention its q, k and v. That
+# backward reads. Norms, matrix products and GELU read their inputs, attention its q, k and v. That
 # makes 16 values for each token and channel (there are 64 channels), and 8 for each token (means and
 # scales of norms, one value for each of 4 heads), 4 bytes each.
 #
 # **Predict** the bytes for 4 sequences of 64 tokens.
-# %% [markdown] lang="ko" en="e892f566"
-# 먼저, 우리 GPT의 층 하나는 무엇을 저장할까요? 연산자를 하나씩 짚으며 그 역전파가 무엇을 읽는지 물어보면 됩니다.
-# 행렬 곱은 자기 입력을, GELU도 자기 입력을, 어텐션은 q, k, v를 읽습니다. 모두 세면 토큰마다 폭(64)의 16배만큼의
-# 값, 그리고 토큰마다 8개(정규화의 평균과 배율, 헤드 4개에 하나씩)이고, 값 하나는 4바이트입니다.
+# %% [markdown] lang="ko" en="084de002"
+# 먼저, 우리 GPT의 층 하나는 무엇을 저장할까요? 연산자를 하나씩 짚으며 그 역전파가 무엇을 읽는지 따져 보면 됩니다.
+# 정규화, 행렬 곱, GELU는 자기 입력을, 어텐션은 q, k, v를 읽습니다. 모두 세면 토큰마다 폭(64)의 16배에 8개(정규화의
+# 평균과 배율, 헤드 4개에 하나씩)를 더한 만큼이고, 값 하나는 4바이트입니다.
 #
 # 토큰 64개짜리 시퀀스 4개라면 몇 바이트인지 **예측해 보세요.**
 # %%
@@ -104,16 +106,18 @@ show_layer(ranks["one_layer"][0])
 # The right column is the formula that everybody quotes, $sbh(34 + 5as/h)$ bytes [1], for $b$ sequences
 # of $s$ tokens, width $h$ and $a$ heads. The operators are the same, and three things differ. It counts
 # 2 bytes a value where we store 4. It adds dropout masks. And it keeps all attention scores, the
-# $5as/h$; fused attention never writes them down. So do not copy a formula: derive yours.
+# $5as/h$; torch's fused attention, which our GPT uses, never stores them. So do not copy a formula:
+# derive yours.
 #
-# Now a whole step, with 12 layers. Look at the shape of the mountain:
-# %% [markdown] lang="ko" en="447d8078"
+# Now a whole step, with 12 layers. Memory over time has the shape of a mountain:
+# %% [markdown] lang="ko" en="8c80f1fa"
 # 오른쪽 열은 누구나 인용하는 공식 $sbh(34 + 5as/h)$바이트입니다[1]. $b$는 시퀀스, $s$는 시퀀스의 토큰, $h$는
 # 폭, $a$는 헤드의 수입니다. 연산자는 같고 다른 점은 셋입니다. 우리는 값 하나를 4바이트로 저장하지만 공식은
-# 2바이트로 셉니다. 공식은 드롭아웃 마스크를 더합니다. 그리고 어텐션 점수를 모두 저장하는데, 그것이 $5as/h$입니다.
-# 퓨즈드 어텐션(fused attention)은 점수를 적어 두지 않습니다. 공식은 베끼지 말고 자기 모델에서 유도해야 합니다.
+# 2바이트로 셉니다. 공식은 드롭아웃 마스크를 더합니다. 그리고 어텐션 점수를 모두 저장하는데, $5as/h$가 그 몫입니다.
+# 우리 GPT가 쓰는 torch의 퓨즈드 어텐션(fused attention)은 점수를 저장하지 않습니다. 공식은 베끼지 말고 자기 모델에서
+# 유도해야 합니다.
 #
-# 이제 12층 모델로 한 스텝을 돌려 봅니다. 산의 모양을 보세요.
+# 이제 12층 모델로 한 스텝을 돌려 봅니다. 시간에 따른 메모리가 산 모양입니다.
 # %%
 # %%ranks --as plain
 config = GPTConfig(n_layer=12, n_embd=64, block_size=64)
@@ -161,12 +165,12 @@ class Again(torch.autograd.Function):
 
 # %% [markdown] lang="en"
 # **Predict** two numbers for a checkpoint around each of the 12 layers. The peak of activations: the 12
-# inputs that are stored, one layer that has come alive, and what its backward holds (here as much as 6
-# inputs). And the price: how many percent more FLOPs? (A backward costs about two forwards.)
-# %% [markdown] lang="ko" en="c3bd0fed"
-# 층 12개에 하나씩 체크포인트를 두면 어떻게 될지 두 가지를 **예측해 보세요.** 활성화값의 최대 메모리는 저장해 둔 입력
-# 12개에, 되살아난 층 하나와 그 역전파가 들고 있는 것(여기서는 입력 6개만큼)을 더한 값입니다. 그리고 비용입니다.
-# FLOPs는 몇 % 늘까요? (역전파에는 순전파의 두 배쯤이 듭니다.)
+# inputs that are stored, one layer that has come alive again, and what its backward holds (here as much
+# as 6 inputs). And the price: how many percent more FLOPs? (A backward costs about two forwards.)
+# %% [markdown] lang="ko" en="9b8bc0bd"
+# 층 12개에 하나씩 체크포인트를 두면 어떻게 될지 두 가지를 **예측해 보세요.** 하나는 활성화값의 최대 메모리입니다.
+# 저장해 둔 입력 12개에, 되살아난 층 하나와 그 역전파가 쓰는 것(여기서는 입력 6개만큼)을 더하면 됩니다. 또 하나는
+# 비용입니다. FLOPs는 몇 % 늘까요? (역전파의 계산량은 순전파의 두 배쯤입니다.)
 # %%
 predict("11.peak")
 predict("11.flops")
@@ -202,14 +206,12 @@ show_equal(plain, light, ranks["same"])
 # %% [markdown] lang="en"
 # The gradients are equal **bit for bit**: the second forward does the same operations on the same
 # numbers, so no tolerance is needed. The mountain is gone; each tooth of the saw is one layer that
-# comes alive. What is left on top are gradients, which grow as activations fall. FLOPs grow by a
-# little less than a third: the head does not run again, and attention's backward costs 2.5 forwards.
+# comes alive. Gradients grow while activations fall.
 #
 # And torch? Its `checkpoint` has two kinds:
-# %% [markdown] lang="ko" en="ead79a68"
+# %% [markdown] lang="ko" en="cba38917"
 # 그래디언트가 **비트까지** 같습니다. 두 번째 순전파가 같은 숫자로 같은 연산을 하므로 허용 오차가 필요 없습니다. 산은
-# 사라지고, 되살아나는 층마다 톱니가 하나씩 생깁니다. 활성화값이 줄어드는 동안 늘어나는 것은 그래디언트입니다.
-# FLOPs는 3분의 1보다 조금 적게 늘었습니다. 출력층은 다시 하지 않고, 어텐션은 역전파가 순전파의 2.5배이기 때문입니다.
+# 사라지고, 되살아나는 층마다 톱니가 하나씩 생깁니다. 활성화값이 줄어드는 동안 그래디언트는 늘어납니다.
 #
 # torch는 어떨까요? torch의 `checkpoint`에는 두 종류가 있습니다.
 # %%
@@ -226,36 +228,36 @@ ways = {
 show_ways(ranks["ways"][0])
 # %% [markdown] lang="en"
 # Ours is `use_reentrant=True`: a backward inside a backward, which is what reentrant means. The newer
-# kind saves 29% of the recomputation: its second forward stops at the last value that backward reads,
-# and nobody reads the result of the layer's last product, which makes up those 29%.
+# kind (`False`) saves 29% of the recomputation: its second forward stops at the last value that backward
+# reads, and nobody reads the result of the layer's last product, which makes up 29% of the layer's FLOPs.
 #
 # The last row is **selective** checkpointing: torch asks for each operator of the second forward
 # whether its result was kept. Here products and attention keep theirs, so only norms and GELU run again,
-# at no FLOPs that count.
+# at hardly any FLOPs (the table counts products and attention).
 #
 # With one recomputation the price in FLOPs is bounded: a forward is at most a third of a step.
-# %% [markdown] lang="ko" en="eb234d94"
-# 우리 것은 역전파 안에서 역전파를 돌리는 재진입(reentrant) 방식으로, `use_reentrant=True`와 같습니다. 새로운
-# 쪽은 재계산을 29% 아낍니다. 두 번째 순전파를, 역전파가 읽을 마지막 값에서 멈추기 때문입니다. 층의 마지막 행렬 곱의
-# 결과는 아무도 읽지 않는데, 그 곱이 층 FLOPs의 29%입니다.
+# %% [markdown] lang="ko" en="4b10be0a"
+# 우리 것은 역전파 안에서 역전파를 돌리는 재진입(reentrant) 방식으로, `use_reentrant=True`와 같습니다. 새 방식
+# (`False`)은 재계산을 29% 아낍니다. 역전파가 읽는 마지막 값까지만 두 번째 순전파를 하기 때문입니다. 층의 마지막 행렬
+# 곱은 층 FLOPs의 29%를 차지하지만 그 결과를 읽는 곳이 없습니다.
 #
 # 마지막 줄은 **선택적 체크포인팅**(selective checkpointing)입니다. torch는 두 번째 순전파의 연산자마다 결과를 남겨
-# 두었는지 확인합니다. 여기서는 행렬 곱과 어텐션의 결과를 남겼으므로 정규화와 GELU만 다시 하고, 셀 만한 FLOPs는 들지
-# 않습니다.
+# 두었는지 확인합니다. 여기서는 행렬 곱과 어텐션의 결과를 남겼으므로 정규화와 GELU만 다시 하고, FLOPs는 거의 들지
+# 않습니다(표는 행렬 곱과 어텐션만 셉니다).
 #
-# 한 번만 다시 계산한다면 FLOPs 비용에는 한계가 있습니다. 순전파는 많아야 한 스텝의 3분의 1입니다.
+# 한 번만 다시 계산한다면 FLOPs가 느는 데에도 한계가 있습니다. 순전파는 많아야 한 스텝의 3분의 1입니다.
 # %% [markdown] lang="en"
 # ## Every k layers, and the famous root
 #
 # Twelve inputs are stored. There are fewer, $n/k$, if a checkpoint covers $k$ layers, but then $k$
-# layers come alive at once. The famous answer is $k = \sqrt n$ [2]. First where it was meant: a chain
-# of 36 equal layers that store one value each. **Predict** the best $k$.
-# %% [markdown] lang="ko" en="fd272950"
+# layers come alive at once. Which $k$ needs the least memory? First a chain of $n = 36$ equal layers, each of
+# which stores as much as its input. **Predict** the best $k$.
+# %% [markdown] lang="ko" en="6c42a82e"
 # ## k층마다, 그리고 유명한 제곱근
 #
 # 입력 12개를 저장했습니다. 체크포인트 하나로 $k$층을 묶으면 입력은 $n/k$개로 줄지만, 그 대신 $k$층이 한꺼번에
-# 되살아납니다. 유명한 답은 $k = \sqrt n$입니다[2]. 먼저 이 답이 나온 곳, 값을 하나씩 저장하는 똑같은 층 36개짜리
-# 사슬에서 가장 좋은 $k$를 **예측해 보세요.**
+# 되살아납니다. $k$가 얼마일 때 메모리가 가장 적을까요? 먼저 똑같은 층을 $n = 36$개 이은 사슬을 봅시다. 층마다 자기
+# 입력만큼을 저장합니다. 가장 좋은 $k$를 **예측해 보세요.**
 # %%
 predict("11.k")
 # %% hidden=true
@@ -275,12 +277,13 @@ chain = ranks["chain"][0]
 compare("11.k", min(chain, key=chain.get))
 show_chain(chain)
 # %% [markdown] lang="en"
-# The root holds (backward's own gradients add 2 everywhere). Now our GPT with its 12 layers: $\sqrt{12}$
-# is about 3. But one of its layers stores 16 times as much as its input. **Predict** again: which $k$
-# is best?
-# %% [markdown] lang="ko" en="c9356808"
-# 제곱근이 맞습니다(역전파가 쓰는 그래디언트가 어디서나 2를 더합니다). 이번에는 12층짜리 우리 GPT입니다. $\sqrt{12}$는
-# 3쯤 됩니다. 하지만 GPT의 층 하나는 자기 입력의 16배를 저장합니다. 어떤 $k$가 가장 좋을지 다시 **예측해 보세요.**
+# That is the famous answer, $k = \sqrt n$ [2]. (Backward's own gradients add 2 everywhere.) Now our GPT with
+# its 12 layers: $\sqrt{12}$ is about 3. But one of its layers stores 16 times as much as its input.
+# **Predict** again: which $k$ is best?
+# %% [markdown] lang="ko" en="e2fb0056"
+# 이것이 유명한 답 $k = \sqrt n$입니다[2]. ($k$가 얼마이든 역전파가 쓰는 그래디언트가 2를 더합니다.) 이번에는 12층짜리
+# 우리 GPT입니다. $\sqrt{12}$는 3쯤 됩니다. 하지만 GPT의 층 하나는 자기 입력의 16배를 저장합니다. 어떤 $k$가 가장
+# 좋을지 다시 **예측해 보세요.**
 # %%
 predict("11.gpt")
 # %% hidden=true
@@ -299,31 +302,32 @@ show_gpt(groups)
 # %% [markdown] lang="ko" en="af6ece58"
 # 일반식은 $k = \sqrt{n \cdot \text{입력} / \text{층}}$이고, 여기서는 $\sqrt{12/16}$이므로 층마다 하나씩입니다.
 #
-# 얼마나 체크포인트로 묶을지도 고를 수 있습니다. 슬라이더 두 개를 움직여 보세요. 구간 하나의 층 수와, 체크포인트로
-# 묶는 층의 비율입니다. 우리 GPT와 GPT-2 large(36층, 토큰 1,024개짜리 시퀀스 8개)를 공식으로 그립니다. 절반만
-# 묶으면 얼마를 얻고 얼마를 치를까요?
+# 전체 층 가운데 얼마를 체크포인트로 묶을지도 고를 수 있습니다. 슬라이더 두 개를 움직여 보세요. 구간 하나의 층 수와,
+# 체크포인트로 묶는 층의 비율입니다. 우리 GPT와 GPT-2 large(36층, 토큰 1,024개짜리 시퀀스 8개)를 공식으로 그립니다.
+# 층을 절반만 묶으면 메모리는 얼마나 줄고 계산은 얼마나 늘까요?
 # %%
 explore(memory_and_flops, layers_in_a_segment=[1, 2, 3, 6, 12], covered=[0, 25, 50, 75, 100])
 # %% [markdown] lang="en"
-# One layer at a time, memory falls almost in proportion to the price: half of the layers covered saves half and
-# costs half of the additional FLOPs. Long segments are another matter: 12 at a time, covering all of our GPT
-# needs *more* than covering half. In GPT-2 large segments of 2 to 6 end a little below single layers: its peak is
-# at the loss, so fewer stored inputs help. Checkpoint as many layers as you must, and not one more.
+# One layer at a time, memory falls almost in proportion to the price: covering half of the layers saves about
+# half as much as covering all, for half of the additional FLOPs. Long segments are another matter: 12 at a time,
+# covering all of our GPT needs *more* than covering half. In GPT-2 large segments of 2 to 6 end a little below
+# single layers: its peak is at the loss, so fewer stored inputs help. Checkpoint as many layers as you must, and
+# not one more.
 #
 # ## 30 to 70% of memory for 20 to 50% more compute?
 #
-# Of *which* memory? Now a step with AdamW, its parameters, gradients and state, for many tokens and for
-# few:
-# %% [markdown] lang="ko" en="1389aeee"
-# 하나씩 묶으면 메모리는 치른 비용에 거의 비례해서 줄어듭니다. 층을 절반만 묶으면 절반을 아끼고 추가 FLOPs도
-# 절반입니다. 구간이 길면 다릅니다. 우리 GPT를 12개씩 묶으면 모두 묶을 때 절반만 묶을 때보다 *더* 씁니다. GPT-2
-# large는 2~6개씩 묶을 때 하나씩보다 조금 적게 씁니다. 최대 메모리가 손실 계산에서 나와, 저장한 입력이 적을수록
-# 유리하기 때문입니다. 꼭 필요한 만큼만 묶고 한 층도 더 묶지 마세요.
+# Of *which* memory? Now a step with AdamW, with parameters, gradients and optimizer state counted, too, for
+# few tokens and for many:
+# %% [markdown] lang="ko" en="ad138819"
+# 하나씩 묶으면 메모리는 늘어난 계산에 거의 비례해서 줄어듭니다. 층을 절반만 묶으면 아끼는 메모리도 추가 FLOPs도 모두
+# 묶을 때의 절반쯤입니다. 구간이 길면 다릅니다. 우리 GPT를 12개씩 묶을 때는 모두 묶는 쪽이 절반만 묶는 쪽보다 메모리를
+# *더* 씁니다. GPT-2 large는 2~6개씩 묶을 때 하나씩보다 조금 적게 씁니다. 손실을 계산할 때가 최대라서 저장한 입력이
+# 적을수록 유리하기 때문입니다. 꼭 필요한 만큼만 묶고 한 층도 더 묶지 마세요.
 #
 # ## 계산을 20-50% 더 하면 메모리가 30-70% 줄까?
 #
-# *어떤* 메모리일까요? 이번에는 AdamW까지 넣어, 파라미터와 그래디언트, 옵티마이저 상태를 모두 가진 스텝을 토큰이
-# 많을 때와 적을 때 재 봅니다.
+# *어떤* 메모리일까요? 이번에는 AdamW까지 넣고 파라미터, 그래디언트, 옵티마이저 상태까지 모두 셉니다. 토큰이 적을 때와
+# 많을 때를 재 봅니다.
 # %% hidden=true
 # %%ranks --fast
 def total_peak(sequences, segments):
@@ -347,23 +351,23 @@ totals = {s: (total_peak(s, []), total_peak(s, each)) for s in (1, 16)}
 # %%
 show_total(ranks["totals"][0])
 # %% [markdown] lang="en"
-# With few tokens the peak only moves to the end of backward, where gradients are all there: the states do not
-# shrink. Checkpoints save activations alone: with few tokens these are 31% of the memory and 6% is saved, with
-# many 88% and 73%.
+# Checkpoints save activations alone: with few tokens these are 31% of all memory, and 6% of it is saved; with
+# many they are 88%, and 73% is saved. With few tokens the peak only moves to the end of backward, where nearly
+# all gradients are there: the states do not shrink.
 #
-# ## The second forward must be the first one
+# ## The second forward must repeat the first
 #
 # Dropout draws random numbers. What if the second forward draws others? Run a GPT with dropout three
 # times: without checkpoints, with the random state put back, and without putting it back.
-# %% [markdown] lang="ko" en="73d5e525"
-# 토큰이 적으면 최대가 그래디언트가 다 모인 역전파의 끝으로 옮겨 갈 뿐입니다. 상태는 줄지 않기 때문입니다.
-# 체크포인트는 활성화값을 아끼고, 활성화값이 전체의 31%인 적은 토큰에서는 6%를, 88%인 많은 토큰에서는 73%를
-# 아꼈습니다.
+# %% [markdown] lang="ko" en="ec490aae"
+# 체크포인트는 활성화값만 아낍니다. 토큰이 적으면 활성화값이 전체 메모리의 31%라서 6%를, 토큰이 많으면 88%라서 73%를
+# 아꼈습니다. 토큰이 적을 때는 최대가 되는 때가 역전파의 끝으로 옮겨 갈 뿐입니다. 그때는 그래디언트가 거의 다 모여
+# 있고, 상태는 줄지 않습니다.
 #
 # ## 두 번째 순전파는 첫 번째와 같아야 한다
 #
 # 드롭아웃은 난수를 뽑습니다. 두 번째 순전파가 다른 난수를 뽑으면 어떻게 될까요? 드롭아웃이 있는 GPT를 세 번 돌려
-# 봅니다. 체크포인트 없이, 난수 상태를 되돌리며, 그리고 되돌리지 않고.
+# 봅니다. 한 번은 체크포인트 없이, 한 번은 난수 상태를 되돌리면서, 한 번은 되돌리지 않고 돌립니다.
 # %% hidden=true
 # %%ranks --fast
 def with_dropout(segments, keep=True):
@@ -406,21 +410,22 @@ class Halve(nn.Module):
 x = torch.ones(3, device=device, requires_grad=True)
 checkpoint(Halve(), x * 1)
 # %% [markdown] lang="en"
-# The second forward would halve it once more. So our checkpoint looks at the versions of its inputs, and
-# refuses.
+# The second forward would halve it once more. Torch counts the changes of each tensor, its version. Our
+# checkpoint compares the versions of its inputs before and after, and refuses.
 #
 # ## In ranks
 #
 # Under DDP each rank checkpoints its own copy, and nothing more is sent. The gradients must be those of
 # DDP without checkpoints, bit for bit. One process adds up the sequences in another order, so there
 # rounding may differ.
-# %% [markdown] lang="ko" en="a66ef693"
-# 두 번째 순전파에서는 한 번 더 절반이 됩니다. 그래서 우리 체크포인트는 입력의 버전을 보고 거부합니다.
+# %% [markdown] lang="ko" en="4e967644"
+# 두 번째 순전파에서는 한 번 더 절반이 됩니다. torch는 텐서가 바뀐 횟수를 버전(version)으로 셉니다. 우리 체크포인트는
+# 입력의 버전이 순전파 앞뒤로 다르면 거부합니다.
 #
 # ## 랭크에서
 #
 # DDP에서는 랭크마다 자기 복제본에 체크포인트를 두며, 더 보내는 것은 없습니다. 그래디언트는 체크포인트 없는 DDP와
-# 비트까지 같아야 합니다. 단일 프로세스는 시퀀스를 더하는 순서가 다르므로 반올림만큼 다를 수 있습니다.
+# 비트까지 같아야 합니다. 단일 프로세스는 시퀀스를 더하는 순서가 다르므로 반올림 오차만큼 다를 수 있습니다.
 # %% hidden=true
 # %%ranks --fast
 from torch.nn.parallel import DistributedDataParallel
@@ -449,9 +454,9 @@ del alone, theirs, ddp, kept, g0, g1, g2
 # %%
 show_in_ranks(ranks["as_ddp"], ranks["apart"])
 # %% [markdown] lang="en"
-# What is left of the popular numbers?
-# %% [markdown] lang="ko" en="296d5342"
-# 널리 알려진 숫자는 얼마나 맞을까요?
+# What is left of the popular promise?
+# %% [markdown] lang="ko" en="d033a0fb"
+# 널리 알려진 말은 얼마나 맞을까요?
 # %%
 claim("D3", **figures_of_d3(ranks["ways"][0], ranks["totals"][0]))
 # %% [markdown] lang="en"
@@ -532,24 +537,24 @@ check("11.function")
 # ## On a GPU cluster
 #
 # There values take 2 bytes, matrix products are fast, and norms and GELU are bound by bandwidth: to run
-# them again costs time, though no FLOPs that count. The FLOPs here are exact; the time they take on a
+# them again costs time, though hardly any FLOPs. The FLOPs here are exact; the time they take on a
 # GPU is not shown, and no GPU run of this lesson is recorded.
 #
 # Published, for a model with 530B parameters on A100 GPUs and selective recomputation: 56.0% of the
 # GPUs' FLOPs went into what the model needs, and 57.0% with recomputation counted [1]. Hardly anything
-# is computed twice. Where the paper's 70% for GPT-3 come from: bytes a layer in units of $sbh$, with
-# the attention scores and without, by its formula:
-# %% [markdown] lang="ko" en="61bd4a1c"
+# is computed twice. The paper saves 70% of GPT-3's activations by not keeping attention scores. Its
+# formula says why: bytes a layer in units of $sbh$, with the scores and without:
+# %% [markdown] lang="ko" en="1785063f"
 # ## GPU 클러스터에서는
 #
-# GPU에서는 값 하나가 2바이트이고 행렬 곱이 빠릅니다. 정규화와 GELU는 대역폭에 매여 있어서 다시 하면 FLOPs는 거의
-# 없어도 시간이 듭니다. 여기서 FLOPs는 정확하지만 GPU에서 걸리는 시간은 알 수 없고, 이 레슨의 GPU 실행 기록도
+# GPU에서는 값 하나가 2바이트이고 행렬 곱이 빠릅니다. 정규화와 GELU는 메모리 대역폭에 묶이므로 다시 하면 FLOPs는 거의
+# 들지 않아도 시간이 듭니다. 여기서 FLOPs는 정확하지만 GPU에서 걸리는 시간은 알 수 없고, 이 레슨의 GPU 실행 기록도
 # 없습니다.
 #
 # 발표된 값을 봅시다. A100 GPU에서 파라미터 5,300억 개짜리 모델을 선택적 재계산으로 학습하니, 모델에 필요한 FLOPs 기준
-# 이용률이 56.0%, 재계산까지 센 이용률이 57.0%였습니다[1]. 두 번 계산하는 것이 거의 없다는 뜻입니다. 같은 논문이 GPT-3에서
-# 70%를 아낀 까닭은 공식으로 알 수 있습니다. 층 하나의 바이트를 $sbh$ 단위로, 어텐션 점수를 저장할 때와 버릴 때
-# 각각 구합니다.
+# 이용률이 56.0%, 재계산까지 센 이용률이 57.0%였습니다[1]. 두 번 계산하는 것이 거의 없다는 뜻입니다. 같은 논문은 어텐션
+# 점수를 저장하지 않아 GPT-3의 활성화값을 70% 아꼈습니다. 논문의 공식으로 층 하나의 바이트를 $sbh$ 단위로 구하면
+# 이렇습니다.
 # %% tags=["nbval-check-output"]
 show_scores()
 # %% [markdown] lang="en"
@@ -558,21 +563,21 @@ show_scores()
 # 1. Store inputs, run forward again in backward: the same gradients, bit for bit.
 # 2. Derive your own formula, count the loss and backward's own work, and it is exact.
 # 3. One recomputation costs at most a third of a step's FLOPs; torch's newer kind pays 23% here.
-# 4. The root of $n$ is for layers that store one value; ours store 16 inputs: one at a time.
-# 5. The second forward must be the first: random state put back, nothing changed in place.
+# 4. The root of $n$ is for layers that store as much as their input; ours store 16 times that: one at a time.
+# 5. The second forward must repeat the first: random state put back, nothing changed in place.
 #
 # Layers that do not fit even so can go to another device: lesson 12.
 #
 # Sources: [1] [Korthikanti et al., 2022](https://arxiv.org/abs/2205.05198).
 # [2] [Chen et al., 2016](https://arxiv.org/abs/1604.06174).
 # [torch.utils.checkpoint](https://docs.pytorch.org/docs/stable/checkpoint.html).
-# %% [markdown] lang="ko" en="f4e1f4b9"
+# %% [markdown] lang="ko" en="5437b27a"
 # ## 다섯 줄 요약
 #
 # 1. 입력만 저장하고 역전파에서 순전파를 다시 합니다. 그래디언트는 비트까지 같습니다.
 # 2. 공식은 직접 유도하세요. 손실과 역전파가 쓰는 것까지 세면 정확합니다.
 # 3. 한 번 다시 계산하면 FLOPs는 많아야 스텝의 3분의 1이 늘고, torch의 새 방식은 여기서 23%입니다.
-# 4. $\sqrt n$은 값을 하나씩 저장하는 층의 규칙입니다. 입력의 16배를 저장하는 우리 층은 하나씩 묶습니다.
+# 4. $\sqrt n$은 자기 입력만큼을 저장하는 층의 규칙입니다. 입력의 16배를 저장하는 우리 층은 하나씩 묶습니다.
 # 5. 두 번째 순전파는 첫 번째와 같아야 합니다. 난수 상태를 되돌리고, 제자리 변경은 하지 않습니다.
 #
 # 그래도 들어가지 않는 층은 다른 장치로 보낼 수 있습니다. 레슨 12에서 합니다.
@@ -613,7 +618,7 @@ show_placements(ranks["mine"][0], ranks["own"][0], ranks["first"][0], groups, ra
 # %% [markdown] lang="ko" en="c22c0df5"
 # ### 또 하나의 제자리 변경
 #
-# 배치 정규화의 이동 평균은 순전파를 할 때마다 바뀝니다. torch의 체크포인트는 말없이 지나가며 배치 하나를 두 번
+# 배치 정규화의 이동 평균은 순전파를 할 때마다 바뀝니다. torch의 체크포인트는 이를 막지 않아서 배치 하나를 두 번
 # 셉니다. 우리 것은 거부합니다.
 # %%
 # %%ranks --fast
@@ -635,7 +640,7 @@ checkpoint(norm, x)
 # %% [markdown] lang="ko" en="4b41ac4b"
 # ### 쓰지 않는 파라미터를 찾는 DDP
 #
-# 누군가 분기가 있는 모델 때문에 `find_unused_parameters=True`를 켭니다. 그러면 DDP는 그래프를 훑어 그래디언트를
+# 모델에 분기가 있으면 `find_unused_parameters=True`를 켭니다. 그러면 DDP는 그래프를 훑어 그래디언트를
 # 받을 파라미터를 찾고, 나머지는 준비되었다고 표시합니다. 그런데 재진입 방식 체크포인트는 그래프에서 노드 하나일 뿐이라
 # 그 안의 파라미터가 보이지 않습니다.
 # %%
@@ -659,15 +664,15 @@ ranks["as_new"]
 # GPT-2 large, 8 sequences of 1,024 tokens, on tensors that have shapes and no numbers: bytes are exact,
 # and no laptop needs 30 GiB.
 # %% [markdown] lang="ko" en="34b715ec"
-# 두 번 준비되었다는 말은, 처음에는 쓰이지 않는 것으로, 다음에는 안쪽 역전파가 표시했다는 뜻입니다.
+# 두 번 표시했다는 것은, 처음에는 쓰이지 않는 파라미터라서, 다음에는 안쪽 역전파가 끝나서 표시했다는 뜻입니다.
 # `use_reentrant=False`는 파라미터를 숨기지 않으므로 그래디언트가 DDP와 같습니다(랭크마다 `True`). 이쪽을 쓰세요.
 # (재진입 방식 체크포인트 둘이 층 하나를 함께 써도 똑같이 실패합니다. `static_graph=True`를 켜면 DDP가 횟수를 세어
 # 두므로 둘 다 됩니다.)
 #
 # ### 메모리 없이 돌려 보는 큰 모델
 #
-# GPT-2 large에 토큰 1,024개짜리 시퀀스 8개를, 모양만 있고 숫자는 없는 텐서로 돌립니다. 바이트는 정확하면서 노트북에
-# 30 GiB가 있을 필요는 없습니다.
+# GPT-2 large에 토큰 1,024개짜리 시퀀스 8개를, 모양만 있고 숫자는 없는 텐서로 돌립니다. 바이트는 정확하고, 노트북에
+# 30 GiB가 없어도 됩니다.
 # %% hidden=true
 # %%ranks --fast
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -693,6 +698,6 @@ show_large(ranks["large"][0])
 # times. DeepSpeed and Megatron also divide checkpoints over tensor-parallel ranks, or move them to the
 # CPU ([lesson 12](12_sharding_offload.ipynb)).
 # %% [markdown] lang="ko" en="9ad8f0c5"
-# 체크포인트를 두면 최대 메모리가 손실 계산에서 나옵니다. 남은 것의 대부분은 토큰마다 51,200개인 로짓이고, 그것이 세 벌
-# 있습니다. DeepSpeed와 Megatron은 체크포인트를 텐서 병렬화의 랭크끼리 나누거나 CPU로 옮기기도 합니다([레슨
+# 체크포인트를 두면 손실을 계산할 때가 최대입니다. 남은 것의 대부분은 토큰마다 51,200개인 로짓이고, 세 벌이 있습니다.
+# DeepSpeed와 Megatron은 체크포인트를 텐서 병렬화의 랭크끼리 나누거나 CPU로 옮기기도 합니다([레슨
 # 12](12_sharding_offload.ipynb)).
