@@ -323,16 +323,16 @@ explore(cured.at, step=cured.steps)
 #
 # ## A place for every token?
 #
-# Computers like fixed sizes. So many systems give each expert a **capacity**: its even share times a
+# Pieces of a fixed size are easier to compute and to send. So many systems give each expert a **capacity**: its even share times a
 # *capacity factor*. A copy that comes too late is **dropped**: this expert adds nothing for the token, and a token
 # that loses both copies skips the layer. **Predict**: factor 1, balance loss. What share of the copies is dropped?
-# %% [markdown] lang="ko" en="9efc34b7"
+# %% [markdown] lang="ko" en="48e501a8"
 # 어떤 전문가는 거의 한국어만 맡습니다. 코드와 영어는 나머지를 함께 씁니다. 바이트로 보면 서로 비슷하기 때문입니다.
 # 어느 것이 어느 언어인지 라우터에게 알려 준 사람은 없습니다.
 #
 # ## 모든 토큰에 자리가 있을까요?
 #
-# 컴퓨터는 정해진 크기를 좋아합니다. 그래서 전문가마다 **용량**(capacity)을 두는 시스템이 많습니다. 균등한 몫에
+# 조각의 크기가 정해져 있으면 계산하고 보내기 쉽습니다. 그래서 전문가마다 **용량**(capacity)을 두는 시스템이 많습니다. 균등한 몫에
 # *용량 계수*를 곱한 만큼입니다. 늦게 온 복사본은 **버립니다**. 그 전문가의 출력은 더해지지 않고, 복사본 둘을 모두
 # 잃은 토큰은 이 층을 그냥 지나갑니다. 계수가 1이고 균형 손실을 쓰면 복사본의 몇 %를 버리게 될지 **예측해 보세요.**
 # %%
@@ -372,7 +372,7 @@ model(*batch)
 # ## 무엇과 비교할까요?
 #
 # 주장 A2는 밀집, MoE, 희소(sparse), 혼합(hybrid)을 나란히 놓습니다. 공정하게 비교하려면 무언가를 같게 맞춰야
-# 합니다. 토큰당 계산량, 파라미터 수, 또는 시간입니다. 먼저 앞의 두 가지로 맞춘 우리의 짧은 실행입니다. *밀집*은
+# 합니다. 토큰당 계산량, 파라미터 수, 또는 시간입니다. 먼저 우리의 짧은 실행을 앞의 두 가지로 비교합니다. *밀집*은
 # 토큰당 계산량이, *큰 밀집*은 파라미터 수가 MoE와 같습니다.
 # %%
 show_short(by_name)
@@ -396,8 +396,8 @@ show_contracts()
 # So "MoE is better" says nothing until one says at equal *what*. And a hybrid with recurrence beats both: the
 # question was too narrow. The same losses beside the cost, counted in four ways:
 # %% [markdown] lang="ko" en="70299fbb"
-# 토큰당 계산량이 같으면 MoE가 밀집 모델보다, 그리고 파라미터 수가 같은 큰 밀집 모델보다도 더 배웁니다. *시간*이
-# 같으면 집니다. 같은 계산도 작은 조각으로 하면 이 CPU에서는 더 오래 걸리고, 그동안 밀집 모델은 글을 더 읽습니다.
+# 토큰당 계산량이 같으면 MoE가 밀집 모델보다, 그리고 파라미터 수가 같은 큰 밀집 모델보다도 더 잘 배웁니다. 하지만
+# *시간*이 같으면 뒤처집니다. 같은 계산도 작은 조각으로 하면 이 CPU에서는 더 오래 걸리고, 그동안 밀집 모델은 글을 더 읽습니다.
 # 차이가 시드에 따른 범위보다 작으면 무승부로 봅니다. 작은 모델을 짧게 학습한 결과이기도 합니다. 스텝을 두 배로
 # 늘리면 큰 밀집 모델이 더 따라옵니다(아래 주장).
 #
@@ -568,7 +568,7 @@ check("07.balance")
 # 1. 라우터가 토큰마다 전문가 E개 중 k개를 고릅니다. 토큰을 전문가 순서로 정렬하면 큰 행렬곱 몇 개가 됩니다.
 # 2. 계산량은 전문가 k개만큼, 학습 메모리는 E개 모두만큼입니다.
 # 3. 그냥 두면 라우터는 몇몇 전문가에 쏠립니다. 균형 손실이나 바이어스가 토큰을 퍼뜨립니다.
-# 4. 용량은 버린 토큰과 빈자리를 맞바꿉니다. 조각 길이가 자유로우면 둘 다 없습니다.
+# 4. 용량이 작으면 토큰을 버리고 크면 빈자리가 남습니다. 조각 길이가 자유로우면 둘 다 없습니다.
 # 5. 구조를 비교할 때는 계산량, 파라미터, 시간 가운데 무엇을 맞췄는지, 시드가 몇 개인지 밝힙니다.
 #
 # 출처: [1] [Mixtral](https://arxiv.org/abs/2401.04088). [2]

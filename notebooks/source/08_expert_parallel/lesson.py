@@ -573,16 +573,16 @@ library_apart = {name: worst((step(m, x_NC) - want).abs().max()) for name, m in 
 # %%
 show_libraries(ranks["library_times"][0], ranks["library_apart"][0])
 # %% [markdown] lang="en"
-# The same answers. Ours on Gloo and ours one-sided differ only in who carries the rows: what lies between
-# the two is messages. With DeepSpeed all experts' buffers are as long as the busiest one's.
+# The same answers. Ours on Gloo and ours one-sided differ only in how rows are carried: the time between
+# the two is communication. With DeepSpeed all experts' buffers are as long as the busiest one's.
 #
 # ## A thousand ranks
 #
 # Two experts of a token may share a rank: then it needs to go there only **once**. 256 experts over 8
 # ranks, 8 for each token. **Predict**: to how many ranks does a token go, on average, its own among them?
-# %% [markdown] lang="ko" en="2ee1a0cb"
-# 답은 같습니다. 우리 층은 Gloo로 돌리든 단방향으로 돌리든 계산이 같고 나르는 방법만 다릅니다. 그러니 둘의 차이는
-# 모두 메시지에서 옵니다. DeepSpeed에서는 모든 전문가의 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
+# %% [markdown] lang="ko" en="3203c722"
+# 답은 같습니다. 우리 층은 Gloo로 돌리든 단방향으로 돌리든 계산이 같고 보내는 방법만 다릅니다. 그래서 둘의 시간
+# 차이는 모두 통신에서 옵니다. DeepSpeed에서는 모든 전문가의 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
 #
 # ## 랭크가 천 개라면
 #
