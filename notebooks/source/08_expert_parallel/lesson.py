@@ -438,18 +438,18 @@ show_race(ranks["trip_times"][0], by_mpi)
 # %% [markdown] lang="en"
 # On the left Gloo's line is flat: 4 KiB take about as long as 32. That is latency, and bytes hardly count.
 # Through shared memory and without a meeting, most of it is gone. Not all of that is due to the meeting: MPI's
-# all-to-all (where it ran) has two sides and is far quicker than Gloo. It is C, in shared memory; Gloo uses
-# sockets. On the right bytes decide, and payload (on x86 only), which sends twice as many, is near Gloo.
+# all-to-all has two sides and, on a quiet machine, is far quicker than Gloo. It is C, in shared memory; Gloo uses
+# sockets. On the right bytes decide, and payload (on x86 only), which sends twice as many, loses its lead.
 #
 # ## What breaks, and how it says so
 #
 # One rank's router gets NaN for a few tokens. Where should they go? If that rank stopped alone, all
 # others would wait for its rows for ever.
-# %% [markdown] lang="ko" en="72021e0d"
+# %% [markdown] lang="ko" en="648962fb"
 # 왼쪽에서 Gloo의 선은 평평합니다. 4 KiB나 32 KiB나 비슷하게 걸립니다. 이것이 지연 시간이고, 바이트 수는 거의
 # 상관없습니다. 공유 메모리를 쓰고 양쪽이 만나지 않으면 대부분 사라집니다. 다만 만나는 비용이 전부는 아닙니다. MPI의
-# 올투올은 양쪽이 만나는데도 Gloo보다 훨씬 빠릅니다(MPI가 있을 때). MPI는 C로 공유 메모리를 쓰고, Gloo는 소켓을
-# 거칩니다. 오른쪽에서는 바이트 수가 시간을 정합니다. 두 배를 보내는 페이로드 방식(x86에서만)은 Gloo와 비슷해집니다.
+# 올투올은 양쪽이 만나는데도 한가한 컴퓨터에서는 Gloo보다 훨씬 빠릅니다. MPI는 C로 공유 메모리를 쓰고, Gloo는 소켓을
+# 거칩니다. 오른쪽에서는 바이트 수가 시간을 정합니다. 두 배를 보내는 페이로드 방식(x86에서만)의 이점은 사라집니다.
 #
 # ## 무엇이 깨지고, 어떻게 알려 주나
 #
