@@ -8,20 +8,20 @@
 # wide: the *experts*. Let each token use two. Four times the parameters in that layer, the compute of before.
 #
 # Does it work? What does it cost that nobody mentions? And what should one compare it with? You need
-# [lesson 00](00_start.ipynb); ranks hardly talk today.
+# [lesson 00](00_start.ipynb); ranks hardly talk in this one.
 #
 # Time: reading 18 min + exercises 45 min.
-# %% [markdown] lang="ko" en="d6e84fca"
+# %% [markdown] lang="ko" en="7be55b49"
 # # 07 전문가 혼합(MoE): 같은 값에 더 많은 파라미터?
 #
-# 모델이 클수록 더 잘 배우지만, 토큰마다 모델 전체를 계산해야 합니다. 파라미터가 두 배면 곱셈도 두 배입니다.
-# 한국어 단어 하나를 처리하는데 파이썬에 대해 배운 것까지 계산해야 할까요?
+# 모델이 클수록 더 잘 배우지만 토큰마다 모델 전체를 계산합니다. 파라미터가 두 배면 곱셈도 두 배입니다.
+# 한국어 단어 하나를 처리하는 데 파이썬에 대해 배운 것까지 계산해야 할까요?
 #
 # **전문가 혼합**(mixture of experts, MoE)은 아니라고 답합니다. 피드포워드 층(MLP) 하나 대신 폭이 절반인 층, 곧
 # *전문가*(expert)를 여덟 개 두고 토큰마다 두 개만 씁니다. 그 층의 파라미터는 네 배가 되고 계산량은 그대로입니다.
 #
-# 정말 그럴까요? 숨은 비용은 무엇일까요? 또 무엇과 비교해야 할까요?
-# [레슨 00](00_start.ipynb)을 먼저 보세요. 오늘은 랭크끼리 거의 주고받지 않습니다.
+# 정말 더 잘 배울까요? 숨은 비용은 무엇일까요? 또 무엇과 비교해야 할까요?
+# [레슨 00](00_start.ipynb)을 먼저 보세요. 랭크끼리는 거의 주고받지 않습니다.
 #
 # 시간: 읽기 18분 + 연습 45분.
 # %% tags=["parameters"] hidden=true
@@ -97,8 +97,8 @@ choices = routing.experts_NK.tolist(), routing.weights_NK.tolist()
 # %%
 show_choices(ranks["text"][0], *ranks["choices"][0])
 # %% [markdown] lang="en"
-# Nine tokens, which here are bytes, and a router that has learned nothing yet. Each byte value goes its own way;
-# two Korean letters begin with the same byte, and these two go together.
+# Nine tokens, which here are bytes, and a router that has learned nothing yet. The byte alone decides: the two
+# Korean letters begin with the same byte, so these two rows are equal. Neighbours in the text are scattered.
 #
 # That is bad for a computer: it wants a few large matrix products, not many small scattered ones. A token that
 # uses two experts is copied twice. These copies are sorted by expert first (*permute*), and brought back
@@ -114,11 +114,11 @@ show_choices(ranks["text"][0], *ranks["choices"][0])
 #   B --> MB["its MLP, once"]
 #   MA & MB --> C["combine: weigh,<br>add to tokens 0, 1, 2, 7"]
 # ```
-# %% [markdown] lang="ko" en="350b34be"
-# 토큰(여기서는 바이트) 아홉 개와 아직 아무것도 배우지 않은 라우터입니다. 바이트 값마다 가는 곳이 다릅니다. 손과
-# 실은 첫 바이트가 같아서 그 둘만 같은 곳으로 갑니다.
+# %% [markdown] lang="ko" en="bfaeb812"
+# 토큰(여기서는 바이트) 아홉 개와 아직 아무것도 배우지 않은 라우터입니다. 갈 곳은 바이트 값이 정합니다. 손과 실은
+# 첫 바이트가 같아서 그 두 줄은 가중치까지 같습니다. 글에서 이웃한 토큰은 뿔뿔이 흩어집니다.
 #
-# 컴퓨터에는 나쁜 소식입니다. 흩어진 작은 행렬곱 여럿보다 큰 행렬곱 몇 개가 훨씬 빠르기 때문입니다. 토큰마다
+# 계산에는 불리합니다. 흩어진 작은 행렬곱 여럿보다 큰 행렬곱 몇 개가 훨씬 빠르기 때문입니다. 토큰마다
 # 전문가 둘을 쓰므로 복사본도 둘입니다. 이 복사본을 먼저 전문가 순서로 정렬하고(*permute*), 계산한 다음 제자리로
 # 돌려보냅니다(*combine*, 컴바인).
 #
@@ -160,23 +160,23 @@ ways = race(new_layer(), torch.randn(1536, 64, device=device))
 # %%
 show_ways(ranks["ways"][0])
 # %% [markdown] lang="en"
-# Same numbers everywhere, so the layer is what it should be. "Every expert, every token" does without
-# sorting: most results are multiplied by zero, and four times the work eats the whole gain. The loop
-# wastes nothing, but calls more than twice as many operators, each at least one kernel on a GPU. Torch's `grouped_mm` takes
-# all pieces in one call. **DeepSpeed**'s layer, with our weights in it, pads every expert to the fullest one.
+# Same numbers everywhere: the layer is right. "Every expert, every token" does without
+# sorting: most results are multiplied by zero, and four times the work eats the gain. The loop
+# wastes nothing, but calls more than twice as many operators, each a kernel or more on a GPU. Torch's `grouped_mm`
+# takes all pieces at once. **DeepSpeed**'s layer, with our weights in it, pads every expert to the fullest one.
 #
-# Now a price easily forgotten. We train two GPTs. In one each MLP is replaced by eight experts
-# *half as wide*, of which a token uses two: the same multiplications. **Predict**: how many times
-# the dense model's memory do parameters, gradients and Adam's state take?
-# %% [markdown] lang="ko" en="03ef3d77"
-# 결과는 모두 같습니다. 층을 제대로 만들었습니다. '모든 전문가가 모든 토큰을 계산'은 정렬하지 않는
-# 방법입니다. 대부분에 0을 곱하고 일은 네 배라서 MoE의 이득이 사라집니다. 반복문은 곱셈을 낭비하지 않지만
-# 연산자를 두 배 넘게 부르고, GPU에서는 연산자마다 커널을 하나 이상 실행합니다. torch의 `grouped_mm`은 조각 전체를 한
-# 번에 계산합니다. **DeepSpeed**의 층(가중치는 우리 것)은 토큰이 가장 많은 전문가에 맞춰 나머지의 빈자리를 채웁니다.
+# Now a price easily forgotten. In a **dense** GPT every token passes every MLP. In our second GPT each MLP
+# becomes eight experts *half as wide*, of which a token uses two: the same multiplications. **Predict**: how
+# many times the dense model's memory do parameters, gradients and Adam's state take?
+# %% [markdown] lang="ko" en="74cc53bc"
+# 결과가 모두 같으니 층은 맞습니다. '모든 전문가가 모든 토큰을 계산'은 정렬하지 않는 대신 대부분에 0을 곱합니다.
+# 계산이 네 배라서 MoE의 이득이 사라집니다. 반복문은 곱셈을 낭비하지 않지만 연산자를 두 배 넘게 부르고, GPU에서는
+# 연산자마다 커널을 실행합니다. torch의 `grouped_mm`은 조각들을 한꺼번에 계산합니다. **DeepSpeed**의 층(가중치는 우리
+# 것)은 가장 바쁜 전문가에 맞춰 나머지의 빈자리를 채웁니다.
 #
-# 이제 잊기 쉬운 비용입니다. GPT 둘을 학습합니다. 하나는 MLP마다 *폭이 절반인* 전문가 여덟 개로 바꾸고 토큰은
-# 둘만 씁니다. 곱셈 수는 같습니다. 파라미터, 그래디언트, Adam의 상태가 차지하는 메모리는 밀집(dense) 모델의 몇
-# 배일지 **예측해 보세요.**
+# 이제 잊기 쉬운 비용입니다. **밀집**(dense) GPT에서는 모든 토큰이 모든 MLP를 지납니다. 우리 MoE GPT에서는 MLP가
+# *폭이 절반인* 전문가 여덟 개로 바뀌고 토큰은 둘만 씁니다. 곱셈 수는 같습니다. 파라미터, 그래디언트, Adam의 상태가
+# 차지하는 메모리는 밀집 모델의 몇 배일지 **예측해 보세요.**
 # %%
 predict("07.states")
 # %% hidden=true
@@ -305,14 +305,14 @@ show_balance(by_name)
 show_cures(by_name)
 # %% [markdown] lang="en"
 # Both cures spread the tokens. Do they cost loss? Here the seeds differ as much as the rows. In the recorded
-# run (top-1, so 12.5% would be even; 300 steps, three seeds) no price can be seen either. There the router
-# without balance recovers in part by itself: a collapse need not last, but nothing promises that it ends.
+# run (top-1, so 12.5% would be even; 300 steps, three seeds) no price can be seen either. There, after twice the
+# steps, even the router without balance is far from collapsed: it can recover by itself, but nothing promises it.
 #
 # And what have the experts specialised in? Move the slider through the training with the balance loss.
-# %% [markdown] lang="ko" en="230ce0ad"
+# %% [markdown] lang="ko" en="cd477b49"
 # 두 방법 모두 토큰을 고르게 퍼뜨립니다. 대신 손실이 늘어날까요? 여기서는 시드끼리도 그만큼 다릅니다. 기록된
-# 실행(top-1이므로 균등하면 12.5%, 300스텝, 시드 셋)에서도 늘어난 손실은 보이지 않습니다. 거기서는 균형 장치 없이도
-# 라우터가 얼마쯤 저절로 회복합니다. 무너진 채로 남으라는 법은 없지만, 회복한다는 보장도 없습니다.
+# 실행(top-1이므로 균등하면 12.5%, 300스텝, 시드 셋)에서도 손실이 늘었다고 볼 수 없습니다. 스텝이 두 배인 그
+# 실행에서는 균형 장치가 없는 라우터도 덜 쏠려 있습니다. 저절로 회복할 수도 있지만 보장은 없습니다.
 #
 # 전문가는 무엇을 맡게 되었을까요? 균형 손실로 학습한 과정을 슬라이더로 따라가 보세요.
 # %%
@@ -323,16 +323,16 @@ explore(cured.at, step=cured.steps)
 #
 # ## A place for every token?
 #
-# Computers like fixed sizes. So many systems give each expert a **capacity**: its even share times a
+# Pieces of a fixed size are easier to compute and to send. So many systems give each expert a **capacity**: its even share times a
 # *capacity factor*. A copy that comes too late is **dropped**: this expert adds nothing for the token, and a token
 # that loses both copies skips the layer. **Predict**: factor 1, balance loss. What share of the copies is dropped?
-# %% [markdown] lang="ko" en="9efc34b7"
+# %% [markdown] lang="ko" en="48e501a8"
 # 어떤 전문가는 거의 한국어만 맡습니다. 코드와 영어는 나머지를 함께 씁니다. 바이트로 보면 서로 비슷하기 때문입니다.
 # 어느 것이 어느 언어인지 라우터에게 알려 준 사람은 없습니다.
 #
 # ## 모든 토큰에 자리가 있을까요?
 #
-# 컴퓨터는 정해진 크기를 좋아합니다. 그래서 전문가마다 **용량**(capacity)을 두는 시스템이 많습니다. 균등한 몫에
+# 조각의 크기가 정해져 있으면 계산하고 보내기 쉽습니다. 그래서 전문가마다 **용량**(capacity)을 두는 시스템이 많습니다. 균등한 몫에
 # *용량 계수*를 곱한 만큼입니다. 늦게 온 복사본은 **버립니다**. 그 전문가의 출력은 더해지지 않고, 복사본 둘을 모두
 # 잃은 토큰은 이 층을 그냥 지나갑니다. 계수가 1이고 균형 손실을 쓰면 복사본의 몇 %를 버리게 될지 **예측해 보세요.**
 # %%
@@ -372,17 +372,17 @@ model(*batch)
 # ## 무엇과 비교할까요?
 #
 # 주장 A2는 밀집, MoE, 희소(sparse), 혼합(hybrid)을 나란히 놓습니다. 공정하게 비교하려면 무언가를 같게 맞춰야
-# 합니다. 토큰당 계산량, 파라미터 수, 또는 시간입니다. 먼저 앞의 두 가지로 맞춘 우리의 짧은 실행입니다. *밀집*은
+# 합니다. 토큰당 계산량, 파라미터 수, 또는 시간입니다. 먼저 우리의 짧은 실행을 앞의 두 가지로 비교합니다. *밀집*은
 # 토큰당 계산량이, *큰 밀집*은 파라미터 수가 MoE와 같습니다.
 # %%
 show_short(by_name)
 # %% [markdown] lang="en"
-# So a short run can only hint. The long run was recorded once by `dlcourse bench architectures`: six
+# Too short to decide. The long run was recorded once by `dlcourse bench architectures`: six
 # architectures, three seeds. *Sparse* reads the last 32 positions only and has blocks in place of whole
 # matrices. *Hybrid* has two kinds of layers in turn: dense and MoE, or attention and a recurrence.
-# %% [markdown] lang="ko" en="9d811329"
-# 짧은 실행은 힌트만 줍니다. 긴 실행은 `dlcourse bench architectures`로 한 번 기록해 두었습니다. 구조 여섯 가지, 시드
-# 세 개입니다. *희소*는 바로 앞 32개 위치만 읽고, 행렬 전체 대신 블록만 씁니다. *혼합*은 두 종류의 층을 번갈아
+# %% [markdown] lang="ko" en="49a005a5"
+# 이렇게 짧게 학습해서는 가릴 수 없습니다. 긴 실행은 `dlcourse bench architectures`로 한 번 기록해 두었습니다. 구조
+# 여섯 가지, 시드 세 개입니다. *희소*는 바로 앞 32개 위치만 읽고, 행렬 전체 대신 블록만 씁니다. *혼합*은 두 종류의 층을 번갈아
 # 씁니다. 밀집과 MoE, 또는 어텐션과 순환(recurrence)입니다.
 # %%
 show_contracts()
@@ -396,8 +396,8 @@ show_contracts()
 # So "MoE is better" says nothing until one says at equal *what*. And a hybrid with recurrence beats both: the
 # question was too narrow. The same losses beside the cost, counted in four ways:
 # %% [markdown] lang="ko" en="70299fbb"
-# 토큰당 계산량이 같으면 MoE가 밀집 모델보다, 그리고 파라미터 수가 같은 큰 밀집 모델보다도 더 배웁니다. *시간*이
-# 같으면 집니다. 같은 계산도 작은 조각으로 하면 이 CPU에서는 더 오래 걸리고, 그동안 밀집 모델은 글을 더 읽습니다.
+# 토큰당 계산량이 같으면 MoE가 밀집 모델보다, 그리고 파라미터 수가 같은 큰 밀집 모델보다도 더 잘 배웁니다. 하지만
+# *시간*이 같으면 뒤처집니다. 같은 계산도 작은 조각으로 하면 이 CPU에서는 더 오래 걸리고, 그동안 밀집 모델은 글을 더 읽습니다.
 # 차이가 시드에 따른 범위보다 작으면 무승부로 봅니다. 작은 모델을 짧게 학습한 결과이기도 합니다. 스텝을 두 배로
 # 늘리면 큰 밀집 모델이 더 따라옵니다(아래 주장).
 #
@@ -408,20 +408,20 @@ explore(loss_and_cost, cost=costs())
 # %% [markdown] lang="en"
 # The MoE computes like the dense model and needs the memory of the large one: cheap in one way, expensive
 # in another. And the four words of claim A2 do not name four of a kind. Sparse and MoE both skip work, one by
-# a fixed pattern, one by a router; hybrid says only that layers differ. The map of lesson 00, with what is in the
-# right-hand box (in the claim
-# below it, "measured here" is our short run, "recorded" are other models and longer runs):
+# a fixed pattern, one by a router; hybrid says only that layers differ. Here is the map of lesson 00 with its
+# right-hand box opened. (In the claim below it, "measured here" is our short run; "recorded" are other models and
+# longer runs.)
 #
 # ```mermaid
 # flowchart TB
 #   J["one training job"] --> S["STRATEGY<br>How is training spread over devices?"]
 #   J --> A["ARCHITECTURE<br>How is the model built?"]
 #   S --> S1["data · tensor · pipeline<br>ZeRO · expert"]
-#   A --> M["mixer of a layer:<br>attention · window · recurrent"]
+#   A --> M["how a layer mixes tokens:<br>attention · window · recurrent"]
 #   A --> F["feed-forward of a layer:<br>dense · block-sparse · MoE"]
 #   F -. "experts can be<br>split, too" .-> S1
 # ```
-# %% [markdown] lang="ko" en="70733698"
+# %% [markdown] lang="ko" en="b35861a8"
 # MoE의 계산량은 밀집 모델만큼이고 메모리는 큰 밀집 모델만큼입니다. 어떻게 재느냐에 따라 싸기도 하고 비싸기도
 # 합니다. 주장 A2의 네 낱말은 나란히 놓고 하나를 고를 수 있는 것도 아닙니다. 희소와 MoE는 둘 다 일을 건너뜁니다.
 # 하나는 정해진 패턴으로, 하나는 라우터로 건너뜁니다. 혼합은 층이 서로 다르다는 말일 뿐입니다. 레슨 00의 지도에서
@@ -433,8 +433,8 @@ explore(loss_and_cost, cost=costs())
 #   J["학습 작업 하나"] --> S["전략<br>학습을 여러 장치에 어떻게 나눌까?"]
 #   J --> A["모델 구조<br>모델을 어떻게 만들까?"]
 #   S --> S1["데이터 · 텐서 · 파이프라인<br>ZeRO · 전문가"]
-#   A --> M["층의 섞는 부분:<br>어텐션 · 윈도 · 순환"]
-#   A --> F["층의 피드포워드:<br>밀집 · 블록 희소 · MoE"]
+#   A --> M["토큰을 섞는 방법:<br>어텐션 · 윈도 · 순환"]
+#   A --> F["피드포워드 층:<br>밀집 · 블록 희소 · MoE"]
 #   F -. "전문가도<br>나눌 수 있음" .-> S1
 # ```
 # %%
@@ -541,7 +541,7 @@ check("07.balance")
 # ## GPU 클러스터에서는
 #
 # 전문가를 여러 GPU에 나누는 까닭은 메모리입니다. 레슨 08에서 직접 나누어 봅니다. 나누면 층마다
-# 올투올(all-to-all)을 해야 합니다. 발표된 결과로는, 같은 계산량에서 Switch Transformer가 밀집
+# 올투올(all-to-all)을 해야 합니다. 발표된 결과를 보면, 같은 계산량에서 Switch Transformer가 밀집
 # 모델 T5보다 최대 7배 빨리 학습했고[2], Mixtral은 파라미터를 130억 개만 쓰면서 논문의 벤치마크에서 밀집 모델
 # Llama 2 70B와 같거나 더 나았습니다[1].
 #
@@ -568,7 +568,7 @@ check("07.balance")
 # 1. 라우터가 토큰마다 전문가 E개 중 k개를 고릅니다. 토큰을 전문가 순서로 정렬하면 큰 행렬곱 몇 개가 됩니다.
 # 2. 계산량은 전문가 k개만큼, 학습 메모리는 E개 모두만큼입니다.
 # 3. 그냥 두면 라우터는 몇몇 전문가에 쏠립니다. 균형 손실이나 바이어스가 토큰을 퍼뜨립니다.
-# 4. 용량은 버린 토큰과 빈자리를 맞바꿉니다. 조각 길이가 자유로우면 둘 다 없습니다.
+# 4. 용량이 작으면 토큰을 버리고 크면 빈자리가 남습니다. 조각 길이가 자유로우면 둘 다 없습니다.
 # 5. 구조를 비교할 때는 계산량, 파라미터, 시간 가운데 무엇을 맞췄는지, 시드가 몇 개인지 밝힙니다.
 #
 # 출처: [1] [Mixtral](https://arxiv.org/abs/2401.04088). [2]
@@ -588,25 +588,25 @@ quiz()
 # %% [markdown] lang="en"
 # ### What dropping costs
 #
-# Recorded: the MoE of the long recorded run, trained for 300 steps with a capacity factor, against dropless. A
-# few percent dropped cost nothing that three seeds would show; at factor 1 the price can be seen.
-# %% [markdown] lang="ko" en="f97dde2c"
+# Recorded, too: the MoE of the long run, trained for 300 steps with several capacity factors, against dropless. From
+# which share on does the loss rise by more than the seeds differ?
+# %% [markdown] lang="ko" en="cb303243"
 # ### 토큰을 버리면 얼마나 손해일까요?
 #
-# 기록된 실행입니다. 긴 기록된 실행의 MoE를 용량 계수를 두고 300스텝 학습해, 버리지 않을 때와 비교했습니다. 몇 %쯤
-# 버려서 늘어난 손실은 시드 셋으로는 보이지 않지만, 계수가 1이면 보입니다.
+# 이것도 기록된 실행입니다. 긴 실행의 MoE를 용량 계수를 바꾸어 가며 300스텝씩 학습해, 버리지 않을 때와
+# 비교했습니다. 얼마나 버려야 손실이 시드에 따른 차이보다 크게 늘어날까요?
 # %%
 show_capacity()
 # %% [markdown] lang="en"
 # ### A router in 16 bits
 #
 # Two scores may be nearly equal, and rounding decides. Our router computes in float32 also under
-# autocast. For what share of the tokens would bfloat16 have chosen other experts?
-# %% [markdown] lang="ko" en="d5c52388"
+# autocast (lesson 10). For what share of the tokens would bfloat16 have chosen other experts?
+# %% [markdown] lang="ko" en="7615809b"
 # ### 16비트 라우터
 #
-# 두 점수가 거의 같으면 반올림이 승부를 정합니다. 우리 라우터는 autocast 안에서도 float32로 계산합니다.
-# bfloat16이었다면 다른 전문가를 고른 토큰이 몇 %일까요?
+# 두 점수가 거의 같으면 반올림 오차만으로도 고르는 전문가가 바뀝니다. 우리 라우터는 autocast(레슨 10) 안에서도
+# float32로 계산합니다. bfloat16이었다면 토큰의 몇 %가 다른 전문가를 골랐을까요?
 # %%
 # %%ranks 0
 tokens, router = torch.randn(4096, 64, device=device), new_layer().router

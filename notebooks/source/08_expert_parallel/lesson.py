@@ -51,7 +51,7 @@ steps = 5
 #
 # ```mermaid
 # flowchart LR
-#   X[랭크 0의<br>토큰 128개] --> R{라우터<br>top 2} --> P[전문가 순으로<br>정렬한 사본]
+#   X[랭크 0의<br>토큰 128개] --> R{라우터<br>top 2} --> P[전문가 순으로<br>정렬한 복사본]
 #   P -->|올투올| E0[전문가 0, 1<br>랭크 0] & E1[전문가 2, 3<br>랭크 1] & E2[전문가 4, 5<br>랭크 2] & E3[전문가 6, 7<br>랭크 3]
 #   E0 & E1 & E2 & E3 -->|올투올| S[가중합]
 # ```
@@ -107,8 +107,8 @@ with torch.no_grad():
 # 몇 줄이면 됩니다. `permute`와 `combine`은 레슨 07의 것이고, `experts`는 이 랭크에 있는 전문가 둘입니다.
 # `all_to_all_single`은 텐서의 행을 모든 랭크에 나누어 보냅니다. 여기서는 랭크마다 보내는 행의 수가 다릅니다.
 #
-# 행은 *랭크* 순으로 도착하는데 전문가는 *전문가* 순을 원합니다. 그 순서가 `order_G`입니다. (M은 이 랭크에 있는
-# 토큰의 사본 수, G는 이 랭크의 전문가가 받는 행의 수입니다.) 아래에 접어 둔 것은 역전파까지 하는 과정의 클래스
+# 행은 *랭크* 순으로 도착하는데, 계산하려면 *전문가* 순이어야 합니다. 그 순서가 `order_G`입니다. (M은 이 랭크에 있는
+# 토큰의 복사본 수, G는 이 랭크의 전문가가 받는 행의 수입니다.) 아래에 접어 둔 것은 역전파까지 하는 과정의 클래스
 # `dlcourse/parallel/expert.py`입니다.
 # %%
 # %%ranks
@@ -135,7 +135,7 @@ def expert_parallel_forward(x_NC, routing, experts):
 # **Predict**: if the router spreads them evenly, how many bytes of tokens does one rank send to *other*
 # ranks in one forward pass, there and back together?
 # %% [markdown] lang="ko" en="9d5d09ad"
-# 여기서 토큰 하나는 4바이트 수 256개, 곧 1 KiB입니다. 랭크 4개에 토큰이 128개씩 있고 사본은 토큰마다 둘입니다.
+# 여기서 토큰 하나는 4바이트 수 256개, 곧 1 KiB입니다. 랭크 4개에 토큰이 128개씩 있고 복사본은 토큰마다 둘입니다.
 #
 # **예측해 보세요.** 라우터가 고르게 나눈다면, 순전파 한 번에 랭크 하나가 *다른* 랭크로 보내는 토큰은 몇
 # 바이트일까요? 가는 길과 오는 길을 합친 것입니다.
@@ -149,16 +149,16 @@ with torch.no_grad():
 compare("08.bytes", sent_to_others(trip))
 show_traffic(ranks["sent"], trip)
 # %% [markdown] lang="en"
-# A rank's own experts cost nothing to reach, so 3 of 4 copies leave. Rows of the table differ: nobody
-# promised an even spread. And the numbers that went ahead were 48 bytes a rank, next to nothing.
+# A rank's own experts cost nothing to reach, so about 3 of 4 copies leave. Rows of the table differ: nobody
+# promised an even spread. The numbers that went ahead, two of 8 bytes to each of three ranks, are next to nothing.
 #
 # ## The same as one process?
 #
 # Now the real thing: a GPT on text whose feed-forward layer is a `MoE`, its experts divided over four
 # ranks by the course's class. Against it one process with all experts and the tokens of all ranks.
-# %% [markdown] lang="ko" en="767447f5"
-# 자기 랭크의 전문가에게는 공짜로 갑니다. 그래서 사본 넷 가운데 셋이 랭크를 떠납니다. 표의 행은 서로 다릅니다.
-# 고르게 나뉜다는 약속은 없었습니다. 먼저 보낸 개수는 랭크마다 48바이트로 거의 없는 것과 같습니다.
+# %% [markdown] lang="ko" en="20223b8c"
+# 자기 랭크의 전문가에게는 보낼 것이 없습니다. 그래서 복사본 넷 가운데 셋쯤이 랭크를 떠납니다. 표의 행은 서로
+# 다릅니다. 라우터가 고르게 나눈다는 보장은 없습니다. 먼저 보낸 개수는 세 랭크에 8바이트 수 두 개씩이라 무시할 만합니다.
 #
 # ## 단일 프로세스와 같을까?
 #
@@ -258,8 +258,8 @@ show_equal(ranks["off"][0])
 #
 # ## 가장 바쁜 랭크를 모두가 기다린다
 #
-# 토큰은 얼마나 고르게 나뉠까요? 같은 모델을 세 방식으로 30스텝씩 학습합니다. 그대로, 레슨 07의 균형 손실을
-# 더해서, 그리고 *강제 균형*으로입니다. 강제 균형에서는 라우터 대신 순번이 토큰을 나눕니다.
+# 토큰은 얼마나 고르게 나뉠까요? 같은 모델을 세 방식으로 30스텝씩 학습합니다. 하나는 그대로, 하나는 레슨 07의
+# 균형 손실을 더해서, 하나는 *강제 균형*으로 합니다. 강제 균형에서는 라우터를 무시하고 토큰을 순번대로 나눕니다.
 # %% hidden=true
 # %%ranks --fast
 from dlcourse.models.moe import balance_loss
@@ -307,14 +307,14 @@ show_imbalance(ranks["rows"][0])
 # %%
 show_slowest(ranks["rows"][0], ranks["seconds"][0])
 # %% [markdown] lang="en"
-# Here the ranks share a few cores, and a full one only takes them from the others. So in the table each
+# Here the ranks share a few cores, and a full one only takes over those of ranks that wait. So in the table each
 # expert *sleeps* 50 microseconds a row. As on GPUs, a layer ends when its fullest rank does.
 #
 # Mind this when you read speeds of others: published runs of MoE models mostly force balance, and real
 # routing was 8 to 20% slower [2].
-# %% [markdown] lang="ko" en="25ec581f"
-# 여기서는 랭크들이 코어 몇 개를 나눠 씁니다. 바쁜 랭크는 다른 랭크의 코어를 빼앗을 뿐입니다. 그래서 표에서는
-# 전문가가 행마다 50마이크로초씩 *잡니다*. GPU에서처럼, 층은 가장 바쁜 랭크가 끝나야 끝납니다.
+# %% [markdown] lang="ko" en="f066fce3"
+# 여기서는 랭크 넷이 코어 몇 개를 나눠 쓰므로, 바쁜 랭크는 쉬는 랭크 몫의 코어까지 쓸 뿐입니다. 그래서 표의
+# 시간은 전문가를 행마다 50마이크로초씩 *재우고*(sleep) 쟀습니다. GPU에서처럼, 가장 바쁜 랭크가 끝나야 층이 끝납니다.
 #
 # 다른 곳의 속도를 읽을 때 조심하세요. 공개된 MoE 속도는 대개 강제 균형으로 잰 것이고, 실제 라우팅에서는 8-20%
 # 느립니다[2].
@@ -361,17 +361,17 @@ for added in (0.0, 0.01, 0.02):
 # ```
 #
 # Or without a flag, by **payload**: each word of 8 bytes carries half data, half the number of the call.
-# Who sees the number has the data.
+# Whoever sees the number has the data.
 #
 # Four ways race below: Gloo; our one-sided all-to-all, for rows of any number; and *low latency*, which
 # keeps room for so many rows from each rank, so that no counts go first, by flag and by payload. Where
 # MPI is installed, its all-to-all stands beside them, in processes of its own.
-# %% [markdown] lang="ko" en="1d004c75"
+# %% [markdown] lang="ko" en="fee78406"
 # ## 첫 바이트가 가기 전에 드는 비용
 #
-# Gloo의 올투올은 양쪽이 만나야 합니다. 토큰 왕복을 위해 DeepSeek이 만든 라이브러리 DeepEP는 **단방향
-# 통신**(one-sided)을 씁니다. 토큰을 상대의 메모리에 바로 넣고 플래그(flag)를 올립니다. 아무도 묻지 않고, 아무도
-# 답하지 않습니다.
+# Gloo의 올투올은 양쪽이 만나야 합니다. 토큰을 주고받으려고 DeepSeek이 만든 라이브러리 DeepEP는 **단방향
+# 통신**(one-sided)을 씁니다. 토큰을 상대의 메모리에 바로 넣고 플래그(flag)를 올립니다. 상대에게 묻지도, 답을
+# 기다리지도 않습니다.
 #
 # ```mermaid
 # sequenceDiagram
@@ -439,18 +439,18 @@ show_race(ranks["trip_times"][0], by_mpi)
 # %% [markdown] lang="en"
 # On the left Gloo's line is flat: 4 KiB take about as long as 32. That is latency, and bytes hardly count.
 # Through shared memory and without a meeting, most of it is gone. Not all of that is due to the meeting: MPI's
-# all-to-all has two sides and is the quickest where it ran. It is C, in shared memory; Gloo goes through sockets.
-# On the right bytes decide, and payload (on x86 only), which sends twice as many, has no lead over Gloo.
+# all-to-all has two sides and, on a quiet machine, is far quicker than Gloo. It is C, in shared memory; Gloo uses
+# sockets. On the right bytes decide, and payload (on x86 only), which sends twice as many, loses its lead.
 #
 # ## What breaks, and how it says so
 #
 # One rank's router gets NaN for a few tokens. Where should they go? If that rank stopped alone, all
 # others would wait for its rows for ever.
-# %% [markdown] lang="ko" en="1ecfb8e1"
+# %% [markdown] lang="ko" en="648962fb"
 # 왼쪽에서 Gloo의 선은 평평합니다. 4 KiB나 32 KiB나 비슷하게 걸립니다. 이것이 지연 시간이고, 바이트 수는 거의
-# 상관없습니다. 공유 메모리를 쓰고 양쪽이 만나지 않으면 대부분 사라집니다. 다만 만남만의 비용은 아닙니다. MPI의
-# 올투올은 양쪽이 만나는데도 가장 빠릅니다(MPI가 있을 때). MPI는 C로 공유 메모리를 쓰고, Gloo는 소켓을 거칩니다.
-# 오른쪽에서는 바이트 수가 좌우합니다. 두 배를 보내는 페이로드 방식은 이제 Gloo보다 빠르지 않습니다.
+# 상관없습니다. 공유 메모리를 쓰고 양쪽이 만나지 않으면 대부분 사라집니다. 다만 만나는 비용이 전부는 아닙니다. MPI의
+# 올투올은 양쪽이 만나는데도 한가한 컴퓨터에서는 Gloo보다 훨씬 빠릅니다. MPI는 C로 공유 메모리를 쓰고, Gloo는 소켓을
+# 거칩니다. 오른쪽에서는 바이트 수가 시간을 정합니다. 두 배를 보내는 페이로드 방식(x86에서만)의 이점은 사라집니다.
 #
 # ## 무엇이 깨지고, 어떻게 알려 주나
 #
@@ -478,7 +478,7 @@ spoilt(*batch_of(0))
 # 함께 거부합니다. (랭크가 토큰을 넣고 플래그를 올리기 전에 죽는 경우는 더 깊이에서 봅니다.)
 #
 # 다음 실수는 오류를 내지 않습니다. 전문가 병렬화와 데이터 병렬화를 함께 써서 랭크가 2 × 2개라고 합시다.
-# 전문가마다 복제본이 둘이니, DDP처럼 그래디언트를 둘로 평균하면 맞는 것 같습니다. 하지만 토큰은 *네* 랭크에서
+# 전문가마다 복제본이 둘이니, DDP처럼 두 복제본의 그래디언트를 평균하면 맞는 것 같습니다. 하지만 토큰은 *네* 랭크에서
 # 왔습니다.
 # %%
 # %%ranks --fast
@@ -534,7 +534,7 @@ show_drift(ranks["drift"][0], ranks=num_ranks)
 # The same layer in DeepSpeed's `MoE` and in a version with torch's DTensor, same weights, same tokens.
 # `exchange=` puts one-sided puts under ours. Forward and backward, in turns:
 # %% [markdown] lang="ko" en="0a3c61e8"
-# 배율이 틀려도 오류가 없고 복제본끼리는 같습니다. 복제본이 어긋나는지 검사해도 나오지 않습니다. SGD에서는
+# 배율이 틀려도 오류가 없고 복제본끼리는 같습니다. 복제본이 어긋나는지 검사해도 드러나지 않습니다. SGD에서는
 # 전문가만 두 배의 학습률로 배웁니다. Adam은 그래디언트를 자기 크기로 나누므로 실수를 거의 다 숨깁니다.
 #
 # 그래디언트를 클리핑할 때는 과정의 `clip_grad_norm_`(`parallel/clipping.py`)을 쓰세요. torch의 함수는 자기 랭크의
@@ -574,21 +574,21 @@ library_apart = {name: worst((step(m, x_NC) - want).abs().max()) for name, m in 
 # %%
 show_libraries(ranks["library_times"][0], ranks["library_apart"][0])
 # %% [markdown] lang="en"
-# The same answers. Ours on Gloo and ours one-sided differ only in who carries the rows: what lies between
-# the two is messages. With DeepSpeed all experts' buffers are as long as the busiest one's.
+# The same answers. Ours on Gloo and ours one-sided differ only in how rows are carried: the time between
+# the two is communication. With DeepSpeed all experts' buffers are as long as the busiest one's.
 #
 # ## A thousand ranks
 #
 # Two experts of a token may share a rank: then it needs to go there only **once**. 256 experts over 8
-# ranks, 8 for each token. **Predict**: to how many ranks does a token go, on average?
-# %% [markdown] lang="ko" en="feca130e"
-# 답은 같습니다. 우리 층은 Gloo로 돌리든 단방향으로 돌리든 계산이 같고 나르는 방법만 다릅니다. 그러니 둘의 차이는
-# 모두 메시지에서 옵니다. DeepSpeed에서는 모든 전문가의 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
+# ranks, 8 for each token. **Predict**: to how many ranks does a token go, on average, its own among them?
+# %% [markdown] lang="ko" en="3203c722"
+# 답은 같습니다. 우리 층은 Gloo로 돌리든 단방향으로 돌리든 계산이 같고 보내는 방법만 다릅니다. 그래서 둘의 시간
+# 차이는 모두 통신에서 옵니다. DeepSpeed에서는 모든 전문가의 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
 #
 # ## 랭크가 천 개라면
 #
 # 토큰이 고른 전문가 둘이 같은 랭크에 있을 수 있습니다. 그러면 **한 번만** 보내면 됩니다. 전문가 256개를 랭크 8개에
-# 나누고 토큰마다 8개를 고릅니다. **예측해 보세요.** 토큰은 평균 몇 개의 랭크로 갈까요?
+# 나누고 토큰마다 8개를 고릅니다. **예측해 보세요.** 자기 랭크도 세면 토큰은 평균 몇 개의 랭크로 갈까요?
 # %%
 predict("08.ranks")
 # %%
@@ -604,29 +604,29 @@ explore(tokens_on_the_wire, ranks=sizes_to_try, top_k=[1, 2, 4, 8])
 # GB/s for each GPU and 2 microseconds a message. With 8 experts a token, sending once saves a third at 8
 # ranks, and little where experts are spread thinly.
 #
-# Then the course's own class as one rank of 2,048, on tensors without numbers: GPT-2 large with 2,048
+# Then the course's own class as one rank of 2,048, on tensors without values (meta): GPT-2 large with 2,048
 # experts in each layer, 8 for a token, balance forced. Recorded by `dlcourse scale 08` (bytes are exact
 # on any machine).
-# %% [markdown] lang="ko" en="d29c61fa"
+# %% [markdown] lang="ko" en="6c5406ad"
 # 마우스나 화살표 키로 슬라이더를 움직여 보세요. DeepSeek-V3의 층을 공식으로 계산합니다. GPU마다 50 GB/s,
 # 메시지마다 2마이크로초라고 *가정*했습니다. 토큰마다 전문가 8개를 쓰고 랭크도 8개일 때, 한 번만 보내면 3분의 1을
 # 아낍니다. 전문가를 더 많은 랭크에 흩어 놓을수록 덜 아낍니다.
 #
-# 이번에는 과정의 클래스를 랭크 2,048개 가운데 하나로, 숫자 없는 텐서로 돌립니다. GPT-2 large의 층마다 전문가가
+# 이번에는 과정의 클래스를 랭크 2,048개 가운데 하나로, 값이 없는 텐서(meta)로 돌립니다. GPT-2 large의 층마다 전문가가
 # 2,048개이고 토큰은 8개를 씁니다. 강제 균형입니다. `dlcourse scale 08`로 기록했습니다(바이트 수는 어느
 # 컴퓨터에서나 정확합니다).
 # %%
 show_thousands(read_record("experts_at_scale"))
 # %% [markdown] lang="en"
-# The more ranks share the experts, the less of them a rank holds and averages. What tokens cost stays: all
+# The more ranks share the experts, the fewer a rank holds and averages. What tokens cost hardly grows: all
 # but 1/EP of the copies leave, however many ranks there are. But the counts are no longer next to
 # nothing: our class tells every rank those of all experts, so that capacity and balance see them.
 #
 # Now what DeepEP reaches, **as its authors publish it**. V2 counts bytes in another way: do not compare it
 # with V1.
-# %% [markdown] lang="ko" en="f9652f09"
-# 더 많은 랭크가 전문가를 나눌수록 랭크 하나가 가지고 평균할 전문가는 줄어듭니다. 토큰을 보내는 비용은 그대로입니다.
-# 랭크가 몇 개든 사본의 1/EP만 남고 모두 떠납니다. 다만 개수는 이제 무시할 수 없습니다. 용량과 균형을 전체에서
+# %% [markdown] lang="ko" en="15f774fe"
+# 전문가를 더 많은 랭크에 나눌수록 랭크 하나가 맡아 그래디언트를 평균할 전문가는 줄어듭니다. 토큰을 보내는 비용은
+# 거의 늘지 않습니다. 랭크가 몇 개든 복사본의 1/EP만 남고 모두 떠납니다. 다만 개수는 이제 무시할 수 없습니다. 용량과 균형을 전체에서
 # 세려고, 우리 클래스가 모든 전문가의 개수를 모든 랭크에 알리기 때문입니다.
 #
 # 다음은 DeepEP의 속도로, **만든 사람들이 공개한 값**입니다. V2는 바이트를 다르게 세므로 V1과 견주지 마세요.
@@ -636,22 +636,22 @@ show_published(read_record("deepep"))
 # ## On a GPU cluster
 #
 # With 32 times the GPUs, the low-latency dispatch takes 2.5 times as long: a token still goes to 8
-# experts, and nobody waits for a meeting. Between machines RDMA (the network card writes into the other's
+# experts, without a meeting. Between machines RDMA (the network card writes into the other's
 # memory) has about a third of NVLink's rate inside. So a token crosses to another machine once, and is
-# copied to its experts there; DeepSeek-V3 allows 4 machines [1]. The journey hides behind the shared
+# copied to its experts there; DeepSeek-V3 allows it 4 machines [1]. The journey hides behind the shared
 # expert (Deeper) or another micro-batch.
 #
 # Training sends thousands of tokens at a time: bytes decide. Generating text sends few: latency decides,
 # and one-sided pays most. Not run here: NVLink, RDMA, torch's symmetric memory, which needs CUDA.
 #
 # What is left of the two claims tested here?
-# %% [markdown] lang="ko" en="3cd47523"
+# %% [markdown] lang="ko" en="469d567d"
 # ## GPU 클러스터에서는
 #
-# GPU가 32배로 늘어도 저지연 디스패치는 2.5배만 걸립니다. 토큰은 여전히 전문가 8개로 가고, 만나기를 기다리지도
+# GPU가 32배로 늘어도 저지연 디스패치는 2.5배만 걸립니다. 토큰은 여전히 전문가 8개로 가고, 만나기를 기다리지
 # 않습니다. 컴퓨터 사이의 RDMA(네트워크 카드가 상대의 메모리에 바로 쓰는 방식)는 컴퓨터 안 NVLink의 약 3분의 1
-# 속도입니다. 그래서 토큰은 다른 컴퓨터로 한 번만 건너가고, 거기서 전문가마다 복사합니다. DeepSeek-V3는 4대까지만
-# 허용합니다[1]. 보내는 시간은 공유 전문가(더 깊이)나 다른 마이크로배치를 계산하면서 숨깁니다.
+# 속도입니다. 그래서 토큰은 다른 컴퓨터로 한 번만 건너가고, 거기서 전문가마다 복사합니다. DeepSeek-V3에서는 토큰
+# 하나가 4대까지만 갑니다[1]. 보내는 시간은 공유 전문가(더 깊이)나 다른 마이크로배치를 계산하면서 숨깁니다.
 #
 # 학습에서는 토큰을 수천 개씩 보내므로 바이트 수가 시간을 정합니다. 글을 생성할 때는 몇 개뿐이라 지연 시간이
 # 정하고, 단방향 통신이 유리합니다. NVLink, RDMA, torch의 대칭 메모리(symmetric memory)는 여기서 돌리지
@@ -678,7 +678,7 @@ claim("C7", one_sided=one_sided_ratio(ranks["trip_times"][0]))
 # `solution("08.splits")`은 답 하나를 보여 줍니다. 전문가는 위에서처럼 이어진 번호끼리 한 랭크에 있습니다.
 #
 # **1. `08.splits`** (3분). `experts`는 이 랭크의 토큰이 고른 전문가이고 모양은 (N, K)입니다. 랭크마다 수가
-# 하나씩 들어 있는 리스트 둘을 돌려주세요. 그 랭크로 보낼 사본 수와 그 랭크에서 올 사본 수입니다. 개수만
+# 하나씩 들어 있는 리스트 둘을 돌려주세요. 그 랭크로 보낼 복사본 수와 그 랭크에서 올 복사본 수입니다. 개수만
 # 주고받아야 합니다.
 # %% exercise="08.splits"
 # %%ranks
@@ -716,7 +716,7 @@ check("08.once")
 # %% [markdown] lang="ko" en="9e8142f2"
 # **3. `08.combine`** (10분). 답은 `(rank, rows)` 메시지로 아무 순서로나 오지만, 메시지 안의 행은 보낸
 # 순서대로입니다. 아무것도 받지 못한 랭크는 답하지 않습니다. `copies`는 `permute`가 준 것이어서, 랭크 순으로 보낸
-# 행 가운데 i번째가 사본 `copies[i]`입니다. `send`는 랭크마다 보낸 행의 수, `weights`는 (N, K)입니다. 토큰마다
+# 행 가운데 i번째가 복사본 `copies[i]`입니다. `send`는 랭크마다 보낸 행의 수, `weights`는 (N, K)입니다. 토큰마다
 # 가중합을 (N, C)로 돌려주세요. 메시지가 어떤 순서로 와도 **비트까지** 같아야 합니다.
 # %% exercise="08.combine"
 # %%ranks
@@ -787,13 +787,13 @@ quiz()
 # %% [markdown] lang="en"
 # ### The shared expert fills the wait
 #
-# A shared expert needs no journey: every rank has it. So `ExpertParallel` starts the dispatch, computes
+# A shared expert, which every token uses (lesson 07), needs no journey: every rank has it. So `ExpertParallel` starts the dispatch, computes
 # the shared expert, and only then waits. Here with imposed times: each all-to-all takes 20 ms, the shared
 # expert 15 ms.
-# %% [markdown] lang="ko" en="9246fda2"
+# %% [markdown] lang="ko" en="e498a56e"
 # ### 기다리는 동안 공유 전문가를
 #
-# 공유 전문가는 모든 랭크에 있어 토큰을 보낼 필요가 없습니다. 그래서 `ExpertParallel`은 디스패치를 시작해 놓고
+# 모든 토큰이 쓰는 공유 전문가(레슨 07)는 모든 랭크에 있어 토큰을 보낼 필요가 없습니다. 그래서 `ExpertParallel`은 디스패치를 시작해 놓고
 # 공유 전문가를 계산한 다음에야 기다립니다. 여기서는 시간을 정해 놓았습니다. 올투올은 20 ms, 공유 전문가는 15 ms가
 # 걸립니다.
 # %% hidden=true

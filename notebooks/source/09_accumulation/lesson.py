@@ -15,7 +15,7 @@
 #
 # 따라 하려는 학습 설정에는 배치가 시퀀스 64개라고 적혀 있습니다. GPU에는 16개까지만 들어갑니다. 어떻게 할까요?
 #
-# 16개짜리 **마이크로배치**(micro-batch) 네 개의 그래디언트를 더해 두었다가 한 번만 업데이트하라는 조언이
+# 16개짜리 **마이크로배치**(micro-batch) 네 개의 그래디언트를 더해 두었다가 한 번만 갱신하라는 조언이
 # 흔합니다. "64개일 때와 똑같이 학습되고, 메모리는 16개만큼만 쓰고, 조금 느릴 뿐"이라고 합니다.
 #
 # 약속은 세 가지입니다. 하나하나 마지막 비트까지 확인하고, 오류도 없이 깨지는 경우를 찾아봅니다.
@@ -252,7 +252,7 @@ trials = {
 show_same(ranks["trials"][0], steps)
 # %% [markdown] lang="en"
 # Not bit for bit: the same numbers are added in another order. It is rounding and nothing else: in
-# float64 the differences are smaller by about nine digits. Adam enlarges it, because it divides a
+# float64 the differences are smaller by eight or nine digits. Adam enlarges it, because it divides a
 # gradient by its own size. Where the true gradient is almost zero, rounding is divided by rounding:
 # so the last column is far larger for AdamW than for SGD.
 #
@@ -260,8 +260,8 @@ show_same(ranks["trials"][0], steps)
 #
 # "The gradient of a mean is the mean of the gradients" holds only where rows do not know of each
 # other. Does a layer break that? Guess before you run it: layer norm, batch norm, dropout?
-# %% [markdown] lang="ko" en="093aaa2b"
-# 비트까지 같지는 않습니다. 같은 수를 다른 순서로 더하기 때문입니다. float64에서는 차이가 아홉 자리쯤
+# %% [markdown] lang="ko" en="30fda685"
+# 비트까지 같지는 않습니다. 같은 수를 다른 순서로 더하기 때문입니다. float64에서는 차이가 여덟아홉 자리
 # 작아지므로 반올림 오차일 뿐입니다. Adam은 그래디언트를 자기 크기로 나누어 이 차이를 키웁니다. 진짜
 # 그래디언트가 0에 가까우면 반올림 오차를 반올림 오차로 나누게 됩니다. 그래서 마지막 열은 AdamW가 SGD보다 훨씬
 # 큽니다.
@@ -368,9 +368,9 @@ show_uneven(ranks["uneven"][0], ranks["by_targets"][0])
 # part. DDP sends a gradient as soon as backward has filled a bucket, but the first three sums are not
 # finished. `no_sync()` holds them back.
 #
-# **Predict.** Four micro-batches in plain DDP, without `no_sync()`. How many times the gradients does
-# a rank give to all-reduce in one step?
-# %% [markdown] lang="ko" en="f15678ba"
+# **Predict.** Four micro-batches in plain DDP, without `no_sync()`. How many times the size of
+# the gradients does a rank hand to all-reduce in one step?
+# %% [markdown] lang="ko" en="804e566d"
 # 오류도 경고도 없는데 그래디언트는 틀립니다. 널리 쓰이는 학습 라이브러리에도 2024년 10월까지 바로 이 버그가
 # 있었습니다[1].
 #
@@ -539,7 +539,7 @@ check("09.tokens")
 # %% [markdown] lang="ko" en="440596da"
 # **3. `09.ddp`** (20분). DDP로 한 스텝을 처음부터 끝까지 합니다. `parts`는 2번과 같고, 모델은 `ddp(x)`로
 # 부릅니다. **모든** 랭크의 마이크로배치를 배치 하나에 모아, 전체 타깃의 평균을 내고, 그래디언트의 노름(norm)을
-# 0.5로 자르고, 업데이트하는 단일 프로세스와 같아야 합니다. 랭크마다 타깃 수도, 마이크로배치 수도 다를 수
+# 0.5로 클리핑하고, 갱신하는 단일 프로세스와 같아야 합니다. 랭크마다 타깃 수도, 마이크로배치 수도 다를 수
 # 있습니다.
 #
 # 목표: 그래디언트는 한 번만 보내고, 더 보내도 몇 바이트까지입니다. 활성화값은 언제나 마이크로배치 하나만큼만
@@ -610,7 +610,7 @@ show_large(gradients=gradients_gb, without=8 * once, within=once)
 # 1. `backward()`는 더합니다. 손실마다 나누고, 반복문 안에서 역전파하고, 갱신은 한 번만 합니다.
 # 2. 활성화값은 마이크로배치와 함께 줄어듭니다. 파라미터, Adam의 상태, *그래디언트*는 줄지 않습니다.
 # 3. 반올림 오차를 빼면 같고, 오차는 Adam이 키웁니다. 배치 전체를 보는 층에서는 다릅니다.
-# 4. 타깃 수가 다르면 합을 내고 같은 수로 나눕니다. 평균의 평균은 조용한 버그입니다.
+# 4. 타깃 수가 다르면 합을 내고 같은 수로 나눕니다. 평균의 평균은 오류 없이 틀립니다.
 # 5. DDP에서는 마지막을 뺀 모든 순전파*와* 역전파를 `no_sync()` 안에 둡니다.
 #
 # 파라미터 하나에 16바이트라는 바닥이 남았습니다. 16비트 수를 쓰면 절반이 될까요? 레슨 10에서 봅니다.
