@@ -475,6 +475,17 @@ def test_flops_agree_with_torchs_counter_where_that_is_right() -> None:
     assert recorder.record["flops"] == counter.get_total_flops() > 0
 
 
+def test_flops_of_products_into_memory_that_is_there() -> None:
+    a, b, c = torch.randn(4, 8), torch.randn(8, 3), torch.empty(4, 3)
+    recorder = Recorder(0, 1)
+    with recorder:
+        torch.mm(a, b, out=c)
+        torch.matmul(a, b, out=c)
+        torch.addmm(c, a, b, out=c)
+        torch.add(c, 1, out=c)  # no product
+    assert recorder.record["flops"] == 3 * 2 * 4 * 8 * 3
+
+
 def stuck() -> tuple[dict[str, Any] | None, float]:
     rank = dist.get_rank()
     recorder = Recorder(rank, 2)
