@@ -16,7 +16,7 @@ import sysconfig
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,7 @@ def check_corpus(data: str | os.PathLike[str] | None = None, *, block: int = 128
         data: a file; ``None`` is the standard library's sources.
         block: tokens in a sequence; a sequence and its targets need one byte more.
     """
+    _check_whole("block", block)
     if data is None:
         if next(_standard_library_files(), None) is None:
             raise ValueError(
@@ -81,7 +82,7 @@ class Corpus:
 
     Args:
         data: a file; ``None`` is the standard library's sources.
-        limit: use at most this many bytes.
+        limit: read at most this many bytes, into memory.
         seed: which sequences the steps get.
 
     Raises:
@@ -97,12 +98,14 @@ class Corpus:
     ) -> None:
         if type(limit) is not int or limit < 2:
             raise ValueError(f"limit={limit!r} is not allowed: give a number of bytes, 2 or more")
+        _check_whole("seed", seed, least=0)
         check_corpus(data, block=1)
         self.seed = seed
         if data is None:
             self.bytes = _standard_library(limit)
-        else:  # mapped, not read: a file may be larger than memory
-            self.bytes = np.memmap(Path(data).expanduser(), dtype=np.uint8, mode="r")[:limit]
+        else:  # read, not mapped: an editor that shortens a mapped file ends the process
+            text = _first_bytes(Path(data).expanduser(), limit)
+            self.bytes = np.frombuffer(text, dtype=np.uint8)
 
     def __len__(self) -> int:
         return len(self.bytes)
@@ -126,13 +129,14 @@ class Corpus:
             tokens and targets, int64, each of shape (micro_batch, block).
         """
         for name, value in (("world_size", world_size), ("micro_batch", micro_batch)):
-            if value < 1:
-                raise ValueError(f"{name}={value} is not allowed: give 1 or more")
+            _check_whole(name, value)
+        _check_whole("rank", rank, least=None)
         if not 0 <= rank < world_size:
             raise ValueError(
                 f"rank={rank} is not one of world_size={world_size} ranks: "
                 f"give 0 to {world_size - 1}"
             )
+        _check_whole("step", step, least=None)
         if step < 0:
             raise ValueError(f"step={step} is not allowed: steps count from 0")
         random = np.random.default_rng((self.seed, step))
@@ -196,6 +200,8 @@ class KindsCorpus(Corpus):
         """Which of ``KINDS`` each row of ``batch`` is: int64, shape (micro_batch,)."""
         import torch
 
+        _check_whole("rank", rank, least=0)
+        _check_whole("micro_batch", micro_batch)
         return (torch.arange(micro_batch) + rank * micro_batch) % len(KINDS)
 
     def held_out(
@@ -209,6 +215,7 @@ class KindsCorpus(Corpus):
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r} is unknown: give one of {', '.join(KINDS)}")
         text = self._held_out[kind]
+        _check_whole("sequences", sequences, least=None)
         _check_block(block, len(text))
         if not 1 <= sequences <= len(text) // (block + 1):
             raise ValueError(
@@ -231,8 +238,9 @@ def sequences_per_rank(batch_size: int, *, world_size: int = 1, accumulate: int 
     Raises:
         ValueError: ranks and micro-batches cannot have equal parts of the batch.
     """
-    if accumulate < 1:
-        raise ValueError(f"accumulate={accumulate} is not allowed: give 1 or more micro-batches")
+    _check_whole("world_size", world_size)
+    _check_whole("accumulate", accumulate)
+    _check_whole("batch_size", batch_size, least=None)
     if batch_size < 1 or batch_size % (world_size * accumulate):
         raise ValueError(
             f"batch_size={batch_size} cannot be split over {world_size} ranks with "
@@ -241,7 +249,16 @@ def sequences_per_rank(batch_size: int, *, world_size: int = 1, accumulate: int 
     return batch_size // world_size
 
 
+def _check_whole(name: str, value: Any, *, least: int | None = 1) -> None:
+    """Refuse what is no whole number, or one below ``least``. NumPy's are as good as Python's."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or (least is not None and value < least):
+        more = "" if least is None else f" of {least} or more"
+        raise ValueError(f"{name}={value!r} is not allowed: give a whole number{more}")
+
+
 def _check_block(block: int, size: int) -> None:
+    _check_whole("block", block, least=None)
     if not 1 <= block < size:
         raise ValueError(
             f"block={block} does not fit a text of {size} bytes: "

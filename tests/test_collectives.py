@@ -15,9 +15,12 @@ import cloudpickle
 import pytest
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from dlcourse import RankError, Ranks
-from dlcourse.collectives import direct, p2p
+from dlcourse.collectives import buffers, direct, one_sided, p2p
 from dlcourse.collectives.benchmark import CALLS, measure
 from dlcourse.collectives.naive import naive_all_reduce
 from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
@@ -344,6 +347,169 @@ def test_output_and_input_that_do_not_go_together(run, num_ranks):
     assert run(overlap_problems) == [[]] * num_ranks
 
 
+def reuse_problems():
+    """Memory made for a call in which tensors are of another kind is not met by the next."""
+    problems = []
+    for mode in (torch.inference_mode, FakeTensorMode):
+        for name, all_reduce in ALL_REDUCE.items():
+            buffers._scratch.clear()
+            if (name, mode) == ("shared", FakeTensorMode):
+                continue  # looks at numbers, which such tensors have not
+            with mode():
+                all_reduce(torch.ones(7))
+            dist.barrier()
+            try:
+                x = all_reduce(torch.ones(7)).tolist()
+            except Exception as error:
+                x = str(error)
+            if x != [float(dist.get_world_size())] * 7:
+                problems.append(f"{name} after {mode.__name__}: {x}")
+    return problems
+
+
+@on_ranks(3)
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+def test_after_inference_and_after_fake_tensors(run):
+    assert run(reuse_problems) == [[]] * 3
+
+
+def first_to_last(tensor):
+    """One message by each of the three ways."""
+    last = dist.get_world_size() - 1
+    if dist.get_rank() == 0:
+        p2p.isend(tensor, last).wait()
+    elif dist.get_rank() == last:
+        p2p.irecv(tensor, 0).wait()
+    else:
+        tensor.add_(1)  # not in it
+
+
+def to_the_right(tensor):
+    rank, p = dist.get_rank(), dist.get_world_size()
+    sends = [(torch.zeros_like(tensor), (rank + 1) % p)]
+    p2p.exchange(sends=sends, receives=[(tensor, rank - 1 if rank else p - 1)])
+
+
+def stale_gradients():
+    """Calls that change a tensor which autograd keeps, and backward takes the changed numbers."""
+    calls = {**ALL_REDUCE, "tree_broadcast": tree_broadcast, "ring_all_gather": ring_all_gather}
+    calls |= {"irecv": first_to_last, "exchange": to_the_right}
+    stale = []
+    for name, call in calls.items():
+        x = torch.full((6,), 1.0 + dist.get_rank(), requires_grad=True)
+        y = x.exp()  # kept: it is its own gradient
+        before = y.detach().clone()
+        with torch.no_grad():
+            call(y)
+        changed = not torch.equal(y, before)
+        try:
+            y.sum().backward()
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+        else:
+            stale += [name] * changed
+    return stale
+
+
+@on_ranks(2, 3)
+def test_autograd_refuses_numbers_that_were_received_over(run, num_ranks):
+    assert run(stale_gradients) == [[]] * num_ranks
+
+
+def refused_one_after_the_other(calls):
+    """What each call says; ``nothing`` where it returns."""
+    said = []
+    for call in calls:
+        try:
+            call()
+            said.append("nothing")
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def calls_from_outside():
+    group = dist.new_group([0, 1])
+    x = torch.ones(6)
+    said = []
+    if dist.get_rank() == 2:
+        every = [lambda f=f: f(x, group=group) for f in ALL_REDUCE.values()]
+        every += [lambda: tree_broadcast(x, group=group), lambda: ring_all_gather(x, group=group)]
+        for module in (direct, one_sided):
+            every.append(lambda m=module: m.all_to_all(x.clone(), x, group=group))
+        every.append(lambda: p2p.isend(x, 0, group))
+        every.append(lambda: p2p.exchange(sends=[(x, 0)], receives=[], group=group))
+        said = refused_one_after_the_other(every)
+    dist.barrier()
+    return said
+
+
+@on_ranks(3)
+def test_a_rank_outside_of_the_group_is_told_so(run):
+    said = run(calls_from_outside)[2]
+    assert len(said) == len(ALL_REDUCE) + 6
+    assert all(text.startswith("group does not contain rank 2") for text in said), said
+
+
+def messages_to_nobody():
+    """The classic: rank + 1 without a modulo, in the last rank. Gloo ends the process."""
+    p, x = dist.get_world_size(), torch.ones(2)
+    calls = []
+    for k in (p, -1, dist.get_rank()):
+        calls.append(lambda k=k: p2p.isend(x, k))
+        calls.append(lambda k=k: p2p.irecv(x, k))
+        calls.append(lambda k=k: p2p.exchange(sends=[(x, k)], receives=[]))
+        calls.append(lambda k=k: p2p.start_exchange(sends=[], receives=[(x, k)]))
+    return refused_one_after_the_other(calls)
+
+
+@on_ranks(2)
+def test_messages_to_no_other_rank_are_refused(run):
+    for said in run(messages_to_nobody):
+        assert all("give the number of another rank, 0 to 1" in text for text in said), said
+
+
+def reduce_a_dtensor():
+    x = DTensor.from_local(torch.ones(2), init_device_mesh("cpu", (dist.get_world_size(),)))
+    return refused_one_after_the_other([lambda f=f: f(x) for f in ALL_REDUCE.values()])
+
+
+@on_ranks(2)
+def test_a_tensor_that_holds_others_is_refused(run):
+    """What lies in it is not in its own memory; the tree and naive would wait for ever."""
+    for said in run(reduce_a_dtensor):
+        assert all(text.startswith("tensor is a DTensor") for text in said), said
+
+
+def own_part_repeated():
+    """Rank r sends itself one row, and expects three."""
+    rank, p = dist.get_rank(), dist.get_world_size()
+    expected = [1] * p
+    expected[rank] = 3
+    direct.all_to_all(torch.zeros(p + 2), torch.arange(float(p)), expected, [1] * p)
+
+
+@on_ranks(2)
+def test_a_row_for_oneself_is_not_repeated(run):
+    text = r"ValueError: this rank sends itself 1 numbers \(1 rows of input\) and expects 3"
+    with pytest.raises(RankError, match=text):
+        run(own_part_repeated)
+
+
+def rows_of_another_shape():
+    p = dist.get_world_size()
+    output, x = torch.zeros(4 * p), torch.arange(4.0 * p).view(2 * p, 2)
+    direct.all_to_all(output, x)
+    theirs = torch.zeros(4 * p)
+    dist.all_to_all_single(theirs, x)
+    return torch.equal(output, theirs)
+
+
+@on_ranks(2)
+def test_rows_may_have_another_shape_where_they_hold_as_much(run):
+    assert run(rows_of_another_shape) == [True] * 2
+
+
 UNLIKE = {  # rank 1's size and dtype; the other ranks have 4 numbers in float32
     "longer": (8, torch.float32),
     "shorter": (2, torch.float32),
@@ -407,6 +573,37 @@ def sizes_in_turn():
 @on_ranks(2, 3)
 def test_shared_memory_keeps_calls_of_different_sizes_apart(run, num_ranks):
     assert run(sizes_in_turn) == [[]] * num_ranks
+
+
+def unlike_where_there_is_memory(n, slow):
+    """Rank 1 has another size, ``n``, and is slow to look; then all make a good call."""
+    shared_all_reduce(torch.zeros(1000))
+    rank, barrier = dist.get_rank(), dist.barrier
+
+    def late(*args):
+        barrier(*args)
+        time.sleep(0.3)
+
+    if rank == slow:
+        dist.barrier = late
+    try:
+        shared_all_reduce(torch.zeros(n if rank == 1 else 1000))
+        said = "nothing"
+    except ValueError as error:
+        said = str(error)
+    finally:
+        dist.barrier = barrier
+    x = torch.full((1000,), float(rank))
+    return said, shared_all_reduce(x).unique().tolist()
+
+
+@pytest.mark.skipif("shared" not in ALL_REDUCE, reason="memfd_create of Linux")
+@on_ranks(3)
+@pytest.mark.parametrize(("n", "slow"), [(999, 0), (999, 1), (100_000, 1), (100_000, 2)])
+def test_unlike_tensors_are_refused_in_every_rank_of_a_later_call_too(run, n, slow):
+    """Whether the memory of the first call is enough, and whoever is the last to see it."""
+    for said, total in run(unlike_where_there_is_memory, n, slow):
+        assert said.startswith("tensor differs between ranks") and total == [3.0]
 
 
 def group_problems():
@@ -575,6 +772,7 @@ TURNED = torch.zeros(4, 6).t()
             "all_to_all",
             [torch.zeros(4), torch.zeros(4), [1, 2], [2, 2]],
         ),
+        ("input has no dimension", "direct", "all_to_all", [torch.zeros(()), torch.zeros(())]),
         ("names contains 'rings'", "benchmark", "measure", [["rings"], [4]]),
     ],
 )

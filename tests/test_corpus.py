@@ -235,6 +235,64 @@ def test_sequences_per_rank():
         sequences_per_rank(4, accumulate=0)
 
 
+@pytest.mark.parametrize("number", [0, -2, 2.0, True, float("nan"), "2", None])
+@pytest.mark.parametrize("name", ["world_size", "accumulate"])
+def test_ranks_and_micro_batches_are_whole_numbers_from_one_on(name, number):
+    """A world of -2 ranks divides 32 too."""
+    with pytest.raises(ValueError, match=f"{name}={number!r} is not allowed: give a whole number"):
+        sequences_per_rank(32, **{name: number})
+
+
+@pytest.mark.parametrize("number", [2.0, True, float("nan"), "2", None])
+@pytest.mark.parametrize("name", ["rank", "world_size", "micro_batch", "block", "step"])
+def test_numbers_of_a_batch_are_whole(name, number):
+    numbers = {"step": 0, name: number}
+    with pytest.raises(ValueError, match=f"{name}={number!r} is not allowed: give a whole number"):
+        Corpus(limit=2000).batch(numbers.pop("step"), **numbers)
+
+
+def test_numpys_whole_numbers_are_as_good():
+    corpus, two = Corpus(limit=2000), np.int64(2)
+    given = corpus.batch(two, rank=np.int32(1), world_size=two, micro_batch=two, block=two)
+    usual = corpus.batch(2, rank=1, world_size=2, micro_batch=2, block=2)
+    assert all(map(torch.equal, given, usual))
+    assert sequences_per_rank(np.int64(32), world_size=two) == 16
+
+
+@pytest.mark.parametrize("block", [0, -5, 2.5, "8"])
+def test_a_block_that_cannot_be_is_not_blamed_on_the_file(block):
+    with pytest.raises(ValueError, match=f"block={block!r} is not allowed"):
+        check_corpus(__file__, block=block)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None, "a", True])
+def test_a_seed_that_cannot_be(seed):
+    with pytest.raises(ValueError, match=f"seed={seed!r} is not allowed: give a whole number of 0"):
+        Corpus(limit=2000, seed=seed)
+
+
+def test_a_file_may_be_shortened_after_it_was_read(tmp_path):
+    """As an editor does that writes it anew. Where it was mapped, the process was ended."""
+    code = """
+import pathlib, sys
+from dlcourse.corpus import Corpus
+file = pathlib.Path(sys.argv[1])
+file.write_bytes(b"hello " * 20_000)
+corpus = Corpus(file)
+file.write_bytes(b"short")
+print(bytes(corpus.batch(1, block=6)[0][0].tolist()))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "my.txt")]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended
+    assert sorted(ended.stdout.strip()[2:-1]) == sorted("hello ")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
+def test_a_file_whose_size_the_system_does_not_say():
+    assert Corpus("/proc/cpuinfo").batch(0, block=8)[0].shape == (4, 8)
+
+
 # --- Three kinds of text ------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ that it is so.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -15,9 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dlcourse.formulas.batch import derived_batch
 from dlcourse.formulas.bubbles import idle_over_ideal, idle_over_total
 from dlcourse.formulas.flops import attention_flops, flops_per_token
-from dlcourse.formulas.traffic import algorithm_bytes, wire_bytes
+from dlcourse.formulas.memory import predict_peak
+from dlcourse.formulas.mesh import mesh_bytes, stage_parameters
+from dlcourse.formulas.recipe import Recipe
+from dlcourse.formulas.traffic import algorithm_bytes, wire_bytes, zero_bytes
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.pipeline_schedules import gpipe, interleaved, one_f_one_b
@@ -352,3 +357,45 @@ def test_flops_of_a_token_and_of_a_step():
     shape_BHTD = (3, 2, 16, 16)
     again = config.n_layer * attention_flops(shape_BHTD, shape_BHTD, shape_BHTD) // 2
     assert recorder.record["flops"] - again == tokens.numel() * flops_per_token(config, block=16)
+
+
+BATCH = {"micro_batch": 1, "micro_batches": 1, "block": 128}
+MESH = {"data": 1, "pipeline": 2, "tensor": 2, **BATCH}
+WRONG = {  # what gave numbers, some of them below 0, or the error of a division
+    "op='allreduce'": lambda: wire_bytes("allreduce", 100, 4),  # half of what an all-reduce sends
+    "op='all-reduce'": lambda: wire_bytes("all-reduce", 100, 4),
+    "world_size=0": lambda: wire_bytes("all_reduce", 100, 0),
+    "world_size=-2": lambda: wire_bytes("all_reduce", 100, -2),
+    "accumulate=0": lambda: zero_bytes(100, world_size=4, stage=3, accumulate=0),
+    "accumulate=-1": lambda: zero_bytes(100, world_size=4, stage=3, accumulate=-1),
+    "num_micro_batches=-1": lambda: idle_over_total(4, -1),
+    "num_chunks=0": lambda: idle_over_total(4, 4, num_chunks=0),
+    "tensor=-1": lambda: stage_parameters(GPTConfig(), pipeline=2, tensor=-1),
+    "tensor=0": lambda: stage_parameters(GPTConfig(), pipeline=2, tensor=0),
+    "stage=0.5": lambda: stage_parameters(GPTConfig(), pipeline=2, tensor=1, stage=0.5),
+    "data=0": lambda: mesh_bytes(GPTConfig(), **{**MESH, "data": 0}),
+    "micro_batches=-1": lambda: mesh_bytes(GPTConfig(), **{**MESH, "micro_batches": -1}),
+    "block=0": lambda: mesh_bytes(GPTConfig(), **{**MESH, "block": 0}),
+    "block=129": lambda: predict_peak(GPTConfig(), Recipe(), sequences=1, block=129),
+    "block=True": lambda: predict_peak(GPTConfig(), Recipe(), sequences=1, block=True),
+    "sequences=2.0": lambda: predict_peak(GPTConfig(), Recipe(), sequences=2.0, block=8),
+    "world_size=-1": lambda: predict_peak(
+        GPTConfig(), Recipe(), sequences=1, block=8, world_size=-1
+    ),
+    "checkpoint='no'": lambda: Recipe(checkpoint="no"),
+    "stage=True": lambda: Recipe(stage=True),
+    "batch=32.0": lambda: derived_batch(32.0, 4, None, world_size=2),
+    "world_size=0 ": lambda: derived_batch(32, None, None, world_size=0),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_what_no_formula_can_tell_is_refused(said):
+    with pytest.raises(ValueError, match=re.escape(said.strip())):
+        WRONG[said]()
+
+
+def test_techniques_of_a_generator():
+    assert Recipe.of(name for name in ("mixed", "zero3")) == Recipe.of({"mixed", "zero3"})
+    with pytest.raises(ValueError, match="techniques holds zero4"):
+        Recipe.of(name for name in ("mixed", "zero4"))

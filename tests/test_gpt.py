@@ -9,6 +9,7 @@ import torch
 
 from dlcourse.formulas.parameters import num_parameters
 from dlcourse.models.gpt import GPT, GPTConfig
+from dlcourse.models.targets import check_batch
 from dlcourse.models.tiny import MoE, TinyLM
 
 SMALL = GPTConfig(block_size=16, n_layer=2, n_head=2, n_embd=16)
@@ -32,6 +33,57 @@ def test_tied_embeddings_are_one_parameter():
     model = GPT(GPTConfig(tie_embeddings=True))
     assert model.head.weight is model.token_embedding.weight
     assert GPT().head.weight is not GPT().token_embedding.weight
+
+
+def test_a_tied_model_from_meta_is_the_one_made_at_once():
+    """to_empty gives each module a matrix of its own."""
+    config = GPTConfig(n_layer=1, n_embd=24, n_head=3, tie_embeddings=True)
+    with torch.device("meta"):
+        model = GPT(config, seed=3)
+    model = model.to_empty(device="cpu")
+    model.init_weights(3)
+    at_once = GPT(config, seed=3)
+    assert model.head.weight is model.token_embedding.weight
+    assert model.num_parameters() == at_once.num_parameters()
+    for name, value in at_once.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("value", ["False", "no", None, 1, 2, 0])
+def test_tied_is_true_or_false(value):
+    with pytest.raises(ValueError, match=rf"tie_embeddings={value!r} is not allowed: give True or"):
+        GPTConfig(tie_embeddings=value)
+
+
+TOKENS = torch.arange(12).view(2, 6)
+
+
+@pytest.mark.parametrize("model", [GPT(SMALL), TinyLM("dense")], ids=["gpt", "tiny"])
+@pytest.mark.parametrize(
+    ("tokens", "targets"),
+    [
+        (TOKENS, TOKENS.t()),
+        (TOKENS, TOKENS.view(3, 4)),
+        (TOKENS, TOKENS.flatten()),
+        (TOKENS[0], TOKENS[0]),
+        (TOKENS[None], TOKENS[None]),
+    ],
+)
+def test_tokens_and_targets_that_do_not_go_together(model, tokens, targets):
+    """Flattened they have as many numbers, and the loss would be of other pairs."""
+    with pytest.raises(ValueError, match=r"tokens of shape .* and targets of shape .* the same"):
+        model(tokens, targets)
+
+
+@pytest.mark.parametrize("accumulate", [0, -1, 1.5, True])
+def test_micro_batches_are_a_whole_number(accumulate):
+    with pytest.raises(ValueError, match=f"accumulate={accumulate} is not allowed"):
+        check_batch(TOKENS, TOKENS, SMALL, accumulate=accumulate)
+
+
+def test_tokens_of_one_sequence_alone():
+    with pytest.raises(ValueError, match=r"tokens of shape \(6,\): both must be \(sequences"):
+        GPT(SMALL)(TOKENS[0])
 
 
 def test_weights_depend_on_the_seed_alone():

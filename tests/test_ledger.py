@@ -514,6 +514,60 @@ def test_sparse_and_odd_tensors(recorder: Recorder) -> None:
     assert recorder.stop()["memory"]["end"]["parameters"] == 3200
 
 
+class OwnParameter(nn.Parameter):
+    pass
+
+
+class OwnTensor(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make", [OwnParameter, lambda x: nn.Parameter(x.as_subclass(OwnTensor))], ids=["class", "data"]
+)
+def test_parameters_of_a_class_of_the_learners_own(recorder: Recorder, make: Any) -> None:
+    recorder.start()
+    model = nn.Linear(8, 8, bias=False)
+    model.weight = make(torch.ones(8, 8))
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(3):
+        model(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
+    assert torch.equal(model.weight.data.half(), model.half().weight)
+    memory = recorder.stop()["memory"]
+    assert memory["end"]["parameters"] == memory["end"]["gradients"] == 2 * 64
+    assert memory["peaks"]["optimizer_state"] == 4 * (64 + 64 + 1)
+
+
+def test_modules_that_find_their_sizes_in_the_first_input(recorder: Recorder) -> None:
+    """Their parameters answer no question until then, and the cells before run as ever."""
+    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
+    recorder.start()
+    unused = nn.LazyLinear(4)
+    recorder.stop()
+    recorder.start()
+    model(torch.ones(2, 3)).sum().backward()
+    memory = recorder.stop()["memory"]
+    assert isinstance(unused.weight, nn.UninitializedParameter)
+    assert memory["end"]["parameters"] == 4 * (3 * 4 + 4 + 4 + 4)
+    assert memory["end"]["gradients"] == memory["end"]["parameters"]
+
+
+def test_what_counts_flops_keeps_no_tensor(recorder: Recorder) -> None:
+    """Each step makes a mask, and products into memory that is there; all go with the step."""
+    q = torch.randn(1, 2, 64, 8)
+    recorder.start()
+    for _ in range(5):
+        mask = torch.rand(64, 64) < 0.5
+        mask[:, 0] = True
+        torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+        torch.matmul(q, q.mT, out=torch.empty(1, 2, 64, 64))
+        del mask
+    record = recorder.stop()
+    start, *_, end = record["memory"]["series"]
+    assert end[1:] == start[1:]
+
+
 class Count(modes.TorchDispatchMode):
     seen = 0
 

@@ -195,6 +195,21 @@ def test_the_bias_moves_towards_balance_and_leaves_the_weights_alone():
     assert "bias_E" in router.state_dict() and "bias_E" not in dict(router.named_parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_bias_moves_on_in_a_model_of_16_bits(dtype):
+    """In bfloat16 a step of 0.001 from 0.5 is 0.5 again: balance would stop there."""
+    layer = MoE(8, num_experts=4).to(dtype)
+    for _ in range(1000):
+        layer.router.update_bias(torch.tensor([9, 1, 1, 1]))
+    layer.to("cpu").requires_grad_(True)
+    wanted = torch.tensor([-1.0, 1, 1, 1])
+    torch.testing.assert_close(layer.router.bias_E.float(), wanted, rtol=1e-4, atol=0)
+    assert layer.router.weight.dtype == dtype
+    assert layer(torch.randn(3, 8, dtype=dtype)).dtype == dtype
+    copied = copy.deepcopy(layer).half()
+    assert torch.equal(copied.router.bias_E.float(), layer.router.bias_E.float())
+
+
 def test_the_balance_loss_alone_moves_towards_balance():
     router, x_NC = uneven_router()
     optimizer = torch.optim.Adam(router.parameters(), lr=1e-2)

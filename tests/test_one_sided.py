@@ -247,6 +247,22 @@ def test_autograd_refuses_rows_that_others_have_overwritten(run):
     assert all("modified by an inplace operation" in text for text in run(used_too_late))
 
 
+def trained_after_inference():
+    """The buffer is made where no gradients are kept, and used where they are."""
+    with torch.inference_mode():
+        buffer = LowLatency(2, 2)
+        buffer.combine(buffer.dispatch(torch.ones(4, 2), [1] * 4)[0])
+    weight = torch.ones(2, requires_grad=True)
+    inbox, _ = buffer.dispatch(torch.ones(4, 2), [1] * 4)
+    (inbox[:, :1] * weight).sum().backward()
+    buffer.combine(inbox)
+    return weight.grad.tolist()
+
+
+def test_a_buffer_made_in_inference_mode_can_be_trained_with(run):
+    assert run(trained_after_inference) == [[4.0, 4.0]] * 4
+
+
 def words_with_a_gap():
     """By payload: whether rows count as come while any one word is still the last call's."""
     alone = [dist.new_group([r]) for r in range(4)][dist.get_rank()]
@@ -331,6 +347,16 @@ def all_to_all_of(case):
     elif case == "own part":
         sizes = [[2] * 4, [2, 2, 2, 2]]
         sizes[1][rank], sizes[1][rank - 1] = 3, 1
+    elif case == "no rows":
+        x, out = torch.ones(()), torch.ones(())
+    elif case == "counts":
+        one_sided.exchange_counts([2] * 8)  # 8 numbers could be sent, 2 to each
+    elif case == "counts used up":
+        counts = (2 for _ in range(4))
+        one_sided.exchange_counts(counts)
+        one_sided.exchange_counts(counts)
+    elif case == "counts below 0":
+        one_sided.exchange_counts([4, -1, 2, 3])
     elif case == "rows differ" and rank == 0:  # 0 sends 3 rows to 1, which expects 2
         sizes[1] = [2, 3, 1, 2]
     elif case == "dtypes differ" and rank == 2:
@@ -351,7 +377,11 @@ REFUSED = {
     "sparse": "raised ValueError: input is torch.sparse_coo on cpu",
     "conjugate": "raised ValueError: input is a view that only notes",
     "subclass": "raised ValueError: input is a Mine: give a plain",
-    "own part": "raised ValueError: output_split_sizes makes this rank expect 16 bytes",
+    "own part": r"raised ValueError: this rank sends itself 6 numbers \(3 rows of input\) and",
+    "no rows": r"raised ValueError: input has no dimension of rows to share out: give input\[None",
+    "counts": r"raised ValueError: input_split_sizes is \[2, 2, 2, 2, 2, 2, 2, 2\]: give 4 whole",
+    "counts used up": r"raised ValueError: input_split_sizes is \[\]: give 4 whole numbers",
+    "counts below 0": r"raised ValueError: input_split_sizes is \[4, -1, 2, 3\]: give 4 whole",
     "rows differ": "rank 1 raised ValueError: output_split_sizes makes this rank expect 16 bytes "
     "of torch.float32 from rank 0, which sends 24 of torch.float32",
     "dtypes differ": "expect 16 bytes of torch.float32 from rank 2, which sends 16 of torch.int32",

@@ -24,6 +24,7 @@ from torch.utils import _python_dispatch as modes
 from dlcourse import Ranks
 from dlcourse.measure import Recorder, Run, mark_step
 from dlcourse.measure.categories import CATEGORIES
+from dlcourse.panel.summary import last_state
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 pytestmark = pytest.mark.usefixtures("one_thread", "nothing_before")
@@ -127,6 +128,39 @@ def groups_and_shapes(rank: int) -> None:
     received = [1, 2] if rank == 0 else [3, 2]
     dist.all_to_all_single(torch.empty(sum(received), 256), torch.ones(4, 256), received, splits)
     dist.all_gather_object([None, None], {"rank": rank})
+
+
+def more_than_are_kept(rank: int) -> None:
+    from dlcourse.measure.recorder import collective_calls
+
+    most, collective_calls.MAX_EVENTS = collective_calls.MAX_EVENTS, 3
+    try:
+        for _ in range(5):
+            dist.all_reduce(torch.ones(1024))
+        for _ in range(2):  # 1 of 4 rows leaves rank 0, and 3 of 4 rank 1
+            splits = [3, 1]
+            received = [3, 3] if rank == 0 else [1, 1]
+            output = torch.empty(sum(received), 256)
+            dist.all_to_all_single(output, torch.ones(4, 256), received, splits)
+    finally:
+        collective_calls.MAX_EVENTS = most
+
+
+def test_calls_that_are_too_many_to_keep_are_added_up(ranks: Ranks) -> None:
+    records = record(ranks, more_than_are_kept)
+    assert [len(r["comm"]) for r in records] == [3, 3]
+    json.dumps(records[0])
+    comm = Run(records).comm
+    assert len(comm.calls) == 6
+    for rank, sent in ((0, 1024), (1, 3 * 1024)):
+        ops = comm.ranks[rank]["ops"]
+        assert (ops["all_reduce"]["calls"], ops["all_reduce"]["bytes"]) == (5, 5 * 4096)
+        assert ops["all_reduce"]["wire_bytes"] == 5 * 4096
+        assert (ops["all_to_all"]["calls"], ops["all_to_all"]["wire_bytes"]) == (2, 2 * sent)
+    for shown in last_state(1, 1.0, records)["ranks"]:
+        assert shown["comm_calls"] == {"all_reduce": 5, "all_to_all": 2}
+        assert shown["comm_bytes"] == {"all_reduce": 5 * 4096, "all_to_all": 2 * 4096}
+    assert {op["op"]: op["calls"] for op in comm.ops} == {"all_reduce": 5, "all_to_all": 2}
 
 
 def sum_sparse(rank: int) -> None:
@@ -473,6 +507,17 @@ def test_flops_agree_with_torchs_counter_where_that_is_right() -> None:
     with recorder:
         model(x).sum().backward()
     assert recorder.record["flops"] == counter.get_total_flops() > 0
+
+
+def test_flops_of_products_into_memory_that_is_there() -> None:
+    a, b, c = torch.randn(4, 8), torch.randn(8, 3), torch.empty(4, 3)
+    recorder = Recorder(0, 1)
+    with recorder:
+        torch.mm(a, b, out=c)
+        torch.matmul(a, b, out=c)
+        torch.addmm(c, a, b, out=c)
+        torch.add(c, 1, out=c)  # no product
+    assert recorder.record["flops"] == 3 * 2 * 4 * 8 * 3
 
 
 def stuck() -> tuple[dict[str, Any] | None, float]:

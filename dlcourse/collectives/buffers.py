@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 _REDUCERS: dict[dist.ReduceOp.RedOpType, Callable[..., Tensor]] = {
     dist.ReduceOp.SUM: torch.add,
@@ -24,6 +25,12 @@ def as_row(tensor: Tensor, group: dist.ProcessGroup | None, name: str = "tensor"
 
 def check_one_piece(tensor: Tensor, group: dist.ProcessGroup | None, name: str = "tensor") -> None:
     """Refuse a tensor that does not lie in memory as one piece, or where the group cannot reach."""
+    check_member(group)
+    if hasattr(tensor, "__tensor_flatten__"):  # so torch knows a tensor made of others
+        raise ValueError(
+            f"{name} is a {type(tensor).__name__}, which holds other tensors: give the plain "
+            "torch.Tensor that this rank is to send, such as a DTensor's to_local()"
+        )
     if tensor.is_conj() or tensor.is_neg():
         raise ValueError(
             f"{name} is a view that only notes to be conjugate or negative: what lies in memory is "
@@ -43,6 +50,15 @@ def check_one_piece(tensor: Tensor, group: dist.ProcessGroup | None, name: str =
         )
 
 
+def check_member(group: dist.ProcessGroup | None) -> None:
+    """Refuse a rank that is not in the group: its number there would be -1."""
+    if dist.get_rank(group) < 0:
+        raise ValueError(
+            f"group does not contain rank {dist.get_rank()}: only its own ranks make this call. "
+            "Write `if dist.get_rank(group) >= 0:` before it"
+        )
+
+
 def check_all_to_all(
     output: Tensor,
     input: Tensor,
@@ -59,6 +75,17 @@ def check_all_to_all(
     sent = _split_sizes(input, "input", input_split_sizes, size, group)
     expected = _split_sizes(output, "output", output_split_sizes, size, group)
     check_same_dtype(output, input)
+    rank = dist.get_rank(group)
+    leaving, arriving = (
+        rows[rank] * tensor.shape[1:].numel()
+        for rows, tensor in ((sent, input), (expected, output))
+    )
+    if leaving != arriving:  # copy_ would repeat a single row
+        raise ValueError(
+            f"this rank sends itself {leaving} numbers ({sent[rank]} rows of input) and expects "
+            f"{arriving} ({expected[rank]} rows of output): make "
+            f"output_split_sizes[{rank}] what input_split_sizes[{rank}] says, and rows equally long"
+        )
     if output.numel() and input.numel():
         first, second = output.data_ptr(), input.data_ptr()
         if first < second + input.nbytes and second < first + output.nbytes:
@@ -86,7 +113,9 @@ def _split_sizes(
     group: dist.ProcessGroup | None,
 ) -> list[int]:
     check_one_piece(tensor, group, name)
-    rows = tensor.shape[0] if tensor.dim() else 0
+    if not tensor.dim():
+        raise ValueError(f"{name} has no dimension of rows to share out: give {name}[None]")
+    rows = tensor.shape[0]
     if split_sizes is None:
         if rows % size:
             raise ValueError(
@@ -128,9 +157,12 @@ def _can(reduce: Callable[..., Tensor], dtype: torch.dtype, device: torch.device
 
 def scratch(rows: int, columns: int, like: Tensor) -> Tensor:
     """Uninitialised memory that stays allocated for the next call. Shape: (rows, columns)."""
+    if isinstance(like, FakeTensor):  # has no memory that a real call could use later
+        return like.new_empty(rows, columns)
     key, numel = (like.device, like.dtype), rows * columns
     if key not in _scratch or _scratch[key].numel() < numel:
-        _scratch[key] = torch.empty(numel, dtype=like.dtype, device=like.device)
+        with torch.inference_mode(False):  # what is made inside it can be written to only there
+            _scratch[key] = torch.empty(numel, dtype=like.dtype, device=like.device)
     return _scratch[key][:numel].view(rows, columns)
 
 

@@ -126,7 +126,7 @@ def all_to_all(
         output, input, output_split_sizes, input_split_sizes, size, group
     )
     leaving, arriving = input.detach().split(sent), output.detach().split(expected)
-    arriving[rank].copy_(leaving[rank])
+    arriving[rank].copy_(leaving[rank].view_as(arriving[rank]))
     peers = _peers(rank, size)
     exchange(
         sends=[(leaving[k], k) for k in peers],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.buffers import as_row, reducer, scratch
+from dlcourse.collectives.buffers import as_row, note_change, reducer, scratch
 from dlcourse.collectives.p2p import tag_of
 
 
@@ -42,4 +42,5 @@ def naive_all_reduce(
     else:
         dist.send(total, group=group, group_dst=0, tag=tag)
         dist.recv(total, group=group, group_src=0, tag=tag)
+        note_change(tensor)
     return tensor

@@ -40,7 +40,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dlcourse.collectives.buffers import note_change
+from dlcourse.collectives.buffers import check_member, note_change
 from dlcourse.collectives.mailboxes import SLOTS, Mailboxes, Parts, mailboxes_of
 
 
@@ -122,7 +122,11 @@ def exchange_counts(
     input_split_sizes: Sequence[int], group: dist.ProcessGroup | None = None
 ) -> list[int]:
     """Tell each rank how many rows it will get; returns how many this one will get from each."""
-    if {*map(type, input_split_sizes)} - {int}:
-        raise ValueError(f"input_split_sizes is {input_split_sizes}: give a list of whole numbers")
-    counts = torch.tensor(list(input_split_sizes), dtype=torch.int64)
+    sizes, p = list(input_split_sizes), dist.get_world_size(group)
+    check_member(group)
+    if len(sizes) != p or any(type(n) is not int or n < 0 for n in sizes):
+        raise ValueError(
+            f"input_split_sizes is {sizes}: give {p} whole numbers from 0 on, one for each rank"
+        )
+    counts = torch.tensor(sizes, dtype=torch.int64)
     return all_to_all(torch.empty_like(counts), counts, group=group).tolist()

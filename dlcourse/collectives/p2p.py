@@ -30,6 +30,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dlcourse.collectives.buffers import check_member, note_change
+
 Group = dist.ProcessGroup | None  # None is the group of all ranks
 
 
@@ -65,7 +67,8 @@ def isend(
     """
     buffer = tensor.cpu() if goes_over_cpu(tensor, group) else tensor
     tag = tag_of(buffer) if tag is None else tag
-    return PendingMessage(_posted(dist.isend(buffer, group=group, group_dst=to, tag=tag)), buffer)
+    work = dist.isend(buffer, group=group, group_dst=_peer("to", to, group), tag=tag)
+    return PendingMessage(_posted(work), buffer)
 
 
 def irecv(
@@ -75,8 +78,9 @@ def irecv(
     over_cpu = goes_over_cpu(tensor, group)
     buffer = torch.empty_like(tensor, device="cpu") if over_cpu else tensor
     tag = tag_of(buffer) if tag is None else tag
-    work = _posted(dist.irecv(buffer, group=group, group_src=source, tag=tag))
-    return PendingMessage(work, buffer, tensor)
+    work = dist.irecv(buffer, group=group, group_src=_peer("source", source, group), tag=tag)
+    note_change(tensor)
+    return PendingMessage(_posted(work), buffer, tensor)
 
 
 def goes_over_cpu(tensor: Tensor, group: Group) -> bool:
@@ -106,9 +110,12 @@ def start_exchange(
     group: Group = None,
 ) -> list[dist.Work]:
     """As `exchange`, without waiting: wait for each that is returned, once."""
-    ops = [_op(dist.irecv, buffer, rank, group) for buffer, rank in receives]
-    ops += [_op(dist.isend, tensor, rank, group) for tensor, rank in sends]
-    return dist.batch_isend_irecv(ops) if ops else []
+    ops = [_op(dist.irecv, buffer, _peer("receives", k, group), group) for buffer, k in receives]
+    ops += [_op(dist.isend, tensor, _peer("sends", k, group), group) for tensor, k in sends]
+    works = dist.batch_isend_irecv(ops) if ops else []
+    for buffer, _ in receives:
+        note_change(buffer)
+    return works
 
 
 class RingNeighbours:
@@ -134,7 +141,9 @@ class RingNeighbours:
         """The next message goes into `buffer`. Leave that alone until `arrive` returns."""
         if self.post_at_once:
             tag = tag_of(buffer)
-            work = dist.irecv(buffer, group=self.group, group_src=self.source, tag=tag)
+            source = _peer("source", self.source, self.group)
+            work = dist.irecv(buffer, group=self.group, group_src=source, tag=tag)
+            note_change(buffer)
             self.arriving.append([_posted(work)])
         else:
             self.unposted.append(buffer)
@@ -142,7 +151,8 @@ class RingNeighbours:
     def send(self, tensor: Tensor) -> None:
         """Start to send ``tensor.nbytes`` to `to`. Do not change `tensor` before `close`."""
         if self.post_at_once:
-            work = dist.isend(tensor, group=self.group, group_dst=self.to, tag=tag_of(tensor))
+            to = _peer("to", self.to, self.group)
+            work = dist.isend(tensor, group=self.group, group_dst=to, tag=tag_of(tensor))
             self.leaving.append(_posted(work))
         else:
             receives, sends = [(self.unposted.popleft(), self.source)], [(tensor, self.to)]
@@ -174,6 +184,18 @@ def _op(
     call: Callable[..., dist.Work | None], buffer: Tensor, rank: int, group: Group
 ) -> dist.P2POp:
     return dist.P2POp(call, buffer, group=group, group_peer=rank, tag=tag_of(buffer))
+
+
+def _peer(name: str, rank: int, group: Group) -> int:
+    """Refuse what is no other rank of the group: for such a number Gloo ends the process."""
+    check_member(group)
+    mine, size = dist.get_rank(group), dist.get_world_size(group)
+    if not 0 <= rank < size or rank == mine:
+        raise ValueError(
+            f"{name} is rank {rank}, and this is rank {mine} of a group of {size}: give the number "
+            f"of another rank, 0 to {size - 1}"
+        )
+    return rank
 
 
 def _posted(work: dist.Work | None) -> dist.Work:

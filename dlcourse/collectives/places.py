@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dlcourse.collectives.buffers import check_one_piece, note_change
+from dlcourse.collectives.buffers import check_member, check_one_piece, note_change
 from dlcourse.collectives.mailboxes import DTYPES, check_plain
 from dlcourse.collectives.window import Group, Window, aligned
 
@@ -42,6 +42,7 @@ class Places(Window):
     def __init__(
         self, capacity: int, width: int, dtype: torch.dtype, group: Group, *, ready: str
     ) -> None:
+        check_member(group)
         _check(capacity, width, dtype, ready)
         _check_same(capacity, width, dtype, ready, group)
         self.capacity, self.width, self.dtype = capacity, width, dtype
@@ -53,7 +54,8 @@ class Places(Window):
         self._given = group
         self.order = [*self.peers, self.rank]
         self._calls = 0
-        self._inboxes = [self._inbox_of(k) for k in range(2)]
+        with torch.inference_mode(False):  # they are there after it, too
+            self._inboxes = [self._inbox_of(k) for k in range(2)]
         self._outboxes = [
             [self.address + self._offset(k, to, self.rank) for to in range(p)] for k in range(2)
         ]

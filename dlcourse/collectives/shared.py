@@ -47,14 +47,16 @@ def shared_all_reduce(
     if size == 1:
         return tensor
     kinds, rows = _shared_rows(tensor, group)
-    *boards, totals = (row.tensor_split(size) for row in rows)  # p boards; each p x (n / p,)
     kinds[rank] = tag_of(tensor)
+    if not rows:  # there is less room than that: in all ranks, or they are told
+        _check_same(kinds, group)
+        kinds, rows = _shared_rows(tensor, group, new=True)
+        kinds[rank] = tag_of(tensor)
+    *boards, totals = (row.tensor_split(size) for row in rows)  # p boards; each p x (n / p,)
     for k in range(size):
         if k != rank:
             boards[rank][k].copy_(parts[k])  # for rank k to read
-    dist.barrier(group)
-    if kinds.unique().numel() > 1:  # what the others have written is of another form
-        raise ValueError(_DIFFERENT)
+    _check_same(kinds, group)
     theirs = [parts[rank] if k == rank else boards[k][rank] for k in range(size)]
     total = theirs[0]
     for part in theirs[1:]:
@@ -65,28 +67,39 @@ def shared_all_reduce(
     return tensor  # no third barrier: before `totals` change again, all pass the first one
 
 
-_DIFFERENT = "tensor differs between ranks in size or dtype: give all of them the same"
+def _check_same(kinds: torch.Tensor, group: dist.ProcessGroup | None) -> None:
+    """A barrier, after which unlike tensors are refused in all ranks: none has read the others'."""
+    dist.barrier(group)
+    if kinds.unique().numel() > 1:
+        dist.barrier(group)  # all have seen it before one can begin another call
+        raise ValueError("tensor differs between ranks in size or dtype: give all of them the same")
 
 
 def _shared_rows(
-    like: torch.Tensor, group: dist.ProcessGroup | None
+    like: torch.Tensor, group: dist.ProcessGroup | None, *, new: bool = False
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Memory that all ranks of the group see.
 
+    Args:
+        new: make more of it, together; else that of earlier calls, if there is any.
+
     Returns:
-        A number of each rank that says what its tensor is like, (p,), and p + 1 rows, (numel,).
+        A number of each rank that says what its tensor is like, (p,), and p + 1 rows, (numel,);
+        no rows where they would be too short for it.
     """
     if like.device.type != "cpu":
         raise ValueError(f"tensor is on {like.device.type}: shared memory is the CPU's. Use a ring")
     size, key = dist.get_world_size(group), group or dist.group.WORLD
     start, row_bytes = TOKEN + _aligned(8 * size), _aligned(like.nbytes)
     nbytes = start + (size + 1) * row_bytes
-    if key not in _maps or len(_maps[key]) < nbytes:
+    if key not in _maps or new:
         _maps[key] = map_shared(nbytes, group, instead="Use ring_all_reduce instead")
     # Rows keep their places in memory, whatever their length: a rank that is ahead writes to its
     # board while others still read the totals of the call before
     row_bytes = (len(_maps[key]) - start) // (size + 1)
     kinds = torch.frombuffer(_maps[key], dtype=torch.int64, offset=TOKEN, count=size)
+    if len(_maps[key]) < nbytes:
+        return kinds, []
     if not like.numel():
         return kinds, [as_row(like, group)] * (size + 1)
     memory = torch.frombuffer(_maps[key], dtype=torch.uint8, offset=start).view(size + 1, row_bytes)

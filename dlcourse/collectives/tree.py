@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives.buffers import as_row, reducer, scratch
+from dlcourse.collectives.buffers import as_row, note_change, reducer, scratch
 from dlcourse.collectives.p2p import tag_of
 
 
@@ -53,6 +53,7 @@ def tree_broadcast(
             dist.send(row, group=group, group_dst=ranks[place + have], tag=tag)
         elif have <= place < 2 * have:
             dist.recv(row, group=group, group_src=ranks[place - have], tag=tag)
+            note_change(tensor)
     return tensor
 
 

@@ -8,6 +8,8 @@ Source: ``DeepSpeedConfig._set_batch_related_parameters`` and ``_batch_assertion
 
 from __future__ import annotations
 
+from dlcourse.formulas.sizes import check_size
+
 
 def derived_batch(
     batch: int | None, micro_batch: int | None, accumulate: int | None, *, world_size: int
@@ -21,6 +23,11 @@ def derived_batch(
     Raises:
         ValueError: neither ``batch`` nor ``micro_batch``; or numbers that do not multiply out.
     """
+    check_size("world_size", world_size)
+    given = {"batch": batch, "micro_batch": micro_batch, "accumulate": accumulate}
+    for name, value in given.items():
+        if value is not None:
+            check_size(name, value)
     if batch is None and micro_batch is None:
         raise ValueError("batch and micro_batch are both None: give one of them")
     if batch is None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dlcourse.formulas.sizes import check_size
+
 
 def idle_over_total(world_size: int, num_micro_batches: int, *, num_chunks: int = 1) -> float:
     """Share of the whole time that a rank is idle: (p - 1) / (v m + p - 1).
@@ -21,7 +23,13 @@ def idle_over_total(world_size: int, num_micro_batches: int, *, num_chunks: int 
         world_size: p, ranks of the pipeline.
         num_micro_batches: m.
         num_chunks: v, stages that each rank has; more than one is interleaved.
+
+    Raises:
+        ValueError: one of them is not a whole number of 1 or more.
     """
+    check_size("world_size", world_size)
+    check_size("num_micro_batches", num_micro_batches)
+    check_size("num_chunks", num_chunks)
     return (world_size - 1) / (num_chunks * num_micro_batches + world_size - 1)
 
 

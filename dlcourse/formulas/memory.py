@@ -17,8 +17,8 @@ from dlcourse.formulas.activations import activation_moments
 from dlcourse.formulas.flops import step_flops
 from dlcourse.formulas.parameters import num_parameters, parameter_units
 from dlcourse.formulas.recipe import Recipe
-from dlcourse.formulas.sizes import GPTConfig
-from dlcourse.formulas.states import exact_state_bytes, value_bytes
+from dlcourse.formulas.sizes import GPTConfig, check_size
+from dlcourse.formulas.states import check_world_size, exact_state_bytes, value_bytes
 from dlcourse.formulas.traffic import zero_bytes
 
 
@@ -34,8 +34,17 @@ def predict_peak(
         sequences: of the whole step in this rank, all micro-batches together.
 
     Raises:
-        ValueError: accumulate does not divide the sequences.
+        ValueError: accumulate does not divide the sequences; a block that the model cannot take,
+            or no rank.
     """
+    check_size("sequences", sequences)
+    check_size("block", block)
+    check_world_size(world_size)
+    if block > config.block_size:
+        raise ValueError(
+            f"block={block} does not fit block_size={config.block_size}: give shorter sequences "
+            "or a larger block_size"
+        )
     states = exact_state_bytes(config, recipe, world_size=world_size)
     units = [value_bytes(recipe.precision) * numbers for numbers, _ in parameter_units(config)]
     outside, block_bytes = units[0], units[1]

@@ -12,7 +12,7 @@ as many to the next stage and one back, one all-reduce of the gradients.
 from __future__ import annotations
 
 from dlcourse.formulas.activations import stream_bytes
-from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.formulas.sizes import GPTConfig, check_size
 from dlcourse.formulas.traffic import block_bytes, wire_bytes
 
 _LOSS = 4  # bytes of it; it is added up along pipeline and data
@@ -25,6 +25,7 @@ def stage_parameters(config: GPTConfig, *, pipeline: int, tensor: int, stage: in
         ValueError: no such stage, or sizes that do not divide.
     """
     layers = _stage_layers(config, pipeline, stage)
+    check_size("tensor", tensor)
     C, V, T = config.n_embd, config.vocab_size, config.block_size
     if 4 * C % tensor or C % tensor:
         raise ValueError(f"tensor={tensor} does not divide the width {C}: give a divisor of it")
@@ -55,6 +56,9 @@ def mesh_bytes(
         ValueError: no pipeline (then the vocabulary is cut as well, which is not counted here), no
             such stage, or sizes that do not divide.
     """
+    sizes = {"data": data, "micro_batch": micro_batch, "micro_batches": micro_batches}
+    for name, value in (sizes | {"block": block, "pipeline": pipeline}).items():
+        check_size(name, value)
     if pipeline < 2:
         raise ValueError(f"pipeline={pipeline}: give 2 or more stages")
     layers = _stage_layers(config, pipeline, stage)
@@ -73,10 +77,11 @@ def mesh_bytes(
 
 
 def _stage_layers(config: GPTConfig, pipeline: int, stage: int) -> int:
-    if pipeline < 1 or config.n_layer % pipeline:
+    check_size("pipeline", pipeline)
+    if config.n_layer % pipeline:
         raise ValueError(
             f"pipeline={pipeline} does not divide the {config.n_layer} layers: give a divisor"
         )
-    if not 0 <= stage < pipeline:
+    if type(stage) is not int or not 0 <= stage < pipeline:
         raise ValueError(f"stage={stage}: there are stages 0 to {pipeline - 1}")
     return config.n_layer // pipeline

@@ -59,6 +59,11 @@ class Recipe:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is unknown: give one of {choices}"
                 )
+        if type(self.stage) is not int or type(self.checkpoint) is not bool:
+            raise ValueError(
+                f"stage={self.stage!r} and checkpoint={self.checkpoint!r}: give a stage as a whole "
+                "number, and True or False for checkpoint"
+            )
         if type(self.accumulate) is not int or self.accumulate < 1:
             raise ValueError(
                 f"accumulate={self.accumulate!r}: give the number of micro-batches, from 1 on"
@@ -76,7 +81,8 @@ class Recipe:
         Raises:
             ValueError: a technique that is unknown.
         """
-        unknown = set(techniques) - set(TECHNIQUES)
+        techniques = set(techniques)  # once: a generator has nothing the second time
+        unknown = techniques - set(TECHNIQUES)
         if unknown:
             raise ValueError(
                 f"techniques holds {', '.join(sorted(unknown))}: give some of "

@@ -15,7 +15,8 @@ class GPTConfig:
     """Sizes of a GPT. The default has 873,728 parameters, 3.5 MB in float32.
 
     Raises:
-        ValueError: a size is not a positive whole number, or the heads do not divide the width.
+        ValueError: a size is not a positive whole number, the heads do not divide the width, or
+            ``tie_embeddings`` is neither True nor False.
     """
 
     vocab_size: int = 256
@@ -29,6 +30,10 @@ class GPTConfig:
         for field in fields(GPTConfig):
             if field.name != "tie_embeddings":
                 check_size(field.name, getattr(self, field.name))
+        if type(self.tie_embeddings) is not bool:  # "False" and 2 would count as yes
+            raise ValueError(
+                f"tie_embeddings={self.tie_embeddings!r} is not allowed: give True or False"
+            )
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_head={self.n_head} does not divide n_embd={self.n_embd}: "

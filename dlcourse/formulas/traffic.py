@@ -17,8 +17,11 @@ from functools import partial
 from math import comb
 from typing import Any
 
+from dlcourse.formulas.sizes import check_size
 from dlcourse.formulas.states import check_stage, check_world_size
 
+_SENDING = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast"})
+_SENDING |= {"reduce", "gather", "scatter", "send", "recv", "barrier"}
 Count = Callable[[int], float]  # of the number of ranks
 
 
@@ -26,18 +29,23 @@ def wire_bytes(op: str, nbytes: float, world_size: int) -> float:
     """Bytes that one rank sends for a collective, in theory (average over the group).
 
     Args:
-        op: torch's name of the collective: "all_reduce", "all_gather", ...
+        op: torch's name of the collective: "all_reduce", "all_gather", ...; "" for none.
         nbytes: S, bytes of the whole buffer. For all_gather and gather this is the output, for
             reduce_scatter, scatter and all_to_all the input; for the others the tensor itself.
         world_size: p, ranks in the group.
+
+    Raises:
+        ValueError: a name that is none of these, or no rank.
 
     Returns:
         all_reduce 2(p-1)/p S; all_gather, reduce_scatter, all_to_all, broadcast and reduce
         (p-1)/p S (ring or pipeline: the least that any algorithm can send); gather and scatter
         (p-1)/p^2 S; send S; recv, barrier 0.
     """
-    p = world_size
-    if p <= 1 or op in ("barrier", "recv"):
+    if op and op not in _SENDING:  # "allreduce" would be taken for half of it
+        raise ValueError(f"op={op!r} is unknown: give one of {', '.join(sorted(_SENDING))}")
+    p = check_world_size(world_size)
+    if p == 1 or op in ("", "barrier", "recv"):
         return 0.0
     if op == "send":
         return float(nbytes)
@@ -198,6 +206,7 @@ def zero_bytes(
     Source: Rajbhandari et al., "ZeRO", SC 2020, section 7.
     """
     check_stage(world_size=world_size, stage=stage)
+    check_size("accumulate", accumulate)
     calls = {0: 2, 1: 2, 2: accumulate + 1, 3: 3 * accumulate}[stage]
     return calls * wire_bytes("reduce_scatter", parameter_bytes, world_size)
 

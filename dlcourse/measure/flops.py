@@ -70,10 +70,7 @@ def flops_of(func: Any) -> Callable[[tuple, dict, Any], int] | None:
     def count(args: tuple, kwargs: dict, out: Any) -> int:
         key = None
         try:
-            key = (
-                *[a.shape if isinstance(a, torch.Tensor) else _hashable(a) for a in args],
-                *kwargs.items(),
-            )
+            key = (*map(_hashable, args), *((name, _hashable(a)) for name, a in kwargs.items()))
             known = seen.get(key)
         except TypeError:  # unhashable argument: ask the formula each time
             known = None
@@ -92,4 +89,7 @@ def _of_torch(formula: Callable[..., int]) -> Callable[[tuple, dict, Any], int]:
 
 
 def _hashable(a: Any) -> Any:
-    return tuple(a) if isinstance(a, list) else a
+    """What stands for an argument: its shape for a tensor, whose memory is not kept."""
+    if isinstance(a, torch.Tensor):
+        return a.shape
+    return tuple(map(_hashable, a)) if isinstance(a, list) else a

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
@@ -44,6 +45,8 @@ def is_wrapper(tensor: Tensor) -> bool:
 
 def inner_tensors(tensor: Tensor) -> Iterator[Tensor]:
     """The plain tensors that a wrapper is made of."""
+    if is_lazy(tensor):  # of a module that has seen no input yet: answers no question at all
+        return
     if is_wrapper(tensor):
         names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
         for name in names:

@@ -80,13 +80,13 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.n_embd)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_embeddings:
-            self.head.weight = self.token_embedding.weight
         self.init_weights(seed)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Draw every matrix anew from ``seed``, as GPT-2 does: N(0, 0.02), biases zero."""
+        if self.config.tie_embeddings:  # here, because ``to_empty`` makes two matrices of one
+            self.head.weight = self.token_embedding.weight
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.is_meta:
@@ -109,8 +109,10 @@ class GPT(nn.Module):
         """Logits (B, T, V) for the next token; with ``targets_BT`` their mean cross-entropy.
 
         Raises:
-            ValueError: the sequences are longer than ``config.block_size``.
+            ValueError: the sequences are longer than ``config.block_size``, or tokens and targets
+                are not of the same two dimensions.
         """
+        check_shapes(tokens_BT, targets_BT)
         T = tokens_BT.size(1)
         if self.config.block_size < T:
             raise ValueError(
@@ -129,3 +131,14 @@ class GPT(nn.Module):
     def num_parameters(self) -> int:
         """How many numbers training changes; a shared matrix counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def check_shapes(tokens_BT: Tensor, targets_BT: Tensor | None) -> None:
+    """Refuse tokens and targets that do not go together: flat, the loss could not tell."""
+    shape = None if targets_BT is None else targets_BT.shape
+    if tokens_BT.dim() != 2 or shape not in (None, tokens_BT.shape):
+        targets = "" if shape is None else f" and targets of shape {tuple(shape)}"
+        raise ValueError(
+            f"tokens of shape {tuple(tokens_BT.shape)}{targets}: both must be "
+            "(sequences, positions), the same"
+        )

@@ -18,6 +18,7 @@ Shape suffixes:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ class Router(nn.Module):
     """Chooses ``top_k`` of ``num_experts`` experts for each token. Computes in float32 at least.
 
     ``bias_E`` is no parameter: it takes part in choosing, not in weighing, and has no gradient.
-    ``update_bias`` moves it towards balance.
+    ``update_bias`` moves it towards balance. It stays float32 in a model of 16 bits.
 
     Raises:
         ValueError: ``top_k`` is not from 1 to ``num_experts``.
@@ -68,8 +69,15 @@ class Router(nn.Module):
         super().__init__()
         self.top_k = top_k
         self.weight = nn.Parameter(torch.empty(num_experts, width))
-        self.register_buffer("bias_E", torch.zeros(num_experts))
+        self.register_buffer("bias_E", torch.zeros(num_experts, dtype=torch.float32))
         self.reset_parameters()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        bias_E = self.bias_E
+        super()._apply(fn, recurse)
+        if self.bias_E.dtype.itemsize < 4:  # from 0.5 on, bfloat16 has no place for a step of 0.001
+            self.bias_E = bias_E.to(self.bias_E.device)
+        return self
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

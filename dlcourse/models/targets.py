@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from dlcourse.models.gpt import GPTConfig
+from dlcourse.formulas.sizes import check_size
+from dlcourse.models.gpt import GPTConfig, check_shapes
 
 IGNORED = -100  # a target that does not count: padding. The value that cross_entropy skips
 
@@ -90,11 +91,8 @@ def check_batch(
     Raises:
         ValueError: shapes, types, a token or a target.
     """
-    if tokens_BT.dim() != 2 or tokens_BT.shape != targets_BT.shape:
-        raise ValueError(
-            f"tokens of shape {tuple(tokens_BT.shape)} and targets of shape "
-            f"{tuple(targets_BT.shape)}: both must be (sequences, positions), the same"
-        )
+    check_shapes(tokens_BT, targets_BT)
+    check_size("accumulate", accumulate)
     B, T = tokens_BT.shape
     if not B or B % accumulate:
         raise ValueError(

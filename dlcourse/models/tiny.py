@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlcourse.models.gpt import check_shapes
+
 ARCHITECTURES = ("dense", "moe")
 WIDTH = 32  # C, features of a token
 
@@ -76,6 +78,7 @@ class TinyLM(nn.Module):
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy of the next byte."""
+        check_shapes(tokens_BT, targets_BT)
         x_NC = self.embedding(tokens_BT).flatten(0, 1)
         x_NC = x_NC + self.feed_forward(self.norm(x_NC))
         return F.cross_entropy(self.head(x_NC), targets_BT.flatten())

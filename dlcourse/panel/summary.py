@@ -29,9 +29,9 @@ def last_state(cell: int, elapsed_s: float, records: Iterable[Mapping[str, Any]]
     for record in records:
         moved: dict[str, int] = {}
         calls: dict[str, int] = {}
-        for call in record["comm"]:
+        for call in [*record["comm"], *record.get("comm_rest", [])]:
             moved[call["op"]] = moved.get(call["op"], 0) + call["bytes"]
-            calls[call["op"]] = calls.get(call["op"], 0) + 1
+            calls[call["op"]] = calls.get(call["op"], 0) + call.get("calls", 1)
         steps = record["steps"]
         ranks.append(
             {

@@ -84,10 +84,11 @@ def measure(case: Case, process_group: Any = None) -> dict[str, Any]:
         with Recorder(0, case.world_size) as recorder:
             training.step(tokens_BT, tokens_BT)
     record = recorder.record
+    comm = [*record["comm"], *record["comm_rest"]]
     return {
         "memory": record["memory"],
         "flops": record["flops"],
-        "sent": sum(wire_bytes(e["op"], e["bytes"], e["group_size"]) for e in record["comm"]),
+        "sent": sum(wire_bytes(e["op"], e["bytes"], e["group_size"]) for e in comm),
         "passes": case.recipe.accumulate,
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu_started,

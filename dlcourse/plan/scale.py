@@ -284,11 +284,11 @@ class Scaled:
         self.at_peak: dict[str, int] = record["memory"]["at_peak"]
         self.seconds, self.peak_rss_bytes = record["seconds"], record["peak_rss_bytes"]
         rows: dict[tuple[str, int], dict[str, Any]] = {}
-        for event in record["comm"]:
+        for event in [*record["comm"], *record.get("comm_rest", [])]:
             op, size = event["op"], event["group_size"]
             new = {"op": op, "group_size": size, "calls": 0, "bytes": 0, "sent_bytes": 0.0}
             row = rows.setdefault((op, size), new)
-            row["calls"] += 1
+            row["calls"] += event.get("calls", 1)
             row["bytes"] += event["bytes"]
             row["sent_bytes"] += wire_bytes(op, event["bytes"], size)
         self.comm = sorted(rows.values(), key=lambda row: -row["bytes"])

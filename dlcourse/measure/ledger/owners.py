@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
+from torch.nn.parameter import is_lazy
 
 from dlcourse.measure.categories import GRADIENTS, OPTIMIZER_STATE, PARAMETERS
 from dlcourse.measure.ledger.storages import Storages
@@ -47,6 +48,8 @@ class Owners:
 
     def see_parameter(self, parameter: Tensor) -> None:
         """A parameter is in use: remember it, and notice when its data has moved."""
+        if is_lazy(parameter):  # has no storage until its module has seen an input
+            return
         number = id(parameter)
         known = self._parameters.get(number)
         if known is None:

@@ -20,7 +20,7 @@ from dlcourse.measure.recorder.clock import Mark, Marks, clock
 from dlcourse.measure.recorder.collective_operators import Call, read_call, read_fake_call
 from dlcourse.measure.tensors import tensors_in
 
-MAX_EVENTS = 50_000  # a cell; more are counted in the totals only
+MAX_EVENTS = 50_000  # a cell; more are added up in `rest`
 
 
 class Event:
@@ -85,6 +85,9 @@ class CollectiveCalls:
     def reset(self) -> None:
         """Start a new cell."""
         self.events: list[Event] = []
+        self.rest: dict[
+            tuple[str, int, bool], dict[str, Any]
+        ] = {}  # sums of those that are too many
         self.bytes: dict[str, int] = {}
         self.calls: dict[str, int] = {}
         self.waiting: Event | None = None  # the call that the recorded thread is blocked in
@@ -229,8 +232,20 @@ class CollectiveCalls:
         event = Event(call, seq, on_gpu, start, issued_ns)
         if len(self.events) < MAX_EVENTS:
             self.events.append(event)
+        else:
+            self._add_to_rest(call)
         self.pending[id(event)] = event
         return event
+
+    def _add_to_rest(self, call: Call) -> None:
+        known = call.sent is not None
+        none = {"op": call.op, "group_size": call.group_size, "calls": 0, "bytes": 0}
+        none |= {"sent_bytes": 0 if known else None}
+        row = self.rest.setdefault((call.op, call.group_size, known), none)
+        row["calls"] += 1
+        row["bytes"] += call.nbytes
+        if call.sent is not None:
+            row["sent_bytes"] += call.sent
 
     def _follow(self, event: Event, result: Any, args: tuple) -> None:
         """Find out when the collective will have ended."""

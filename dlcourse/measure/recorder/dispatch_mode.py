@@ -25,6 +25,8 @@ from dlcourse.measure.tensors import tensors_in
 
 Parameter = nn.Parameter
 _PLAIN = frozenset({Tensor, nn.Parameter, nn.Buffer})
+_NO_DISPATCH = Tensor.__torch_dispatch__  # of a class that leaves operators as they are
+_SIMPLE = frozenset({int, float, bool, type(None), torch.dtype, torch.device, torch.layout})
 _COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 
 # What to do with an operator.
@@ -105,8 +107,9 @@ class Watch(modes.TorchDispatchMode):
         kind, op, count = plan
         if types and not _PLAIN.issuperset(types):
             if FakeTensor not in types:
-                return NotImplemented  # DTensor and its like: come back with what is inside
-            if self._storages.fake_mode is None:
+                if any(cls.__torch_dispatch__ is not _NO_DISPATCH for cls in types):
+                    return NotImplemented  # DTensor and its like: come back with what is inside
+            elif self._storages.fake_mode is None:
                 return func(*args, **kwargs) if kwargs else func(*args)
         if kind == _VIEW:
             if args and (args[0].__class__ is Parameter or (types and _is_parameter(args[0]))):
@@ -137,6 +140,8 @@ class Watch(modes.TorchDispatchMode):
                 self._series.close_window(now)
         else:
             result = self._unusual(kind, func, args, kwargs or {})
+            if count is not None:
+                self.flops += count(args, kwargs or {}, result)
         self.busy = False
         spans.end = clock()
         return result
@@ -154,11 +159,13 @@ class Watch(modes.TorchDispatchMode):
             if cls is Tensor:
                 tensors.append(a)
                 tracked = tracked or a.requires_grad
-            elif cls is Parameter or (cls is FakeTensor and _is_parameter(a)):
+            elif cls in _SIMPLE:
+                continue
+            elif cls is Parameter or _is_parameter(a):
                 self._owners.see_parameter(a)
                 tensors.append(a)
                 tracked = tracked or a.requires_grad
-            elif cls is list or cls is FakeTensor:
+            elif cls is list or isinstance(a, Tensor):
                 for b in a if cls is list else (a,):
                     if isinstance(b, Tensor):
                         tensors.append(b)
@@ -231,7 +238,7 @@ class Watch(modes.TorchDispatchMode):
         if func._opname in ("resize_", "resize_as_") or any(
             a.kwarg_only and a.alias_info is not None for a in schema.arguments
         ):
-            return _RESIZE, func, None
+            return _RESIZE, func, flops_of(func)  # a product's result in memory that is there
         count = flops_of(func)
         makes = any("Tensor" in str(r.type) and r.alias_info is None for r in schema.returns)
         if makes or count is not None:
@@ -240,5 +247,5 @@ class Watch(modes.TorchDispatchMode):
 
 
 def _is_parameter(value: Any) -> bool:
-    """A fake parameter is a FakeTensor that says so."""
-    return getattr(value, "_is_param", False)
+    """Of a class of its own too; a fake parameter is a FakeTensor that says so."""
+    return isinstance(value, Parameter)

@@ -163,6 +163,7 @@ class Recorder:
             "wall_s": (end - self._start_ns) / 1e9,
             "start_ns": self._start_ns,
             "comm": [event.as_dict(self._marks) for event in self.collectives.events],
+            "comm_rest": list(self.collectives.rest.values()),
             "memory": _NO_MEMORY if self.ledger is None else self.ledger.finish(end),
             "spans": self._spans.finish(),
             "steps": [
