@@ -294,6 +294,14 @@ def test_marker_in_pieces_is_found():
     assert out.ended(0)
 
 
+def test_the_end_of_a_cell_that_comes_late_is_not_shown_in_the_next():
+    """On a crowded machine a cell does not wait for it for ever."""
+    late, own = output_module.new_marker(), output_module.new_marker()
+    stream = Stream(0, own)
+    assert stream.feed(b"before\npart" + late + b"now\n") == ["before", "part", "now"]
+    assert stream.feed(late + own) == [] and stream.ended and stream.finish() == []
+
+
 def test_no_character_is_cut_in_two():
     marker = b"\0mark of the end\n"
     for shift in range(4):  # wherever the cut falls, in three bytes of each character
@@ -1029,6 +1037,17 @@ def test_ranks_that_are_no_numbers_are_refused_in_words(ranks, chosen):
 def test_ranks_may_be_numbers_of_numpy_or_a_generator(ranks):
     assert ranks.run(int, ranks=np.arange(2)) == [0, 0]
     assert ranks.run(int, ranks=(r for r in (1, 3))) == [0, 0]
+
+
+def test_a_timer_may_stop_the_ranks_while_a_cell_runs():
+    """The cell waited for ranks that were gone, for ever."""
+    with Ranks(2, default=False) as pool:
+        timer = threading.Timer(1.0, pool.stop)
+        timer.start()
+        message, _ = fails(pool, "import time; time.sleep(600)")
+        timer.join()
+        assert message.startswith("another thread ended the ranks while the cell ran"), message
+        assert pool.state == "stopped"
 
 
 def test_a_second_call_while_one_runs_is_refused_in_words(ranks):

@@ -7,7 +7,6 @@ ranks["name"]                 # a name's value in every rank
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,7 +23,7 @@ from dlcourse.ranks.notebook.definitions import Definitions
 from dlcourse.ranks.notebook.front_end import front_end_present, notebook_cell
 from dlcourse.ranks.notebook.observer import Observation
 from dlcourse.ranks.notebook.one_at_a_time import OneAtATime
-from dlcourse.ranks.notebook.output import Output
+from dlcourse.ranks.notebook.output import Output, new_marker
 from dlcourse.ranks.notebook.pool_arguments import check, check_name, chosen_ranks
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
 from dlcourse.ranks.notebook.running_cell import RunningCell
@@ -275,7 +274,7 @@ class Ranks:
         self._ensure()
         processes = self.processes
         number = processes.next_number()
-        marker = b"\0%s\n" % secrets.token_hex(12).encode()
+        marker = new_marker()
         request |= {
             "id": number,
             "record": record,
