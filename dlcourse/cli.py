@@ -265,16 +265,8 @@ def _run(args: argparse.Namespace) -> int:
     names = catalog.written_lessons(root) if args.all else [catalog.find_lesson(args.lesson, root)]
     run.check_device(args.device)
     run.check_ranks(args.ranks)
-    if args.steps is not None and args.steps < 1:
-        raise ValueError(f"steps={args.steps}: give a number from 1 on")
-    if not args.all:
-        declared = run.declared_parameters(run.read_built(names[0], args.lang, root))
-        for option, name in (("ranks", "num_ranks"), ("steps", "steps")):
-            if getattr(args, option) is not None and name not in declared:
-                raise ValueError(f"lesson {names[0]} has no parameter for --{option}: leave it out")
-    if not args.out:  # of a shell variable that is not set
-        raise ValueError("out='': give a folder for the results")
-    out = run.check_out(Path(args.out), names, args.lang)
+    _check_lesson_options(args, names[0], root, ("ranks", "steps"))
+    out = run.check_out(_folder("out", args.out), names, args.lang)
     failed = 0
     for name in names:
         if args.resume:
@@ -307,10 +299,34 @@ def _run(args: argparse.Namespace) -> int:
     return FAILED if failed else 0
 
 
+def _check_lesson_options(
+    args: argparse.Namespace, name: str, root: Path, options: Sequence[str]
+) -> None:
+    """Refuse before anything starts, or waits in a queue, what would end the run."""
+    from dlcourse.course import run
+
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"steps={args.steps}: give a number from 1 on")
+    if args.all:
+        return
+    declared = run.declared_parameters(run.read_built(name, args.lang, root))
+    for option in options:
+        parameter = "num_ranks" if option == "ranks" else option
+        if getattr(args, option) is not None and parameter not in declared:
+            raise ValueError(f"lesson {name} has no parameter for --{option}: leave it out")
+
+
+def _folder(option: str, text: str) -> Path:
+    """The path of a folder; "", of a shell variable that is not set, would be the current one."""
+    if not text:
+        raise ValueError(f"{option}='': give a folder (. is the current one)")
+    return Path(text)
+
+
 def _job(args: argparse.Namespace) -> int:
     from dlcourse.course.job import Job
 
-    return Job(Path(args.folder), args.run_command, args.node, args.nodes).run()
+    return Job(_folder("FOLDER", args.folder), args.run_command, args.node, args.nodes).run()
 
 
 def _submit(args: argparse.Namespace) -> int:
@@ -320,9 +336,18 @@ def _submit(args: argparse.Namespace) -> int:
     if args.all == bool(args.lesson):
         raise ValueError("give one lesson, or --all")
     name = "all" if args.all else catalog.find_lesson(args.lesson, root)
-    for option in ("nodes", "ranks_per_node", "minutes"):
-        if getattr(args, option) < 1:
-            raise ValueError(f"{option}={getattr(args, option)}: give a number from 1 on")
+    out = _folder("out", args.out)
+    for option, least in (
+        ("nodes", 1),
+        ("ranks_per_node", 1),
+        ("minutes", 1),
+        ("gpus_per_node", 0),
+    ):
+        if getattr(args, option) < least:
+            raise ValueError(f"{option}={getattr(args, option)}: give a number from {least} on")
+    if args.device not in (devices := ("auto", "cpu", "cuda")):  # this machine may have no GPU
+        raise ValueError(f"device={args.device!r}: choose one of: {', '.join(devices)}")
+    _check_lesson_options(args, name, root, ("steps",))
     ranks = args.nodes * args.ranks_per_node
     command = ["run", "--all" if args.all else name, "--lang", args.lang, "--ranks", str(ranks)]
     command += ["--device", args.device]
@@ -335,7 +360,7 @@ def _submit(args: argparse.Namespace) -> int:
         args.account,
         args.minutes,
     )
-    job, folder = submit.submit(command, wanted, run.check_out(Path(args.out)), name)
+    job, folder = submit.submit(command, wanted, run.check_out(out), name)
     print(f"job {job}: {folder}", flush=True)
     if args.no_wait:
         return 0
@@ -351,7 +376,9 @@ def _grade(args: argparse.Namespace) -> int:
             raise ValueError(f"{option}={getattr(args, option)}: give a number above 0")
     limits = Limits(60 * args.minutes, int(args.memory * 2**30))
     out = Path(args.out)
-    rows = grades.grade(Path(args.folder), out, limits, trust=args.trust, tell=grades.print_row)
+    rows = grades.grade(
+        _folder("DIR", args.folder), out, limits, trust=args.trust, tell=grades.print_row
+    )
     print(f"{out}: {len(rows)} submissions")
     return 0
 

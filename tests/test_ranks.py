@@ -189,6 +189,35 @@ def test_values_that_cannot_be_sent_or_read(ranks):
     works(ranks)
 
 
+def test_what_is_no_name_is_refused_and_costs_no_variables(ranks):
+    """A slice cannot be looked up in a dict: the ranks must not end over it."""
+    cell(ranks, "kept = rank")
+    for wrong in (slice(0, 1), 0, ["kept"], {}, None):
+        with pytest.raises(ValueError, match="give the name of a variable of the ranks, as text"):
+            ranks[wrong]
+    assert ranks["kept"] == [0, 1, 2, 3]
+
+
+def test_every_tensor_with_numbers_comes_back_as_an_array(ranks):
+    """Views that are conjugated or negated when read, halves of complex numbers."""
+    cell(
+        ranks,
+        """
+        import warnings
+        z = torch.tensor([1 + 2j, 3 - 1j])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            half = z.to(torch.complex32)
+        sent = {"conj": z.conj(), "imag": z.conj().imag, "half": half, "rank": rank}
+        """,
+    )
+    for rank, sent in enumerate(ranks["sent"]):
+        assert all(isinstance(sent[name], np.ndarray) for name in ("conj", "imag", "half"))
+        assert sent["conj"].tolist() == [1 - 2j, 3 + 1j] and sent["imag"].tolist() == [-2, 1]
+        assert sent["half"].tolist() == [1 + 2j, 3 - 1j] and sent["half"].dtype == np.complex64
+        assert sent["rank"] == rank
+
+
 def test_recorded_cell_fills_last(ranks):
     cell(ranks, "dist.all_reduce(torch.ones(1000))", record=True)
     assert len(ranks.last.records) == 4
@@ -263,6 +292,14 @@ def test_marker_in_pieces_is_found():
         out.feed(0, "out", bytes([byte]))
     out.feed(0, "err", marker)
     assert out.ended(0)
+
+
+def test_the_end_of_a_cell_that_comes_late_is_not_shown_in_the_next():
+    """On a crowded machine a cell does not wait for it for ever."""
+    late, own = output_module.new_marker(), output_module.new_marker()
+    stream = Stream(0, own)
+    assert stream.feed(b"before\npart" + late + b"now\n") == ["before", "part", "now"]
+    assert stream.feed(late + own) == [] and stream.ended and stream.finish() == []
 
 
 def test_no_character_is_cut_in_two():
@@ -527,6 +564,82 @@ def test_what_has_no_words_of_its_own_is_still_reported(ranks):
     cell(ranks, "import sys; sys.stdout = sys.stderr = None")
     cell(ranks, "sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__")
     assert ranks["kept"] == [7] * 4 and ranks.pids == pids
+    works(ranks)
+
+
+def test_causes_and_members_of_an_error_are_shown(ranks):
+    """As a notebook shows them: what an error came from, and what a group of errors holds."""
+    message, _ = fails(
+        ranks, "try:\n    {}['k']\nexcept KeyError as e:\n    raise OSError(1) from e"
+    )
+    assert "KeyError: 'k'" in message and "direct cause" in message
+    assert message.index("KeyError: 'k'") < message.index("direct cause")
+    message, _ = fails(ranks, "try:\n    {}['k']\nexcept KeyError:\n    1 / 0")
+    assert "KeyError: 'k'" in message and "another exception occurred" in message
+    message, _ = fails(ranks, "try:\n    {}['k']\nexcept KeyError:\n    raise OSError(1) from None")
+    assert "KeyError" not in message
+    source = """
+        import asyncio
+        async def divides(): 1 / 0
+        async def both():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(divides())
+        asyncio.run(both())
+    """
+    message, _ = fails(ranks, source)
+    assert "ZeroDivisionError: division by zero" in message
+    assert "async def divides(): 1 / 0" in message and "worker.py" not in message
+    works(ranks)
+
+
+def test_a_keyboard_interrupt_of_the_cells_own_is_named(ranks):
+    message, _ = fails(ranks, "if rank == 1:\n    raise KeyboardInterrupt('own')")
+    assert message.startswith("rank 1 raised KeyboardInterrupt: own"), message
+    works(ranks)
+
+
+def test_a_group_that_a_cell_has_destroyed_is_made_again(ranks):
+    """The last line of most scripts for torchrun; the first collective after it tells."""
+    cell(ranks, "kept = rank\ndist.destroy_process_group()")
+    cell(ranks, "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)")
+    cell(ranks, "dist.destroy_process_group()")
+    message, _ = fails(ranks, "dist.barrier()")
+    assert "has not been initialized" in message
+    assert message.endswith("made anew (wrap models and make sub-groups again).")
+    works(ranks)
+    cell(ranks, "dist.destroy_process_group()", [2])
+    fails(ranks, "dist.barrier()")
+    works(ranks)
+    assert ranks["kept"] == [0, 1, 2, 3]
+
+
+def test_a_process_that_a_cell_forks_ends_where_the_cell_ends(ranks, tmp_path):
+    """Else it would be a second rank of the same number, and its parent would wait for ever."""
+    forks = textwrap.dedent(f"""
+        import os, sys
+        child = os.fork()
+        if child:
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        else:
+            sys.stderr = open({str(tmp_path)!r} + f"/{{rank}}", "a")
+    """)
+    cell(ranks, forks + "print('end', file=sys.stderr)")
+    assert ranks["status"] == [0] * 4
+    cell(ranks, forks + "child or 1 / 0")
+    assert ranks["status"] == [1] * 4
+    cell(ranks, forks + "child or sys.exit(5)")
+    assert ranks["status"] == [5] * 4
+
+    def forked():
+        import os
+
+        child = os.fork()
+        return os.waitpid(child, 0)[1] if child else "no result of a rank"
+
+    assert ranks.run(forked) == [0] * 4
+    for rank in range(4):
+        first, *_, last = (tmp_path / str(rank)).read_text().splitlines()
+        assert (first, last) == ("end", "ZeroDivisionError: division by zero")
     works(ranks)
 
 
@@ -909,6 +1022,54 @@ def test_bad_cells_are_refused_without_losing_the_pool(ranks):
         cell(ranks, "1", [7])
     with pytest.raises(SyntaxError):
         cell(ranks, "for")
+    works(ranks)
+
+
+@pytest.mark.parametrize(
+    "chosen", [2, "0,1", [0, "a"], [0.0], [True], [[0]], [None], object()], ids=repr
+)
+def test_ranks_that_are_no_numbers_are_refused_in_words(ranks, chosen):
+    for call in (lambda: ranks.run(int, ranks=chosen), lambda: cell(ranks, "1", chosen)):
+        with pytest.raises(ValueError, match=r"ranks=.*: give their numbers, as in ranks=\[0, 2\]"):
+            call()
+
+
+def test_ranks_may_be_numbers_of_numpy_or_a_generator(ranks):
+    assert ranks.run(int, ranks=np.arange(2)) == [0, 0]
+    assert ranks.run(int, ranks=(r for r in (1, 3))) == [0, 0]
+
+
+def test_a_timer_may_stop_the_ranks_while_a_cell_runs():
+    """The cell waited for ranks that were gone, for ever."""
+    with Ranks(2, default=False) as pool:
+        timer = threading.Timer(1.0, pool.stop)
+        timer.start()
+        message, _ = fails(pool, "import time; time.sleep(600)")
+        timer.join()
+        assert message.startswith("another thread ended the ranks while the cell ran"), message
+        assert pool.state == "stopped"
+
+
+def test_a_second_call_while_one_runs_is_refused_in_words(ranks):
+    """From another thread: both would wait for the answers of the other."""
+    gate = threading.Event()
+    results: list[object] = []
+
+    def first():
+        gate.set()
+        results.append(ranks.run(lambda: __import__("time").sleep(1.5) or 7))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    gate.wait()
+    while ranks.state != "running":
+        time.sleep(0.01)
+    refused = (lambda: ranks.run(int), lambda: cell(ranks, "1"), lambda: ranks["rank"])
+    for call in refused:
+        with pytest.raises(ValueError, match="they are busy with another call; wait until it has"):
+            call()
+    thread.join(30)
+    assert results == [[7] * 4]
     works(ranks)
 
 

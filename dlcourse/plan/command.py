@@ -107,6 +107,8 @@ def _check_place(name: str, path: str | None) -> None:
     """Refuse before anything is measured what could not be written afterwards."""
     if path is None:
         return
+    if not path:  # of a shell variable that is not set; it would be the current folder
+        raise ValueError(f"{name}='': give a {'folder' if name == 'out' else 'file'}")
     place = Path(path)
     if name == "out" and place.exists() and not place.is_dir():
         raise ValueError(f"out={path!r} is a file: give a folder, which may be new")

@@ -41,8 +41,9 @@ LESSONS = {
     "08_expert_parallel": {"expert": 64, "experts": 256, "top_k": 8},
 }
 
-# Beyond, sizes overflow, or one step takes hours: it is gone through micro-batch by micro-batch.
-LARGEST = {"micro_batch": 1_000_000, "micro_batches": 10_000}
+# Beyond, sizes overflow, or one step takes hours: it is gone through micro-batch by micro-batch,
+# and torch lists the ranks of each group.
+LARGEST = {"world": 1_000_000, "micro_batch": 1_000_000, "micro_batches": 10_000}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ class Unpicklable:
 class _Pickler(cloudpickle.Pickler):
     """Pickles results so that the notebook kernel needs no torch to read them.
 
-    Tensors become NumPy arrays (bfloat16 and smaller floats as float32), torch's own objects
+    Tensors become NumPy arrays (bfloat16 and smaller floats as float32, complex32
+    as complex64), torch's own objects
     (devices, dtypes, modules …) their repr. Functions and classes of cells travel by value.
     """
 
@@ -35,9 +36,11 @@ class _Pickler(cloudpickle.Pickler):
         if torch is None:
             return super().reducer_override(obj)
         if isinstance(obj, torch.Tensor):
-            tensor = obj.detach().cpu()
+            tensor = obj.detach().cpu().resolve_conj().resolve_neg()  # NumPy has no such views
             if tensor.dtype.is_floating_point and tensor.element_size() < 4:
                 tensor = tensor.float()
+            elif tensor.dtype == torch.complex32:
+                tensor = tensor.to(torch.complex64)
             return tensor.numpy().__reduce__()
         in_torch = type(obj).__module__.partition(".")[0] == "torch"
         if in_torch or isinstance(obj, torch.nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import sys
 from typing import TextIO
 
@@ -13,7 +14,14 @@ HEAD_LINES = 200  # lines of one rank and stream shown as they come
 TAIL_LINES = 20  # lines kept for the end when there are more
 LINE_LIMIT = 2000  # characters of one line
 _TAIL_BYTES = 1 << 16
+# With its own line break, unless that ends a line that was not ended.
+_MARKER = re.compile(rb"(?<=[^\n])\0[0-9a-f]{24}|\0[0-9a-f]{24}\n")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]")
+
+
+def new_marker() -> bytes:
+    """What a rank writes at the end of a cell's output, and no program by chance."""
+    return b"\0%s\n" % secrets.token_hex(12).encode()
 
 
 class Stream:
@@ -46,6 +54,7 @@ class Stream:
         return self._split(chunk)
 
     def _split(self, chunk: bytes) -> list[str]:
+        chunk = _MARKER.sub(b"", chunk)  # of a cell before, which has not waited so long for it
         shown: list[str] = []
         while chunk and self.lines < HEAD_LINES:
             line, _, chunk = chunk.partition(b"\n")

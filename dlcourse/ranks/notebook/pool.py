@@ -7,7 +7,6 @@ ranks["name"]                 # a name's value in every rank
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,8 +22,9 @@ from dlcourse.ranks.notebook.agent_process import AgentProcess
 from dlcourse.ranks.notebook.definitions import Definitions
 from dlcourse.ranks.notebook.front_end import front_end_present, notebook_cell
 from dlcourse.ranks.notebook.observer import Observation
-from dlcourse.ranks.notebook.output import Output
-from dlcourse.ranks.notebook.pool_arguments import check, chosen_ranks
+from dlcourse.ranks.notebook.one_at_a_time import OneAtATime
+from dlcourse.ranks.notebook.output import Output, new_marker
+from dlcourse.ranks.notebook.pool_arguments import check, check_name, chosen_ranks
 from dlcourse.ranks.notebook.rank_processes import RankProcesses
 from dlcourse.ranks.notebook.running_cell import RunningCell
 from dlcourse.ranks.notebook.values import fetch
@@ -75,6 +75,7 @@ class Ranks:
         check(self.size, device, timeout)
         self.processes = RankProcesses(self.size, device, timeout, preload)
         self.observation = Observation(self.processes)
+        self._alone = OneAtATime()
         self.last: Run | None = None
         self._definitions = Definitions()
         with stop.DelayedStop() as stops:
@@ -110,7 +111,8 @@ class Ranks:
         """
         call = cloudpickle.dumps((function, args, kwargs))
         chosen = chosen_ranks(ranks, self.size)
-        done = self._execute({"kind": "call", "call": call}, chosen, record)
+        with self._alone:
+            done = self._execute({"kind": "call", "call": call}, chosen, record)
         return [loads_result(done[rank]["value"], rank, "the result") for rank in sorted(done)]
 
     def cell(
@@ -124,7 +126,8 @@ class Ranks:
         """
         check_source(source)
         chosen = chosen_ranks(ranks, self.size)
-        done = self._execute({"kind": "cell", "source": source}, chosen, record)
+        with self._alone:
+            done = self._execute({"kind": "cell", "source": source}, chosen, record)
         shown = {rank: result for rank, result in done.items() if "repr" in result}
         return Results(shown) if shown else None
 
@@ -132,12 +135,15 @@ class Ranks:
         """The value of a name in every rank; however long the ranks take to pack it.
 
         Raises:
+            ValueError: for what is no name, and while another thread's call runs.
             KeyError: if a rank does not have the name.
             RankError: if a rank died, or cannot send the value.
             RanksInterrupted: for a Stop.
         """
-        self._ensure()
-        answers = fetch(self.processes, name)
+        check_name(name)
+        with self._alone:
+            self._ensure()
+            answers = fetch(self.processes, name)
         missing = [rank for rank, answer in answers.items() if answer.get("missing")]
         if missing:
             life = self.processes.life
@@ -268,7 +274,7 @@ class Ranks:
         self._ensure()
         processes = self.processes
         number = processes.next_number()
-        marker = b"\0%s\n" % secrets.token_hex(12).encode()
+        marker = new_marker()
         request |= {
             "id": number,
             "record": record,

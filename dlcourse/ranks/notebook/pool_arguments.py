@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
 from dlcourse import machine
+from dlcourse.ranks.display import in_words
 from dlcourse.ranks.machines import of_this_run
 from dlcourse.words.units import rank_ranges
 
@@ -43,11 +45,29 @@ def chosen_ranks(ranks: Iterable[int] | None, size: int) -> list[int]:
     """The ranks that take part; raises ValueError for one that does not exist."""
     if ranks is None:
         return list(range(size))
-    chosen = sorted(set(ranks))
-    wrong = [r for r in chosen if not isinstance(r, int) or not 0 <= r < size]
+    try:
+        given = list(ranks)
+        chosen = sorted({operator.index(r) for r in given})  # numbers of NumPy too
+    except TypeError:
+        given, chosen = [True], []
+    if any(isinstance(r, bool) for r in given):
+        raise ValueError(
+            f"ranks={in_words(ranks, limit=100)}: give their numbers, as in ranks=[0, 2]; "
+            f"there are ranks 0-{size - 1}"
+        )
+    wrong = [r for r in chosen if not 0 <= r < size]
     if wrong or not chosen:
         raise ValueError(
             f"ranks={rank_ranges(wrong) if wrong else 'none'}: there are ranks 0-{size - 1}. "
             f"Name some of these, or make more: Ranks({max([*wrong, 0]) + 1})"
         )
     return chosen
+
+
+def check_name(name: object) -> None:
+    """Refuse what cannot be the name of a variable, such as a slice or the number of a rank."""
+    if not isinstance(name, str):
+        raise ValueError(
+            f"ranks[{in_words(name, limit=100)}]: give the name of a variable of the ranks, as "
+            'text; ranks["x"][0] is the x of rank 0'
+        )

@@ -56,6 +56,7 @@ class RunningCell:
         self.headline: Both | None = None
         self.interrupted = False
         self.started = time.monotonic()
+        self.life = processes.life
 
     # -- waiting --------------------------------------------------------------------------------
 
@@ -81,6 +82,9 @@ class RunningCell:
         while self.pending():
             self.processes.receive(0.05)
             now = time.monotonic()
+            if self.ended_by_another():
+                self.headline = both(lambda: t("ranks.stopped_meanwhile"))
+                return
             if self.processes.dead:
                 self.look()
                 return
@@ -103,6 +107,10 @@ class RunningCell:
                     self.release()
                     return
                 before = states
+
+    def ended_by_another(self) -> bool:
+        """Whether another thread, such as a timer's, has stopped the ranks or restarted them."""
+        return self.processes.state == "stopped" or self.processes.life != self.life
 
     def wait_for_output(self) -> None:
         """What a rank printed may arrive after its result; wait for it, but not for long."""

@@ -36,7 +36,7 @@ def judge(cell: RunningCell) -> None:
     if not lost and broken:
         lost = not processes.regroup()
         after = "ranks.kept_wrap"
-    if lost:
+    if lost and not cell.ended_by_another():
         processes.end("lost")
         after = "ranks.job_over" if processes.agent.lost else "ranks.afresh"
     text = both(lambda: _joined(said, after))

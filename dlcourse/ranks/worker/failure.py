@@ -15,6 +15,8 @@ from dlcourse.ranks.worker import waits
 from dlcourse.ranks.worker.call_stack import DISTRIBUTED, collective_call
 
 MESSAGE_LIMIT = 5000  # characters of an exception's message
+CHAIN = 5  # errors that an error came from, and those of theirs
+_HEADING = "Traceback (most recent call last):\n"
 _WAITING = (DISTRIBUTED, waits.__file__, window.__file__)
 _TORCH = os.path.dirname(torch.__file__)
 _ENGINE = str(Path(__file__).parents[1])  # dlcourse/ranks, whose frames are left out
@@ -43,9 +45,11 @@ def _described(error: BaseException, *, cut: bool) -> dict[str, Any]:
     own = [f for f in frames if not f.filename.startswith(_ENGINE)]
     in_cell = [f for f in own if f.filename.startswith("<ranks cell")]
     place = (in_cell or own or frames)[-1]
-    shown = [f for f in own if not f.filename.startswith(_TORCH)] or own
-    text = traceback.format_list(shown)
-    text += [shorten(x, MESSAGE_LIMIT) for x in traceback.format_exception_only(error)]
+    shown = traceback.TracebackException.from_exception(error, compact=True)
+    _leave_out_frames(shown)
+    text = [shorten(x, MESSAGE_LIMIT) for x in shown.format()]
+    if text[0] == _HEADING:  # the message has one of its own
+        del text[0]
     in_collective = any(f.filename in _WAITING for f in frames)
     return {
         "type": type(error).__name__,
@@ -60,6 +64,27 @@ def _described(error: BaseException, *, cut: bool) -> dict[str, Any]:
         "transport": _from_transport(error, in_collective),
         "group_broken": cut or _from_transport(error, in_collective),
     }
+
+
+def _leave_out_frames(shown: traceback.TracebackException, chain: int = CHAIN) -> None:
+    """Keep the learner's frames and the course's: of an error, what it came from, its members."""
+    own = [f for f in shown.stack if not f.filename.startswith(_ENGINE)]
+    learners = [f for f in own if not f.filename.startswith(_TORCH)]
+    shown.stack = traceback.StackSummary.from_list(learners or own)
+    for member in shown.exceptions or ():
+        _leave_out_frames(member, chain)
+    if shown.__context__ is not None:
+        # What torch has met and handled within itself tells a learner nothing.
+        inside = all(f.filename.startswith(_TORCH) for f in shown.__context__.stack)
+        if chain == 0 or inside:
+            shown.__context__ = None
+        else:
+            _leave_out_frames(shown.__context__, chain - 1)
+    if shown.__cause__ is not None:
+        if chain == 0:
+            shown.__cause__ = None
+        else:
+            _leave_out_frames(shown.__cause__, chain - 1)
 
 
 def _from_transport(error: BaseException, in_collective: bool) -> bool:

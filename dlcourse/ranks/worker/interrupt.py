@@ -27,10 +27,12 @@ class Interrupt:
 
     Attributes:
         running: the number of the cell that runs now; None where an interrupt would come too late.
+        raised: whether one has come in this cell. Else a KeyboardInterrupt is the cell's own.
     """
 
     def __init__(self) -> None:
         self.running: int | None = None
+        self.raised = False
         self._thread = threading.get_ident()
         self._wanted: int | None = None  # the cell that the notebook wants interrupted
         self._since: float | None = None  # when it first met a context that is entered or left
@@ -64,6 +66,7 @@ class Interrupt:
             if time.monotonic() < self._since + AT_MOST:
                 return
         self._wanted = None
+        self.raised = True
         raise KeyboardInterrupt
 
 

@@ -30,6 +30,7 @@ from dlcourse.ranks.worker.connections import Connections, keep_descriptors
 from dlcourse.ranks.worker.control import Control
 from dlcourse.ranks.worker.failure import MESSAGE_LIMIT, explained
 from dlcourse.ranks.worker.flight_recorder import FlightRecorder
+from dlcourse.ranks.worker.forks import end_fork
 from dlcourse.ranks.worker.interrupt import Interrupt
 from dlcourse.ranks.worker.waits import Waits
 from dlcourse.ranks.worker.whereabouts import Whereabouts
@@ -52,6 +53,7 @@ class Worker:
             os._exit(1)
         self.rank = int(os.environ["RANK"])
         self.size = int(os.environ["WORLD_SIZE"])
+        self.pid = os.getpid()
         self.request = request
         directory = Path(request["directory"])
         setup.redirect_output(directory, self.rank)
@@ -175,6 +177,7 @@ class Worker:
         outcome: dict[str, Any] = {"id": message["id"]}
         started = time.monotonic()
         self.whereabouts.waits.begin()
+        self.interrupt.raised = False
         self.interrupt.running = message["id"]
         try:
             if record:
@@ -191,9 +194,16 @@ class Worker:
             # signal is handled in that call, outside the `try`, and ends the rank.
             self.interrupt.running = None
             outcome["error"] = explained(error, cut=self.connections.were_cut)
-            outcome["error"]["group_broken"] |= self.whereabouts.waits.leaves_any()
+            if os.getpid() != self.pid:
+                end_fork(error, outcome["error"]["traceback"])
+            outcome["error"]["interrupted"] &= self.interrupt.raised
+            # A cell may have destroyed the group; the next one may mean to make its own.
+            gone = self.whereabouts.waits.leaves_any() or not dist.is_initialized()
+            outcome["error"]["group_broken"] |= gone
             connection.give_up()
         self.interrupt.running = None
+        if os.getpid() != self.pid:
+            end_fork()
         outcome["wall_s"] = time.monotonic() - started
         try:
             if record:
