@@ -39,7 +39,7 @@ quick: $(VENV)/.quick lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not ($(SLOW))'
 
 # For 2 cores: much of a test is waiting.
-WORKERS = 3
+WORKERS = 4
 SLOW = notebooks or browser or exercises or engine or parity or cluster
 
 # A tenth of a percent of it is in `make test`. ARGS='--minutes 30': begins no trial after so long.
