@@ -196,7 +196,7 @@ class TwoRanks:
     its wait is read, seems to have sent nothing and to wait.
     """
 
-    size, timeout, dead = 2, 30, {}
+    size, timeout, dead, life, state = 2, 30, {}, 0, "ready"
 
     def __init__(self, waits: list[int]) -> None:
         self.waits, self.cell = waits, running_cell.RunningCell(self, 1, [0, 1], None, tick=id)
@@ -332,7 +332,7 @@ def test_a_connection_that_a_cut_has_closed_is_no_cause(interrupted):
         type="RuntimeError", message="gloo: Connection closed by peer", transport=True, cut=False,
         interrupted=False, traceback="", line=1, code="", collective=None,
     )  # fmt: skip
-    processes = SimpleNamespace(dead={}, size=2, timeout=30, machine_names=list)
+    processes = SimpleNamespace(dead={}, size=2, timeout=30, machine_names=list, life=0)
     running = running_cell.RunningCell(processes, 1, [0, 1], None, tick=lambda cell: None)
     running.done = {0: {"error": lost}, 1: {"error": lost | {"cut": True}}}
     headline = both(lambda: "rank 1 never reached all_reduce #2")
