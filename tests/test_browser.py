@@ -675,7 +675,7 @@ def test_nothing_is_left_of_a_kernel_nor_of_lab(chromium, tmp_path):
             return processes
 
         def left(old: list[psutil.Process], owner: psutil.Process) -> list[str]:
-            """What is there 3 seconds after the owner of the pool has ended, or more beside others."""
+            """What is there 3 seconds after the owner of the pool has ended, more beside others."""
             crowding = min(
                 4.0, machine.crowding()
             )  # Lab asks its kernels to end, one after the other
