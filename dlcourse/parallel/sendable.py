@@ -16,18 +16,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from dlcourse.collectives.buffers import check_member
 from dlcourse.collectives.p2p import Group
 
 
 def group_size(process_group: Group) -> int:
     """How many ranks a group has, of which this rank must be one: a ``ValueError`` else."""
-    size = dist.get_world_size(process_group)
-    if size < 0:
-        raise ValueError(
-            f"this rank, {dist.get_rank()}, is not in process_group: call it in the group's ranks "
-            "alone"
-        )
-    return size
+    check_member(process_group)
+    return dist.get_world_size(process_group)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
