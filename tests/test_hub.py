@@ -413,7 +413,8 @@ def hub(tmp_path_factory) -> Iterator[Hub]:
 # /dev/shm, files in /tmp. The socket's file goes when all ranks have come; so another, as it was.
 POOL = """
 from dlcourse import Ranks
-from dlcourse.ranks.messaging import MessageServer, new_directory
+from dlcourse.ranks.directories import new_directory
+from dlcourse.ranks.messaging import MessageServer
 channel = MessageServer(lambda identity, message: None)
 _ = channel.bind(new_directory())
 ranks = Ranks(2)

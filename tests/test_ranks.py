@@ -8,10 +8,12 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +27,7 @@ import zmq
 from dlcourse import machine
 from dlcourse.ranks import RankError, Ranks, RanksInterrupted, expect_failure
 from dlcourse.ranks.agent.agent import Agent, PoolProcesses
+from dlcourse.ranks.directories import MARK
 from dlcourse.ranks.display import Results, plain, shorten
 from dlcourse.ranks.notebook import observer, running_cell
 from dlcourse.ranks.notebook import output as output_module
@@ -1382,6 +1385,13 @@ print(*ranks.pids, ranks.agent.process.pid, flush=True)
 """
 
 
+@pytest.fixture
+def short_path():
+    """For TMPDIR: a socket's name has room for no longer one, and the engine goes to /tmp then."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        yield Path(path)
+
+
 @pytest.mark.parametrize(
     ("then", "sent"),
     [
@@ -1392,12 +1402,12 @@ print(*ranks.pids, ranks.agent.process.pid, flush=True)
         ("pass", None),
     ],
 )
-def test_nothing_is_left_when_the_notebook_ends(then, sent, tmp_path):
+def test_nothing_is_left_when_the_notebook_ends(then, sent, short_path):
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT.format(then=then)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(short_path)},
     )
     pids = [int(x) for x in process.stdout.readline().split()]
     assert len(pids) == 3
@@ -1413,7 +1423,7 @@ def test_nothing_is_left_when_the_notebook_ends(then, sent, tmp_path):
         time.sleep(0.05)
     assert not [p for p in family if _alive(p)]
     # The folder of its compiler is torch's own, made when it is imported.
-    assert not [f for f in tmp_path.iterdir() if not f.name.startswith("torchinductor")]
+    assert not [f for f in short_path.iterdir() if not f.name.startswith("torchinductor")]
     shared = [f.name for f in Path("/dev/shm").glob("*")]
     assert not [name for name in shared if family & {int(n) for n in re.findall(r"\d+", name)}]
 
@@ -1454,7 +1464,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_temporary_files_of_ranks_go_with_the_notebook_or_its_agent(tmp_path):
+def test_temporary_files_of_ranks_go_with_the_notebook_or_its_agent(short_path):
     """Ranks are killed, at the end of a pool too: what they clear up at their end stays."""
     program = """
 import os, signal
@@ -1470,10 +1480,52 @@ ranks.cell("import tempfile; place = tempfile.TemporaryDirectory(); path = place
 assert not os.path.exists(name)
 assert os.path.isdir(ranks["path"][0])
 """
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "TMPDIR": str(short_path)}
     for spawn in ({}, {"DLCOURSE_START_METHOD": "spawn"}):
         done = subprocess.run([sys.executable, "-c", program], env=environment | spawn)
-        assert done.returncode == 0 and not list(tmp_path.glob("dlc*"))
+        assert done.returncode == 0 and not list(short_path.glob("dlc*"))
+
+
+def test_what_a_killed_family_has_left_goes_with_the_next_start(short_path):
+    """All at once, as a container ends that has no memory left: nobody is there to clear up."""
+    program = """
+import os, time
+from dlcourse import Ranks
+from dlcourse.explorer import Film
+film, ranks = Film(print), Ranks(2)
+print(ranks.agent.process.pid, *ranks.pids, flush=True)
+time.sleep(100)
+"""
+    environment = {**os.environ, "TMPDIR": str(short_path)}
+    start = partial(subprocess.Popen, [sys.executable, "-c", program], stdout=subprocess.PIPE)
+    with start(text=True, env=environment) as killed, start(text=True, env=environment) as lives:
+        agents = [int(p.stdout.readline().split()[0]) for p in (killed, lives)]
+        family = psutil.Process(agents[0]).children(recursive=True)
+        for process in (*family, psutil.Process(agents[0]), psutil.Process(killed.pid)):
+            process.suspend()
+        own = set(lives_in(short_path, (killed.pid, agents[0])))
+        for process in (psutil.Process(killed.pid), psutil.Process(agents[0]), *family):
+            process.kill()
+        killed.wait(60)
+        psutil.wait_procs(family, timeout=60)
+        others = set(lives_in(short_path, (lives.pid, agents[1])))
+        assert own and others and not own & others
+        for mark in short_path.glob(f"*/{MARK}"):
+            os.utime(mark, (0, 0))
+        (short_path / "dlcourse-film-mine").mkdir()  # a learner's own, whatever its name
+        subprocess.run([sys.executable, "-c", SCRIPT.format(then="pass")], env=environment)
+        left = {path.name for path in short_path.iterdir()}
+        lives.kill()
+    assert not own & left
+    assert others | {"dlcourse-film-mine"} <= left
+
+
+def lives_in(place, pids):
+    """Names of the directories in `place` that these processes keep locked."""
+    opened = (file.path for pid in pids for file in psutil.Process(pid).open_files())
+    return [
+        Path(path).parent.name for path in opened if path.startswith(str(place)) and MARK in path
+    ]
 
 
 def test_no_socket_is_left_to_join_once_the_ranks_are_connected(ranks):

@@ -8,8 +8,6 @@ A rank writes frames by `dlcourse.measure.frames.write_frame(film.path, step=...
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 import time
 import weakref
@@ -20,6 +18,7 @@ from dlcourse.explorer.sliders import widget_class
 from dlcourse.figures.picture import Picture, sentence
 from dlcourse.measure.frames import Frame, read_frames
 from dlcourse.panel.widget import front_end_present, view_beside, widgets_installed
+from dlcourse.ranks.directories import new_directory, remove
 from dlcourse.words.strings import t
 
 INTERVAL_S = 0.2  # between two looks at the file
@@ -37,8 +36,9 @@ class Film:
 
     def __init__(self, draw: Callable[[Frame], Picture]) -> None:
         self.draw = draw
-        self._folder = tempfile.TemporaryDirectory(prefix="dlcourse-film-")
-        self.path = os.path.join(self._folder.name, "frames.jsonl")
+        folder = new_directory("dlcourse-film-")
+        weakref.finalize(self, remove, folder)
+        self.path = str(folder / "frames.jsonl")
         self._view: Any = None
         self._shown: Frame | None = None
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hmac
 import pickle
-import shutil
 import socket
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -35,16 +33,6 @@ STREAMS = ("out", "err")  # of a rank's output, as its pipes and the "output" me
 def agent_identity(node: int) -> bytes:
     """The socket identity of a machine's agent; the notebook's own machine is number 0."""
     return b"agent:%d" % node
-
-
-def new_directory() -> Path:
-    """A directory that only we can enter, with a path short enough for a socket's name."""
-    base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="dlc", dir=base if len(base) < 60 else "/tmp"))
-
-
-def remove(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def rank_identity(pool: int, rank: int) -> bytes:

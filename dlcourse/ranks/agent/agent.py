@@ -17,7 +17,6 @@ import gc
 import os
 import re
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -32,7 +31,8 @@ from typing import Any
 import zmq
 
 from dlcourse.ranks.agent.launcher import start_launcher, start_method
-from dlcourse.ranks.messaging import STREAMS, MessageClient, agent_identity, new_directory
+from dlcourse.ranks.directories import new_directory, remove
+from dlcourse.ranks.messaging import STREAMS, MessageClient, agent_identity
 from dlcourse.ranks.new_process import adopt
 from dlcourse.ranks.os_processes import adopt_orphans, exists, exit_status, sentinel
 
@@ -121,7 +121,7 @@ class Agent:
             self.poller.register(pipe, zmq.POLLIN)
 
     def watch(self, pool: int, pids: dict[int, int]) -> None:
-        """All ranks are connected: note their processes; the files are needed no longer."""
+        """All ranks are connected: note their processes; no machine needs its files any longer."""
         state = self.pools.get(pool)
         if state is None:  # ended meanwhile
             return
@@ -135,7 +135,7 @@ class Agent:
             if ended is not None:
                 state.sentinels[ended] = rank
                 self.poller.register(ended, zmq.POLLIN)
-        shutil.rmtree(state.directory, ignore_errors=True)
+        remove(state.directory)
 
     def end(self, pool: int) -> None:
         """End a pool's processes now and take back all that it used."""
@@ -151,7 +151,7 @@ class Agent:
                 self._reap()
             for descriptor in [*state.pipes, *state.sentinels]:
                 self._close(descriptor)
-            shutil.rmtree(state.directory, ignore_errors=True)
+            remove(state.directory)
         self.client.send("ended", pool=pool)
 
     def _on_descriptor(self, descriptor: int) -> bool:
@@ -209,7 +209,7 @@ class Agent:
         """End everything."""
         for number in list(self.pools):
             self.end(number)
-        shutil.rmtree(self.temporary, ignore_errors=True)
+        remove(self.temporary)
 
 
 def _keep(rank: int, data: bytes) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from dlcourse.ranks import machines
-from dlcourse.ranks.messaging import MessageServer, agent_identity, new_directory, remove
+from dlcourse.ranks.directories import new_directory, remove
+from dlcourse.ranks.messaging import MessageServer, agent_identity
 from dlcourse.ranks.new_process import environment, python_without_the_folder
 from dlcourse.ranks.notebook import stop
 from dlcourse.words.strings import t

@@ -17,8 +17,9 @@ from typing import Any
 
 from dlcourse import machine
 from dlcourse.ranks.diagnosis.report import MACHINE_LOST
+from dlcourse.ranks.directories import new_directory, remove
 from dlcourse.ranks.machines import LOOPBACK
-from dlcourse.ranks.messaging import new_directory, rank_identity, remove
+from dlcourse.ranks.messaging import rank_identity
 from dlcourse.ranks.notebook import stop
 from dlcourse.ranks.notebook.agent_process import AgentProcess
 from dlcourse.words.strings import t
@@ -97,8 +98,7 @@ class RankProcesses:
             self.end("stopped")
             raise
         finally:
-            if self.state != "ready":
-                remove(directory)
+            remove(directory)  # who is connected needs no file of it
 
     def _arrived(self, rank: int | None, message: dict[str, Any]) -> None:
         """Keep a message for whoever waits; a death is shown at once, also between cells."""
