@@ -132,6 +132,9 @@ def losses_of(gpt, x, y, case, share):
     return loss
 
 
+TWO = ("accumulate", "synced each time")  # micro-batches a step
+
+
 def beside_one_process(data, expert, case="", exchange=None, steps=5, **options):
     """The largest difference of losses, gradients and parameters over some steps."""
     options |= dict(tie=case == "tied embeddings", shared=case != "no shared")
@@ -142,12 +145,12 @@ def beside_one_process(data, expert, case="", exchange=None, steps=5, **options)
     kept = {} if exchange is None else {"exchange": exchange}
     ours = ExpertDataParallel(given, mesh, **kept)
     optimizers = [torch.optim.AdamW(m.parameters(), lr=LR) for m in (alone, ours)]
-    random, accumulate = torch.Generator().manual_seed(1), 2 if case == "accumulate" else 1
+    random, accumulate = torch.Generator().manual_seed(1), 2 if case in TWO else 1
     losses = gradients = 0.0
     for _ in range(steps):
         text = torch.randint(256, (8 * accumulate, 17), generator=random)
         for optimizer in optimizers:
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=case != "synced each time")
         for number, batch in enumerate(text.chunk(accumulate), start=1):
             mine = parts_of(batch, case, size)[rank]
             share = torch.tensor(len(mine) / len(batch) / accumulate)
@@ -160,6 +163,8 @@ def beside_one_process(data, expert, case="", exchange=None, steps=5, **options)
             total = loss.detach() / size
             dist.all_reduce(total)
             losses = max(losses, (total - wanted).abs().item())
+            if case == "synced each time":
+                ours.sync_gradients()
         ours.sync_gradients()
         pairs = zip(alone.named_parameters(), ours.module.named_parameters(), strict=True)
         for (name, whole), (_, part) in pairs:
@@ -206,6 +211,7 @@ CASES = {
     "tied layers": {},
     "empty experts": {},
     "accumulate": {},
+    "synced each time": {},
     "uneven": {"capacity_factor": 1.0},
     "no tokens": {},
     "balance loss": {"capacity_factor": 1.0},

@@ -925,6 +925,30 @@ def test_layers_refuse_what_they_would_drop(run_on_two):
     run_on_two(refused)
 
 
+def synced_after_each_backward():
+    """Two micro-batches, then a second step; and once more after all of it."""
+    alone, given = (GPT(GPTConfig(**SMALL)).double() for _ in range(2))
+    ours = sequence_parallel(given)
+    text = Corpus(limit=9999)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.5) for model in (ours, alone)]
+    for number in range(4):
+        for model in (ours, alone):
+            model(*text.batch(number, block=16)).backward()
+        ours.sync_gradients()
+        if number % 2:
+            ours.sync_gradients()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=False)
+    whole = dict(alone.named_parameters())
+    pairs = [(p, whole[name]) for name, p in ours.named_parameters() if name in whole]
+    return max((a - b).abs().max().item() for a, b in pairs if a.shape == b.shape)
+
+
+def test_sequence_parallel_may_sync_after_each_backward(run_on_two):
+    assert max(run_on_two(synced_after_each_backward)) < 1e-12
+
+
 def rms_norms_in_sequence_parallel():
     alone, ours = (GPT(GPTConfig(**SMALL)).double() for _ in range(2))
     for gpt in (alone, ours):

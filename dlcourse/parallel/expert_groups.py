@@ -39,6 +39,7 @@ from dlcourse.parallel.divisibility import check_mesh
 from dlcourse.parallel.expert import ExpertParallel, expert_parallel
 from dlcourse.parallel.expert_tensor import Parts, TensorExperts, check_hidden
 from dlcourse.parallel.expert_trip import Exchange, torch_exchange
+from dlcourse.parallel.hooks import scale_gradient
 from dlcourse.parallel.replicas import broadcast_buffers
 from dlcourse.parallel.tensor import tensor_parallel
 
@@ -146,7 +147,8 @@ class ExpertDataParallel(nn.Module):
 
 def average_gradients(module: nn.Module, copies: Any, everyone: Any) -> None:
     """Experts' gradients over ``copies`` that hold the same, all others over ``everyone``."""
-    experts, num_ranks = expert_parameters(module), dist.get_world_size(everyone)
+    experts = expert_parameters(module)
+    divided = dist.get_world_size(everyone) / dist.get_world_size(copies)
     groups: dict[Any, list[Tensor]] = {}
     for parameter in module.parameters():
         if parameter.grad is None and not parameter.requires_grad:
@@ -154,12 +156,14 @@ def average_gradients(module: nn.Module, copies: Any, everyone: Any) -> None:
         if parameter.grad is None:  # unused here, but another rank may be waiting for it
             parameter.grad = torch.zeros_like(parameter)
         parameter.grad = parameter.grad.to_dense()  # an embedding's may be sparse
+        if parameter in experts:  # it is the sum over the ranks of a row already
+            scale_gradient(parameter, 1 / divided)
         group = copies if parameter in experts else everyone
         groups.setdefault((group, parameter.dtype), []).append(parameter.grad)
     for (group, _), gradients in groups.items():
         for some in _messages(gradients):
             message = _flatten_dense_tensors(some)
-            message *= 1 / num_ranks  # experts' too: the ranks of a column are not all
+            message *= 1 / dist.get_world_size(group)
             dist.all_reduce(message, group=group)
             for grad, mean in zip(some, _unflatten_dense_tensors(message, some), strict=True):
                 grad.copy_(mean)

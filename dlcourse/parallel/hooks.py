@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 def weakly(method: Callable[..., None]) -> Callable[..., None]:
@@ -25,6 +26,28 @@ def weakly(method: Callable[..., None]) -> Callable[..., None]:
             bound(*args)
 
     return call
+
+
+_scaled = WeakTensorKeyDictionary()  # parameters: the factor and the hook
+
+
+def scale_gradient(parameter: nn.Parameter, factor: float) -> None:
+    """Multiply the gradient that is there by ``factor``, and what later backwards add to it.
+
+    With it a sum over ranks can be had by a mean, which may be made after each of several
+    backwards: it leaves alone what is equal in all ranks already, a sum would count it again.
+    """
+    known, hook = _scaled.get(parameter, (1.0, None))
+    if factor == known:
+        return
+    if hook is not None:
+        hook.remove()
+    if parameter.grad is not None:
+        parameter.grad *= factor / known
+    trains = parameter.requires_grad
+    parameter.requires_grad_(True)  # a frozen one takes no hook
+    _scaled[parameter] = factor, parameter.register_hook(lambda gradient: gradient * factor)
+    parameter.requires_grad_(trains)
 
 
 def tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:

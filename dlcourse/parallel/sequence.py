@@ -30,6 +30,7 @@ from dlcourse.collectives.compat import all_gather_single, reduce_scatter_single
 from dlcourse.collectives.p2p import Group
 from dlcourse.models.gpt import GPT
 from dlcourse.parallel.divisibility import check_tensor_parallel, equal_part
+from dlcourse.parallel.hooks import scale_gradient
 from dlcourse.parallel.replicas import broadcast_module
 from dlcourse.parallel.sendable import cut_parameters, group_size
 from dlcourse.parallel.tensor import TensorParallelGPT
@@ -116,10 +117,14 @@ class SequenceParallelGPT(TensorParallelGPT):
     @torch.no_grad()
     def sync_gradients(self) -> None:
         """Sum these gradients over the ranks, in one message. After backward, before the step."""
-        gradients = [p.grad for p in self.whole_parameters() if p.grad is not None]
-        if not gradients:
+        used = [p for p in self.whole_parameters() if p.grad is not None]
+        if not used:
             return
-        row = torch.cat([gradient.flatten() for gradient in gradients])
+        size = dist.get_world_size(self.process_group)
+        for parameter in used:
+            scale_gradient(parameter, size)  # then the sum is a mean
+        gradients = [p.grad for p in used if p.grad is not None]
+        row = torch.cat([gradient.flatten() for gradient in gradients]) / size
         dist.all_reduce(row, group=self.process_group)
         for gradient, total in zip(gradients, views_like(row, gradients), strict=True):
             gradient.copy_(total)
