@@ -105,11 +105,12 @@ def exact_state_bytes(config: GPTConfig, recipe: Recipe, *, world_size: int = 1)
 def offloaded_state_bytes(num_parameters: int, *, value_bytes: int = 4) -> int:
     """Bytes that the host takes where the optimizer's state is offloaded to it.
 
-    12 for the master copy and Adam's state of a parameter, and a buffer for what travels.
+    The master copy and Adam's state of a parameter, of 4 bytes each or what ``value_bytes`` has
+    more, and a buffer for what travels.
 
     Args:
         value_bytes: of a number that travels, a gradient or a parameter.
 
     Source: Ren et al., "ZeRO-Offload: Democratizing Billion-Scale Model Training", ATC 2021, 4.1.
     """
-    return num_parameters * (12 + value_bytes)
+    return num_parameters * (3 * max(4, value_bytes) + value_bytes)

@@ -17,14 +17,19 @@ import torch
 from torch import Tensor
 
 
+def master_type(p: Tensor) -> torch.dtype:
+    """Float32, or the parameter's own type where that is wider."""
+    return torch.promote_types(p.dtype, torch.float32)
+
+
 class MasterAdamW(torch.optim.Optimizer):
-    """As ``torch.optim.AdamW``, with a master copy and both moments in float32.
+    """As ``torch.optim.AdamW``, with a master copy and both moments in float32 or wider.
 
     Args:
         params: tensors to update, in any floating-point type.
         lr, betas, eps, weight_decay: as in torch.
 
-    State of each parameter: ``master``, ``exp_avg``, ``exp_avg_sq`` (float32, its shape), ``step``.
+    State of each parameter: ``master``, ``exp_avg``, ``exp_avg_sq`` (its shape), ``step``.
     What somebody else writes into a parameter, such as a loaded model's numbers, is its new master.
     """
 
@@ -61,7 +66,7 @@ class MasterAdamW(torch.optim.Optimizer):
 
     def make_state(self, p: Tensor) -> None:
         """What a first step makes for ``p``: no step is taken yet."""
-        master = p.detach().to(torch.float32, copy=True)
+        master = p.detach().to(master_type(p), copy=True)
         moments = {name: torch.zeros_like(master) for name in ("exp_avg", "exp_avg_sq")}
         self.state[p] = {"step": 0, "master": master, **moments}
 
@@ -89,7 +94,7 @@ class MasterAdamW(torch.optim.Optimizer):
                 master, mean, square = state["master"], state["exp_avg"], state["exp_avg_sq"]
                 # Where they differ, a parameter was loaded since: the old numbers must not return
                 master.copy_(torch.where(p == master.to(p.dtype), master, p))
-                grad = p.grad.float()
+                grad = p.grad.to(master.dtype)
                 master.mul_(1 - lr * group["weight_decay"])
                 mean.lerp_(grad, 1 - beta1)
                 square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
@@ -101,7 +106,7 @@ class MasterAdamW(torch.optim.Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What ``state_dict`` returned: the same numbers, still in float32, in memory of their own.
+        """What ``state_dict`` returned: the same numbers with all digits, in memory of their own.
 
         Raises:
             ValueError: another optimizer's state, which has no master.
@@ -117,4 +122,4 @@ class MasterAdamW(torch.optim.Optimizer):
         for i, p in zip(ids, self._parameters(), strict=True):
             for name, value in saved.get(i, {}).items():
                 if isinstance(value, Tensor):
-                    self.state[p][name] = value.to(p.device, torch.float32, copy=True)
+                    self.state[p][name] = value.to(p.device, master_type(p), copy=True)

@@ -38,8 +38,13 @@ def check_host(num_parameters: int, dtype: torch.dtype, memory: int) -> None:
         )
 
 
+def master_of(row: Tensor) -> Tensor:
+    """A copy in float32, or in the row's own type where that is wider."""
+    return row.detach().to(torch.promote_types(row.dtype, torch.float32), copy=True)
+
+
 def step_of_adam(adam: torch.optim.AdamW, master: nn.Parameter, buffer: Tensor) -> None:
-    """Take a step in float32 with the gradients in ``buffer``; leave the parameters there."""
+    """Take a step of the master copy with the gradients in ``buffer``; leave its numbers there."""
     master.grad = buffer.to(master.dtype)
     adam.step()
     master.grad = None
@@ -81,7 +86,7 @@ class LocalHost:
         self.buffers = [torch.empty_like(r, device="cpu", pin_memory=self.cuda) for r in rows]
         for buffer, row in zip(self.buffers, rows, strict=True):
             buffer.copy_(row)
-        self.masters = [nn.Parameter(r.detach().to("cpu", torch.float32, copy=True)) for r in rows]
+        self.masters = [nn.Parameter(master_of(row).cpu()) for row in rows]
         self.adams = [torch.optim.AdamW([master], lr=self.lr) for master in self.masters]
 
     def push(self, unit: OffloadUnit, gradients: Tensor) -> Wait:

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from dlcourse.collectives.p2p import irecv, isend
 from dlcourse.measure import mark_step
-from dlcourse.training.sharding_offload.local_host import available_bytes, check_host, step_of_adam
+from dlcourse.training.sharding_offload.local_host import (
+    available_bytes,
+    check_host,
+    master_of,
+    step_of_adam,
+)
 from dlcourse.training.sharding_offload.optimizer_offload import OffloadUnit, Wait
 
 
@@ -116,7 +121,7 @@ def serve(
     buffers = [torch.empty(size, dtype=dtype, device=home) for size in sizes]
     for buffer in buffers:
         irecv(buffer, device).wait()
-    masters = [nn.Parameter(buffer.to(torch.float32, copy=True)) for buffer in buffers]
+    masters = [nn.Parameter(master_of(buffer)) for buffer in buffers]
     adams = [torch.optim.AdamW([master], lr=lr) for master in masters]
 
     def send(i: int) -> Wait:
