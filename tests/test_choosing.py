@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import cloudpickle
@@ -157,6 +158,9 @@ def composed() -> dict[str, float]:
         next(model.layers.parameters()).add_(dist.get_rank())  # in the last stage alone
     found["changed"] = apart_from(model.layers, alone, mesh, lambda p: p.detach())
     found["largest"] = largest(dist.get_rank())
+    with torch.no_grad():
+        next(model.layers.parameters())[-1] *= float("nan") if dist.get_rank() else 1.0
+    found["diverged"] = apart_from(model.layers, alone, mesh, lambda p: p.detach())
     try:
         apart_from(torch.nn.Linear(2, 2), alone, mesh, lambda p: p)
     except ValueError as error:
@@ -169,6 +173,7 @@ def test_ranks_are_compared_with_one_process():
         for found in pool.run(composed):
             assert found["gradients"] < 1e-6
             assert found["changed"] == pytest.approx(1) and found["largest"] == 1
+            assert found["diverged"] == math.inf  # Gloo's MAX passes over NaN of a later rank
             assert found["refused"]
 
 

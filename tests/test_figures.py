@@ -276,6 +276,26 @@ def test_sweep_marks_the_best_point_in_human_units():
         charts.sweep_figure(x, {"ours": [1, 2]}, x_title="", y_title="")
 
 
+def test_a_run_that_has_diverged_is_drawn_and_is_not_the_best():
+    losses = {
+        "0.1": [3.0, 2.0, 1.5],
+        "10": [math.nan, math.nan, math.nan],
+        "1": [3.0, 9.0, math.inf],
+    }
+    for best, log_y in (("min", False), ("min", True), ("max", True)):
+        figure = charts.sweep_figure(
+            [1, 2, 4], dict(reversed(losses.items())), x_title="step", y_title="loss",
+            log_x=True, log_y=log_y, best=best, lang="en",
+        )  # fmt: skip
+        assert "nan" not in title(figure) and "inf" not in title(figure)
+        assert json.loads(figure.to_json())["data"]
+    rows = [{"label": "a", "predicted": 1, "measured": 1, "unit": ""}]
+    rows.append({"label": "b", "predicted": 2, "measured": math.nan, "unit": ""})
+    assert "prediction: b, nan" in title(charts.predicted_vs_measured_figure(rows, "en"))
+    nothing = charts.sweep_figure([], {}, x_title="", y_title="", x_unit="bytes", log_x=True)
+    assert not nothing.data
+
+
 def test_predictions_far_off_are_named_and_hatched():
     rows = [
         {"label": "bytes", "predicted": 100, "measured": 101, "unit": "bytes"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 import subprocess
@@ -391,6 +392,8 @@ def test_seconds_counts_and_ranks_as_people_read_them():
         "873 k",
         "6.70 G",
     ]
+    for write in (units.digits, units.human_bytes, units.human_seconds, units.human_count):
+        assert [write(x) for x in (math.nan, math.inf, -math.inf)] == ["nan", "inf", "-inf"]
     assert units.rank_ranges([3, 0, 1, 2, 6]) == "0-3, 6"
 
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.record:
         write_record(args.record, rows, turns=args.turns)
     failed = [row["name"] for row in rows if row["state"] == "failed"]
-    apart = [row["name"] for row in rows if row.get("gap", 0) > TOLERANCE]
+    apart = [row["name"] for row in rows if not row.get("gap", 0) <= TOLERANCE]
     if apart:
         print(f"other losses than one process: {', '.join(apart)}")
         return 1

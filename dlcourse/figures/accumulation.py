@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import bars_figure
-from dlcourse.figures.held import Held, Said, Together, held
+from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.figures.picture import Picture, stacked_bars
 from dlcourse.figures.tables import Table
@@ -156,7 +156,7 @@ def show_libraries(runs: Mapping[str, tuple[Run, float]], *, steps: int, lr: flo
         activations = run.memory.ranks[0]["at_peak"]["activations"]
         cells = [human_bytes(sent), human_bytes(activations), f"{apart / lr:.1%}"]
         rows = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
-    apart = max(apart for _, apart in runs.values())
+    apart = largest(apart for _, apart in runs.values())
     return Together(
         Table([t("accumulation.peer"), *runs], rows), _held("one_process", apart, allowed=ADAM * lr)
     )

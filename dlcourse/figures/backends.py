@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import cost_model_figure
 from dlcourse.figures.colors import ALGORITHMS
-from dlcourse.figures.held import Held, Said, Together, held
+from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.picture import Picture, flow_picture
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.benchmark_plan import CALLS, COLLECTIVES, PROGRAMS, sweep_seconds
@@ -64,7 +64,7 @@ def show_column(whole: Sequence[Sequence[float]], cured: Sequence[float], want: 
     """A matrix whose second column was summed as a view, and the column summed as a copy."""
     rows = [[f"{value:g}" for value in row] for row in whole]
     names = [t("backends.column.of", number=number) for number in range(len(whole[0]))]
-    apart = max(abs(value - want) for value in cured)
+    apart = largest(abs(value - want) for value in cured)
     return Together(
         Table(names, rows, caption=t("backends.column.caption", want=f"{want:g}")),
         _held("copy", apart, allowed=1e-6),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlcourse.figures.held import Said, Together, held
+from dlcourse.figures.held import Said, Together, held, largest
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.figures.tables import Table
 from dlcourse.peers.bakeoff import TOLERANCE, maintenance
@@ -47,7 +47,7 @@ def show_bakeoff(rows: Sequence[Row], recorded: Record | None = None) -> Togethe
     ran = [row for _, row in named if row["state"] == "ran"]
     if ran:
         what = t("bakeoff.held", count=len(ran), steps=len(ran[0]["losses"]))
-        gap = max(row["gap"] for row in ran)
+        gap = largest(row["gap"] for row in ran)
         parts.append(held(what, gap, allowed=TOLERANCE, because=t("bakeoff.held.because")))
     links = [
         f"{name} {fact['by_source']} {fact['source']}"

@@ -12,6 +12,7 @@ from dlcourse.figures.colors import (
     PLAIN,
     RANKS,
 )
+from dlcourse.figures.held import largest
 from dlcourse.figures.plotly_parts import (
     axis_of,
     bar,
@@ -85,12 +86,13 @@ def sweep_figure(
         )
         traces[-1]["hovertext"] = [f"{x_text(x[i])}: {y_text(values[i])}" for i in keep]
         traces[-1]["hoverinfo"] = "text+name"
-    if best and flat:
+    # NaN is neither smaller nor larger than a number: `min` would take it where it comes first
+    points = [
+        (n, i) for n, values in series.items() for i, v in enumerate(values) if math.isfinite(v)
+    ]
+    if best and points:
         choose = min if best == "min" else max
-        name, i = choose(
-            ((name, i) for name, values in series.items() for i in range(len(values))),
-            key=lambda pair: series[pair[0]][pair[1]],
-        )
+        name, i = choose(points, key=lambda pair: series[pair[0]][pair[1]])
         traces.append(
             {
                 "type": "scatter",
@@ -133,8 +135,9 @@ def predicted_vs_measured_figure(
         raise ValueError("rows holds no prediction other than 0; give at least one.")
     ratios = [r["measured"] / r["predicted"] for r in usable]
     labels = wrapped([r["label"] for r in usable])
-    worst = max(range(len(usable)), key=lambda i: abs(math.log(max(ratios[i], 1e-9))))
-    gap = max(abs(ratio - 1) for ratio in ratios)
+    factors = [abs(math.log(max(ratio, 1e-9))) for ratio in ratios]
+    worst = factors.index(largest(factors))
+    gap = largest(abs(ratio - 1) for ratio in ratios)
     if gap <= 0.05:
         title = t("figure.predicted.close", lang, gap=f"{gap:.1%}")
     else:

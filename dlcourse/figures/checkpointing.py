@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import sweep_figure
-from dlcourse.figures.held import Held, Together, held
+from dlcourse.figures.held import Held, Together, held, largest
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.figures.memory_vs_recompute import Point, memory_vs_recompute_figure
 from dlcourse.figures.picture import Picture, bars
@@ -170,7 +170,7 @@ def show_in_ranks(as_ddp: Sequence[bool], apart: Sequence[float]) -> Together:
     """That DDP with checkpoints is DDP, and one process up to rounding."""
     return Together(
         _held("ddp", sum(not equal for equal in as_ddp), allowed=0),
-        _held("one_process", max(apart), allowed=1e-5),
+        _held("one_process", largest(apart), allowed=1e-5),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.bakeoff import show_bakeoff
-from dlcourse.figures.held import Held, Said, Together, held
+from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.goodput import young_interval
 from dlcourse.formulas.mesh import mesh_bytes, stage_parameters
@@ -144,9 +144,9 @@ def _beside(
     heads = [t(f"choosing.traffic.{key}") for key in ("side", "what", how, "formula")]
     return Together(
         Table(heads, traffic),
-        _held("bytes", max(abs(sent[side] - wanted[side]) for side in SIDES), allowed=1),
+        _held("bytes", largest(abs(sent[side] - wanted[side]) for side in SIDES), allowed=1),
         Table([t(f"choosing.memory.{key}") for key in ("what", how, "planned")], states),
-        _held("states", max(off[name] for name in _STATES), allowed=0.1, unit="%"),
+        _held("states", largest(off[name] for name in _STATES), allowed=0.1, unit="%"),
         _held("activations", off["activations"], allowed=5, unit="%"),
     )
 
@@ -157,7 +157,7 @@ def show_equal(apart: Mapping[str, float]) -> Together:
     heads = [t("choosing.equal.what"), t("choosing.equal.off")]
     return Together(
         Table(heads, rows),
-        _held("equal", max(apart["loss"], apart["gradients"]), allowed=1e-5),
+        _held("equal", largest((apart["loss"], apart["gradients"])), allowed=1e-5),
         _held("steps", apart["steps"], allowed=1e-4),
     )
 

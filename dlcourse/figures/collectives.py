@@ -11,7 +11,7 @@ import numpy as np
 from dlcourse.figures.charts import bars_figure, cost_model_figure, sweep_figure
 from dlcourse.figures.collective_buffers import buffers_figure
 from dlcourse.figures.colors import ALGORITHMS, CATEGORIES, RANKS
-from dlcourse.figures.held import Held, Together, held
+from dlcourse.figures.held import Held, Together, held, largest
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.tables import Table
 from dlcourse.formulas import traffic
@@ -103,11 +103,11 @@ def show_equal(
     sums: Sequence[Mapping[str, Any]],
 ) -> Together:
     """How far each all-reduce is from one process, and that all ranks hold the same bits."""
-    worst = {name: max(own[name] for own in errors) for name in errors[0]}
+    worst = {name: largest(own[name] for own in errors) for name in errors[0]}
     first, *others = sums
     differ = sum(not np.array_equal(other[n], first[n]) for other in others for n in first)
     return Together(
-        _held("one_process", max(worst.values()), allowed=tolerance),
+        _held("one_process", largest(worst.values()), allowed=tolerance),
         _held("same_bits", differ, allowed=0),
         Table(
             [t("collectives.algorithm"), t("collectives.error")],

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import sweep_figure
-from dlcourse.figures.held import Held, Together, held
+from dlcourse.figures.held import Held, Together, held, largest
 from dlcourse.figures.picture import Bar, Picture, lanes
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.overlap import Job, buckets, hidden_share, overlapped_seconds
@@ -59,8 +59,8 @@ def overlap_of_buckets(layers_in_a_bucket: int, latency_ms: float) -> Picture:
 def show_equal(apart: Sequence[float], drift: Sequence[float]) -> Together:
     """That ranks are equal to each other, and to one process up to rounding."""
     return Together(
-        _held("drift", max(drift), allowed=0),
-        _held("apart", max(apart), allowed=0.5 * LR, lr=f"{LR:.0e}"),
+        _held("drift", largest(drift), allowed=0),
+        _held("apart", largest(apart), allowed=0.5 * LR, lr=f"{LR:.0e}"),
     )
 
 
@@ -176,7 +176,7 @@ def show_uneven(plain: Sequence[float], weighted: Sequence[float]) -> Together:
     error = Table(
         [t("data_parallel.uneven"), ""], [[t("data_parallel.plain"), f"{max(plain):.1%}"]]
     )
-    return Together(error, _held("weighted", max(weighted), allowed=1e-5))
+    return Together(error, _held("weighted", largest(weighted), allowed=1e-5))
 
 
 def show_peers(
@@ -184,7 +184,7 @@ def show_peers(
 ) -> Together:
     """Ours and torch's DDP: loss, step time, bytes and memory."""
     ours, theirs = losses
-    apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    apart = largest(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     pairs = zip(runs.values(), losses, seconds, strict=True)
     columns = [_peer(run, each, took / seconds[-1]) for run, each, took in pairs]
     rows = list(zip([t(f"data_parallel.peer.{key}") for key in _PEER], *columns, strict=True))

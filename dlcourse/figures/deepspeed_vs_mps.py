@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlcourse.figures.held import Held, Said, Together, held
+from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.figures.tables import Table
 from dlcourse.words.strings import t
@@ -31,7 +31,7 @@ def show_trained(losses: Mapping[str, Sequence[float]]) -> Together:
     table = Table([t("deepspeed_vs_mps.step"), *(t(f"deepspeed_vs_mps.{w}") for w in ways)], rows)
     if len(ways) < len(WAYS):
         return Together(table, Said(t("deepspeed_vs_mps.absent")))
-    apart = max(abs(a - b) for a, b in zip(*(losses[way] for way in WAYS), strict=True))
+    apart = largest(abs(a - b) for a, b in zip(*(losses[way] for way in WAYS), strict=True))
     return Together(table, _held("same", apart, allowed=1e-5))
 
 
@@ -56,8 +56,8 @@ def show_side_by_side(
     said = []
     if "deepspeed" in found["none"]:
         halves = ("bf16", "all")
-        far = max(_apart(ways) for name, ways in found.items() if name not in halves)
-        far_16 = max(_apart(found[name]) for name in halves)
+        far = largest(_apart(ways) for name, ways in found.items() if name not in halves)
+        far_16 = largest(_apart(found[name]) for name in halves)
         said = [
             _held("same", far, allowed=1e-5),
             _held("same_bf16", far_16, allowed=2 * BF16_STEP),
@@ -126,7 +126,7 @@ def show_scales(
     signs = ["∞" if overflow else "·" for overflow in overflows]
     names = {"by_hand": t("deepspeed_vs_mps.ours"), "torch": "torch.amp.GradScaler"}
     rows = [[names.get(name, name), *map(_power, values)] for name, values in scales.items()]
-    apart = max(abs(a - b) for a, b in zip(scales["torch"], scales["by_hand"], strict=True))
+    apart = largest(abs(a - b) for a, b in zip(scales["torch"], scales["by_hand"], strict=True))
     said = [Said(t("deepspeed_vs_mps.refused", message=refused))] if refused else []
     return Together(
         Table([t("deepspeed_vs_mps.scaler"), *signs], rows, caption=t("deepspeed_vs_mps.scales")),
@@ -160,7 +160,7 @@ def show_ring(
     ]
     heads = [t("deepspeed_vs_mps.step"), t("deepspeed_vs_mps.alone")]
     heads += [t("deepspeed_vs_mps.rank", rank=rank) for rank in range(len(losses))]
-    apart = max(abs(a - b) for each in losses for a, b in zip(each, alone, strict=True))
+    apart = largest(abs(a - b) for each in losses for a, b in zip(each, alone, strict=True))
     return Together(Table(heads, rows), _held("ring", apart, allowed=1e-5))
 
 
@@ -272,7 +272,7 @@ def figures_of_e4(
     """For claim E4. moved: bytes that offload adds on a Mac."""
     if seen is None:
         return {}
-    apart = max(_apart(found[name]) for name in ("zero3", "offload"))
+    apart = largest(_apart(found[name]) for name in ("zero3", "offload"))
     visible = seen["parameters"] - seen["without_gradient"]
     return {
         "apart": apart,

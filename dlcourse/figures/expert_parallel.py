@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import bars_figure, sweep_figure
 from dlcourse.figures.colors import CATEGORIES, RANKS
-from dlcourse.figures.held import Held, Said, Together, held
+from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes, wire_bytes
@@ -105,7 +105,7 @@ def show_equal(apart: Mapping[str, float]) -> Together:
     """How far four ranks and one process are apart: loss, gradients, parameters."""
     rows = [[t(f"expert_parallel.equal.{name}"), f"{value:.1e}"] for name, value in apart.items()]
     heads = [t("expert_parallel.equal.what"), t("expert_parallel.equal.off")]
-    return Together(Table(heads, rows), _held("equal", max(apart.values()), allowed=1e-5))
+    return Together(Table(heads, rows), _held("equal", largest(apart.values()), allowed=1e-5))
 
 
 def show_calls(forward: Run, backward: Run) -> Table:
@@ -214,7 +214,7 @@ def show_libraries(seconds: Mapping[str, Sequence[float]], apart: Mapping[str, f
     if "DeepSpeed" not in seconds:
         rows.append(["DeepSpeed", t("expert_parallel.library.absent"), "–"])
     heads = [t(f"expert_parallel.library{key}") for key in ("", ".step", ".apart")]
-    return Together(Table(heads, rows), _held("library", max(apart.values()), allowed=1e-5))
+    return Together(Table(heads, rows), _held("library", largest(apart.values()), allowed=1e-5))
 
 
 _LIBRARIES = {

@@ -5,7 +5,9 @@ A bare ``assert`` tells a reader nothing when it holds.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
+from math import isnan
 from typing import Any
 
 from dlcourse.words.strings import t
@@ -52,6 +54,11 @@ def held(what: str, difference: float, *, allowed: float, because: str, unit: st
     if not abs(difference) <= allowed:
         raise AssertionError(t("held.no", **words))
     return Held(t("held.yes", **words))
+
+
+def largest(differences: Iterable[float]) -> float:
+    """The largest of what `held` judges; NaN where one is, which `max` would pass over."""
+    return max(differences, key=lambda difference: (isnan(difference), difference))
 
 
 class Together:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.colors import CATEGORIES, INK, PLAIN
-from dlcourse.figures.held import Held, Together, held
+from dlcourse.figures.held import Held, Together, held, largest
 from dlcourse.figures.plotly_parts import axis_of, figure_of, layout_of, line, rounded, thin_series
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.activations import activation_peak
@@ -206,7 +206,7 @@ def share_tokens(config: GPTConfig, share: float = PICTURE["activations"]) -> in
 def show_states(memory: Memory) -> Together:
     """That the states are those of the formula to the byte, and activations nearly."""
     sizes, found = state_sizes(), memory["end"]
-    off = max(abs(found[name] - size) for name, size in sizes.items())
+    off = largest(abs(found[name] - size) for name, size in sizes.items())
     formula = activation_peak(CONFIG, **BATCH)
     apart = 100 * (memory["peaks"]["activations"] / formula - 1)
     return Together(
@@ -294,9 +294,9 @@ def show_same(
     rows = [[t(f"memory_anatomy.technique.{n}"), f"{x:.0e}"] for n, x in off.items()]
     return Together(
         Table([t("memory_anatomy.technique"), t("memory_anatomy.parity")], rows),
-        _held("same", max(off.values()), allowed=1e-5),
+        _held("same", largest(off.values()), allowed=1e-5),
         _held("tracker", 100 * (theirs / ours - 1), allowed=1, unit="%"),
-        _held("formula", 100 * max(map(abs, apart)), allowed=4, unit="%"),
+        _held("formula", 100 * largest(map(abs, apart)), allowed=4, unit="%"),
     )
 
 
@@ -339,7 +339,7 @@ def show_analogies(
                 t("memory_anatomy.bits") if error == 0 else f"{error:.0e}",
             ]
         )
-    exact = max(errors[name] for name in costs if name != "mixed")
+    exact = largest(errors[name] for name in costs if name != "mixed")
     assert exact < 1e-4 < errors["mixed"], f"parameters apart: {errors}"
     keys = ("technique", "analogy", "total", "flops", "sent", "apart")
     return Table([t(f"memory_anatomy.{key}") for key in keys], rows)

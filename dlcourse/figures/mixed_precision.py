@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import sweep_figure
-from dlcourse.figures.held import Held, Said, Together, held
+from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.figures.picture import Picture, spans
 from dlcourse.figures.tables import Table
@@ -68,7 +68,7 @@ def show_types(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Together:
 
 def show_backward(in_32: Sequence[float], gradient: str) -> Together:
     """Of backward's products, what runs in float32; and the type of the gradients it ends in."""
-    line = _held("backward", max(in_32), allowed=0, unit="%")
+    line = _held("backward", largest(in_32), allowed=0, unit="%")
     return Together(line, Said(t("mixed_precision.gradient", dtype=gradient)))
 
 
@@ -163,7 +163,7 @@ def show_window(shares: Mapping[int, Mapping[int, Sequence[float]]]) -> go.Figur
 
 def show_scales(ours: Sequence[float], theirs: Sequence[float]) -> go.Figure:
     """The loss scale over the steps, of ours and of torch's scaler."""
-    off = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    off = largest(abs(a - b) for a, b in zip(ours, theirs, strict=True))
     _held("scales", off, allowed=0)
     powers = {
         name: [math.log2(scale) for scale in scales]

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import sweep_figure
-from dlcourse.figures.held import Held, Said, Together, held
+from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.picture import Picture, bars, columns, sentence, stacked_bars
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.architectures import (
@@ -74,7 +74,7 @@ def show_ways(found: Mapping[str, Mapping[str, float]]) -> Together:
         flops = f"{ratio:.2f} ×" if ratio > 0.5 else t("moe.way.not_counted")
         rows.append([t(f"moe.way.{name}"), flops, way["calls"], f"{way['apart']:.1e}"])
     heads = [t(f"moe.way{key}") for key in ("", ".flops", ".calls", ".apart")]
-    apart = max(way["apart"] for way in found.values())
+    apart = largest(way["apart"] for way in found.values())
     return Together(Table(heads, rows), _held("same", apart, allowed=1e-5))
 
 

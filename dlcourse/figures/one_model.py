@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dlcourse.figures.charts import sweep_figure
 from dlcourse.figures.colors import PLAIN, rank_color
-from dlcourse.figures.held import Together, held
+from dlcourse.figures.held import Together, held, largest
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.process_memory import process_memory_figure
 from dlcourse.figures.tables import Table
@@ -55,11 +55,11 @@ def show_one_model(slopes: Sequence[Mapping[str, float]]) -> Together:
     rows = []
     for way in slopes[0]:
         of_ranks = [of_rank[way] for of_rank in slopes]
-        apart, off = max(of_ranks) - min(of_ranks), max(abs(slope - one) for slope in of_ranks)
+        apart, off = max(of_ranks) - min(of_ranks), largest(abs(slope - one) for slope in of_ranks)
         name = t(f"one_model.ways.{way}")
         rows.append([name, f"{of_ranks[0]:.6f}", f"{apart:.1g}", f"{off:.1g}"])
     heads = [t(f"one_model.ways.{name}") for name in ("way", "slope", "ranks", "off")]
-    off = max(abs(slope - one) for of_rank in slopes for slope in of_rank.values())
+    off = largest(abs(slope - one) for of_rank in slopes for slope in of_rank.values())
     what, because = t("one_model.held"), t("one_model.held.because")
     return Together(Table(heads, rows), held(what, off, allowed=1e-5, because=because))
 

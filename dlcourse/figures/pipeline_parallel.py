@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dlcourse.figures.charts import bars_figure
 from dlcourse.figures.colors import CATEGORIES
 from dlcourse.figures.gantt import KINDS, gantt_figure
-from dlcourse.figures.held import Together, held
+from dlcourse.figures.held import Together, held, largest
 from dlcourse.figures.library_comparison import library_comparison_table
 from dlcourse.figures.picture import Picture, gantt_lanes
 from dlcourse.figures.tables import Table
@@ -129,7 +129,7 @@ def show_same(
         Table([t(f"pipeline_parallel.{key}") for key in keys], rows),
         held(
             t("pipeline_parallel.held.same"),
-            max(apart),
+            largest(apart),
             allowed=0.05 * LEARNING_RATE,
             because=t("pipeline_parallel.held.same.because", lr=f"{LEARNING_RATE:.0e}"),
         ),

@@ -145,7 +145,11 @@ def rows_height(rows: int, row: int = 34) -> int:
 def unit_axis(
     values: Sequence[float], unit: str, title: str, *, log: bool = False, ticks: bool = False
 ) -> tuple[dict, float, Any]:
-    """An axis in a unit that fits, the divisor, and a function that writes one value."""
+    """An axis in a unit that fits, the divisor, and a function that writes one value.
+
+    What is not finite, such as the loss of a run that has diverged, has no place on it.
+    """
+    values = [v for v in values if math.isfinite(v)]
     largest = max((abs(v) for v in values), default=0)
     if unit == "bytes":
         divisor, shown = (1.0, "") if ticks else byte_scale(largest)
@@ -163,7 +167,7 @@ def unit_axis(
         axis["rangemode"] = "tozero"
     if ticks and unit == "bytes":
         # Powers of two are where people look for sizes of buffers: 1 KiB, 4 KiB, ...
-        low = math.floor(math.log2(max(1, min(v for v in values if v > 0))))
+        low = math.floor(math.log2(max(1, min((v for v in values if v > 0), default=1))))
         high = math.ceil(math.log2(max(1, largest)))
         step = max(1, math.ceil((high - low) / 9))
         axis["tickvals"] = [2**p for p in range(low, high + 1, step)]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.gantt import gantt_figure
-from dlcourse.figures.held import Held, Together, held
+from dlcourse.figures.held import Held, Together, held, largest
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.figures.picture import Bar, Picture, lanes
 from dlcourse.figures.tables import Table
@@ -67,7 +67,7 @@ def show_needs(run: Run) -> go.Figure:
     """What each device holds at its highest moment; states and peak are those of the formula."""
     needs = _needs(run)
     for rank, need in zip(run.memory.ranks, needs, strict=True):
-        off = max(abs(rank["end"][name] - need[name]) for name in STATES)
+        off = largest(abs(rank["end"][name] - need[name]) for name in STATES)
         _held("states", off, allowed=0)
         _held("peak", _percent(rank["peak_bytes"], at_peak(need)), allowed=5, unit="%")
     sizes = divided(CONFIG.n_layer, len(needs))
@@ -85,7 +85,7 @@ def show_limits(run: Run, limit: int) -> Together:
         [t("sharding_offload.device", device=i), *map(human_bytes, (limit, *pair))]
         for i, pair in enumerate(zip(planned, found, strict=True))
     ]
-    off = max(abs(100 * (a / b - 1)) for a, b in zip(found, planned, strict=True))
+    off = largest(abs(100 * (a / b - 1)) for a, b in zip(found, planned, strict=True))
     heads = ["", *(t(f"sharding_offload.{key}") for key in ("limit", "planned", "measured"))]
     return Together(Table(heads, rows), _held("peak", off, allowed=5, unit="%"))
 
@@ -97,7 +97,7 @@ def show_same(same: Sequence[bool], want: float, got: float) -> Together:
         [t("sharding_offload.whole"), f"{want:.6f}"],
         [t("sharding_offload.divided"), f"{got:.6f}"],
     ]
-    different = max(sum(not s for s in same), want != got)
+    different = largest((sum(not s for s in same), want != got))
     return Together(Table(heads, rows), _held("bits", different, allowed=0))
 
 
@@ -172,7 +172,7 @@ def show_first(moved: Mapping[str, float], same: Sequence[bool]) -> Together:
     rows = [[t(f"sharding_offload.{key}"), f"{count:,.0f}"] for key, count in moved.items()]
     return Together(
         Table(["", t("sharding_offload.bytes")], rows),
-        _held("moved", max(abs(count - want) for count in moved.values()), allowed=0),
+        _held("moved", largest(abs(count - want) for count in moved.values()), allowed=0),
         _held("adam", sum(not each for each in same), allowed=0),
     )
 
@@ -310,7 +310,7 @@ def show_traffic(traffic: Mapping[str, Sequence[int]]) -> Together:
     ]
     job = OffloadJob()
     for key, row in (("optimizer", soon), ("parameters", parameters)):
-        off = max(abs(a - b) for a, b in zip(row, moved_bytes(job, key), strict=False))
+        off = largest(abs(a - b) for a, b in zip(row, moved_bytes(job, key), strict=False))
         line = _held("traffic", off, allowed=0)
     heads = [t(f"sharding_offload.{key}") for key in ("way", "out", "back", "gradients")]
     return Together(Table(heads, rows), line)

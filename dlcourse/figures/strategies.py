@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlcourse.figures.charts import bars_figure
 from dlcourse.figures.colors import CATEGORIES
-from dlcourse.figures.held import Together, held
+from dlcourse.figures.held import Together, held, largest
 from dlcourse.figures.tables import Table
 from dlcourse.words.strings import t
 
@@ -21,7 +21,7 @@ Results = Mapping[tuple[str, str], Mapping[str, Any]]  # (architecture, strategy
 
 def largest_difference(results: Results) -> float:
     """Largest difference of any step's loss from that of the same model trained alone."""
-    return max(
+    return largest(
         abs(loss - alone)
         for (architecture, _), result in results.items()
         for loss, alone in zip(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.corpus import course_folder
-from dlcourse.figures.held import Held, Said, Together, held
+from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.library_comparison import library_comparison_table
 from dlcourse.figures.matrix_cut import HIDDEN, TOKENS, WIDTH
 from dlcourse.figures.run import timeline_figure
@@ -71,10 +71,10 @@ def most_sent(counted: Sequence[int | None], run: Run) -> float:
 def show_parts(columns: Sequence[int], apart: Sequence[float]) -> Together:
     """That each rank holds its share of the columns, and that the parts make the whole."""
     expected = LARGE["outputs"] // len(columns)
-    off = max(abs(count - expected) for count in columns)
+    off = largest(abs(count - expected) for count in columns)
     return Together(
         _held("columns", off, allowed=0, columns=f"{expected:,}"),
-        _held("whole", max(apart), allowed=1e-5),
+        _held("whole", largest(apart), allowed=1e-5),
     )
 
 
@@ -94,19 +94,19 @@ def show_ways(gathers: Run, reduces: Run, apart: Sequence[float]) -> Together:
         )
     ]
     heads = [t(f"tensor_parallel.{key}") for key in ("way", "collectives", "sent")]
-    return Together(Table(heads, rows), _held("mlp", max(apart), allowed=1e-5))
+    return Together(Table(heads, rows), _held("mlp", largest(apart), allowed=1e-5))
 
 
 def show_gelu(wrong: Sequence[float], right: Sequence[float]) -> Said:
     """How far off the output is if the summands enter GELU without being added up."""
-    off, fine = max(wrong), max(right)
+    off, fine = largest(wrong), largest(right)
     assert fine < 1e-5 < 0.1 < off, f"off by {off}, and {fine} the right way"
     return Said(t("tensor_parallel.gelu", wrong=f"{off:.0%}", right=f"{fine:.0e}"))
 
 
 def show_gradients(apart: Sequence[float]) -> Held:
     """That x and both matrices have the gradients of one process."""
-    return _held("gradients", max(apart), allowed=1e-5)
+    return _held("gradients", largest(apart), allowed=1e-5)
 
 
 def calls_a_step(run: Run) -> float:
@@ -247,7 +247,7 @@ def show_work(work: Sequence[Sequence[int]]) -> Table:
 
 def show_ring(apart: Sequence[float]) -> Held:
     """That ring attention is full attention, output and gradients."""
-    return _held("ring", max(apart), allowed=1e-5)
+    return _held("ring", largest(apart), allowed=1e-5)
 
 
 def figures_of_b2(

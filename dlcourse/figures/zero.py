@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlcourse.corpus import course_folder
-from dlcourse.figures.held import Held, Said, Together, held
+from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.library_comparison import library_comparison_table
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.figures.picture import Picture, stacked_bars
@@ -98,7 +98,7 @@ def kept_bytes(run: Run) -> int:
 
 def show_own(apart: Sequence[float]) -> Held:
     """That the lesson's own lines train as one process does."""
-    return _held("own", max(apart), allowed=0.05 * LR)
+    return _held("own", largest(apart), allowed=0.05 * LR)
 
 
 def show_stages(*runs: Run) -> go.Figure:
@@ -214,7 +214,7 @@ def show_libraries(
     """
     losses = {f"{sum(rank['loss'] for rank in ranks):.3f}" for ranks in found.values()}
     assert len(losses) == 1, f"the losses differ: {losses}"
-    worst = max(max(of.values()) for of in apart)
+    worst = largest(largest(of.values()) for of in apart)
     return Together(
         library_comparison_table(found, reference="FSDP2", absent=absent),
         _held("stages", worst, allowed=0.05 * LR),
@@ -249,7 +249,7 @@ def show_timeline(run: Run) -> go.Figure:
 
 def show_resumed(by_all: Sequence[float], by_half: Sequence[float]) -> Held:
     """That half of the ranks go on where all of them had saved."""
-    worst = max(abs(a - b) for a, b in zip(by_all, by_half, strict=True))
+    worst = largest(abs(a - b) for a, b in zip(by_all, by_half, strict=True))
     return _held("resumed", worst, allowed=1e-4)
 
 
@@ -258,7 +258,7 @@ def show_mesh(apart: Sequence[float], held_by: Sequence[int]) -> Together:
     share = held_by[0] / NUM_PARAMETERS
     assert abs(share * len(held_by) - 1) < 0.05, f"rank 0 holds {share:.1%}"
     said = Said(t("zero.mesh", share=f"{share:.0%}"))
-    return Together(said, _held("mesh", max(apart), allowed=1e-4))
+    return Together(said, _held("mesh", largest(apart), allowed=1e-4))
 
 
 def show_one_of_many(found: Any) -> Together:

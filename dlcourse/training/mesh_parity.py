@@ -24,7 +24,7 @@ def apart_from(
         ValueError: a parameter of ``layers`` that ``whole`` has not.
     """
     known = dict(whole.named_parameters())
-    worst = 0.0
+    worst: list[Tensor] = []
     for name, mine in layers.named_parameters():
         full, got = of(known[_name_in(known, name)]), of(mine)
         if full is None or got is None:
@@ -34,13 +34,14 @@ def apart_from(
         for dim in range(full.dim()):
             if got.shape[dim] != full.shape[dim]:
                 full = full.chunk(mesh["tensor"].size(), dim)[mesh.get_local_rank("tensor")]
-        worst = max(worst, (got - full).abs().max().item())
-    return largest(worst)
+        worst.append((got - full).abs().max())
+    return largest(torch.stack(worst).max() if worst else 0.0)
 
 
 def largest(number: float | Tensor) -> float:
-    """The largest of all ranks' numbers, in every rank."""
+    """The largest of all ranks' numbers, in every rank; infinity where one has NaN."""
     found = torch.as_tensor(number, dtype=torch.float64).detach().clone()
+    found.nan_to_num_(torch.inf, posinf=torch.inf)  # MAX may pass over NaN
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return found.item()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 _BYTES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -29,7 +30,12 @@ def second_scale(largest: float) -> tuple[float, str]:
 
 
 def digits(value: float) -> str:
-    """Three significant digits without an exponent: 1234.5 is "1,234", 0.01234 is "0.0123"."""
+    """Three significant digits without an exponent: 1234.5 is "1,234", 0.01234 is "0.0123".
+
+    What training that fails computes is shown as Python does: "nan", "inf".
+    """
+    if not math.isfinite(value):
+        return str(float(value))
     size = abs(value)
     if abs(value - round(value)) <= 1e-9 * size and size < 1e15:
         return f"{round(value):,}"
@@ -41,19 +47,23 @@ def digits(value: float) -> str:
 
 def human_bytes(count: float) -> str:
     """3491840 bytes are "3.33 MiB"."""
+    if not math.isfinite(count):
+        return digits(count)
     divisor, unit = byte_scale(count)
     return f"{digits(count / divisor)} {unit}"
 
 
 def human_seconds(seconds: float) -> str:
     """0.00123 seconds are "1.23 ms"."""
+    if not math.isfinite(seconds):
+        return digits(seconds)
     divisor, unit = second_scale(seconds)
     return f"{digits(seconds / divisor)} {unit}"
 
 
 def human_count(count: float) -> str:
     """872960 is "873 k"; below 10,000 the number itself."""
-    if abs(count) < 10_000:
+    if abs(count) < 10_000 or not math.isfinite(count):
         return digits(count)
     divisor, unit = next((d, u) for d, u in _COUNTS if abs(count) >= d)
     return f"{digits(count / divisor)} {unit}"

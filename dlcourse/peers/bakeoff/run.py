@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from dlcourse.peers.bakeoff.contestants import CONTESTANTS, Contestant, missing
 from dlcourse.ranks import RankError, Ranks
 
@@ -81,8 +83,8 @@ def run_bakeoff(
             except RankError as error:
                 row |= {"state": "failed", "why": str(error)}
         if row["state"] == "ran" and rows and rows[0]["state"] == "ran":
-            pairs = zip(row["losses"], rows[0]["losses"], strict=True)
-            row["gap"] = max(abs(a - b) for a, b in pairs)
+            gaps = np.subtract(row["losses"], rows[0]["losses"])
+            row["gap"] = float(np.abs(gaps).max())  # NaN where a loss is
         elif row["state"] == "ran" and not rows:
             row["gap"] = 0.0
         rows.append(row)

@@ -774,7 +774,7 @@ model = tensor_parallel(GPT(seed=rank).to(device), mesh["tensor"])
 model = ZeRO3(model, process_group=mesh.get_group("data"))
 held_by = sum(shard.numel() for shard in model.shards)
 losses = train(model, corpus, **job)
-mesh_apart = max(abs(a - b) for a, b in zip(losses, wanted, strict=True))
+mesh_apart = (torch.tensor(losses) - torch.tensor(wanted)).abs().max().item()
 model = None
 # %%
 show_mesh(ranks["mesh_apart"], ranks["held_by"])

@@ -205,7 +205,7 @@ def batch_of(step, rows=8, all_ranks=False):
 
 
 def worst(number):
-    number = torch.as_tensor(number, dtype=torch.float64)
+    number = torch.as_tensor(number, dtype=torch.float64).nan_to_num(torch.inf)
     dist.all_reduce(number, op=dist.ReduceOp.MAX)
     return number.item()
 # %% hidden=true
@@ -216,7 +216,7 @@ def apart(ours, alone, of):
         got, want = of(mine), of(whole)
         kind = "dense" if got.shape == want.shape else "experts"
         want = want if kind == "dense" else want.chunk(world_size)[rank]
-        off[kind] = max(off[kind], (got - want).abs().max().item())
+        off[kind] = max(off[kind], (got - want).abs().nan_to_num(torch.inf).max().item())
     return {kind: worst(value) for kind, value in off.items()}
 
 
@@ -507,7 +507,7 @@ def drifts(sync, optimizer, lr):
     here, off = square.get_local_rank("expert"), 0.0
     for ours, whole in zip(model.module.parameters(), alone.parameters()):
         want = whole if whole.shape == ours.shape else whole.chunk(world_size // 2)[here]
-        off = max(off, (ours - want).abs().max().item())
+        off = max(off, (ours - want).abs().nan_to_num(torch.inf).max().item())
     between = replica_drift(model.module, process_group=square.get_group("data"))
     return between, worst(off)
 # %% hidden=true

@@ -456,11 +456,11 @@ from dlcourse.training import loop
 from dlcourse.training.mixed_precision.training_step import train
 
 job = {"steps": steps, "batch_size": 2, "block": 64}
-want = loop.train(GPT(small).to(device), corpus, **job)
+want = torch.tensor(loop.train(GPT(small).to(device), corpus, **job))
 losses = {w: train(GPT(small).to(device), corpus, precision=w, **job) for w in ("autocast", "master")}
 half = {"precision": "autocast", "dtype": torch.float16, "scaler": LossScaler()}
 losses["float16"] = train(GPT(small).to(device), corpus, **half, **job)
-apart = {w: max(abs(a / b - 1) for a, b in zip(got, want)) for w, got in losses.items()}
+apart = {w: (torch.tensor(got) / want - 1).abs().max().item() for w, got in losses.items()}
 # %%
 show_same(ranks["apart"][0])
 # %%
