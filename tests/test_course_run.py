@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -272,6 +273,23 @@ def test_a_folder_without_permission_is_said_before_anything_starts():
         os.chmod(place, 0o500)
         with pytest.raises(ValueError, match=rf"{place}/below cannot .*\(Permission denied\)"):
             run.check_out(Path(place, "below"))
+
+
+def test_a_disk_that_fills_up_is_named_as_the_failure(demo_root, tmp_path, monkeypatch, capsys):
+    """It leaves half of a notebook, which is no JSON and is not what is to be mended."""
+    only_lesson(demo_root, "00_first", "1 + 1")
+
+    def full(_: str, target: str, **__: object) -> None:
+        Path(target).write_text('{"cells": [')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    assert main(["run", "00", "--lang", "en", "--out", str(tmp_path)]) == 1
+    assert "00_first (en): OSError: [Errno 28] No space left" in capsys.readouterr().err
+    assert "No space" in json.loads((tmp_path / "00_first.en.json").read_text())["error"]
+    monkeypatch.setattr(run, "_left", lambda *_: (tmp_path / "a.ipynb", Path("/dev/full")))
+    assert main(["run", "00", "--lang", "en", "--out", str(tmp_path)]) == 1
+    assert "No space left on device: '/dev/full'" in capsys.readouterr().err
 
 
 @contextmanager

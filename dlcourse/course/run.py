@@ -205,7 +205,11 @@ def run_lesson(
         wall = time.perf_counter() - start
         used = {**declared, **parameters}
         report = _report(name, lang, used, wall, error, entries)
-    results.write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    try:
+        text = json.dumps(report, ensure_ascii=False, indent=1) + "\n"
+        results.write_text(text, encoding="utf-8")
+    except OSError as failure:  # of a full disk it does not name the file
+        raise OSError(failure.errno, failure.strerror, str(results)) from None
     if error == "interrupted":
         raise KeyboardInterrupt
     return LessonRun(name, lang, target, results, wall, error)
@@ -336,9 +340,10 @@ def _describe(failure: Exception) -> str:
 
 def _strip_widgets(path: Path) -> None:
     """No widget state in what a headless run leaves; papermill's client writes an empty one."""
-    if not path.exists():
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (OSError, ValueError):  # there is none, or a full disk has cut it off
         return
-    notebook = nbformat.read(path, as_version=4)
     if notebook.metadata.pop("widgets", None) is not None:
         nbformat.write(notebook, path)
 
