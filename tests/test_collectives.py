@@ -745,6 +745,12 @@ def test_every_collective_can_be_measured(run):
     assert {row["algorithm"] for row in rows} == set(CALLS)
 
 
+@pytest.mark.parametrize("size", [-8, 0, 2.5, float("nan")])
+def test_a_size_that_is_none_is_refused_before_anything_is_sent(size):
+    with pytest.raises(ValueError, match=r"sizes contains \S+: give whole numbers of bytes from 1"):
+        measure(["ring_all_reduce"], [64, size])
+
+
 def call(module_name, function_name, *args, **kwargs):
     module = sys.modules[f"dlcourse.collectives.{module_name}"]
     getattr(module, function_name)(*args, **kwargs)

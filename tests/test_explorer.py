@@ -141,6 +141,11 @@ def test_several_sliders_and_what_is_refused():
         explore(draw, micro_batches=[])
     with pytest.raises(ValueError, match="at most 100"):
         explore(draw, micro_batches=list(range(101)))
+    with pytest.raises(ValueError, match="micro_batches=5 is one value: give a list"):
+        explore(draw, micro_batches=5)
+    assert len(explore(draw, micro_batches=(n for n in (1, 2))).pictures) == 2
+    with pytest.raises(ValueError, match="draw gave None: let it return a Picture"):
+        explore(lambda micro_batches: None, micro_batches=[1])
     with pytest.raises(ValueError, match=r"explore\.unknown"):
         explore(draw, unknown=[1])
 
@@ -164,6 +169,8 @@ def test_a_film_shows_the_newest_frame_and_keeps_all_for_a_slider():
     assert film.steps == [5, 10]
     assert "Step 10: expert 0 is used by 100% of all tokens" in film.picture.text
     assert "used by 40%" in film.at(5).text
+    with pytest.raises(ValueError, match="step=7 has no frame: there are 5, 10"):
+        film.at(7)
     write_frame(film.path, step=5, **frame(0.3))  # the cell that trains runs again
     assert film.steps == [5] and "used by 60%" in film.picture.text
 
@@ -174,6 +181,9 @@ def test_a_frame_that_is_half_written_is_not_read(tmp_path):
     write_frame(path, step=1)
     path.write_text(path.read_text() + '{"step": 2')
     assert [frame["step"] for frame in read_frames(path)] == [1]
+    write_frame(path, step=3)  # behind the half, of a full disk or a rank that has ended
+    write_frame(path, step=4)
+    assert [frame["step"] for frame in read_frames(path)] == [1, 4]
 
 
 def test_in_a_front_end_the_picture_moves_by_itself(monkeypatch):

@@ -168,6 +168,18 @@ def test_a_file_that_cannot_be_written_is_said_and_stops_nothing(learner, somebo
     assert isinstance(show_guesses(), Said)
 
 
+def test_without_a_home_folder_a_guess_is_not_kept_and_that_is_said(somebody, monkeypatch, capsys):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("DLCOURSE_LEARNER")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(guesses.Path, "home", homeless)
+    predict("09.no_sync", 2)
+    assert "cannot be written: guesses.jsonl" in capsys.readouterr().out
+    assert compare("09.no_sync", 4).ratio == 2
+
+
 def test_a_file_that_is_a_folder_stops_nothing(somebody):
     path_of().mkdir(parents=True)
     predict("09.no_sync", 2)

@@ -3,10 +3,13 @@ end."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from dlcourse.course import catalog, predictions
 from dlcourse.course.amounts import read_amount
+from dlcourse.course.helpers import check, claim, hint, show, solution
 from dlcourse.course.predictions import compare, find_asked, predict
 from dlcourse.models.gpt import GPTConfig
 from dlcourse.words.strings import set_language
@@ -52,6 +55,8 @@ def test_amounts_as_people_type_them(text, unit, number):
         ("much", "bytes"),
         ("3 s", "bytes"),
         ("3 4 MB x", "bytes"),
+        ("1e999", ""),
+        ("1e300 GB", "bytes"),
     ],
 )
 def test_what_is_no_amount_is_refused(text, unit):
@@ -78,6 +83,22 @@ def test_compare_without_predict_is_no_dead_end(capsys):
     assert found.ratio == 33_000_000 / found.predicted and f"{found.ratio:.3g}" in said
     assert "MiB" in said and "the formula's prediction" in said
     assert "more: the sum of the gradients" in said
+
+
+def test_what_a_run_that_diverged_gives_is_compared_all_the_same(capsys):
+    predict("99.loss", 2.5)
+    for measured in (math.nan, [math.nan] * 4, math.inf):
+        assert not math.isfinite(compare("99.loss", measured).measured)
+    assert capsys.readouterr().out.count("measured: nan") == 2
+    with pytest.raises(ValueError, match="differs between ranks"):
+        compare("99.loss", [math.nan, 1.0])
+
+
+def test_an_id_that_is_no_text_is_refused_in_words():
+    for ask in (predict, lambda id: compare(id, 1), check, hint, solution, claim, show):
+        for id in (3, None, [], ("03.mean",), b"03.mean"):
+            with pytest.raises(ValueError, match=r"give|choose"):
+                ask(id)
 
 
 def test_a_guess_in_the_cell_and_a_formula_in_the_cell_work_as_before(capsys):

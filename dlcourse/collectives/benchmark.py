@@ -73,6 +73,10 @@ def measure(
         device: where the tensors live.
         group: the ranks that take part; all by default.
 
+    Raises:
+        ValueError: in every rank, before anything is sent: an unknown name, a size that is no
+            whole number of bytes from 1 on, no turns.
+
     Returns:
         Rows with "algorithm", "collective", "ranks", "bytes"; "seconds" (median), "low" and
         "high" (quartiles), "samples" (all turns, in order, so that two algorithms can be
@@ -82,12 +86,15 @@ def measure(
     for name in names:
         if name not in CALLS:
             raise ValueError(f"names contains {name!r}: known are {', '.join(sorted(CALLS))}")
+    for nbytes in sizes:
+        if not nbytes >= 1 or nbytes % 1:
+            raise ValueError(f"sizes contains {nbytes!r}: give whole numbers of bytes from 1 on")
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}: at least one timed turn is needed")
     rows = []
     for nbytes in sizes:
         p = dist.get_world_size(group)
-        numel = -(-nbytes // (4 * p)) * p
+        numel = -(-int(nbytes) // (4 * p)) * p
         x, y = torch.zeros(numel, device=device), torch.zeros(numel, device=device)  # (n,)
         part = x.view(p, -1)[dist.get_rank(group)]  # (n / p,)
         calls = {name: _bind(CALLS[name], x, y, part, group) for name in names}

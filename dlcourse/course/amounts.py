@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -29,7 +30,7 @@ def read_amount(text: str, unit: str = "") -> float:
     as 2**20. Without a unit, the number counts bytes or seconds.
 
     Raises:
-        ValueError: it is no number, or carries a unit of something else.
+        ValueError: it is no number, too large for one, or carries a unit of something else.
     """
     if unit == "×":
         text = re.sub(r"^\s*[×x]", "", text, flags=re.I)
@@ -40,4 +41,7 @@ def read_amount(text: str, unit: str = "") -> float:
     factors = _UNITS.get(unit, _COUNTS | {unit.lower(): 1})
     if suffix and suffix not in factors:
         raise ValueError(f"{text!r}: {found[2]!r} is no unit of this amount; use {unit or 'none'}")
-    return number * factors.get(suffix, 1)
+    amount = number * factors.get(suffix, 1)
+    if not math.isfinite(amount):
+        raise ValueError(f"{text!r} is no number that can be compared: write a smaller one")
+    return amount

@@ -89,7 +89,7 @@ def load_claims(root: Path | None = None) -> dict[str, Claim]:
 def find_claim(claim_id: str, root: Path | None = None) -> Claim:
     """The claim with this id, or ``ValueError`` with the ids there are."""
     claims = load_claims(root)
-    if claim_id not in claims:
+    if not isinstance(claim_id, str) or claim_id not in claims:
         raise ValueError(f"claim {claim_id!r} is unknown; choose one of: {', '.join(claims)}")
     return claims[claim_id]
 

@@ -59,7 +59,7 @@ def module_path(module: str) -> Path:
 
 def split_reference(reference: str) -> tuple[str, list[str]]:
     """``"module:Name,Other"`` → ``("module", ["Name", "Other"])``."""
-    module, colon, names = reference.partition(":")
+    module, colon, names = str(reference).partition(":")
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not colon or not wanted:
         raise ValueError(f"source {reference!r}: give it as package.module:Name[,Name2]")

@@ -97,8 +97,10 @@ def predict(
         unit: ``"bytes"`` and ``"s"`` are scaled (MiB, ms); any other unit is shown as it is.
 
     Raises:
-        ValueError: the guess is neither number, word nor ``...``, or nothing is predicted.
+        ValueError: the id is no text, the guess is neither number, word nor ``...``, or nothing
+            is predicted.
     """
+    _check_id(id)
     if isinstance(guess, bool) or not (guess is ... or isinstance(guess, int | float | str)):
         raise ValueError(f"guess={guess!r}: give a number, a word in quotes, or ... to leave it")
     asked = find_asked(id) if formula is None else None
@@ -136,8 +138,9 @@ def compare(id: str, measured: Any, *, unit: str | None = None) -> Comparison:
     to have typed a prediction: then the formula's stands beside the measured one.
 
     Raises:
-        ValueError: ``measured`` is something else, or differs between ranks.
+        ValueError: the id is no text, ``measured`` is something else, or differs between ranks.
     """
+    _check_id(id)
     measured = _one_value(measured)
     asked, prediction = find_asked(id), _predictions.get(id)
     if prediction is None and asked is not None:  # the cell that predicts has not run
@@ -171,6 +174,11 @@ def compare(id: str, measured: Any, *, unit: str | None = None) -> Comparison:
         "comparison", id=id, predicted=predicted, measured=measured, ratio=ratio, unit=unit
     )
     return Comparison(id, predicted, measured, ratio)
+
+
+def _check_id(id: Any) -> None:
+    if not isinstance(id, str):
+        raise ValueError(f'id={id!r}: give a text, as "03.bytes"')
 
 
 def find_asked(id: str) -> Asked | None:
@@ -258,7 +266,11 @@ def _keep(prediction: Prediction) -> str:
     assert guess is not None
     if guesses.keep_guess(prediction.id, guess, prediction.formula, prediction.unit):
         return ""
-    return t("guesses.not_kept", path=guesses.path_of())
+    try:
+        path = str(guesses.path_of())
+    except RuntimeError:  # whoever runs this has no home folder
+        path = guesses.FILE
+    return t("guesses.not_kept", path=path)
 
 
 def _noted(guess: Number | str, unit: str) -> str:
@@ -288,7 +300,8 @@ def _one_value(measured: Any) -> Number | str:
     measured = plain_number(measured)
     if isinstance(measured, list | tuple) or hasattr(measured, "tolist"):
         values = [plain_number(v) for v in measured]
-        if values and all(v == values[0] for v in values):
+        nan = all(v != v for v in values)  # NaN is not equal to itself
+        if values and (nan or all(v == values[0] for v in values)):
             return _one_value(values[0])
         raise ValueError(
             f"measured={measured!r} differs between ranks: pass one value, such as max(...)"

@@ -51,8 +51,12 @@ class Film:
         return steps
 
     def at(self, step: int) -> Picture:
-        """The picture of one step."""
-        return self.draw(next(f for f in read_frames(self.path) if f["step"] == step))
+        """The picture of one step; a ``ValueError`` where there is no frame of it."""
+        frames = {frame["step"]: frame for frame in read_frames(self.path)}
+        if step not in frames:
+            known = ", ".join(map(str, self.steps))
+            raise ValueError(f"step={step!r} has no frame: there are {known}")
+        return self.draw(frames[step])
 
     @property
     def picture(self) -> Picture:

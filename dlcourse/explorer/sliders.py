@@ -8,7 +8,7 @@ frame of the screen, also while the kernel is busy with a long cell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import product
@@ -77,7 +77,7 @@ def explore(
     draw: Callable[..., Picture],
     *,
     start: Mapping[str, Any] | None = None,
-    **sliders: Sequence[Any],
+    **sliders: Iterable[Any],
 ) -> Explorer:
     """Sliders, and under them the picture that ``draw`` gives for their values.
 
@@ -88,25 +88,31 @@ def explore(
 
     Raises:
         ValueError: no slider, a slider without values, a start that is none of them, or more
-            positions than fit a page.
+            positions than fit a page; or ``draw`` gives no `Picture`.
     """
-    if not sliders or not all(len(values) for values in sliders.values()):
+    for name, values in sliders.items():
+        if not isinstance(values, Iterable):
+            raise ValueError(f"{name}={values!r} is one value: give a list of them")
+    given = {name: list(values) for name, values in sliders.items()}
+    if not given or not all(given.values()):
         raise ValueError("explore needs a slider with at least one value: micro_batches=[1, 2, 4]")
-    for name in sliders:
+    for name in given:
         t(f"explore.{name}")  # refuses a name without words here, in both kinds of front end
-    first = {name: values[len(values) // 2] for name, values in sliders.items()} | dict(start or {})
+    first = {name: values[len(values) // 2] for name, values in given.items()} | dict(start or {})
     for name, value in first.items():
-        if value not in sliders.get(name, ()):
-            known = list(sliders.get(name, sliders))
+        if value not in given.get(name, ()):
+            known = list(given.get(name, given))
             raise ValueError(f"start has {name}={value!r}: the sliders have {known}")
-    combinations = list(product(*sliders.values()))
+    combinations = list(product(*given.values()))
     if len(combinations) > MAX_POSITIONS:
         raise ValueError(
             f"{len(combinations)} positions, at most {MAX_POSITIONS}: give fewer values"
         )
-    pictures = [draw(**dict(zip(sliders, values, strict=True))) for values in combinations]
-    at = [list(values).index(first[name]) for name, values in sliders.items()]
-    return Explorer(list(sliders), list(sliders.values()), pictures, at)
+    pictures = [draw(**dict(zip(given, values, strict=True))) for values in combinations]
+    if other := [picture for picture in pictures if not isinstance(picture, Picture)]:
+        raise ValueError(f"draw gave {other[0]!r}: let it return a Picture")
+    at = [values.index(first[name]) for name, values in given.items()]
+    return Explorer(list(given), list(given.values()), pictures, at)
 
 
 @cache

@@ -6,6 +6,7 @@ The file is small and local: the notebook and its ranks are on one machine.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,16 @@ def write_frame(path: str, *, step: int, **values: Any) -> None:
 
 
 def read_frames(path: str) -> list[Frame]:
-    """All frames that are whole; none where there is no file yet."""
+    """All frames that are whole; none where there is no file yet.
+
+    A full disk, or the end of a rank, leaves half a line, and the next frame stands behind it.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    frames = []
+    for line in text.splitlines(keepends=True):
+        with suppress(ValueError):
+            frames += [json.loads(line)] if line.endswith("\n") else []
+    return frames

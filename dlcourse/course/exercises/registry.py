@@ -18,7 +18,7 @@ def find_exercise(id: str) -> Exercise:
         ValueError: also for an exercise whose files are incomplete; names the file.
     """
     folders = {_id(folder): folder for folder in _folders()}
-    if id not in folders:
+    if not isinstance(id, str) or id not in folders:
         same = [known for known in folders if known[:2] == str(id)[:2]]
         choices = ", ".join(same or folders) or "none is written yet"
         raise ValueError(f"exercise {id!r} is unknown; choose one of: {choices}")
