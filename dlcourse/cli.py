@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
+        _check_current_folder()
         if hasattr(args, "lang"):
             args.lang = _language(args.lang)
         return args.run(args)
@@ -213,6 +214,14 @@ def _parser(*, plan: bool = False) -> _Parser:
     return parser
 
 
+def _check_current_folder() -> None:
+    """Nothing starts in a folder that is gone, and what then fails does not say why."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise ValueError("the folder that you are in has been removed: cd to another") from None
+
+
 def _language(asked: str | None) -> str:
     """The language to answer in: the one asked for, else what the environment says."""
     if asked is not None:
@@ -372,8 +381,10 @@ def _grade(args: argparse.Namespace) -> int:
     from dlcourse.course.grading.sandbox import Limits
 
     for option in ("minutes", "memory"):
-        if not getattr(args, option) > 0:
-            raise ValueError(f"{option}={getattr(args, option)}: give a number above 0")
+        if not 0 < getattr(args, option) <= 1_000_000:
+            raise ValueError(
+                f"{option}={getattr(args, option)}: give a number above 0, at most 1,000,000"
+            )
     limits = Limits(60 * args.minutes, int(args.memory * 2**30))
     out = Path(args.out)
     rows = grades.grade(

@@ -224,6 +224,25 @@ def test_a_folder_without_a_course_is_not_an_empty_course(command, tmp_path, mon
     assert f"{tmp_path} holds no course" in said and said.count("\n") == 1
 
 
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["run", "00", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "the folder that you are in has been removed" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--minutes", "--memory"])
+def test_a_limit_beyond_all_machines_is_one_sentence(option, tmp_path, capsys):
+    for amount in ("inf", "1e300", "nan", "-1", "0"):
+        assert main(["grade", str(tmp_path), f"{option}={amount}"]) == 2
+        said = capsys.readouterr().err
+        assert f"{option[2:]}={float(amount)}: give a number above 0" in said
+        assert said.count("\n") == 1
+
+
 def test_a_full_disk_is_one_sentence(capsys, monkeypatch):
     def full(*_: object) -> list:
         raise OSError(28, "No space left on device", "notebooks/ko/00_start.ipynb")

@@ -101,6 +101,11 @@ def test_an_id_that_is_no_text_is_refused_in_words():
                 ask(id)
 
 
+def test_a_pool_that_is_none_is_refused_in_words():
+    with pytest.raises(ValueError, match="pool=3: give the Ranks that hold your code"):
+        check("03.mean", pool=3)
+
+
 def test_a_guess_in_the_cell_and_a_formula_in_the_cell_work_as_before(capsys):
     assert predict("09.peak", 30e6).value == 30e6
     assert predict("77.mine", ..., formula=lambda: 6, unit="s").value == 6

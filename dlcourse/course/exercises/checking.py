@@ -49,10 +49,12 @@ def check(id: str, *, pool: Any = None) -> CheckResult:
         pool: the ranks that hold the learner's code; the notebook's own by default.
 
     Raises:
-        ValueError: no such exercise.
+        ValueError: no such exercise, or a pool that is none.
         KeyboardInterrupt: the learner pressed stop.
     """
     exercise = find_exercise(id)
+    if pool is not None and not callable(getattr(pool, "run", None)):
+        raise ValueError(f"pool={pool!r}: give the Ranks that hold your code, or leave it out")
     packed = fetched(exercise, pool)
     result = judged(exercise, packed)
     for module in packed.get("changed", ()):
