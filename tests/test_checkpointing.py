@@ -32,6 +32,9 @@ from dlcourse.formulas.flops import step_flops
 from dlcourse.measure.recorder import Recorder
 from dlcourse.models.gpt import GPT, GPTConfig
 from dlcourse.parallel.data import BucketedDataParallel, OverlappedDataParallel
+from dlcourse.parallel.zero import ZeRO1
+from dlcourse.parallel.zero2 import ZeRO2
+from dlcourse.parallel.zero3 import ZeRO3
 from dlcourse.training.checkpointing.checkpoint import checkpoint
 from dlcourse.training.checkpointing.segments import (
     PRODUCTS,
@@ -562,3 +565,22 @@ def test_on_fake_tensors_the_same_bytes():
             got, flops, _ = step(config, sequences, block, segments)
         assert got == pytest.approx(activation_peak(config, **batch, segments=segments), rel=0.002)
         assert flops == step_flops(config, **batch, segments=segments)
+
+
+def of_zero_models():
+    """What is said of a checkpoint around each stage, in every rank."""
+    said = []
+    for kind in (ZeRO1, ZeRO2, ZeRO3):
+        model = kind(nn.Linear(4, 4))
+        try:
+            checkpoint(model, torch.ones(2, 4, requires_grad=True))
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_a_checkpoint_around_a_zero_model_is_refused_by_its_own_name(two):
+    for said in two(of_zero_models):
+        heads = [line.split(":")[0] for line in said]
+        assert heads == [f"checkpoint() of a ZeRO{stage}" for stage in (1, 2, 3)]
+        assert all("checkpoint_blocks(gpt, segments)" in line for line in said)

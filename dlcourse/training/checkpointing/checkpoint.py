@@ -32,6 +32,7 @@ from dlcourse.training.checkpointing.refusals import (
     fills_all_grads,
     inputs_alone,
     refuse_changes,
+    refuse_shards,
     save_inputs,
     saved_inputs,
 )
@@ -47,14 +48,16 @@ def checkpoint(function: Function, *inputs: Any, keep_random_state: bool = True)
             dropout drops other values in the second forward, and the gradients are wrong.
 
     Raises:
-        ValueError: the result is not one tensor, or ``function`` changes an input, or a parameter
-            or buffer of a module in place; in backward, if one of these, or train() and eval(), was
-            changed meanwhile. (Another tensor put in place of ``parameter.data`` is not seen.)
+        ValueError: ``function`` is a ZeRO model; the result is not one tensor, or ``function``
+            changes an input, or a parameter or buffer of a module in place; in backward, if one of
+            these, or train() and eval(), was changed meanwhile. (Another tensor put in place of
+            ``parameter.data`` is not seen.)
         RuntimeError: in backward, if that is asked for a graph of its own (``create_graph``), or
             if ``function`` shares a tensor with others that is not an input of its own.
 
     ``torch.autograd.grad`` and ``backward(inputs=...)`` reach the inputs alone, not parameters.
     """
+    refuse_shards(function)
     if not torch.is_grad_enabled():
         return function(*inputs)  # nothing would be stored anyway
     begin = None

@@ -16,12 +16,24 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
+from dlcourse.parallel.zero_module import ShardedModule
+
 Function = Callable[..., Tensor]
 
 _OUT_OF_PLACE = "write y = x + 1 instead of x += 1, or clone() first"
 _NEWER_KIND = (
     "our checkpoint knows a plain backward() only; use torch's checkpoint(..., use_reentrant=False)"
 )
+
+
+def refuse_shards(function: Function) -> None:
+    """A ZeRO model reduces gradients while its own backward runs: checkpoints belong inside."""
+    if isinstance(function, ShardedModule):
+        kind = type(function).__name__
+        raise ValueError(
+            f"checkpoint() of a {kind}: put checkpoints into the model first, as "
+            f"checkpoint_blocks(gpt, segments) does, and give it to {kind} then"
+        )
 
 
 def save_inputs(ctx: Any, inputs: tuple[Any, ...]) -> None:
