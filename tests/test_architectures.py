@@ -26,7 +26,7 @@ from dlcourse.formulas.architectures import (
 )
 from dlcourse.formulas.flops import attention_flops, flops_per_token
 from dlcourse.formulas.parameters import num_parameters
-from dlcourse.formulas.sizes import ArchitectureConfig, GPTConfig
+from dlcourse.formulas.sizes import MIXERS, ArchitectureConfig, GPTConfig
 from dlcourse.measure.recorder import Recorder, live_bytes
 from dlcourse.models.architectures import MLP, ArchitectureGPT
 from dlcourse.models.gpt import GPT
@@ -84,6 +84,16 @@ def test_the_pattern_says_what_each_layer_is():
     ]
     assert list(model.moe_layers()) == [1, 3]
     assert model.moe_layers()[3].name == "layer 3"
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (2, 0), (0, 0)])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_no_sequence_and_no_position_give_none_as_in_the_dense_one(mixer, shape):
+    """A rank may be left without a sequence where a batch does not divide."""
+    config = ArchitectureConfig(n_layer=1, window=4, mixers=(mixer,))
+    model, tokens_BT = ArchitectureGPT(config), torch.zeros(shape, dtype=torch.long)
+    assert model(tokens_BT).shape == (*shape, config.vocab_size)
+    model(tokens_BT, tokens_BT).backward()
 
 
 @pytest.mark.parametrize("name", EIGHT)

@@ -67,7 +67,7 @@ def step_by_step(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, log_a_BHT: Tens
 def in_chunks(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, log_a_BHT: Tensor) -> Tensor:
     """The same, ``CHUNK`` positions at a time: only the states are made one after the other."""
     T = q_BHTD.size(2)
-    rest = -T % CHUNK  # whole chunks; nobody reads what is behind
+    rest = -T % CHUNK if T else CHUNK  # whole chunks; nobody reads what is behind
     q, k, v = (
         F.pad(x, (0, 0, 0, rest)).unflatten(2, (-1, CHUNK)) for x in (q_BHTD, k_BHTD, v_BHTD)
     )

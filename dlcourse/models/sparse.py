@@ -35,12 +35,15 @@ class SlidingWindowAttention(Attention):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         B, T, _ = x_BTC.shape
-        W = min(self.window, T)
-        n = -(-T // W)
+        W = max(1, min(self.window, T))
+        n = max(1, -(-T // W))
         rest = n * W - T  # whole chunks; nobody reads what is behind
-        q_BnHWD, k_BnHWD, v_BnHWD = (
-            F.pad(linear(x_BTC), (0, 0, 0, rest)).view(B, n, W, self.n_head, -1).transpose(2, 3)
+        chunks_BnWC = (
+            F.pad(linear(x_BTC), (0, 0, 0, rest)).unflatten(1, (n, W))
             for linear in (self.q, self.k, self.v)
+        )
+        q_BnHWD, k_BnHWD, v_BnHWD = (
+            x_BnWC.unflatten(-1, (self.n_head, -1)).transpose(2, 3) for x_BnWC in chunks_BnWC
         )
         y_BnHWD = F.scaled_dot_product_attention(
             q_BnHWD.flatten(0, 1),
@@ -48,7 +51,7 @@ class SlidingWindowAttention(Attention):
             with_chunk_before(v_BnHWD).flatten(0, 1),
             attn_mask=window_mask(n, W, x_BTC.device).repeat(B, 1, 1, 1),
         ).view(q_BnHWD.shape)
-        return self.proj(y_BnHWD.transpose(2, 3).reshape(B, n * W, -1)[:, :T])
+        return self.proj(y_BnHWD.transpose(2, 3).flatten(-2).flatten(1, 2)[:, :T])
 
 
 def with_chunk_before(x_BnHWD: Tensor) -> Tensor:
