@@ -276,6 +276,8 @@ def _run(args: argparse.Namespace) -> int:
     run.check_ranks(args.ranks)
     _check_lesson_options(args, names[0], root, ("ranks", "steps"))
     out = run.check_out(_folder("out", args.out), names, args.lang)
+    for name in names:  # what is no notebook is said before the first one runs
+        run.read_built(name, args.lang, root)
     failed = 0
     for name in names:
         if args.resume:

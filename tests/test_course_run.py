@@ -275,6 +275,18 @@ def test_a_folder_without_permission_is_said_before_anything_starts():
             run.check_out(Path(place, "below"))
 
 
+@pytest.mark.parametrize("content", [b'{"cells": [', b"\xff\xfe", b"", b"[]", b'{"cells": 3}'])
+def test_a_notebook_that_was_cut_off_is_named_with_what_to_do(content, demo_root, tmp_path, capsys):
+    """An editor's save on a full disk leaves such files."""
+    only_lesson(demo_root, "00_first", "1 + 1")
+    catalog.notebook_path(demo_root, "en", "00_first").write_bytes(content)
+    for all_or_one in ("00", "--all"):
+        assert main(["run", all_or_one, "--lang", "en", "--out", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert "notebooks/en/00_first.ipynb is no whole notebook" in said
+        assert "move it away, and run `dlcourse build`" in said and said.count("\n") == 1
+
+
 def test_a_disk_that_fills_up_is_named_as_the_failure(demo_root, tmp_path, monkeypatch, capsys):
     """It leaves half of a notebook, which is no JSON and is not what is to be mended."""
     only_lesson(demo_root, "00_first", "1 + 1")

@@ -199,6 +199,19 @@ def test_in_a_front_end_the_picture_moves_by_itself(monkeypatch):
     assert "Step 5: expert 0 is used by 80%" in film._view.pictures[0]
 
 
+def test_a_frame_that_cannot_be_drawn_says_so_and_the_film_goes_on(monkeypatch):
+    monkeypatch.setattr(films, "front_end_present", lambda: True)
+    monkeypatch.setattr(films, "INTERVAL_S", 0.01)
+    film = Film(experts_by_kind)
+    film._repr_mimebundle_()
+    limit = time.monotonic() + 60
+    for values, said in (({}, "KeyError"), (frame(0.4), "80%")):
+        write_frame(film.path, step=5, **values)
+        while said not in film._view.pictures[0] and time.monotonic() < limit:
+            time.sleep(0.01)
+        assert said in film._view.pictures[0]
+
+
 # ------------------------------------------------------------------------------- the planner
 
 # Dense models and mixtures, on part of a node and on thousands

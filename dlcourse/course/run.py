@@ -77,11 +77,17 @@ def declared_parameters(notebook: Any) -> dict[str, Any]:
 
 
 def read_built(name: str, lang: str, root: Path) -> Any:
-    """The built notebook of a lesson; ``ValueError`` if it is not built."""
+    """The built notebook of a lesson; ``ValueError`` if it is not built, or is no notebook."""
     path = catalog.notebook_path(root, catalog.check_language(lang), name)
     if not path.exists():
         raise ValueError(f"{path} is not built: run `dlcourse build`")
-    return nbformat.read(path, as_version=4)
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # of JSON, of UTF-8, of the schema
+        said = str(error).partition("\n")[0][:80]
+        raise ValueError(
+            f"{path} is no whole notebook ({said}): move it away, and run `dlcourse build`"
+        ) from None
 
 
 def check_device(device: str) -> str:

@@ -84,7 +84,11 @@ class Film:
         frames = read_frames(self.path)
         if frames and frames[-1] != self._shown:
             self._shown = frames[-1]
-            self._view.pictures = [self.draw(self._shown).svg]
+            try:
+                picture = self.draw(self._shown)
+            except Exception as error:  # a frame that cannot be drawn does not end the film
+                picture = sentence(f"{type(error).__name__}: {error}")
+            self._view.pictures = [picture.svg]
 
 
 def _follow(film: weakref.ref[Film]) -> None:
