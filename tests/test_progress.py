@@ -50,6 +50,17 @@ def test_a_passed_check_is_kept_where_a_person_is(there, monkeypatch):
     assert [*progress.read_passed()] == (["03.mean"] if there else [])
 
 
+def test_a_passed_check_that_cannot_be_kept_says_so(learner, monkeypatch, capsys):
+    learner.write_text("a file where the folder should be")
+    monkeypatch.setattr(checking, "front_end_present", lambda: True)
+    monkeypatch.setattr(checking, "fetched", lambda exercise, pool: {})
+    passed = checking.CheckResult("03.mean", True, "all right")
+    monkeypatch.setattr(checking, "judged", lambda exercise, packed: passed)
+    assert checking.check("03.mean") is passed
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "all right" and last.endswith(str(learner / progress.FILE))
+
+
 def test_ticks_are_put_in_and_taken_out():
     ids = exercise_ids()
     assert {e.id for e in lesson_exercises("03")} == {id for id in ids if id.startswith("03")}

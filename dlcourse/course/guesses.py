@@ -70,6 +70,14 @@ def path_of(file: str = FILE) -> Path:
     return (Path(data) if data else Path.home() / ".local" / "share") / "dlcourse" / file
 
 
+def shown_path(file: str = FILE) -> str:
+    """`path_of` for a sentence; the name alone where whoever runs this has no home folder."""
+    try:
+        return str(path_of(file))
+    except RuntimeError:
+        return file
+
+
 def lines(file: str) -> list[str]:
     """A file's lines; none where there is no file yet, none that may be read, or no home folder."""
     try:

@@ -266,11 +266,7 @@ def _keep(prediction: Prediction) -> str:
     assert guess is not None
     if guesses.keep_guess(prediction.id, guess, prediction.formula, prediction.unit):
         return ""
-    try:
-        path = str(guesses.path_of())
-    except RuntimeError:  # whoever runs this has no home folder
-        path = guesses.FILE
-    return t("guesses.not_kept", path=path)
+    return t("guesses.not_kept", path=guesses.shown_path())
 
 
 def _noted(guess: Number | str, unit: str) -> str:

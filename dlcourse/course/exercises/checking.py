@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dlcourse.course import metrics
+from dlcourse.course import guesses, metrics, progress
 from dlcourse.course.exercises.exercise import Exercise
 from dlcourse.course.exercises.judge import AnswerError, judge
 from dlcourse.course.exercises.packing import pack
 from dlcourse.course.exercises.registry import find_exercise
-from dlcourse.course.progress import keep_passed
 from dlcourse.course.showing import Shown, say, show_code
 from dlcourse.ranks.notebook.front_end import front_end_present
 from dlcourse.words.strings import language, t
@@ -63,8 +62,8 @@ def check(id: str, *, pool: Any = None) -> CheckResult:
         result = replace(result, text=text)
     print(result.text)
     metrics.append("check", id=id, passed=result.passed, cases=result.cases)
-    if result.passed and front_end_present():
-        keep_passed(id)
+    if result.passed and front_end_present() and not progress.keep_passed(id):
+        print(t("progress.not_kept", path=guesses.shown_path(progress.FILE)))
     return result
 
 
