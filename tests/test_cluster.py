@@ -24,6 +24,7 @@ import zmq
 from slurm import Network, Slurm, needed
 
 from dlcourse.cli import parsed
+from dlcourse.course import submit
 from dlcourse.course.job import Job
 from dlcourse.ranks import machines
 from dlcourse.ranks.channel import Channel
@@ -291,6 +292,25 @@ def test_a_machines_part_has_a_number_and_a_folder_of_its_own(tmp_path: Path):
     (tmp_path / "ended-0").touch()
     with pytest.raises(ValueError, match="a run has ended there; give a new one"):
         Job(tmp_path, ["run", "00"], 1, 2)
+
+
+def test_a_rank_without_a_number_of_ranks_tells_nothing(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match="start it with srun or torchrun"):
+        Job(tmp_path, ["run", "00"])
+
+
+def test_half_a_line_of_another_machine_is_told_when_it_is_whole(tmp_path: Path):
+    progress, said = tmp_path / "progress.jsonl", []
+    assert submit._tell_new(tmp_path, 0, said.append) == 0
+    whole = '{"lesson": "00_start", "state": "passed"}\n'
+    progress.write_text(whole + '{"lesson": "01_coll')
+    told = submit._tell_new(tmp_path, 0, said.append)
+    assert (told, said) == (1, ["00_start: passed"])
+    progress.write_text(whole + '{"lesson": "01_coll' + whole + whole)  # a full disk, then room
+    assert submit._tell_new(tmp_path, told, said.append) == 3
+    assert said == ["00_start: passed"] * 2
 
 
 def test_the_commands_of_the_guide_are_understood():

@@ -9,6 +9,7 @@ not be found.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -29,6 +30,8 @@ import psutil
 import pytest
 from browser import alive, until
 
+from dlcourse.course import singleuser
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = REPOSITORY / "hub" / "jupyterhub_config.py"
 PATIENCE = 600
@@ -43,6 +46,22 @@ spec.loader.exec_module(class_list)
 
 
 # ------------------------------------------------------------------------------- the class list
+
+
+def test_a_home_that_is_full_does_not_shut_its_learner_out(tmp_path, monkeypatch, capsys):
+    """Only in their server can they remove something."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "00_start.ipynb")
+
+    before = os.umask(0o022)
+    os.umask(before)
+    monkeypatch.setattr(singleuser.learner_copy, "copy_lessons", full)
+    try:
+        assert singleuser.prepare(tmp_path)["JUPYTER_RUNTIME_DIR"].startswith(str(tmp_path))
+    finally:
+        os.umask(before)
+    assert "lessons are not copied: [Errno 28] No space left" in capsys.readouterr().err
 
 
 def test_a_password_is_printed_once_and_kept_as_its_hash(tmp_path):

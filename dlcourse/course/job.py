@@ -44,7 +44,7 @@ class Job:
         nodes: int | None = None,
     ) -> None:
         for number, count in _TOLD:
-            if node is None and nodes is None and number in os.environ:
+            if node is None and nodes is None and {number, count} <= os.environ.keys():
                 node, nodes = int(os.environ[number]), int(os.environ[count])
         if node is None or nodes is None or not 0 <= node < nodes:
             raise ValueError(

@@ -25,8 +25,10 @@ RUNTIME = ".dlcourse-run"  # in the home; a socket's name, with it, has at most 
 def prepare(home: Path) -> dict[str, str]:
     """Close the home to others, copy the lessons into it; returns variables for the server.
 
+    A home that is full is no reason to shut its learner out: only there files can be removed.
+
     Raises:
-        OSError: the home may not be written, or the disk is full.
+        OSError: the home may not be written.
     """
     os.umask(0o077)
     mode = stat.S_IMODE(home.stat().st_mode)
@@ -35,10 +37,13 @@ def prepare(home: Path) -> dict[str, str]:
     runtime = home / RUNTIME
     runtime.mkdir(mode=0o700, exist_ok=True)
     lang = strings.language()
-    if os.environ.get(COPY) != "0":
-        learner_copy.copy_lessons(catalog.course_root(), home)
     attributes = runtime / "gitattributes"
-    attributes.write_text(merge_notebook.ATTRIBUTES)
+    try:
+        if os.environ.get(COPY) != "0":
+            learner_copy.copy_lessons(catalog.course_root(), home)
+        attributes.write_text(merge_notebook.ATTRIBUTES)
+    except OSError as error:
+        print(f"dlcourse: the lessons are not copied: {error}", file=sys.stderr)
     page = f"/lab/tree/notebooks/{lang}/{catalog.INDEX}.md"
     return {
         **serve.lab_environment(lang),

@@ -13,6 +13,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,14 +136,19 @@ def queue_state(job: str) -> str:
 
 
 def _tell_new(folder: Path, told: int, say: Callable[[str], None]) -> int:
-    """Say the lines of the run's progress that are new; returns how many there are."""
+    """Say the lines of the run's progress that are new; returns how many there are.
+
+    Another machine writes the file: its last line may be half there.
+    """
     try:
-        lines = (folder / "progress.jsonl").read_text().splitlines()
+        text = (folder / "progress.jsonl").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return told
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     for line in lines[told:]:
-        entry = json.loads(line)
-        say(f"{entry['lesson']}: {entry['state']}")
+        with suppress(ValueError):  # of a full disk
+            entry = json.loads(line)
+            say(f"{entry['lesson']}: {entry['state']}")
     return len(lines)
 
 
