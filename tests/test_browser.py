@@ -338,6 +338,34 @@ def test_the_panel_folds_and_docks_and_shows_what_it_is_given(open_notebook, lab
     assert (notebook.watch.outside, notebook.watch.errors) == ([], [])
 
 
+def test_the_strip_of_a_pool_that_was_ended_makes_room_for_the_next(open_notebook, lab):
+    """A lesson that starts a second pool: its strip, not that of ranks which are gone."""
+    show = SHOW.replace("Panel(4)", "Panel(4, 'en')")
+    ended = """
+s = state(9, busy=False)
+for rank in s['ranks']: rank['state'] = 'stopped'
+panel.update(s)
+"""
+    second = SHOW.replace("panel = Panel(4)", "panel = Panel(2, 'en')")
+    moved = "panel.update(state({}))"
+    cells = [show, moved.format(5), FIGURE, ended, second, moved.format(7), FIGURE]
+    notebook = open_notebook(lab.write("pools", cells))
+    page, strip = notebook.page, notebook.page.locator(".jp-NotebookPanel > .dlc-docked")
+    for index in (0, 1, 2):
+        notebook.run(index)
+    notebook.cell(2).evaluate("cell => cell.style.marginTop = '1500px'")
+    notebook.cell(3).scroll_into_view_if_needed()
+    expect(strip).to_have_count(1)
+    notebook.run(3)
+    expect(strip).to_have_count(0)
+    for index in (4, 5, 6):
+        notebook.run(index)
+    notebook.cell(6).evaluate("cell => cell.style.marginTop = '1500px'")
+    page.locator(".jp-RenderedPlotly").last.scroll_into_view_if_needed()
+    expect(strip).to_have_count(1)
+    expect(strip.locator("[data-field=title]")).to_have_text("2 ranks")
+
+
 RUN = """
 code => jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({ code }).done
 """
@@ -722,6 +750,30 @@ def test_the_panel_is_readable_in_both_themes(open_notebook, lab):
         ] * 3
         weak = {text: round(x, 1) for texts in seen for text, x in texts.items() if x < 4.5}
         assert not weak, (theme, weak)
+
+
+def test_every_word_of_a_figure_takes_the_themes_colour(open_notebook, lab):
+    """The axes and notes beside the first, too; the grey is that of no theme."""
+    anatomy = """
+from dlcourse.figures.memory_anatomy import anatomy_figure
+series = [[0, 5, 4, 3, 2, 1, 0], [9, 5, 4, 3, 2, 1, 0]]
+anatomy_figure({'one': series, 'two': series, 'three': series}, title='cases')
+"""
+    notebook = open_notebook(lab.write("words", [POOL, anatomy]))
+    notebook.run(0)  # the panel brings the style
+    notebook.run(1)
+    colours = """
+figure => Object.fromEntries([...figure.querySelectorAll("text")]
+  .map(text => [text.textContent.trim(), getComputedStyle(text).fill]))
+"""
+    for theme in ("Dark", "Light"):
+        notebook.theme(f"JupyterLab {theme}")
+        figure = notebook.cell(1).locator(".js-plotly-plot")
+        figure.locator(".x3tick").first.wait_for()
+        found = figure.evaluate(colours)
+        assert len(found) > 10 and any(text.startswith("three") for text in found), found
+        grey = [text for text, colour in found.items() if colour == "rgb(120, 120, 120)"]
+        assert not grey, (theme, grey)
 
 
 def test_diagrams_are_readable_after_a_change_of_theme(open_notebook):

@@ -294,11 +294,13 @@ function render({ model, el }, past) {
     show();
   };
   let closed = false;
+  // Ranks that were ended have no more to tell: their strip would stand before the next pool's.
+  const going = () => model.get("now").ranks.some((rank) => rank.s !== "stopped");
   const view = {
-    seen: false,
+    seen: null, // not known yet
     place: () => {
-      const away = ![...past.views].some((other) => other.seen);
-      dock(away && !closed && model.get("now").ranks.length > 0);
+      const away = [...past.views].every((other) => other.seen === false);
+      dock(away && !closed && going());
     },
   };
   past.views.add(view);
@@ -321,8 +323,10 @@ function render({ model, el }, past) {
   setFold();
   show();
   model.on("change:now", show);
+  model.on("change:now", view.place);
   return () => {
     model.off("change:now", show);
+    model.off("change:now", view.place);
     watch.disconnect();
     past.views.delete(view);
     resize.disconnect();
