@@ -161,6 +161,7 @@ def test_in_a_front_end_a_line_appears_and_keeps_what_was_typed(monkeypatch, cap
     predict("09.peak")
     line, answer = front.line()
     assert front.shown[-1]["text/plain"] == "Run this cell to type your prediction."
+    assert "09.peak" in line.description, "a cell may ask for two"
     assert capsys.readouterr().out == "", "the formula's answer is not told before the measurement"
     line.value = "a lot"
     assert "not a number" in answer.value

@@ -228,7 +228,7 @@ def _ask(prediction: Prediction) -> None:
     guess = prediction.guess
     line = Text(
         value=prediction.typed,
-        description=t("predict.ask"),
+        description=t("predict.ask", id=id),
         placeholder=t("predict.example", example=example),
         continuous_update=False,
         style={"description_width": "initial"},
