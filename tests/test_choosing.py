@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 
 import cloudpickle
@@ -28,6 +29,7 @@ from dlcourse.plan.job import Job
 from dlcourse.plan.own_mesh import planned_here, planned_memory, planned_there
 from dlcourse.plan.planner import plan
 from dlcourse.ranks import Ranks
+from dlcourse.words.strings import set_language
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
@@ -74,7 +76,17 @@ def test_the_answer_is_shown(answer):
     assert "GB too many" in rivals and "slower" in rivals
     assert "more node" in repr(show_changes(answer))
     published = repr(show_published(["llama3", "qwen3"]))
-    assert "16384 GPUs" in published and "Llama 3 Herd" in published
+    assert "16,384 GPUs" in published and "Llama 3 Herd" in published
+
+
+def test_published_runs_are_named_in_the_readers_language():
+    set_language("ko")
+    names = ("llama3", "qwen3", "sc21", "megatron_core", "llm_foundry", "korthikanti")
+    rows = show_published(names).parts[0].rows
+    runs, numbers = [row[1] for row in rows], [row[2] + row[3] for row in rows]
+    assert not re.findall("GPUs|chunks|context|full|selective", " ".join(runs)), runs
+    assert "TP2 EP32 PP8, 청크 4개" in runs and "22B, 전체 재계산" in runs
+    assert not [text for text in numbers if "e+" in text]
 
 
 def record_of(**changes: float) -> dict:

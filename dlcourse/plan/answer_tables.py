@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from dlcourse.corpus import course_folder
@@ -71,9 +72,9 @@ def show_published(names: Sequence[str]) -> Together:
     rows = [
         [
             t(f"plan.published.{name}"),
-            row.name,
-            f"{row.measured:.4g}",
-            f"{row.predicted:.4g}",
+            _run_text(row.name),
+            _four_digits(row.measured),
+            _four_digits(row.predicted),
             f"{100 * row.error:+.0f}%",
         ]
         for name, of_set in found.items()
@@ -88,6 +89,27 @@ def show_published(names: Sequence[str]) -> Together:
         Said(t("plan.published.off", **words)),
         Said(t("plan.published.source", sources=sources)),
     )
+
+
+def _four_digits(value: float) -> str:
+    """Of what is large all digits, never 1.064e+04."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _run_text(name: str) -> str:
+    """A published run's name, its words in the reader's language: "8 GPUs", "4 chunks", "full"."""
+    said = {
+        r"(\d+) GPUs": lambda found: t("plan.published.gpus", n=int(found[1])),
+        r"context (\d+)": lambda found: t("plan.layout.context", n=found[1]),
+        r"(\d+) chunks": lambda found: t("plan.layout.chunks", n=found[1]),
+        r" (full|selective)$": lambda found: ", " + t(f"plan.layout.recompute.{found[1]}"),
+        r"(\d+) x (\d+)": lambda found: t(
+            "plan.published.batch", tokens=int(found[1]), sequences=found[2]
+        ),
+    }
+    for pattern, words in said.items():
+        name = re.sub(pattern, words, name)
+    return name
 
 
 def _broken(text: str) -> str:
