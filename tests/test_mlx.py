@@ -39,6 +39,8 @@ def job(group, name):
 
     if name == "raises" and group.rank() == 1:
         raise ValueError("no such layer")
+    if name == "unread" and group.rank() == 1:
+        exec(compile("raise ValueError('no source')", "<a cell>", "exec"))
     if name == "killed" and group.rank() == 1:
         os.kill(os.getpid(), 9)
     if name == "leaves" and group.rank() == 0:
@@ -74,6 +76,7 @@ def test_data_parallel_training_is_that_of_one_process():
         ("raises", r"^MLX rank 1 raised ValueError: no such layer, line \d+"),
         ("killed", r"^MLX rank 1 was ended by signal 9 \(SIGKILL\); the others were ended"),
         ("leaves", r"^MLX rank 1 raised RuntimeError: \[ring\] connection to a peer was lost"),
+        ("unread", r"^MLX rank 1 raised ValueError: no source, line 1$"),
         ("hangs", r"not over after 8 s, so all MLX ranks were ended: of 2 ranks \[0, 1\]"),
     ],
 )

@@ -179,7 +179,9 @@ def _rank(folder_name: str, rank: int, alone: bool) -> None:
         (folder / "partial").with_suffix(f".{rank}").rename(folder / f"{rank}.result")
     except BaseException as error:
         _, *frames = traceback.extract_tb(error.__traceback__)
+        # Of a function that was sent here from a notebook's cell there is no source to read.
         where = f", line {frames[-1].lineno}: {frames[-1].line}" if frames else ""
+        where = where.removesuffix(": ")
         told = "".join(traceback.format_exception_only(error)).strip()
         (folder / f"{rank}.error").write_text(f"{told}{where}")
         raise SystemExit(1) from None
