@@ -16,7 +16,7 @@ from dlcourse.course.form import check_form, count
 from dlcourse.course.source import read_lesson
 from dlcourse.figures.charts import sweep_figure
 from dlcourse.figures.data_parallel import show_equal
-from dlcourse.figures.held import Together, held, largest
+from dlcourse.figures.held import Said, Together, held, largest
 from dlcourse.figures.tables import Table
 from dlcourse.words.strings import set_language
 
@@ -161,3 +161,12 @@ def test_what_held_is_said_and_what_did_not_is_an_error():
     assert "허용 5e-05" in repr(held("같음", 0, **words))
     both = Together(Table(["a"], [["<b>"]]), line)
     assert sentence in repr(both) and "&lt;b&gt;" in both._repr_html_()
+
+
+def test_a_sentence_shows_code_and_short_links():
+    said = Said("torch https://pytorch.org/foundation/?a=1&b=2 · by `run --all` <b>")
+    assert "`run --all`" in repr(said) and "https://pytorch.org/foundation/" in repr(said)
+    html = said._repr_html_()
+    assert "<code>run --all</code>" in html and "&lt;b&gt;" in html
+    link = '<a href="https://pytorch.org/foundation/?a=1&amp;b=2" target="_blank">pytorch.org</a> ·'
+    assert link in html

@@ -48,7 +48,7 @@ class Page:
             if (n := sum(finding.kind == kind for finding in self.findings))
         ]
         said = t("explain.refused" if self.refused else "explain.taken", version=self.version)
-        return f"{said} {' · '.join(counts)}"
+        return f"{said} {', '.join(counts)}"
 
     def __str__(self) -> str:
         """Wrapped to the terminal's width; Korean letters count two columns."""

@@ -5,6 +5,7 @@ A bare ``assert`` tells a reader nothing when it holds.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from html import escape
 from math import isnan
@@ -14,7 +15,8 @@ from dlcourse.words.strings import t
 
 
 class Said:
-    """One sentence among results."""
+    """One sentence among results. In a notebook an address is a link with its host's name, and what
+    stands between backticks is code."""
 
     def __init__(self, sentence: str) -> None:
         self.sentence = sentence
@@ -23,7 +25,7 @@ class Said:
         return self.sentence
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(self.sentence)}</p>"
+        return f"<p>{_marked(self.sentence)}</p>"
 
 
 class Held(Said):
@@ -33,7 +35,13 @@ class Held(Said):
     """
 
     def _repr_html_(self) -> str:
-        return f'<p class="dlc-held">✓ {escape(self.sentence)}</p>'
+        return f'<p class="dlc-held">✓ {_marked(self.sentence)}</p>'
+
+
+def _marked(sentence: str) -> str:
+    """As HTML."""
+    text = re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
+    return re.sub(r"https?://([\w.-]+)[^\s<]*", r'<a href="\g<0>" target="_blank">\1</a>', text)
 
 
 def held(what: str, difference: float, *, allowed: float, because: str, unit: str = "") -> Held:
