@@ -11,9 +11,11 @@ import pytest
 
 from dlcourse.figures import charts, colors
 from dlcourse.figures import run as figures
+from dlcourse.figures.gantt import gantt_figure
 from dlcourse.figures.tables import Table
 from dlcourse.measure.categories import CATEGORIES
 from dlcourse.measure.run import Run
+from dlcourse.words.units import apart_text
 
 MS = 1_000_000
 MIB = 2**20
@@ -179,6 +181,25 @@ def test_memory_is_stacked_in_the_categories_colours_and_units():
     )
     even = figures.memory_figure(Run(records()).memory.data(), "ko")
     assert title(even) == "랭크마다 최대 8 MiB. 가장 큰 몫은 활성화값: 50%"
+    alone = figures.memory_figure(Run(records(ranks=1)).memory.data(), "en")
+    assert title(alone).startswith("Rank 0 peaks at 8 MiB;")
+
+
+def test_what_is_equal_bit_for_bit_is_0_apart():
+    assert [apart_text(x) for x in (0.0, 4.77e-7, -0.25)] == ["0", "4.8e-07", "-2.5e-01"]
+
+
+def test_a_panel_of_lanes_has_its_name_above_its_bars():
+    rows = [[(0.0, 1.0, ("F", 0, 0))], [(1.0, 2.0, ("F", 0, 0))]]
+    figure = gantt_figure({"one": rows, "two": rows}, title="")
+    lanes = [y for trace in figure.data for y in trace.y]
+    (width,) = {trace.width for trace in figure.data}
+    top = figure.layout.yaxis.range
+    lane_pixels = (figure.layout.height - 130) / abs(top[1] - top[0])  # without the margins
+    letters = 10 / lane_pixels  # half of a line of 12 pixels, Korean ones are taller
+    for note in figure.layout.annotations:
+        assert note.y - letters > top[1], "inside the figure"
+        assert all(abs(note.y - lane) > width / 2 + letters for lane in lanes), note.text
 
 
 def test_memory_over_time_keeps_the_peak_when_it_thins_out():

@@ -14,7 +14,7 @@ from dlcourse.formulas.memory import predict_peak
 from dlcourse.formulas.recipe import Recipe
 from dlcourse.formulas.sizes import GPT2_LARGE, GPTConfig
 from dlcourse.words.strings import t
-from dlcourse.words.units import human_bytes
+from dlcourse.words.units import apart_text, human_bytes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -107,7 +107,7 @@ def show_times(seconds: Mapping[int, float], whole: Run, parts: Run) -> go.Figur
 def show_same(trials: Trials, steps: int) -> Together:
     """How far apart four micro-batches and one batch are after some steps, bit by bit."""
     rows = [
-        [name, f"{bits:.0%}", f"{apart:.1e}", f"{100 * apart / lr:.2g}%"]
+        [name, f"{bits:.0%}", apart_text(apart), f"{100 * apart / lr:.2g}%"]
         for name, (bits, apart, lr) in trials.items()
     ]
     heads = [t(f"accumulation.same{key}", steps=steps) for key in (".what", ".bits", "", ".lr")]

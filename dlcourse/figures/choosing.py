@@ -13,7 +13,7 @@ from dlcourse.formulas.mesh import mesh_bytes, stage_parameters
 from dlcourse.formulas.sizes import MODELS, GPTConfig
 from dlcourse.measure.sides import sent_by_side
 from dlcourse.words.strings import t
-from dlcourse.words.units import human_bytes
+from dlcourse.words.units import apart_text, human_bytes
 
 if TYPE_CHECKING:
     from dlcourse.measure.run import Run
@@ -153,7 +153,7 @@ def _beside(
 
 def show_equal(apart: Mapping[str, float]) -> Together:
     """How far all ranks and one process are apart: loss, gradients, parameters after five steps."""
-    rows = [[t(f"choosing.equal.{name}"), f"{value:.1e}"] for name, value in apart.items()]
+    rows = [[t(f"choosing.equal.{name}"), apart_text(value)] for name, value in apart.items()]
     heads = [t("choosing.equal.what"), t("choosing.equal.off")]
     return Together(
         Table(heads, rows),

@@ -17,7 +17,7 @@ from dlcourse.figures.tables import Table
 from dlcourse.formulas import traffic
 from dlcourse.formulas.collective_time import CostModel, fit
 from dlcourse.words.strings import t
-from dlcourse.words.units import digits, human_bytes, human_seconds
+from dlcourse.words.units import apart_text, digits, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -111,7 +111,7 @@ def show_equal(
         _held("same_bits", differ, allowed=0),
         Table(
             [t("collectives.algorithm"), t("collectives.error")],
-            [[name, f"{error:.1e}"] for name, error in worst.items()],
+            [[name, apart_text(error)] for name, error in worst.items()],
         ),
     )
 

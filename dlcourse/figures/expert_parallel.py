@@ -14,7 +14,7 @@ from dlcourse.figures.tables import Table
 from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes, wire_bytes
 from dlcourse.parallel.divisibility import check_expert_parallel, check_mesh
 from dlcourse.words.strings import t
-from dlcourse.words.units import digits, human_bytes, human_seconds
+from dlcourse.words.units import apart_text, digits, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -103,7 +103,7 @@ def sent_to_others(run: Run) -> float:
 
 def show_equal(apart: Mapping[str, float]) -> Together:
     """How far four ranks and one process are apart: loss, gradients, parameters."""
-    rows = [[t(f"expert_parallel.equal.{name}"), f"{value:.1e}"] for name, value in apart.items()]
+    rows = [[t(f"expert_parallel.equal.{name}"), apart_text(off)] for name, off in apart.items()]
     heads = [t("expert_parallel.equal.what"), t("expert_parallel.equal.off")]
     return Together(Table(heads, rows), _held("equal", largest(apart.values()), allowed=1e-5))
 
@@ -210,7 +210,7 @@ def show_libraries(seconds: Mapping[str, Sequence[float]], apart: Mapping[str, f
     for name, taken in seconds.items():
         ratio = median(one / ours for one, ours in zip(taken, seconds["ours"], strict=True))
         label = t(_LIBRARIES[name]) if name in _LIBRARIES else name
-        rows.append([label, f"{ratio:.2f} ×", f"{apart[name]:.1e}"])
+        rows.append([label, f"{ratio:.2f} ×", apart_text(apart[name])])
     if "DeepSpeed" not in seconds:
         rows.append(["DeepSpeed", t("expert_parallel.library.absent"), "–"])
     heads = [t(f"expert_parallel.library{key}") for key in ("", ".step", ".apart")]
@@ -244,7 +244,7 @@ def show_drift(found: Mapping[str, tuple[float, float]], *, ranks: int) -> Table
     for name, (copies, alone) in found.items():
         optimizer, which = name.split(".")
         rows.append(
-            [optimizer, t(f"expert_parallel.drift.{which}"), f"{copies:.1g}", f"{alone:.1e}"]
+            [optimizer, t(f"expert_parallel.drift.{which}"), f"{copies:.1g}", apart_text(alone)]
         )
     assert not any(copies for copies, _ in found.values()), "copies of experts drift"
     right, wrong = found["SGD.right"][1], found["SGD.wrong"][1]

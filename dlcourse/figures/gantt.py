@@ -44,7 +44,7 @@ def gantt_figure(
     bars: dict[tuple[str, bool], list[tuple[float, float, float, str, str]]] = {}
     notes, ticks, lane = [], [], 0.0
     for label, rows in panels.items():
-        notes.append(_note(lane - 0.7, label))
+        notes.append(_note(lane - 0.8, label))
         for rank, row in enumerate(rows):
             ticks.append((lane, t("figure.rank", lang, rank=rank)))
             for start, end, (kind, micro_batch, chunk) in row:
@@ -98,7 +98,7 @@ def gantt_figure(
             "",
             tickvals=[y for y, _ in ticks],
             ticktext=[text for _, text in ticks],
-            range=[lane - 0.85 - 0.45, -1.05],
+            range=[lane - 0.85 - 0.45, -1.2],
             showgrid=False,
             zeroline=False,
         ),

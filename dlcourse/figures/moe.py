@@ -19,7 +19,7 @@ from dlcourse.formulas.architectures import (
 from dlcourse.formulas.sizes import ArchitectureConfig
 from dlcourse.training.architecture_record import contracts, load, short_runs
 from dlcourse.words.strings import t
-from dlcourse.words.units import digits, human_bytes
+from dlcourse.words.units import apart_text, digits, human_bytes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -72,7 +72,7 @@ def show_ways(found: Mapping[str, Mapping[str, float]]) -> Together:
     for name, way in found.items():
         ratio = way["flops"] / first["flops"]
         flops = f"{ratio:.2f} ×" if ratio > 0.5 else t("moe.way.not_counted")
-        rows.append([t(f"moe.way.{name}"), flops, way["calls"], f"{way['apart']:.1e}"])
+        rows.append([t(f"moe.way.{name}"), flops, way["calls"], apart_text(way["apart"])])
     heads = [t(f"moe.way{key}") for key in ("", ".flops", ".calls", ".apart")]
     apart = largest(way["apart"] for way in found.values())
     return Together(Table(heads, rows), _held("same", apart, allowed=1e-5))

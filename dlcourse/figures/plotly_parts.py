@@ -103,6 +103,7 @@ def line(
         "mode": "lines+markers" if markers else "lines",
         "line": {"color": color, "width": 2, "dash": dash},
         "marker": {"color": color, "size": 8, "symbol": symbol[order % 8]},
+        "cliponaxis": False,  # a marker on an axis is drawn whole
     }
 
 

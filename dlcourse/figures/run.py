@@ -332,7 +332,8 @@ def _memory_title(ranks: Sequence[Mapping], totals: Sequence[int], lang: str | N
             low=human_bytes(low),
             **found,
         )
-    return t("figure.memory.even", lang, bytes=human_bytes(high), **found)
+    key = "even" if len(ranks) > 1 else "one"
+    return t(f"figure.memory.{key}", lang, rank=top["rank"], bytes=human_bytes(high), **found)
 
 
 def _timeline_title(ranks: Sequence[Mapping], data: Mapping, lang: str | None) -> str:

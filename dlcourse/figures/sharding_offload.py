@@ -114,7 +114,7 @@ def show_relay(alone: float, three: Spans, slow: Spans) -> go.Figure:
     assert 0.9 * alone < equal.total < uneven.total / 1.3, (alone, equal.total, uneven.total)
     forward, half = FORWARD / MICRO_BATCHES, BACKWARD / MICRO_BATCHES / 2
     many = simulate(one_f_one_b(len(three), MICRO_BATCHES), t_F=forward, t_B=half, t_W=half)
-    words: dict[str, Any] = {"m": MICRO_BATCHES, "slower": SLOWER}
+    words: dict[str, Any] = {"m": MICRO_BATCHES, "slower": SLOWER, "alone": human_seconds(alone)}
     panels = {
         t(f"sharding_offload.relay.{key}", seconds=human_seconds(gantt.total), **words): gantt.spans
         for key, gantt in (("equal", equal), ("slow", uneven), ("many", many))

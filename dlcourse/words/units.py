@@ -45,6 +45,11 @@ def digits(value: float) -> str:
     return f"{value:.3g}"
 
 
+def apart_text(value: float) -> str:
+    """How far two results are apart, in two digits: "4.8e-07", and "0" where no bit differs."""
+    return f"{value:.1e}" if value else "0"
+
+
 def human_bytes(count: float) -> str:
     """3491840 bytes are "3.33 MiB"."""
     if not math.isfinite(count):
