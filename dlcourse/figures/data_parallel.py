@@ -12,7 +12,7 @@ from dlcourse.figures.tables import Table
 from dlcourse.formulas.overlap import Job, buckets, hidden_share, overlapped_seconds
 from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.words.strings import t
-from dlcourse.words.units import human_bytes
+from dlcourse.words.units import digits, human_bytes
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -167,7 +167,7 @@ def show_scaling(
 def show_no_sync(sent: Mapping[str, float], drift: Mapping[str, float]) -> Table:
     """What DDP sent, and how far ranks were apart, with more or less inside no_sync()."""
     assert [*sent.values()] == [1, 2, 0], f"sent: {sent}"
-    rows = [[t(f"data_parallel.no_sync.{n}"), f"{sent[n]:g} ×", drift[n]] for n in _NO_SYNC]
+    rows = [[t(f"data_parallel.no_sync.{n}"), f"{sent[n]:g} ×", digits(drift[n])] for n in _NO_SYNC]
     return Table([t(f"data_parallel.no_sync{key}") for key in ("", ".sent", ".drift")], rows)
 
 
