@@ -11,6 +11,7 @@ import nbformat
 import pytest
 
 from dlcourse.course import build, catalog
+from dlcourse.course.diagrams import with_colors
 from dlcourse.course.fill import filled_cell, find_source
 from dlcourse.course.rules import count_words
 from dlcourse.course.source import accept_translations, read_lesson, text_hash
@@ -427,3 +428,17 @@ def test_source_is_found_in_a_file_that_a_learner_writes_and_changes(tmp_path, m
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     with pytest.raises(ValueError, match="no module '__main__'"):
         find_source("__main__", "NaiveDataParallel")
+
+
+def test_what_is_said_in_a_sequence_stands_on_a_light_ground():
+    """Its words have no ground of their own, and were black on JupyterLab's dark page."""
+    talk = "```mermaid\nsequenceDiagram\n  participant A as rank 0\n  A->>A: put\n```\n\ntext\n"
+    told = with_colors(talk).splitlines()
+    at = told.index("  A->>A: put")
+    assert told[at - 2 :] == [
+        "  participant A as rank 0", "  rect rgb(238, 238, 238)", "  A->>A: put", "  end", "```",
+        "", "text",
+    ]  # fmt: skip
+    chart = "```mermaid\nflowchart LR\n  A --> B\n```\n"
+    assert "rect" not in with_colors(chart + chart)
+    assert with_colors(chart + chart).count("%%{init") == 2

@@ -8,6 +8,7 @@ on a light ground of its own, and lines are of a grey that is apart from white a
 from __future__ import annotations
 
 import json
+import re
 
 _TEXT, _BOX, _EDGE, _LINE, _GROUND = "#1b1b1b", "#e6eef8", "#5b7fa8", "#808080", "#eeeeee"
 _VARIABLES = {
@@ -25,6 +26,19 @@ _FENCE = "```mermaid\n"
 _DIRECTIVE = f"%%{{init: {json.dumps({'theme': 'base', 'themeVariables': _VARIABLES})}}}%%\n"
 
 
+_DIAGRAM = re.compile(f"{_FENCE}(.*?\\n)```", re.DOTALL)
+
+
 def with_colors(text: str) -> str:
     """Markdown, with the colours in each of its diagrams."""
-    return text.replace(_FENCE, _FENCE + _DIRECTIVE)
+    return _DIAGRAM.sub(lambda found: f"{_FENCE}{_DIRECTIVE}{_on_ground(found[1])}```", text)
+
+
+def _on_ground(diagram: str) -> str:
+    """What is said between the participants of a sequence has no ground, so it gets one."""
+    head, *lines = diagram.splitlines()
+    if head != "sequenceDiagram":
+        return diagram
+    first = next(i for i, line in enumerate(lines) if not line.startswith("  participant "))
+    ground = f"  rect rgb({', '.join(str(c) for c in bytes.fromhex(_GROUND[1:]))})"
+    return "\n".join([head, *lines[:first], ground, *lines[first:], "  end", ""])
