@@ -130,6 +130,7 @@ def axis_of(title: str, **more: Any) -> dict:
         "zerolinecolor": GRID,
         "linecolor": INK,
         "tickfont": {"size": 12},
+        "ticklabelstandoff": 3,  # a marker on an axis must not lie on its number
         "automargin": True,
         **more,
     }

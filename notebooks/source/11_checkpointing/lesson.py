@@ -49,7 +49,7 @@ device = "auto"
 # flowchart LR
 #   A["층 0<br>■■■■"] --> B["층 1<br>■■■■"] --> C["층 2<br>■■■■"] --> L["손실"]
 #   D["층 0<br>■□□□"] --> E["층 1<br>■□□□"] --> F["층 2<br>■□□□"] --> M["손실"]
-#   M -- "역전파: 층 2의 순전파를 다시 해서 ■■■■, 이어서 층 2의 역전파" --> F
+#   M -- "역전파: 층 2의 순전파를<br>다시 해서 ■■■■,<br>이어서 층 2의 역전파" --> F
 # ```
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz, solution
