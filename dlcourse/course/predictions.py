@@ -232,7 +232,7 @@ def _ask(prediction: Prediction) -> None:
         placeholder=t("predict.example", example=example),
         continuous_update=False,
         style={"description_width": "initial"},
-        layout={"width": "360px", "max_width": "100%"},
+        layout={"width": "420px", "max_width": "100%"},
     )
     answer = HTML("" if guess is None else _noted(guess, unit))
     answer.add_class("dlc-predict-answer")
