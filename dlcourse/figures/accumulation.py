@@ -22,12 +22,27 @@ if TYPE_CHECKING:
     from dlcourse.measure.run import Run
 
 BATCH = 64  # sequences of a step, in the whole lesson
+MICRO_BATCHES = 4  # of each rank
 BLOCK = 32  # tokens of a sequence
 OURS = GPTConfig()  # the model of the lesson
 ADAM = 0.05  # of the learning rate, by which Adam may enlarge rounding
 _STATES = ("parameters", "gradients", "optimizer_state", "activations")
 
 Trials = Mapping[str, tuple[float, float, float]]  # equal bits, largest difference, learning rate
+
+
+def check_ranks(num_ranks: int) -> None:
+    """Refuse a number of ranks that cannot share the lesson's batch equally.
+
+    Raises:
+        ValueError: before any rank starts; says which numbers do.
+    """
+    fit = BATCH // MICRO_BATCHES
+    if num_ranks < 1 or fit % num_ranks:
+        raise ValueError(
+            f"num_ranks={num_ranks}: every rank takes {MICRO_BATCHES} equal micro-batches of the "
+            f"lesson's {BATCH} sequences, so give a divisor of {fit}"
+        )
 
 
 def peak_of_one_process(accumulate: int) -> dict[str, int]:

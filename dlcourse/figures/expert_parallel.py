@@ -12,7 +12,7 @@ from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes, wire_bytes
-from dlcourse.parallel.divisibility import check_expert_parallel, check_mesh
+from dlcourse.parallel.divisibility import check_expert_parallel
 from dlcourse.words.strings import t
 from dlcourse.words.units import apart_text, digits, human_bytes, human_seconds
 
@@ -32,7 +32,8 @@ def check_ranks(num_ranks: int) -> None:
     They share the experts, and in one section make two copies of each.
     """
     check_expert_parallel(num_experts=EXPERTS, size=num_ranks)
-    check_mesh(data=2, expert=num_ranks // 2, world_size=num_ranks)
+    if num_ranks % 2:
+        raise ValueError(f"num_ranks={num_ranks}: two copies need 2 equal groups, give 2, 4 or 8")
 
 
 def trip_bytes() -> float:

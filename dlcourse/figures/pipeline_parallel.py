@@ -26,6 +26,21 @@ _WITH_CHUNKS = {f"interleaved_{count}": ("interleaved", count) for count in (2, 
 Peaks = Mapping[tuple[str, int], Sequence[int]]  # bytes of activations, of each rank
 
 
+def check_ranks(num_ranks: int) -> None:
+    """Refuse a number of ranks for which one of the lesson's schedules cannot be written.
+
+    Raises:
+        ValueError: before any rank starts; says which numbers do.
+    """
+    fit = [n for n in range(2, MICRO_BATCHES // 2 + 1) if MICRO_BATCHES % n == 0]
+    if num_ranks not in fit:
+        raise ValueError(
+            f"num_ranks={num_ranks}: interleaved needs a divisor of the lesson's {MICRO_BATCHES} "
+            "micro-batches, the V schedules two micro-batches for each rank, and a pipeline two "
+            f"ranks, so give {' or '.join(map(str, fit))}"
+        )
+
+
 def simulated(
     schedule: str, ranks: int, micro_batches: int, chunks: int, backward: float
 ) -> tuple[Schedule, Gantt]:
@@ -176,7 +191,8 @@ def show_six(found: Mapping[str, Sequence[Gantt]]) -> Table:
 
 def show_ledger(peaks: Peaks) -> Table:
     """Activations of each rank in units of a micro-batch: promised, and by the ledger."""
-    one, two = (peaks["gpipe", count][1] for count in (1, 2))
+    middle = min(1, len(peaks["gpipe", 1]) - 2)  # of two ranks the first: the last holds logits
+    one, two = (peaks["gpipe", count][middle] for count in (1, 2))
     rows = []
     for name in SCHEDULES:
         made, gantt = simulated(name, len(peaks[name, MICRO_BATCHES]), MICRO_BATCHES, 2, 2)

@@ -188,7 +188,8 @@ def show_peaks(peaks: Sequence[Memory]) -> go.Figure:
 def show_small(peaks: Sequence[Memory]) -> go.Figure:
     """The same of a small model as one unit and few tokens: stages 1 to 3."""
     needs = [sum(peak.values()) for peak in peaks]
-    assert needs[0] < needs[1] < needs[2], f"bytes at the peak: {needs}"
+    # With two ranks stages 1 and 2 need the same, but for a few buffers
+    assert needs[0] < 1.01 * needs[1] < needs[2], f"bytes at the peak: {needs}"
     weights = 4 * NUM_PARAMETERS
     assert all(peak["activations"] < weights / 10 for peak in peaks), "gradients in flight are none"
     rows = {_name(stage): peak for stage, peak in enumerate(peaks, start=1)}

@@ -49,14 +49,15 @@ steps = 5
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, expect_failure, explore
 from dlcourse import hint, lesson, predict, quiz, solution
-from dlcourse.figures.pipeline_parallel import figures_of_b3, pipeline_picture, show_activations
-from dlcourse.figures.pipeline_parallel import show_both, show_bubbles, show_ledger, show_libraries
-from dlcourse.figures.pipeline_parallel import show_message, show_real, show_same, show_six
-from dlcourse.figures.pipeline_parallel import show_twice, show_whole
+from dlcourse.figures.pipeline_parallel import check_ranks, figures_of_b3, pipeline_picture
+from dlcourse.figures.pipeline_parallel import show_activations, show_both, show_bubbles
+from dlcourse.figures.pipeline_parallel import show_ledger, show_libraries, show_message, show_real
+from dlcourse.figures.pipeline_parallel import show_same, show_six, show_twice, show_whole
 from dlcourse.parallel.pipeline_schedules import SCHEDULES, Schedule, make_schedule
 from dlcourse.parallel.pipeline_simulation import simulate
 
 lesson(lang=lang, name="05_pipeline_parallel")
+check_ranks(num_ranks)
 ranks = Ranks(num_ranks, device=device, preload="dlcourse.peers.shared_libraries")
 ranks.cell(f"steps = {steps}")
 w, m = num_ranks, 8
@@ -696,8 +697,8 @@ show_twice(ranks["twice"][0])
 # after that. Each rank here sends whole activations (Megatron: an eighth); even so `send` is little beside the two
 # all-reduces.
 # %% [markdown] lang="ko" en="55a258dd"
-# Adam은 그래디언트의 크기로 나누므로 실수를 숨겨 줍니다. SGD는 느리게 배웁니다. 노름 1에서 자르는 클리핑은
-# 소리 없이 한 번도 일어나지 않게 됩니다. 위에서 한 것 같은 일치 검사라면 바로 찾아냅니다.
+# Adam은 그래디언트의 크기로 나누므로 실수를 숨겨 줍니다. SGD는 학습이 느려집니다. 노름 1로
+# 클리핑하는 코드라면 아무 말 없이 한 번도 클리핑하지 않게 됩니다. 위에서처럼 단일 프로세스와 견주는 검사는 이를 바로 찾아냅니다.
 #
 # ### 랭크 1,024개 가운데 하나
 #

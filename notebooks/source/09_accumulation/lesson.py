@@ -53,12 +53,14 @@ steps = 5
 # 먼저 랭크(rank) 0 혼자 해 봅니다. 다른 랭크는 나중에 함께하는데, 그때는 누가 언제 보내는지도 중요해집니다.
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, explore, hint, lesson, predict, quiz, solution
-from dlcourse.figures.accumulation import figures_of_d1, memory_of_a_step, show_all_reduces
+from dlcourse.figures.accumulation import check_ranks, figures_of_d1, memory_of_a_step
+from dlcourse.figures.accumulation import show_all_reduces
 from dlcourse.figures.accumulation import show_floor, show_large, show_layers, show_libraries
 from dlcourse.figures.accumulation import show_no_sync, show_peaks, show_same, show_times
 from dlcourse.figures.accumulation import show_uneven
 
 lesson(lang=lang, name="09_accumulation")
+check_ranks(num_ranks)
 ranks = Ranks(num_ranks, device=device)
 ranks.cell(f"steps = {steps}", record=False)
 # %% [markdown] lang="en"
