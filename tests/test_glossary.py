@@ -47,7 +47,8 @@ def korean_texts() -> list[Text]:
     for path in sorted([*source.glob("*/**/*.toml"), *(ROOT / "dlcourse").glob("**/*.toml")]):
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         found += [Text(shown(path), key, text) for key, text in korean_values(content)]
-    found += [Text(shown(p), "", p.read_text(encoding="utf-8")) for p in ROOT.glob("*.ko.md")]
+    pages = [*ROOT.glob("*.ko.md"), ROOT / "hub/README.ko.md", ROOT / "cluster/README.ko.md"]
+    found += [Text(shown(p), "", p.read_text(encoding="utf-8")) for p in pages]
     return found
 
 
@@ -146,6 +147,15 @@ WRONG = [
     ("dlcourse/words/x.toml", "{ratio:.1f}분의 1입니다.", "write 2.3배 줄어"),
     ("notebooks/source/01_collectives/lesson.py", "세 단계를 거칩니다.", "write 라운드"),
     ("dlcourse/words/x.toml", "거절합니다.", "write 거부"),
+    ("dlcourse/words/x.toml", "토큰의 사본입니다.", "write 복사본"),
+    ("hub/README.ko.md", "노트북 사본입니다.", "write 복사본"),
+    (LESSON, "파라미터를 업데이트합니다.", "write 갱신"),
+    (LESSON, "그래디언트를 1.0에서 자른다.", "write 클리핑"),
+    (LESSON, "누적, 자르기, 갱신 순서입니다.", "write 클리핑"),
+    ("dlcourse/words/explain.toml", "0은 자르지 않습니다.", "write 클리핑"),
+    (LESSON, "그래디언트의 크기(norm)입니다.", "write 노름"),
+    (LESSON, "랭크를 배치합니다.", "write 구성"),
+    ("dlcourse/words/plan.toml", "가장 빠른 배치입니다.", "write 구성"),
 ]
 RIGHT = [
     (LESSON, "알고리즘은 `hint`로 한 단계씩 봅니다. ZeRO 3단계입니다."),
@@ -153,6 +163,8 @@ RIGHT = [
     ("notebooks/source/06_zero/lesson.py", "모든 단계를 한눈에 봅니다."),
     ("notebooks/source/11_checkpointing/lesson.py", "체크포인트를 둡니다."),
     (LESSON, "메모리는 4분의 1입니다. 비용은 코스트입니다."),
+    (LESSON, "행으로 자르기, 역전파를 둘로 자르기, 복사본의 배치"),
+    ("dlcourse/words/plan.toml", "마이크로배치 (배치는 {batch:,}토큰)"),
 ]
 
 

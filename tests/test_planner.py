@@ -897,7 +897,7 @@ def test_the_command_answers(lang, capsys, tmp_path):
     arguments = ["plan", "--model", "llama-3-8b", "--gpus", "64", "--gpu", "h100"]
     assert cli.main([*arguments, "--tokens", "15e12", "--lang", lang, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    for word in {"ko": ("가장 빠른 배치", "GPU 하나 더"), "en": ("Fastest: ", "one more node")}[
+    for word in {"ko": ("가장 빠른 구성", "GPU 하나 더"), "en": ("Fastest: ", "one more node")}[
         lang
     ]:
         assert word in said

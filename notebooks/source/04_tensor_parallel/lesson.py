@@ -461,7 +461,7 @@ check("04.row")
 # rank's parts of gradients that are cut; `whole` are gradients that every rank has, equal (LayerNorm).
 # Return the norm that one process would find. Send one number.
 # %% [markdown] lang="ko" en="86fa6c28"
-# **2. `04.norm`** (8분). 그래디언트를 자르려면(clipping) *전체* 그래디언트의 크기(norm)를 알아야 합니다.
+# **2. `04.norm`** (8분). 그래디언트를 클리핑(clipping)하려면 *전체* 그래디언트의 노름(norm)을 알아야 합니다.
 # `in_parts`는 나뉜 그래디언트 가운데 이 랭크의 조각들, `whole`은 모든 랭크가 똑같이 가진 것들(LayerNorm)입니다.
 # 단일 프로세스가 구했을 값을 돌려주세요. 숫자 하나만 보냅니다.
 # %% exercise="04.norm"

@@ -690,7 +690,7 @@ show_timeline(steps_of_three)
 #
 # 위의 표에서 DeepSpeed는 임계값을 껐습니다. 기본 설정에서는 원소 10만 개 미만인 파라미터를 나누지 않고, 10억 개까지는
 # 모은 채로 둡니다([설정 문서](https://www.deepspeed.ai/docs/config-json/)). 작은 모델이라면 전부이므로 3단계가 1단계보다
-# 더 쓸 수도 있습니다. 그래디언트도 1.0으로 자르므로, 끄지 않으면 손실이 달라집니다. 3단계의 샤드는 `nn.Parameter` 밖에
+# 더 쓸 수도 있습니다. 그래디언트도 1.0으로 클리핑하므로, 끄지 않으면 손실이 달라집니다. 3단계의 샤드는 `nn.Parameter` 밖에
 # 있어서, 모은 가중치가 표의 다른 항목에 들어갑니다.
 # %% [markdown] lang="en"
 # ### Four ranks save, two load

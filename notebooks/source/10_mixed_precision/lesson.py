@@ -522,7 +522,7 @@ check("10.clip")
 # row, stay within 1 and $2^{24}$. One all-reduce of one number a step.
 # %% [markdown] lang="ko" en="5c1126ab"
 # **4. `10.scaler`** (20분). 무엇이 와도 버티는 스케일러입니다. `unscale(grads)`는 제자리에서 나누고, 이
-# 스텝에서 업데이트해도 되는지 *모든* 랭크에서 똑같이 돌려줍니다. 무한대나 NaN은 한 랭크에만 나올 수도 있습니다.
+# 스텝에서 갱신해도 되는지 *모든* 랭크에서 똑같이 돌려줍니다. 무한대나 NaN은 한 랭크에만 나올 수도 있습니다.
 # 그다음 `self.scale`을 새로 정합니다. 나쁜 스텝 뒤에는 절반, 좋은 스텝이 `interval`번 이어지면 두 배, 범위는
 # 1부터 $2^{24}$까지입니다. 스텝마다 숫자 하나를 올리듀스 한 번으로 보냅니다.
 # %% exercise="10.scaler"
