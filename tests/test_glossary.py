@@ -155,6 +155,8 @@ WRONG = [
     ("dlcourse/words/explain.toml", "0은 자르지 않습니다.", "write 클리핑"),
     (LESSON, "그래디언트의 크기(norm)입니다.", "write 노름"),
     (LESSON, "랭크를 배치합니다.", "write 구성"),
+    (LESSON, "최대값과 머리글입니다.", "write 최댓값"),
+    (LESSON, "메시지의 머리글입니다.", "write 헤더"),
     ("dlcourse/words/plan.toml", "가장 빠른 배치입니다.", "write 구성"),
 ]
 RIGHT = [

@@ -43,9 +43,9 @@ device = "auto"
 #   S --> Y[all of y]
 # ```
 #
-# Below are both cuts in code, and this lesson's idea: one matrix by columns, the next by rows. Mind:
+# Below are both cuts in code, and this lesson's idea: one matrix by columns, the next by rows. Note:
 # torch stores a weight as (outputs, inputs), so "columns" are rows of the tensor.
-# %% [markdown] lang="ko" en="3044b571"
+# %% [markdown] lang="ko" en="da8e620e"
 # 행렬을 자르는 방법은 둘입니다. **열**로 자르면 랭크(rank)마다 출력의 일부를 완전하게 계산합니다. **행**으로
 # 자르면 랭크마다 입력의 일부를 받아, 모든 출력의 부분합을 하나씩 계산합니다.
 #
@@ -529,7 +529,7 @@ show_cluster()
 # almost as fast as alone (the models grow along). The table's other rows reach 1008B parameters, none
 # with more than 8 tensor-parallel ranks; Llama 3 405B has 8, too [4]. No GPU run of ours is recorded.
 # %% [markdown] lang="ko" en="db89516c"
-# 네트워크 카드로 보내면 올리듀스가 계산 전체보다 오래 걸립니다. 노드 안에서는 GPU 8개가 저마다 혼자일 때만큼 빠릅니다(모델도 함께
+# 네트워크 카드로 보내면 올리듀스가 계산 전체보다 오래 걸립니다. 노드 안에서는 GPU 8개가 저마다 혼자일 때와 거의 같은 속도를 냅니다(모델도 함께
 # 커집니다). 표의 나머지 줄은 파라미터 1조 80억 개까지 있지만 텐서 병렬화 랭크는 모두 8개이고, Llama 3 405B도
 # 8개입니다[4]. 이 레슨의 GPU 실행 기록은 없습니다.
 # %% [markdown] lang="en"
@@ -622,9 +622,10 @@ show_vocabulary(*(ranks[name][0] for name in ("exact", "naive", "padded")))
 # same in every rank.
 #
 # **Sequence parallelism** cuts that too. An all-reduce is a reduce-scatter and then an all-gather.
-# Leave with the first, keep only your positions, enter with the second. **Predict**: how many times
+# Leave a block's matrices with the first, keep only your positions, and enter the next
+# ones with the second. **Predict**: how many times
 # the bytes of tensor parallelism does this send?
-# %% [markdown] lang="ko" en="db92992c"
+# %% [markdown] lang="ko" en="096036da"
 # ### 메모리와 시퀀스 병렬화
 #
 # 이제 모두 나뉘었습니다. 랭크가 네 개면 파라미터, 그래디언트, 옵티마이저 상태(optimizer state)가 각각 4분의
@@ -632,7 +633,7 @@ show_vocabulary(*(ranks[name][0] for name in ("exact", "naive", "padded")))
 # 계산합니다.
 #
 # **시퀀스 병렬화**(sequence parallelism)는 이것도 나눕니다. 올리듀스는 리듀스스캐터(reduce-scatter) 다음에
-# 올게더를 한 것과 같습니다. 나올 때 앞의 것만 하고, 자기 위치만 지니고 있다가, 들어갈 때 뒤의 것을 합니다.
+# 올게더를 한 것과 같습니다. 행렬에서 나올 때는 앞의 것만 하고, 자기 위치의 값만 들고 있다가, 다음 행렬에 들어갈 때 뒤의 것을 합니다.
 # **예측해 보세요.** 보내는 바이트는 텐서 병렬화의 몇 배일까요?
 # %%
 predict("04.sequence")
@@ -729,7 +730,7 @@ show_ring(ranks["ring_off"])
 show_work(ranks["work"][0])
 # %% [markdown] lang="en"
 # The table counts blocks of $\frac{T}{2p}$ queries times as many keys (this code computes diagonal ones
-# whole, then masks half) and show a trap: with causal attention the first positions have little to
+# whole, then masks half) and shows a trap: with causal attention the first positions have little to
 # read, and all ranks wait for the last. The zig-zag split gives each rank one early and one late chunk:
 # equal work.
 #
@@ -737,8 +738,8 @@ show_work(ranks["work"][0])
 #
 # This lesson's classes as one of 1,024 ranks (128 copies of 8) of a 7B model, on tensors without
 # numbers: bytes are exact, times mean nothing. Here numbers take 4 bytes.
-# %% [markdown] lang="ko" en="3fb35603"
-# 표는 쿼리와 키가 $\frac{T}{2p}$개씩인 칸을 센 것입니다(이 코드는 대각선의 칸도 다 계산한 뒤 절반을 가립니다).
+# %% [markdown] lang="ko" en="f754b0ff"
+# 표는 쿼리와 키가 $\frac{T}{2p}$개씩인 블록을 센 것입니다(이 코드는 대각선 블록도 다 계산한 뒤 절반을 가립니다).
 # 여기에 함정이 있습니다. 인과적(causal) 어텐션에서 앞쪽 위치는 읽을 것이 적어서, 모두 마지막 랭크를 기다립니다.
 # 지그재그로 나누면 랭크마다 앞 조각 하나와 뒤 조각 하나를 맡아 일이 같아집니다.
 #

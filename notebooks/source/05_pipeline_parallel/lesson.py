@@ -125,7 +125,7 @@ predict("05.bubble")
 #
 # 위 그림은 목록을 따라 시간을 더해 본 시뮬레이션입니다. 재 보는 편이 낫습니다. 그런데 코어 두 개로는 랭크 네 개가
 # 동시에 계산할 수 없어서, 재 봐야 코어가 모자란다는 것만 나옵니다. 그래서 **여기서는 스테이지 시간을 정해 줍니다.**
-# 계산하는 대신 순전파는 20 ms, 역전파는 40 ms를 잡니다. 자는 랭크는 코어가 필요 없습니다. 프로세스, 메시지, 순서는 모두
+# 계산하는 대신 순전파에서는 20 ms, 역전파에서는 40 ms를 쉬고(sleep), 쉬는 랭크에는 코어가 필요 없습니다. 프로세스, 메시지, 순서는 모두
 # 진짜입니다.
 # %% hidden=true
 # %%ranks --fast
@@ -229,8 +229,8 @@ show_same(ranks["losses"], ranks["alone_losses"][0], ranks["apart"])
 # ## 1F1B: 버블은 그대로, 메모리는 적게
 #
 # 마이크로배치의 활성화값은 순전파부터 역전파까지 들고 있어야 합니다. GPipe에서는 8개를 한꺼번에 들고 있게
-# 됩니다. 그런데 랭크 3은 첫 순전파를 마치자마자 역전파를 할 수 있습니다. **1F1B**는 남들이 굶지 않을
-# 만큼만 순전파를 하고, 그 뒤로는 순전파 한 번, 역전파 한 번을 번갈아 합니다.
+# 됩니다. 그런데 랭크 3은 첫 순전파를 마치자마자 역전파를 할 수 있습니다. **1F1B**는 다른 랭크가 놀지
+# 않을 만큼만 순전파를 하고, 그 뒤로는 순전파 한 번, 역전파 한 번을 번갈아 합니다.
 # %% where="kernel" source="dlcourse.parallel.pipeline_schedules:one_f_one_b"
 # %%
 show_both("1F1B", *measure(one_f_one_b(w, m)))
@@ -265,8 +265,8 @@ show_activations(peaks)
 # A list is easily written and easily wrong. Here rank 0 wants a gradient before it sends micro-batch
 # 1, and rank 1 wants micro-batch 1 before it goes backward:
 # %% [markdown] lang="ko" en="600606d0"
-# 시간은 같고 메모리는 적습니다. 다만 1F1B에서는 *고르지 않습니다*. 랭크 0이 가장 많이 듭니다. 층을 똑같이
-# 나눴다고 짐까지 똑같이 나뉘지는 않습니다.
+# 시간은 같고 메모리는 적습니다. 다만 1F1B에서는 *고르지 않습니다*. 랭크 0이 가장 많이 들고 있습니다. 층을
+# 똑같이 나눴다고 부하까지 똑같이 나뉘지는 않습니다.
 #
 # ## 멈춰 버리는 스케줄
 #
@@ -291,7 +291,7 @@ with expect_failure("deadlocks after 2 of 8 actions"):
 # %% [markdown] lang="ko" en="08d0f221"
 # 이 검사 없이 돌리면 두 랭크는 시간 초과까지
 # ([NCCL은 10분](https://docs.pytorch.org/docs/stable/distributed.html#torch.distributed.init_process_group))
-# 수신에서 기다리고, 메시지는 이유가 아니라 수신의 이름만 알려 줍니다. 교착 상태(deadlock)인지는 목록만 봐도 알 수 있으니 랭크를 띄우기 전에 확인하세요.
+# 수신에서 기다리고, 오류 메시지에는 이유가 아니라 수신의 이름만 나옵니다. 교착 상태(deadlock)인지는 목록만 봐도 알 수 있으니 랭크를 띄우기 전에 확인하세요.
 # `PipelineParallel`도 그렇게 합니다.
 #
 # ## 더 작은 스테이지: 인터리브(interleaved)
@@ -313,7 +313,7 @@ show_both("interleaved", predicted, measured)
 # with recomputation.)
 # %% [markdown] lang="ko" en="d0a4bcf6"
 # 청크가 $v$개면 전체 시간 가운데 노는 비율은 $\frac{p-1}{vm+p-1}$입니다. 대신 메시지가 $v$배로 늘고 들고 있는
-# 활성화값도 늘어납니다. 슬라이더를 움직여 보세요. 버블을 가장 많이 줄이는 스케줄은 무엇이고, 무엇을 치르나요?
+# 활성화값도 늘어납니다. 슬라이더를 움직여 보세요. 버블을 가장 많이 줄이는 스케줄은 무엇이고, 그 대가는 무엇인가요?
 # (`zb_h1`과 `zb_v`는 바로 다음에 설명합니다. 메시지 시간은 0이고, 역전파가 순전파의 3배라면 재계산까지 하는 경우입니다.)
 # %%
 explore(
@@ -552,10 +552,10 @@ show_message()
 # ## 다섯 줄 요약
 #
 # 1. 층은 스테이지로, 배치는 마이크로배치로 자릅니다. 그래디언트를 더하면 같은 학습입니다.
-# 2. GPipe와 1F1B는 시간의 $\frac{p-1}{m+p-1}$를 놉니다. 1F1B의 랭크 $r$은 마이크로배치를 $m$개가 아니라 $p - r$개분만 듭니다.
+# 2. GPipe와 1F1B는 전체 시간 가운데 $\frac{p-1}{m+p-1}$을 놉니다. 1F1B의 랭크 $r$은 마이크로배치를 $m$개가 아니라 $p - r$개만 들고 있습니다.
 # 3. 청크를 늘리면 파이프라인이 빨리 차고, B를 W보다 먼저 하면 남은 틈까지 메웁니다.
 # 4. 스케줄은 데이터입니다. 검사하고, 시뮬레이션하고, 그다음 실행하세요.
-# 5. 층이 같다고 짐이 같지는 않습니다. 레슨 15에서 데이터, 텐서, 파이프라인을 한 메시에 올립니다.
+# 5. 층 수가 같다고 부하가 같지는 않습니다. 레슨 15에서 데이터, 텐서, 파이프라인을 한 메시에 올립니다.
 #
 # 출처: [1] [Narayanan 외, SC21](https://arxiv.org/abs/2104.04473) (1F1B, 인터리브).
 # [2] [Llama 3](https://arxiv.org/abs/2407.21783). [GPipe](https://arxiv.org/abs/1811.06965),
@@ -594,7 +594,7 @@ show_both("ZB-H1", *runs[make_schedule("zb_h1", w, m).text()])
 # The ledger counts, on a GPT of 8 layers (so that two chunks are equal). One
 # unit is what a micro-batch adds in a middle rank; half a rank's layers are half a unit.
 # %% [markdown] lang="ko" en="e34da88f"
-# ### 메모리로 치르는 값
+# ### 메모리 비용
 #
 # 층이 8개인 GPT에서(두 청크가 같아지도록) 메모리 장부로 잽니다. 마이크로배치 하나가 가운데
 # 랭크에서 늘리는 양이 1이고, 그 랭크 층의 절반이면 0.5입니다.
@@ -686,8 +686,8 @@ twice = [[divide(extra, AdamW), divide(extra, SGD, lr=0.1)] for extra in (1, 8)]
 # %%
 show_twice(ranks["twice"][0])
 # %% [markdown] lang="en"
-# Adam divides by the gradient's size, so it hides the mistake. SGD learns slower. And clipping at a
-# norm of 1 would quietly never happen. A parity test like ours above finds it at once.
+# Adam divides by the gradient's size, so it hides the mistake. SGD learns more slowly. And code that
+# clips at a norm of 1 would never clip, without a word. A comparison with one process, as above, finds it at once.
 #
 # ### One rank of 1,024
 #
@@ -696,7 +696,7 @@ show_twice(ranks["twice"][0])
 # nothing. It is a first step: optimizer state is 0 at its highest moment because AdamW makes it only
 # after that. Each rank here sends whole activations (Megatron: an eighth); even so `send` is little beside the two
 # all-reduces.
-# %% [markdown] lang="ko" en="55a258dd"
+# %% [markdown] lang="ko" en="4aa799c0"
 # Adam은 그래디언트의 크기로 나누므로 실수를 숨겨 줍니다. SGD는 학습이 느려집니다. 노름 1로
 # 클리핑하는 코드라면 아무 말 없이 한 번도 클리핑하지 않게 됩니다. 위에서처럼 단일 프로세스와 견주는 검사는 이를 바로 찾아냅니다.
 #

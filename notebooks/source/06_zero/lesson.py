@@ -8,11 +8,11 @@
 # Yet the copies are equal, byte for byte. What does a rank really need, and when? What does it cost to
 # fetch the rest?
 #
-# Twenty lines make ZeRO's first stage. The memory ledger, a count of each tensor's bytes, shows them go, and
-# you test "4, 8 and N times less".
+# Twenty lines make ZeRO's first stage. In the memory ledger, a count of each tensor's bytes, copies
+# vanish, and you test "4, 8 and N times less".
 #
 # Time: reading 18 min + exercises 43 min.
-# %% [markdown] lang="ko" en="13891030"
+# %% [markdown] lang="ko" en="0a63f1fe"
 # # 06 ZeRO: 같은 바이트를 왜 네 번 들고 있을까?
 #
 # [레슨 03](03_data_parallel.ipynb)에서는 랭크마다 모든 것의 복제본을 들고 있었습니다. 16비트 학습에 Adam을
@@ -22,7 +22,7 @@
 # 그런데 복제본은 바이트 하나까지 똑같습니다. 랭크에 정말 필요한 것은 무엇이고, 언제 필요할까요? 나머지를
 # 가져오는 데는 얼마가 들까요?
 #
-# ZeRO의 1단계를 스무 줄로 만들고, 메모리 장부(ledger, 텐서마다 바이트를 센 기록)에서 바이트가 사라지는 것을 보고,
+# ZeRO의 1단계를 스무 줄로 만들고, 메모리 장부(ledger, 텐서마다 바이트를 센 기록)에서 복제본이 사라지는 것을 보고,
 # "4분의 1, 8분의 1, N분의 1"이라는 말이 맞는지 확인합니다.
 #
 # 시간: 읽기 18분 + 연습 43분.
@@ -190,7 +190,7 @@ show_own(ranks["own_apart"])
 # (`MasterAdamW` is AdamW with master copies):
 # %% [markdown] lang="ko" en="8d20925e"
 # 랭크마다 상태의 4분의 1만 두고도 같은 학습입니다. 아래에 이 과정의 한 줄과 1단계 클래스를 접어 두었습니다. 블록마다
-# 메시지를 보내고, 조용히 틀릴 만한 일은 거부합니다. 쓰는 법은 이렇습니다(`MasterAdamW`는 마스터 가중치를 두는
+# 메시지를 보내고, 오류 없이 틀릴 만한 일은 거부합니다. 쓰는 법은 이렇습니다(`MasterAdamW`는 마스터 가중치를 두는
 # AdamW입니다).
 # %% hidden=true source="dlcourse.parallel.zero_flat_parameters:FlatParameters"
 
@@ -435,9 +435,9 @@ show_peaks(ranks["peaks"][0])
 # 3단계에 남은 것은 대부분 **활성화값**입니다. 어느 단계도 이것을 나누지 않습니다. 배치를 줄이거나, 활성화
 # 체크포인팅([레슨 11](11_checkpointing.ipynb))이나 텐서 병렬화를 써야 합니다. 그리고 1단계는 그래디언트가 데이터
 # 병렬화보다 오히려 *많습니다*. 그래디언트를 담는 한 줄이 `zero_grad` 뒤에도, 스텝이 바뀌어도 남기 때문입니다. 따로 있는
-# 그래디언트라면 해제되었다가 하나씩 돌아옵니다.
+# 그래디언트라면 해제되었다가 역전파에서 하나씩 다시 생깁니다.
 #
-# 단계를 올렸는데 전체가 더 필요할 수도 있습니다. 이 작은 모델을 유닛 하나로 두고 랭크마다 토큰을 16개만 줍니다. 가장
+# 단계를 올리면 메모리가 오히려 더 들 수도 있습니다. 이 작은 모델을 유닛 하나로 두고 랭크마다 토큰을 16개만 줍니다. 가장
 # 적게 쓰는 것은 몇 단계일까요?
 # %% hidden=true
 # %%ranks --fast
@@ -679,10 +679,10 @@ show_timeline(steps_of_three)
 #
 # DeepSpeed has its thresholds off in the table above. By default, parameters under 100,000 elements are
 # never divided, and a billion may stay gathered ([its
-# configuration](https://www.deepspeed.ai/docs/config-json/)): of a small model, all, so that stage 3 can
-# need more than stage 1. It also clips gradients to 1.0 unless told otherwise. Its stage 3 keeps shards
+# configuration](https://www.deepspeed.ai/docs/config-json/)): in a small model that is all of them, so stage 3
+# can need more than stage 1. It also clips gradients to 1.0 unless told otherwise, which changes the losses. Its stage 3 keeps shards
 # outside of `nn.Parameter`, so the ledger counts gathered weights elsewhere.
-# %% [markdown] lang="ko" en="cc9dadd1"
+# %% [markdown] lang="ko" en="013f8a19"
 # 블록이 계산하는 동안 메시지가 출발하고, 그 시간이 얼마나 숨는지는 제목에 나옵니다. 여기서는 계산과 통신이 같은 코어를
 # 나눠 쓰므로 숨겨도 이득이 적습니다.
 #

@@ -160,7 +160,7 @@ show_needs(naive)
 # So ask *before* building whether it fits. Each device has a limit of its own; here is one that the
 # undivided model would break:
 # %% [markdown] lang="ko" en="15d4edaa"
-# 가장 높은 순간을 그린 것입니다. 순전파가 끝나 활성화값이 모두 있을 때입니다. 그래디언트는 활성화값이 사라지는 동안 생기므로 둘의
+# 메모리가 가장 높은 순간을 그린 것입니다. 순전파가 끝나 활성화값이 모두 있을 때입니다. 그래디언트는 활성화값이 사라지는 동안 생기므로 둘의
 # 최댓값은 만나지 않고, 더하면 틀립니다. 처음에 말한 2 GB는 첫 번째 색만 센 것입니다. 장치들도 같지 않습니다.
 # 한쪽 끝에는 임베딩이, 다른 끝에는 정규화, 출력층, 손실이 있습니다.
 #
@@ -289,7 +289,7 @@ claim("D4", **figures_of_d4(full, 100 * Gantt(equal).idle_over_total))
 #
 # **Predict** the bytes that go out in a step. As many come back.
 # %% [markdown] lang="ko" en="69fdc5e2"
-# ## 비켜 두기: 옵티마이저 상태
+# ## 자리 비우기: 옵티마이저 상태
 #
 # 4 GB짜리 GPU에서 그 층들은 돌기는 해도 학습은 못 합니다. 상태의 절반은 Adam의 것이고, 한 스텝에 한 번만 건드립니다.
 # 그러니 **오프로드**(offload)합니다. 옵티마이저 상태와 파라미터의 복사본(마스터 가중치)을 호스트 메모리에 둡니다. 그래디언트가 나가고, 호스트가 Adam 스텝을 실행하고, 파라미터가 돌아옵니다.
@@ -388,10 +388,10 @@ show_overlap(device_times, host_times)
 # the parameters as well (fetched twice a step), or a quarter of the layers. PCIe 3.0, 4.0 and 5.0 with 16
 # lanes give about 16, 32 and 64 GB/s each way. When does the link stop mattering?
 # %% [markdown] lang="ko" en="7706e555"
-# 아래쪽 그림에서는 앞쪽 블록이 아직 역전파하는 동안 호스트가 뒤쪽 블록을 갱신해서, 꼬리만 눈에 보입니다. 블록이 오가는 시간이
+# 아래쪽 그림에서는 앞쪽 블록이 아직 역전파하는 동안 호스트가 뒤쪽 블록을 갱신해서, 끝부분만 드러납니다. 블록이 오가는 시간이
 # 그 블록의 역전파보다 길지 않아서 역전파와 겹쳐 가려졌습니다. 링크가 더 느리면 드러납니다.
 #
-# 그러니 대역폭과 *무엇이* 오가느냐가 결정합니다. 슬라이더는 파라미터 64억 개를 16비트로 학습하는 세 방법을 공식으로
+# 그러니 결과는 대역폭과 *무엇이* 오가느냐에 달려 있습니다. 슬라이더는 파라미터 64억 개를 16비트로 학습하는 세 방법을 공식으로
 # 그립니다(토큰 8,192개, 장치 100 TFLOP/s, 호스트 10 TFLOP/s). 호스트에는 옵티마이저 상태만 두거나, 파라미터까지
 # 두거나(한 스텝에 두 번 가져옵니다), 층의 4분의 1을 둡니다. 16레인 PCIe 3.0, 4.0, 5.0은 한 방향에 16, 32, 64 GB/s쯤입니다.
 # 링크는 언제부터 상관없어질까요?
@@ -408,7 +408,7 @@ explore(
 # without it always. And memory? Here are both, and no offload:
 # %% [markdown] lang="ko" en="e23d00f1"
 # 층을 호스트에 두면 오가는 것은 거의 없지만, 링크가 빨라져도 나아지지 않습니다. 호스트는 *계산*이 느리기 때문입니다. 오프로드는
-# 계산을 빠른 곳에 남깁니다. 중첩하면 16 GB/s부터는 링크가 거의 상관없고, 중첩하지 않으면 늘 상관있습니다. 메모리는 어떨까요?
+# 계산을 빠른 곳에 남깁니다. 중첩하면 16 GB/s부터는 링크가 거의 문제 되지 않지만, 중첩하지 않으면 늘 문제가 됩니다. 메모리는 어떨까요?
 # 두 가지 오프로드를 오프로드하지 않은 경우와 비교해 봅시다.
 # %% hidden=true
 # %%ranks --fast
@@ -563,7 +563,7 @@ check("12.balance")
 # %% [markdown] lang="en"
 # ## On a GPU cluster
 #
-# There copies from *pinned* memory run beside computing, in streams of their own, and Adam on the CPU may
+# There copies to and from *pinned* memory run beside computing, in streams of their own, and Adam on the CPU may
 # become the slowest part. No GPU run of this lesson is recorded. Published, on V100 GPUs:
 #
 # - ZeRO-Offload trains 10 billion parameters on one GPU at 40 TFLOP/s. Without it PyTorch reaches
@@ -572,10 +572,10 @@ check("12.balance")
 #
 # ZeRO comes first: each rank offloads its shard only, over its own link. For 7 billion parameters (12 bytes
 # each, and 2 that travel):
-# %% [markdown] lang="ko" en="dd5e059d"
+# %% [markdown] lang="ko" en="c45699d6"
 # ## GPU 클러스터에서는
 #
-# GPU에서는 *고정된*(pinned) 메모리로의 복사가 별도의 스트림에서 계산과 나란히 진행되고, CPU의 Adam이 가장 느린 부분이 되기도
+# GPU에서는 *고정된*(pinned) 메모리와 주고받는 복사가 별도의 스트림에서 계산과 나란히 진행되고, CPU의 Adam이 가장 느린 부분이 되기도
 # 합니다. 이 레슨의 GPU 실행 기록은 없습니다. V100 GPU에서 발표된 값은 이렇습니다.
 #
 # - ZeRO-Offload는 GPU 하나에서 파라미터 100억 개를 40 TFLOP/s로 학습합니다. 오프로드가 없으면 PyTorch는 들어가는 최대인
@@ -657,7 +657,7 @@ show_devices(ranks["in_one"][0])
 # ### 무엇이 언제 떠나는가
 #
 # 파라미터까지 호스트에 두면 블록을 계산하기 직전에 가져오고, 끝나면 버립니다. 다른 랭크 대신 호스트에서 가져온다는 점만 다를 뿐 ZeRO
-# 3단계([레슨 06](06_zero.ipynb))입니다. 마지막 열은 중첩이 메모리에 하는 일입니다. 만들자마자 떠나는 그래디언트는 한꺼번에
+# 3단계([레슨 06](06_zero.ipynb))입니다. 마지막 열은 중첩하면 메모리가 어떻게 달라지는지 보여 줍니다. 만들자마자 떠나는 그래디언트는 한꺼번에
 # 모이지 않습니다.
 # %% hidden=true source="dlcourse.training.sharding_offload.parameter_offload:ParameterOffload"
 
@@ -728,8 +728,8 @@ show_unified(ranks["one_memory"][0])
 #
 # ### 통째로는 들어가지 않는 모델 읽기
 #
-# `GPT(config)`는 가중치를 모두 뽑고, 이어서 파일이 그것을 바꿉니다. 랭크마다 모델 전체가 두 벌 필요합니다. **메타
-# 장치**(meta device)는 숫자 없이 모양만 만들고, **safetensors** 파일[3]은 텐서가 어디에 있는지 머리글에 적어 둡니다.
+# `GPT(config)`가 가중치를 모두 난수로 채우고 나면 파일의 값이 그것을 덮어씁니다. 랭크마다 모델 전체가 두 벌 필요합니다. **메타
+# 장치**(meta device)는 숫자 없이 모양만 만들고, **safetensors** 파일[3]은 텐서가 어디에 있는지 헤더에 적어 둡니다.
 # 그래서 랭크는 자기 층만 읽어 제자리에 넣습니다. 랭크가 셋일 때 최대 메모리가 몇 배 줄지 **예측해 보세요.**
 # %%
 predict("12.load")
