@@ -8,8 +8,8 @@
 # How much of that waiting goes away if the work only comes in smaller pieces, in another *order*?
 # You need lesson [01](01_collectives.ipynb) (send and receive).
 #
-# Time: reading 17 min + exercises 41 min.
-# %% [markdown] lang="ko" en="0f0149d2"
+# Time: reading 19 min + exercises 41 min.
+# %% [markdown] lang="ko" en="fcac3bfc"
 # # 05 파이프라인 병렬화(pipeline parallelism): 모든 랭크에 일감을
 #
 # 모델이 GPU 하나에 들어가지 않습니다. 그래서 GPU 네 개에 층을 4분의 1씩 나눠 줍니다. 들어갑니다. 그런데
@@ -18,7 +18,7 @@
 # 일을 잘게 나누고 *순서*만 바꾸면 기다리는 시간을 얼마나 없앨 수 있을까요?
 # 레슨 [01](01_collectives.ipynb)의 송신과 수신을 알면 됩니다.
 #
-# 시간: 읽기 17분 + 연습 41분.
+# 시간: 읽기 19분 + 연습 41분.
 # %% tags=["parameters"] hidden=true
 lang = "ko"
 num_ranks = 4
