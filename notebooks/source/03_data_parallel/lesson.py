@@ -382,7 +382,7 @@ show_scaling(alone, with_more, strong, slowest[2], num_ranks)
 # ## 일부러 망가뜨리기
 #
 # 그래디언트 누적(gradient accumulation)에서는 한 스텝에 마이크로배치(micro-batch)가 여러 개이고,
-# 마지막 역전파에서만 보내면 됩니다. 그렇게 하라고 알려 주는 것을 잊으면 어떻게 될까요?
+# 마지막 역전파에서만 보내면 됩니다. 깜빡 잊고 그렇게 알려 주지 않으면 어떻게 될까요?
 # %%
 # %%ranks --fails "backward ran twice"
 def forgetful():

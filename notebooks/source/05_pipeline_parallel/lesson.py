@@ -196,7 +196,7 @@ class Short(Runtime):
 # its targets.) The ranks' models differ at first: `PipelineParallel` gives rank 0's weights to all. Is this
 # the training of one process? Some steps of both:
 # %% [markdown] lang="ko" en="bf3fcfc3"
-# 가중치를 딱 한 번, $1/m$만 곱하는 것을 눈여겨보세요. 여기서는 마이크로배치의 길이가 모두 같습니다. (전체 클래스는
+# 곱하는 가중치가 $1/m$ 하나뿐인 점을 눈여겨보세요. 여기서는 마이크로배치의 길이가 모두 같습니다. (전체 클래스는
 # 정답의 수만큼 가중치를 줍니다.) 처음에는 랭크마다 모델이 다르지만, `PipelineParallel`이 랭크 0의 가중치를 모두에게
 # 줍니다. 이것은 단일 프로세스의 학습과 같을까요? 양쪽 다 몇 스텝 해 봅니다.
 # %% hidden=true
@@ -470,8 +470,8 @@ check("05.micro_batches")
 # the check also trains with it.
 # %% [markdown] lang="ko" en="39146cc0"
 # **2. `05.deadlock`** (8분). 아래 스케줄은 멈춥니다. 랭크 3개 가운데 $r$번이 마이크로배치를 $3 - r$개보다 많이
-# 들지 않으면서 1F1B의 시간(18단위)에 끝나도록 고치세요(F는 1, BW는 2). 무엇이 잘못됐는지는 `simulate`가 알려 줍니다. 검사는
-# 실제로 학습도 해 봅니다.
+# 들지 않으면서 1F1B의 시간(18단위)에 끝나도록 고치세요(F는 1, BW는 2). 무엇이 잘못됐는지는 `simulate`가 알려 줍니다. 채점할
+# 때는 실제로 학습도 해 봅니다.
 # %% exercise="05.deadlock"
 # %%ranks
 def repaired():
@@ -502,7 +502,7 @@ check("05.one_f_one_b")
 # %% [markdown] lang="ko" en="a3ae0b60"
 # **4. `05.own`** (20분). 랭크 4개, 마이크로배치 8개, 청크 하나씩인 스케줄을 직접 만드세요. F, B, W에 드는
 # 시간은 같습니다. 목표는 둘입니다. 유휴 시간은 전체의 12% 이하, 활성화값은(F부터 W가 끝날 때까지) 어느 랭크도
-# 4개 이하. 검사는 GPT에서 실행해 단일 프로세스와 견줍니다. 목록은 라이브러리에서
+# 4개 이하. 채점할 때 GPT에서 실행해 단일 프로세스와 견줍니다. 목록은 라이브러리에서
 # 가져오지 말고 직접 만드세요.
 # %% exercise="05.own"
 # %%ranks

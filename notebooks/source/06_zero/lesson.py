@@ -359,7 +359,7 @@ assert all(value == value for value in ranks["gathered"])
 #
 # All ranks: that is the second trap. Somebody evaluates on rank 0 only, as with DDP:
 # %% [markdown] lang="ko" en="f4128e36"
-# 모양은 있는데 숫자가 없습니다. NaN이 나오는 것은 우리가 그렇게 만들었기 때문입니다. 빈 메모리를 그대로 읽으면
+# 모양은 있는데 숫자가 없습니다. NaN은 우리가 일부러 채운 값입니다. 빈 메모리를 그대로 읽으면
 # 프로그램이 죽거나 다른 텐서의 숫자가 나옵니다. `gathered()`는 *모든* 랭크에서 파라미터를 모읍니다(FSDP2는
 # `unshard()`, DeepSpeed는 `GatheredParameters`).
 #
@@ -533,7 +533,7 @@ show_libraries(by_name, ranks["absent"][0], ranks["apart"])
 # `ZeroRedundancyOptimizer` all-reduces whole gradients, then sends the new parameters; it cuts between
 # parameters, so ranks are uneven.
 # %% [markdown] lang="ko" en="ab347d88"
-# 손실은 모두 같습니다. FSDP2가 더 많이 보내는 것은 Gloo의 리듀스스캐터가 올리듀스이기 때문입니다. NCCL이라면
+# 손실은 모두 같습니다. FSDP2는 더 많이 보냅니다. Gloo의 리듀스스캐터가 속에서 올리듀스를 하기 때문입니다. NCCL이라면
 # 우리와 같거나 더 적습니다. 가장 바깥 유닛을 순전파에서 역전파까지 그대로 두기 때문입니다.
 # `ZeroRedundancyOptimizer`는 그래디언트 전체를 올리듀스한 뒤 새 파라미터를 또 보냅니다. 파라미터 단위로 나누므로
 # 랭크마다 고르지도 않습니다.
@@ -562,7 +562,7 @@ check("06.bytes")
 # pieces from left to right: `(parameter, start, stop)`, where start and stop count elements *in that
 # parameter*. Leave empty pieces and padding out.
 # %% [markdown] lang="ko" en="a4803c6d"
-# **2. `06.owners`** (10분). 스텝 뒤에 어떤 가중치가 이상합니다. 그것을 갱신한 랭크는 누구일까요? `sizes`는 파라미터마다
+# **2. `06.owners`** (10분). 스텝 뒤에 어떤 가중치가 이상합니다. 어느 랭크가 갱신했을까요? `sizes`는 파라미터마다
 # 원소가 몇 개인지 줄에 놓인 순서대로 적은 것입니다. 랭크마다 하나씩, 그 랭크의 조각을 왼쪽부터 담은 리스트를
 # 돌려주세요. 조각은 `(파라미터, 시작, 끝)`이고 시작과 끝은 *그 파라미터 안에서* 센 원소 번호입니다. 빈 조각과 패딩은
 # 뺍니다.

@@ -84,7 +84,7 @@ predict("12.states")
 # layers. A received tensor is a leaf with `requires_grad`, so its `.grad` after backward is what the
 # device before waits for. (Folded: the course's class, which does the same.)
 # %% [markdown] lang="ko" en="5bf90040"
-# 스텝에 필요한 것은 이것이 전부입니다. 받고, 계산하고, 보내고, 거꾸로 한 번 더 합니다. `Stage`에는 이 랭크의 층이
+# 스텝에 필요한 일은 이것뿐입니다. 받고, 계산하고, 보내고, 거꾸로 한 번 더 합니다. `Stage`에는 이 랭크의 층이
 # 있습니다. 받은 텐서는 `requires_grad`를 켠 리프(leaf)이므로, 역전파가 끝나면 그 `.grad`가 바로 앞 장치가 기다리는
 # 값입니다. (접어 둔 것은 같은 일을 하는 이 과정의 클래스입니다.)
 # %%
@@ -294,7 +294,7 @@ claim("D4", **figures_of_d4(full, 100 * Gantt(equal).idle_over_total))
 # 4 GB짜리 GPU에서 그 층들은 돌기는 해도 학습은 못 합니다. 상태의 절반은 Adam의 것이고, 한 스텝에 한 번만 건드립니다.
 # 그러니 **오프로드**(offload)합니다. 옵티마이저 상태와 파라미터의 복사본(마스터 가중치)을 호스트 메모리에 둡니다. 그래디언트가 나가고, 호스트가 Adam 스텝을 실행하고, 파라미터가 돌아옵니다.
 #
-# CPU에서는 장치와 호스트의 메모리가 하나라서 복사해도 보이는 것이 없습니다. 그래서 마지막 랭크가 자기 장부(ledger)를 가진
+# CPU에서는 장치와 호스트의 메모리가 하나라서 복사해도 달라지는 것이 보이지 않습니다. 그래서 마지막 랭크가 자기 장부(ledger)를 가진
 # 호스트가 되고, 메시지가 GPU와 CPU를 잇는 PCIe를 대신합니다. 모델은 폭 64인 층 8개, float32 파라미터 433,280개입니다.
 #
 # 한 스텝에 나가는 바이트를 **예측해 보세요.** 돌아오는 것도 그만큼입니다.

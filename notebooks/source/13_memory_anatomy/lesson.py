@@ -264,7 +264,7 @@ show_matrix(adam, matrix)
 #
 # ZeRO-1은 여기서 최대 메모리를 줄이지 못합니다. 우리 구현은 그래디언트 전체의 버퍼를 손실 때도 파라미터당 4바이트씩
 # 들고 있는데, 랭크가 둘이면 상태가 줄어든 양이 꼭 그만큼이기 때문입니다. 랭크가 셋부터는 이득입니다. (그래디언트가
-# 4% 는 것은 버퍼로 복사하는 동안 하나가 잠깐 두 벌이기 때문입니다.)
+# 4% 늘어난 까닭은 버퍼로 복사하는 동안 텐서 하나가 잠깐 두 벌이 되기 때문입니다.)
 # %%
 claim("D6", **figures_of_d6(adam, matrix))
 # %% [markdown] lang="en"
@@ -329,10 +329,10 @@ Recipe(precision="master", optimizer="sgd")
 # Recommended: mixed precision, accumulation, checkpointing, then sharding; stop as soon as it fits. That
 # is one path through all sets of techniques. A set has a peak and a price, the time of a step, and for a
 # memory limit the best set is the **cheapest that fits**. So try all sets on GPT-2 Large: 774 million
-# parameters, 4 ranks, 16 sequences of 1,024 tokens in each. All is by formula. Peaks come from the one
+# parameters, 4 ranks, 16 sequences of 1,024 tokens in each. All of it is computed by formula. Peaks come from the one
 # just checked, and time from FLOPs, bytes sent, an A100's datasheet [1] and 2 ms a micro-batch, our
 # assumption.
-# %% [markdown] lang="ko" en="a982cd27"
+# %% [markdown] lang="ko" en="e4e1528a"
 # ## 무엇부터?
 #
 # 권장 순서는 혼합 정밀도, 누적, 체크포인팅, 샤딩이고, 들어가는 순간 멈추라고 합니다. 이것은 기법의 여러 조합을 지나는
