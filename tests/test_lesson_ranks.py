@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from dlcourse.course import catalog
-from dlcourse.figures import accumulation, expert_parallel, pipeline_parallel
+from dlcourse.figures import accumulation, expert_parallel, pipeline_parallel, zero
 from dlcourse.formulas.devices import check_devices
 from dlcourse.parallel.divisibility import check_tensor_parallel
 
@@ -21,6 +21,7 @@ def four_heads(num_ranks: int) -> None:
 CHECKS: dict[str, tuple[Callable[[int], None], set[int], str]] = {
     "04": (four_heads, {1, 2, 4}, "3 equal parts: a head stays whole, so use a divisor of 4"),
     "05": (pipeline_parallel.check_ranks, {2, 4}, "num_ranks=3: .* so give 2 or 4$"),
+    "06": (zero.check_ranks, set(range(2, 17)), "num_ranks=1: .* give 2 or more$"),
     "08": (expert_parallel.check_ranks, {2, 4, 8}, "num_experts=8 cannot be cut into 3"),
     "09": (accumulation.check_ranks, {1, 2, 4, 8, 16}, "num_ranks=3: .* so give a divisor of 16$"),
     "12": (check_devices, set(range(2, 17)), "num_ranks=1: .* give 2 or more$"),

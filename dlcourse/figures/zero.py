@@ -42,6 +42,16 @@ Memory = Mapping[str, int]  # bytes by category
 Counted = Mapping[str, Sequence[float]]  # bytes sent up to the gradients, and in the whole step
 
 
+def check_ranks(num_ranks: int) -> None:
+    """Refuse a single rank: it has nobody to divide with, and sends nothing to be counted.
+
+    Raises:
+        ValueError: before any rank starts; fewer than two ranks.
+    """
+    if num_ranks < 2:
+        raise ValueError(f"num_ranks={num_ranks}: ZeRO divides states over ranks, give 2 or more")
+
+
 def states_of(stage: int, world_size: int = RANKS) -> dict[str, float]:
     """Bytes that a rank keeps between two steps in mixed precision, by formula."""
     return state_bytes(NUM_PARAMETERS, precision="master", world_size=world_size, stage=stage)

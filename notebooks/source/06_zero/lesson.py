@@ -53,13 +53,14 @@ device = "auto"
 # %% hidden=true
 from dlcourse import Ranks, check, claim, compare, expect_failure, explore, hint, lesson
 from dlcourse import predict, quiz, scale, solution
-from dlcourse.figures.zero import MODELS, PRECISIONS, figures_of_c3, fits_on_a_card, kept_bytes
-from dlcourse.figures.zero import model_sizes, own_share, peak_ratio, show_gathers
+from dlcourse.figures.zero import MODELS, PRECISIONS, check_ranks, figures_of_c3, fits_on_a_card
+from dlcourse.figures.zero import kept_bytes, model_sizes, own_share, peak_ratio, show_gathers
 from dlcourse.figures.zero import show_libraries, show_mesh, show_one_of_many, show_own
 from dlcourse.figures.zero import show_peaks, show_published, show_resumed, show_sent
 from dlcourse.figures.zero import show_small, show_stages, show_timeline, times_less
 
 lesson(lang=lang, name="06_zero")
+check_ranks(num_ranks)
 ranks = Ranks(num_ranks, device=device, preload="dlcourse.peers.shared_libraries")
 # %% [markdown] lang="en"
 # First the bill. In mixed precision a parameter is kept in bfloat16 (2 bytes), and so is its
