@@ -8,18 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from dlcourse.course import catalog
-from dlcourse.figures import accumulation, expert_parallel, pipeline_parallel, zero
+from dlcourse.figures import accumulation, expert_parallel, pipeline_parallel, tensor_parallel, zero
 from dlcourse.formulas.devices import check_devices
-from dlcourse.parallel.divisibility import check_tensor_parallel
-
-
-def four_heads(num_ranks: int) -> None:
-    check_tensor_parallel(n_head=4, n_embd=128, size=num_ranks)
-
 
 # lesson -> how it checks, the numbers of ranks from 1 to 16 with which it runs, and a refusal
 CHECKS: dict[str, tuple[Callable[[int], None], set[int], str]] = {
-    "04": (four_heads, {1, 2, 4}, "3 equal parts: a head stays whole, so use a divisor of 4"),
+    "04": (
+        tensor_parallel.check_ranks,
+        {2, 4},
+        "3 equal parts: a head stays whole, so use a divisor of 4",
+    ),
     "05": (pipeline_parallel.check_ranks, {2, 4}, "num_ranks=3: .* so give 2 or 4$"),
     "06": (zero.check_ranks, set(range(2, 17)), "num_ranks=1: .* give 2 or more$"),
     "08": (expert_parallel.check_ranks, {2, 4, 8}, "num_experts=8 cannot be cut into 3"),
@@ -47,5 +45,4 @@ def test_the_lesson_asks_before_its_ranks_start(lesson):
     (path,) = (catalog.own_root() / "notebooks" / "source").glob(f"{lesson}_*/lesson.py")
     source = path.read_text(encoding="utf-8")
     asked = [source.find(f"\n{name}(") for name in ("check_ranks", "check_devices")]
-    asked.append(source.find("\ncheck_tensor_parallel(n_head=4, n_embd=128, size=num_ranks)"))
     assert 0 < max(asked) < source.index("\nranks = Ranks(num_ranks")

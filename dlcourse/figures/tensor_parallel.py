@@ -14,6 +14,7 @@ from dlcourse.figures.run import timeline_figure
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.sizes import MODELS, GPTConfig
 from dlcourse.formulas.traffic import block_bytes, pair_crossings, wire_bytes
+from dlcourse.parallel.divisibility import check_tensor_parallel
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_bytes
 
@@ -30,6 +31,17 @@ LARGE = {"tokens": 64, "outputs": 4096}  # the example of claim B2
 RING = 64  # positions of the sequence that goes round
 # H100s: bytes a second each way over both links, FLOP/s that are assumed; tokens of a step
 NVLINK, CARD, SPEED, LONG = 450e9, 50e9, 400e12, 2048
+
+
+def check_ranks(num_ranks: int) -> None:
+    """Refuse a number of ranks that cannot share the lesson's heads, and one that sends nothing.
+
+    Raises:
+        ValueError: before any rank starts; says which numbers do.
+    """
+    check_tensor_parallel(n_head=CONFIG.n_head, n_embd=CONFIG.n_embd, size=num_ranks)
+    if num_ranks < 2:
+        raise ValueError(f"num_ranks={num_ranks}: one rank has nothing to send, give 2 or 4")
 
 
 def gathered_bytes() -> float:

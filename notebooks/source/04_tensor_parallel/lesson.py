@@ -65,7 +65,7 @@ device = "auto"
 from dlcourse import Ranks, check, claim, compare, expect_failure, explore, hint, lesson
 from dlcourse import predict, quiz, solution
 from dlcourse.figures.matrix_cut import CUTS, cut_and_sent
-from dlcourse.figures.tensor_parallel import calls_a_step, figures_of_b2, most_sent
+from dlcourse.figures.tensor_parallel import calls_a_step, check_ranks, figures_of_b2, most_sent
 from dlcourse.figures.tensor_parallel import sequence_over_tensor, show_apart, show_cluster
 from dlcourse.figures.tensor_parallel import show_gelu, show_gradients, show_libraries
 from dlcourse.figures.tensor_parallel import show_parts, show_peaks, show_ring, show_timeline
@@ -74,7 +74,7 @@ from dlcourse.figures.tensor_parallel import show_work, ways_ratio
 from dlcourse.parallel.divisibility import check_tensor_parallel
 
 lesson(lang=lang, name="04_tensor_parallel")
-check_tensor_parallel(n_head=4, n_embd=128, size=num_ranks)
+check_ranks(num_ranks)
 ranks = Ranks(num_ranks, device=device)
 # %% hidden=true
 # %%ranks --fast
