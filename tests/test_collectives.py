@@ -22,9 +22,16 @@ from torch.distributed.tensor import DTensor
 from dlcourse import RankError, Ranks
 from dlcourse.collectives import buffers, direct, one_sided, p2p
 from dlcourse.collectives.benchmark import CALLS, measure
+from dlcourse.collectives.compat import all_gather_single
 from dlcourse.collectives.naive import naive_all_reduce
 from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
 from dlcourse.collectives.shared import shared_all_reduce
+from dlcourse.collectives.shared_calls import (
+    shared_all_gather,
+    shared_all_to_all,
+    shared_broadcast,
+    shared_reduce_scatter,
+)
 from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
 from dlcourse.formulas.traffic import ALGORITHMS, algorithm_bytes, busiest_rank_bytes
@@ -606,6 +613,250 @@ def test_unlike_tensors_are_refused_in_every_rank_of_a_later_call_too(run, n, sl
         assert said.startswith("tensor differs between ranks") and total == [3.0]
 
 
+def shared_calls_problems(group=None):
+    """The other four through shared memory, beside torch's own and beside their order of sums."""
+    rank, p, problems = dist.get_rank(group), dist.get_world_size(group), []
+    for dtype in [*DTYPES, torch.bool]:
+        for n in [*sizes(p), 300 * p]:
+            parts = [part_of(r, n, torch.int64 if dtype == torch.bool else dtype) for r in range(p)]
+            if dtype == torch.bool:
+                parts = [part > 0 for part in parts]
+            whole = torch.cat([part.tensor_split(p)[r] for r, part in enumerate(parts)])
+            mine, case = parts[rank].tensor_split(p)[rank].clone(), f"{dtype} n={n}"
+            found = {}
+            for op in (dist.ReduceOp.SUM, dist.ReduceOp.MAX):
+                for in_place in (False, True):
+                    x = parts[rank].clone()
+                    out = x.tensor_split(p)[rank] if in_place else torch.empty_like(mine)
+                    assert shared_reduce_scatter(out, x, op, group) is out
+                    total = in_rank_order(parts) if op == dist.ReduceOp.SUM else parts[0]
+                    for part in parts[1:] if op == dist.ReduceOp.MAX else []:
+                        total = torch.maximum(total, part)
+                    found[f"reduce_scatter {op} {in_place}"] = (out, total.tensor_split(p)[rank])
+                    others = [k for k in range(p) if k != rank]
+                    same = (
+                        [x.tensor_split(p)[k] for k in others],
+                        [parts[rank].tensor_split(p)[k] for k in others],
+                    )
+                    found[f"reduce_scatter's input {op} {in_place}"] = (
+                        tuple(map(torch.cat, same)) if others else (mine, mine)
+                    )
+            x = torch.zeros_like(whole)
+            assert shared_all_gather(x, mine, group) is x
+            found["all_gather"] = x, whole
+            x = torch.zeros_like(whole)
+            x.tensor_split(p)[rank].copy_(mine)
+            shared_all_gather(x, x.tensor_split(p)[rank], group)
+            found["all_gather in place"] = x, whole
+            for src in range(p):
+                x = parts[rank].clone()
+                assert shared_broadcast(x, src, group) is x
+                found[f"broadcast from {src}"] = x, parts[src]
+            if n % p == 0:
+                x = torch.zeros_like(whole)
+                assert shared_all_to_all(x, parts[rank], group) is x
+                found["all_to_all"] = x, torch.cat([part.chunk(p)[rank] for part in parts])
+                if n:
+                    found |= beside_torch(parts[rank], mine, x, group)
+            problems += [
+                f"{case}: {name}" for name, (ours, want) in found.items() if not ours.equal(want)
+            ]
+    return problems
+
+
+def beside_torch(x, mine, swapped, group):
+    """{name: (ours, torch's)} of those that add nothing, and of sums of whole numbers."""
+    p, rank = dist.get_world_size(group), dist.get_rank(group)
+    found, by_bytes = {}, x.view(torch.uint8)
+    theirs = torch.empty_like(by_bytes)
+    dist.all_to_all_single(theirs, by_bytes, group=group)
+    found["torch's all_to_all"] = swapped.view(torch.uint8), theirs
+    ours, theirs = torch.empty_like(by_bytes), torch.empty_like(by_bytes)
+    part = by_bytes.chunk(p)[rank].clone()
+    all_gather_single(theirs, part, group=group)
+    found["torch's all_gather"] = shared_all_gather(ours, part, group), theirs
+    ours, theirs = by_bytes.clone(), by_bytes.clone()
+    dist.broadcast(theirs, group=group, group_src=p - 1)
+    found["torch's broadcast"] = shared_broadcast(ours, p - 1, group), theirs
+    if x.dtype == torch.int64:
+        ours, theirs = torch.empty_like(mine), torch.empty_like(mine)
+        dist.reduce_scatter(theirs, list(x.chunk(p)), group=group)
+        found["torch's reduce_scatter"] = shared_reduce_scatter(ours, x, group=group), theirs
+    elif x.dtype == torch.float32:  # Gloo adds in an order of its own: see the top
+        ours, theirs = torch.empty_like(mine), torch.empty_like(mine)
+        magnitude = torch.empty_like(mine, dtype=torch.float64)
+        dist.reduce_scatter(theirs, list(x.chunk(p)), group=group)
+        shared_reduce_scatter(magnitude, x.double().abs(), group=group)
+        shared_reduce_scatter(ours, x, group=group)
+        allowed = 2 * (p - 1) * torch.finfo(x.dtype).eps * magnitude
+        near = (ours.double() - theirs.double()).abs() <= allowed
+        found["torch's reduce_scatter"] = near, torch.ones_like(near)
+    return found
+
+
+needs_memory = pytest.mark.skipif("shared" not in ALL_REDUCE, reason="memfd_create of Linux")
+
+
+@needs_memory
+@on_ranks(1, 2, 3, 4, 5)
+def test_the_other_calls_through_shared_memory(run, num_ranks):
+    assert run(shared_calls_problems) == [[]] * num_ranks
+
+
+def shared_calls_in_a_group():
+    p = dist.get_world_size()
+    group = dist.new_group([*range(1, p)][::-1])
+    if dist.get_rank() == 0:
+        said = []
+        for call in shared_calls_of(torch.zeros(4 * (p - 1)), group):
+            try:
+                call()
+            except ValueError as error:
+                said.append(str(error).split(":")[0])
+        dist.barrier()
+        return said
+    problems = shared_calls_problems(group)
+    dist.barrier()
+    return problems
+
+
+@needs_memory
+@on_ranks(3, 4)
+def test_the_other_calls_in_a_group_and_outside_of_it(run, num_ranks):
+    outside, *inside = run(shared_calls_in_a_group)
+    assert inside == [[]] * (num_ranks - 1)
+    assert outside == ["group does not contain rank 0"] * 5
+
+
+def shared_calls_of(x, group=None):
+    """All five on a tensor of this size and dtype."""
+    p, y = max(dist.get_world_size(group), 1), torch.empty_like(x)
+    part = x.tensor_split(p)[max(dist.get_rank(group), 0)].clone()
+    return [
+        lambda: shared_all_reduce(x, group=group),
+        lambda: shared_reduce_scatter(part, x, group=group),
+        lambda: shared_all_gather(x, part, group),
+        lambda: shared_all_to_all(y, x, group),
+        lambda: shared_broadcast(x, 0, group),
+    ]
+
+
+def calls_in_turn(slow):
+    """One rank is slow after each barrier, while the others begin the next call, of any kind."""
+    rank, p, problems, barrier = dist.get_rank(), dist.get_world_size(), [], dist.barrier
+    kinds = ["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
+    shared_all_reduce(torch.zeros(1000 * p))  # memory for all calls
+
+    def late(*args):
+        barrier(*args)
+        time.sleep(0.003)
+
+    if rank == slow:
+        dist.barrier = late
+    try:
+        for turn in range(50):  # every kind after every kind
+            n = p * (1 + turn % 7 * 100)
+            xs = [torch.full((n,), float(turn * p + r)) for r in range(p)]
+            x, y, part = xs[rank].clone(), torch.empty(n), torch.empty(n // p)
+            both = torch.cat([part.chunk(p)[r] for r, part in enumerate(xs)])
+            kind = kinds[turn // 10 if turn % 2 else turn // 2 % 5]
+            if kind == "all_reduce":
+                found, want = shared_all_reduce(x), sum(xs)
+            elif kind == "reduce_scatter":
+                found, want = shared_reduce_scatter(part, x), sum(xs).chunk(p)[rank]
+            elif kind == "all_gather":
+                found, want = shared_all_gather(y, x.chunk(p)[rank].clone()), both
+            elif kind == "all_to_all":
+                found, want = shared_all_to_all(y, x), both
+            else:
+                found, want = shared_broadcast(x, turn % p), xs[turn % p]
+            if not found.equal(want):
+                problems.append(f"{turn}: {kind}")
+    finally:
+        dist.barrier = barrier
+    return problems
+
+
+@needs_memory
+@on_ranks(3)
+@pytest.mark.parametrize("slow", [0, 1, 2])
+def test_no_call_writes_what_another_still_reads(run, num_ranks, slow):
+    assert run(calls_in_turn, slow) == [[]] * num_ranks
+
+
+def unlike_calls(how):
+    """What each call says where rank 1 has another tensor, or makes another call."""
+    rank, said = dist.get_rank(), []
+    for number in range(5):
+        x = torch.ones(12)
+        if rank == 1:
+            x = {"longer": torch.ones(24), "dtype": torch.ones(12).int()}.get(how, x)
+        call = shared_calls_of(x)[(number + (how == "call" and rank == 1)) % 5]
+        if how == "src" and number == 4:
+            call = lambda x=x: shared_broadcast(x, int(rank == 1))  # noqa: E731
+        elif how == "src" and number == 0:
+            op = dist.ReduceOp.MAX if rank == 1 else dist.ReduceOp.SUM
+            call = lambda x=x, op=op: shared_all_reduce(x, op)  # noqa: E731
+        elif how == "src":
+            continue
+        try:
+            call()
+            said.append("nothing")
+        except ValueError as error:
+            said.append(str(error))
+    fine = shared_all_reduce(torch.full((5,), float(rank)))
+    return said, fine.unique().tolist()
+
+
+@needs_memory
+@on_ranks(3)
+@pytest.mark.parametrize(
+    ("how", "says", "times"),
+    [
+        ("longer", "tensor differs between ranks in size or dtype", 5),
+        ("dtype", "tensor differs between ranks in size or dtype", 5),
+        ("call", "make the same call in all ranks", 5),
+        ("src", "make the same call in all ranks, with the same op or src", 2),
+    ],
+)
+def test_unlike_calls_are_refused_in_every_rank(run, how, says, times):
+    for said, fine in run(unlike_calls, how):
+        assert len(said) == times and all(says in text for text in said), said
+        assert fine == [3.0]
+
+
+def kept_for_a_gradient(number):
+    """A tensor that autograd has kept is overwritten: backward says so, and gives no wrong one."""
+    p = dist.get_world_size()
+    x, y = torch.ones(4 * p), torch.ones(4 * p)
+    part = torch.ones(4)
+    weights = {k: torch.ones(len(k), requires_grad=True) for k in (x, y, part)}
+    written = [x, part, x, y, x][number]
+    loss = (written * weights[written]).sum()
+    calls = [
+        lambda: shared_all_reduce(x),
+        lambda: shared_reduce_scatter(part, x),
+        lambda: shared_all_gather(x, part),
+        lambda: shared_all_to_all(y, x),
+        lambda: shared_broadcast(x, 1),
+    ]
+    calls[number]()
+    if number == 4 and dist.get_rank() == 1:
+        return "modified by an inplace operation"  # the source's stays what it was
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        return str(error)
+    return "nothing"
+
+
+@needs_memory
+@on_ranks(2)
+@pytest.mark.parametrize("number", range(5))
+def test_a_tensor_kept_for_a_gradient_is_known_to_be_overwritten(run, number):
+    assert all("modified by an inplace operation" in s for s in run(kept_for_a_gradient, number))
+
+
 def group_problems():
     """In a group of ranks 1 to p - 1, where a rank's number in the group is another one."""
     p, problems = dist.get_world_size(), []
@@ -693,9 +944,10 @@ def test_gloos_reduce_scatter_sends_an_all_reduce_and_ours_half_of_it(run, num_r
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counters of Linux")
 @on_ranks(2, 4)
-def test_through_shared_memory_no_data_is_sent(run):
+@pytest.mark.parametrize("name", [name for name in CALLS if name.startswith("shared")])
+def test_through_shared_memory_no_data_is_sent(run, name):
     n = 1 << 22
-    sent = run(wire_of, "shared_all_reduce", n)
+    sent = run(wire_of, name, n)
     # Barriers send headers and notes, now more, now fewer of them, but no data: any all-reduce by
     # messages sends n bytes and more.
     assert max(sent) < n / 100
@@ -779,6 +1031,46 @@ TURNED = torch.zeros(4, 6).t()
             [torch.zeros(4), torch.zeros(4), [1, 2], [2, 2]],
         ),
         ("input has no dimension", "direct", "all_to_all", [torch.zeros(()), torch.zeros(())]),
+        ("tensor is not contiguous", "shared_calls", "shared_broadcast", [TURNED]),
+        ("input is not contiguous", "shared_calls", "shared_all_to_all", [TURNED.t(), TURNED]),
+        ("output is not contiguous", "shared_calls", "shared_all_gather", [TURNED, TURNED[0]]),
+        ("src is 2: the group has", "shared_calls", "shared_broadcast", [TURNED.t(), 2]),
+        (
+            "output has 3 elements: this rank's part has 2",
+            "shared_calls",
+            "shared_reduce_scatter",
+            [torch.zeros(3), torch.zeros(4)],
+        ),
+        (
+            "input has 3 elements: this rank's part has 2",
+            "shared_calls",
+            "shared_all_gather",
+            [torch.zeros(4), torch.zeros(3)],
+        ),
+        (
+            "output is torch.float32 and input torch.int64: convert one",
+            "shared_calls",
+            "shared_all_gather",
+            [torch.zeros(4), torch.zeros(2).long()],
+        ),
+        (
+            "input has 5 rows, which 2 ranks cannot share equally",
+            "shared_calls",
+            "shared_all_to_all",
+            [torch.zeros(4), torch.zeros(5)],
+        ),
+        (
+            "memory is shared on the CPU",
+            "shared_calls",
+            "shared_broadcast",
+            [torch.zeros(4).to_sparse()],
+        ),
+        (
+            "memory is shared on the CPU",
+            "shared",
+            "shared_all_reduce",
+            [torch.zeros(4).to_sparse()],
+        ),
         ("names contains 'rings'", "benchmark", "measure", [["rings"], [4]]),
     ],
 )

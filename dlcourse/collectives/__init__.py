@@ -1,7 +1,8 @@
 """Collectives built from point-to-point messages, and their measurements.
 
 ring, tree, naive, direct: the same all-reduce four times, and the collectives it is made of.
-shared: without any message, for ranks on one machine; shared_memory: what they share.
+shared: without any message, for ranks on one machine; shared_calls: the other collectives so.
+boards, shared_memory: what they share.
 one_sided: an all-to-all in which each rank puts its data into the others' memory. low_latency: the
 same without counts first, ready by flag or by payload; symmetric: that between GPUs.
 mailboxes, places, window: the memory of these two, what they refuse, and how a rank waits.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dlcourse.collectives import direct, one_sided
+from dlcourse.collectives import direct, one_sided, shared_calls
 from dlcourse.collectives.compat import all_gather_single, reduce_scatter_single
 from dlcourse.collectives.naive import naive_all_reduce
 from dlcourse.collectives.ring import ring_all_gather, ring_all_reduce, ring_reduce_scatter
@@ -50,6 +50,16 @@ CALLS: dict[str, Callable[..., Any]] = {
     "tree_broadcast": lambda x, y, part, group: tree_broadcast(x, group=group),
     "tree_reduce": lambda x, y, part, group: tree_reduce(x, group=group),
     "shared_all_reduce": lambda x, y, part, group: shared_all_reduce(x, group=group),
+    "shared_reduce_scatter": lambda x, y, part, group: shared_calls.shared_reduce_scatter(
+        part, x, group=group
+    ),
+    "shared_all_gather": lambda x, y, part, group: shared_calls.shared_all_gather(
+        x, part, group=group
+    ),
+    "shared_all_to_all": lambda x, y, part, group: shared_calls.shared_all_to_all(
+        y, x, group=group
+    ),
+    "shared_broadcast": lambda x, y, part, group: shared_calls.shared_broadcast(x, group=group),
     "one_sided_all_to_all": lambda x, y, part, group: one_sided.all_to_all(y, x, group=group),
     "naive_all_reduce": lambda x, y, part, group: naive_all_reduce(x, group=group),
 }
