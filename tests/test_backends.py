@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from dlcourse.bench.backends import claims_on
 from dlcourse.course.records import read_record
 from dlcourse.figures import backends
 from dlcourse.formulas.benchmark_plan import CALLS, COLLECTIVES, sweep_seconds
@@ -40,6 +41,29 @@ def test_alpha_and_bandwidth_stand_in_the_row_and_column_of_their_call():
     assert cells["broadcast"] == {
         "Gloo": "400 µs, 1 GB/s", "MPI (MPICH)": "8 µs, 2 GB/s", "one-sided (ours)": "–"
     }  # fmt: skip
+
+
+def test_shared_memory_has_all_five_where_they_are_measured():
+    """Of a run, or of a newer record; one with its all-reduce alone has empty cells."""
+    set_language("en")
+    labels = backends.labels_of("gloo", None)
+    five = [row for c in backends.FIVE for row in rows_of(f"shared_{c}", c, 1e-3, 2.5e-10)]
+    for rows, filled in ((five, 5), (five[: len(SIZES)], 1)):
+        table = backends.show_costs([*synthetic(), *rows], labels=labels)
+        column = [row[table.header.index("shared memory (ours)")] for row in table.rows]
+        assert column == ["1 ms, 4 GB/s"] * filled + ["–"] * (5 - filled)
+    figure = backends.show_times([*synthetic(), *five], "all_to_all", labels=labels)
+    assert {labels[name] for name in ("torch", "shared", "one_sided")} <= {
+        trace.name for trace in figure.data
+    }
+
+
+def test_a_record_says_which_figures_of_claims_rest_on_it():
+    gloo = rows_of("torch_all_to_all", "all_to_all", 4e-4, 4e-10)
+    said = claims_on([*gloo, *rows_of("one_sided_all_to_all", "all_to_all", 1e-4, 2e-10)])
+    small, large = (401.6384 / (400 + 4e-4 * n) for n in (1 << 17, 1 << 22))
+    assert f"C4 small {100 * small:.1f}, C4 large {100 * large:.1f}, C7 one_sided 0.25" in said
+    assert claims_on(rows_of("torch_broadcast", "broadcast", 1e-4, 1e-9)) == "no claim rests on it"
 
 
 def test_the_title_tells_the_ratio_at_both_ends():

@@ -19,6 +19,8 @@ from typing import Any
 
 from dlcourse import Ranks, machine
 from dlcourse.bench._options import parser_of
+from dlcourse.figures.backends import figures_of_c7
+from dlcourse.figures.expert_parallel import latency_shares
 from dlcourse.formulas.collective_time import fastest, fit_line
 from dlcourse.peers import mpi
 from dlcourse.words.text_table import text_table
@@ -52,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, help="write the times to this file")
     args = parser.parse_args(argv)
     names = [f"torch_{name}" for name in args.collectives]
-    ours = {"all_reduce": "shared_all_reduce", "all_to_all": "one_sided_all_to_all"}
-    names += [name for collective, name in ours.items() if collective in args.collectives]
+    names += [f"shared_{name}" for name in args.collectives]
+    names += ["one_sided_all_to_all"] if "all_to_all" in args.collectives else []
     rows: list[Mapping[str, Any]] = []
     lacking = mpi.missing(args.ranks)
     with Ranks(args.ranks, device="cpu", default=False) as ranks:
@@ -83,7 +85,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             "mpi_dtypes": dtypes,
         }
         args.record.write_text(json.dumps(record, indent=1) + "\n")
+        print(claims_on(kept))
     return 0
+
+
+def claims_on(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The figures of claims that rest on a record, to be written where the claims stand."""
+    shares, ratio = latency_shares(rows), figures_of_c7(rows)
+    said = [f"C4 {name} {value:.1f}" for name, value in shares.items()]
+    said += [f"C7 {name} {value:.2f}" for name, value in ratio.items()]
+    where = "notebooks/source/*/claims.toml"
+    if not said:
+        return "no claim rests on it"
+    return f"in {where}, with today's date, and then dlcourse build: {', '.join(said)}"
 
 
 def _dtypes(comm: Any) -> dict[str, str]:

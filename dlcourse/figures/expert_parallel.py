@@ -11,6 +11,7 @@ from dlcourse.figures.colors import CATEGORIES, RANKS
 from dlcourse.figures.held import Held, Said, Together, held, largest
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.tables import Table
+from dlcourse.formulas.collective_time import fit_line
 from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes, wire_bytes
 from dlcourse.parallel.divisibility import check_expert_parallel
 from dlcourse.words.strings import t
@@ -306,6 +307,22 @@ def figures_of_c4(
         "small": 100 * least / small,
         "large": 100 * least / large,
     }
+
+
+def latency_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Claim C4's "small" and "large": the time for 4 KiB, in percent of that for 128 KiB and 4 MiB.
+
+    Args:
+        rows: of ``data/backends.json``, which has other sizes than this lesson: Gloo's times are
+            read off the line fitted to them. Empty where its all-to-all is not among the rows.
+    """
+    found = [row for row in rows if row["algorithm"] == "torch_all_to_all"]
+    if not found:
+        return {}
+    alpha, beta, _ = fit_line((row["bytes"], row["seconds"]) for row in found)
+    sizes = {"small": 1 << 17, "large": 1 << 22}
+    least = alpha + beta * 4096
+    return {name: 100 * least / (alpha + beta * size) for name, size in sizes.items()}
 
 
 def one_sided_ratio(seconds: Mapping[int, Mapping[str, float]]) -> float:

@@ -320,7 +320,8 @@ show_wire(wires, labels=labels)
 # %%ranks --fast
 five = ["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast"]
 names = [f"torch_{name}" for name in five]
-names += ["shared_all_reduce", "one_sided_all_to_all"] if on_cpu else []
+names += [f"shared_{name}" for name in five] if on_cpu else []
+names += ["one_sided_all_to_all"] if on_cpu else []
 sizes = [64, 4096, 65536, 1 << 20, 8 << 20]
 rows = measure(names, sizes, repeats=9, device=device)
 # %% hidden=true
@@ -337,34 +338,35 @@ show_times(rows, "all_reduce", labels=labels)
 # long it takes to get going. Right, where they climb, β. Does shared memory start any sooner than Gloo? Think of
 # its barriers.
 #
-# The next figure is an all-to-all, with a newcomer: `one_sided`, from lesson 08. It uses the same
-# kind of memory, but no barrier. Each rank raises a flag beside its data, and the other looks at it. The
-# table below it gives 1/β, the bandwidth.
-# %% [markdown] lang="ko" en="a953833d"
+# The next figure is an all-to-all, with a newcomer beside `shared`: `one_sided`, from lesson 08. It uses
+# the same kind of memory, but no barrier. Each rank raises a flag beside its data, and the other looks
+# at it. The table below it gives 1/β, the bandwidth.
+# %% [markdown] lang="ko" en="f796b610"
 # 점은 측정값, 선은 저마다 맞춘 $\alpha + \beta n$입니다. 선이 평평한 왼쪽에서는 시작하는 데 드는 α가, 올라가는
 # 오른쪽에서는 β가 보입니다. 공유 메모리는 Gloo보다 빨리 시작하나요? 배리어를 떠올려 보세요.
 #
-# 다음 그림은 올투올(all-to-all)이고, 레슨 08의 `one_sided`가 새로 나옵니다. 같은 메모리를 쓰지만 배리어가 없습니다.
-# 랭크마다 데이터 옆에 플래그(flag)를 올려 두면 상대가 들여다봅니다. 그다음 표에는 β 대신 대역폭 1/β를 적었습니다.
+# 다음 그림은 올투올(all-to-all)이고, `shared` 옆에 레슨 08의 `one_sided`가 새로 나옵니다. 같은 메모리를 쓰지만
+# 배리어가 없습니다. 랭크마다 데이터 옆에 플래그(flag)를 올려 두면 상대가 들여다봅니다. 그다음 표에는 β 대신 대역폭
+# 1/β를 적었습니다.
 # %%
 show_times(rows, "all_to_all", labels=labels)
 # %%
 show_costs(rows, labels=labels)
 # %% [markdown] lang="en"
-# By columns: **shared memory** starts no sooner than Gloo, whose barriers it waits in. On idle cores its
-# bytes are cheaper (recorded on two: 8 MiB in 3.7 ms, Gloo 9.2), and **one-sided**, without a barrier,
-# also starts sooner (claim C7 below): so α was mostly the barrier's.
+# By columns: **shared memory** starts no sooner than Gloo, whose barriers it waits in: two in each call,
+# so all five have about the same α. On idle cores its bytes are cheaper, and **one-sided**, without a
+# barrier, also starts sooner (claim C7 below): so α was mostly the barrier's.
 #
 # MPICH's ranks look at memory, too, all the time: quick as long as each has a core. With more ranks than free
-# cores times jump (less so here: only the fastest calls are kept). Gloo's ranks sleep and are woken: slow to
-# start, but steadier.
+# cores times jump (less so here: only the fastest calls are kept). Gloo's ranks sleep and are woken: slower,
+# but steadier.
 #
 # By rows: Gloo's reduce-scatter, in theory half of an all-reduce, is no cheaper than one: it is one
 # inside, as lesson 01 saw in the bytes.
-# %% [markdown] lang="ko" en="5dd4b10f"
-# 열을 따라 읽으면, **공유 메모리**는 Gloo의 배리어를 기다리므로 Gloo보다 빨리 시작하지 못합니다. 코어가 놀고
-# 있으면 바이트는 더 싸고(코어 2개의 기록: 8 MiB에 3.7 ms, Gloo는 9.2 ms), 배리어가 없는 **단방향**은 시작도
-# 빠릅니다(아래 주장 C7). 그러니 α는 메모리보다 배리어에서 나온 것입니다.
+# %% [markdown] lang="ko" en="cd02e544"
+# 열을 따라 읽으면, **공유 메모리**는 Gloo의 배리어를 기다리므로 Gloo보다 빨리 시작하지 못합니다. 다섯 가지
+# 모두 두 번씩 기다리므로 α도 비슷합니다. 코어가 놀고 있으면 바이트는 더 싸고, 배리어가 없는
+# **단방향**은 시작도 빠릅니다(아래 주장 C7). 그러니 α는 메모리보다 배리어에서 나온 것입니다.
 #
 # MPICH의 랭크도 메모리를 쉬지 않고 들여다봅니다. 랭크마다 코어가 있으면 빠르지만, 노는 코어보다 랭크가 많으면 시간이
 # 들쭉날쭉해집니다(여기에는 가장 빠른 호출만 남겨 덜 보입니다). Gloo의 랭크는 잠들었다가 깨어나므로 시작은
@@ -605,11 +607,13 @@ quiz()
 # %% [markdown] lang="en"
 # ### An all-reduce through memory, whole
 #
-# Look for the two barriers, and for what each of them waits for.
-# %% [markdown] lang="ko" en="3b1fcb0f"
+# Look for the two barriers, and for what each of them waits for. The other four have the same two, and less to
+# do between them: `dlcourse/collectives/shared_calls.py`.
+# %% [markdown] lang="ko" en="b5d80f3c"
 # ### 메모리로 하는 올리듀스의 코드
 #
-# 배리어 두 번이 저마다 무엇을 기다리는지 찾아보세요.
+# 배리어 두 번이 저마다 무엇을 기다리는지 찾아보세요. 나머지 네 가지에도 배리어가 두 번 있고, 그 사이에 하는 일은 더
+# 적습니다. 코드는 `dlcourse/collectives/shared_calls.py`에 있습니다.
 # %% hidden=true
 show("dlcourse.collectives.shared:shared_all_reduce")
 # %% [markdown] lang="en"
