@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import re
 import sys
+import time
+from collections import Counter
 from contextlib import nullcontext
 from functools import partial
 
@@ -25,6 +28,9 @@ from torch.utils.checkpoint import checkpoint
 
 from dlcourse import RankError, Ranks
 from dlcourse.collectives import direct, one_sided
+from dlcourse.collectives.low_latency_exchange import LowLatencyExchange
+from dlcourse.collectives.places import ready_ways
+from dlcourse.collectives.tcp_counters import wire_counters
 from dlcourse.corpus import Corpus
 from dlcourse.formulas.traffic import distinct_ranks, expert_trip_bytes
 from dlcourse.measure.recorder import Recorder
@@ -42,6 +48,7 @@ from dlcourse.parallel.expert_groups import (
     make_expert_mesh,
 )
 from dlcourse.parallel.expert_state import whole_state_dict
+from dlcourse.parallel.expert_trip import torch_exchange
 from dlcourse.parallel.mesh import MeshParallel, make_mesh
 from dlcourse.parallel.replicas import replica_drift
 from dlcourse.parallel.zero import ZeRO1
@@ -53,6 +60,7 @@ from dlcourse.training.mixed_precision import training_step
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks cannot import this file
 
+needs_memory = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memfd_create of Linux")
 TOLERANCE = 1e-10
 LR = 1e-3
 C = 32
@@ -232,6 +240,163 @@ def test_a_rank_of_four_with_nothing_to_compute(run, case):
 @pytest.mark.parametrize("layout", [(1, 4), (2, 2)])
 def test_any_exchange_with_the_interface_of_all_to_all(run, layout, exchange):
     assert_equal(run(beside_one_process, *layout, exchange=exchange, steps=2))
+
+
+@needs_memory
+@pytest.mark.parametrize("ready", ready_ways())
+@pytest.mark.parametrize("layout", [(1, 4), (2, 2)])
+@pytest.mark.parametrize("options", [{}, {"capacity_factor": 0.75}], ids=["dropless", "capacity"])
+def test_low_latency_as_the_layers_exchange(run, layout, ready, options):
+    """Room for all tokens of a rank: 2 sequences of 16, twice."""
+    exchange = LowLatencyExchange(2 * 2 * 16, ready=ready)
+    assert_equal(run(beside_one_process, *layout, exchange=exchange, **options))
+
+
+@needs_memory
+@pytest.mark.parametrize("case", ["empty experts", "no tokens", "accumulate", "uneven"])
+def test_low_latency_also_with(run, case):
+    exchange = LowLatencyExchange(256)
+    assert_equal(run(beside_one_process, 1, 4, case, exchange=exchange, steps=2, **CASES[case]))
+
+
+def by_each_exchange():
+    """Of each way to carry rows: output, all gradients, records, and what went over TCP."""
+    rank, found = dist.get_rank(), {}
+    ways = {"torch": torch_exchange, "put": one_sided.all_to_all}
+    ways |= {ready: LowLatencyExchange(64, ready=ready) for ready in ready_ways()}
+    ways["copied"] = copy.deepcopy(ways["flag"])
+    for name, exchange in ways.items():
+        moe = drawn(MoE(C, num_experts=8, top_k=2, hidden=C), 1)
+        layer = expert_parallel(moe, exchange=exchange)
+        x = torch.randn(32, C, generator=torch.Generator().manual_seed(rank), requires_grad=True)
+        layer(x).square().sum().backward()  # makes the memory
+        parameters = [*layer.parameters()]
+        for kept in (x, *parameters):
+            kept.grad = None
+        dist.barrier()
+        before = wire_counters()
+        with Recorder(rank, 4, ledger=False) as recorder:
+            y = layer(x)
+            y.square().sum().backward()
+        after = wire_counters()
+        dist.barrier()
+        ops = Counter(call["op"] for call in recorder.record["comm"])
+        sent = after[0] - before[0] if before else None
+        found[name] = [y, x.grad, *(p.grad for p in parameters)], dict(ops), sent
+    assert "_buffers" in vars(ways["copied"])
+    assert ways["copied"]._buffers is not ways["flag"]._buffers
+    return found
+
+
+@needs_memory
+def test_every_exchange_gives_the_same_bits_and_low_latency_sends_nothing_over_gloo(run):
+    for found in run(by_each_exchange):
+        wanted, ops, sent = found["torch"]
+        assert ops == {"all_gather": 1, "all_to_all": 4} and (sent is None or sent > 4000)
+        for name, (tensors, theirs, their_bytes) in found.items():
+            assert all((a == b).all() for a, b in zip(tensors, wanted, strict=True)), name
+            assert theirs == ops, name
+            if name not in ("torch", "put"):  # no counts either
+                assert not their_bytes, name
+
+
+def low_latency_trip(case):
+    """One exchange, or gather, that cannot be, in one rank or in all."""
+    rank, rows = dist.get_rank(), [2, 2, 2, 2]
+    exchange = LowLatencyExchange(3 + (rank == 1 and case == "capacities differ"))
+    x, y = torch.ones(8, 2), torch.empty(8, 2)
+    counts, all_counts = torch.tensor([rank]), torch.empty(4, dtype=torch.int64)
+    sent, came = list(rows), list(rows)
+    if case == "over" and rank == 2:
+        sent = [1, 4, 2, 1]
+    elif case == "unlike" and rank == 2:
+        sent = [3, 1, 2, 2]
+    elif case == "rows":
+        y = torch.empty(16, 1)
+        came = [4, 4, 4, 4]
+    elif case == "types":
+        y = y.int()
+    elif case == "gather":
+        exchange.gather(all_counts[:3], counts)
+    elif case == "gathered types":
+        exchange.gather(all_counts.int(), counts)
+    elif case == "gathered gaps":
+        exchange.gather(torch.empty(8, dtype=torch.int64)[::2], counts)
+    try:
+        exchange(y, x, came, sent)
+    except (ValueError, RuntimeError) as error:
+        if case != "over":
+            raise
+        said = type(error).__name__, str(error)
+        exchange(y, torch.full((8, 2), float(rank)), rows, rows)  # the next one is well again
+        return *said, y[:, 0].tolist()
+
+
+@needs_memory
+def test_rows_over_the_capacity_are_refused_in_words_and_none_is_dropped(run):
+    found = run(low_latency_trip, "over")
+    for rank, (kind, text, after) in enumerate(found):
+        assert after == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+        if rank == 2:
+            assert kind == "ValueError" and "4 rows go to one rank" in text
+            assert "capacity=3: none is dropped. Make LowLatencyExchange with capacity=4" in text
+        else:
+            assert kind == "RuntimeError" and "left a call" in text
+
+
+@needs_memory
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        ("unlike", r"ValueError: output_split_sizes is \[2, 2, 2, 2\], and the ranks "
+        r"send \[2, 2, 3, 2\] rows"),
+        ("rows", r"a row of output has shape \(1,\), one of input \(2,\)"),
+        ("types", "output is torch.int32 and input torch.float32"),
+        ("capacities differ", "capacity, width, dtype or ready differs between ranks"),
+        ("gather", "output has 3 elements: 4 ranks with 1 each make 4"),
+        ("gathered types", "output is torch.int32 and input torch.int64"),
+        ("gathered gaps", "output or input is not contiguous"),
+    ],
+)  # fmt: skip
+def test_what_low_latency_cannot_exchange(run, case, text):
+    with pytest.raises(RankError, match=text):
+        run(low_latency_trip, case)
+    assert run(dist.get_rank) == [0, 1, 2, 3]
+
+
+def with_a_slow_reader(ready, slow):
+    """Calls of which a wrong number came to this rank: one is late to read, the others go on."""
+    rank, found, exchange = dist.get_rank(), [], LowLatencyExchange(3, ready=ready)
+    for call in range(40):
+        x, y = torch.full((8, 2), float(4 * call + rank)), torch.empty(8, 2)
+        exchange(y, x)
+        if y[::2, 0].tolist() != [4.0 * call + r for r in range(4)]:
+            found.append(call)
+        (buffer,) = exchange._buffers.values()
+        if call == 0 and rank == slow:
+            fence = buffer.places.fence
+            buffer.places.fence = lambda fence=fence: (fence(), time.sleep(0.002))
+    return found
+
+
+@needs_memory
+@pytest.mark.parametrize("ready", ready_ways())
+def test_two_places_in_turn_are_enough_for_a_late_reader(run, ready):
+    assert run(with_a_slow_reader, ready, 1) == [[]] * 4
+
+
+def too_small_for_a_layer():
+    """Every token goes to the first two experts, which are rank 0's."""
+    moe = drawn(MoE(C, num_experts=8, top_k=2, hidden=C), 1)
+    moe.router.bias_E[:2] += 100
+    expert_parallel(moe, exchange=LowLatencyExchange(63))(torch.ones(32, C))
+
+
+@needs_memory
+def test_a_layer_whose_tokens_do_not_fit_says_so(run):
+    text = r"ValueError: 64 rows go to one rank .* and capacity=63: none is dropped"
+    with pytest.raises(RankError, match=text):
+        run(too_small_for_a_layer)
 
 
 def in_bf16():

@@ -133,6 +133,7 @@ def _layers() -> dict[str, Callable[[], Any]]:
     import torch
     import torch.distributed as dist
 
+    from dlcourse.collectives.low_latency_exchange import LowLatencyExchange
     from dlcourse.collectives.one_sided import all_to_all
     from dlcourse.models.moe import MoE
     from dlcourse.peers.expert_parallel import layers, step
@@ -141,9 +142,11 @@ def _layers() -> dict[str, Callable[[], Any]]:
         torch.manual_seed(0)
         return MoE(WIDTH, num_experts=EXPERTS, top_k=TOP_K, hidden=HIDDEN)
 
-    found = layers(make, {"one-sided": all_to_all})
+    tokens = min(TOKENS.values())
+    low = LowLatencyExchange(tokens * TOP_K)  # room for all of a rank's
+    found = layers(make, {"one-sided": all_to_all, "low latency": low})
     torch.manual_seed(dist.get_rank())
-    x = torch.randn(min(TOKENS.values()), WIDTH)
+    x = torch.randn(tokens, WIDTH)
     outputs = [step(layer, x) for layer in found.values()]
     for y in outputs:  # they add up an expert's products in other orders
         torch.testing.assert_close(y, outputs[0], rtol=1e-4, atol=1e-5)

@@ -73,8 +73,16 @@ class LowLatency:
         self.came: list[int] = []
         self.put, self.look = (put_rows, look_rows) if ready == "flag" else (put_words, look_words)
 
+    def usable_places(self) -> Places:
+        """The places; new ones, which all ranks open, where a call has failed."""
+        if not self.places.usable:
+            self.places = self._open()
+        return self.places
+
     def dispatch(self, x_MC: Tensor, counts: Sequence[int]) -> tuple[Tensor, list[int]]:
         """Send the first ``counts[0]`` rows to rank 0, the next ``counts[1]`` to rank 1, ...
+
+        As a layer's ``exchange=``: low_latency_exchange.py.
 
         Returns:
             The rows that came, (P, K, C), where ``[k, :n]`` are from rank k; and each n. Valid
@@ -84,14 +92,12 @@ class LowLatency:
             ValueError: arguments that cannot be. The other ranks raise too.
             RuntimeError: another rank has ended or failed, or did not come in the group's time.
         """
-        if not self.places.usable:  # a call has failed: all ranks open it anew
-            self.places = self._open()
-        places = self.places
+        places = self.usable_places()
         places.begin("dispatch", (x_MC,), x_MC.numel() * x_MC.itemsize)
         with places:
             self.sent = places.check_dispatch(x_MC, counts)
             starts = [sum(self.sent[:k]) for k in range(places.size)]
-            self.came = self._exchange(x_MC, starts, self.sent)
+            self.came = self.exchange(x_MC, starts, self.sent)
         return places.inbox_PKC, self.came
 
     def combine(self, y_PKC: Tensor) -> Tensor:
@@ -108,12 +114,12 @@ class LowLatency:
         with places:
             places.check_combine(y_PKC)
             starts = [k * places.capacity for k in range(places.size)]
-            back = self._exchange(y_PKC, starts, self.came)
+            back = self.exchange(y_PKC, starts, self.came)
             places.check_back(back, self.sent)
             return places.rows_in_order(back)
 
-    def _exchange(self, x: Tensor, starts: Sequence[int], rows: Sequence[int]) -> list[int]:
-        """Put rows for each rank, wait for those of each; returns how many came."""
+    def exchange(self, x: Tensor, starts: Sequence[int], rows: Sequence[int]) -> list[int]:
+        """Put rows for each rank, wait for those of each; returns how many came. Inside a call."""
         places = self.places
         places.next_call(x)
         places.call.sent = (sum(rows) - rows[places.rank]) * places.row_bytes

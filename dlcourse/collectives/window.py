@@ -96,10 +96,12 @@ class Window:
 
     # ------------------------------------------------------------------ a call
 
-    def begin(self, op: str, tensors: Sequence[Tensor], nbytes: int) -> None:
+    def begin(
+        self, op: str, tensors: Sequence[Tensor], nbytes: int, collective: str = "all_to_all"
+    ) -> None:
         """A call begins, which sends ``nbytes`` of the first of the tensors. Its work is done
         inside a ``with window:``, whose end says that the call has ended, well or not."""
-        self.call = own_calls.begin(op, self.group_name, tensors, nbytes)
+        self.call = own_calls.begin(op, self.group_name, tensors, nbytes, collective)
         self._turns = 0
 
     def __enter__(self) -> None:

@@ -71,12 +71,21 @@ def next_seq(group: str) -> int:
     return last[-1].seq + 1 if last else 1
 
 
-def begin(op: str, group: str, tensors: Sequence[Tensor], nbytes: int) -> OwnCall:
+def begin(
+    op: str,
+    group: str,
+    tensors: Sequence[Tensor],
+    nbytes: int,
+    collective: str = "all_to_all",
+) -> OwnCall:
     """A call begins, with what it sends first among its tensors."""
     last, what = calls.get(group), tensors[0]
     if last is None:
         raise ValueError(f"group {group} is no more: its ranks have been joined anew. Use the new")
-    call = OwnCall(op, group, members[group], next_seq(group), nbytes, what.shape, what.dtype)
+    call = OwnCall(
+        *(op, group, members[group], next_seq(group), nbytes, what.shape, what.dtype),
+        collective=collective,
+    )
     last.append(call)
     if listeners:
         listeners[-1].own_begin(call, tensors)

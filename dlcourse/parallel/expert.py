@@ -33,6 +33,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from dlcourse.collectives.compat import all_gather_single
 from dlcourse.collectives.p2p import Group
 from dlcourse.models.moe import MoE, Routing, capacity, combine, permute, rows_of
 from dlcourse.parallel.expert_checks import check_model, gather_counts, refuse_wrappers
@@ -99,7 +100,8 @@ class ExpertParallel(DividedExperts):
             ValueError: in every rank, where they send different types.
         """
         copies_M, counts_E = permute(routing.experts_NK, self.num_experts)
-        counts_RE = gather_counts(counts_E, routing, dtype, self.batch_group, self.name)
+        gather = getattr(self.exchange, "gather", all_gather_single)
+        counts_RE = gather_counts(counts_E, routing, dtype, self.batch_group, self.name, gather)
         self.asked_E = counts_RE.sum(0)
         if self.capacity_factor is not None:  # an expert takes the first ones, in the ranks' order
             num_tokens = int(self.asked_E.sum()) // self.top_k

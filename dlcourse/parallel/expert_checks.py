@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -70,7 +72,12 @@ def why_not_divided(model: nn.Module, process_group: Group, batch_group: Group) 
 
 
 def gather_counts(
-    counts_E: Tensor, routing: Routing, dtype: torch.dtype, group: Group, layer: str
+    counts_E: Tensor,
+    routing: Routing,
+    dtype: torch.dtype,
+    group: Group,
+    layer: str,
+    gather: Callable[..., Any] = all_gather_single,
 ) -> Tensor:
     """How many copies each rank has for each expert. Shape: (E,) in each rank to (R, E) in all.
 
@@ -79,6 +86,7 @@ def gather_counts(
 
     Args:
         dtype: of the rows that will be sent.
+        gather: what carries the numbers, with the arguments of ``all_gather_single``.
 
     Raises:
         FloatingPointError: in every rank: the router of one gave NaN or an infinity.
@@ -90,7 +98,7 @@ def gather_counts(
     about = [lost, lost.new_tensor(N), lost.new_tensor(zlib.crc32(form.encode()))]
     mine = torch.cat([counts_E, torch.stack(about)])
     gathered = mine.new_empty(dist.get_world_size(group) * len(mine))
-    all_gather_single(gathered, mine, group=group)
+    gather(gathered, mine, group=group)
     counts_RE, about_R3 = gathered.view(-1, len(mine)).tensor_split([-3], dim=1)
     layer = layer or "this layer"
     ranks = dist.get_process_group_ranks(group or dist.group.WORLD)

@@ -25,7 +25,8 @@ from torch.autograd.function import once_differentiable
 from dlcourse.collectives.p2p import Group
 
 # Called as dist.all_to_all_single is: (output, input, rows from each rank, rows to each rank,
-# group=...). May return something to wait() for; then the rank computes meanwhile.
+# group=...). May return something to wait() for; then the rank computes meanwhile. Where it has a
+# method gather(output, input, group=...), the counts go by it; else by torch's all-gather.
 Exchange = Callable[..., Any]
 torch_exchange: Exchange = partial(dist.all_to_all_single, async_op=True)
 
