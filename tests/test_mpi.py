@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +20,7 @@ import psutil
 import pytest
 
 from dlcourse import machine
-from dlcourse.peers import mpi
+from dlcourse.peers import mpi, mpi_memory
 from dlcourse.ranks.errors import RankError
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # MPI's ranks cannot import this file
@@ -64,6 +67,77 @@ def test_a_run_that_fails_says_why_and_leaves_nothing(name, says, monkeypatch):
     assert not left() and any(
         name.startswith("mpich_shm") for name in removed
     )  # MPICH leaves it where a job fails
+
+
+DIES_IN_THE_START = """
+import os
+from pathlib import Path
+from mpi4py import MPI
+from dlcourse.peers.mpi import _shared_memory
+Path({folder!r}, str(os.getpid())).write_text("\\n".join(_shared_memory()))
+MPI.COMM_WORLD.Barrier()
+os.kill(os.getpid(), 9)
+"""
+
+
+@needs_mpi
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="memory as files")
+def test_a_job_that_dies_in_mpis_own_start_leaves_nothing_and_takes_no_others(
+    tmp_path, monkeypatch
+):
+    """The ranks end before they have told their files; other files of such names stay."""
+    program = [sys.executable, "-c", DIES_IN_THE_START.format(folder=str(tmp_path))]
+    monkeypatch.setattr(mpi, "python_without_the_folder", lambda *_: program)
+    mine = f"/dev/shm/mpich_shm_test{os.getpid()}_"
+    paths = {name: Path(mine + name) for name in ("earlier", "mapped", "open")}
+    paths["another"] = Path(f"/dev/shm/other_mpich_shm_test{os.getpid()}")
+    kept: list[Any] = []
+
+    def begun(process, folder, num_ranks, wait=mpi._wait_until_begun):
+        for name in ("mapped", "open", "another"):  # another job's, started a moment later
+            paths[name].write_bytes(bytes(4096))
+        with paths["mapped"].open("r+b") as file:
+            kept.append(mmap.mmap(file.fileno(), 4096))
+        kept.append(paths["open"].open("rb"))
+        wait(process, folder, num_ranks)
+
+    monkeypatch.setattr(mpi, "_wait_until_begun", begun)
+    paths["earlier"].write_bytes(bytes(4096))
+    try:
+        with pytest.raises(RankError):
+            mpi.run_mpi(_own_pid, num_ranks=2)
+        told = {path for file in tmp_path.iterdir() for path in file.read_text().splitlines()}
+        made = {path for path in told if not path.endswith("(deleted)")}
+        assert len([*tmp_path.iterdir()]) == 2 and any("mpich_shm" in path for path in made)
+        assert not [path for path in made if os.path.exists(path)]
+        assert [name for name, path in paths.items() if not path.exists()] == []
+    finally:
+        for handle in kept:
+            handle.close()
+        for path in paths.values():
+            path.unlink(missing_ok=True)
+    assert not left()
+
+
+@pytest.mark.skipif(not os.path.ismount("/dev/shm"), reason="memory as files")
+def test_a_file_goes_once_its_last_user_has_gone():
+    """A process that was just killed may have its memory for a moment longer."""
+    path, before = Path(f"/dev/shm/mpich_shm_late{os.getpid()}"), mpi_memory.files_of_mpi()
+    code = f"import mmap, sys; f = open({str(path)!r}, 'w+b'); f.write(bytes(4096)); f.flush()\n"
+    code += "m = mmap.mmap(f.fileno(), 4096); f.close(); print('there', flush=True); input()"
+    user = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert user.stdout is not None and user.stdout.readline() == b"there\n"
+        assert mpi_memory.files_of_mpi().keys() - before.keys() >= {str(path)}
+        assert str(path) not in mpi_memory.remove_abandoned(before, 0.2) and path.exists()
+        threading.Timer(0.3, user.kill).start()
+        assert str(path) in mpi_memory.remove_abandoned(before, 60) and not path.exists()
+    finally:
+        user.kill()
+        user.wait()
+        path.unlink(missing_ok=True)
 
 
 def _own_pid(comm: Any) -> int:

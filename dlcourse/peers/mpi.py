@@ -39,6 +39,7 @@ import cloudpickle
 import psutil
 
 from dlcourse import machine
+from dlcourse.peers.mpi_memory import NAMES, files_of_mpi, remove_abandoned
 from dlcourse.ranks.errors import RankError
 from dlcourse.ranks.new_process import python_without_the_folder
 from dlcourse.words.units import human_bytes
@@ -119,6 +120,7 @@ def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> int | No
     assert mpiexec is not None
     program = python_without_the_folder("dlcourse.peers.mpi:_rank", f"_rank({str(folder)!r})")
     command = [mpiexec, "-n", str(num_ranks), *program]
+    before = files_of_mpi()
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -143,8 +145,11 @@ def _start_and_wait(folder: Path, num_ranks: int, time_limit: float) -> int | No
             process.wait()
             if process.stdin is not None:  # not before: at its end rank 0 removes the folder
                 process.stdin.close()
-            for names in folder.glob("*.memory"):
+            told = [*folder.glob("*.memory")]
+            for names in told:
                 _remove_memory(names.read_text().splitlines())
+            if len(told) < num_ranks:  # one has ended in MPI's own start
+                remove_abandoned(before)
 
 
 def _shared_memory() -> list[str]:
@@ -157,7 +162,7 @@ def _shared_memory() -> list[str]:
     except OSError:  # not Linux
         return []
     paths = {line.split(maxsplit=5)[-1] for line in lines if " /dev/shm/" in line}
-    return sorted(path for path in paths if Path(path).name.startswith(("mpich_shm", "ucx_shm")))
+    return sorted(path for path in paths if Path(path).name.startswith(NAMES))
 
 
 def _remove_memory(paths: list[str]) -> None:
