@@ -222,6 +222,7 @@ def show_libraries(seconds: Mapping[str, Sequence[float]], apart: Mapping[str, f
 _LIBRARIES = {
     "ours": "expert_parallel.library.ours",
     "ours, one-sided": "expert_parallel.library.one_sided",
+    "ours, low latency": "expert_parallel.library.low_latency",
     "torch": "expert_parallel.library.torch",
 }
 

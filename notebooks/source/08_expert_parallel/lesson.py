@@ -532,8 +532,9 @@ show_drift(ranks["drift"][0], ranks=num_ranks)
 # ## Beside the real libraries
 #
 # The same layer in DeepSpeed's `MoE` and in a version with torch's DTensor, same weights, same tokens.
-# `exchange=` puts one-sided puts under ours. Forward and backward, in turns:
-# %% [markdown] lang="ko" en="0a3c61e8"
+# `exchange=` puts one-sided puts under ours, then low latency, by which the counts go, too. Forward and
+# backward, in turns:
+# %% [markdown] lang="ko" en="3a6afb73"
 # 배율이 틀려도 오류가 없고 복제본끼리는 같습니다. 복제본이 어긋나는지 검사해도 드러나지 않습니다. SGD에서는
 # 전문가만 두 배의 학습률로 배웁니다. Adam은 그래디언트를 자기 크기로 나누므로 실수를 거의 다 숨깁니다.
 #
@@ -543,9 +544,11 @@ show_drift(ranks["drift"][0], ranks=num_ranks)
 # ## 실제 라이브러리와 나란히
 #
 # 같은 층을 DeepSpeed의 `MoE`, 그리고 torch의 DTensor로도 만들었습니다. 가중치도 토큰도 같습니다. `exchange=`로
-# 우리 층 아래에 단방향 통신을 넣습니다. 구현을 번갈아 가며 순전파와 역전파를 함께 잽니다.
+# 우리 층 아래에 단방향 통신을, 그다음에는 개수까지 나르는 저지연 방식을 넣습니다. 구현을 번갈아 가며 순전파와
+# 역전파를 함께 잽니다.
 # %%
 # %%ranks --fast
+from dlcourse.collectives.low_latency_exchange import LowLatencyExchange
 from dlcourse.peers.expert_parallel import layers, step
 
 
@@ -554,7 +557,8 @@ def same_moe():
     return MoE(C, num_experts=E, top_k=K, hidden=512)
 
 
-libraries = layers(same_moe, {"one-sided": one_sided.all_to_all})
+low = LowLatencyExchange(capacity=len(x_NC) * K)
+libraries = layers(same_moe, {"one-sided": one_sided.all_to_all, "low latency": low})
 # %% hidden=true
 # %%ranks --fast
 def library_step(layer):
@@ -574,16 +578,16 @@ library_apart = {name: worst((step(m, x_NC) - want).abs().max()) for name, m in 
 # %%
 show_libraries(ranks["library_times"][0], ranks["library_apart"][0])
 # %% [markdown] lang="en"
-# The same answers. Ours on Gloo and ours one-sided differ only in how rows are carried: the time between
-# the two is communication. With DeepSpeed all experts' buffers are as long as the busiest one's.
+# The same answers. Ours three times, which differ only in how rows and counts are carried: the time between
+# them is communication. With DeepSpeed all experts' buffers are as long as the busiest one's.
 #
 # ## A thousand ranks
 #
 # Two experts of a token may share a rank: then it needs to go there only **once**. 256 experts over 8
 # ranks, 8 for each token. **Predict**: to how many ranks does a token go, on average, its own among them?
-# %% [markdown] lang="ko" en="3203c722"
-# 답은 같습니다. 우리 층은 Gloo로 돌리든 단방향으로 돌리든 계산이 같고 보내는 방법만 다릅니다. 그래서 둘의 시간
-# 차이는 모두 통신에서 옵니다. DeepSpeed에서는 모든 전문가의 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
+# %% [markdown] lang="ko" en="9de6f441"
+# 답은 같습니다. 우리 층 셋은 계산이 같고 행과 개수를 보내는 방법만 다릅니다. 그래서 시간 차이는 모두 통신에서
+# 옵니다. DeepSpeed에서는 모든 전문가의 버퍼가 가장 바쁜 전문가의 것만큼 깁니다.
 #
 # ## 랭크가 천 개라면
 #
