@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +15,27 @@ from typing import NoReturn
 from dlcourse import WINDOWS
 from dlcourse.course import catalog, learner_copy, serve
 from dlcourse.words import strings
+from dlcourse.words.refusal import Refusal
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 LANG_HELP = "ko or en (default: the system's language, else ko)"
+BILINGUAL = ("plan", "scale", "explain")  # commands that refuse in the language they answer in
+# What argparse says of their arguments, the narrowest first
+_ARGPARSE = {
+    "refusal.argument.none": r"argument (?P<name>\S+): expected one argument",
+    "refusal.argument.int": r"argument (?P<name>\S+): invalid int value: (?P<value>.*)",
+    "refusal.argument.required": r"the following arguments are required: (?P<names>.*)",
+    "refusal.argument": r"argument (?P<name>\S+): (?P<why>.*)",
+}
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence instead of the whole usage: it says what is wrong and what is allowed."""
+        if self.prog.rpartition(" ")[2] in BILINGUAL:
+            found = ((key, re.fullmatch(said, message)) for key, said in _ARGPARSE.items())
+            text = next((strings.t(k, **hit.groupdict()) for k, hit in found if hit), message)
+            message = text
         self.exit(USAGE_ERROR, f"{self.prog}: {message}\n")
 
 
@@ -32,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     args, extra = parsed(sys.argv[1:] if argv is None else argv)
     if extra and args.command != "lab":
-        print(f"dlcourse {args.command}: unknown argument {extra[0]!r}", file=sys.stderr)
+        lang = None if args.command in BILINGUAL else "en"
+        text = strings.t("refusal.argument.unknown", lang, name=repr(extra[0]))
+        print(f"dlcourse {args.command}: {text}", file=sys.stderr)
         return USAGE_ERROR
     args.extra = extra
     for stream in (sys.stdout, sys.stderr):  # a terminal without Korean letters is no error
@@ -44,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.lang = _language(args.lang)
         return args.run(args)
     except ValueError as error:
-        print(f"dlcourse {args.command}: {error}", file=sys.stderr)
+        said = error.said() if isinstance(error, Refusal) else str(error)
+        print(f"dlcourse {args.command}: {said}", file=sys.stderr)
         return USAGE_ERROR
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -62,10 +79,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The arguments, and those that are unknown; what follows "--" is the command of a job."""
     given = list(argv)
+    if given[:1] and given[0] in BILINGUAL:
+        _speak(given)
     cut = given.index("--") if given[:1] == ["job"] and "--" in given else len(given)
     args, extra = _parser(plan=given[:1] == ["plan"]).parse_known_args(given[:cut])
     args.run_command = given[cut + 1 :]
     return args, extra
+
+
+def _speak(given: Sequence[str]) -> None:
+    """Take the language of --lang before the arguments are read, which may be refused."""
+    values = [b for a, b in zip(given, [*given[1:], ""], strict=True) if a == "--lang"]
+    values += [a.partition("=")[2] for a in given if a.startswith("--lang=")]
+    if values and values[-1] in strings.LANGUAGES:
+        strings.set_language(values[-1])
 
 
 def _parser(*, plan: bool = False) -> _Parser:
@@ -479,9 +506,8 @@ def _scale(args: argparse.Namespace) -> int:
     strings.set_language(args.lang)
     names = [name for name in scale.LESSONS if args.lesson in (name, name[:2])]
     if not names:
-        raise ValueError(
-            f"lesson {args.lesson!r} has no scale: give one of {', '.join(scale.LESSONS)}"
-        )
+        known = ", ".join(scale.LESSONS)
+        raise Refusal("refusal.scale.lesson", lesson=repr(args.lesson), known=known)
     options = (
         *("tensor", "pipeline", "stage", "experts", "top_k", "expert"),
         *("rank", "micro_batch", "micro_batches", "block"),

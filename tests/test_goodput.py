@@ -374,7 +374,10 @@ def test_the_plan_says_it_in_both_languages(capsys):
     ("more", "said"),
     [
         ("--mtbf-hours -3", "mtbf_hours=-3.0: give more than 0"),
-        ("--mtbf-hours 200 --interval-minutes 0.5", "checkpoint=60 is longer than interval=30"),
+        (
+            "--mtbf-hours 200 --interval-minutes 0.5",
+            "interval_minutes=0.5: a checkpoint of 60 seconds takes longer",
+        ),
         ("--mtbf-hours 200 --interval-minutes 9e9", "is longer than the run"),
         ("--mtbf-hours 200 --spares -1", "spares=-1"),
         ("--mtbf-hours 1e-4", "would never end"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import re
 import subprocess
 import sys
 import time
@@ -40,6 +42,7 @@ from dlcourse.plan.planner import DoesNotFit, complexity, judge, plan
 from dlcourse.plan.regret import comparable, regret
 from dlcourse.plan.what_if import what_if
 from dlcourse.words import strings
+from dlcourse.words.refusal import Refusal
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 ROWS = published.read(DATA / "published_runs.json")
@@ -170,8 +173,8 @@ def test_what_has_the_layers_of_a_known_model_is_read(tmp_path):
             f'{{"model_type": "llama4", "text_config": {config_text("llama4_text")}}}',
             "'llama4_text'",
         ),
-        (config_text("mixtral"), "missing num_local_experts or"),
-        (config_text("deepseek_v3"), "missing num_local_experts or"),
+        (config_text("mixtral"), "missing one of num_local_experts, num_experts"),
+        (config_text("deepseek_v3"), "missing one of num_local_experts"),
     ],
 )
 def test_a_bad_config_is_refused_in_words(tmp_path, text, said):
@@ -963,12 +966,74 @@ def test_the_command_judges_a_layout(capsys):
     ],
 )
 def test_the_command_refuses(arguments, said, capsys):
+    """In the language of its answers; a sentence, of which no part is in the other language."""
+    assert said in refusal_of(["plan", "--lang", "en", *arguments], capsys)
+    assert prose(refusal_of(["plan", "--lang=ko", *arguments], capsys)) == []
+    assert refusal_of(["plan", *arguments, "--lang", "ko"], capsys)
+
+
+def refusal_of(arguments: list[str], capsys) -> str:
+    """The one line that a command says where it refuses; in Korean where it should be."""
     try:
-        status = cli.main(["plan", "--lang", "en", *arguments])
+        status = cli.main(arguments)
     except SystemExit as refused:  # by the parser of arguments
         status = refused.code
-    assert status == cli.USAGE_ERROR
-    assert said in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert (status, printed.out) == (cli.USAGE_ERROR, "")
+    assert printed.err.count("\n") == 1
+    assert bool(re.search("[가-힣]", printed.err)) == ("en" not in arguments)
+    return printed.err
+
+
+def prose(text: str) -> list[str]:
+    """English words in a row, as in a sentence; names have commas. What Python said may follow."""
+    own = re.split("읽을 수 없습니다: |열: ", text)[0]
+    return re.findall(r"(?:[a-z]{2,} ){3,}[a-z]{2,}", own)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", "--gpus"], "--gpus 인자: 값이 하나 필요합니다"),
+        (["plan", "--gpus", "많이"], "--gpus 인자: '많이': 숫자가 아닙니다"),
+        (["plan", "--gpsu", "8"], "알 수 없는 인자입니다: '--gpsu'"),
+        (["plan", "--gpu", "tpu"], "gpu='tpu': 모르는 이름입니다. 다음 중 하나를 주세요: "),
+        (["plan", "--model", "deepseek-v3"], "h100 GPU로는 옵티마이저를 호스트에 두고 적어도"),
+        (["plan", "--gpu", "H100", "--batch", "12345"], "가장 가까운 값은 12,288, 16,384"),
+        (["plan", "--gpus", "16", "--model", "모델"], "model='모델': 모르는 모델입니다"),
+        (["plan", "--spares", "1"], "spares만 있고 mtbf_hours가 없습니다"),
+        (["plan", "--mtbf-hours", "0"], "mtbf_hours=0.0: 0보다 큰 수"),
+        (
+            ["plan", "--mtbf-hours", "100", "--interval-minutes", "0.5"],
+            "쓰는 데만 60초가 걸립니다. 간격을 1분 이상",
+        ),
+        (["scale"], "빠진 인자: lesson"),
+        (["scale", "01"], "lesson '01': 규모를 볼 수 있는 레슨이 아닙니다"),
+        (["scale", "03", "--world", "x"], "--world 인자: 정수가 아닌 값 'x'"),
+        (["scale", "03", "--world", "1000000"], "world=1000000: 262144 이하로"),
+        (["scale", "04", "--tensor", "5", "--world", "1000"], "n_head=32: tensor=5랭크가"),
+        (["scale", "04", "--world", "1001"], "= 125 x 1 x 8 = 1000랭크인데 world=1001"),
+        (["explain", "a.json", "--world", "two"], "--world 인자: 정수가 아닌 값 'two'"),
+    ],
+)
+def test_commands_refuse_in_korean(arguments, said, capsys):
+    """Without --lang too: the tests' system is Korean."""
+    strings.set_language("ko")
+    text = refusal_of(arguments, capsys)
+    assert said in text and prose(text) == []
+
+
+def test_a_refusal_is_english_for_python():
+    """And says the same in Korean, also after a rank has sent it."""
+    with pytest.raises(Refusal, match="gpu='tpu' is unknown: give one of") as refused:
+        cluster_of("tpu", gpus=8)
+    sent = pickle.loads(pickle.dumps(refused.value))
+    assert str(sent) == str(refused.value)
+    assert sent.said("ko").startswith("gpu='tpu': 모르는 이름입니다")
+    with pytest.raises(DoesNotFit, match="the smallest cluster of h100 that would do") as none:
+        plan(job_of("deepseek-v3", gpus=8))
+    assert type(pickle.loads(pickle.dumps(none.value))) is DoesNotFit
+    assert "적어도" in none.value.said("ko") and "smallest" not in none.value.said("ko")
 
 
 @pytest.mark.parametrize(
@@ -979,9 +1044,12 @@ def test_the_command_refuses(arguments, said, capsys):
         (None, "is a folder: give the path of a config.json in it"),
         (b"\xff\xfe", "cannot be read"),
         ("null", "holds NoneType"),
+        ("[" * 100_000, "is nested too deeply to be read"),
+        ('{"hidden_size": 1' + "0" * 5000 + "}", "has a number of thousands of digits"),
+        ("{" + " " * 10_000_000 + "}", "has more than 10,000,000 characters"),
         ('{"model_type": "mamba"}', "missing num_hidden_layers, hidden_size, num_attention_heads"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_the_command_refuses_a_bad_config_in_one_sentence(text, said, tmp_path, capsys):
     path = tmp_path / "config.json"
@@ -989,10 +1057,8 @@ def test_the_command_refuses_a_bad_config_in_one_sentence(text, said, tmp_path, 
         path.mkdir()
     else:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert cli.main(["plan", "--lang", "en", "--model", str(path)]) == cli.USAGE_ERROR
-    printed = capsys.readouterr()
-    assert said in printed.err and printed.out == ""
-    assert len(printed.err.strip().splitlines()) == 1
+    assert said in refusal_of(["plan", "--lang", "en", "--model", str(path)], capsys)
+    assert prose(refusal_of(["plan", "--lang", "ko", "--model", str(path)], capsys)) == []
 
 
 @pytest.mark.parametrize(

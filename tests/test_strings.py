@@ -240,6 +240,7 @@ def test_a_word_in_the_wrong_file_is_named(found, keys):
     [
         ('t("a.b")', {"a.b"}, set()),
         ('strings.t("a.b", lang)', {"a.b"}, set()),
+        ('raise Refusal("a.b", x=1)', {"a.b"}, set()),
         ('x.t("a.b")', set(), set()),
         ('t("a.b" if x else "a.c")', {"a.b", "a.c"}, set()),
         ('[t(f"a.{k}") for k in ("b", "c")]', {"a.b", "a.c"}, set()),

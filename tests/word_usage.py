@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ASK = ("t", "strings.t", "Refusal", "DoesNotFit")  # what looks its first argument up
 Names = dict[str, set[str] | None]  # the texts a name may be; None where they are not known
 
 
@@ -127,7 +128,7 @@ class _Reader(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
-        if ast.unparse(node.func) in ("t", "strings.t") and node.args:
+        if ast.unparse(node.func) in ASK and node.args:
             self._ask(node.args[0])
         if ast.unparse(node.func) == "explore":  # each slider has its name's words
             sliders = [each for each in node.keywords if each.arg not in (None, "start")]

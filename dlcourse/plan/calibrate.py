@@ -26,6 +26,7 @@ from dlcourse.formulas.flops import attention_flops
 from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.plan.cluster import Cluster, cluster_of
 from dlcourse.ranks.notebook.pool import Ranks
+from dlcourse.words.refusal import Refusal
 
 # Sides of square products; and bytes of a small and a large collective
 SIDES = {"cpu": (64, 128, 256, 512, 1024), "cuda": (256, 512, 1024, 2048, 4096, 8192)}
@@ -40,7 +41,7 @@ def calibrate(*, ranks: int) -> dict[str, Any]:
         ValueError: fewer than one rank.
     """
     if ranks < 1:
-        raise ValueError(f"ranks={ranks}: calibrate with 1 or more")
+        raise Refusal("refusal.whole", name="ranks", value=repr(ranks), least=1)
     with Ranks(ranks) as pool:
         found = pool.run(measure_rank)
     slowest = {  # what one waits for
@@ -106,21 +107,22 @@ def read_profile(path: str | Path, *, gpus: int | None = None, **given: Any) -> 
     try:
         profile = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"profile={str(path)!r} cannot be read: {error}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{file} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        raise Refusal(
+            "refusal.file.unreadable", name="profile", path=repr(str(path)), why=error
         ) from None
+    except json.JSONDecodeError as error:
+        where = {"line": error.lineno, "column": error.colno, "why": error.msg}
+        raise Refusal("refusal.file.json", path=file, **where) from None
     constants = profile.get("constants") if isinstance(profile, dict) else None
     names = {field.name for field in fields(Cluster)}
     if not isinstance(constants, dict) or set(constants) != names:
-        raise ValueError(f"{file} is no profile: make one with dlcourse plan --calibrate {file}")
+        raise Refusal("refusal.profile", path=file)
     for name, value in constants.items():
         whole = name in ("gpus", "node", "host_gpus", "multiprocessors")
         number = type(value) is int or (type(value) is float and not whole)
         if name != "gpu" and not (number and abs(value) < inf):
-            kind = "a whole number" if whole else "a number"
-            raise ValueError(f"{file} has {name}={value!r}: give {kind}")
+            key = "refusal.profile.whole" if whole else "refusal.profile.number"
+            raise Refusal(key, path=file, name=name, value=repr(value))
     if gpus is not None:
         constants["gpus"] = gpus
         constants["node"] = min(gpus, constants["node"]) if gpus > 0 else constants["node"]

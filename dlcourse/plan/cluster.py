@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dlcourse.words.refusal import Refusal
+
 MOST_GPUS = 10_000_000
 _FILE = Path(__file__).with_name("gpus.json")
 
@@ -72,21 +74,18 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if type(self.gpus) is not int or self.gpus < 1:
-            raise ValueError(f"gpus={self.gpus!r}: a cluster has 1 GPU or more")
+            raise Refusal("refusal.gpus", gpus=repr(self.gpus))
         if self.gpus > MOST_GPUS:
-            raise ValueError(f"gpus={self.gpus}: give at most {MOST_GPUS:,}, no cluster has more")
+            raise Refusal("refusal.gpus.most", gpus=self.gpus, most=MOST_GPUS)
         if type(self.node) is not int or self.node < 1:
-            raise ValueError(f"node={self.node!r}: a node has 1 GPU or more")
+            raise Refusal("refusal.node", node=repr(self.node))
         for field in fields(self):
             value = getattr(self, field.name)
             may_be_zero = field.name in ("fragmentation", "overlap_cost", "context_bytes")
             if field.name != "gpu" and not (value > 0 or (may_be_zero and value == 0)):
-                raise ValueError(f"{field.name}={value!r} of the cluster: give a positive number")
+                raise Refusal("refusal.cluster", name=field.name, value=repr(value))
         if self.gpus > self.node and self.gpus % self.node:
-            raise ValueError(
-                f"gpus={self.gpus} are not whole nodes of {self.node}: give a multiple of "
-                f"{self.node}, or node={self.gpus} for one machine"
-            )
+            raise Refusal("refusal.node.whole", gpus=self.gpus, node=self.node)
 
     @property
     def nodes(self) -> int:
@@ -135,7 +134,7 @@ def cluster_of(gpu: str, *, gpus: int, **given: Any) -> Cluster:
 
 def _known(gpu: str) -> str:
     if gpu.lower() not in _constants()["gpus"]:
-        raise ValueError(f"gpu={gpu!r} is unknown: give one of {', '.join(gpu_types())}")
+        raise Refusal("refusal.unknown", name="gpu", value=repr(gpu), known=", ".join(gpu_types()))
     return gpu.lower()
 
 

@@ -24,6 +24,7 @@ from dlcourse.plan.layouts import Layout
 from dlcourse.plan.plan_goodput import Failing
 from dlcourse.plan.planner import Answer, judge, plan
 from dlcourse.plan.report import layout_record, layout_report, record, report
+from dlcourse.words.refusal import Refusal
 from dlcourse.words.strings import t
 
 USUAL_BATCH = 4_194_304  # tokens of a step, or the nearest that the GPUs divide
@@ -32,7 +33,9 @@ USUAL_BATCH = 4_194_304  # tokens of a step, or the nearest that the GPUs divide
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own; --lang and --json are the caller's."""
     models = ", ".join(published_models())
-    parser.add_argument("--model", default="llama-3-8b", help=f"a config.json, or {models}")
+    parser.add_argument(
+        "--model", default="llama-3-8b", help=f"a config.json, - for standard input, or {models}"
+    )
     parser.add_argument("--gpu", default="h100", help=", ".join(gpu_types()))
     parser.add_argument("--gpus", type=_whole, default=8, help="in all nodes together (default: 8)")
     parser.add_argument("--node", type=_whole, help="GPUs of a node (default: the type's usual)")
@@ -73,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer, or measure. ValueError: what cannot be planned, and why."""
     if args.rows < 1:
-        raise ValueError(f"rows={args.rows}: give 1 or more of the fastest to list")
+        raise Refusal("refusal.rows", rows=args.rows)
     for name, path in (("out", args.out), ("calibrate", args.calibrate)):
         _check_place(name, path)
     if args.calibrate is not None:
@@ -108,12 +111,12 @@ def _check_place(name: str, path: str | None) -> None:
     if path is None:
         return
     if not path:  # of a shell variable that is not set; it would be the current folder
-        raise ValueError(f"{name}='': give a {'folder' if name == 'out' else 'file'}")
+        raise Refusal("refusal.no_out" if name == "out" else "refusal.no_file", name=name)
     place = Path(path)
     if name == "out" and place.exists() and not place.is_dir():
-        raise ValueError(f"out={path!r} is a file: give a folder, which may be new")
+        raise Refusal("refusal.out_file", path=repr(path))
     if name == "calibrate" and (place.is_dir() or not place.absolute().parent.is_dir()):
-        raise ValueError(f"calibrate={path!r} can be no file: give one in a folder that there is")
+        raise Refusal("refusal.calibrate", path=repr(path))
 
 
 def _judge(args: argparse.Namespace, answer: Answer, failing: Failing | None) -> int:
@@ -127,7 +130,7 @@ def _judge(args: argparse.Namespace, answer: Answer, failing: Failing | None) ->
 
 def job_of(args: argparse.Namespace) -> Job:
     """The job that the arguments describe."""
-    shape = published_model(args.model)
+    shape = published_model("/dev/stdin" if args.model == "-" else args.model)
     given = {
         "memory": args.memory,
         "network_bandwidth": args.network,
@@ -137,13 +140,13 @@ def job_of(args: argparse.Namespace) -> Job:
     }
     own = {name: value for name, value in given.items() if value is not None}
     if args.tokens is not None and not args.tokens > 0:
-        raise ValueError(f"tokens={args.tokens}: give a positive number, as 15e12")
+        raise Refusal("refusal.tokens", tokens=args.tokens)
     if args.profile is not None:
         cluster = read_profile(args.profile, gpus=args.gpus, **own)
     else:
         cluster = cluster_of(args.gpu, gpus=args.gpus, **own)
     if args.sequence < 1:
-        raise ValueError(f"sequence={args.sequence}: give 1 or more tokens")
+        raise Refusal("refusal.sequence", sequence=args.sequence)
     batch = args.batch
     if batch is None:
         each = cluster.gpus * args.sequence
@@ -164,7 +167,7 @@ def failing_of(args: argparse.Namespace) -> Failing | None:
     given = {field.name: getattr(args, field.name) for field in fields(Failing)}
     own = {name: value for name, value in given.items() if value is not None}
     if own and args.mtbf_hours is None:
-        raise ValueError(f"{next(iter(own))} without mtbf_hours: give --mtbf-hours, of one node")
+        raise Refusal("refusal.no_mtbf", name=next(iter(own)))
     return Failing(**own) if own else None
 
 
@@ -172,7 +175,7 @@ def _whole(text: str) -> int:
     """A whole number, also as 4e6."""
     value = _number(text)
     if value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number: give one, as 64 or 4e6")
+        raise argparse.ArgumentTypeError(t("refusal.no_whole", text=repr(text)))
     return int(text) if text.lstrip("-").isdecimal() else int(value)
 
 
@@ -183,9 +186,7 @@ def _number(text: str) -> float:
     except ValueError:
         value = inf
     if not abs(value) < inf:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no number: give one without a unit, as 64, 80e9 (bytes) or 15e12 (tokens)"
-        )
+        raise argparse.ArgumentTypeError(t("refusal.no_number", text=repr(text)))
     return value
 
 
@@ -200,11 +201,11 @@ def layout_of(text: str) -> Layout:
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
         if name not in kinds:
-            raise ValueError(f"layout has {name!r}: give some of {', '.join(kinds)}, as data=8")
+            raise Refusal("refusal.layout.name", name=repr(name), known=", ".join(kinds))
         if name in given:
-            raise ValueError(f"layout has {name} twice: give it once")
+            raise Refusal("refusal.layout.twice", name=name)
         if kinds[name] == "int" and not value.lstrip("-").isdecimal():
-            raise ValueError(f"layout has {name}={value!r}: give a whole number")
+            raise Refusal("refusal.layout.whole", name=name, value=repr(value))
         given[name] = int(value) if kinds[name] == "int" else value
     if given.get("chunks", 1) > 1:
         given.setdefault("schedule", "interleaved")

@@ -18,8 +18,10 @@ from typing import Any
 
 from dlcourse.formulas.sizes import MODELS
 from dlcourse.plan.model_shape import ModelShape, gpt_shape
+from dlcourse.words.refusal import Refusal
 
 _FILE = Path(__file__).with_name("models.json")
+_MOST_TEXT = 10_000_000  # characters; the longest published config has some thousands
 # What each family calls its sizes; of several names the first that is there
 _LLAMA = {
     "layers": ("num_hidden_layers",),
@@ -58,24 +60,35 @@ def read_config(path: str | Path) -> ModelShape:
     """
     file = Path(path)
     if file.is_dir():
-        raise ValueError(f"model={str(path)!r} is a folder: give the path of a config.json in it")
+        raise Refusal("refusal.file.folder", path=repr(str(path)))
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8-sig") as opened:  # an editor may have put a mark before it
+            text = opened.read(_MOST_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"model={str(path)!r} cannot be read: {error}") from None
-    if not text.strip():
-        raise ValueError(f"{file} is empty: a config.json is an object {{...}}")
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{file} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        raise Refusal(
+            "refusal.file.unreadable", name="model", path=repr(str(path)), why=error
         ) from None
+    if not text.strip():
+        raise Refusal("refusal.file.empty", path=file)
+    if len(text) > _MOST_TEXT:
+        raise Refusal("refusal.file.large", path=file, most=_MOST_TEXT)
+    config = _parsed(text, file)
     if not isinstance(config, dict):
-        raise ValueError(
-            f"{file} holds {type(config).__name__}: a config.json is an object {{...}}"
-        )
-    return shape_of(config, name=file.parent.name if file.name == "config.json" else file.stem)
+        raise Refusal("refusal.file.object", path=file, kind=type(config).__name__)
+    folder = file.absolute().parent.name or "config"  # that of the current folder too
+    return shape_of(config, name=folder if file.name == "config.json" else file.stem)
+
+
+def _parsed(text: str, file: Path) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = {"line": error.lineno, "column": error.colno, "why": error.msg}
+        raise Refusal("refusal.file.json", path=file, **where) from None
+    except RecursionError:
+        raise Refusal("refusal.file.deep", path=file) from None
+    except ValueError:  # Python reads no number of more than 4,300 digits
+        raise Refusal("refusal.file.digits", path=file) from None
 
 
 @cache
@@ -98,7 +111,7 @@ def published_model(name: str) -> ModelShape:
     if name.endswith(".json") or (name and Path(name).exists()):
         return read_config(name)
     known = ", ".join(sorted([*published_models(), *MODELS]))
-    raise ValueError(f"model={name!r} is unknown: give a config.json, or one of {known}")
+    raise Refusal("refusal.model.unknown", model=repr(name), known=known)
 
 
 def shape_of(config: Mapping[str, Any], *, name: str) -> ModelShape:
@@ -113,9 +126,9 @@ def shape_of(config: Mapping[str, Any], *, name: str) -> ModelShape:
     for key in _WHOLE:
         value = config.get(key)
         if value is not None and (type(value) is not int or value < 0):
-            raise ValueError(f"config of {name}: {key}={value!r}: give a whole number, or null")
+            raise Refusal("refusal.config.null", model=name, entry=key, value=repr(value))
     if not isinstance(config.get("mlp_only_layers") or [], list):
-        raise ValueError(f"config of {name}: mlp_only_layers holds no list of layers")
+        raise Refusal("refusal.config.list", model=name, entry="mlp_only_layers")
     kind = str(config.get("model_type", ""))
     sizes = _sizes(config, _GPT2 if kind == "gpt2" else _LLAMA, kind, name)
     heads = sizes["heads"]
@@ -150,34 +163,34 @@ def _sizes(
     config: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]], kind: str, name: str
 ) -> dict[str, int]:
     missing = [names[0] for names in keys.values() if not any(key in config for key in names)]
-    if kind in (*_MOE, *_DEEPSEEK) and not any(key in config for key in _EXPERTS):
-        missing.append(f"{' or '.join(_EXPERTS)} (null where there are none)")
-    known = "" if kind in KNOWN else f" (known are {', '.join(KNOWN)})"
-    about = f"config of {name}, model_type {kind or 'not given'!r}{known}"
+    known, about = ", ".join(KNOWN), {"model": name, "kind": repr(kind)}
     if missing:
-        raise ValueError(f"{about}: missing {', '.join(missing)}")
-    if known and kind:
-        raise ValueError(
-            f"{about}: its layers may be others; where they are those of a known one, give that "
-            "model_type"
-        )
+        lacking = {"model": name, "missing": ", ".join(missing)}
+        if kind in KNOWN:
+            raise Refusal("refusal.config.missing", **lacking)
+        if not kind:
+            raise Refusal("refusal.config.no_kind", known=known, **lacking)
+        raise Refusal("refusal.config.kind_missing", kind=repr(kind), known=known, **lacking)
+    if kind and kind not in KNOWN:
+        raise Refusal("refusal.config.kind", known=known, **about)
+    if kind in (*_MOE, *_DEEPSEEK) and not any(key in config for key in _EXPERTS):
+        raise Refusal("refusal.config.experts", names=", ".join(_EXPERTS), **about)
     found = {size: config[next(k for k in names if k in config)] for size, names in keys.items()}
     for size, value in found.items():
         if type(value) is not int or value < 1:
-            raise ValueError(
-                f"config of {name}: {keys[size][0]}={value!r}: give a whole number of 1 or more"
+            raise Refusal(
+                "refusal.config.whole", model=name, entry=keys[size][0], value=repr(value)
             )
     if found["hidden"] % found["heads"] and not config.get("head_dim"):
-        raise ValueError(
-            f"config of {name}: {found['heads']} heads do not divide hidden size {found['hidden']}"
-        )
+        sizes = {"heads": found["heads"], "hidden": found["hidden"]}
+        raise Refusal("refusal.config.heads", model=name, **sizes)
     return found
 
 
 def _needed(config: Mapping[str, Any], name: str, *keys: str) -> list[int]:
     missing = [key for key in keys if config.get(key) is None]
     if missing:
-        raise ValueError(f"config of {name}: missing {', '.join(missing)}")
+        raise Refusal("refusal.config.missing", model=name, missing=", ".join(missing))
     return [config[key] for key in keys]
 
 

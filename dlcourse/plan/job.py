@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dlcourse.plan.cluster import Cluster
 from dlcourse.plan.model_shape import ModelShape
+from dlcourse.words.refusal import Refusal
 
 Array = NDArray[np.float64]
 ATTENTION = ("flash", "flash1", "flash3", "unfused")
@@ -110,9 +111,10 @@ class Job:
         for name in ("batch_tokens", "sequence"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise ValueError(f"{name}={value!r}: give a whole number of 1 or more")
+                raise Refusal("refusal.whole", name=name, value=repr(value), least=1)
             if value > MOST_TOKENS:
-                raise ValueError(f"{name}={value:.3g}: give at most {MOST_TOKENS:.0e} tokens")
+                said, most = f"{value:.3g}", f"{MOST_TOKENS:.0e}"
+                raise Refusal("refusal.tokens.most", name=name, value=said, most=most)
         if not self.imbalance >= 1:
             raise ValueError(f"imbalance={self.imbalance!r}: the busiest rank has 1 or more")
         if self.cut_experts and self.sequence_parallel:
@@ -121,9 +123,12 @@ class Job:
                 "same tokens, so give sequence_parallel=False"
             )
         if self.batch_tokens % self.sequence:
-            raise ValueError(
-                f"batch_tokens={self.batch_tokens:,} are no whole number of sequences of "
-                f"{self.sequence:,}: the nearest are {self._near(0):,} and {self._near(1):,}"
+            raise Refusal(
+                "refusal.batch",
+                batch=self.batch_tokens,
+                sequence=self.sequence,
+                below=self._near(0),
+                above=self._near(1),
             )
         for name, allowed in (
             ("states", STATE_BYTES),
@@ -133,9 +138,8 @@ class Job:
             ("loss", LOSS_BYTES),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown: give one of {', '.join(allowed)}"
-                )
+                value = repr(getattr(self, name))
+                raise Refusal("refusal.unknown", name=name, value=value, known=", ".join(allowed))
 
     def _near(self, more: int) -> int:
         return max(1, self.batch_tokens // self.sequence + more) * self.sequence

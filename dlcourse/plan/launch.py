@@ -13,11 +13,19 @@ Megatron-Core 0.16. Where a file starts something else than the planner has coun
 from __future__ import annotations
 
 import json
+import re
 
 from dlcourse.plan.job import SENT_BYTES, Job
 from dlcourse.plan.layouts import Layout
 
-_TITAN = {"llama-3-8b": "8B", "llama-3-70b": "70B", "llama-3-405b": "405B"}
+# Models that torchtitan 0.2 knows: its name and flavor
+_TITAN = {
+    "llama-3-8b": ("llama3", "8B"),
+    "llama-3-70b": ("llama3", "70B"),
+    "llama-3-405b": ("llama3", "405B"),
+    "deepseek-v2-lite": ("deepseek_v3", "16B"),
+    "deepseek-v3": ("deepseek_v3", "671B"),
+}
 
 
 def files(job: Job, layout: Layout) -> dict[str, str]:
@@ -70,7 +78,7 @@ def slurm(job: Job, layout: Layout, script: str = "train.py") -> str:
     nodes, node = job.cluster.nodes, _node(job)
     return (
         "#!/bin/bash\n"
-        f"#SBATCH --job-name={job.shape.name}\n"
+        f"#SBATCH --job-name={re.sub(r'[^A-Za-z0-9._-]+', '-', job.shape.name) or 'train'}\n"
         f"#SBATCH --nodes={nodes}\n"
         "#SBATCH --ntasks-per-node=1\n"
         f"#SBATCH --gpus-per-node={node}\n"
@@ -138,7 +146,8 @@ def torchtitan(job: Job, layout: Layout) -> str:
     """torchtitan's TOML; what it has no key for stands in comments."""
     said = ["for torchtitan 0.2"]
     if job.shape.name not in _TITAN:
-        said.append(f"torchtitan has no flavor of {job.shape.name}: register its sizes first")
+        name = json.dumps(job.shape.name)
+        said.append(f"torchtitan has no flavor of {name}: register its sizes first")
     if layout.stage in (1, 2):
         said.append("FSDP shards parameters too (ZeRO 3); reshard_after_forward=never is nearest")
     if layout.offload != "none":
@@ -154,8 +163,9 @@ def torchtitan(job: Job, layout: Layout) -> str:
     sharded = layout.stage > 0 or layout.expert > 1
     schedule = {"interleaved": "Interleaved1F1B", "gpipe": "GPipe", "zb-v": "ZBVZeroBubble"}
     lines = [f"# {describe(layout)}", *[f"# {text}" for text in said], "[model]"]
-    lines += [f'name = "{"llama3" if "llama" in job.shape.name else job.shape.name}"']
-    lines += [f'flavor = "{_TITAN.get(job.shape.name, job.shape.name)}"', "", "[training]"]
+    model, flavor = _titan(job.shape.name)
+    # What JSON quotes TOML reads: a name may be that of a folder
+    lines += [f"name = {json.dumps(model)}", f"flavor = {json.dumps(flavor)}", "", "[training]"]
     lines += [f"local_batch_size = {max(1, job.sequences // layout.data)}"]
     if layout.pipeline == 1:
         lines[-1] = f"local_batch_size = {layout.micro_batch}"
@@ -182,6 +192,11 @@ def torchtitan(job: Job, layout: Layout) -> str:
     lines += [f'mode = "{layout.recompute}"']
     lines += ['selective_ac_option = "op"'] if layout.recompute == "selective" else []
     return "\n".join(lines) + "\n"
+
+
+def _titan(model: str) -> tuple[str, str]:
+    kind = "llama3" if "llama" in model else model
+    return _TITAN.get(model, (kind, model))
 
 
 def _layers(job: Job, layout: Layout) -> tuple[int, int, int]:

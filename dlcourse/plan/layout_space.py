@@ -16,6 +16,7 @@ import numpy as np
 
 from dlcourse.plan.job import Job
 from dlcourse.plan.layouts import NAMES, SCHEDULES, Layout, Layouts
+from dlcourse.words.refusal import Refusal
 
 # Beyond these no published run goes, and none has a reason to
 LIMITS = {"tensor": 64, "pipeline": 256, "chunks": 12, "context": 64, "micro_batch": 64}
@@ -42,7 +43,7 @@ def all_layouts(job: Job, **only: Sequence[int | str]) -> Layouts:
     numbers = {name: [_number(name, value) for value in own] for name, own in only.items()}
     blocks = [block for block in _blocks(job, numbers) if len(block[0])]
     if not blocks:
-        raise ValueError(_nothing(job))
+        raise _nothing(job)
     return Layouts(
         **{
             name: np.concatenate([block[number] for block in blocks])
@@ -148,11 +149,14 @@ def nearest_batch(job: Job) -> int:
     return job.sequence * min(near or {job.cluster.gpus}, key=lambda n: (abs(n - wanted), -n))
 
 
-def _nothing(job: Job) -> str:
-    gpus, sequences = job.cluster.gpus, job.sequences
-    fewest = min(_data_sizes(job), default=gpus)
-    return (
-        f"batch_tokens={job.batch_tokens:,} ({sequences:,} sequences of {job.sequence:,}) can be "
-        f"divided by no layout of {gpus:,} GPUs: the fewest data-parallel ranks are {fewest:,}; "
-        f"give {nearest_batch(job):,} tokens, or other GPUs"
+def _nothing(job: Job) -> Refusal:
+    gpus = job.cluster.gpus
+    return Refusal(
+        "refusal.batch.divides",
+        batch=job.batch_tokens,
+        sequences=job.sequences,
+        sequence=job.sequence,
+        gpus=gpus,
+        fewest=min(_data_sizes(job), default=gpus),
+        nearest=nearest_batch(job),
     )

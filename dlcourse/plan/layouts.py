@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcourse.plan.job import Array, Job
+from dlcourse.words.refusal import Refusal
 
 RECOMPUTE = ("none", "selective", "full")
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-v")
@@ -50,17 +51,15 @@ class Layout:
             value = getattr(self, field.name)
             allowed = NAMES.get(field.name)
             if allowed and value not in allowed:
-                raise ValueError(f"{field.name}={value!r}: give one of {', '.join(allowed)}")
+                known = ", ".join(allowed)
+                raise Refusal("refusal.one_of", name=field.name, value=repr(value), known=known)
             if field.name == "stage" and value not in (0, 1, 2, 3):
-                raise ValueError(f"stage={value!r} of ZeRO: give 0, 1, 2 or 3")
+                raise Refusal("refusal.stage", stage=repr(value))
             if not allowed and field.name != "stage" and (type(value) is not int or value < 1):
-                raise ValueError(f"{field.name}={value!r}: give a whole number of 1 or more")
+                raise Refusal("refusal.whole", name=field.name, value=repr(value), least=1)
 
         if self.chunks > 1 and self.schedule in ("gpipe", "1f1b", "zb-h1"):
-            raise ValueError(
-                f"chunks={self.chunks} with schedule={self.schedule!r}, which has one a rank: give "
-                "schedule='interleaved' or 'zb-v'"
-            )
+            raise Refusal("refusal.chunks", chunks=self.chunks, schedule=repr(self.schedule))
 
     @property
     def gpus(self) -> int:

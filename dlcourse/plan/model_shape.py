@@ -20,7 +20,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dlcourse.formulas.sizes import GPTConfig
+from dlcourse.words.refusal import Refusal
 
+# No model has more: hidden sizes go to 10**5, vocabularies to 10**6, parameters to 10**13. Beyond,
+# products of sizes overflow.
+MOST_SIZE, MOST_NUMBERS = 10**7, 10**15
 _MAY_BE_ZERO = (
     *("positions", "experts", "top_k", "expert_ffn", "shared_ffn", "moe_layers"),
     *("q_rank", "kv_rank", "rope_dim", "ffn"),
@@ -83,18 +87,27 @@ class ModelShape:
                 continue
             least = 0 if field.name in _MAY_BE_ZERO else 1
             if type(value) is not int or value < least:
-                raise ValueError(
-                    f"{field.name}={value!r} of model {self.name}: give a whole number of {least} "
-                    "or more"
+                raise Refusal(
+                    "refusal.model.whole",
+                    name=field.name,
+                    value=repr(value),
+                    model=self.name,
+                    least=least,
                 )
+            if value > MOST_SIZE:
+                said = {"model": self.name, "most": MOST_SIZE}
+                much = str(value) if value < 10**12 else f"10**{len(str(value)) - 1}"
+                raise Refusal("refusal.model.width", name=field.name, value=much, **said)
         if self.heads % self.kv_heads:
-            raise ValueError(
-                f"kv_heads={self.kv_heads} does not divide heads={self.heads} of {self.name}: each "
-                "key head serves as many query heads"
-            )
+            heads = {"kv_heads": self.kv_heads, "heads": self.heads}
+            raise Refusal("refusal.model.kv_heads", model=self.name, **heads)
         if self.experts and not 1 <= self.top_k <= self.experts:
-            raise ValueError(
-                f"top_k={self.top_k} of model {self.name}: give 1 to {self.experts}, its experts"
+            sizes = {"top_k": self.top_k, "experts": self.experts}
+            raise Refusal("refusal.model.top_k", model=self.name, **sizes)
+        if (numbers := total_numbers(self)) > MOST_NUMBERS:
+            most = f"{MOST_NUMBERS:.0e}"
+            raise Refusal(
+                "refusal.model.most", model=self.name, numbers=f"{numbers:.3g}", most=most
             )
 
     @property

@@ -11,12 +11,11 @@ from dataclasses import dataclass, fields
 from dlcourse.formulas.goodput import (
     best_interval,
     check_failures,
-    check_interval,
-    check_nodes,
     job_goodput,
     job_mtbf,
 )
 from dlcourse.plan.planner import Answer
+from dlcourse.words.refusal import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,25 +49,24 @@ class Failing:
                 try:
                     check_failures(**{name: value})
                 except ValueError:
-                    least = "0 or more" if least_zero else "more than 0"
-                    raise ValueError(f"{field.name}={value!r}: give {least}") from None
-        check_nodes(1, self.spares or 0)
+                    key = "refusal.not_negative" if least_zero else "refusal.positive"
+                    raise Refusal(key, name=field.name, value=repr(value)) from None
+        if self.spares is not None and (type(self.spares) is not int or self.spares < 0):
+            raise Refusal("refusal.whole", name="spares", value=repr(self.spares), least=0)
         self.check_interval()
 
     def check_interval(self, days: float | None = None) -> None:
         """Refuse an interval shorter than its checkpoint, or longer than a run of so many days."""
         if self.interval_minutes is None:
             return
-        try:
-            check_interval(
-                60 * self.interval_minutes,
-                checkpoint=self.checkpoint_seconds,
-                work=86400 * days if days else None,
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"interval_minutes={self.interval_minutes:g}, in seconds: {error}"
-            ) from None
+        seconds, minutes = 60 * self.interval_minutes, f"{self.interval_minutes:g}"
+        if self.checkpoint_seconds > seconds:
+            least, held = f"{self.checkpoint_seconds / 60:g}", f"{self.checkpoint_seconds:g}"
+            given = {"minutes": minutes, "checkpoint": held, "least": least}
+            raise Refusal("refusal.interval.checkpoint", **given)
+        if days and seconds > 86400 * days:
+            most = f"{1440 * days:g}"
+            raise Refusal("refusal.interval.run", minutes=minutes, most=most)
 
 
 def with_failures(
@@ -108,10 +106,8 @@ def with_failures(
         days = answer.numbers(index, tokens=tokens)["days"]
         failing.check_interval(days)
         if found["goodput"] < 1e-6:
-            raise ValueError(
-                f"mtbf_hours={failing.mtbf_hours:g} of a node: {cluster.nodes:,} of them fail so "
-                "often that the run would never end; give fewer nodes, or faster checkpoints"
-            )
+            mtbf_hours = f"{failing.mtbf_hours:g}"
+            raise Refusal("refusal.mtbf", mtbf_hours=mtbf_hours, nodes=cluster.nodes)
         nodes = cluster.nodes + (failing.spares or 0)
         found["days"] = days / found["goodput"]
         found["gpu_hours"] = 24 * found["days"] * nodes * cluster.gpus / cluster.nodes

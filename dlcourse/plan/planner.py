@@ -23,12 +23,13 @@ from dlcourse.plan.layout_space import all_layouts
 from dlcourse.plan.layout_time import SECONDS, hardware_flops, model_flops, step_seconds
 from dlcourse.plan.layouts import RECOMPUTE, Layout, Layouts
 from dlcourse.plan.model_shape import total_numbers
+from dlcourse.words.refusal import Refusal
 
 SLACK = 0.05  # what simplicity may cost
 _BLOCK = 100_000  # layouts judged at a time: bounds the memory that judging takes
 
 
-class DoesNotFit(ValueError):
+class DoesNotFit(Refusal):
     """No layout fits. The message says by how much, and on which cluster one would."""
 
 
@@ -180,33 +181,26 @@ def check_layout(job: Job, layout: Layout) -> None:
     """Refuse a layout that is not of this job's cluster and batch."""
     shape = job.shape
     if layout.gpus != job.cluster.gpus:
-        raise ValueError(
-            f"data {layout.data} x tensor {layout.tensor} x pipeline {layout.pipeline} x context "
-            f"{layout.context} are {layout.gpus} GPUs: the cluster has {job.cluster.gpus}"
-        )
+        sides = {n: getattr(layout, n) for n in ("data", "tensor", "pipeline", "context", "gpus")}
+        raise Refusal("refusal.layout.gpus", cluster=job.cluster.gpus, **sides)
     each = layout.data * layout.micro_batch
     if job.sequences % each:
-        raise ValueError(
-            f"data {layout.data} x micro_batch {layout.micro_batch} does not divide "
-            f"{job.sequences} sequences of the batch"
-        )
+        each_of = {"data": layout.data, "micro_batch": layout.micro_batch}
+        raise Refusal("refusal.layout.batch", sequences=job.sequences, **each_of)
     for name, value, whole in (
         ("tensor", layout.tensor, shape.heads),
         ("expert", layout.expert, shape.experts or 1),
         ("context", layout.context, job.sequence),
     ):
         if whole % value:
-            raise ValueError(f"{name}={value} does not divide {whole} of model {shape.name}")
+            said = {"name": name, "value": value, "whole": whole}
+            raise Refusal("refusal.layout.divides", model=shape.name, **said)
     if layout.pipeline * layout.chunks > shape.layers + 2:
-        raise ValueError(
-            f"pipeline {layout.pipeline} x chunks {layout.chunks}: {shape.name} has only "
-            f"{shape.layers} layers"
-        )
+        cut = {"pipeline": layout.pipeline, "chunks": layout.chunks}
+        raise Refusal("refusal.layout.layers", model=shape.name, layers=shape.layers, **cut)
     if (layout.data * layout.context * layout.tensor) % layout.expert:
-        raise ValueError(
-            f"expert={layout.expert} does not divide data x context x tensor = "
-            f"{layout.data * layout.context * layout.tensor}"
-        )
+        ranks = layout.data * layout.context * layout.tensor
+        raise Refusal("refusal.layout.expert", expert=layout.expert, ranks=ranks)
 
 
 def plan(job: Job) -> Answer:
@@ -218,26 +212,32 @@ def plan(job: Job) -> Answer:
     """
     answer = evaluate(job, all_layouts(job))
     if not answer.fits.any():
-        raise DoesNotFit(_does_not_fit(answer))
+        raise _does_not_fit(answer)
     return answer
 
 
-def _does_not_fit(answer: Answer) -> str:
+def _does_not_fit(answer: Answer) -> DoesNotFit:
     job = answer.job
     host = answer.memory["host"] > job.cluster.host_memory
     held = np.where(host, np.inf, answer.memory["total"])
     least = int(np.argmin(held))
     over = held[least] - job.cluster.memory
     needed = smallest_cluster(job)
-    away = ", with the optimizer on the host" if needed and offload_needed(job, needed) else ""
-    then = (
-        f"the smallest cluster of {job.cluster.gpu} that would do has {needed} GPUs{away}"
-        if needed
-        else f"no cluster of {job.cluster.gpu} up to {MOST:,} GPUs would do"
-    )
-    return (
-        f"{job.shape.name} ({total_numbers(job.shape) / 1e9:.1f}e9 parameters) fits on "
-        f"{job.cluster.gpus} x {job.cluster.gpu} in none of {len(answer.layouts):,} layouts: the "
-        f"smallest needs {held[least] / 1e9:.1f} GB of {job.cluster.memory / 1e9:.1f}, "
-        f"{over / 1e9:.1f} GB too many; {then}"
+    gpu = job.cluster.gpu
+    then = Refusal("refusal.fits.none", gpu=gpu, most=MOST)
+    if needed:
+        away = offload_needed(job, needed)
+        would = "refusal.fits.would_offload" if away else "refusal.fits.would"
+        then = Refusal(would, gpu=gpu, needed=needed)
+    return DoesNotFit(
+        "refusal.fits",
+        model=job.shape.name,
+        billions=f"{total_numbers(job.shape) / 1e9:.1f}",
+        gpus=job.cluster.gpus,
+        gpu=gpu,
+        layouts=len(answer.layouts),
+        least=f"{held[least] / 1e9:.1f}",
+        memory=f"{job.cluster.memory / 1e9:.1f}",
+        over=f"{over / 1e9:.1f}",
+        then=then,
     )

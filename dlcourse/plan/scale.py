@@ -20,15 +20,11 @@ from typing import Any
 
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.recipe import STAGES
-from dlcourse.formulas.sizes import MODELS, ArchitectureConfig, check_experts
+from dlcourse.formulas.sizes import MODELS, ArchitectureConfig
 from dlcourse.formulas.traffic import wire_bytes
 from dlcourse.measure.categories import CATEGORIES
-from dlcourse.parallel.divisibility import (
-    check_expert_parallel,
-    check_mesh,
-    check_tensor_parallel,
-)
 from dlcourse.plan.fake_group import fake_process_group, peak_rss_bytes
+from dlcourse.words.refusal import Refusal
 from dlcourse.words.strings import t
 from dlcourse.words.units import human_bytes, human_seconds
 
@@ -41,9 +37,10 @@ LESSONS = {
     "08_expert_parallel": {"expert": 64, "experts": 256, "top_k": 8},
 }
 
-# Beyond, sizes overflow, or one step takes hours: it is gone through micro-batch by micro-batch,
-# and torch lists the ranks of each group.
-LARGEST = {"world": 1_000_000, "micro_batch": 1_000_000, "micro_batches": 10_000}
+# Beyond, sizes overflow, or one step takes hours: it is gone through micro-batch by micro-batch.
+# torch makes every group of the mesh, this rank's or not: hundreds of thousands in this world, in
+# some ten seconds and 0.5 GB; of a million ranks in minutes.
+LARGEST = {"world": 262_144, "micro_batch": 1_000_000, "micro_batches": 10_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,69 +82,65 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
-            raise ValueError(f"model={self.model!r}: give one of {', '.join(MODELS)}")
-        sizes = ("world", "tensor", "pipeline", "expert", "micro_batch", "micro_batches", "block")
-        for name in sizes:
+            known = ", ".join(MODELS)
+            raise Refusal("refusal.one_of", name="model", value=repr(self.model), known=known)
+        whole = ("world", "tensor", "pipeline", "expert", "micro_batch", "micro_batches", "block")
+        for name in whole:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise ValueError(f"{name}={value!r}: give a whole number from 1 on")
+                raise Refusal("refusal.whole", name=name, value=repr(value), least=1)
         for name, largest in LARGEST.items():
             if getattr(self, name) > largest:
-                raise ValueError(f"{name}={getattr(self, name)}: give at most {largest}")
+                value = getattr(self, name)
+                raise Refusal("refusal.most", name=name, value=value, most=largest)
         config = MODELS[self.model]
         if self.experts or self.expert > 1:
             self._check_experts()
-        check_mesh(
-            data=self.data * self.expert,
-            pipeline=self.pipeline,
-            tensor=self.tensor,
-            world_size=self.world,
-        )
-        check_tensor_parallel(n_head=config.n_head, n_embd=config.n_embd, size=self.tensor)
+        ranks = self.data * self.expert * self.pipeline * self.tensor
+        if ranks != self.world:
+            sides = f"{self.data * self.expert} x {self.pipeline} x {self.tensor}"
+            raise Refusal("refusal.scale.mesh", sides=sides, ranks=ranks, world=self.world)
+        if config.n_head % self.tensor:
+            heads = {"heads": config.n_head, "tensor": self.tensor}
+            raise Refusal("refusal.scale.heads", model=self.model, **heads)
         if type(self.rank) is not int or not 0 <= self.rank < self.world:
-            raise ValueError(f"rank={self.rank!r}: there are ranks 0 to {self.world - 1}")
+            raise Refusal("refusal.scale.rank", rank=repr(self.rank), last=self.world - 1)
         if self.stage not in STAGES:
-            raise ValueError(f"stage={self.stage!r}: ZeRO has stages 1, 2 and 3; 0 is without")
+            raise Refusal("refusal.stage", stage=repr(self.stage))
         if self.pipeline > 1 and self.stage > 1:
-            raise ValueError(
-                f"stage={self.stage} with pipeline={self.pipeline}: along a pipeline only "
-                "stages 0 and 1, since 2 and 3 send every micro-batch's gradients"
-            )
+            both = {"stage": self.stage, "pipeline": self.pipeline}
+            raise Refusal("refusal.scale.stage", **both)
         if self.pipeline > config.n_layer:
-            raise ValueError(
-                f"pipeline={self.pipeline} is more than the {config.n_layer} layers of "
-                f"{self.model}: give at most {config.n_layer}"
-            )
+            sizes = {"pipeline": self.pipeline, "layers": config.n_layer}
+            raise Refusal("refusal.scale.layers", model=self.model, **sizes)
         if self.pipeline > 1 and self.micro_batches < self.pipeline:
-            raise ValueError(
-                f"micro_batches={self.micro_batches} cannot feed pipeline={self.pipeline} stages: "
-                f"1F1B needs at least as many, so give micro_batches={self.pipeline} or more"
-            )
+            given = {"micro_batches": self.micro_batches, "pipeline": self.pipeline}
+            raise Refusal("refusal.scale.micro_batches", **given)
         if self.block > config.block_size:
-            raise ValueError(
-                f"block={self.block} is longer than {self.model} reads: "
-                f"give at most {config.block_size}"
-            )
+            lengths = {"block": self.block, "most": config.block_size}
+            raise Refusal("refusal.scale.block", model=self.model, **lengths)
 
     def _check_experts(self) -> None:
-        check_experts(self.experts, self.top_k)
-        check_expert_parallel(num_experts=self.experts, size=self.expert)
+        if type(self.experts) is not int or self.experts < 1:
+            raise Refusal("refusal.whole", name="experts", value=repr(self.experts), least=1)
+        if type(self.top_k) is not int or not 1 <= self.top_k <= self.experts:
+            given = {"top_k": repr(self.top_k), "experts": self.experts}
+            raise Refusal("refusal.scale.top_k_most", **given)
+        if self.experts % self.expert:
+            shared = {"experts": self.experts, "expert": self.expert}
+            raise Refusal("refusal.scale.experts", **shared)
         hidden = 4 * MODELS[self.model].n_embd
         if hidden % self.top_k:
-            raise ValueError(
-                f"top_k={self.top_k} does not divide the {hidden} of an MLP of {self.model}: give "
-                "a number that does"
-            )
+            sizes = {"top_k": self.top_k, "hidden": hidden}
+            raise Refusal("refusal.scale.top_k", model=self.model, **sizes)
         width = hidden // self.top_k
         if width % self.tensor:
-            raise ValueError(
-                f"tensor={self.tensor} does not divide the {width} that is the width of an expert "
-                f"of {self.model} with top_k={self.top_k}: give fewer of either"
-            )
+            cut = {"tensor": self.tensor, "width": width, "top_k": self.top_k}
+            raise Refusal("refusal.scale.width", model=self.model, **cut)
         if self.world % (self.expert * self.pipeline * self.tensor):
             sides = f"expert={self.expert} x pipeline={self.pipeline} x tensor={self.tensor}"
             sides = sides if self.pipeline * self.tensor > 1 else f"expert={self.expert}"
-            raise ValueError(f"{sides} does not divide world={self.world}: give a multiple")
+            raise Refusal("refusal.scale.world", sides=sides, world=self.world)
 
     @property
     def data(self) -> int:
@@ -351,7 +344,7 @@ def scale(lesson: str | None = None, **job: Any) -> Scaled:
         RuntimeError: the step failed; with the process's last words.
     """
     if lesson is not None and lesson not in LESSONS:
-        raise ValueError(f"lesson={lesson!r} has no scale: give one of {', '.join(LESSONS)}")
+        raise Refusal("refusal.scale.lesson", lesson=repr(lesson), known=", ".join(LESSONS))
     wanted = Job(**((LESSONS[lesson] if lesson else {}) | job))
     from dlcourse.ranks.notebook.agent_process import AgentProcess
 

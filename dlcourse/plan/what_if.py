@@ -8,6 +8,7 @@ from dlcourse.plan.cluster import cluster_of, gpu_types
 from dlcourse.plan.cluster_size import usual_node, with_gpus
 from dlcourse.plan.job import Job
 from dlcourse.plan.planner import Answer, plan
+from dlcourse.words.refusal import said
 
 
 def what_if(answer: Answer) -> dict[str, dict[str, float | str]]:
@@ -15,7 +16,7 @@ def what_if(answer: Answer) -> dict[str, dict[str, float | str]]:
 
     Each has "gpus", "memory", "tokens_per_second", its ratio "faster" to today's and the
     "batch_tokens" that divide; or "whole_nodes" (GPUs of one) where a single GPU more is none, or
-    "refused" with the reason.
+    "refused" with the reason in the language in use.
     """
     job, cluster = answer.job, answer.job.cluster
     now = answer.numbers(answer.fastest)["tokens_per_second"]
@@ -35,7 +36,7 @@ def what_if(answer: Answer) -> dict[str, dict[str, float | str]]:
         try:
             best = plan(other)
         except ValueError as error:
-            found[name] = {"refused": str(error)}
+            found[name] = {"refused": str(said(error))}
             continue
         rate = best.numbers(best.fastest)["tokens_per_second"]
         found[name] = {
