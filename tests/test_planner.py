@@ -741,6 +741,31 @@ TITAN = {
     "activation_checkpoint": {"mode", "selective_ac_option"},
 }
 
+# Arguments of Megatron-LM's megatron/training/arguments.py (commit 000c4ac, beside Megatron-Core
+# 0.16) that the script may use, and what Megatron-Core calls them; "" where that has none
+SAME = """
+num-layers hidden-size ffn-hidden-size num-attention-heads tensor-model-parallel-size
+pipeline-model-parallel-size context-parallel-size bf16 num-query-groups sequence-parallel
+use-distributed-optimizer overlap-grad-reduce overlap-param-gather moe-router-topk
+account-for-embedding-in-pipeline-split account-for-loss-in-pipeline-split moe-ffn-hidden-size
+expert-model-parallel-size expert-tensor-parallel-size moe-shared-expert-intermediate-size
+moe-grouped-gemm optimizer-cpu-offload use-precision-aware-optimizer kv-channels qk-layernorm
+recompute-granularity recompute-method recompute-num-layers recompute-modules add-qkv-bias
+normalization multi-latent-attention q-lora-rank kv-lora-rank v-head-dim qk-pos-emb-head-dim
+qk-head-dim moe-router-enable-expert-bias moe-router-score-function
+"""
+MEGATRON = dict.fromkeys(SAME.split()) | {
+    "num-experts": "num_moe_experts",
+    "swiglu": "gated_linear_unit",
+    "disable-bias-linear": "add_bias_linear",
+    "decoder-last-pipeline-num-layers": "num_layers_in_last_pipeline_stage",
+    "grad-reduce-in-bf16": "grad_reduce_in_fp32",
+    "num-layers-per-virtual-pipeline-stage": "virtual_pipeline_model_parallel_size",
+    **dict.fromkeys(("seq-length", "max-position-embeddings", "micro-batch-size"), ""),
+    **dict.fromkeys(("global-batch-size", "group-query-attention"), ""),
+    **dict.fromkeys(("untie-embeddings-and-output-weights", "position-embedding-type"), ""),
+}
+
 # -- files and the command ------------------------------------------------------------------------
 
 
@@ -863,6 +888,83 @@ def test_files_say_where_they_start_something_else():
     sides = tomllib.loads(spread)["parallelism"]
     assert (sides["data_parallel_shard_degree"], sides["expert_parallel_degree"]) == (64, 8)
     assert "all else is sharded" in spread
+
+
+def megatron_flags(text: str) -> dict[str, list[str]]:
+    words = text.partition("pretrain_gpt.py")[2].replace("\\\n", " ").split("--")[1:]
+    return {name: values for name, *values in map(str.split, words)}
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "more"),
+    [
+        ("llama-3-8b", dict(data=8, tensor=8, stage=1, recompute="full"), {}),
+        ("llama-3-405b", dict(data=1, tensor=4, pipeline=16, stage=1), {}),
+        ("qwen2.5-7b", dict(data=16, tensor=4, offload="optimizer"), {}),
+        ("qwen3-30b-a3b", dict(data=64, expert=8, stage=1, recompute="selective"), {}),
+        ("gpt-neox-20b", dict(data=32, context=2), dict(states="bf16")),
+        ("mixtral-8x7b", dict(data=8, pipeline=8, expert=8), dict(states="float32")),
+        ("deepseek-v3", dict(data=8, pipeline=8, expert=8, stage=1, recompute="selective"), {}),
+        ("deepseek-v2-lite", dict(data=64, expert=8, stage=1), {}),
+    ],
+)
+def test_megatron_takes_the_arguments(model, layout, more, monkeypatch):
+    """Names as in its arguments.py, what they stand for in the installed Megatron-Core, which also
+    checks the values against each other."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # to which Megatron adds
+    from megatron.core.distributed.distributed_data_parallel_config import (
+        DistributedDataParallelConfig,
+    )
+    from megatron.core.optimizer.optimizer_config import OptimizerConfig
+    from megatron.core.transformer import transformer_config as core
+
+    job = job_of(model, gpus=64, **more)
+    said = files(job, Layout(**layout))["megatron.sh"]
+    given = megatron_flags(said)
+    assert given.keys() <= MEGATRON.keys()
+    kind = core.MLATransformerConfig if job.shape.kv_rank else core.TransformerConfig
+    fields = kind.__dataclass_fields__
+    others = (
+        DistributedDataParallelConfig.__dataclass_fields__ | OptimizerConfig.__dataclass_fields__
+    )
+    values = {}
+    for name, own in given.items():
+        field = MEGATRON[name]
+        field = name.replace("-", "_") if field is None else field
+        assert not field or field in fields or field in others, name
+        if field in fields:
+            values[field] = [int(v) if v.isdecimal() else v for v in own]
+            if name != "recompute-modules":
+                values[field] = values[field][0] if own else name != "disable-bias-linear"
+    kind(**values, pipeline_dtype="bf16", use_cpu_initialization=True)
+    # The model's own layers: without these flags Megatron would train another one
+    shape = job.shape
+    assert ("RMSNorm" in said) == (not shape.norm_bias)
+    assert ("disable-bias-linear" in given) == (not shape.mlp_bias)
+    assert ("add-qkv-bias" in given) == (shape.qkv_bias and not shape.mlp_bias)
+    heads = int(given.get("kv-channels", [shape.hidden // shape.heads])[0])
+    assert shape.kv_rank or heads == shape.head_dim
+    assert ("qk-layernorm" in given) == (shape.qk_norm or shape.kv_rank > 0)
+    # Its own conditions
+    cut = layout.get("tensor", 1) > 1 or layout.get("context", 1) > 1
+    assert ("export CUDA_DEVICE_MAX_CONNECTIONS=1\n" in said) == cut
+    if "optimizer-cpu-offload" in given:
+        assert {"use-precision-aware-optimizer", "use-distributed-optimizer"} <= given.keys()
+    assert ("grad-reduce-in-bf16" in given) == (job.states == "bf16")
+    assert "moe-grouped-gemm" not in given or "bf16" in given
+
+
+def test_a_name_that_no_file_likes_does_not_break_the_files(tmp_path):
+    """That of a folder, which may be anything."""
+    file = tmp_path / 'my "model"\n$(touch x); 모델' / "config.json"
+    file.parent.mkdir()
+    file.write_text(config_text("llama"))
+    job = Job(shape=read_config(file), cluster=cluster_of("h100", gpus=16), batch_tokens=2**20)
+    made = files(job, Layout(data=16, stage=1))
+    assert tomllib.loads(made["torchtitan.toml"])["model"]["flavor"] == file.parent.name
+    assert "#SBATCH --job-name=my-model-touch-x-\n" in made["train.slurm"]
+    for name in ("torchrun.sh", "megatron.sh", "train.slurm"):
+        assert "touch x" not in made[name]
 
 
 @pytest.mark.parametrize("nodes", [1, 4])

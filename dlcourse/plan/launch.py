@@ -17,6 +17,7 @@ import re
 
 from dlcourse.plan.job import SENT_BYTES, Job
 from dlcourse.plan.layouts import Layout
+from dlcourse.plan.model_shape import ModelShape
 
 # Models that torchtitan 0.2 knows: its name and flavor
 _TITAN = {
@@ -211,7 +212,7 @@ def _layers(job: Job, layout: Layout) -> tuple[int, int, int]:
 def megatron(job: Job, layout: Layout) -> str:
     """Arguments of Megatron-LM's pretrain_gpt.py; for other libraries a list of the same facts."""
     shape = job.shape
-    arguments: dict[str, int] = {
+    arguments: dict[str, int | str] = {
         "num-layers": shape.layers,
         "hidden-size": shape.hidden,
         "ffn-hidden-size": shape.ffn,
@@ -224,12 +225,11 @@ def megatron(job: Job, layout: Layout) -> str:
         "micro-batch-size": layout.micro_batch,
         "global-batch-size": job.sequences,
     }
-    flags = ["bf16"] if job.states != "float32" else []
-    if shape.kv_heads != shape.heads:
-        flags.append("group-query-attention")
-        arguments["num-query-groups"] = shape.kv_heads
-    flags += ["swiglu"] if shape.gated else []
-    flags += [] if shape.tied else ["untie-embeddings-and-output-weights"]
+    layers, flags = _megatron_layers(shape)
+    arguments |= layers
+    if job.states != "float32":
+        flags.append("bf16")
+        flags += ["grad-reduce-in-bf16"] if SENT_BYTES[job.states][1] == 2 else []
     if layout.tensor > 1 and job.sequence_parallel:
         flags.append("sequence-parallel")
     if layout.stage:
@@ -248,14 +248,20 @@ def megatron(job: Job, layout: Layout) -> str:
         arguments["expert-tensor-parallel-size"] = 1
         if shape.shared_ffn:
             arguments["moe-shared-expert-intermediate-size"] = shape.shared_ffn
-        flags.append("moe-grouped-gemm")
-    if layout.offload != "none":
-        flags.append("optimizer-cpu-offload")
+        flags += ["moe-grouped-gemm"] if job.states != "float32" else []
+        if shape.router_bias:
+            arguments["moe-router-score-function"] = "sigmoid"
+            flags.append("moe-router-enable-expert-bias")
+    if layout.offload != "none":  # which Megatron takes together only
+        flags += ["optimizer-cpu-offload", "use-precision-aware-optimizer"]
+        flags += [] if layout.stage else ["use-distributed-optimizer"]
     said: list[str] = []
     if shape.experts and shape.moe_layers < shape.layers:
         said.append(f"{shape.moe_layers} of the layers have experts: say which by --moe-layer-freq")
-    if shape.kv_rank:
-        said.append("latent attention: add --multi-latent-attention and its ranks")
+    if shape.shared_gate:
+        said.append("the gate of the shared expert is left out: this script has no flag for it")
+    if layout.offload != "none" and not layout.stage:
+        said.append("an optimizer on the host is divided over the data ranks too (ZeRO 1)")
     if layout.stage > 1:
         said.append("ZeRO 2 and 3 are Megatron-FSDP's, which has arguments of its own")
     if layout.schedule in ("gpipe", "zb-h1", "zb-v"):
@@ -271,7 +277,35 @@ def megatron(job: Job, layout: Layout) -> str:
     start = torchrun(job, layout, " \\\n    ".join(["pretrain_gpt.py", *text]))
     head, _, rest = start.partition("\n")
     comments = "".join(f"# {line}\n" for line in [describe(layout), *said])
-    return f"{head}\n{comments}{rest}"
+    # Megatron stops without it where such ranks run on GPUs older than Blackwell
+    one_queue = layout.tensor > 1 or layout.context > 1
+    export = "export CUDA_DEVICE_MAX_CONNECTIONS=1\n" if one_queue else ""
+    return f"{head}\n{comments}{export}{rest}"
+
+
+def _megatron_layers(shape: ModelShape) -> tuple[dict[str, int | str], list[str]]:
+    """What makes Megatron's layers the model's: its own are GPT-2's, with biases and LayerNorm."""
+    arguments: dict[str, int | str] = {}
+    flags: list[str] = []
+    if shape.kv_heads != shape.heads:
+        flags.append("group-query-attention")
+        arguments["num-query-groups"] = shape.kv_heads
+    if shape.kv_rank:
+        flags += ["multi-latent-attention", "qk-layernorm"]
+        arguments |= {"q-lora-rank": shape.q_rank} if shape.q_rank else {}
+        arguments |= {"kv-lora-rank": shape.kv_rank, "v-head-dim": shape.value_dim}
+        arguments["qk-head-dim"] = shape.head_dim - shape.rope_dim
+        arguments["qk-pos-emb-head-dim"] = shape.rope_dim
+    elif shape.head_dim * shape.heads != shape.hidden:
+        arguments["kv-channels"] = shape.head_dim
+    flags += ["swiglu"] if shape.gated else []
+    flags += [] if shape.tied else ["untie-embeddings-and-output-weights"]
+    flags += ["qk-layernorm"] if shape.qk_norm else []
+    if not shape.mlp_bias:
+        flags += ["disable-bias-linear", *["add-qkv-bias"] * shape.qkv_bias]
+    arguments |= {} if shape.norm_bias else {"normalization": "RMSNorm"}
+    arguments |= {} if shape.positions else {"position-embedding-type": "rope"}
+    return arguments, flags
 
 
 def _recomputed(job: Job) -> tuple[str, list[str]]:

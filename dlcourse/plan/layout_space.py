@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,10 @@ _INTERLEAVED, _ONE_F_ONE_B = SCHEDULES.index("interleaved"), SCHEDULES.index("1f
 
 def divisors(n: int, most: int | None = None) -> list[int]:
     """Numbers that divide ``n``, up to ``most``."""
-    return [d for d in range(1, min(n, most or n) + 1) if n % d == 0]
+    root = isqrt(n)
+    small = [d for d in range(1, min(root, most or root) + 1) if n % d == 0]
+    large = [n // d for d in reversed(small) if d * d < n]
+    return [d for d in small + large if d <= (most or n)]
 
 
 def all_layouts(job: Job, **only: Sequence[int | str]) -> Layouts:
@@ -122,7 +126,7 @@ def _blocks(job: Job, only: Mapping[str, Sequence[int]]) -> Iterator[tuple[np.nd
         ]
         if not micro_batches:
             continue
-        experts = [e for e in divisors(shape.experts) if (d * c * t) % e == 0] or [1]
+        experts = [e for e in divisors(shape.experts, gpus) if (d * c * t) % e == 0] or [1]
         stages = kept("stage", (0, 1, 2, 3) if d * c > 1 else (0,))
         sizes = [np.array(n, float) for n in (experts, stages, micro_batches, again, away)]
         e, z, b, r, o = (axis.ravel() for axis in np.meshgrid(*sizes, indexing="ij"))
