@@ -34,7 +34,7 @@ from dlcourse.plan.job import STATE_BYTES, Job
 from dlcourse.plan.kernels import matrix_seconds
 from dlcourse.plan.launch import files, missing
 from dlcourse.plan.layout_memory import layer_activations, memory, rank_memory
-from dlcourse.plan.layout_space import all_layouts, nearest_batch
+from dlcourse.plan.layout_space import all_layouts, divisors, nearest_batch
 from dlcourse.plan.layout_time import hardware_flops, model_flops, step_seconds
 from dlcourse.plan.layouts import SCHEDULES, Layout, Layouts, stage_layers
 from dlcourse.plan.model_shape import active_numbers, gpt_shape, total_numbers
@@ -119,6 +119,10 @@ def config_text(model_type: str) -> str:
     """A config with Llama's keys alone."""
     sizes = dict(hidden_size=64, vocab_size=9, num_hidden_layers=2, num_attention_heads=4)
     return json.dumps(dict(model_type=model_type, intermediate_size=128, **sizes))
+
+
+def sized(**sizes) -> str:
+    return json.dumps(json.loads(config_text("llama")) | sizes)
 
 
 def test_what_has_the_layers_of_a_known_model_is_read(tmp_path):
@@ -908,6 +912,7 @@ def megatron_flags(text: str) -> dict[str, list[str]]:
         ("deepseek-v2-lite", dict(data=64, expert=8, stage=1), {}),
     ],
 )
+@pytest.mark.filterwarnings("ignore")  # of Megatron's imports
 def test_megatron_takes_the_arguments(model, layout, more, monkeypatch):
     """Names as in its arguments.py, what they stand for in the installed Megatron-Core, which also
     checks the values against each other."""
@@ -1065,6 +1070,14 @@ def test_the_command_judges_a_layout(capsys):
         (["--layout", ""], "layout has '': give some of data"),
         (["--profile", "nothing.json"], "cannot be read"),
         (["--calibrate", "/nowhere/x.json"], "give one in a folder that there is"),
+        (["--tokens", "1e300"], "tokens=1e+300: give at most 1e+18 tokens"),
+        (["--network", "1e-300"], "network_bandwidth=1e-300 of the cluster: give 1e-12 to 1e+24"),
+        (["--memory", "1e300"], "memory=1e+300 of the cluster: give 1e-12 to 1e+24"),
+        (["--mtbf-hours", "9", "--spares", "1e9"], "spares=1000000000: give at most 100000"),
+        (["--mtbf-hours", "9", "--repair-hours", "1e300"], "repair_hours=1e+300: give at most"),
+        (["--layout", "tensor=8,chunks=3"], "chunks=3 with pipeline=1"),
+        (["--layout", "pipeline=8,chunks=2,micro_batch=256"], "and 4 micro-batches"),
+        (["--model", "x" * 5000], "model='xxx"),
     ],
 )
 def test_the_command_refuses(arguments, said, capsys):
@@ -1149,6 +1162,11 @@ def test_a_refusal_is_english_for_python():
         ("[" * 100_000, "is nested too deeply to be read"),
         ('{"hidden_size": 1' + "0" * 5000 + "}", "has a number of thousands of digits"),
         ("{" + " " * 10_000_000 + "}", "has more than 10,000,000 characters"),
+        (sized(hidden_size=10**21), "hidden=10**21 of model"),
+        (sized(num_hidden_layers=10**21), "layers=10**21 of model"),
+        (sized(vocab_size=10**8), "vocab=100000000 of model"),
+        (sized(hidden_size=10**6, num_hidden_layers=10**5), "parameters: give at most 1e+15"),
+        (sized(hidden_size=1e21), "hidden_size=1e+21: give a whole number"),
         ('{"model_type": "mamba"}', "missing num_hidden_layers, hidden_size, num_attention_heads"),
     ],
     ids=lambda value: str(value)[:40],
@@ -1161,6 +1179,43 @@ def test_the_command_refuses_a_bad_config_in_one_sentence(text, said, tmp_path, 
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert said in refusal_of(["plan", "--lang", "en", "--model", str(path)], capsys)
     assert prose(refusal_of(["plan", "--lang", "ko", "--model", str(path)], capsys)) == []
+
+
+def test_the_largest_cluster_has_an_answer(capsys):
+    """No larger one is there to compare it with: the answer says so, and is an answer."""
+    assert cli.main(["plan", "--gpus", "1e7", "--lang", "ko"]) == 0
+    assert "gpus=10000008: 10,000,000개 이하로 주세요" in capsys.readouterr().out
+
+
+def test_a_million_experts_take_seconds(tmp_path):
+    """Divisors of a number in the square root of it."""
+    numbers = {"num_local_experts": 10**6, "num_experts_per_tok": 2, "model_type": "mixtral"}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(config_text("mixtral")) | numbers))
+    cluster = cluster_of("h100", gpus=64)
+    job = Job(shape=read_config(file), cluster=cluster, batch_tokens=2**20)
+    started = time.process_time()
+    assert plan(job).layouts.expert.max() == 64
+    assert time.process_time() - started < 60
+    for n in (0, 1, 36, 97, 720):
+        assert divisors(n) == [d for d in range(1, n + 1) if n % d == 0]
+        assert divisors(n, 9) == [d for d in range(1, min(n, 9) + 1) if n % d == 0]
+
+
+def test_a_config_comes_from_a_pipe():
+    """As of a command that has fetched it."""
+    command = [sys.executable, "-m", "dlcourse.cli", "plan", "--model", "-", "--lang", "en"]
+    text = "\ufeff" + json.dumps(published_models()["qwen2.5-7b"])  # an editor's mark before it
+    done = subprocess.run(command, input=text.encode(), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().startswith("stdin: 7.62e9 parameters")
+
+
+def test_a_config_of_the_current_folder_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text(config_text("llama"))
+    monkeypatch.chdir(tmp_path / "mine")
+    assert published_model("config.json").name == "mine"
 
 
 @pytest.mark.parametrize(

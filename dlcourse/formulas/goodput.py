@@ -157,7 +157,7 @@ def spares_availability(nodes: int, *, spares: int, node_mtbf: float, repair: fl
         - math.lgamma(k + 1)
         - math.lgamma(total - k + 1)
         + k * math.log(down)
-        + (total - k) * math.log1p(-down)
+        + (total - k) * math.log(node_mtbf / (node_mtbf + repair))
         for k in range(spares + 1)
     ]
     return min(1.0, math.fsum(math.exp(term) for term in terms))

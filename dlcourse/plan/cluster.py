@@ -18,6 +18,7 @@ from typing import Any
 from dlcourse.words.refusal import Refusal
 
 MOST_GPUS = 10_000_000
+SMALLEST, LARGEST = 1e-12, 1e24  # of a constant, in its unit: beyond, products of them overflow
 _FILE = Path(__file__).with_name("gpus.json")
 
 
@@ -84,6 +85,9 @@ class Cluster:
             may_be_zero = field.name in ("fragmentation", "overlap_cost", "context_bytes")
             if field.name != "gpu" and not (value > 0 or (may_be_zero and value == 0)):
                 raise Refusal("refusal.cluster", name=field.name, value=repr(value))
+            if field.name != "gpu" and value and not SMALLEST <= value <= LARGEST:
+                limits = {"least": f"{SMALLEST:.0e}", "most": f"{LARGEST:.0e}"}
+                raise Refusal("refusal.cluster.far", name=field.name, value=repr(value), **limits)
         if self.gpus > self.node and self.gpus % self.node:
             raise Refusal("refusal.node.whole", gpus=self.gpus, node=self.node)
 

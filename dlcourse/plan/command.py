@@ -27,6 +27,7 @@ from dlcourse.plan.report import layout_record, layout_report, record, report
 from dlcourse.words.refusal import Refusal
 from dlcourse.words.strings import t
 
+MOST_TOKENS = 1e18  # of a training; the largest known have some 10**14
 USUAL_BATCH = 4_194_304  # tokens of a step, or the nearest that the GPUs divide
 
 
@@ -141,6 +142,9 @@ def job_of(args: argparse.Namespace) -> Job:
     own = {name: value for name, value in given.items() if value is not None}
     if args.tokens is not None and not args.tokens > 0:
         raise Refusal("refusal.tokens", tokens=args.tokens)
+    if args.tokens is not None and args.tokens > MOST_TOKENS:
+        value, most = f"{args.tokens:.3g}", f"{MOST_TOKENS:.0e}"
+        raise Refusal("refusal.tokens.most", name="tokens", value=value, most=most)
     if args.profile is not None:
         cluster = read_profile(args.profile, gpus=args.gpus, **own)
     else:

@@ -108,10 +108,17 @@ def published_model(name: str) -> ModelShape:
         return shape_of(published_models()[key], name=key)
     if key in MODELS:
         return gpt_shape(MODELS[key], name=key)
-    if name.endswith(".json") or (name and Path(name).exists()):
+    if name.endswith(".json") or _is_there(name):
         return read_config(name)
     known = ", ".join(sorted([*published_models(), *MODELS]))
-    raise Refusal("refusal.model.unknown", model=repr(name), known=known)
+    raise Refusal("refusal.model.unknown", model=repr(name[:80]), known=known)
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return name != "" and Path(name).exists()
+    except (OSError, ValueError):  # longer than a path may be; a zero byte
+        return False
 
 
 def shape_of(config: Mapping[str, Any], *, name: str) -> ModelShape:

@@ -17,6 +17,9 @@ from dlcourse.formulas.goodput import (
 from dlcourse.plan.planner import Answer
 from dlcourse.words.refusal import Refusal
 
+LONGEST = 1e12  # hours, minutes or seconds: beyond, no failure is ever met
+MOST_SPARES = 100_000  # nodes: each number of nodes that are down is one term of a sum
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failing:
@@ -51,8 +54,14 @@ class Failing:
                 except ValueError:
                     key = "refusal.not_negative" if least_zero else "refusal.positive"
                     raise Refusal(key, name=field.name, value=repr(value)) from None
+                if value > LONGEST:
+                    most = f"{LONGEST:.0e}"
+                    raise Refusal("refusal.most", name=field.name, value=f"{value:.3g}", most=most)
         if self.spares is not None and (type(self.spares) is not int or self.spares < 0):
             raise Refusal("refusal.whole", name="spares", value=repr(self.spares), least=0)
+        if (self.spares or 0) > MOST_SPARES:
+            given = {"name": "spares", "value": self.spares}
+            raise Refusal("refusal.most", most=MOST_SPARES, **given)
         self.check_interval()
 
     def check_interval(self, days: float | None = None) -> None:

@@ -195,6 +195,10 @@ def check_layout(job: Job, layout: Layout) -> None:
         if whole % value:
             said = {"name": name, "value": value, "whole": whole}
             raise Refusal("refusal.layout.divides", model=shape.name, **said)
+    micro_batches = job.sequences // each
+    if layout.chunks > 1 and (layout.pipeline == 1 or micro_batches % layout.pipeline):
+        sides = {"chunks": layout.chunks, "pipeline": layout.pipeline}
+        raise Refusal("refusal.layout.chunks", micro_batches=micro_batches, **sides)
     if layout.pipeline * layout.chunks > shape.layers + 2:
         cut = {"pipeline": layout.pipeline, "chunks": layout.chunks}
         raise Refusal("refusal.layout.layers", model=shape.name, layers=shape.layers, **cut)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from dlcourse.plan.cluster import cluster_of, gpu_types
 from dlcourse.plan.cluster_size import usual_node, with_gpus
@@ -21,19 +23,22 @@ def what_if(answer: Answer) -> dict[str, dict[str, float | str]]:
     job, cluster = answer.job, answer.job.cluster
     now = answer.numbers(answer.fastest)["tokens_per_second"]
     found: dict[str, dict[str, float | str]] = {}
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, Callable[[], Job]] = {}
     one_more = cluster.gpus + 1
     if cluster.nodes > 1 or cluster.gpus >= usual_node(cluster):
         found["gpu"] = {"gpus": one_more, "whole_nodes": cluster.node}
     else:
-        jobs["gpu"] = with_gpus(job, one_more, node=one_more)
+        jobs["gpu"] = partial(with_gpus, job, one_more, node=one_more)
     node = usual_node(cluster)
-    jobs["node"] = with_gpus(job, -(-cluster.gpus // node) * node + node, node=node)
+    more_nodes = -(-cluster.gpus // node) * node + node
+    jobs["node"] = partial(with_gpus, job, more_nodes, node=node)
     sizes = sorted({cluster_of(gpu, gpus=1).memory for gpu in gpu_types()})
     if larger := [size for size in sizes if size > 1.1 * cluster.memory]:
-        jobs["memory"] = replace(job, cluster=replace(cluster, memory=larger[0]))
-    for name, other in jobs.items():
-        try:
+        larger_cluster = replace(cluster, memory=larger[0])
+        jobs["memory"] = partial(replace, job, cluster=larger_cluster)
+    for name, make in jobs.items():
+        try:  # the largest cluster has no larger one
+            other = make()
             best = plan(other)
         except ValueError as error:
             found[name] = {"refused": str(said(error))}
