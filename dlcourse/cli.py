@@ -504,7 +504,8 @@ def _scale(args: argparse.Namespace) -> int:
     from dlcourse.plan.scale_agreement import agreement
 
     strings.set_language(args.lang)
-    names = [name for name in scale.LESSONS if args.lesson in (name, name[:2])]
+    lesson = args.lesson.zfill(2)
+    names = [name for name in scale.LESSONS if lesson in (name, name[:2])]
     if not names:
         known = ", ".join(scale.LESSONS)
         raise Refusal("refusal.scale.lesson", lesson=repr(args.lesson), known=known)
@@ -513,7 +514,7 @@ def _scale(args: argparse.Namespace) -> int:
         *("rank", "micro_batch", "micro_batches", "block"),
     )
     given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
-    scaled = scale.scale(names[0], model=args.model, world=args.world, **given)
+    scaled = scale.scale(names[0], model=args.model.lower(), world=args.world, **given)
     agreed = agreement(scaled)
     if args.json:
         said = [dict(vars(line), apart=line.apart) for line in agreed.lines]

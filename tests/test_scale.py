@@ -280,6 +280,15 @@ def test_a_rank_finds_what_a_new_process_does(four, monkeypatch):
     assert set(forked.record) == set(alone.record)
 
 
+def test_the_command_takes_a_number_and_capitals(capsys, monkeypatch):
+    """As people write them: 6 for 06, 7B for 7b."""
+    asked = []
+    monkeypatch.setattr(scaling, "scale", lambda *lesson, **job: asked.append((lesson, job)))
+    monkeypatch.setattr("dlcourse.plan.scale_agreement.agreement", lambda scaled: None)
+    assert cli.main(["scale", "6", "--model", "GPT2-Large"]) == 0
+    assert asked == [(("06_zero",), dict(model="gpt2-large", world=1024))]
+
+
 @pytest.mark.parametrize("lesson", scaling.LESSONS)
 def test_each_lessons_job_can_run_as_it_is(lesson):
     Job(**scaling.LESSONS[lesson])
