@@ -404,6 +404,20 @@ def test_rows_that_were_held_out():
     assert all(row.memory <= row.answer.job.cluster.memory for row in rows)
 
 
+def test_rows_of_a_smaller_card_were_held_out():
+    """43 runs on A100 of 40 GB, read after the planner was made, nothing fitted: each fits, as it
+    did; within 13%, on average 8%. 1B on 32 GPUs is 36% too fast here: it was measured a fifth
+    slower than on 16 and on 64 GPUs, which is no matter of the layout.
+    """
+    rows = published.mpt_40(ROWS)
+    assert len(rows) == 43
+    errors = {row.name: row.error for row in rows}
+    assert abs(errors.pop("1b a100-40, 2048 x 10, 32 GPUs")) <= 0.4
+    assert max(map(abs, errors.values())) <= 0.14
+    assert np.mean(np.abs([*errors.values()])) <= 0.08
+    assert all(row.memory <= row.answer.job.cluster.memory for row in rows)
+
+
 def test_torchtitan_was_held_out():
     """14 runs read after the planner was made: 7 to 13% too fast on A100, 18 to 29% on H100.
 
@@ -438,7 +452,7 @@ def test_what_ran_fits():
     """At least 90% of all published runs; 405B on 8,192 GPUs is 6% too large here."""
     rows = [row for name in published.SETS for row in published.SETS[name](ROWS)]
     fit = [row.memory <= row.answer.job.cluster.memory for row in rows]
-    assert len(fit) >= 128
+    assert len(fit) >= 170
     assert np.mean(fit) >= 0.98
 
 

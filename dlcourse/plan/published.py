@@ -200,7 +200,15 @@ def llm_foundry(rows: Rows) -> list[Row]:
 
 def mpt(rows: Rows) -> list[Row]:
     """More of the same table, on H100 and A100, models of 0.76e9 parameters and more: held out."""
-    data = rows["mpt"]
+    return _mpt(rows["mpt"])
+
+
+def mpt_40(rows: Rows) -> list[Row]:
+    """On A100 of 40 GB, on up to 128 of them: held out."""
+    return _mpt(rows["mpt_40"])
+
+
+def _mpt(data: Rows) -> list[Row]:
     return [
         _foundry_row(
             gpt(name, layers, h, heads, data["vocab"], dropout=False, positions=s),
@@ -353,6 +361,7 @@ SETS = {
     "megatron_core": megatron_core,
     "llm_foundry": llm_foundry,
     "mpt": mpt,
+    "mpt_40": mpt_40,
     "qwen3": qwen3,
     "llama3": llama3,
     "torchtitan": torchtitan,
