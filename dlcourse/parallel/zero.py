@@ -71,6 +71,8 @@ class ZeRO1(ShardedModule):
             module that is in a wrapper already.
     """
 
+    flat_class = FlatParameters
+
     def __init__(
         self,
         module: nn.Module,
@@ -94,7 +96,7 @@ class ZeRO1(ShardedModule):
         group_of = {p: (groups or {}).get(p, process_group) for p in module.parameters()}
         self.flats_of = {
             unit: [
-                FlatParameters(some, process_group=group_of[some[0]], dtype=dtype)
+                self.flat_class(some, process_group=group_of[some[0]], dtype=dtype)
                 for some in by_type(parameters, group_of)
             ]
             for unit, parameters in parameters_of.items()
@@ -201,7 +203,7 @@ def train(
     """
     rank, world_size = dist.get_rank(model.process_group), model.world_size
     micro_batch = sequences_per_rank(batch_size, world_size=world_size, accumulate=accumulate)
-    device = model.shards[0].device
+    device = model.flats[0].full.device  # a shard may be in the host's memory
     optimizer = optimizer or torch.optim.AdamW(model.shards, lr=lr)
 
     def step(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:

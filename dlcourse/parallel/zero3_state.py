@@ -39,7 +39,7 @@ class GatheredState(ShardedModule):
             group = flat.process_group
             checksums[group] = checksum(row, checksums.get(group, 0))
             padding = flat.shard.numel() * flat.world_size - flat.numel
-            parts[flat] = flat.mine(F.pad(row, (0, padding))).clone()
+            parts[flat] = flat.mine(F.pad(row, (0, padding))).to(flat.shard.device, copy=True)
         refuse_different(
             checksums,
             self.process_group,

@@ -63,7 +63,7 @@ def save_checkpoint(
     ]
     file, part = folder / f"rank{rank}.pt", folder / f"rank{rank}.pt.part"
     torch.save({"flats": flats, "buffers": _buffers(model.module)}, part)
-    size = torch.tensor(part.stat().st_size, device=model.flats[0].shard.device)
+    size = torch.tensor(part.stat().st_size, device=model.flats[0].full.device)
     sizes = [torch.empty_like(size) for _ in range(model.world_size)]
     dist.all_gather(sizes, size, group=model.process_group)  # all have written
     if rank == 0:

@@ -92,7 +92,8 @@ class ShardedModule(nn.Module):
         dist.all_reduce(square, group=self.process_group)
         norm = square.sqrt()
         for grad in grads:
-            grad *= (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
+            scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch does
+            grad *= scale.to(grad.device)  # which may be the host
         return norm
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:

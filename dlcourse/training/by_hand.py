@@ -28,6 +28,7 @@ from dlcourse.training.accumulation import split
 from dlcourse.training.checkpointing.segments import checkpoint_blocks, early_stop
 from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
 from dlcourse.training.mixed_precision.support import check_precision
+from dlcourse.training.sharding_offload.zero3_offload import OffloadedZeRO3
 
 
 def in_parts(model: nn.Module, batch: tuple[Tensor, Tensor], accumulate: int) -> Tensor:
@@ -57,13 +58,18 @@ def in_shards(gpt: GPT) -> ZeRO3:
     return ZeRO3(gpt)
 
 
+def in_shards_on_host(gpt: GPT) -> ZeRO3:
+    """Parameter offload: shards in the host's memory, copied to the device to be gathered."""
+    return OffloadedZeRO3(gpt)
+
+
 class HostAdamW:
     """Offload: AdamW whose state and float32 masters live in the host's memory.
 
     Attributes:
         moved_bytes: gradients that went to the host and parameters that came back, so far. Where
             the device's memory is the host's (a CPU, a Mac's unified memory), they still count:
-            it is what the method moves.
+            it is what the method moves. Shards of ``OffloadedZeRO3`` do not move here: it counts.
 
     The masters are the weights: what is loaded into the model later, the next step overwrites.
     """
@@ -99,6 +105,7 @@ SAVINGS: dict[str, Callable] = {
     "checkpoint": with_checkpoints,
     "zero3": in_shards,
     "offload": HostAdamW,
+    "offload_param": in_shards_on_host,
 }
 
 
@@ -109,18 +116,26 @@ def prepare(
     checkpoint: bool = False,
     zero3: bool = False,
     offload: bool = False,
+    offload_param: bool = False,
     lr: float = 1e-3,
 ) -> tuple[nn.Module, torch.optim.Optimizer | HostAdamW]:
     """The model with its savings, and the optimizer for what this rank has to update.
 
     Raises:
-        ValueError: the device does not compute in bfloat16.
+        ValueError: the device does not compute in bfloat16; or ``offload_param`` alone.
     """
+    if offload_param and not (zero3 and offload):
+        raise ValueError(
+            f"offload_param=True with zero3={zero3} and offload={offload}: ZeRO-3's shards live in "
+            "the host's memory then, and the optimizer updates them there; give zero3=True and "
+            "offload=True, or leave offload_param out"
+        )
     if checkpoint:
         gpt = with_checkpoints(gpt)
     if bf16:
         gpt = in_16_bits(gpt)
-    model: nn.Module = in_shards(gpt) if zero3 else gpt
+    shard = in_shards_on_host if offload_param else in_shards
+    model: nn.Module = shard(gpt) if zero3 else gpt
     parameters = model.shards if isinstance(model, ZeRO3) else list(model.parameters())
     if offload:
         return model, HostAdamW(parameters, lr=lr)
@@ -166,8 +181,10 @@ def take_step(
         zero.sync_gradients()
     elif dist.is_initialized() and dist.get_world_size() > 1:
         average_gradients(parameters)
-    if clip:
-        clip_norm(parameters, clip, in_parts_of_ranks=zero is not None)
+    if clip and zero:
+        zero.clip_grad_norm_(clip)  # a rank has a part of the gradient, maybe in the host's memory
+    elif clip:
+        clip_norm(parameters, clip)
     optimizer.step()
     if zero:
         zero.sync_parameters()
@@ -190,15 +207,10 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
-def clip_norm(parameters: Iterable[Tensor], limit: float, *, in_parts_of_ranks: bool) -> Tensor:
-    """Scale the gradient down to a norm of ``limit``; returns the norm before.
-
-    in_parts_of_ranks: each rank has another part of it, so the squares are added over the ranks.
-    """
+def clip_norm(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """Scale the gradient down to a norm of ``limit``; returns the norm before."""
     grads = [p.grad for p in parameters if p.grad is not None]
     square = torch.stack([grad.float().square().sum() for grad in grads]).sum()
-    if in_parts_of_ranks:
-        dist.all_reduce(square)
     norm = square.sqrt()
     for grad in grads:
         grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0).to(grad.dtype))
