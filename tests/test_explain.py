@@ -201,6 +201,26 @@ def test_what_is_wrong_is_said_at_its_key(config, path, kind, without_deepspeed)
     )
 
 
+@pytest.mark.parametrize(
+    ("more", "wrapper", "says"),
+    [
+        ({"offload_optimizer": {"device": "cpu"}}, "OffloadedZeRO3(model)", None),
+        ({}, "OffloadedZeRO3(model)", "offload_param alone: the code's optimizer steps where"),
+        ({"stage": 2}, "ZeRO2(model)", None),
+        ({"fp16": True}, "ZeRO3(model)", "fp16 together with offload_param is not done by hand"),
+        ({"offload_param": {"device": "nvme"}}, "OffloadedZeRO3(model)", "not on a disk"),
+    ],
+)
+def test_parameter_offload_by_hand(more, wrapper, says, without_deepspeed, monkeypatch):
+    monkeypatch.setattr(strings, "_chosen", "en")
+    config = {"train_batch_size": 8, "fp16": {"enabled": more.pop("fp16", False)}}
+    config["zero_optimization"] = {"stage": 3, "offload_param": {"device": "cpu"}} | more
+    explanation = explain(config)
+    assert f"model = {wrapper}  #" in explanation.code
+    said = " ".join(line for line in explanation.missing if "disk" in line or "_param" in line)
+    assert (said == "") if says is None else (says in said)
+
+
 PUBLIC = {  # the shapes of configurations that are often passed on, and what their code must name
     "ZeRO-3 of transformers": (
         {

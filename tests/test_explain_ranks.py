@@ -60,6 +60,17 @@ CONFIGS = {
         "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
         "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
     },
+    "stage 3, both offloads": {
+        **BATCH,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
+        "zero_optimization": {
+            "stage": 3,
+            "offload_optimizer": {"device": "cpu"},
+            "offload_param": {"device": "cpu"},
+        },
+    },
     "stage 3, checkpointing": {
         **BATCH,
         "optimizer": ADAM,
@@ -152,6 +163,8 @@ def test_the_code_trains_as_deepspeed_does_from_the_same_json(name, ranks):
     config = CONFIGS[name]
     explanation = explain(config, world_size=WORLD)
     assert not explanation.refused
+    offloads = "offload_param" in config.get("zero_optimization", {})
+    assert ("model = OffloadedZeRO3(model)" in explanation.code) == offloads
     # float32: sums in another order, over four steps. bfloat16 has 8 bits: neighbours of a loss of
     # 5 are 0.03 apart, and so are these; what a float32 model says of the weights is finer.
     allowed, allowed_after = (0.04, 2e-4) if "bf16" in config else (2e-5, 2e-5)

@@ -18,11 +18,16 @@ from dlcourse.formulas.batch import derived_batch
 from dlcourse.words.strings import t
 
 _WRAPPERS = {
-    0: ("data", "OverlappedDataParallel", "no ZeRO: every rank has whole copies"),
-    1: ("zero", "ZeRO1", "zero_optimization.stage 1"),
-    2: ("zero2", "ZeRO2", "zero_optimization.stage 2"),
-    3: ("zero3", "ZeRO3", "zero_optimization.stage 3"),
+    0: ("dlcourse.parallel.data", "OverlappedDataParallel", "no ZeRO: every rank has whole copies"),
+    1: ("dlcourse.parallel.zero", "ZeRO1", "zero_optimization.stage 1"),
+    2: ("dlcourse.parallel.zero2", "ZeRO2", "zero_optimization.stage 2"),
+    3: ("dlcourse.parallel.zero3", "ZeRO3", "zero_optimization.stage 3"),
 }
+_OFFLOADED = (
+    "dlcourse.training.sharding_offload.zero3_offload",
+    "OffloadedZeRO3",
+    "zero_optimization.stage 3, offload_param",
+)
 
 
 @dataclass
@@ -41,11 +46,11 @@ def by_hand(settings: Settings, keys: Keys, *, refused: bool = False) -> ByHand:
     optimizer = optimizer_code(settings, keys)
     schedule = schedule_code(settings, keys, lr=optimizer.lr)
     missing = [*not_by_hand(settings, keys), *optimizer.missing, *schedule.missing]
-    module, wrapper, why = _WRAPPERS[settings.stage]
+    module, wrapper, why = _OFFLOADED if settings.offloads_shards else _WRAPPERS[settings.stage]
     imports = {
         "from dlcourse.corpus import Corpus",
         "from dlcourse.models.gpt import GPT",
-        f"from dlcourse.parallel.{module} import {wrapper}",
+        f"from {module} import {wrapper}",
         "from dlcourse.training.accumulation import sending, split",
         *optimizer.imports,
         *schedule.imports,
@@ -186,6 +191,7 @@ def _clip(settings: Settings, keys: Keys) -> list[str]:
         "# a rank has a part of the gradients: the squares are added over the ranks",
         "grads = [shard.grad for shard in model.shards if shard.grad is not None]",
         "square = torch.stack([grad.float().square().sum() for grad in grads]).sum()",
+        *(["square = square.to(device)  # from the host"] if settings.offloads_shards else []),
         "dist.all_reduce(square)",
         "torch.nn.utils.clip_grads_with_norm_(model.shards, MAX_NORM, square.sqrt())",
     ]

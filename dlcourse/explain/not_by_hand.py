@@ -58,7 +58,12 @@ _CASES: dict[str, tuple[Callable[[Settings], Any], tuple[str, ...]]] = {
     "partition_activations": (_on("activation_checkpointing.partition_activations"), ()),
     "cpu_checkpointing": (_on("activation_checkpointing.cpu_checkpointing"), ()),
     "nvme": (lambda s: s.stage and s.offload("optimizer") == "nvme", ("aio",)),
-    "offload_param": (lambda s: s.stage == 3 and s.offload("param") != "none", ("aio",)),
+    "offload_param": (lambda s: s.offloads_shards and s.offload("optimizer") == "none", ()),
+    "offload_param_fp16": (
+        lambda s: s.stage == 3 and s.fp16 and s.offload("param") != "none",
+        ("aio",),
+    ),
+    "offload_param_nvme": (lambda s: s.offloads_shards and s.offload("param") == "nvme", ("aio",)),
     "quantized": (
         lambda s: any(n.startswith("zero_quantized") and is_on(v) for n, v in s.zero.items()),
         (),

@@ -71,6 +71,14 @@ class Settings:
         return device if device in ("cpu", "nvme") else "none"
 
     @property
+    def offloads_shards(self) -> bool:
+        """Whether the code by hand keeps ZeRO-3's shards in the host's memory.
+
+        Stages below 3 ignore ``offload_param``; fp16's scaler looks for infinities on the device.
+        """
+        return self.stage == 3 and self.offload("param") != "none" and not self.fp16
+
+    @property
     def optimizer(self) -> str | None:
         """The type in small letters."""
         kind = self.block("optimizer").get("type")
