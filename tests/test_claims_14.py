@@ -172,11 +172,19 @@ def test_e4(ranks, measured):
     seen = ranks.run(both_ways.what_zero3_leaves, **SIZE)[0]
     assert seen["empty"] == seen["parameters"] > 0 and seen["elements"] > 0
     moved = moved_by_offload("Mac 128 GB")
-    got = figures.figures_of_e4(measured("zero3", "offload"), seen, moved)
+    found = measured("zero3", "offload", "offload_param")
+    got = figures.figures_of_e4(found, seen, moved)
     assert got["apart"] <= 1e-5 and values["apart"] <= 1e-5
     assert got["seen"] == values["seen"] == 0
     # Out and back, 4 bytes each, of this rank's half of the parameters (57 tensors in 5 units)
     assert got["moved"] == values["moved"] == 2 * 4 * seen["elements"] / 2
+    assert got["moved_param"] == values["moved_param"] == 1.5 * got["moved"]  # and once more in
+    on_host = found["offload_param"]["by_hand"]["on_host"]
+    held = found["offload_param"]["by_hand"]["memory"]
+    assert on_host["parameters"] == 2 * 4 * seen["elements"] / 2  # the shards, and their masters
+    assert on_host["optimizer_state"] == held["optimizer_state"]  # nothing of it on the device
+    left = held["parameters"] - on_host["parameters"]  # at most some units: gathered
+    assert 0 < left < 0.5 * 4 * seen["elements"]
     assert got["mac"] == pytest.approx(values["mac"], abs=0.1) and moved > 0
     assert claim.verdict == "does_not_hold"
 
@@ -228,7 +236,7 @@ def test_e7():
 
 @needs_deepspeed
 def test_both_ways_have_the_same_losses_in_every_row(measured):
-    found = measured("none", "accumulate", "bf16", "checkpoint", "zero3", "offload", "all")
+    found = measured(*(name for name in both_ways.ROWS if name != "block"))
     for name, ways in found.items():
         if name == "block":
             continue

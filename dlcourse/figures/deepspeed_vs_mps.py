@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 Found = Mapping[str, Mapping[str, Any]]  # "deepspeed" and "by_hand", of one row
 WAYS = ("deepspeed", "by_hand")
-ROWS = ("none", "accumulate", "bf16", "block", "checkpoint", "zero3", "offload", "all")
+ROWS = (
+    *("none", "accumulate", "bf16", "block", "checkpoint"),
+    *("zero3", "offload", "offload_param", "all"),
+)
 # bfloat16 has 8 significant bits: at a loss between 4 and 8 its neighbours are 1/32 apart
 BF16_STEP = 1 / 32
 
@@ -82,19 +85,24 @@ def show_blocks(plain: Found, block: Found, wrapped: Found) -> go.Figure | Said:
     return memory_by_category_figure(rows, title=title)
 
 
-def show_sharded(plain: Found, zero3: Found, offload: Found) -> go.Figure:
-    """Memory of a rank without and with ZeRO-3, and with offload, both ways."""
-    rows = {}
-    for key, found in (("without", plain), ("zero3", zero3), ("offload", offload)):
+def show_sharded(plain: Found, zero3: Found, offload: Found, offload_param: Found) -> go.Figure:
+    """Memory of a rank without and with ZeRO-3, and with each offload, both ways.
+
+    The last bar is what of the one above it would not be on a GPU: what the host holds.
+    """
+    rows, found = {}, {"without": plain, "zero3": zero3, "offload": offload}
+    found["offload_param"] = offload_param
+    for key, ways in found.items():
         for way in WAYS:
-            if way in found:
+            if way in ways:
                 label = f"{t(f'deepspeed_vs_mps.{key}')}, {t(f'deepspeed_vs_mps.{way}')}"
-                rows[label] = _states(found[way]["memory"])
-    hand = [sum(_states(each["by_hand"]["memory"]).values()) for each in (plain, zero3, offload)]
+                rows[label] = _states(ways[way]["memory"])
+    rows[t("deepspeed_vs_mps.on_host")] = offload_param["by_hand"]["on_host"]
     title = t(
         "deepspeed_vs_mps.sharded.title",
-        whole=human_bytes(hand[0]),
-        part=human_bytes(hand[1]),
+        whole=human_bytes(_on_device(plain)),
+        part=human_bytes(_on_device(zero3)),
+        left=human_bytes(_on_device(offload_param)),
     )
     return memory_by_category_figure(rows, title=title)
 
@@ -272,12 +280,13 @@ def figures_of_e4(
     """For claim E4. moved: bytes that offload adds on a Mac."""
     if seen is None:
         return {}
-    apart = largest(_apart(found[name]) for name in ("zero3", "offload"))
+    apart = largest(_apart(found[name]) for name in ("zero3", "offload", "offload_param"))
     visible = seen["parameters"] - seen["without_gradient"]
     return {
         "apart": apart,
         "seen": 100 * visible / seen["parameters"],
         "moved": found["offload"]["by_hand"]["moved"],
+        "moved_param": found["offload_param"]["by_hand"]["moved"],
         "mac": moved / 1e9,
     }
 
@@ -321,6 +330,12 @@ def _narrow(text: str, columns: int, lines: int = 9) -> str:
 def _states(memory: Mapping[str, float]) -> dict[str, float]:
     """Without activations, which sharding does not touch."""
     return {name: count for name, count in memory.items() if name != "activations"}
+
+
+def _on_device(ways: Found) -> float:
+    """Bytes by hand, activations apart, that a GPU would hold at that moment."""
+    hand = ways["by_hand"]
+    return sum(_states(hand["memory"]).values()) - sum(hand["on_host"].values())
 
 
 def _activations(found: Found, way: str) -> float:

@@ -23,6 +23,7 @@ from dlcourse.peers import deepspeed_engine, deepspeed_job
 from dlcourse.peers.comparison import Step, compare_steps
 from dlcourse.training import by_hand
 from dlcourse.training.accumulation import split
+from dlcourse.training.sharding_offload.zero3_offload import OffloadedZeRO3
 
 CLIP = 1.0
 # Rows of the lesson: what is switched on, and micro-batches of a rank
@@ -34,7 +35,8 @@ ROWS: dict[str, tuple[tuple[str, ...], int]] = {
     "checkpoint": (("checkpoint",), 1),
     "zero3": (("zero3",), 1),
     "offload": (("zero3", "offload"), 1),
-    "all": (("bf16", "checkpoint", "zero3", "offload"), 2),
+    "offload_param": (("zero3", "offload", "offload_param"), 1),
+    "all": (("bf16", "checkpoint", "zero3", "offload", "offload_param"), 2),
 }
 
 
@@ -47,7 +49,8 @@ def measure(row: str, *, config: GPTConfig, batch: int, block: int, turns: int =
 
     Returns:
         "deepspeed" and "by_hand", each as ``compare_steps`` has it, "ratio" being the time of that
-        way over DeepSpeed's, "moved" bytes to the host and back in a step (by hand alone). Without
+        way over DeepSpeed's. By hand also "moved", bytes to the host and back in a step, and
+        "on_host", of "memory" what stays in the host's between steps, by category. Without
         DeepSpeed only "by_hand", without a ratio. There is no
         "by_hand" for "block": by hand nothing is switched on without code.
 
@@ -72,15 +75,18 @@ def measure(row: str, *, config: GPTConfig, batch: int, block: int, turns: int =
         return lambda: step(tokens_BT, targets_BT)
 
     moved: list[int] = []  # in each step, to the host and back
+    on_host: dict[str, int] = {}
 
     def hand() -> Step:
         model, optimizer = by_hand.prepare(GPT(config).to(device), **dict.fromkeys(savings, True))
+        mover = model if isinstance(model, OffloadedZeRO3) else optimizer
 
         def step() -> torch.Tensor:
-            before = getattr(optimizer, "moved_bytes", 0)
+            before = getattr(mover, "moved_bytes", 0)
             batch = (tokens_BT, targets_BT)
             loss = by_hand.take_step(model, optimizer, batch, accumulate=accumulate, clip=CLIP)
-            moved.append(getattr(optimizer, "moved_bytes", 0) - before)
+            moved.append(getattr(mover, "moved_bytes", 0) - before)
+            on_host.update(held_by_host(model, optimizer))
             return loss
 
         return step
@@ -92,8 +98,24 @@ def measure(row: str, *, config: GPTConfig, batch: int, block: int, turns: int =
         found["deepspeed"] = compare_steps(make)
         reference = kept[0]
     if row != "block":
-        found["by_hand"] = compare_steps(hand, reference, turns=turns) | {"moved": moved[-1]}
+        found["by_hand"] = compare_steps(hand, reference, turns=turns)
+        found["by_hand"] |= {"moved": moved[-1], "on_host": on_host}
     return found
+
+
+def held_by_host(model: torch.nn.Module, optimizer: Any) -> dict[str, int]:
+    """Bytes that the savings by hand keep in the host's memory between steps, by category.
+
+    On a CPU the ledger counts both memories as one; here is what of it a GPU would not hold.
+    """
+    held: dict[str, list[torch.Tensor]] = {"parameters": [], "optimizer_state": []}
+    if isinstance(model, OffloadedZeRO3):
+        held["parameters"] += model.shards
+    if isinstance(optimizer, by_hand.HostAdamW):
+        held["parameters"] += optimizer.masters
+        for state in optimizer.adam.state.values():
+            held["optimizer_state"] += state.values()
+    return {name: sum(tensor.nbytes for tensor in some) for name, some in held.items()}
 
 
 def _kept(make: Callable[[], Step]) -> tuple[list[Step], Callable[[], Step]]:

@@ -28,6 +28,7 @@ BLOCKS: dict[str, Config] = {
     "checkpoint": {"activation_checkpointing": {"partition_activations": False}},
     "zero3": {"zero_optimization": {"stage": 3}},
     "offload": {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}},
+    "offload_param": {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
 }
 # A small model would stay whole: by default parameters under 100,000 elements are not divided, and
 # a billion elements may stay gathered

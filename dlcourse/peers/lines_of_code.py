@@ -24,6 +24,7 @@ _BEHIND = {
         *("parallel.zero_flat_parameters", "parallel.zero_module", "parallel.zero_owners"),
     ],
     "offload": [],
+    "offload_param": ["training.sharding_offload.zero3_offload"],
 }
 _BATCH = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 16}
 
@@ -31,13 +32,13 @@ _BATCH = {"train_batch_size": 64, "train_micro_batch_size_per_gpu": 16}
 def lines_of_savings() -> dict[str, tuple[int, int, int, int]]:
     """Saving -> lines of JSON, of code beside the JSON, of code by hand, of modules behind that.
 
-    Offload's JSON is counted without the stage, which ZeRO-3's has already.
+    Both offloads' JSON is counted without the stage, which ZeRO-3's has already.
     """
     found = {}
     for name, function in SAVINGS.items():
         block: Mapping[str, Any] = _BATCH if name == "accumulate" else BLOCKS[name]
         config = lines_of_json(block)
-        if name == "offload":
+        if name in ("offload", "offload_param"):
             config -= lines_of_json(BLOCKS["zero3"])
         beside = lines_of_code(wrap_blocks) if name == "checkpoint" else 0
         behind = sum(lines_of_code(_find(reference)) for reference in _BEHIND[name])

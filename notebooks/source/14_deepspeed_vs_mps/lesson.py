@@ -105,14 +105,14 @@ explanation
 # though: gradients are clipped at 1.0.
 #
 # So know the loop. By hand it is this; with an engine there is still a loop, and each micro-batch
-# still calls backward and step. The five savings by hand are folded below.
-# %% [markdown] lang="ko" en="ea734a31"
+# still calls backward and step. The six savings by hand are folded below.
+# %% [markdown] lang="ko" en="b19cb505"
 # 오류는 하나도 없습니다. 그런데 `fp16`은 꺼져 있고(`enabled`를 쓰지 않았습니다), `every_n_layers`라는 키는 있은 적이
 # 없고, `zero_optimisation`의 글자 하나 때문에 ZeRO가 통째로 빠졌습니다. 반대로 *쓰지 않은* 키가 하는 일도 있습니다.
 # 그래디언트를 1.0에서 자릅니다.
 #
 # 그러니 반복문을 알아야 합니다. 손으로는 이렇게 씁니다. 엔진이 있어도 반복문은 남고, 마이크로배치(micro-batch)마다
-# backward와 step을 부릅니다. 손으로 하는 절약 다섯 가지는 아래에 접어 두었습니다.
+# backward와 step을 부릅니다. 손으로 하는 절약 여섯 가지는 아래에 접어 두었습니다.
 # %%
 # %%ranks
 def step_by_hand(model, optimizer, parts):
@@ -120,7 +120,7 @@ def step_by_hand(model, optimizer, parts):
     for tokens, targets in parts:
         (model(tokens, targets) / len(parts)).backward()
     average_gradients(model.parameters())
-    clip_norm(model.parameters(), 1.0, in_parts_of_ranks=False)
+    clip_norm(model.parameters(), 1.0)
     optimizer.step()
 
 
@@ -129,7 +129,7 @@ def step_configured(engine, parts):
         loss = engine(tokens, targets)
         engine.backward(loss)
         engine.step()
-# %% hidden=true source="dlcourse.training.by_hand:in_parts,in_16_bits,with_checkpoints,in_shards,HostAdamW"
+# %% hidden=true source="dlcourse.training.by_hand:in_parts,in_16_bits,with_checkpoints,in_shards,HostAdamW,in_shards_on_host"
 
 # %% [markdown] lang="en"
 # ## The batch: 64 = 16 × 4?
@@ -246,30 +246,33 @@ show_blocks(found["none"], found["block"], found["checkpoint"])
 # 남을까요?
 # %% hidden=true
 # %%ranks --fast
-found |= {name: both_ways.measure(name, **size) for name in ("zero3", "offload")}
+found |= {name: both_ways.measure(name, **size) for name in ("zero3", "offload", "offload_param")}
 seen = both_ways.what_zero3_leaves(**size) if installed else None
 # %%
 found = ranks["found"][0]
-show_sharded(found["none"], found["zero3"], found["offload"])
+show_sharded(*(found[name] for name in ("none", "zero3", "offload", "offload_param")))
 # %% [markdown] lang="en"
 # The optimizer's state halves on two ranks, either way (at the peak shown there are no gradients).
-# DeepSpeed's bars are long all the same: "other" is its share of the parameters, in tensors of its own,
-# and a bucket of 250,000 numbers, as large as this whole model. (The lesson has set that low, with four
-# thresholds: by default it is 500 million, and parameters under 100,000 stay whole.) Offload frees nothing
-# and adds a copy of this rank's parameters: on a CPU the device's memory *is* the host's.
+# DeepSpeed's bars stay long: "other" is its share of the parameters, in tensors of its own, and a bucket
+# of 250,000 numbers, as large as this model. (The lesson has set that low, with four thresholds: by default
+# it is 500 million, and parameters under 100,000 stay whole.) On a CPU, device and host are one memory:
+# offload adds a copy of this rank's parameters, `offload_param` nothing. A GPU would be rid of the last bar.
 #
-# "Fully transparent"? The training loop is. Anything that *looks* at parameters is not. This is what
-# a loop over `model.parameters()` finds after a backward, under DeepSpeed's ZeRO-3:
-# %% [markdown] lang="ko" en="bd42b60b"
+# "Fully transparent"? The training loop is. Code that *looks* at parameters is not. A loop over
+# `model.parameters()` finds this after a backward, under DeepSpeed's ZeRO-3:
+# %% [markdown] lang="ko" en="8463351d"
 # 랭크가 둘이면 옵티마이저 상태는 어느 방식이든 절반입니다(그림은 메모리가 최대인 순간이라 그래디언트가 없습니다). 그래도
 # DeepSpeed의 막대는 깁니다. "기타"는 따로 만든 텐서에 두는 자기 몫의 파라미터와, 이 모델 전체만 한 25만 개짜리 버킷입니다.
-# (레슨이 임계값 네 가지와 함께 낮춘 값입니다. 기본값은 5억 개이고, 10만 개가 안 되는 파라미터는 나누지 않습니다.) 오프로드는
-# 여기서 아무것도 비우지 못하고 이 랭크 파라미터의 복사본을 더합니다. CPU에서는 장치의 메모리가 곧 호스트의 메모리입니다.
+# (레슨이 임계값 네 가지와 함께 낮춘 값입니다. 기본값은 5억 개이고, 10만 개가 안 되는 파라미터는 나누지 않습니다.) CPU에서는
+# 장치와 호스트가 메모리를 함께 쓰므로 오프로드는 이 랭크 파라미터의 복사본을 더하고, `offload_param`은 아무것도 바꾸지 않습니다.
+# GPU라면 마지막 막대만큼 비고, 계산 중인 유닛만 남습니다.
 #
-# "완전히 투명"할까요? 학습 반복문은 그렇습니다. 파라미터를 *들여다보는* 코드는 그렇지 않습니다. DeepSpeed의
-# ZeRO-3에서 역전파한 뒤 `model.parameters()`를 도는 반복문에는 이렇게 보입니다.
+# "완전히 투명"할까요? 학습 반복문은 그렇습니다. 파라미터를 *들여다보는* 코드는 그렇지 않습니다. 역전파한 뒤
+# `model.parameters()`를 도는 반복문에는 이렇게 보입니다.
 # %%
 show_opaque(ranks["seen"][0])
+# %% hidden=true source="dlcourse.training.sharding_offload.zero3_offload:HostFlatParameters,OffloadedZeRO3"
+
 # %% [markdown] lang="en"
 # No element, no gradient: a line that logs the gradient's norm prints nothing useful. DeepSpeed has
 # helpers (`GatheredParameters`, `safe_get_full_grad`); you must know that you need them.
@@ -296,17 +299,16 @@ show_side_by_side(found, lines=lines)
 # %% [markdown] lang="en"
 # Equal losses in every row but bf16, a step of its grid (1/32) apart at most, and not by rounding alone: at stage 0 DeepSpeed 0.19 makes the optimizer's state by a step of zero gradients, so AdamW's first real step
 # counts as its second, 0.74 as long. With that step by hand too, the trained parameters' losses, in float32, agree
-# to 0.00001; without it they are 0.018 apart. `offload_param` has no counterpart by hand.
+# to 0.00001; without it they are 0.018 apart.
 #
 # Its ZeRO-3 sends more here because Gloo's reduce-scatter is an all-reduce inside; ours is an exchange of our own
 # (lesson 06). With NCCL that difference goes.
 #
 # Few lines both ways: the difference is who maintains what stands behind them. Four claims:
-# %% [markdown] lang="ko" en="2128507c"
+# %% [markdown] lang="ko" en="2bf09a84"
 # bf16을 뺀 모든 줄에서 손실이 같습니다. bf16은 눈금 한 칸(1/32)까지 다른데, 반올림 탓만은 아닙니다. 0단계에서
 # DeepSpeed 0.19는 그래디언트가 0인 스텝으로 옵티마이저 상태를 만들어, AdamW의 첫 스텝이 두 번째로 세어지고 갱신량이 0.74배가
-# 됩니다. 손으로도 그런 스텝을 먼저 하면 float32로 계산한 손실 차이는 0.00001, 하지 않으면 0.018입니다. `offload_param`에
-# 해당하는 손 코드는 없습니다.
+# 됩니다. 손으로도 그런 스텝을 먼저 하면 float32로 계산한 손실 차이는 0.00001, 하지 않으면 0.018입니다.
 #
 # DeepSpeed의 ZeRO-3이 더 많이 보내는 것은 Gloo의 리듀스스캐터가 속은 올리듀스이기 때문이고, 우리 것은 직접 만든
 # 교환입니다(레슨 06). NCCL에서는 이 차이가 없습니다.
