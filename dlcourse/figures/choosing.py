@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,34 @@ OURS = GPTConfig(block_size=64, n_layer=4, n_head=4, n_embd=64)  # the model of 
 BATCH = 8  # sequences of a copy in a step
 MICRO_BATCHES = 4  # into which they are cut
 SIDES = ("tensor", "pipeline", "data")
+COPY = {"pipeline": 2, "tensor": 2}  # the ranks of one copy
+WRONG = 3  # copies of the mesh that does not multiply out
 # Minutes: to write a checkpoint, and between two failures of Llama 3's 16,384 GPUs
 FAILING = {"checkpoint": 1.0, "mtbf": 60 * 3.09}
 _STATES = ("parameters", "gradients", "optimizer_state")
 # Of thousands: lesson 05's job, a 7B model in 8 stages of 8 tensor ranks, 16 times
 THOUSANDS = {"data": 16, "pipeline": 8, "tensor": 8}
+
+
+def check_ranks(num_ranks: int) -> None:
+    """Refuse, before any starts, a number of ranks that cannot run the whole lesson.
+
+    Raises:
+        ValueError: copies of 2 stages x 2 tensor ranks do not come out even, or they are the mesh
+            that the lesson shows being refused.
+    """
+    each = math.prod(COPY.values())
+    if num_ranks < each or num_ranks % each:
+        raise ValueError(
+            f"num_ranks={num_ranks}: each copy on the mesh of this lesson has "
+            f"{' x '.join(f'{name}={size}' for name, size in COPY.items())} ranks; give a multiple "
+            f"of {each}, such as {each} or {2 * each}"
+        )
+    if num_ranks == WRONG * each:
+        raise ValueError(
+            f"num_ranks={num_ranks}: this lesson has a mesh of {num_ranks} ranks refused, and here "
+            f"it would not be; give another multiple of {each}, such as {2 * each}"
+        )
 
 
 def batch_of_ours() -> dict[str, int]:

@@ -39,8 +39,9 @@ def show_choice(answer: Answer) -> Together:
     return Together(Said(count(answer)), Table(head, rows))
 
 
-def show_rivals(answer: Answer, ways: Sequence[str] = _WAYS) -> Table:
-    """The best layout of each way, and why it is not the choice."""
+def show_rivals(answer: Answer, ways: Sequence[str] = _WAYS) -> Together:
+    """The best layout of each way, why it is not the choice, and what a pipeline beside tensor
+    ranks wins or loses."""
     found = answer.best_of_families()
     rows = [
         [
@@ -52,7 +53,19 @@ def show_rivals(answer: Answer, ways: Sequence[str] = _WAYS) -> Table:
         for name in ways
         if name in found
     ]
-    return Table([t(f"plan.column.{n}") for n in ("way", "layout", "memory_gb", "lost")], rows)
+    table = Table([t(f"plan.column.{n}") for n in ("way", "layout", "memory_gb", "lost")], rows)
+    gaps = {name: _gap(answer, found[name]) for name in ("both", "tensor") if name in found}
+    if len(gaps) < 2 or None in gaps.values():
+        return Together(table)
+    return Together(table, Said(t("plan.both_and_tensor", **gaps)))
+
+
+def _gap(answer: Answer, index: int) -> str | None:
+    """How much longer than the fastest, "3.1%"; None for a layout that does not fit."""
+    if not answer.fits[index]:
+        return None
+    seconds = answer.seconds["total"]
+    return f"{100 * float(seconds[index] / seconds[answer.fastest] - 1):.1f}%"
 
 
 def show_changes(answer: Answer) -> Table:

@@ -85,8 +85,8 @@ from dlcourse import show_guesses, solution
 from dlcourse.course.library_map import library_map
 from dlcourse.explorer.plan import plan_picture
 from dlcourse.figures.bakeoff import show_bakeoff_memory
-from dlcourse.figures.choosing import FAILING, side_ratio, show_equal, show_grid, show_step
-from dlcourse.figures.choosing import show_recorded, show_thousands
+from dlcourse.figures.choosing import FAILING, check_ranks, side_ratio, show_equal, show_grid
+from dlcourse.figures.choosing import show_recorded, show_step, show_thousands
 from dlcourse.figures.goodput import goodput_picture, show_goodput, show_published_failures
 from dlcourse.figures.size_rule import show_size_bands, show_size_map, show_tensor_of_mixtures
 from dlcourse.figures.strategies import figures_of_a1, figures_of_a2, figures_of_a3, figures_of_a4
@@ -105,6 +105,7 @@ from dlcourse.plan.scenario import Scenario, show_plan
 from dlcourse.plan.size_rule import size_map, tensor_of_mixtures
 
 lesson(lang=lang, name="15_choosing")
+check_ranks(num_ranks)
 ranks = Ranks(num_ranks, device="cpu")
 ranks.cell(f"steps = {steps}", record=False)
 # %%
@@ -308,16 +309,16 @@ show_choice(answer)
 show_rivals(answer)
 # %% [markdown] lang="en"
 # Read the last column as this course in one table: copies do not fit, by far; ZeRO-2 leaves whole parameters;
-# ZeRO-3 fits, and computes again what it has no room to keep. 3D is as good as the best here, but has stages and
-# a schedule to look after.
+# ZeRO-3 fits, and computes again what it has no room to keep. The line under it says how far 3D and tensor alone
+# are from the fastest; a gap that small is what stages and a schedule must be worth to you.
 #
 # Below, what a little more hardware would change. Then sliders: the best layout's fullest GPU, and which
 # tensor × pipeline sizes fit at all. (Without offload and context parallelism, with sequences of 4,096 tokens.)
 # Where does the fastest layout have a pipeline?
-# %% [markdown] lang="ko" en="2eb98489"
+# %% [markdown] lang="ko" en="15848f9a"
 # 마지막 열은 이 과정을 표 하나로 줄인 것입니다. 복제본은 한참 모자라고, ZeRO-2에는 파라미터가 통째로 남습니다.
-# ZeRO-3은 들어가지만, 둘 자리가 없는 것을 다시 계산합니다. 3D는 여기서 가장 좋은 것만큼 빠르지만 스테이지와
-# 스케줄까지 돌봐야 합니다.
+# ZeRO-3은 들어가지만, 둘 자리가 없는 것을 다시 계산합니다. 3D와 텐서만 쓰는 배치가 가장 빠른 것보다 얼마나 느린지는
+# 표 아래 줄에 있습니다. 스테이지와 스케줄까지 돌볼 만한 차이인지는 그 수를 보고 정하세요.
 #
 # 아래 표는 장비가 조금 더 있으면 무엇이 달라지는지 보여 줍니다. 그다음은 슬라이더입니다. 가장 빠른 방식에서
 # 메모리를 가장 많이 쓰는 GPU의 내역과, 텐서 × 파이프라인 크기마다 들어가는지가 보입니다. (오프로드와 컨텍스트 병렬화는
