@@ -11,7 +11,7 @@ import sys
 import time
 import tomllib
 import tracemalloc
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -703,14 +703,59 @@ def test_bad_input_is_refused_in_words(build, said):
     ],
 )
 def test_a_profile_of_no_numbers_is_refused_in_words(constant, value, said, tmp_path):
-    constants = asdict(cluster_of("h100", gpus=8))
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps({"constants": constants}))
+    path = profile_of(tmp_path)  # as profiles were before their curve was read
+    constants = json.loads(path.read_text())["constants"]
     assert read_profile(path, gpus=8) == cluster_of("h100", gpus=8)
     path.write_text(json.dumps({"constants": constants | {constant: value}}))
     with pytest.raises(ValueError) as refused:
         read_profile(path, gpus=8)
     assert said in str(refused.value) and "mine.json" in str(refused.value)
+
+
+def profile_of(tmp_path, **more):
+    usual = cluster_of("h100", gpus=8)
+    names = [field.name for field in fields(usual) if field.name != "efficiency"]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"constants": {n: getattr(usual, n) for n in names}, **more}))
+    return path
+
+
+def test_a_measured_curve_times_the_products_of_a_plan(tmp_path):
+    flat, slow = ({"4096": small, "16384": 1.0} for small in (1.0, 0.25))
+    clusters = [read_profile(profile_of(tmp_path, efficiency=e), gpus=8) for e in (flat, slow)]
+    flops, best = 2 * 4096**3, clusters[0].best_matrix
+    for side, share in ((4096, 0.25), (8192, 0.625), (16384, 1.0), (32768, 1.0), (2048, 0.25)):
+        each = [float(matrix_seconds(c, side, side, side)) for c in clusters]
+        assert each[1] == pytest.approx(flops * (side / 4096) ** 3 / (share * best))
+        assert each[0] == pytest.approx(share * each[1])
+    # As many FLOPs in another form; and three of them are three times one
+    for form, count in (((2048, 8192, 4096), 1), ((4096, 4096, 4096), 3)):
+        seconds = matrix_seconds(clusters[1], *form, count=count)
+        assert seconds == pytest.approx(count * flops / (0.25 * best))
+    assert matrix_seconds(clusters[1], 1, 1, 1) == clusters[1].kernel_seconds
+    jobs = [
+        Job(shape=published_model("llama-3-8b"), cluster=c, batch_tokens=2**19, sequence=8192)
+        for c in clusters
+    ]
+    layout = Layout(data=8, stage=3, recompute="full")  # products of 8192 x 4096 and more
+    seconds = [judge(job, layout).numbers(0)["seconds"] for job in jobs]
+    assert 1.2 < seconds[1] / seconds[0] < 1.6  # at a share of 0.6, and most of a step is products
+    assert plan(jobs[1]).seconds["total"].min() < 0.9 * seconds[1]  # there are larger ones
+
+
+@pytest.mark.parametrize(
+    ("efficiency", "said"),
+    [
+        ({"64": 0.0}, r"efficiency=.*shares above 0, at most 1"),
+        ({"64": 1.5}, r"efficiency=.*shares above 0, at most 1"),
+        ({"0": 1.0}, r"efficiency=.*sides of 1 or more"),
+        ({"wide": 1.0}, r"mine\.json has efficiency=.*for each side"),
+        ([1, 2], r"mine\.json has efficiency=.*for each side"),
+    ],
+)
+def test_a_curve_that_is_none_is_refused_in_words(efficiency, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        read_profile(profile_of(tmp_path, efficiency=efficiency), gpus=8)
 
 
 def test_a_profile_that_is_no_text_is_named(tmp_path):

@@ -22,6 +22,7 @@ from dlcourse.plan.calibrate import read_profile
 from dlcourse.plan.cluster import cluster_of
 from dlcourse.plan.hf_config import published_model
 from dlcourse.plan.job import Job
+from dlcourse.plan.kernels import matrix_seconds
 from dlcourse.plan.launch import files
 from dlcourse.plan.layout_bytes import layout_bytes
 from dlcourse.plan.layouts import Layout
@@ -257,6 +258,11 @@ def test_calibration_measures_this_machine(tmp_path, capsys):
     assert 0 < min(profile["efficiency"].values()) <= max(profile["efficiency"].values()) == 1
     assert "network_bandwidth" in profile["assumed"]
     cluster = read_profile(file, gpus=2)
+    for side, share in profile["efficiency"].items():  # a product of each size takes what it took
+        measured = 2 * int(side) ** 3 / (share * cluster.best_matrix)
+        reading = 3 * 2 * int(side) ** 2 / cluster.bandwidth
+        least = max(measured, reading, cluster.kernel_seconds)
+        assert matrix_seconds(cluster, *[int(side)] * 3) == pytest.approx(least)
     assert cluster.node_bandwidth > 1e6
     assert 1e8 < cluster.sustained_matrix <= cluster.best_matrix < 1e15
     options = ["--profile", str(file), "--gpus", "2", "--batch", "8192", "--sequence", "1024"]

@@ -2,7 +2,7 @@
 
     profile = calibrate(ranks=4)          # seconds on a CPU or on its GPUs
     store(profile, "profile.json")
-    cluster = read_profile("profile.json", gpus=4)
+    cluster = read_profile("profile.json", gpus=4)     # times its products by what was measured
 
 Every rank measures at the same time, as ranks train at the same time: products by size, fused
 attention, memory, the start of an operator; and together collectives, by the course's own
@@ -35,7 +35,7 @@ _SECONDS = 0.15  # of each measurement, at least three repetitions
 
 
 def calibrate(*, ranks: int) -> dict[str, Any]:
-    """A profile of this machine: "constants" of a ``Cluster``, "efficiency" by size, "assumed".
+    """A profile of this machine: "constants" of a ``Cluster``, "efficiency" by side, "assumed".
 
     Raises:
         ValueError: fewer than one rank.
@@ -54,7 +54,7 @@ def calibrate(*, ranks: int) -> dict[str, Any]:
     products = {side: min(row["products"][side] for row in found) for side in found[0]["products"]}
     best = max(products.values())
     usual = cluster_of("h100", gpus=ranks)
-    constants = {field.name: getattr(usual, field.name) for field in fields(Cluster)}
+    constants = {name: getattr(usual, name) for name in _constants()}
     measured = {
         "gpu": found[0]["device"],
         "gpus": ranks,
@@ -114,8 +114,7 @@ def read_profile(path: str | Path, *, gpus: int | None = None, **given: Any) -> 
         where = {"line": error.lineno, "column": error.colno, "why": error.msg}
         raise Refusal("refusal.file.json", path=file, **where) from None
     constants = profile.get("constants") if isinstance(profile, dict) else None
-    names = {field.name for field in fields(Cluster)}
-    if not isinstance(constants, dict) or set(constants) != names:
+    if not isinstance(constants, dict) or set(constants) != _constants():
         raise Refusal("refusal.profile", path=file)
     for name, value in constants.items():
         whole = name in ("gpus", "node", "host_gpus", "multiprocessors")
@@ -126,7 +125,21 @@ def read_profile(path: str | Path, *, gpus: int | None = None, **given: Any) -> 
     if gpus is not None:
         constants["gpus"] = gpus
         constants["node"] = min(gpus, constants["node"]) if gpus > 0 else constants["node"]
-    return Cluster(**constants | given)
+    return Cluster(**constants | {"efficiency": _curve(file, profile.get("efficiency"))} | given)
+
+
+def _constants() -> set[str]:
+    """Names of a profile's constants: of a ``Cluster`` but for what was measured by size."""
+    return {field.name for field in fields(Cluster)} - {"efficiency"}
+
+
+def _curve(file: Path, found: Any) -> tuple[tuple[int, float], ...]:
+    """(side, share of the best product), by side; none where a profile has none."""
+    curve = found if found is not None else {}
+    try:
+        return tuple(sorted((int(side), float(share)) for side, share in curve.items()))
+    except (AttributeError, TypeError, ValueError):
+        raise Refusal("refusal.profile.curve", path=file, value=repr(found)) from None
 
 
 def measure_rank() -> dict[str, Any]:

@@ -32,6 +32,8 @@ class Cluster:
         gpus: in the whole cluster.
         node: GPUs that share the fast links.
         host_memory: bytes of a node's own memory.
+        efficiency: measured products of square matrices: (side, share of ``best_matrix``), by
+            side. With none, ``kernels.py`` derives it from tiles and waves.
 
     Raises:
         ValueError: a number that is not positive, or a part of a node too many.
@@ -72,6 +74,7 @@ class Cluster:
     overlap_cost: float
     host_memory_bandwidth: float
     host_gpus: int
+    efficiency: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if type(self.gpus) is not int or self.gpus < 1:
@@ -80,7 +83,14 @@ class Cluster:
             raise Refusal("refusal.gpus.most", gpus=self.gpus, most=MOST_GPUS)
         if type(self.node) is not int or self.node < 1:
             raise Refusal("refusal.node", node=repr(self.node))
+        sides = [side for side, _ in self.efficiency]
+        if sides != sorted(set(sides)) or any(
+            side < 1 or not 0 < share <= 1 for side, share in self.efficiency
+        ):
+            raise Refusal("refusal.efficiency", value=repr(self.efficiency))
         for field in fields(self):
+            if field.name == "efficiency":
+                continue
             value = getattr(self, field.name)
             may_be_zero = field.name in ("fragmentation", "overlap_cost", "context_bytes")
             if field.name != "gpu" and not (value > 0 or (may_be_zero and value == 0)):

@@ -10,6 +10,8 @@ One efficiency curve a GPU type, by the sizes of the matrices. It has no free co
 - nothing is faster than reading the matrices, and writing the result comes on top;
 - a kernel has to be started and to drain: ``kernel_seconds``.
 
+A cluster whose products were measured (``calibrate.py``) has their curve instead.
+
 Source: NVIDIA, "Matrix Multiplication Background User's Guide", on tile and wave quantization.
 """
 
@@ -45,6 +47,10 @@ def matrix_seconds(
     """
     m, n, k = np.asarray(m, float), np.asarray(n, float), np.asarray(k, float)
     count, copies = np.asarray(count, float), cluster.bandwidth * cluster.copy_efficiency
+    if cluster.efficiency:
+        measured = _measured(cluster, m, n, k) * count
+        more = (output - 2) * m * n * count / copies
+        return np.maximum(measured, 2 * (m * k + k * n + m * n) * count / copies) + more
     best = np.full(np.broadcast(m, n, k, count).shape, np.inf)
     for rows, columns, quality in TILES:
         tiles = np.ceil(m / rows) * np.ceil(n / columns) * count
@@ -57,6 +63,18 @@ def matrix_seconds(
     loads = 2 * (m * k + k * n) * count / copies
     stores = output * m * n * count / copies
     return np.maximum(np.maximum(best, loads) + stores, power) + cluster.kernel_seconds
+
+
+def _measured(cluster: Cluster, m: Array, n: Array, k: Array) -> Array:
+    """Of one product, by the efficiency of the square product with as many FLOPs.
+
+    Between two measured sides the efficiency is interpolated over the side's logarithm. Start of
+    the kernel, reading and writing are in what was measured; below the smallest side they are all.
+    """
+    sides, shares = (np.array(each) for each in zip(*cluster.efficiency, strict=True))
+    side = np.cbrt(m * n * k)
+    share = np.interp(np.log(side), np.log(sides), shares)
+    return np.maximum(2 * m * n * k / (cluster.best_matrix * share), cluster.kernel_seconds)
 
 
 def matrix_efficiency(cluster: Cluster, m: ArrayLike, n: ArrayLike, k: ArrayLike) -> Array:
