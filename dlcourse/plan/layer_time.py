@@ -18,13 +18,14 @@ import numpy as np
 from dlcourse.formulas.traffic import share_of_others
 from dlcourse.plan.cluster import Cluster
 from dlcourse.plan.communication import (
+    all_reduce_seconds,
     all_to_all_seconds,
     disturbance,
     gather_seconds,
     members_of_node,
     send_seconds,
 )
-from dlcourse.plan.job import LOSS_BYTES, SUM_BYTES, Array, Job
+from dlcourse.plan.job import LOSS_BYTES, SUM_BYTES, VALUE_BYTES, Array, Job
 from dlcourse.plan.kernels import flash_seconds, grouped_seconds, linear_seconds, stream_seconds
 from dlcourse.plan.layouts import Layouts, vocab_ranks
 from dlcourse.plan.model_shape import ModelShape
@@ -87,6 +88,7 @@ def layer_time(job: Job, layouts: Layouts, *, moe: bool) -> LayerTime:
         hidden = hidden + forward_hidden + backward_hidden
     ring_forward, ring_backward = _context_ring(job, layouts, core_forward, core_backward)
     exchange = _exchange(job, layouts, tokens) if moe else np.zeros_like(t)
+    rows_added, biases_added = _cut_experts(job, layouts, tokens) if moe else (0 * one, 0 * one)
     forward = np.maximum(forward, host - wait_forward)
     if moe:  # numbers of tokens go to the host before they are sent: nothing is queued behind
         forward = forward + experts * cluster.host_seconds
@@ -94,8 +96,8 @@ def layer_time(job: Job, layouts: Layouts, *, moe: bool) -> LayerTime:
         forward,
         np.maximum(backward, host - wait_backward),
         again,
-        wait_forward + ring_forward + 2 * exchange,
-        wait_backward + ring_backward + 2 * exchange,
+        wait_forward + ring_forward + 2 * exchange + rows_added,
+        wait_backward + ring_backward + 2 * exchange + rows_added + biases_added,
         hidden * disturbance(cluster, t, np.ones_like(t)),
     )
 
@@ -138,11 +140,12 @@ def _mlp_products(job: Job, layouts: Layouts, tokens: Array, moe: bool) -> list[
         return mlp(tokens, shape.ffn / t)
     local = shape.experts / layouts.expert
     rows = expert_rows(job, layouts, tokens) / local
-    width, sums = shape.expert_ffn, SUM_BYTES[job.states]
+    share = t if job.cut_experts else 1.0  # of an expert's width, and of the ranks with a token
+    width, sums = shape.expert_ffn / share, SUM_BYTES[job.states]
     up = grouped_seconds(job.cluster, rows, shape.ups * width, shape.hidden, local, sums=sums)
     down = grouped_seconds(job.cluster, rows, shape.hidden, width, local, sums=sums)
     found = _sum(up, down)
-    router = _linear(job, tokens / t, shape.experts, shape.hidden)
+    router = _linear(job, tokens * share / t, shape.experts, shape.hidden)
     found = [found[i] + router[i] for i in range(3)]
     if shape.shared_ffn:
         shared = mlp(tokens, shape.shared_ffn / t)
@@ -151,8 +154,12 @@ def _mlp_products(job: Job, layouts: Layouts, tokens: Array, moe: bool) -> list[
 
 
 def expert_rows(job: Job, layouts: Layouts, tokens: Array) -> Array:
-    """Tokens, counted for each expert that they go to, that the busiest rank's experts work on."""
-    return tokens / layouts.tensor * job.shape.top_k * job.imbalance
+    """Tokens, counted for each expert that they go to, that the busiest rank's experts work on.
+
+    Each tensor rank brings a part of the tokens; where experts are cut, all have the same.
+    """
+    mine = tokens if job.cut_experts else tokens / layouts.tensor
+    return mine * job.shape.top_k * job.imbalance
 
 
 def core_flops(job: Job, layouts: Layouts) -> Array:
@@ -201,7 +208,8 @@ def _streams(job: Job, layouts: Layouts, tokens: Array, moe: bool) -> tuple[Arra
     width = (shape.ffn if not moe else shape.shared_ffn) / t
     widths = tokens * 2 * width
     if moe:
-        widths = widths + expert_rows(job, layouts, tokens) * 2 * shape.expert_ffn
+        part = shape.expert_ffn / (t if job.cut_experts else 1.0)
+        widths = widths + expert_rows(job, layouts, tokens) * 2 * part
     act = ((5, 8) if eager else (3, 5)) if shape.gated else (2, 3)
     forward = norm + residual * (3 + drop[0]) + rotate + widths * act[0]
     backward = 2 * norm + residual * (2 + drop[1]) + rotate + widths * act[1]
@@ -248,8 +256,8 @@ def _exchange(job: Job, layouts: Layouts, tokens: Array) -> Array:
     does it, once for each node over the network and once for each rank inside.
     """
     shape, cluster, e = job.shape, job.cluster, layouts.expert
-    row = tokens / layouts.tensor * 2 * shape.hidden
-    stride = np.ones_like(tokens)
+    stride = expert_stride(job, layouts)
+    row = tokens / layouts.tensor * stride * 2 * shape.hidden
     if job.dispatch == "plain":
         return all_to_all_seconds(cluster, row * shape.top_k, e, stride)
     nodes = np.ceil(e / members_of_node(cluster, e, stride))
@@ -261,6 +269,32 @@ def _exchange(job: Job, layouts: Layouts, tokens: Array) -> Array:
     inside = row * ranks * share_of_others(e) / link
     start = all_to_all_seconds(cluster, 0 * row, e, stride)
     return np.where(e > 1, np.maximum(outside, inside) + start, 0.0)
+
+
+def expert_stride(job: Job, layouts: Layouts) -> Array:
+    """How far the next rank of an expert group is: tensor ranks are in between that share one."""
+    return layouts.tensor if job.cut_experts else np.ones_like(layouts.tensor)
+
+
+def _cut_experts(job: Job, layouts: Layouts, tokens: Array) -> tuple[Array, Array]:
+    """All-reduces over the tensor ranks that share each expert, which nothing hides.
+
+    Of the rows, once behind the experts in forward and once before them in backward; and in
+    backward of the output biases' gradients, since each rank adds its share of a bias.
+
+    Source: ``dlcourse/parallel/expert_tensor.py``; ``layout_bytes`` counts the same messages.
+    """
+    shape, value = job.shape, VALUE_BYTES[job.states]
+    if not job.cut_experts:
+        return np.zeros_like(tokens), np.zeros_like(tokens)
+    biases = shape.mlp_bias * shape.experts / layouts.expert * np.ones_like(tokens)
+    rows, biases = (
+        all_reduce_seconds(
+            job.cluster, each * shape.hidden * value, layouts.tensor, np.ones_like(tokens)
+        )
+        for each in (expert_rows(job, layouts, tokens), biases)
+    )
+    return rows, biases if shape.mlp_bias else np.zeros_like(tokens)
 
 
 def ends_time(job: Job, layouts: Layouts) -> tuple[Array, Array, Array]:

@@ -126,7 +126,8 @@ def _blocks(job: Job, only: Mapping[str, Sequence[int]]) -> Iterator[tuple[np.nd
         ]
         if not micro_batches:
             continue
-        experts = [e for e in divisors(shape.experts, gpus) if (d * c * t) % e == 0] or [1]
+        hold = d * c * (1 if job.cut_experts else t)  # ranks of a stage with other experts
+        experts = [e for e in divisors(shape.experts, gpus) if hold % e == 0] or [1]
         stages = kept("stage", (0, 1, 2, 3) if d * c > 1 else (0,))
         sizes = [np.array(n, float) for n in (experts, stages, micro_batches, again, away)]
         e, z, b, r, o = (axis.ravel() for axis in np.meshgrid(*sizes, indexing="ij"))

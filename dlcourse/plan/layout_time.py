@@ -31,7 +31,7 @@ from dlcourse.plan.communication import (
     send_seconds,
 )
 from dlcourse.plan.job import SENT_BYTES, STATE_BYTES, Array, Job
-from dlcourse.plan.layer_time import core_flops, ends_time, layer_time
+from dlcourse.plan.layer_time import core_flops, ends_time, expert_stride, layer_time
 from dlcourse.plan.layout_memory import layer_sizes, own_share, stage_numbers
 from dlcourse.plan.layouts import OFFLOAD, RECOMPUTE, SCHEDULES, Layouts, stage_layers
 from dlcourse.plan.model_shape import matrix_numbers, training_flops
@@ -142,13 +142,14 @@ def _data(
     first, _, _ = stage_layers(job, layouts)
     numbers, experts = stage_numbers(job, layouts, first, "first")
     size, stride = layouts.data * layouts.context, layouts.tensor
-    expert_size, expert_stride = layouts.expert_data(job), layouts.expert
+    expert_size = layouts.expert_data(job)
+    expert_apart = layouts.expert * expert_stride(job, layouts)  # from one copy to the next
 
-    costs = [disturbance(cluster, size, stride), disturbance(cluster, expert_size, expert_stride)]
+    costs = [disturbance(cluster, size, stride), disturbance(cluster, expert_size, expert_apart)]
 
     def both(collective: Collective, each: Array, each_expert: Array, nbytes: int) -> Moved:
         dense = collective(cluster, nbytes * each, size, stride)
-        moe = collective(cluster, nbytes * each_expert, expert_size, expert_stride)
+        moe = collective(cluster, nbytes * each_expert, expert_size, expert_apart)
         moe = np.where(each_expert > 0, moe, 0.0)
         return dense + moe, dense * costs[0] + moe * costs[1]
 
@@ -194,7 +195,8 @@ def _inside_node(job: Job, layouts: Layouts) -> NDArray[np.bool_]:
     """Where tensor, context and expert ranks stay in a node and data ranks do not: what a layer
     waits for goes over the node's links, and leaves the network's cards to data parallelism."""
     node, close = job.cluster.node, layouts.tensor * layouts.context
-    moe = layouts.expert if job.shape.moe_layers else np.ones_like(close)
+    experts = layouts.expert * expert_stride(job, layouts)
+    moe = experts if job.shape.moe_layers else np.ones_like(close)
     return (np.maximum(close, moe) <= node) & (layouts.data * close > node)
 
 

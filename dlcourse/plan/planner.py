@@ -202,9 +202,10 @@ def check_layout(job: Job, layout: Layout) -> None:
     if layout.pipeline * layout.chunks > shape.layers + 2:
         cut = {"pipeline": layout.pipeline, "chunks": layout.chunks}
         raise Refusal("refusal.layout.layers", model=shape.name, layers=shape.layers, **cut)
-    if (layout.data * layout.context * layout.tensor) % layout.expert:
-        ranks = layout.data * layout.context * layout.tensor
-        raise Refusal("refusal.layout.expert", expert=layout.expert, ranks=ranks)
+    hold = layout.data * layout.context * (1 if job.cut_experts else layout.tensor)
+    if hold % layout.expert:
+        key = "refusal.layout.expert.cut" if job.cut_experts else "refusal.layout.expert"
+        raise Refusal(key, expert=layout.expert, ranks=hold)
 
 
 def plan(job: Job) -> Answer:
