@@ -310,6 +310,28 @@ def ends_time(job: Job, layouts: Layouts) -> tuple[Array, Array, Array]:
     return forward, backward, embedding
 
 
+def ends_wait(job: Job, layouts: Layouts) -> tuple[Array, Array]:
+    """Of a micro-batch, what tensor ranks wait for at the model's ends: embedding, output layer.
+
+    Where the vocabulary is divided, the embedding's rows are summed, and so are the gradients of
+    the output layer's input (beside those of its weights, as a layer's first product has it).
+    With sequence parallelism both are halves of it: one in forward, one in backward. The loss sums
+    three numbers for each token.
+
+    Source: Shoeybi et al., "Megatron-LM", 2019, section 3; ``layout_bytes`` counts the same.
+    """
+    tokens = layouts.micro_batch * job.sequence / layouts.context
+    if not job.vocab_parallel:
+        return np.zeros_like(tokens), np.zeros_like(tokens)
+    t = layouts.tensor
+    pair = 2 * _tensor_collective(job, layouts, tokens)
+    loss = 3 * all_reduce_seconds(job.cluster, 4 * tokens, t, np.ones_like(t))
+    backward = pair / 2 if job.sequence_parallel else pair
+    weights = _linear(job, tokens, job.shape.vocab / t, job.shape.hidden)[2]
+    beside = np.minimum(backward, weights) if job.overlap_backward else 0 * pair
+    return pair, pair + loss - beside
+
+
 def peak_share(shape: ModelShape, cluster: Cluster, flops: float, seconds: float) -> float:
     """FLOPs in a time as a share of the peak."""
     return flops / seconds / cluster.peak

@@ -31,9 +31,16 @@ from dlcourse.plan.communication import (
     send_seconds,
 )
 from dlcourse.plan.job import SENT_BYTES, STATE_BYTES, Array, Job
-from dlcourse.plan.layer_time import core_flops, ends_time, expert_stride, layer_time
+from dlcourse.plan.layer_time import core_flops, ends_time, ends_wait, expert_stride, layer_time
 from dlcourse.plan.layout_memory import layer_sizes, own_share, stage_numbers
-from dlcourse.plan.layouts import OFFLOAD, RECOMPUTE, SCHEDULES, Layouts, stage_layers
+from dlcourse.plan.layouts import (
+    OFFLOAD,
+    RECOMPUTE,
+    SCHEDULES,
+    Layouts,
+    stage_layers,
+    vocab_ranks,
+)
 from dlcourse.plan.model_shape import matrix_numbers, training_flops
 
 Collective = Callable[[Cluster, Array, Array, Array], Array]
@@ -56,8 +63,12 @@ def step_seconds(job: Job, layouts: Layouts) -> dict[str, Array]:
     in_middle = middle * compute
     at_last = last * compute + parts["head"] + np.where(one, parts["embedding"], 0.0)
     at_first = first * compute + parts["embedding"]
-    stage = np.where(one, at_last, np.maximum(np.maximum(in_middle, at_first), at_last))
-    waits = np.where(one, last, middle) * wait
+    first_wait = first * wait + parts["embedding_wait"]
+    last_wait = last * wait + parts["head_wait"] + np.where(one, parts["embedding_wait"], 0.0)
+    computes = np.stack([in_middle, at_first, at_last])
+    all_waits = np.stack([middle * wait, first_wait, last_wait])
+    slowest = np.where(one, 2, np.argmax(computes + all_waits, axis=0))[None]
+    stage, waits = (np.take_along_axis(x, slowest, 0)[0] for x in (computes, all_waits))
     send = _sends(job, layouts)
     left = np.array([BUBBLE[name] for name in SCHEDULES])[layouts.schedule.astype(int)]
     mean = middle * (compute + wait) + send
@@ -65,7 +76,7 @@ def step_seconds(job: Job, layouts: Layouts) -> dict[str, Array]:
     data_wait, hidden = _data(job, layouts, parts, middle)
     found = {
         "computing": m * (stage + middle * parts["hidden"]) + hidden,
-        "communication": m * (waits + send) + data_wait,
+        "communication": m * (waits + send) + data_wait + _tied(job, layouts),
         "bubble": bubble,
     }
     numbers, experts = stage_numbers(job, layouts, first, "first")
@@ -113,6 +124,7 @@ def _distinct(job: Job, layouts: Layouts) -> dict[str, Array]:
         total["hidden"] += share * each.hidden
     head_forward, head_backward, embedding = ends_time(job, few)
     found = total | {"head": head_forward + head_backward, "embedding": embedding}
+    found["embedding_wait"], found["head_wait"] = ends_wait(job, few)
     return {name: values[back] for name, values in found.items()}
 
 
@@ -131,6 +143,17 @@ def _sends(job: Job, layouts: Layouts) -> Array:
     beside = (layouts.schedule == SCHEDULES.index("interleaved")) & job.overlap_pipeline
     alone = layouts.pipeline == 1
     return np.where(np.logical_or(alone, beside), 0.0, 2 * layouts.chunks * one)
+
+
+def _tied(job: Job, layouts: Layouts) -> Array:
+    """Once a step: both ends of a pipeline have a tied embedding, and add up its gradients."""
+    if not job.shape.tied:
+        return np.zeros_like(layouts.data)
+    numbers = job.shape.vocab * job.shape.hidden / vocab_ranks(job, layouts)
+    apart = (layouts.pipeline - 1) * layouts.tensor * layouts.context * layouts.data
+    two = np.where(layouts.pipeline > 1, 2.0, 1.0)
+    nbytes = numbers * SENT_BYTES[job.states][1]
+    return all_reduce_seconds(job.cluster, nbytes, two, np.maximum(apart, 1.0))
 
 
 def _data(
