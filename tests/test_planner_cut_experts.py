@@ -24,10 +24,11 @@ from dlcourse.plan.planner import judge
 
 
 def job_of(*, cut, gpus=8, **other):
-    """Mixtral with biases, none of its dense collectives hidden."""
+    """Mixtral with biases, none of its dense collectives hidden, and none at its ends."""
     shape = replace(published_model("mixtral-8x7b"), mlp_bias=True)
     cluster = cluster_of("h100", gpus=gpus)
-    usual = dict(sequence_parallel=False, overlap_backward=False, dispatch="plain")
+    usual = dict(sequence_parallel=False, overlap_backward=False, vocab_parallel=False)
+    usual |= dict(dispatch="plain")
     batch = dict(batch_tokens=16 * 4096, sequence=4096)
     return Job(shape=shape, cluster=cluster, cut_experts=cut, **usual | batch | other)
 

@@ -46,6 +46,9 @@ SUM_BYTES = {
     "float32": 12,
     "fsdp": 8,
 }
+# Of them, what a kernel of its own moves once the product has written its gradient in 16 bits: it
+# reads it and the sum, and writes the sum
+SUM_APART_BYTES = dict.fromkeys(STATE_BYTES, 0) | {"bf16": 6, "bf16-both-gradients": 10}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,14 @@ def matrix_efficiency(cluster: Cluster, m: ArrayLike, n: ArrayLike, k: ArrayLike
 
 
 def grouped_seconds(
-    cluster: Cluster, m: ArrayLike, n: ArrayLike, k: ArrayLike, count: ArrayLike, *, sums: int
+    cluster: Cluster,
+    m: ArrayLike,
+    n: ArrayLike,
+    k: ArrayLike,
+    count: ArrayLike,
+    *,
+    sums: int,
+    apart: int = 0,
 ) -> tuple[Array, Array, Array]:
     """Of a linear layer of each of ``count`` experts; a few of them run at a time.
 
@@ -92,7 +99,7 @@ def grouped_seconds(
     """
     count = np.asarray(count, float)
     beside = np.minimum(count, GROUP_STREAMS)
-    one = linear_seconds(cluster, m, n, k, sums=sums, count=beside)
+    one = linear_seconds(cluster, m, n, k, sums=sums, apart=apart, count=beside)
     forward, inputs, weights = (seconds * count / beside for seconds in one)
     return forward, inputs, weights
 
@@ -104,16 +111,22 @@ def linear_seconds(
     into: ArrayLike,
     *,
     sums: int,
+    apart: int = 0,
     count: ArrayLike = 1,
 ) -> tuple[Array, Array, Array]:
     """Of a linear layer: forward, gradient of its input, gradient of its weights.
 
     sums: bytes that move for each weight's gradient, which is written and summed.
+    apart: of them, those of a kernel of its own, which no product hides.
     """
+    weights = matrix_seconds(cluster, out, into, tokens, count=count, output=sums - apart)
+    if apart:
+        numbers = np.asarray(out, float) * into * np.asarray(count, float)
+        weights = weights + stream_seconds(cluster, apart * numbers)
     return (
         matrix_seconds(cluster, tokens, out, into, count=count),
         matrix_seconds(cluster, tokens, into, out, count=count),
-        matrix_seconds(cluster, out, into, tokens, count=count, output=sums),
+        weights,
     )
 
 

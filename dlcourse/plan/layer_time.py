@@ -25,7 +25,7 @@ from dlcourse.plan.communication import (
     members_of_node,
     send_seconds,
 )
-from dlcourse.plan.job import LOSS_BYTES, SUM_BYTES, VALUE_BYTES, Array, Job
+from dlcourse.plan.job import LOSS_BYTES, SUM_APART_BYTES, SUM_BYTES, VALUE_BYTES, Array, Job
 from dlcourse.plan.kernels import flash_seconds, grouped_seconds, linear_seconds, stream_seconds
 from dlcourse.plan.layouts import Layouts, vocab_ranks
 from dlcourse.plan.model_shape import ModelShape
@@ -105,7 +105,11 @@ def layer_time(job: Job, layouts: Layouts, *, moe: bool) -> LayerTime:
 def _linear(
     job: Job, tokens: Array, out: Array | int | float, into: Array | int | float, **more: Any
 ) -> tuple[Array, Array, Array]:
-    return linear_seconds(job.cluster, tokens, out, into, sums=SUM_BYTES[job.states], **more)
+    return linear_seconds(job.cluster, tokens, out, into, **_sums(job), **more)
+
+
+def _sums(job: Job) -> dict[str, int]:
+    return {"sums": SUM_BYTES[job.states], "apart": SUM_APART_BYTES[job.states]}
 
 
 def _sum(*parts: tuple[Array, Array, Array]) -> list[Array]:
@@ -141,9 +145,9 @@ def _mlp_products(job: Job, layouts: Layouts, tokens: Array, moe: bool) -> list[
     local = shape.experts / layouts.expert
     rows = expert_rows(job, layouts, tokens) / local
     share = t if job.cut_experts else 1.0  # of an expert's width, and of the ranks with a token
-    width, sums = shape.expert_ffn / share, SUM_BYTES[job.states]
-    up = grouped_seconds(job.cluster, rows, shape.ups * width, shape.hidden, local, sums=sums)
-    down = grouped_seconds(job.cluster, rows, shape.hidden, width, local, sums=sums)
+    width, sums = shape.expert_ffn / share, _sums(job)
+    up = grouped_seconds(job.cluster, rows, shape.ups * width, shape.hidden, local, **sums)
+    down = grouped_seconds(job.cluster, rows, shape.hidden, width, local, **sums)
     found = _sum(up, down)
     router = _linear(job, tokens * share / t, shape.experts, shape.hidden)
     found = [found[i] + router[i] for i in range(3)]

@@ -63,12 +63,12 @@ def step_seconds(job: Job, layouts: Layouts) -> dict[str, Array]:
     in_middle = middle * compute
     at_last = last * compute + parts["head"] + np.where(one, parts["embedding"], 0.0)
     at_first = first * compute + parts["embedding"]
-    first_wait = first * wait + parts["embedding_wait"]
-    last_wait = last * wait + parts["head_wait"] + np.where(one, parts["embedding_wait"], 0.0)
-    computes = np.stack([in_middle, at_first, at_last])
-    all_waits = np.stack([middle * wait, first_wait, last_wait])
-    slowest = np.where(one, 2, np.argmax(computes + all_waits, axis=0))[None]
-    stage, waits = (np.take_along_axis(x, slowest, 0)[0] for x in (computes, all_waits))
+    stage = np.where(one, at_last, np.maximum(np.maximum(in_middle, at_first), at_last))
+    # What the ends wait for counts where they are what the other stages wait for
+    at_end = np.where(at_last == stage, parts["head_wait"], 0.0)
+    at_start = np.where(one | (at_first == stage), parts["embedding_wait"], 0.0)
+    ends = np.where(one, at_end + at_start, np.maximum(at_end, at_start))
+    waits = np.where(one, last, middle) * wait + ends
     send = _sends(job, layouts)
     left = np.array([BUBBLE[name] for name in SCHEDULES])[layouts.schedule.astype(int)]
     mean = middle * (compute + wait) + send
