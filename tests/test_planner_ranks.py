@@ -59,6 +59,17 @@ THOUSANDS = [
         MANY | STAGES,
     )
 ]
+# Where a router's scores weigh as much as an expert's numbers, and where gradients that are being
+# made weigh more than the activations: few tokens, wide experts, many in a rank. They were 12 to 55%
+# apart
+FEW_TOKENS = [
+    dict(world=4096, expert=4096, experts=4096, top_k=8, block=512),
+    dict(world=64, block=128),
+    dict(world=64, block=128, stage=3),
+    dict(world=64, expert=4, experts=256, top_k=8, block=256),
+    dict(world=64, expert=16, experts=64, top_k=1, block=512),
+    dict(world=64, expert=16, experts=256, top_k=8, block=128, tensor=4),
+]
 
 
 def in_a_fake_rank(job: dict) -> dict:
@@ -68,7 +79,7 @@ def in_a_fake_rank(job: dict) -> dict:
     dist.destroy_process_group()
     gc.disable()
     scaling.MODELS["middle"] = MIDDLE
-    record = scaling.measure(scaling.Job(model="middle", block=1024, **job))
+    record = scaling.measure(scaling.Job(**{"model": "middle", "block": 1024} | job))
     return record | {"cpu_seconds": time.process_time()}
 
 
@@ -76,7 +87,7 @@ def lines_apart(agreed: Agreement) -> list[str]:
     return [f"{line.what}: {line.rank} {line.planner}" for line in agreed.lines if not line.holds]
 
 
-@pytest.mark.parametrize("job", THOUSANDS, ids=str)
+@pytest.mark.parametrize("job", THOUSANDS + FEW_TOKENS, ids=str)
 def test_planner_and_fake_rank_agree_at_thousands_of_ranks(job):
     """States and collectives to the byte, activations within 5%.
 
@@ -86,7 +97,7 @@ def test_planner_and_fake_rank_agree_at_thousands_of_ranks(job):
         record = alone.run(in_a_fake_rank, job)[0]
     agreed = agreement(scaling.Scaled(record), MIDDLE)
     assert agreed.holds, lines_apart(agreed)
-    assert len(agreed.lines) >= 6
+    assert len(agreed.lines) >= 5  # three states, activations, a collective
     assert record["cpu_seconds"] < 60  # processor time: whatever else runs here
 
 

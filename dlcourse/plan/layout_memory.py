@@ -181,7 +181,9 @@ def _rank_memory(
     has_head = np.logical_or(layouts.pipeline == 1, stage == "last")
     parts, each = vocab_ranks(job, layouts), LOSS_BYTES[job.loss][0]
     logits = tokens * job.shape.vocab / parts * np.where(parts > 1, min(each, 8), each)
-    logits, work = np.where(has_head, logits, 0.0), _at_work(job, layouts, tokens)
+    made, of_head = _gradients_made(job, layouts, tokens)
+    logits = np.where(has_head, np.maximum(logits, of_head), 0.0)
+    work = np.maximum(_at_work(job, layouts, tokens), made)
     found["activations"] = stored + np.where(work >= logits, work, 0.0)
     found["logits"] = np.where(work >= logits, 0.0, logits)
     found["buffers"] = _buffers(job, layouts)
@@ -214,6 +216,7 @@ def layer_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
     if job.attention != "unfused":
         scores = 4 * shape.heads  # of each row the log of its sum, in float32
     per_token = (4 * h + norms + masks) / stream + (attention + scores) / t
+    per_token = per_token + router_bytes(job) / wide_values(job) / stream
     wide, product = mlp_activations(job, layouts)
     whole = tokens * (per_token + wide + product)
     dropped = scores / t if job.attention == "unfused" else norms / stream + product
@@ -227,6 +230,14 @@ def layer_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
 def wide_values(job: Job) -> float:
     """How many times the 2 bytes that activations are counted in a value has."""
     return VALUE_BYTES[job.states] / 2
+
+
+def router_bytes(job: Job) -> float:
+    """Bytes a token that a router keeps: a score for each expert, and what softmax makes of it.
+
+    In float32 whatever the rest is in. With thousands of experts as much as an expert's own.
+    """
+    return 8 * job.shape.experts if job.shape.moe_layers else 0
 
 
 def mlp_activations(job: Job, layouts: Layouts) -> tuple[Array, Array]:
@@ -253,6 +264,27 @@ def _at_work(job: Job, layouts: Layouts, tokens: Array) -> Array:
     gathered = np.where(layouts.tensor > 1, 2 * job.shape.hidden, 0) * job.sequence_parallel
     work = tokens * (wide + product / 2 + 2 * job.shape.hidden + gathered)
     return wide_values(job) * work
+
+
+def _gradients_made(job: Job, layouts: Layouts, tokens: Array) -> tuple[Array, Array]:
+    """What is there while gradients of matrices are made, operator by operator: a layer's, where
+    they count for more than its activations, and the output matrix's, with the logits' own.
+
+    With few tokens they are the highest moment. Fused kernels add to the sum that is there; a
+    layer's gradients under ZeRO, from stage 2 on, are buffers.
+    """
+    shape, t, value = job.shape, layouts.tensor, VALUE_BYTES[job.states]
+    parts = vocab_ranks(job, layouts)
+    head = value * shape.vocab / parts * (tokens + shape.hidden)
+    wide, product = mlp_activations(job, layouts)
+    layer = _at_work(job, layouts, tokens) + value * shape.hidden * shape.ffn / t
+    if shape.moe_layers:  # of each expert its own, and the first stack of them; the rest has gone
+        inside = shape.expert_ffn / (t if job.cut_experts else 1)
+        stacks = (shape.ups + 2) * shape.experts / layouts.expert * shape.hidden * inside
+        rows = shape.top_k * job.imbalance * shape.hidden
+        layer = value * stacks + value * tokens * (rows - (wide + product) / 2)
+    eager = job.kernels == "eager"
+    return np.where(np.logical_and(eager, layouts.stage < 2), layer, 0.0), eager * head
 
 
 def layer_sizes(job: Job, layouts: Layouts) -> tuple[Array, Array]:
