@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlcourse.models.moe import (
     Experts,
@@ -54,6 +55,32 @@ def test_grouped_is_what_a_loop_with_masks_gives(top_k, shared, tokens):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # sums in another order
     assert grouped.counts_E.sum() == 2 * tokens * top_k and grouped.num_dropped == 0
     assert torch.equal(grouped.counts_E, looped.counts_E)
+
+
+class Made(TorchDispatchMode):
+    """Counts the numbers in the results of all operators."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not func.is_view:
+            self.numbers += result.numel()
+        return result
+
+
+def test_backward_makes_no_more_with_more_experts():
+    """The gradient of one place in a tensor is as large as the tensor: 64 of them are 64 times.
+
+    Allowed: each expert's gradients, their stack, and some tensors of rows.
+    """
+    for num_experts in (8, 64):
+        moe = layer(num_experts=num_experts, top_k=2, hidden=256)
+        loss = moe(torch.randn(64, C, dtype=torch.float64)).sum()
+        with Made() as made:
+            loss.backward()
+        weights = sum(p.numel() for p in moe.experts.parameters())
+        assert made.numbers < 2 * weights + 4 * 64 * 2 * 256
 
 
 def test_gradients_are_those_of_small_differences():

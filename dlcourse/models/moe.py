@@ -156,12 +156,18 @@ class Experts(nn.Module):
 
     def one(self, x_mC: Tensor, expert: int) -> Tensor:
         """What one expert says to its tokens. Shape: (m, C) to (m, C)."""
-        hidden_mF = F.gelu(torch.addmm(self.up_bias[expert], x_mC, self.up[expert]))
-        return torch.addmm(self.down_bias[expert], hidden_mF, self.down[expert])
+        tensors = self.up, self.up_bias, self.down, self.down_bias
+        return _mlp(x_mC, *(tensor[expert] for tensor in tensors))
 
     def forward(self, x_MC: Tensor, counts: list[int]) -> Tensor:
         """Rows sorted by expert, ``counts[e]`` of them for expert e. Shape: (M, C) to (M, C)."""
-        return torch.cat([self.one(x_mC, e) for e, x_mC in enumerate(x_MC.split(counts))])
+        # Not up[e]: the gradient of a place in a tensor is as large as the whole tensor
+        each = [tensor.unbind() for tensor in (self.up, self.up_bias, self.down, self.down_bias)]
+        return torch.cat([_mlp(*parts) for parts in zip(x_MC.split(counts), *each, strict=True)])
+
+
+def _mlp(x_mC: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
+    return torch.addmm(down_bias, F.gelu(torch.addmm(up_bias, x_mC, up)), down)
 
 
 def capacity(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
