@@ -15,8 +15,9 @@ from each rank to each (`gather`): it goes through places of its own in the same
 
 Order is that of `low_latency`, in its places: data, fence, flag; and flag, fence, data. Two places
 in turn suffice, for a call returns after it has copied out what came: who writes where it wrote two
-calls ago has seen the call in between from the reader, who had then read. What is returned is the
-layer's own, so autograd may keep it for as long as it likes.
+calls ago has seen the call in between from the reader, who had then read. That those loads come
+before that call's flag is due to its fence, on x86 and on Arm; by payload, which is x86's alone, to
+loads and stores in order. What is returned is the layer's own: autograd may keep it.
 """
 
 from __future__ import annotations
