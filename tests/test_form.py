@@ -167,10 +167,8 @@ def test_what_held_is_said_and_what_did_not_is_an_error():
 
 @pytest.mark.parametrize("lang", ["ko", "en"])
 @pytest.mark.parametrize("name", sorted(catalog.written_lessons(catalog.course_root())))
-def test_no_mark_of_markdown_is_left_in_a_text(name, lang, request):
+def test_no_mark_of_markdown_is_left_in_a_text(name, lang):
     """A closing ** between a bracket and a Korean letter closes nothing: **word**(bracket)."""
-    if (name, lang) == ("02_backends", "ko"):
-        request.applymarker(pytest.mark.xfail(reason="two bold words, in a text that changes now"))
     path = catalog.course_root() / "notebooks" / lang / f"{name}.ipynb"
     read = MarkdownIt("commonmark").enable("table").parse
     texts = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]

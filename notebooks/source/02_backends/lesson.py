@@ -226,7 +226,7 @@ in_mpi(rank_sum, num_ranks=num_ranks)
 # that receives. What if rank 0 returns early, and the others wait for it? (`time_limit`: after three
 # seconds all ranks are ended.)
 # %% [markdown] lang="ko" en="df78f558"
-# 랭크마다 리스트가 하나씩이고 모두 같습니다. 보내기와 받기는 **양방향 통신(two-sided)**입니다. 한쪽이 보내면 상대도
+# 랭크마다 리스트가 하나씩이고 모두 같습니다. 보내기와 받기는 **양방향 통신**(two-sided)입니다. 한쪽이 보내면 상대도
 # 받는 함수를 호출해야 합니다. 랭크 0이 먼저 끝나 버렸는데 나머지가 랭크 0을 기다린다면 어떻게 될까요?
 # (`time_limit` 때문에 3초가 지나면 랭크를 모두 끝냅니다.)
 # %%
@@ -242,7 +242,7 @@ with expect_failure(mpi.missing() or "not over after 3 s"):
 # a *window* of its memory; the others `Put` into it, and it calls nothing meanwhile. An all-gather made
 # of puts:
 # %% [markdown] lang="ko" en="fb771679"
-# 그냥 두면 랭크 1~3은 끝없이 기다립니다. **단방향 통신(one-sided)**에는 짝이 될 호출이 필요 없습니다. 랭크가 자기
+# 그냥 두면 랭크 1~3은 끝없이 기다립니다. **단방향 통신**(one-sided)에는 짝이 될 호출이 필요 없습니다. 랭크가 자기
 # 메모리의 *창*(window)을 열어 두면 다른 랭크가 `Put`으로 써 넣고, 그동안 그 랭크는 아무것도 부르지 않습니다. put으로
 # 올게더(all-gather)를 만들어 봅시다.
 # %%
