@@ -28,6 +28,7 @@ from dlcourse.training.accumulation import split
 from dlcourse.training.checkpointing.segments import checkpoint_blocks, early_stop
 from dlcourse.training.mixed_precision.master_adamw import MasterAdamW
 from dlcourse.training.mixed_precision.support import check_precision
+from dlcourse.training.sharding_offload.local_host import master_of
 from dlcourse.training.sharding_offload.zero3_offload import OffloadedZeRO3
 
 
@@ -76,9 +77,7 @@ class HostAdamW:
 
     def __init__(self, parameters: Iterable[Tensor], lr: float = 1e-3) -> None:
         self.parameters = list(parameters)
-        self.masters = [
-            nn.Parameter(p.detach().to("cpu", torch.float32, copy=True)) for p in self.parameters
-        ]
+        self.masters = [nn.Parameter(master_of(p).cpu()) for p in self.parameters]
         self.adam = torch.optim.AdamW(self.masters, lr=lr)
         self.moved_bytes = 0
 
@@ -89,7 +88,7 @@ class HostAdamW:
     @torch.no_grad()
     def step(self) -> None:
         for p, master in zip(self.parameters, self.masters, strict=True):
-            master.grad = None if p.grad is None else p.grad.to("cpu", torch.float32)
+            master.grad = None if p.grad is None else p.grad.to("cpu", master.dtype)
             if p.grad is not None:
                 self.moved_bytes += p.grad.nbytes
         self.adam.step()
