@@ -157,6 +157,7 @@ WRONG = [
     (LESSON, "랭크를 배치합니다.", "write 구성"),
     (LESSON, "최대값과 머리글입니다.", "write 최댓값"),
     (LESSON, "메시지의 머리글입니다.", "write 헤더"),
+    (LESSON, "정답 토큰입니다.", "write 타깃"),
     ("dlcourse/words/plan.toml", "가장 빠른 배치입니다.", "write 구성"),
 ]
 RIGHT = [

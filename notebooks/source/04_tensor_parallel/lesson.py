@@ -606,12 +606,12 @@ show_vocabulary(*(ranks[name][0] for name in ("exact", "naive", "padded")))
 # And the loss? Joining the logits would send $V$ numbers for each token. Softmax needs less: the
 # largest logit, the sum of exponentials, the target's logit. **Three** numbers, for any $V$.
 # %% [markdown] lang="ko" en="385747f5"
-# 이번에도 합을 구하는 데서는 오류가 없습니다. 어느 랭크에도 없는 정답은 `parallel_cross_entropy`가 거부합니다.
+# 이번에도 합을 구하는 데서는 오류가 없습니다. 어느 랭크에도 없는 타깃(target)은 `parallel_cross_entropy`가 거부합니다.
 # 그래서 어휘를 다음 배수까지 0으로 **덧붙이고**, 손실에서는 덧붙인 곳을 가립니다. Megatron은 랭크마다 128의 배수로
 # 맞춥니다. 랭크가 8개면 50,257이 51,200이 됩니다.
 #
 # 손실은요? 로짓을 모으려면 토큰마다 숫자 $V$개를 보내야 합니다. softmax에는 그만큼 필요 없습니다. 가장 큰 로짓,
-# 지수의 합, 정답의 로짓이면 됩니다. $V$가 얼마든 숫자 **세 개**입니다.
+# 지수의 합, 타깃의 로짓이면 됩니다. $V$가 얼마든 숫자 **세 개**입니다.
 # %% hidden=true source="dlcourse.parallel.tensor_vocabulary:_CrossEntropy"
 
 # %% [markdown] lang="en"

@@ -197,7 +197,7 @@ class Short(Runtime):
 # the training of one process? Some steps of both:
 # %% [markdown] lang="ko" en="bf3fcfc3"
 # 곱하는 가중치가 $1/m$ 하나뿐인 점을 눈여겨보세요. 여기서는 마이크로배치의 길이가 모두 같습니다. (전체 클래스는
-# 정답의 수만큼 가중치를 줍니다.) 처음에는 랭크마다 모델이 다르지만, `PipelineParallel`이 랭크 0의 가중치를 모두에게
+# 타깃 수만큼 가중치를 줍니다.) 처음에는 랭크마다 모델이 다르지만, `PipelineParallel`이 랭크 0의 가중치를 모두에게
 # 줍니다. 이것은 단일 프로세스의 학습과 같을까요? 양쪽 다 몇 스텝 해 봅니다.
 # %% hidden=true
 # %%ranks --fast

@@ -524,7 +524,7 @@ check("12.moved")
 # `y.square().mean()`. Return the loss in rank 0, 0.0 elsewhere; gradients as in one process. All tensors
 # between ranks have the shape of `x`. Send what is needed, and no byte more.
 # %% [markdown] lang="ko" en="5f801e15"
-# **2. `12.relay`** (10분). 정답 토큰은 랭크 0을 떠나지 않습니다. 그래서 랭크 0의 `x`가 모든 랭크의 `layer`를 차례로 지난 뒤,
+# **2. `12.relay`** (10분). 타깃은 랭크 0을 떠나지 않습니다. 그래서 랭크 0의 `x`가 모든 랭크의 `layer`를 차례로 지난 뒤,
 # 마지막 랭크의 결과 `y`가 **랭크 0으로 돌아와** 거기서 손실 `y.square().mean()`을 계산합니다. 랭크 0은 손실을, 나머지는
 # 0.0을 돌려줍니다. 그래디언트는 단일 프로세스와 같아야 합니다. 랭크 사이의 텐서는 모두 `x`와 모양이 같습니다. 필요한 것만 빠짐없이
 # 보내세요.
