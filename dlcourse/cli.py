@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:  # a full disk, a file that may not be written
-        print(f"dlcourse {args.command}: {error}", file=sys.stderr)
+        lang = None if args.command in BILINGUAL else "en"
+        said = strings.t("refusal.system", lang, why=error)
+        print(f"dlcourse {args.command}: {said}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         # asyncio would report the cell that was cut off when its task is collected, at exit.

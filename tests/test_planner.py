@@ -1260,6 +1260,17 @@ def test_commands_refuse_in_korean(arguments, said, capsys):
     assert said in text and prose(text) == []
 
 
+def test_a_file_that_cannot_be_written_is_said_in_korean(capsys):
+    """What the system says follows, in its own words."""
+    place = "/proc/nothing/plan"
+    assert cli.main(["plan", "--out", place, "--lang", "ko"]) == cli.FAILED
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("dlcourse plan: 파일을 읽거나 쓰지 못했습니다: ")
+        and "/proc/nothing" in said
+    )
+
+
 def test_a_refusal_is_english_for_python():
     """And says the same in Korean, also after a rank has sent it."""
     with pytest.raises(Refusal, match="gpu='tpu' is unknown: give one of") as refused:
