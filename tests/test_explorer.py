@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import xml.etree.ElementTree as ElementTree
 
@@ -12,8 +13,16 @@ from dlcourse.explorer import film as films
 from dlcourse.explorer.memory_anatomy import IN_TURN, memory_on_card
 from dlcourse.explorer.plan import plan_picture
 from dlcourse.figures.accumulation import memory_of_a_step
-from dlcourse.figures.moe import experts_by_kind
-from dlcourse.figures.picture import stacked_bars
+from dlcourse.figures.collectives import ring_tree_direct
+from dlcourse.figures.data_parallel import overlap_of_buckets
+from dlcourse.figures.expert_parallel import tokens_on_the_wire
+from dlcourse.figures.matrix_cut import CUTS, cut_and_sent
+from dlcourse.figures.mixed_precision import range_and_step
+from dlcourse.figures.moe import experts_by_kind, memory_of_experts
+from dlcourse.figures.one_model import work_and_bytes
+from dlcourse.figures.picture import sentence, stacked_bars
+from dlcourse.figures.sharding_offload import step_over_link
+from dlcourse.figures.zero import fits_on_a_card
 from dlcourse.formulas.memory import predict_peak
 from dlcourse.formulas.recipe import Recipe
 from dlcourse.formulas.sizes import MODELS, GPTConfig
@@ -148,6 +157,37 @@ def test_several_sliders_and_what_is_refused():
         explore(lambda micro_batches: None, micro_batches=[1])
     with pytest.raises(ValueError, match=r"explore\.unknown"):
         explore(draw, unknown=[1])
+
+
+# draw, sliders, what is said
+OTHER_VALUES = [
+    (ring_tree_direct, dict(tensor=["1 MiB", "1 GiB"], ranks=[4]), "give one of 1 KiB, 128 KiB"),
+    (ring_tree_direct, dict(tensor=["1 MiB"], ranks=[1, 2]), "ranks=1: give 2 or more"),
+    (tokens_on_the_wire, dict(ranks=[1], top_k=[8]), "ranks=1: give 2 or more"),
+    (tokens_on_the_wire, dict(ranks=[8], top_k=[1.5]), r"no picture for ranks=8, top_k=1\.5"),
+    (fits_on_a_card, dict(model=["7b"], ranks=[8], precision=["fp32"]), r"give one of 1\.5B"),
+    (fits_on_a_card, dict(model=["70B"], ranks=[8], precision=["fp8"]), "'fp8' is unknown"),
+    (cut_and_sent, dict(first=CUTS, second=CUTS, ranks=[10**6]), "ranks=1000000: give at most 64"),
+    (work_and_bytes, dict(ranks=[0, 1]), "no picture for ranks=0: ZeroDivisionError"),
+    (overlap_of_buckets, dict(layers_in_a_bucket=[-1], latency_ms=[1]), "numbers from 0 on"),
+    (overlap_of_buckets, dict(layers_in_a_bucket=[1], latency_ms=[math.nan]), "numbers from 0 on"),
+    (memory_of_experts, dict(experts=[8], top_k=[-1]), "top_k=-1: give numbers from 0 on"),
+    (step_over_link, dict(on_host=["layers"], link_gb=[0], overlap=["no"]), "link_gb=0"),
+    (range_and_step, dict(exponent_bits=[15], mantissa_bits=[10]), "exponent_bits=15"),
+]
+
+
+@pytest.mark.parametrize(("draw", "sliders", "said"), OTHER_VALUES)
+def test_other_values_than_the_lessons_are_drawn_or_refused_in_words(draw, sliders, said):
+    """Readers change the lists in the cell; some of them went on for minutes."""
+    with pytest.raises(ValueError, match=said):
+        explore(draw, **sliders)
+
+
+def test_what_is_wrong_in_a_picture_of_ones_own_is_said_as_it_is():
+    with pytest.raises(ZeroDivisionError):
+        explore(lambda micro_batches: 1 / micro_batches, micro_batches=[0])
+    assert explore(lambda micro_batches: sentence("one"), micro_batches=[-1])
 
 
 # ------------------------------------------------------------------------------------ a film

@@ -8,6 +8,7 @@ frame of the screen, also while the kernel is busy with a long cell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -88,7 +89,7 @@ def explore(
 
     Raises:
         ValueError: no slider, a slider without values, a start that is none of them, or more
-            positions than fit a page; or ``draw`` gives no `Picture`.
+            positions than fit a page; or values for which ``draw`` has no `Picture`.
     """
     for name, values in sliders.items():
         if not isinstance(values, Iterable):
@@ -108,11 +109,35 @@ def explore(
         raise ValueError(
             f"{len(combinations)} positions, at most {MAX_POSITIONS}: give fewer values"
         )
-    pictures = [draw(**dict(zip(given, values, strict=True))) for values in combinations]
-    if other := [picture for picture in pictures if not isinstance(picture, Picture)]:
-        raise ValueError(f"draw gave {other[0]!r}: let it return a Picture")
+    pictures = [_drawn(draw, dict(zip(given, values, strict=True))) for values in combinations]
     at = [values.index(first[name]) for name, values in given.items()]
     return Explorer(list(given), list(given.values()), pictures, at)
+
+
+def _drawn(draw: Callable[..., Picture], values: Mapping[str, Any]) -> Picture:
+    """The picture for some values. What the course's own pictures cannot show is refused in words.
+
+    A reader who tries other values has nothing to mend in the code that draws; whoever has written
+    a picture has.
+    """
+    ours = str(getattr(draw, "__module__", "")).startswith("dlcourse.")
+    for name, value in values.items():
+        if ours and isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value!r}: give numbers from 0 on")
+    try:
+        picture = draw(**values)
+    except ValueError:
+        raise
+    except Exception as error:
+        if not ours:
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        raise ValueError(
+            f"there is no picture for {given}: {type(error).__name__}, {error}"
+        ) from None
+    if not isinstance(picture, Picture):
+        raise ValueError(f"draw gave {picture!r}: let it return a Picture")
+    return picture
 
 
 @cache

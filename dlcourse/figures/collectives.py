@@ -12,6 +12,7 @@ from dlcourse.figures.charts import bars_figure, cost_model_figure, sweep_figure
 from dlcourse.figures.collective_buffers import buffers_figure
 from dlcourse.figures.colors import ALGORITHMS, CATEGORIES, RANKS
 from dlcourse.figures.held import Held, Together, held, largest
+from dlcourse.figures.known import known
 from dlcourse.figures.picture import Picture, bars
 from dlcourse.figures.tables import Table
 from dlcourse.formulas import traffic
@@ -43,8 +44,18 @@ Rows = Sequence[Mapping[str, Any]]  # of `benchmark.measure`
 
 
 def ring_tree_direct(tensor: str, ranks: int) -> Picture:
-    """What three all-reduces take by the alpha-beta model, over the fastest of them."""
-    took = {name: _seconds(NETWORK, name, SIZES[tensor], ranks) for name in _COMPARED}
+    """What three all-reduces take by the alpha-beta model, over the fastest of them.
+
+    Args:
+        tensor: one of ``SIZES``.
+
+    Raises:
+        ValueError: it is none, or there is one rank alone, which sends nothing.
+    """
+    size = known("tensor", tensor, SIZES)
+    if ranks < 2:
+        raise ValueError(f"ranks={ranks}: give 2 or more, one alone sends nothing")
+    took = {name: _seconds(NETWORK, name, size, ranks) for name in _COMPARED}
     fastest = min(took.values())
     rows, texts = {}, {}
     for name, seconds in took.items():

@@ -47,7 +47,12 @@ def tokens_on_the_wire(ranks: int, top_k: int) -> Picture:
 
     256 experts, width 7168, a byte a number. Time for 128 and for 4,096 tokens: a message to each
     other rank, one after the other, and the bytes at 50 GB/s.
+
+    Raises:
+        ValueError: one rank alone, which sends nothing.
     """
+    if ranks < 2:
+        raise ValueError(f"ranks={ranks}: give 2 or more, one alone sends nothing")
     copies, once = (
         wire_bytes("all_to_all", number, ranks)
         for number in (top_k, distinct_ranks(LARGE_EXPERTS, top_k, ranks))

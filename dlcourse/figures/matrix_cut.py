@@ -28,6 +28,7 @@ class Cut(Enum):
 
 
 CUTS = list(Cut)
+MOST_PARTS = 64
 
 
 def pair_bytes(first: Cut, second: Cut, ranks: int) -> dict[str, float]:
@@ -38,7 +39,13 @@ def pair_bytes(first: Cut, second: Cut, ranks: int) -> dict[str, float]:
 
 
 def cut_and_sent(first: Cut, second: Cut, ranks: int) -> Picture:
-    """y = GELU(x A) B with A and B cut: each rank's parts in its colour, and what is sent where."""
+    """y = GELU(x A) B with A and B cut: each rank's parts in its colour, and what is sent where.
+
+    Raises:
+        ValueError: more ranks than parts that can be told apart.
+    """
+    if ranks > MOST_PARTS:
+        raise ValueError(f"ranks={ranks}: give at most {MOST_PARTS}, more parts cannot be seen")
     sent = pair_bytes(first, second, ranks)
     ops = pair_crossings(first.value, second.value, tokens=TOKENS, width=WIDTH, hidden=HIDDEN)
     total = sum(sent.values())

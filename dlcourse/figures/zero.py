@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlcourse.corpus import course_folder
 from dlcourse.figures.held import Held, Said, Together, held, largest
+from dlcourse.figures.known import known
 from dlcourse.figures.library_comparison import library_comparison_table
 from dlcourse.figures.memory_by_category import memory_by_category_figure
 from dlcourse.figures.picture import Picture, stacked_bars
@@ -69,8 +70,11 @@ def fits_on_a_card(model: str, ranks: int, precision: str) -> Picture:
     Args:
         model: one of ``MODELS``.
         precision: one of ``PRECISIONS``.
+
+    Raises:
+        ValueError: one of these is not, or the ranks are no whole number from 1 on.
     """
-    billions, way = _BILLIONS[model], _WAYS[precision]
+    billions, way = known("model", model, _BILLIONS), known("precision", precision, _WAYS)
     rows = {}
     for stage in STAGES:
         sizes = state_bytes(billions, precision=way, world_size=ranks, stage=stage)
