@@ -217,6 +217,20 @@ def test_it_is_said_in_korean_too(pool, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("lang", "words"), [("ko", "= GPU 7개인데"), ("en", "tensor 7 x pipeline 1")]
+)
+def test_what_the_planner_refuses_is_said_in_the_learners_language(
+    lang, words, pool, kept, monkeypatch
+):
+    strings.set_language(lang)
+    exercise = find_exercise("15.capstone")
+    source = "from dlcourse.plan.layouts import Layout\n"
+    source += "def submit(task):\n    return max(task.sizes()), Layout(tensor=7)"
+    define(exercise, source, pool, monkeypatch)
+    assert words in check("15.capstone").text
+
+
 def test_the_learners_own_line_is_shown(pool, monkeypatch):
     source = "def mean(x):\n    y = x * 2\n    return y / undefined_name"
     text = told(pool, source, monkeypatch)

@@ -18,6 +18,7 @@ import cloudpickle
 from dlcourse.course.exercises.expectations import describe, plain
 from dlcourse.course.exercises.packing import is_learners, reach, said
 from dlcourse.ranks.worker.interrupt import from_notebook
+from dlcourse.words import refusal
 from dlcourse.words.strings import t
 
 
@@ -72,7 +73,10 @@ def judge(
         except Exception:  # a learner's own exception, which cannot be put into words
             raise RuntimeError(said(error)).with_traceback(error.__traceback__) from None
         raise
-    return [{**f, "values": {k: plain(v) for k, v in f["values"].items()}} for f in findings]
+    for finding in findings:
+        values = finding["values"].items()
+        finding["values"] = {key: plain(refusal.said(value, lang)) for key, value in values}
+    return [*findings]
 
 
 @contextmanager

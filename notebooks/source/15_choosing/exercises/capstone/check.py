@@ -65,7 +65,7 @@ def _judge(name, task, submit):
     try:
         found = score(task, gpus, layout)
     except ValueError as error:
-        return [expect("form", False, "refused", task=name, error=str(error))]
+        return [expect("form", False, "refused", task=name, error=error)]
     if not possible:
         return [expect("none", False, "impossible", task=name, **_first(found))]
     right = {"form": True, "memory": True, "time": True, "cost": True}
