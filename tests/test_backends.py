@@ -155,3 +155,12 @@ def test_an_unknown_record_is_named_with_those_there_are():
         ValueError, match=r"'nothing' is not in .*there are .*backends, .*communication"
     ):
         read_record("nothing")
+
+
+def test_published_figures_have_a_link_for_each_letter_of_their_source():
+    record = read_record("communication")
+    table, sources = backends.show_published(record).parts
+    letters = {row[-1] for row in table.rows}
+    links = re.findall(r'(\w) <a href="(https:[^"]+)"', sources._repr_html_())
+    assert {letter for letter, _ in links} == letters
+    assert {link for _, link in links} == {row["source"] for row in record["rows"]}

@@ -186,3 +186,4 @@ def test_a_sentence_shows_code_and_short_links():
     assert "<code>run --all</code>" in html and "&lt;b&gt;" in html
     link = '<a href="https://pytorch.org/foundation/?a=1&amp;b=2" target="_blank">pytorch.org</a> ·'
     assert link in html
+    assert ">b.org</a>, (" in Said("https://b.org/c, (https://d.org/e)")._repr_html_()

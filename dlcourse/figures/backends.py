@@ -143,8 +143,10 @@ def show_published(record: Mapping[str, Any]) -> Together:
     keys = ("library", "call", "machine", "value", "source")
     heads = [t(f"backends.published.{key}") for key in keys]
     caption = t("backends.published.caption", date=record["date"])
-    letters = [[letter, source] for letter, source in zip("abcdefgh", sources, strict=False)]
-    return Together(Table(heads, rows, caption=caption), Table(["", heads[-1]], letters))
+    letters = (f"{letter} {source}" for letter, source in zip("abcdefgh", sources, strict=False))
+    return Together(
+        Table(heads, rows, caption=caption), Said(f"{heads[-1]}: {' · '.join(letters)}")
+    )
 
 
 class BenchmarkFlow:

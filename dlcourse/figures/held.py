@@ -41,7 +41,11 @@ class Held(Said):
 def _marked(sentence: str) -> str:
     """As HTML."""
     text = re.sub("`([^`]+)`", r"<code>\1</code>", escape(sentence))
-    return re.sub(r"https?://([\w.-]+)[^\s<]*", r'<a href="\g<0>" target="_blank">\1</a>', text)
+    return re.sub(
+        r"https?://([\w.-]+)(?:[^\s<]*[^\s<.,;:)])?",
+        r'<a href="\g<0>" target="_blank">\1</a>',
+        text,
+    )
 
 
 def held(what: str, difference: float, *, allowed: float, because: str, unit: str = "") -> Held:
