@@ -164,3 +164,6 @@ def test_published_figures_have_a_link_for_each_letter_of_their_source():
     links = re.findall(r'(\w) <a href="(https:[^"]+)"', sources._repr_html_())
     assert {letter for letter, _ in links} == letters
     assert {link for _, link in links} == {row["source"] for row in record["rows"]}
+    set_language("ko")
+    said = repr(backends.show_published(record))
+    assert "토큰 4,096개" in said and not re.findall("tokens|large|local|latency", said)

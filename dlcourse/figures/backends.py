@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from textwrap import wrap
@@ -138,8 +139,9 @@ def show_published(record: Mapping[str, Any]) -> Together:
     for row in record["rows"]:
         rate = row.get("bytes_per_second")
         cell = f"{rate / 1e9:g} GB/s" if rate else human_seconds(row["seconds"])
-        call, letter = f"{row['what']}, {row['size']}", "abcdefgh"[sources.index(row["source"])]
-        rows.append([row["library"], call, row["machine"], cell, letter])
+        call, machine = _in_words(f"{row['what']}, {row['size']}"), _in_words(row["machine"])
+        letter = "abcdefgh"[sources.index(row["source"])]
+        rows.append([row["library"], call, machine, cell, letter])
     keys = ("library", "call", "machine", "value", "source")
     heads = [t(f"backends.published.{key}") for key in keys]
     caption = t("backends.published.caption", date=record["date"])
@@ -147,6 +149,16 @@ def show_published(record: Mapping[str, Any]) -> Together:
     return Together(
         Table(heads, rows, caption=caption), Said(f"{heads[-1]}: {' · '.join(letters)}")
     )
+
+
+def _in_words(text: str) -> str:
+    """The words of the record in the reader's language."""
+    text = re.sub(
+        r"([\d,]+) tokens", lambda found: t("backends.published.tokens", n=found[1]), text
+    )
+    for name in ("large", "local", "low_latency"):
+        text = text.replace(name.replace("_", " "), t(f"backends.published.{name}"))
+    return text
 
 
 class BenchmarkFlow:
