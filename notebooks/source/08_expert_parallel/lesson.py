@@ -855,6 +855,161 @@ show_overlap(ranks["overlap"][0])
 # %%
 show_latency(ranks["steps_of"][0])
 # %% [markdown] lang="en"
+# ### Experts that are cut, too
+#
+# An expert may be too large for one rank, or the experts too few for all ranks. Then a second side helps: two
+# ranks hold the *same* experts, half of each, as in [lesson 04](04_tensor_parallel.ipynb). They read the same
+# tokens, so they get the same rows. The first matrix is cut by columns, the second by rows; an all-reduce
+# adds the two halves of the answer. For one expert (its biases are still 0), with the difference to the whole
+# one:
+# %% [markdown] lang="ko" en="8147b304"
+# ### 전문가도 자르면
+#
+# 전문가 하나가 랭크 하나에 너무 크거나, 전문가보다 랭크가 많을 수 있습니다. 그러면 메시에 한 방향을 더합니다. 두
+# 랭크가 *같은* 전문가를 절반씩 나누어 맡습니다. [레슨 04](04_tensor_parallel.ipynb)와 같은 방법입니다. 두 랭크는 같은
+# 토큰을 읽으므로 받는 행도 같습니다. 첫 행렬은 열로, 둘째 행렬은 행으로 자르고, 답의 절반씩을 올리듀스로 더합니다.
+# 전문가 하나로 해 보고(바이어스는 아직 0입니다), 자르지 않은 전문가와 얼마나 다른지 봅니다.
+# %%
+# %%ranks
+corner = make_expert_mesh(expert=world_size // 2, tensor=2)
+half, whole = corner.get_local_rank("tensor"), same_moe().experts
+torch.manual_seed(0)
+rows_GC = torch.randn(5, C)
+
+hidden_GF = F.gelu(rows_GC @ whole.up[0].chunk(2, dim=1)[half])
+y_GC = hidden_GF @ whole.down[0].chunk(2, dim=0)[half]
+dist.all_reduce(y_GC, group=corner.get_group("tensor"))
+f"{worst((y_GC - whole.one(rows_GC, 0)).abs().max()):.1e}"
+# %% hidden=true source="dlcourse.parallel.expert_tensor:TensorExperts"
+
+# %% [markdown] lang="en"
+# The course's class does it for all experts of a rank. Now the layer of above on 2 × 2 ranks, forward and
+# backward: 4 experts on a rank, half of each. Which group sends more?
+# %% [markdown] lang="ko" en="97163aa2"
+# 과정의 클래스는 랭크의 모든 전문가에 이렇게 합니다. 이제 위의 층을 2 × 2 랭크에서 순전파와 역전파까지 돌립니다.
+# 랭크마다 전문가 4개의 절반씩입니다. 어느 그룹이 더 많이 보낼까요?
+# %% hidden=true
+from dlcourse.figures.expert_layouts import show_capacity_over_ranks, show_cut_experts
+# %% hidden=true
+# %%ranks --fast
+cut = ExpertDataParallel(same_moe(), corner)
+shares, place = world_size // 2, corner.get_local_rank("expert")
+torch.manual_seed(1)
+all_NC = torch.randn(shares * N, C)
+tokens_NC = all_NC.chunk(shares)[place].clone().requires_grad_()
+# %% hidden=true
+# %%ranks --as cut_step
+said_NC = cut(tokens_NC)
+said_NC.square().mean().backward()
+# %% hidden=true
+# %%ranks --fast
+def mine_of(name, whole):
+    dim = {"up": 2, "up_bias": 1, "down": 1}.get(name)
+    part = whole.chunk(shares)[place]
+    return part if dim is None else part.chunk(2, dim)[half]
+
+
+def share_apart(got, want):
+    return worst((got - want).abs().max() / want.abs().max())
+
+
+cut.sync_gradients()
+alone, x_NC_alone = same_moe(), all_NC.clone().requires_grad_()
+want_NC = alone(x_NC_alone)
+want_NC.square().mean().backward()
+# %% hidden=true
+# %%ranks --fast
+pairs = {"output": (said_NC, want_NC.chunk(shares)[place])}
+pairs["tokens"] = tokens_NC.grad / shares, x_NC_alone.grad.chunk(shares)[place]
+pairs["router"] = cut.module.router.weight.grad, alone.router.weight.grad
+for name, parameter in alone.experts.named_parameters():
+    pairs[name] = getattr(cut.module.experts, name).grad, mine_of(name, parameter.grad)
+cut_apart = {name: share_apart(*pair) for name, pair in pairs.items()}
+# %%
+show_cut_experts(cut_step, ranks["cut_apart"][0])
+# %% [markdown] lang="en"
+# About as much each. The journey carries half of the rows, four times; the all-reduces add up *all* rows,
+# twice (the third is for the gradients of the experts' last biases).
+#
+# Four halves take the memory of two whole experts. With all four ranks along "expert", as above, a rank would
+# send 2 × 384 KiB, forward and backward, and no all-reduce: less. So one cuts experts where one is too large
+# for a rank, or where there are more ranks than experts.
+# %% [markdown] lang="ko" en="87a4fcfe"
+# 둘이 비슷합니다. 올투올은 행의 절반을 네 번 나르고, 올리듀스는 *모든* 행을 두 번 더합니다. (세 번째 올리듀스는
+# 전문가의 마지막 바이어스의 그래디언트입니다.)
+#
+# 전문가 절반 네 개는 온전한 전문가 두 개와 메모리가 같습니다. 위에서처럼 랭크 넷을 모두 전문가 방향에 쓰면 순전파와
+# 역전파에 2 × 384 KiB를 보내고 올리듀스는 없습니다. 그쪽이 덜 보냅니다. 그래서 전문가 하나가 랭크에 너무 크거나
+# 전문가보다 랭크가 많을 때만 전문가를 자릅니다.
+# %% hidden=true
+# %%ranks --fast
+carried = 0
+
+
+def counted(y, x, received, sent, **options):
+    global carried
+    carried += (sum(sent) - sent[rank]) * x[0].nbytes
+    dist.all_to_all_single(y, x, received, sent, **options)
+
+
+def slow_and_counted(kind):
+    model, layer, _ = trained(kind)
+    layer.experts.register_forward_pre_hook(sleep_by_rows)
+    layer.exchange = counted
+    return model, layer
+# %% [markdown] lang="en"
+# ### A capacity, over ranks
+#
+# Lesson 07 drops the copies that find no place with their expert. Over ranks a capacity also bounds what travels,
+# and for whom all wait. It counts over the tokens of *all* ranks, so the same copies are dropped as in
+# one process.
+#
+# The model of above, trained as it is and with the balance loss, reads its next batch with several factors.
+# Experts sleep 50 microseconds a row again. Our layer sends the copies that are left; systems with buffers of a fixed size send
+# the empty places as well: that column is by formula.
+# %% [markdown] lang="ko" en="fb937128"
+# ### 여러 랭크에서 용량을 두면
+#
+# 레슨 07에서는 전문가에게 자리가 없는 복사본을 버렸습니다. 랭크가 여럿이면 용량은 오가는 양과 기다리는 시간도
+# 제한합니다. 용량은 *모든* 랭크의 토큰을 함께 세므로, 버리는 복사본은 단일 프로세스일 때와 같습니다.
+#
+# 위의 모델을 그대로, 그리고 균형 손실을 더해 학습한 다음, 용량 계수를 바꾸어 가며 다음 배치를 읽습니다. 전문가는
+# 이번에도 행마다 50마이크로초씩 쉽니다. 우리 층은 남은 복사본만 보냅니다. 버퍼 크기를 정해 둔 시스템은 빈자리까지 보내므로, 그 열은
+# 공식으로 계산했습니다.
+# %% hidden=true
+# %%ranks --fast
+def with_capacity(model, layer, factor):
+    global carried
+    layer.capacity_factor, taken = factor, []
+    for _ in range(3):
+        dist.barrier()
+        carried, start = 0, time.perf_counter()
+        with torch.no_grad():
+            loss = model(*batch_of(30))
+        taken.append(time.perf_counter() - start)
+    dist.all_reduce(loss)
+    asked = layer.asked_E.sum().item()
+    found = {"dropped": layer.num_dropped / asked, "sent": carried, "loss": loss.item() / world_size}
+    found |= {"tokens": asked // K // world_size, "width": sizes.n_embd}
+    return found | {"fullest": layer.rows_p.max().item() * world_size / asked, "seconds": worst(min(taken))}
+# %% hidden=true
+# %%ranks --fast
+capacities = {}
+for kind in ("natural", "loss"):
+    crowded = slow_and_counted(kind)
+    capacities[kind] = {factor: with_capacity(*crowded, factor) for factor in (1, 1.25, 2, None)}
+# %%
+show_capacity_over_ranks(ranks["capacities"])
+# %% [markdown] lang="en"
+# Left alone, this router has collapsed: factor 1 drops most copies, with the balance loss about a tenth. Without a
+# capacity both send the same bytes, but the wait differs. A capacity bounds it: no rank gets more than
+# factor × mean. Where empty places travel, a large factor costs bytes. (After 30 steps losses hardly differ;
+# lesson 07 has 300.)
+# %% [markdown] lang="ko" en="90a2a113"
+# 그대로 둔 라우터는 무너져서, 계수가 1이면 복사본을 절반 넘게, 균형 손실을 쓰면 10분의 1쯤 버립니다. 용량이 없으면 보내는
+# 양은 같고 기다리는 시간이 다릅니다. 용량은 이것을 평균 × 계수까지로 막습니다. 빈자리까지 보내면 큰
+# 계수는 바이트로 값을 치릅니다. (손실은 30스텝이라 거의 같습니다. 300스텝은 레슨 07에.)
+# %% [markdown] lang="en"
 # ### Who sees the flag sees the data
 #
 # All of one-sided rests on this sentence, and a processor does not promise it by itself. On x86 stores
