@@ -35,7 +35,7 @@ from dlcourse.models.moe import MoE
 from dlcourse.models.sparse import BlockSparseMLP, SlidingWindowAttention
 from dlcourse.parallel.sequence import sequence_parallel
 from dlcourse.plan.fake_group import fake_process_group
-from dlcourse.training.architecture_record import contracts, load, short_runs
+from dlcourse.training.architecture_record import contracts, load, router_runs, short_runs
 from dlcourse.training.architectures import extra_loss, look, train
 
 BASE = ArchitectureConfig(
@@ -398,10 +398,58 @@ def test_the_three_contracts_are_read_as_they_say():
     assert short["0.5"]["dropped"] == pytest.approx(2.5), "the mean of the first four"
 
 
+def test_routers_are_compared_with_the_one_that_has_no_balance():
+    def run(final: float, share: float, largest: float) -> dict:
+        of_last = {"largest": largest, "log_sum": 2 * largest}
+        scores = {"0": {"largest": 9.0, "log_sum": 9.0}, "1": of_last}
+        return made_up_run(final, 4) | {
+            "busiest": {"0": [0.9] * 4, "1": [0.9, 0.9, 0.9, share]},
+            "scores": scores,
+        }
+
+    data = {"short_steps": 4, "seeds": [0, 1], "runs": {}}
+    for seed in (0, 1):
+        data["runs"][f"router/none/{seed}"] = run(1.0, 0.5, 1.0)
+        data["runs"][f"router/loss/{seed}"] = run(1.0 + 0.1 * seed, 0.2, 3.0)
+    data["runs"]["router/large/0"] = run(1.5, 0.25, 30.0)
+    found = router_runs(data)
+    assert found["loss"]["difference"] == pytest.approx(0.05)
+    assert found["loss"]["difference_spread"] == pytest.approx(0.1)
+    assert (found["loss"]["busiest"], found["loss"]["largest"]) == (0.2, 3.0), "of the last layer"
+    assert found["large"]["difference"] == pytest.approx(0.5) and found["large"]["seeds"] == 1
+    del data["runs"]["router/none/1"]
+    with pytest.raises(KeyError):
+        router_runs(data)
+
+
+def test_the_recorded_router_collapses_for_good_and_no_cure_has_a_price_that_is_seen():
+    """What lesson 07 says below its tables."""
+    found = router_runs(load())
+    assert found["none"]["busiest"] > 0.4 > 2 * found["loss"]["busiest"], "of copies: 0.5 at most"
+    assert found["bias"]["busiest"] < 0.2
+    for name in ("loss", "bias", "loss_z"):
+        assert abs(found[name]["difference"]) < found["none"]["spread"]
+        assert found[name]["seeds"] == 3
+    assert found["loss_z"]["log_sum"] < 1 < 2 < found["loss"]["log_sum"]
+    assert found["loss_z"]["largest"] > found["loss"]["largest"]
+    assert found["large_z"]["largest"] == pytest.approx(found["large"]["largest"] * 2 / 3, rel=0.1)
+
+
+def test_large_scores_at_the_start_are_seen_and_the_z_loss_holds_their_sum():
+    config = compared_architectures(SMALL)["moe"]
+    looks = {}
+    for name, options in {"plain": {}, "large": {"router_scale": 50.0}}.items():
+        for z in (0.0, 0.01):
+            result = train(config, steps=20, z_weight=z, **options, **SHORT)
+            looks[name, z] = result["looks"][-1]["scores"][1]
+    assert looks["large", 0.0]["largest"] > 5 * looks["plain", 0.0]["largest"]
+    assert looks["large", 0.01]["log_sum"] < looks["large", 0.0]["log_sum"] / 2
+
+
 def test_a_record_that_was_stopped_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     made = []
 
-    def train_one(config, *, steps, seed, balance):
+    def train_one(config, *, steps, seed, **options):
         if len(made) == 5:
             raise KeyboardInterrupt
         made.append(1)
@@ -417,7 +465,8 @@ def test_a_record_that_was_stopped_goes_on_where_it_stopped(tmp_path, monkeypatc
     made.extend([1] * 100)  # never 5 again
     data = bench.record(file)
     assert len(made) == 5 + 100 + len(data["runs"]) - 5
-    assert len(data["runs"]) == 3 * (6 + 3 + 4) + 3
+    assert len(data["runs"]) == 3 * (6 + 3 + 4) + 3 + (3 * 4 + 2)
+    assert all(run["date"] and run["machine"] for run in data["runs"].values())
     again = bench.record(file)
     assert again == data and len(made) == 100 + len(data["runs"])
     assert [p.name for p in tmp_path.iterdir()] == ["architectures.json"]

@@ -79,6 +79,20 @@ def test_the_formula_of_dropping_by_chance_is_that_of_a_simulation():
     )
 
 
+def test_recorded_routers_say_their_own_day_and_how_many_seeds():
+    table = figures.show_scores()
+    run = load()["runs"]["router/none/0"]
+    assert run["date"] in table.caption and run["machine"] in table.caption
+    assert [row[-1] for row in table.rows] == ["3", "3", "1", "1"]
+
+
+@pytest.mark.parametrize(("lang", "words"), [("en", "used by a token"), ("ko", "토큰 하나가")])
+def test_the_size_of_v3_is_told_in_the_readers_language(lang, words):
+    set_language(lang)
+    said = repr(figures.show_v3())
+    assert words in said and "10.7 TB" in said and "5.5%" in said
+
+
 def test_a_letter_of_three_bytes_is_three_tokens():
     rows = show_choices("i 손", [[0, 1]] * 5, [[0.75, 0.25]] * 5).rows
     assert [row[0] for row in rows] == ["i", "␣", "손 1/3", "손 2/3", "손 3/3"]

@@ -60,8 +60,8 @@ THOUSANDS = [
     )
 ]
 # Where a router's scores weigh as much as an expert's numbers, and where gradients that are being
-# made weigh more than the activations: few tokens, wide experts, many in a rank. They were apart by
-# 12 to 55%
+# made weigh more than the activations: few tokens, wide experts, many in a rank. They were 12 to
+# 55% apart
 FEW_TOKENS = [
     dict(world=4096, expert=4096, experts=4096, top_k=8, block=512),
     dict(world=64, block=128),

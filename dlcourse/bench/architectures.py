@@ -1,6 +1,9 @@
 """Dense, MoE, sparse and hybrid trained side by side, three seeds: the run that lesson 07 rests on.
 
-Takes about 40 minutes of one core, so it is recorded, in ``data/architectures.json``. Each training
+And what keeps a router from collapsing, or its scores small, what it costs in loss, and what
+without it (``ROUTERS``).
+
+Takes about 45 minutes of one core, so it is recorded, in ``data/architectures.json``. Each training
 is kept there as soon as it is finished: stopped and started again, the rest goes on, and with all
 there nothing is trained. Delete the file to make all of it anew.
 
@@ -19,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from dlcourse.bench._course_text import renew
 from dlcourse.bench._options import parser_of
@@ -40,6 +44,17 @@ LONG_STEPS, LONG = 2000, ("dense", "moe", "dense_total")  # one seed: does the o
 BATCH_SIZE, BLOCK, LOOK_EVERY, LR = 12, 96, 50, 3e-3
 TOP_1 = replace(BASE, feed_forwards=("moe",), top_k=1)
 FACTORS = (0.5, 1.0, 1.25, 2.0)
+# With the MoE of the contracts, top-2, whose router without balance collapses and stays so. The
+# last two begin with large scores, and have one seed: without them the z-loss has little to do
+_LARGE = dict(balance="loss", router_scale=50.0)
+ROUTERS: dict[str, dict[str, Any]] = {
+    "none": dict(balance=None),
+    "loss": dict(balance="loss"),
+    "bias": dict(balance="bias", bias_rate=0.01),
+    "loss_z": dict(balance="loss", z_weight=1e-3),
+    "large": _LARGE,
+    "large_z": _LARGE | dict(z_weight=1e-3),
+}
 
 
 def step_seconds(rounds: int = 40) -> dict[str, list[float]]:
@@ -70,14 +85,17 @@ def step_seconds(rounds: int = 40) -> dict[str, list[float]]:
     return seconds
 
 
-def train_one(config: ArchitectureConfig, *, steps: int, seed: int, balance: str | None) -> dict:
-    """One training, thinned: every look, and losses and loads at the same steps."""
+def train_one(config: ArchitectureConfig, *, steps: int, seed: int, **options: Any) -> dict:
+    """One training, thinned: every look, and losses and loads at the same steps.
+
+    options: of ``dlcourse.training.architectures.train``, what balances the routers.
+    """
     from dlcourse.training.architectures import train
 
     result = train(
         config,
         steps=steps,
-        balance=balance,
+        **options,
         batch_size=BATCH_SIZE,
         block=BLOCK,
         lr=LR,
@@ -99,6 +117,10 @@ def train_one(config: ArchitectureConfig, *, steps: int, seed: int, balance: str
         },
         "busiest": {layer: means(shares) for layer, shares in result["busiest"].items()},
         "dropped": means(result["dropped"]),
+        "scores": {
+            layer: {name: round(value, 3) for name, value in scores.items()}
+            for layer, scores in looks[-1]["scores"].items()
+        },
         "load": {
             look["step"]: {
                 layer: {k: [round(s, 3) for s in shares] for k, shares in kinds.items()}
@@ -114,9 +136,11 @@ def plan(seconds: dict[str, float]) -> dict[str, Callable[[], dict]]:
     configs = compared_architectures(BASE)
     work: dict[str, Callable[[], dict]] = {}
 
-    def add(name: str, config: ArchitectureConfig, steps: int, balance: str | None) -> None:
+    def add(
+        name: str, config: ArchitectureConfig, steps: int, balance: str | None, **more: Any
+    ) -> None:
         seed = int(name.rsplit("/", 1)[1])
-        work[name] = lambda: train_one(config, steps=steps, seed=seed, balance=balance)
+        work[name] = lambda: train_one(config, steps=steps, seed=seed, balance=balance, **more)
 
     for seed in SEEDS:
         for name, config in configs.items():
@@ -130,6 +154,10 @@ def plan(seconds: dict[str, float]) -> dict[str, Callable[[], dict]]:
             add(f"capacity/{factor}/{seed}", config, SHORT_STEPS, "loss")
     for name in LONG:
         add(f"long/{name}/{SEEDS[0]}", configs[name], LONG_STEPS, "loss")
+    for seed in SEEDS:
+        for name, options in ROUTERS.items():
+            if seed == SEEDS[0] or "router_scale" not in options:
+                add(f"router/{name}/{seed}", configs["moe"], SHORT_STEPS, **options)
     return work
 
 
@@ -146,6 +174,15 @@ def sizes() -> dict[str, dict[str, float]]:
     }
 
 
+def made_by() -> dict[str, str]:
+    """Machine and date, of the whole record and of each run: some were added later."""
+    import torch
+
+    torch_version = torch.__version__.split("+")[0]
+    machine = f"{cores()} CPU cores, 1 thread, torch {torch_version}"
+    return {"machine": machine, "date": datetime.date.today().isoformat()}
+
+
 def record(path: Path) -> dict:
     """Read what is there, and make what is missing."""
     import torch
@@ -155,10 +192,9 @@ def record(path: Path) -> dict:
     torch.set_num_threads(1)
     data: dict = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not data:
-        taken = step_seconds()
+        in_turns = step_seconds()
         data = {
-            "machine": f"{cores()} CPU cores, 1 thread, torch {torch.__version__.split('+')[0]}",
-            "date": datetime.date.today().isoformat(),
+            **made_by(),
             "command": "dlcourse bench architectures",
             "steps": STEPS,
             "short_steps": SHORT_STEPS,
@@ -168,7 +204,7 @@ def record(path: Path) -> dict:
             "lr": LR,
             "text_bytes": KindsCorpus().train_bytes,
             "sizes": sizes(),
-            "seconds": {name: statistics.median(values) for name, values in taken.items()},
+            "seconds": {name: statistics.median(values) for name, values in in_turns.items()},
             "runs": {},
         }
         write(path, data)
@@ -176,7 +212,8 @@ def record(path: Path) -> dict:
         if name not in data["runs"]:
             start = time.process_time()
             data["runs"][name] = make()
-            data["runs"][name]["core_seconds"] = round(time.process_time() - start, 1)
+            taken = round(time.process_time() - start, 1)
+            data["runs"][name] |= {"core_seconds": taken} | made_by()
             write(path, data)
             print(f"architectures: {name} {loss_at(data['runs'][name], 1e9):.3f}", flush=True)
     return json.loads(path.read_text(encoding="utf-8"))

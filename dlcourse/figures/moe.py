@@ -17,7 +17,7 @@ from dlcourse.formulas.architectures import (
     training_state_bytes,
 )
 from dlcourse.formulas.sizes import ArchitectureConfig
-from dlcourse.training.architecture_record import contracts, load, short_runs
+from dlcourse.training.architecture_record import contracts, load, router_runs, short_runs
 from dlcourse.words.strings import t
 from dlcourse.words.units import apart_text, digits, human_bytes
 
@@ -38,6 +38,7 @@ _KINDS = ("code", "english", "korean")
 
 # Mixtral 8x7B: Jiang et al., "Mixtral of Experts", 2024, table 1; a gated expert has three matrices
 _LAYERS, _WIDTH, _HIDDEN, _KEY_WIDTH, _VOCABULARY = 32, 4096, 14336, 1024, 32000
+_V3, _V3_USED = 671e9, 37e9  # parameters of DeepSeek-V3, and those that a token uses
 
 Result = Mapping[str, Any]  # of one training: `dlcourse.training.architectures.train`
 Shares = Mapping[str, Sequence[Sequence[float]]]  # name -> layer -> share of each expert
@@ -147,6 +148,15 @@ def _mixtral(experts: int, computed: int) -> float:
     return _LAYERS * layer + 2 * _VOCABULARY * _WIDTH + _WIDTH
 
 
+def show_v3() -> Table:
+    """DeepSeek-V3 in float32 with AdamW: bytes that training holds, and what a token uses of them.
+
+    Source: "DeepSeek-V3 Technical Report", 2024: 671 billion parameters, 37 billion for a token.
+    """
+    row = [f"{16 * _V3 / 1e12:.1f} TB", f"{_V3_USED / _V3:.1%}"]
+    return Table([t("moe.v3.held"), t("moe.v3.used")], [row])
+
+
 # ------------------------------------------------------------------------ who takes what
 
 
@@ -207,28 +217,64 @@ def show_balance(results: Mapping[str, Sequence[Result]]) -> go.Figure:
 
 
 def show_cures(results: Mapping[str, Sequence[Result]]) -> Table:
-    """What each cure costs in loss: here, seed by seed, and in the recorded runs."""
+    """What each cure costs in loss: here, seed by seed, and in the recorded runs.
+
+    In those a router without balance stays collapsed to the end.
+    """
     run = recorded_run()
-    recorded = short_runs(run, "balance") if run else {}
+    recorded = router_runs(run) if run else {}
     rows = []
     for name in ("none", "loss", "bias"):
         losses = [_loss(result) for result in results[name]]
-        long = recorded.get("None" if name == "none" else name)
+        long = recorded.get(name)
         rows.append(
             [
                 t(f"moe.balance.{name}"),
                 f"{busiest_share(results[name]):.0f}%",
                 " / ".join(f"{loss:.3f}" for loss in losses),
-                f"{100 * long['busiest_at_end']:.0f}%" if long else "",
+                f"{100 * MOE.top_k * long['busiest']:.0f}%" if long else "",
                 f"{long['loss']:.3f}" if long else "",
-                f"{long['difference']:+.3f} ± {long['difference_spread'] / 2:.3f}"
-                if long and name != "none"
-                else "",
+                _price(long) if long and name != "none" else "",
             ]
         )
     keys = ("", ".busiest", ".loss", ".long_busiest", ".long", ".price")
     heads = [t(f"moe.cures{key}") for key in keys]
-    return Table(heads, rows, caption=_recorded(run, run["short_steps"]) if run else "")
+    return Table(heads, rows, caption=_recorded_routers(run) if run else "")
+
+
+def _price(row: Mapping[str, float]) -> str:
+    return f"{row['difference']:+.3f} ± {row['difference_spread'] / 2:.3f}"
+
+
+def _recorded_routers(run: Mapping[str, Any]) -> str:
+    """These were recorded later than the rest: each run says where and when."""
+    first = run["runs"]["router/none/0"]
+    return _recorded(
+        {**run, "machine": first["machine"], "date": first["date"]}, run["short_steps"]
+    )
+
+
+def show_scores() -> Table | Said:
+    """Of the recorded runs: how large a router's scores are, with the z-loss and without it."""
+    run = recorded_run()
+    if run is None:
+        return Said(t("moe.not_recorded"))
+    found = router_runs(run)
+    labels = {"loss": "plain", "loss_z": "z", "large": "large", "large_z": "large_z"}
+    rows = [
+        [
+            t(f"moe.scores.{label}"),
+            f"{found[name]['largest']:.1f}",
+            f"{found[name]['log_sum']:.1f}",
+            f"{100 * MOE.top_k * found[name]['busiest']:.0f}%",
+            f"{found[name]['loss']:.3f}",
+            str(found[name]["seeds"]),
+        ]
+        for name, label in labels.items()
+    ]
+    keys = ("", ".largest", ".log_sum", ".busiest", ".loss", ".seeds")
+    heads = [t(f"moe.scores{key}") for key in keys]
+    return Table(heads, rows, caption=_recorded_routers(run))
 
 
 # ------------------------------------------------------------------------ capacity
@@ -305,7 +351,7 @@ def recorded_run() -> dict[str, Any] | None:
     """The long run that is recorded; None where it is not, or not to its end."""
     try:
         run = load()
-        contracts(run), short_runs(run, "balance")
+        contracts(run), short_runs(run, "balance"), router_runs(run)
     except (FileNotFoundError, KeyError):
         return None
     return run

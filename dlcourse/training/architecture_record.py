@@ -15,6 +15,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dlcourse.corpus import course_folder
 
@@ -83,6 +84,41 @@ def short_runs(data: dict, group: str) -> dict[str, dict[str, float]]:
             "dropped": statistics.fmean(statistics.fmean(run["dropped"][:count]) for run in runs),
         }
     return found
+
+
+def router_runs(data: dict) -> dict[str, dict[str, float]]:
+    """The runs of ``ROUTERS`` in ``dlcourse.bench.architectures``, top-2, after ``short_steps``.
+
+    Of each: "loss" and what ``summary`` says of it, with differences to no balance, seed by seed;
+    "busiest", the share of the copies that the busiest expert of the last layer takes at the end;
+    of that layer "largest", the largest score, and "log_sum", which the z-loss squares; "seeds".
+
+    Raises:
+        KeyError: not recorded yet.
+    """
+    found: dict[str, dict[str, float]] = {}
+    without = [_last_loss(data, "none", seed) for seed in data["seeds"]]
+    names = [name for name in data["runs"] if name.startswith("router/")]
+    for kind in dict.fromkeys(name.split("/")[1] for name in names):
+        seeds = [seed for seed in data["seeds"] if f"router/{kind}/{seed}" in names]
+        runs = [data["runs"][f"router/{kind}/{seed}"] for seed in seeds]
+        losses = [_last_loss(data, kind, seed) for seed in seeds]
+        found[kind] = summary(losses, without[: len(losses)]) | {
+            "busiest": statistics.fmean(_last_layer(run["busiest"])[-1] for run in runs),
+            "seeds": len(seeds),
+        }
+        scores = [_last_layer(run["scores"]) for run in runs]
+        for name in ("largest", "log_sum"):
+            found[kind][name] = statistics.fmean(of_run[name] for of_run in scores)
+    return found
+
+
+def _last_loss(data: dict, kind: str, seed: int) -> float:
+    return loss_at(data["runs"][f"router/{kind}/{seed}"], data["short_steps"])
+
+
+def _last_layer(by_layer: dict[str, Any]) -> Any:
+    return by_layer[max(by_layer, key=int)]
 
 
 def long_runs(data: dict) -> dict[str, float]:

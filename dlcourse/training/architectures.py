@@ -49,6 +49,8 @@ def look(model: ArchitectureGPT, corpus: KindsCorpus, *, sequences: int, block: 
     Returns:
         ``loss``: by kind, and their mean as "mean". ``load``: by layer and kind, each expert's
         share of the copies of tokens; of what the router asked for, before any is dropped.
+        ``scores``: by layer, the largest of the router's logits, either sign, as "largest"; and
+        as "log_sum" the mean log of the sum of their exp, which the z-loss squares.
     """
     parts = [corpus.held_out(kind, sequences=sequences, block=block) for kind in KINDS]
     tokens_BT, targets_BT = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -63,7 +65,15 @@ def look(model: ArchitectureGPT, corpus: KindsCorpus, *, sequences: int, block: 
         load[layer] = {
             kind: (count / count.sum()).tolist() for kind, count in zip(KINDS, counts, strict=True)
         }
-    return {"loss": loss, "load": load}
+    scores = {layer: _scores(moe.routing.logits_NE) for layer, moe in model.moe_layers().items()}
+    return {"loss": loss, "load": load, "scores": scores}
+
+
+def _scores(logits_NE: Tensor) -> dict[str, float]:
+    return {
+        "largest": logits_NE.abs().max().item(),
+        "log_sum": logits_NE.logsumexp(-1).mean().item(),
+    }
 
 
 def train(
@@ -74,6 +84,7 @@ def train(
     balance_weight: float = 0.01,
     bias_rate: float = 1e-3,
     z_weight: float = 0.0,
+    router_scale: float = 1.0,
     batch_size: int = 12,
     block: int = 96,
     lr: float = 3e-3,
@@ -89,6 +100,8 @@ def train(
         balance_weight: of the balance loss. Source of the default: "Switch Transformers", 2.2.
         bias_rate: what a bias changes by in a step.
         z_weight: of the router's z-loss; 0.001 in "ST-MoE".
+        router_scale: the routers' weights are so many times as large at the start, and so are
+            their scores.
         seed: of the weights and of the order of the text.
         look_every: steps between two looks at held-out text; the last step is always looked at.
         sequences: held-out sequences of each kind.
@@ -111,13 +124,16 @@ def train(
         ("balance_weight", balance_weight),
         ("bias_rate", bias_rate),
         ("z_weight", z_weight),
+        ("router_scale", router_scale),
     ):
         if type(weight) not in (int, float) or not 0 <= weight < inf:
             raise ValueError(f"{name}={weight!r} is not allowed: give 0 or a number above it")
     model, corpus = ArchitectureGPT(config, seed=seed), KindsCorpus(seed=seed)
+    layers = model.moe_layers()
+    for moe in layers.values():
+        moe.router.weight.data *= router_scale
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARM_UP, total_iters=WARM_UP)
-    layers = model.moe_layers()
     looks: list[dict] = []
     busiest: dict[int, list[float]] = {layer: [] for layer in layers}
     dropped: list[float] = []
