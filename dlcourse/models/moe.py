@@ -225,7 +225,7 @@ def balance_loss(routing: Routing, counts_E: Tensor) -> Tensor:
 
 
 def z_loss(routing: Routing) -> Tensor:
-    """Keeps logits small: the mean of (log of the sum of exp)^2. Source: "ST-MoE", equation 5."""
+    """The mean of (log of the sum of exp)^2: holds it near 0. Source: "ST-MoE", equation 5."""
     return routing.logits_NE.logsumexp(-1).square().sum() / max(1, len(routing.logits_NE))
 
 

@@ -620,13 +620,13 @@ f"{wide.logits_NE.dtype}, {narrow.dtype}: {other.any(1).float().mean():.1%}"
 # ### The z-loss
 #
 # Add the same number to all scores, and softmax gives the same; but large numbers are rounded more coarsely. The
-# z-loss is the mean of log(sum of exp)², a gentle pull to small scores
+# z-loss is the mean of log(sum of exp)², a gentle pull of it to 0
 # ([ST-MoE](https://arxiv.org/abs/2202.08906), with weight 0.001). Our scores, and all of them 10 higher:
-# %% [markdown] lang="ko" en="3e773fef"
+# %% [markdown] lang="ko" en="8f782152"
 # ### z-손실
 #
 # 모든 점수에 같은 수를 더해도 softmax는 그대로지만, 수가 크면 반올림이 거칠어집니다. z-손실은 log(exp의 합)²의
-# 평균으로, 점수를 작은 쪽으로 살며시 당깁니다([ST-MoE](https://arxiv.org/abs/2202.08906), 가중치는 0.001). 우리
+# 평균으로, 이 값을 0 쪽으로 살며시 당깁니다([ST-MoE](https://arxiv.org/abs/2202.08906), 가중치는 0.001). 우리
 # 점수, 그리고 모두 10씩 올린 점수입니다.
 # %%
 # %%ranks 0
