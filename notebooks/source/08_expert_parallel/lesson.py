@@ -1001,13 +1001,13 @@ for kind in ("natural", "loss"):
 # %%
 show_capacity_over_ranks(ranks["capacities"])
 # %% [markdown] lang="en"
-# Left alone, this router has collapsed: factor 1 drops most copies, with the balance loss about a tenth. Without a
-# capacity both send the same bytes, but the wait differs. A capacity bounds it: no rank gets more than
+# Left alone, this router collapsed: factor 1 drops most copies, with the balance loss about a tenth. Without a
+# capacity both send about the same bytes, but the wait differs. A capacity bounds it: no rank gets more than
 # factor × mean. Where empty places travel, a large factor costs bytes. (After 30 steps losses hardly differ;
 # lesson 07 has 300.)
-# %% [markdown] lang="ko" en="90a2a113"
+# %% [markdown] lang="ko" en="4707a603"
 # 그대로 둔 라우터는 무너져서, 계수가 1이면 복사본을 절반 넘게, 균형 손실을 쓰면 10분의 1쯤 버립니다. 용량이 없으면 보내는
-# 양은 같고 기다리는 시간이 다릅니다. 용량은 가장 바쁜 랭크를 평균 × 계수까지로 막습니다. 빈자리까지 보내면 큰
+# 양은 비슷하고 기다리는 시간이 다릅니다. 용량은 가장 바쁜 랭크를 평균 × 계수까지로 막습니다. 빈자리까지 보내면 큰
 # 계수는 바이트로 값을 치릅니다. (손실은 30스텝이라 거의 같습니다. 300스텝은 레슨 07에.)
 # %% [markdown] lang="en"
 # ### Who sees the flag sees the data
