@@ -633,7 +633,8 @@ f"{wide.logits_NE.dtype}, {narrow.dtype}: {other.any(1).float().mean():.1%}"
 from dlcourse.models.moe import z_loss
 
 scores = new_layer().router(torch.randn(4096, 64, device=device))
-[z_loss(scores._replace(logits_NE=scores.logits_NE + more)).item() for more in (0, 10)]
+moved = [scores._replace(logits_NE=scores.logits_NE + more) for more in (0, 10)]
+[round(z_loss(routing).item(), 2) for routing in moved]
 # %% [markdown] lang="en"
 # And in training? Recorded: the MoE of the long run, as it is, and begun with a router whose scores are far too
 # large.
@@ -667,7 +668,8 @@ from dataclasses import replace
 
 with_shared = replace(MOE, top_k=1, expert_hidden=128, shared_hidden=128)
 found = train(with_shared, **short)
-[sum(look["loss"]["mean"] for look in run["looks"][-3:]) / 3 for run in (found, results["loss"])]
+last = [[look["loss"]["mean"] for look in run["looks"][-3:]] for run in (found, results["loss"])]
+[round(sum(three) / 3, 3) for three in last]
 # %% [markdown] lang="en"
 # Two lists, one for each seed; the first number is with the shared expert. Compare their difference
 # with that between the seeds before you believe either.
