@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from dlcourse.figures.expert_parallel import EXPERTS, TOKENS, TOP_K, WIDTH
-from dlcourse.figures.held import Together, held
+from dlcourse.figures.held import Together, held, largest
 from dlcourse.figures.tables import Table
 from dlcourse.formulas.traffic import count_bytes, expert_trip_bytes, wire_bytes
 from dlcourse.words.strings import t
@@ -57,7 +57,7 @@ def show_cut_experts(run: Run, apart: Mapping[str, float]) -> Together:
     keys = ("group", "op", "what", "calls", "sent", "formula")
     heads = [t(f"expert_parallel.cut.{key}") for key in keys]
     summed = sum(ops["all_reduce"]["wire_bytes"] for ops in ranks) / len(ranks)
-    off = max(apart.values())
+    off = largest(apart.values())
     return Together(
         Table(heads, rows),
         held(
